@@ -1,0 +1,112 @@
+"""Checks of arguments, and the one form in which this package reports a caller's mistake.
+
+Every message names the argument, what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: object) -> str:
+    """A short description of a value for an error message: its kind, shape and dtype."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, (str, int, float, bool, complex)) or value is None:
+        return repr(value)
+    if isinstance(value, (list, tuple, dict, set)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+
+
+def message(name: str, expected: str, got: object, remedy: str = "") -> str:
+    """`name` must be ...; got .... What to do.
+
+    Args:
+        name: The argument's name as the caller wrote it.
+        expected: What it must be, in words that follow "must be".
+        got: What came; a string is taken as it stands, anything else is described.
+        remedy: A sentence that says what to do.
+    """
+    came = got if isinstance(got, str) else describe(got)
+    text = f"`{name}` must be {expected}; got {came}."
+    return f"{text} {remedy}" if remedy else text
+
+
+def check_choice(name: str, value: object, choices: Sequence[str], remedy: str = "") -> str:
+    """Return `value` if it is one of `choices`, else raise `ValueError`."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(repr(c) for c in choices)
+        raise ValueError(message(name, f"one of {listed}", describe(value), remedy))
+    return value
+
+
+def check_positive_int(name: str, value: object, remedy: str = "") -> int:
+    """Return `value` if it is an integer of at least 1.
+
+    Raises:
+        TypeError: It is not an integer (a bool is not one here).
+        ValueError: It is less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(message(name, "a positive integer", describe(value), remedy))
+    if value < 1:
+        raise ValueError(message(name, "a positive integer", describe(value), remedy))
+    return value
+
+
+def check_finite_number(
+    name: str, value: object, *, minimum: float | None = None, remedy: str = ""
+) -> float:
+    """Return `value` as a float if it is a finite real number of at least `minimum`."""
+    expected = "a finite number" if minimum is None else f"a finite number, at least {minimum}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(message(name, expected, describe(value), remedy))
+    if not math.isfinite(value) or (minimum is not None and value < minimum):
+        raise ValueError(message(name, expected, describe(value), remedy))
+    return float(value)
+
+
+def check_tensor(name: str, value: Any, remedy: str = "") -> Tensor:
+    """Return `value` if it is a strided, materialized tensor, else raise `TypeError`."""
+    if not isinstance(value, Tensor):
+        hint = remedy or "Convert it with torch.as_tensor(...)."
+        raise TypeError(message(name, "a torch.Tensor", describe(value), hint))
+    if value.layout != torch.strided:
+        raise TypeError(
+            message(name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first.")
+        )
+    if value.device.type == "meta":
+        raise TypeError(
+            message(name, "a tensor with data", "a tensor on the meta device", remedy)
+        )
+    return value
+
+
+def check_finite(name: str, value: Tensor, remedy: str = "") -> Tensor:
+    """Return `value` if none of its entries is NaN or infinite, else raise `ValueError`.
+
+    The message counts the NaN and the infinite entries and gives the first position, which is
+    what one needs to find where they come from.
+    """
+    finite = torch.isfinite(value)
+    if bool(finite.all()):
+        return value
+    nans = int(torch.isnan(value).sum())
+    infinities = int((~finite).sum()) - nans
+    first = tuple(int(i) for i in (~finite).nonzero()[0])
+    raise ValueError(
+        message(
+            name,
+            "finite",
+            f"{nans} NaN and {infinities} infinite of {value.numel()} entries "
+            f"(the first at index {first})",
+            remedy,
+        )
+    )

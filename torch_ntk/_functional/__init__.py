@@ -1,0 +1,16 @@
+"""From a module to a pure function of its parameters, evaluated without leaving a trace.
+
+`unwrap` and `refuse_unsupported` say what can be evaluated, `quiet` makes an evaluation
+invisible to the caller, `ModelFunction` is the pure function, and `failure` turns an error
+from deep inside `torch.func` into one that names its cause.
+"""
+
+from ._failure import failure as failure
+from ._failure import is_out_of_memory as is_out_of_memory
+from ._function import ModelFunction as ModelFunction
+from ._function import model_function as model_function
+from ._quiet import quiet as quiet
+from ._refuse import refuse_unsupported as refuse_unsupported
+from ._select import select_parameters as select_parameters
+from ._unwrap import plain_name as plain_name
+from ._unwrap import unwrap as unwrap

@@ -1,0 +1,55 @@
+"""What an error that torch raised inside a transformation means for the caller."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from .._checks import message
+
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out; on a CPU this is a plain RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(part in text for part in _CPU_OUT_OF_MEMORY)
+
+
+def is_checkpointing(error: BaseException) -> bool:
+    """Whether activation checkpointing made torch.func refuse the model."""
+    frames = traceback.extract_tb(error.__traceback__)
+    in_checkpoint = any(f.filename.replace("\\", "/").endswith("torch/utils/checkpoint.py") for f in frames)
+    return "saved tensor hooks" in str(error) or in_checkpoint
+
+
+def failure(error: Exception, doing: str) -> Exception:
+    """A `ValueError` that says which of the known causes stopped `doing`, to be raised from `error`.
+
+    Args:
+        error: What torch raised.
+        doing: What was attempted, for example "differentiate the outputs".
+    """
+    if is_checkpointing(error):
+        return ValueError(
+            message(
+                "model",
+                "free of activation checkpointing",
+                "a forward that calls torch.utils.checkpoint, which torch.func refuses and "
+                "which recomputes with other parameters than those asked for",
+                "Switch checkpointing off while the kernel is computed.",
+            )
+        )
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    return ValueError(
+        message(
+            "model",
+            "a function that torch.func can differentiate",
+            f"{type(error).__name__} while trying to {doing}: {first}",
+            "The error above this one shows where in the model it happened.",
+        )
+    )

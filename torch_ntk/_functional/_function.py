@@ -1,0 +1,255 @@
+"""A module as a pure function of its parameters and one batch of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .._checks import check_finite, check_tensor, describe, message
+from .._types import ModelLike, Parameters, ParameterSelection
+from ._refuse import refuse_unsupported
+from ._select import select_parameters
+from ._unwrap import plain_name, unwrap
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ModelFunction:
+    """`f(params, x)` with everything but `params` and `x` held fixed.
+
+    Attributes:
+        call: Maps parameters and a batch `[N, ...]` to outputs `[N, O]`.
+        params: The parameters to differentiate by; own copies, in `dtype`.
+        module: The module behind `call`, or None for a plain function.
+        device: Where all parameters are.
+        dtype: The floating type in which everything is computed.
+        result_dtype: The floating type of the model, in which results are returned.
+        dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
+    """
+
+    call: Callable[[Parameters, Tensor], Tensor]
+    params: Parameters
+    module: nn.Module | None
+    device: torch.device
+    dtype: torch.dtype
+    result_dtype: torch.dtype
+    dtype_from_model: bool = True
+
+    def batch(self, params: Parameters, x: Tensor) -> Tensor:
+        """Outputs `[N, O]` of a batch. The input is copied: a forward may write into it."""
+        return self.call(params, x.clone())
+
+    def single(self, params: Parameters, x: Tensor) -> Tensor:
+        """Outputs `[O]` of one sample `x` without its batch dimension."""
+        return self.call(params, x.unsqueeze(0).clone()).reshape(-1)
+
+    def pseudo(self) -> ModelFunction:
+        """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023, eq. 4)."""
+        call = self.call
+
+        def summed(params: Parameters, x: Tensor) -> Tensor:
+            out = call(params, x)
+            return out.sum(dim=1, keepdim=True) / math.sqrt(out.shape[1])
+
+        return replace(self, call=summed)
+
+    def input(self, name: str, x: Any) -> Tensor:
+        """Check a batch of inputs and bring it into the form in which it is computed with.
+
+        Floating-point inputs must come in the model's dtype (or any, if a dtype was asked for);
+        integer and boolean inputs such as token indices pass as they are.
+
+        Raises:
+            TypeError: Not a dense tensor, or of another floating dtype than the model.
+            ValueError: No batch dimension, an empty batch, another device, NaN or infinity.
+        """
+        x = check_tensor(name, x).detach()
+        if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
+            raise ValueError(
+                message(
+                    name,
+                    "a batch [N, ...] of at least one sample",
+                    x,
+                    "Put a batch dimension first, for example with x.unsqueeze(0).",
+                )
+            )
+        if x.device != self.device:
+            raise ValueError(
+                message(
+                    name,
+                    f"on the model's device {self.device}",
+                    x,
+                    f"Move it with {name}.to({str(self.device)!r}).",
+                )
+            )
+        if x.is_complex():
+            raise TypeError(message(name, "real", x, "Pass real and imaginary parts."))
+        if not x.is_floating_point():
+            return x.clone()
+        allowed = (self.result_dtype, self.dtype)
+        if self.dtype_from_model and x.dtype not in allowed:
+            raise TypeError(
+                message(
+                    name,
+                    f"of the model's dtype {self.result_dtype}",
+                    x,
+                    f"Convert it with {name}.to({self.result_dtype}), or choose the precision "
+                    "of the whole computation with dtype=torch.float64.",
+                )
+            )
+        check_finite(name, x, "Remove or impute those entries.")
+        return x.to(self.dtype).clone()
+
+
+def model_function(
+    model: ModelLike,
+    params: ParameterSelection = None,
+    dtype: torch.dtype | None = None,
+) -> ModelFunction:
+    """Make a pure function of `model`; call and use it within `quiet`.
+
+    Parameters and buffers are copied, so that a forward that writes to them (batch statistics,
+    power iterations, counters, weight clipping) writes to the copies. A half-precision model is
+    computed in float32 and its results are rounded to its dtype once, at the end.
+
+    Args:
+        model: A module, or a function `f(params, x)` together with a dictionary `params`.
+        params: See `torch_ntk.empirical_ntk`.
+        dtype: float32 or float64, or None for the model's own.
+
+    Raises:
+        TypeError: `model` is neither module nor function, or its kind cannot be transformed.
+        ValueError: See `refuse_unsupported`, `select_parameters`; mixed dtypes or devices.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            message(
+                "dtype",
+                "None, torch.float32 or torch.float64",
+                str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
+                "A kernel accumulated in half precision has about two digits.",
+            )
+        )
+    if isinstance(model, nn.Module):
+        return _of_module(unwrap(model), params, dtype)
+    if callable(model):
+        return _of_function(model, params, dtype)
+    raise TypeError(
+        message("model", "an nn.Module or a function f(params, x)", describe(model), "")
+    )
+
+
+def _of_module(
+    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None
+) -> ModelFunction:
+    refuse_unsupported(model)
+    chosen = select_parameters(model, params)
+    every: Parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    device, own = _common_device_and_dtype("model", dict(model.named_parameters()), dtype)
+    working = _working_dtype(own, dtype)
+    copies = {n: _copy(t, working) for n, t in every.items()}
+    selected = {n: copies.pop(n) for n in chosen}
+    buffers = {n for n, _ in model.named_buffers()}
+
+    def call(p: Parameters, x: Tensor) -> Tensor:
+        # Buffers are copied anew: what one evaluation writes must not reach the next.
+        fixed = {n: t.clone() if n in buffers else t for n, t in copies.items()}
+        return _flat(functional_call(model, {**fixed, **p}, (x,)), x)
+
+    result = own if dtype is None else dtype
+    return ModelFunction(call, selected, model, device, working, result, dtype is None)
+
+
+def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) -> ModelFunction:
+    if not isinstance(params, Mapping) or not params:
+        raise TypeError(
+            message(
+                "params",
+                "a dictionary of parameter tensors when `model` is a function",
+                describe(params),
+                "Pass params={name: tensor, ...}, the point at which f is differentiated.",
+            )
+        )
+    for name, value in params.items():
+        check_tensor(f"params[{name!r}]", value)
+        if not value.is_floating_point():
+            raise TypeError(message(f"params[{name!r}]", "floating-point", value, ""))
+        check_finite(f"params[{name!r}]", value)
+    device, own = _common_device_and_dtype("params", dict(params), dtype)
+    working = _working_dtype(own, dtype)
+    copies = {n: _copy(t, working) for n, t in params.items()}
+
+    def call(p: Parameters, x: Tensor) -> Tensor:
+        return _flat(f(p, x), x)
+
+    result = own if dtype is None else dtype
+    return ModelFunction(call, copies, None, device, working, result, dtype is None)
+
+
+def _working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is not None:
+        return dtype
+    return torch.float32 if own in _HALF else own
+
+
+def _copy(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+
+
+def _common_device_and_dtype(
+    argument: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    devices: dict[torch.device, str] = {}
+    dtypes: dict[torch.dtype, str] = {}
+    for name, t in tensors.items():
+        devices.setdefault(t.device, plain_name(name))
+        if t.is_floating_point():
+            dtypes.setdefault(t.dtype, plain_name(name))
+    if len(devices) > 1:
+        came = ", ".join(f"{n!r} on {d}" for d, n in devices.items())
+        raise ValueError(message(argument, "on one device", came, "Move it with .to(device)."))
+    if len(dtypes) > 1 and dtype is None:
+        came = ", ".join(f"{n!r} in {d}" for d, n in dtypes.items())
+        raise ValueError(
+            message(
+                argument,
+                "of one dtype",
+                came,
+                "Choose the one to compute in with dtype=torch.float32 or torch.float64.",
+            )
+        )
+    return next(iter(devices)), next(iter(dtypes)) if dtype is None else dtype
+
+
+def _flat(out: Any, x: Tensor) -> Tensor:
+    """Outputs as `[N, O]`; a batch of one may come without its batch dimension."""
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            message(
+                "model",
+                "a function that returns one tensor [N, ...]",
+                describe(out),
+                "Wrap it in a module whose forward returns the part you mean, "
+                "for example its logits.",
+            )
+        )
+    n = x.shape[0]
+    if n == 1:
+        return out.reshape(1, -1)
+    if out.ndim == 0 or out.shape[0] != n:
+        raise ValueError(
+            message(
+                "model",
+                f"a function that returns one row per sample ({n} here)",
+                out,
+                "Its forward must keep the batch dimension first.",
+            )
+        )
+    return out.reshape(n, -1)

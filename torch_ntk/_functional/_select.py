@@ -1,0 +1,107 @@
+"""Which parameters a kernel differentiates by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .._checks import describe, message
+from .._types import ParameterSelection
+from ._unwrap import plain_name
+
+
+def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]:
+    """Names, as `model.named_parameters()` gives them, of the parameters that `params` selects.
+
+    Tied parameters appear once, under their first name; a list may use any of their names.
+
+    Raises:
+        TypeError: `params` is neither None, a predicate nor a list of names.
+        ValueError: A name is unknown or given twice, or nothing is selected.
+    """
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = [n for n, p in named.items() if p.requires_grad]
+        if not chosen:
+            raise ValueError(
+                message(
+                    "model",
+                    "a module with at least one parameter that requires grad",
+                    f"{len(named)} parameters, none of which does",
+                    "Unfreeze some, or name the ones to differentiate by with params=[...].",
+                )
+            )
+    elif isinstance(params, Mapping):
+        raise TypeError(
+            message(
+                "params",
+                "names or a predicate when `model` is a module",
+                "a mapping",
+                "A dictionary of tensors goes with a function f(params, x); for a module write "
+                "lambda p, x: torch.func.functional_call(model, p, (x,)).",
+            )
+        )
+    elif callable(params):
+        chosen = [n for n, p in named.items() if params(plain_name(n), p)]
+        if not chosen:
+            raise ValueError(
+                message(
+                    "params",
+                    "a predicate that selects at least one parameter",
+                    f"none of {len(named)} selected",
+                    f"The names are {_listed(list(named))}.",
+                )
+            )
+    else:
+        chosen = _by_names(model, named, params)
+    _check_floating(named, chosen)
+    return chosen
+
+
+def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> list[str]:
+    if isinstance(params, (str, bytes)) or not hasattr(params, "__iter__"):
+        raise TypeError(
+            message("params", "None, a list of names or a predicate", describe(params), "")
+        )
+    first = {id(p): n for n, p in named.items()}
+    every = {
+        plain_name(n): first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)
+    }
+    wanted = list(params)
+    unknown = [n for n in wanted if not isinstance(n, str) or plain_name(n) not in every]
+    if unknown:
+        raise ValueError(
+            message(
+                "params",
+                "names of parameters of the model",
+                _listed([str(n) for n in unknown]),
+                f"The names are {_listed(list(every))}.",
+            )
+        )
+    chosen = [every[plain_name(n)] for n in wanted]
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(
+            message(
+                "params",
+                "names that each stand for another parameter",
+                f"{_listed(wanted)}, some of which are the same (tied) parameter",
+                "Each parameter counts once: remove the repeated names.",
+            )
+        )
+    if not chosen:
+        raise ValueError(message("params", "at least one name", "an empty list", ""))
+    return chosen
+
+
+def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
+    for name in chosen:
+        if not named[name].is_floating_point():
+            raise TypeError(
+                message("params", "floating-point parameters", f"{name!r}: {describe(named[name])}")
+            )
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(repr(plain_name(n)) for n in names[:most])
+    return shown if len(names) <= most else f"{shown}, … ({len(names)} in all)"

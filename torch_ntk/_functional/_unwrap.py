@@ -1,0 +1,35 @@
+"""Wrappers that change how a module is run but not what it computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    A kernel is a property of the function that the network computes, and these wrappers do not
+    change it; evaluated through them, `torch.func` would recompile for every transformation or
+    start collective communication.
+    """
+    while True:
+        original = getattr(model, "_orig_mod", None)  # what torch.compile wraps
+        if isinstance(original, nn.Module):
+            model = original
+        elif isinstance(model, _WRAPPERS):
+            model = model.module
+        else:
+            return model
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without the `_orig_mod.` that `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def is_script(module: nn.Module) -> bool:
+    """Whether the module is compiled by TorchScript, whose attributes live in C++."""
+    return isinstance(module, torch.jit.ScriptModule)

@@ -1,0 +1,183 @@
+"""The empirical Neural Tangent Kernel of a module or a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .._checks import check_choice, check_finite, check_positive_int, message
+from .._functional import ModelFunction, model_function, quiet, unwrap
+from .._types import Method, ModelLike, Output, ParameterSelection
+from . import _jacobian, _vector_product
+from ._blocks import free_memory
+from ._choose import choose
+from ._outputs import OUTPUTS, advice, finish, shape, size_in_words
+from ._trial import Trial, try_out
+
+METHODS: tuple[Method, ...] = get_args(Method)
+_ENGINES = {"jacobian": _jacobian.kernel, "vector_product": _vector_product.kernel}
+
+
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
+
+    The model is evaluated in eval mode, one sample at a time in effect, without autocast; nothing
+    of the call can be seen afterwards: gradients, buffers, training flags, random states and
+    inputs are as before, also after an exception. Works under `torch.no_grad` and
+    `torch.inference_mode`. The result carries no gradient.
+
+    Args:
+        model: Any `nn.Module` that maps a batch `[N, ...]` to outputs `[N, ...]` (flattened to O
+            per sample), or a function `f(params, x)` with `params={name: tensor}`.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is then exactly symmetric.
+        output: What is kept of the output indices:
+
+            - `"full"`: `[N1, N2, O, O]`;
+            - `"trace"`: `[N1, N2]`, `Σ_i Θ[n, m, i, i]` (a sum, not a mean);
+            - `"mean"`: `[N1, N2]`, the trace divided by O, which converges to the analytic kernel
+              as the width grows;
+            - `"diagonal"`: `[N1, N2, O]`, `Θ[n, m, i, i]`;
+            - `"pseudo"`: `[N1, N2]`, the kernel of `Σ_i f_i / sqrt(O)`, O times cheaper than the
+              trace and equal to `"mean"` in expectation (Mohamadi et al. 2023).
+        method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference),
+            `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian
+            (Novak et al. 2022), `"auto"` takes the one with fewer operations.
+        params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
+            parameter with `requires_grad`. Tied parameters count once, with their cross terms.
+        batch_size: Samples per block; None chooses from the free memory, and every block size
+            backs off with a warning when memory runs out.
+        dtype: `torch.float32` or `torch.float64` to compute and return; None is the model's own
+            (a half-precision model is computed in float32 and the result rounded).
+        progress: Show a progress bar over samples.
+
+    Returns:
+        The kernel, on the model's device.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or the model of a kind that cannot be
+            transformed (TorchScript, quantized, lazy, sharded, complex).
+        ValueError: A shape, device or value is wrong; the outputs of a sample depend on other
+            samples, are random or not finite; the result cannot fit in memory.
+        MemoryError: A single sample does not fit in memory.
+
+    References:
+        Jacot, Gabriel, Hongler, "Neural Tangent Kernel" (2018), definition 1. Novak,
+        Sohl-Dickstein, Schoenholz, "Fast finite width neural tangent kernel" (2022).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2, bias=False).double()
+        >>> x = torch.eye(3, dtype=torch.float64)
+        >>> empirical_ntk(model, x, output="mean")  # ⟨x_n, x_m⟩ for a linear model
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
+    """
+    check_choice("output", output, OUTPUTS)
+    check_choice("method", method, METHODS)
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    with quiet(*_module_and_device(model, x1)):
+        fn = model_function(model, params, dtype)
+        a = fn.input("x1", x1)
+        b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
+        trial = try_out(fn, "x1", a)
+        n1, n2 = a.shape[0], (a if b is None else b).shape[0]
+        _check_fits(fn, output, n1, n2, trial.outputs)
+        outputs = trial.outputs
+        if output == "pseudo":
+            fn, trial = fn.pseudo(), replace(trial, outputs=1)
+        name = choose(fn, n1, n2, output, trial) if method == "auto" else method
+        kernel = _run(fn, a, b, output, trial, batch_size, name, method == "auto", progress)
+        kernel = finish(kernel, output, outputs)
+        check_finite("kernel", kernel, "The gradients overflowed; use dtype=torch.float64.")
+        return _rounded(kernel, fn.result_dtype)
+
+
+def _module_and_device(model: ModelLike, x: object) -> tuple[nn.Module | None, torch.device]:
+    """What `quiet` needs to know before anything is checked."""
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    if module is not None:
+        first = next(module.parameters(), None)
+        device = device if first is None else first.device
+    return module, torch.device("cpu") if device.type == "meta" else device
+
+
+def _second(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
+    b = fn.input("x2", x2)
+    if b.shape[1:] != a.shape[1:] or b.dtype != a.dtype:
+        raise ValueError(
+            message(
+                "x2",
+                f"samples like x1's ({a.dtype}, {tuple(a.shape[1:])} each)",
+                b,
+                "Both are inputs of the same model; only their number may differ.",
+            )
+        )
+    return b
+
+
+def _check_fits(fn: ModelFunction, output: Output, n1: int, n2: int, o: int) -> None:
+    dims = shape(output, n1, n2, o)
+    size = torch.Size(dims).numel() * (torch.finfo(fn.dtype).bits // 8)
+    free = free_memory(fn.device)
+    if size > free:
+        raise ValueError(
+            message(
+                "output",
+                f"one whose result fits in the {size_in_words(free)} that are free",
+                f"{output!r}, a kernel {list(dims)} of {size_in_words(size)}",
+                f"Instead: {advice(output, o)}.",
+            )
+        )
+
+
+def _run(
+    fn: ModelFunction,
+    a: Tensor,
+    b: Tensor | None,
+    output: Output,
+    trial: Trial,
+    batch_size: int | None,
+    name: str,
+    may_change: bool,
+    progress: bool,
+) -> Tensor:
+    total = a.shape[0] if name == "jacobian" or b is None else b.shape[0]
+    with tqdm(
+        total=total, desc="empirical NTK", unit="sample", disable=not progress, leave=False
+    ) as bar:
+        advance: Callable[[int], None] = bar.update
+        try:
+            return _ENGINES[name](fn, a, b, output, trial, batch_size, advance)
+        except ValueError:
+            if not (may_change and name == "vector_product"):
+                raise
+        # Not every operation has a forward-mode derivative; the reference method needs none.
+        bar.reset(a.shape[0])
+        return _jacobian.kernel(fn, a, b, output, trial, batch_size, advance)
+
+
+def _rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = kernel.to(dtype)
+    return check_finite(
+        "kernel", rounded, f"Its entries exceed the range of {dtype}; use dtype=torch.float32."
+    )

@@ -1,0 +1,102 @@
+"""How many samples fit in memory at once, and what to do when the estimate was too high."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from .._functional import is_out_of_memory
+
+# More than this per block buys no speed: the products are long past their best size.
+_MOST_BYTES = 2 * 1024**3
+# The share of the free memory that one computation may plan with. The rest is for what the
+# plan does not see: allocator fragments, temporary copies inside batched backward passes.
+_SHARE = 0.4
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    available = int(psutil.virtual_memory().available)
+    limit = _control_group_free()
+    return available if limit is None else min(available, limit)
+
+
+def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left under this container's memory limit, which the machine's total does not show."""
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = (root / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    if not (limit.isdigit() and used.isdigit()):
+        return None
+    return max(0, int(limit) - int(used))
+
+
+def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
+    """Samples per block so that a block of `bytes_per_sample` each stays within the budget."""
+    budget = min(_MOST_BYTES, int(_SHARE * free_memory(device)))
+    return max(1, min(n, budget // max(1, bytes_per_sample)))
+
+
+class Backoff:
+    """Run a computation row block by row block, with smaller blocks after running out of memory.
+
+    Args:
+        n: Number of rows.
+        size: Rows per block at first.
+    """
+
+    def __init__(self, n: int, size: int) -> None:
+        self.n = n
+        self.size = max(1, min(n, size))
+
+    def run(self, block: Callable[[int, int], None]) -> None:
+        """Call `block(start, stop)` until all rows are done; it must be safe to call again.
+
+        Raises:
+            MemoryError: Not even one row fits.
+        """
+        start = 0
+        while start < self.n:
+            stop = min(self.n, start + self.size)
+            try:
+                block(start, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise MemoryError(
+                        "The kernel needs more memory for a single sample than there is. Use a "
+                        "cheaper output (output='pseudo' needs O times less), fewer parameters "
+                        "(params=[...]), or method='vector_product', which never forms a "
+                        "sample's whole Jacobian."
+                    ) from error
+                self._shrink()
+                continue
+            start = stop
+
+    def _shrink(self) -> None:
+        self.size = max(1, self.size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"Out of memory while computing a kernel: going on with blocks of {self.size} "
+            f"samples. Pass batch_size={self.size} to start there.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive `(a, b)` of at most `size` that cover `start … stop`."""
+    for a in range(start, stop, size):
+        yield a, min(stop, a + size)

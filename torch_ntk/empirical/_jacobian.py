@@ -1,0 +1,148 @@
+"""The reference method: per-sample Jacobians and their contraction.
+
+Θ[n, m, i, j] = Σ_p J1[n, i, p] · J2[m, j, p], one parameter tensor after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vjp, vmap
+
+from .._functional import ModelFunction, failure, is_out_of_memory
+from .._types import Output, Parameters
+from ._blocks import Backoff, plan, ranges
+from ._outputs import contract, shape, symmetrize_, transposed
+from ._trial import Trial
+
+Jacobians = dict[str, Tensor]
+"""By parameter name `[n, O, p]`, p the number of entries of the parameter."""
+
+
+def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
+    """Jacobians of all samples of `x`; the fastest way that the model's operations allow.
+
+    All samples at once under vmap; if an operation has no batching rule (GRU, data-dependent
+    control flow), sample by sample; if it cannot be transformed at all (an autograd.Function of
+    the old kind), by plain autograd.
+
+    Raises:
+        ValueError: None of these works.
+    """
+    first: Exception | None = None
+    for way in (_batched, _by_sample, _by_autograd):
+        try:
+            return way(fn, x)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            explained = failure(error, "differentiate the outputs of the model")
+            if "checkpointing" in str(explained):
+                # Plain autograd would run, with the recomputation at other parameters.
+                raise explained from error
+            first = first or error
+    assert first is not None
+    raise failure(first, "differentiate the outputs of the model") from first
+
+
+def _batched(fn: ModelFunction, x: Tensor) -> Jacobians:
+    jac = vmap(jacrev(fn.single), in_dims=(None, 0))(fn.params, x)
+    return {k: v.reshape(*v.shape[:2], -1) for k, v in jac.items()}
+
+
+def _by_sample(fn: ModelFunction, x: Tensor) -> Jacobians:
+    rows = []
+    for sample in x:
+        out, pull = vjp(lambda p, s=sample: fn.single(p, s), fn.params)
+        basis = torch.eye(out.numel(), dtype=out.dtype, device=out.device)
+        rows.append([pull(e)[0] for e in basis])
+    return _stacked(fn.params, rows)
+
+
+def _by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
+    names = list(fn.params)
+    rows = []
+    with torch.enable_grad():
+        leaves = {k: v.clone().requires_grad_() for k, v in fn.params.items()}
+        for sample in x:
+            out = fn.single(leaves, sample)
+            rows.append([_gradients(o, leaves, names) for o in out])
+    return _stacked(fn.params, rows)
+
+
+def _gradients(output: Tensor, leaves: Parameters, names: list[str]) -> Parameters:
+    if not output.requires_grad:
+        return {k: torch.zeros_like(v) for k, v in leaves.items()}
+    grads = torch.autograd.grad(
+        output, [leaves[k] for k in names], retain_graph=True, materialize_grads=True
+    )
+    return dict(zip(names, grads, strict=True))
+
+
+def _stacked(params: Parameters, rows: list[list[Parameters]]) -> Jacobians:
+    return {
+        k: torch.stack([torch.stack([g[k].detach().reshape(-1) for g in row]) for row in rows])
+        for k in params
+    }
+
+
+def bytes_per_sample(fn: ModelFunction, trial: Trial) -> int:
+    """Memory that one sample's Jacobian takes while it is computed and contracted.
+
+    The Jacobian stands twice (as it is gathered from the backward pass and as it is used), and
+    the batched backward pass holds each activation once per output.
+    """
+    item = torch.finfo(fn.dtype).bits // 8
+    size = sum(p.numel() for p in fn.params.values()) * item
+    return trial.outputs * (2 * size + trial.activation_bytes) + 2 * trial.activation_bytes
+
+
+def kernel(
+    fn: ModelFunction,
+    x1: Tensor,
+    x2: Tensor | None,
+    output: Output,
+    trial: Trial,
+    batch_size: int | None,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
+
+    Rows are taken in large blocks whose Jacobians are kept, and columns are streamed past them
+    in blocks of a quarter of that, so that each sample's Jacobian is computed
+    about N/(2·rows) + 1 times.
+    """
+    per_sample = bytes_per_sample(fn, trial)
+    n1 = x1.shape[0]
+    other = x1 if x2 is None else x2
+    n2 = other.shape[0]
+    fits = plan(max(n1, n2), per_sample, fn.device)
+    size = batch_size or fits
+    small = batch_size or max(1, fits // 4)
+    result = torch.zeros(
+        shape(output, n1, n2, trial.outputs), dtype=fn.dtype, device=fn.device
+    )
+
+    def rows(start: int, stop: int) -> None:
+        step = max(1, min(small, stop - start))
+        parts = [jacobians(fn, x1[a:b]) for a, b in ranges(start, stop, step)]
+        left = {k: torch.cat([part.pop(k) for part in parts]) for k in list(parts[0])}
+        # A block that ran out of memory is computed again; left of it stands what is mirrored.
+        result[start:stop, start if x2 is None else 0 :] = 0
+        if x2 is None:
+            square = result[start:stop, start:stop]
+            for j in left.values():
+                square += contract(j, j, output)
+            symmetrize_(square)
+        for a, b in ranges(stop if x2 is None else 0, n2, step):
+            right = jacobians(fn, other[a:b])
+            for k, j in left.items():
+                result[start:stop, a:b] += contract(j, right.pop(k), output)
+            if x2 is None:
+                result[a:b, start:stop] = transposed(result[start:stop, a:b])
+        advance(stop - start)
+
+    Backoff(n1, size).run(rows)
+    return result

@@ -1,0 +1,99 @@
+"""The five ways to keep the output indices of Θ[n, m, i, j], each without waste."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._types import Output
+
+OUTPUTS: tuple[Output, ...] = ("full", "trace", "mean", "diagonal", "pseudo")
+
+
+def shape(output: Output, n1: int, n2: int, o: int) -> tuple[int, ...]:
+    """The shape of the kernel between `n1` and `n2` samples of `o` outputs."""
+    if output == "full":
+        return (n1, n2, o, o)
+    return (n1, n2, o) if output == "diagonal" else (n1, n2)
+
+
+def contract(j1: Tensor, j2: Tensor, output: Output) -> Tensor:
+    """The part of the kernel that one parameter contributes.
+
+    Args:
+        j1: Jacobian `[n1, O, p]` with respect to the flattened parameter.
+        j2: Jacobian `[n2, O, p]`.
+        output: What to keep. `"mean"` is treated like `"trace"`; `finish` divides by O.
+
+    Returns:
+        The kernel in the shape of `shape(output, n1, n2, O)`.
+    """
+    (n1, o, p), n2 = j1.shape, j2.shape[0]
+    if output == "full" or (output == "pseudo" and o == 1):
+        full = j1.reshape(n1 * o, p) @ j2.reshape(n2 * o, p).T
+        full = full.view(n1, o, n2, o)
+        return full[:, 0, :, 0] if output == "pseudo" else full.permute(0, 2, 1, 3)
+    if output == "diagonal":
+        return torch.bmm(j1.transpose(0, 1), j2.permute(1, 2, 0)).permute(1, 2, 0)
+    # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too.
+    return j1.reshape(n1, o * p) @ j2.reshape(n2, o * p).T
+
+
+def reduce_full(full: Tensor, output: Output) -> Tensor:
+    """From `[n1, n2, O, O]` to the shape of `output`, for methods that get every entry anyway."""
+    if output == "full":
+        return full
+    if output == "pseudo":
+        return full[:, :, 0, 0]
+    diagonal = full.diagonal(dim1=2, dim2=3)
+    return diagonal if output == "diagonal" else diagonal.sum(-1)
+
+
+def transposed(kernel: Tensor) -> Tensor:
+    """The kernel with its two samples exchanged: `Θ(x2, x1)` from `Θ(x1, x2)`."""
+    return kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
+
+
+def symmetrize_(kernel: Tensor) -> Tensor:
+    """Make `Θ(x, x)` exactly symmetric in place, by copying one triangle to the other.
+
+    A matrix product need not round entry (a, b) and entry (b, a) alike. The triangle is that of
+    the pairs (sample, output), so that the diagonal blocks of a full kernel are symmetric too.
+    """
+    n = kernel.shape[0]
+    upper = torch.ones(n, n, dtype=torch.bool, device=kernel.device).triu(1)
+    mirrored = transposed(kernel)
+    if kernel.ndim == 2:
+        return kernel.copy_(torch.where(upper, kernel, mirrored))
+    if kernel.ndim == 3:
+        return kernel.copy_(torch.where(upper[:, :, None], kernel, mirrored))
+    o = kernel.shape[-1]
+    on_diagonal = torch.eye(n, dtype=torch.bool, device=kernel.device)[:, :, None, None]
+    inner = torch.ones(o, o, dtype=torch.bool, device=kernel.device).triu(1)
+    keep = upper[:, :, None, None] | (on_diagonal & inner)
+    return kernel.copy_(torch.where(keep, kernel, mirrored))
+
+
+def finish(kernel: Tensor, output: Output, o: int) -> Tensor:
+    """What is done once, when all parameters are summed: the division of `"mean"`."""
+    return kernel.div_(o) if output == "mean" else kernel
+
+
+def advice(output: Output, o: int) -> str:
+    """A cheaper output to name in an error about memory."""
+    if output == "full" and o > 1:
+        return (
+            f"output='diagonal' is {o} times smaller, output='mean', 'trace' and 'pseudo' are "
+            f"{o * o} times smaller"
+        )
+    if output == "diagonal" and o > 1:
+        return f"output='mean', 'trace' and 'pseudo' are {o} times smaller"
+    return "compute it for fewer samples at a time, block by block"
+
+
+def size_in_words(size: int) -> str:
+    """Bytes as people read them."""
+    power = min(4, int(math.log(max(1, size), 1024)))
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,39 @@
+"""What a kernel says about training: how far it moves, its spectrum, what it aligns with.
+
+Every function takes torch tensors in the layouts of `torch_ntk.empirical_ntk` (`[N, N]`,
+`[N, N, O]`, `[N, N, O, O]`), computes in float64 on their device, and returns a detached 0-dim
+float64 tensor (`spectrum`: 1-D; `numerical_rank`: int64; `spectral_summary`: plain numbers).
+Arguments are never changed; NaN, infinities, and what has no defined value are refused.
+"""
+
+from torch_ntk.metrics._alignment import kernel_alignment as kernel_alignment
+from torch_ntk.metrics._cka import cka as cka
+from torch_ntk.metrics._drift import kernel_drift as kernel_drift
+from torch_ntk.metrics._drift import param_drift as param_drift
+from torch_ntk.metrics._linearization import linearization_gap as linearization_gap
+from torch_ntk.metrics._rank import effective_rank as effective_rank
+from torch_ntk.metrics._rank import numerical_rank as numerical_rank
+from torch_ntk.metrics._spectrum import condition_number as condition_number
+from torch_ntk.metrics._spectrum import lambda_max as lambda_max
+from torch_ntk.metrics._spectrum import lambda_min as lambda_min
+from torch_ntk.metrics._spectrum import noise_floor as noise_floor
+from torch_ntk.metrics._spectrum import spectrum as spectrum
+from torch_ntk.metrics._summary import SpectralSummary as SpectralSummary
+from torch_ntk.metrics._summary import spectral_summary as spectral_summary
+
+__all__ = [
+    "SpectralSummary",
+    "cka",
+    "condition_number",
+    "effective_rank",
+    "kernel_alignment",
+    "kernel_drift",
+    "lambda_max",
+    "lambda_min",
+    "linearization_gap",
+    "noise_floor",
+    "numerical_rank",
+    "param_drift",
+    "spectral_summary",
+    "spectrum",
+]

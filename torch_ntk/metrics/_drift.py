@@ -1,0 +1,193 @@
+"""How far a kernel, and the parameters, have moved from where they began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from torch_ntk._checks import message
+from torch_ntk.metrics._kernels import (
+    as_float64,
+    check_same_device,
+    check_same_shape,
+    frobenius,
+    scalar,
+)
+
+_KERNEL_DIMENSIONS = (2, 3, 4)
+
+
+def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
+    """The relative change of a kernel, ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F.
+
+    In the infinite-width limit in NTK parameterization it stays 0 throughout training; at width
+    n it is O(1/√n) in general (Lee et al. 2019, "Wide neural networks of any depth evolve as
+    linear models under gradient descent", section 2.3 and figure 1). A value near 1 says that the
+    kernel has been replaced: training is not lazy.
+
+    Args:
+        theta_t: The kernel now, `[N1, N2]`, `[N1, N2, O]` or `[N1, N2, O, O]`; the two sample
+            axes may differ, so the drift of a test-train kernel is measured the same way.
+        theta_0: The kernel at the start, of the same shape and on the same device.
+
+    Returns:
+        A 0-dim float64 tensor, at least 0, without unit.
+
+    Raises:
+        TypeError: An argument is not a dense tensor of real floating-point numbers.
+        ValueError: An argument is empty, not finite, or no kernel by its shape; the shapes or
+            devices differ; or `theta_0` is zero, so that no relative change exists.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.metrics import kernel_drift
+        >>> kernel_drift(1.5 * torch.eye(3), torch.eye(3)).item()
+        0.5
+    """
+    now = as_float64("theta_t", theta_t)
+    start = as_float64("theta_0", theta_0)
+    check_same_device("theta_t", theta_t.device, "theta_0", theta_0.device)
+    check_same_shape("theta_t", now, "theta_0", start)
+    if start.ndim not in _KERNEL_DIMENSIONS or (
+        start.ndim == 4 and start.shape[2] != start.shape[3]
+    ):
+        raise ValueError(
+            message(
+                "theta_0",
+                "a kernel of shape [N1, N2], [N1, N2, O] or [N1, N2, O, O]",
+                theta_0,
+                "Pass what empirical_ntk returned, unflattened.",
+            )
+        )
+    size = frobenius(start)
+    if size == 0.0:
+        raise ValueError(
+            message(
+                "theta_0",
+                "a kernel other than zero",
+                "a kernel whose entries are all 0",
+                "A change relative to it is not defined; check that the parameters require grad "
+                "and that the network is not dead on these samples.",
+            )
+        )
+    return scalar(frobenius(now - start) / size, now)
+
+
+def param_drift(
+    params_t: Mapping[str, Tensor] | Iterable[Tensor],
+    params_0: Mapping[str, Tensor] | Iterable[Tensor],
+) -> Tensor:
+    """The relative distance that the parameters have moved, ‖θ_t - θ_0‖ / ‖θ_0‖.
+
+    The norm is the Euclidean one over all parameters together. In the lazy regime it falls with
+    the width as 1/√n while the function still moves by O(1) (Chizat, Oyallon and Bach 2019, "On
+    lazy training in differentiable programming").
+
+    `params_0` must be a copy from the start: `dict(model.named_parameters())` holds the live
+    parameters, which an optimizer changes in place, so their drift from themselves is always 0.
+    Keep `{name: p.detach().clone() for name, p in model.named_parameters()}`.
+
+    Args:
+        params_t: The parameters now: a mapping from name to tensor, or tensors in a fixed order.
+        params_0: The parameters at the start, in the same form.
+
+    Returns:
+        A 0-dim float64 tensor, at least 0, on the device of the first parameter.
+
+    Raises:
+        TypeError: An argument is neither a mapping nor an iterable of tensors, the two differ in
+            kind, or an entry is not a dense tensor of real floating-point numbers.
+        ValueError: An argument has no entries; names, numbers, shapes or devices differ (said by
+            name); an entry is empty or not finite; or `params_0` is zero throughout.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.metrics import param_drift
+        >>> start = {"weight": torch.tensor([3.0, 0.0]), "bias": torch.tensor([4.0])}
+        >>> now = {"weight": torch.tensor([3.0, 1.0]), "bias": torch.tensor([4.0])}
+        >>> param_drift(now, start).item()
+        0.2
+    """
+    if isinstance(params_t, Mapping) != isinstance(params_0, Mapping):
+        raise TypeError(
+            message(
+                "params_t",
+                "a mapping if `params_0` is one, and otherwise not",
+                params_t,
+                "Pass both as dict(model.named_parameters()), cloned at the start.",
+            )
+        )
+    now = _entries("params_t", params_t)
+    start = _entries("params_0", params_0)
+    _check_same_names(now, start)
+    moved: list[float] = []
+    sizes: list[float] = []
+    for key, tensor_0 in start.items():
+        tensor_t = now[key]
+        name_t, name_0 = f"params_t[{key!r}]", f"params_0[{key!r}]"
+        value_t, value_0 = as_float64(name_t, tensor_t), as_float64(name_0, tensor_0)
+        check_same_device(name_t, tensor_t.device, name_0, tensor_0.device)
+        if value_t.shape != value_0.shape:
+            raise ValueError(
+                message(
+                    name_t,
+                    f"of the shape of `{name_0}`, {tuple(value_0.shape)}",
+                    f"shape {tuple(value_t.shape)}",
+                    "Both must come from one architecture.",
+                )
+            )
+        moved.append(frobenius(value_t - value_0))
+        sizes.append(frobenius(value_0))
+    size = math.hypot(*sizes)
+    if size == 0.0:
+        raise ValueError(
+            message(
+                "params_0",
+                "other than zero",
+                "parameters that are all 0",
+                "A distance relative to them is not defined.",
+            )
+        )
+    return scalar(math.hypot(*moved) / size, value_t)
+
+
+def _entries(name: str, params: object) -> dict[str | int, Tensor]:
+    """The tensors of a mapping by name, or of an iterable by position."""
+    remedy = "Pass dict(model.named_parameters()) or list(model.parameters())."
+    # A tensor is an iterable of its rows, which is never what is meant here.
+    if isinstance(params, (Tensor, nn.Module, str)) or not isinstance(params, Iterable):
+        raise TypeError(
+            message(name, "a mapping from name to tensor, or tensors in order", params, remedy)
+        )
+    pairs = params.items() if isinstance(params, Mapping) else enumerate(params)
+    entries: dict[str | int, Tensor] = {}
+    for key, value in pairs:
+        if not isinstance(value, Tensor):
+            raise TypeError(message(f"{name}[{key!r}]", "a torch.Tensor", value, remedy))
+        entries[key] = value
+    if not entries:
+        raise ValueError(message(name, "non-empty", "no parameters", remedy))
+    return entries
+
+
+def _check_same_names(now: dict[str | int, Tensor], start: dict[str | int, Tensor]) -> None:
+    missing = [key for key in start if key not in now]
+    unexpected = [key for key in now if key not in start]
+    if missing or unexpected:
+        raise ValueError(
+            message(
+                "params_t",
+                "of the same entries as `params_0`",
+                f"{len(now)} for {len(start)} entries: missing {_some(missing)}, "
+                f"unexpected {_some(unexpected)}",
+                "Both must come from one architecture and one selection of parameters.",
+            )
+        )
+
+
+def _some(keys: list[str | int], most: int = 5) -> str:
+    shown = ", ".join(repr(key) for key in keys[:most])
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{shown}{more}" if keys else "none"

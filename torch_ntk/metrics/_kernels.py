@@ -1,0 +1,170 @@
+"""What every metric does first: check a tensor, take it to float64, and read it as a kernel.
+
+A kernel comes in one of the layouts that `torch_ntk.empirical_ntk` returns:
+
+=================  ==================================================================
+shape              the matrix that it stands for
+=================  ==================================================================
+``[N, N]``         itself
+``[N, N, O]``      block diagonal, O blocks `[N, N]`: the outputs do not interact
+``[N, N, O, O]``   `[N·O, N·O]`, entry Θ[n, m, i, j] in row (n, i) and column (m, j)
+=================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_ntk._checks import check_finite, check_tensor, message
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LAYOUTS = "a kernel of shape [N, N], [N, N, O] or [N, N, O, O]"
+_LAYOUT_REMEDY = (
+    "These are the shapes of empirical_ntk(model, x) for one set of inputs; the full kernel is "
+    "indexed Θ[n, m, i, j], samples before outputs."
+)
+
+LOOSE_SYMMETRY = 1e-3
+"""Relative asymmetry up to which a measure that is stable under noise takes a kernel.
+
+It tells rounding (1e-7 in float32, some 1e-4 in TF32) from a mistake, such as the kernel between
+two different sets of inputs, whose relative asymmetry is of order 1.
+"""
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device on which float64 work for a tensor on `device` is done.
+
+    It is `device` itself, or the CPU where the hardware has no float64 (Apple's MPS).
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def as_float64(name: str, value: object) -> Tensor:
+    """`value` in float64, outside autograd and checked; the caller's tensor is not touched.
+
+    The result may share the caller's memory, so it must not be written to.
+
+    Raises:
+        TypeError: It is not a dense tensor of a real floating-point dtype.
+        ValueError: It is empty or not finite.
+    """
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(
+            message(
+                name,
+                "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
+                tensor,
+                "Convert it with .to(torch.float64) if its entries are real numbers.",
+            )
+        )
+    if tensor.numel() == 0:
+        raise ValueError(message(name, "non-empty", tensor, "Pass at least one sample."))
+    tensor = tensor.detach()
+    # Two steps: a device without float64 cannot convert before it has sent the data.
+    tensor = tensor.to(float64_device(tensor.device)).to(torch.float64)
+    return check_finite(name, tensor, "Find where the NaN or infinity comes from before measuring.")
+
+
+def as_kernel(name: str, value: object) -> Tensor:
+    """`value` in float64 in one of the three layouts, its two sample axes of equal length.
+
+    Raises:
+        TypeError: As `as_float64`.
+        ValueError: Its shape is not that of a kernel of one set of inputs with itself, or it is
+            empty or not finite.
+    """
+    tensor = check_tensor(name, value)
+    shape = tensor.shape
+    if (
+        tensor.ndim not in (2, 3, 4)
+        or shape[0] != shape[1]
+        or (tensor.ndim == 4 and shape[2] != shape[3])
+    ):
+        raise ValueError(message(name, _LAYOUTS, tensor, _LAYOUT_REMEDY))
+    return as_float64(name, tensor)
+
+
+def as_matrices(kernel: Tensor) -> Tensor:
+    """The blocks `[B, D, D]` of the matrix that a kernel stands for (B = 1 but for `[N, N, O]`)."""
+    if kernel.ndim == 2:
+        return kernel.unsqueeze(0)
+    if kernel.ndim == 3:
+        return kernel.permute(2, 0, 1)
+    size = kernel.shape[0] * kernel.shape[2]
+    return kernel.permute(0, 2, 1, 3).reshape(1, size, size)
+
+
+def transposed(kernel: Tensor) -> Tensor:
+    """The kernel whose matrix is the transpose: Θ[m, n, j, i]."""
+    swapped = kernel.transpose(0, 1)
+    return swapped.transpose(2, 3) if kernel.ndim == 4 else swapped
+
+
+def check_symmetric(name: str, kernel: Tensor, tolerance: float, remedy: str = "") -> Tensor:
+    """Return `kernel` if max|Θ - Θᵀ| is at most `tolerance`·max|Θ|, else raise `ValueError`."""
+    largest = float(kernel.abs().max())
+    difference = float((kernel - transposed(kernel)).abs().max())
+    if difference <= tolerance * largest:
+        return kernel
+    raise ValueError(
+        message(
+            name,
+            f"symmetric to a relative tolerance of {tolerance:.2g}",
+            f"a kernel with max|Θ - Θᵀ| = {difference:.3g}, which is {difference / largest:.3g} "
+            "of its largest entry",
+            remedy or "The kernel between two different sets of inputs cannot be measured so.",
+        )
+    )
+
+
+def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise `ValueError` unless both tensors have one shape."""
+    if a.shape != b.shape:
+        raise ValueError(
+            message(
+                name_a,
+                f"of the shape of `{name_b}`, {tuple(b.shape)}",
+                f"shape {tuple(a.shape)}",
+                "Compute both on the same samples, with the same `output`.",
+            )
+        )
+
+
+def check_same_device(name_a: str, a: torch.device, name_b: str, b: torch.device) -> None:
+    """Raise `ValueError` unless both devices are the same."""
+    if a != b:
+        raise ValueError(
+            message(
+                name_a,
+                f"on the device of `{name_b}`, {b}",
+                f"a tensor on {a}",
+                f"Move one of them, for instance with .to({str(b)!r}).",
+            )
+        )
+
+
+def frobenius(tensor: Tensor) -> float:
+    """sqrt(Σ x²) of a float64 tensor, without overflow or underflow of the squares."""
+    largest = float(tensor.abs().max())
+    if largest == 0.0:
+        return 0.0
+    return largest * float(torch.linalg.vector_norm(tensor / largest))
+
+
+def scalar(value: float, like: Tensor) -> Tensor:
+    """`value` as a 0-dim float64 tensor on the device of `like`."""
+    return torch.tensor(value, dtype=torch.float64, device=like.device)
+
+
+def sample_centered(kernel: Tensor) -> Tensor:
+    """HΘH over the two sample axes, H = 1 - 11ᵀ/N, for each pair of outputs."""
+    rows = kernel - kernel.mean(0, keepdim=True)
+    return rows - rows.mean(1, keepdim=True)
+
+
+def is_constant(centered: Tensor, kernel: Tensor, dtype: torch.dtype) -> bool:
+    """Whether centering left no more of a kernel than the rounding of its entries in `dtype`."""
+    return frobenius(centered) <= 2.0 * torch.finfo(dtype).eps * frobenius(kernel)

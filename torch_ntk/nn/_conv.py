@@ -1,0 +1,272 @@
+"""The convolutions in NTK parameterization."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ._scaling import (
+    check_flag,
+    check_sigma_b,
+    check_sigma_w,
+    check_size,
+    draw_normal_,
+    scale_and_shift,
+    sums_in_float16,
+    weight_scale,
+)
+
+_Device: TypeAlias = torch.device | str | int | None
+_PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class _NTKConvNd(_ConvNd):
+    """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass."""
+
+    __constants__ = [*_ConvNd.__constants__, "sigma_w", "sigma_b"]
+    sigma_w: float
+    sigma_b: float
+
+    @property
+    def fan_in(self) -> int:
+        """How many inputs each output sums over: `in_channels / groups · prod(kernel_size)`."""
+        return self.in_channels // self.groups * math.prod(self.kernel_size)
+
+    @property
+    def weight_scale(self) -> float:
+        """The factor `sigma_w / sqrt(fan_in)` before the convolution."""
+        return weight_scale(self.sigma_w, self.fan_in)
+
+    def reset_parameters(self) -> None:
+        """Draw every weight and bias anew from N(0, 1)."""
+        draw_normal_(self.weight)
+        if self.bias is not None:
+            draw_normal_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        bias = self.bias
+        if sums_in_float16(self.weight):
+            bias = None if bias is None else bias * self.sigma_b
+            return self._conv_forward(input, self.weight * self.weight_scale, bias)
+        output = self._conv_forward(input, self.weight, None)
+        # One axis of channels and then the positions: right for batched and unbatched input.
+        column = None if bias is None else bias.reshape(-1, *(1,) * len(self.kernel_size))
+        return scale_and_shift(output, self.weight_scale, column, self.sigma_b)
+
+    def extra_repr(self) -> str:
+        """The line of `nn.ConvNd`, and the two scales."""
+        line: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{line}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}"
+
+
+class NTKConv1d(_NTKConvNd, nn.Conv1d):
+    r"""`nn.Conv1d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · kernel_size[0]`. Positions that the padding adds count in
+    `fan_in`, as in the infinite-width limit. Source: Arora et al. 2019, "On Exact Computation
+    with an Infinitely Wide Neural Net", section 4.
+
+    The other arguments, attributes and shapes are those of `nn.Conv1d`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel.
+        stride: Step between positions.
+        padding: Positions added on either side, or `"same"` or `"valid"`.
+        dilation: Spacing of the kernel's points.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, L]` or `[in_channels, L]`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
+            `nn.Conv1d` refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: _PaddingMode = "zeros",
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma_w: float = 1.0,
+        sigma_b: float = 0.1,
+    ) -> None:
+        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        nn.Conv1d.__init__(
+            self,
+            check_size("in_channels", in_channels),
+            check_size("out_channels", out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            check_flag("bias", bias),
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.sigma_w, self.sigma_b = sigma_w, sigma_b
+
+
+class NTKConv2d(_NTKConvNd, nn.Conv2d):
+    r"""`nn.Conv2d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · kernel_size[0] · kernel_size[1]`. Source: Arora et al. 2019,
+    "On Exact Computation with an Infinitely Wide Neural Net", section 4.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel, one number or two.
+        stride: Step between positions.
+        padding: Positions added on either side, or `"same"` or `"valid"`.
+        dilation: Spacing of the kernel's points.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, H, W]` or `[in_channels, H, W]`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
+            `nn.Conv2d` refuses its arguments.
+
+    Example:
+        >>> layer = NTKConv2d(6, 4, 3, padding=1, groups=2, sigma_w=2**0.5, sigma_b=0.0)
+        >>> layer.fan_in
+        27
+        >>> layer
+        NTKConv2d(6, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, sigma_w=1.41421, sigma_b=0)
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: _PaddingMode = "zeros",
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma_w: float = 1.0,
+        sigma_b: float = 0.1,
+    ) -> None:
+        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        nn.Conv2d.__init__(
+            self,
+            check_size("in_channels", in_channels),
+            check_size("out_channels", out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            check_flag("bias", bias),
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.sigma_w, self.sigma_b = sigma_w, sigma_b
+
+
+class NTKConv3d(_NTKConvNd, nn.Conv3d):
+    r"""`nn.Conv3d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · prod(kernel_size)`; the arguments are those of `NTKConv2d`
+    with three spatial axes.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel, one number or three.
+        stride: Step between positions.
+        padding: Positions added on either side, or `"same"` or `"valid"`.
+        dilation: Spacing of the kernel's points.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
+            `nn.Conv3d` refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: str | int | tuple[int, int, int] = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: _PaddingMode = "zeros",
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma_w: float = 1.0,
+        sigma_b: float = 0.1,
+    ) -> None:
+        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        nn.Conv3d.__init__(
+            self,
+            check_size("in_channels", in_channels),
+            check_size("out_channels", out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            check_flag("bias", bias),
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.sigma_w, self.sigma_b = sigma_w, sigma_b

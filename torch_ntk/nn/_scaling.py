@@ -1,0 +1,114 @@
+"""What the NTK layers share: the two scales, how they are applied, and how they are checked.
+
+A layer computes `c · (x * W) + sigma_b · b` with `c = sigma_w / sqrt(fan_in)`. The factor `c` may
+stand on the output, the input or the weight; the function and its derivatives are the same.
+
+- On the **output** it costs one pass over the output, shared with the addition of the bias, keeps
+  nothing more for the backward pass, and leaves the parameter itself as the argument of
+  `F.linear` and `F.conv*d`. This is what the layers do.
+- On the input it would keep a second copy of every activation; on the weight it would cost a pass
+  over `out × in` numbers each way, which for a wide layer on a small batch is as dear as the
+  product itself.
+- In **float16** the unscaled sum of `fan_in` products grows like `sqrt(fan_in)` and can pass
+  65504, while a scaled *input* can fall under the smallest normal number 6e-5. `W ~ N(0, 1)` times
+  `c` does neither, so there the weight is scaled: such a layer is as safe as `nn.Linear`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+
+from torch_ntk._checks import check_finite_number, message
+
+_AUTOCAST_DEVICES = ("cuda", "cpu", "mps", "xpu")
+
+
+def check_sigma_w(value: object, name: str = "sigma_w") -> float:
+    """Return `value` as a float if it is a finite number above 0."""
+    number = check_finite_number(
+        name, value, minimum=0.0, remedy="It is the standard deviation of the scaled weights."
+    )
+    if number == 0.0:
+        raise ValueError(
+            message(
+                name,
+                "a finite number greater than 0",
+                value,
+                "With 0 the layer would not depend on its input.",
+            )
+        )
+    return number
+
+
+def check_sigma_b(value: object, name: str = "sigma_b") -> float:
+    """Return `value` as a float if it is a finite number of at least 0."""
+    return check_finite_number(
+        name, value, minimum=0.0, remedy="It is the standard deviation of the scaled bias."
+    )
+
+
+def check_size(name: str, value: SupportsIndex) -> int:
+    """Return `value` as an int if it is an integer of at least 0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message(name, "an integer, at least 0", value))
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError(message(name, "an integer, at least 0", number))
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False.
+
+    A number here is most likely `sigma_w` written by position, and would be taken for True.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(
+            message(name, "True or False", value, "Write sigma_w=... and sigma_b=... by name.")
+        )
+    return value
+
+
+def weight_scale(sigma_w: float, fan_in: int) -> float:
+    """`sigma_w / sqrt(fan_in)`; an empty sum (`fan_in = 0`) has scale 0."""
+    return sigma_w / math.sqrt(fan_in) if fan_in else 0.0
+
+
+def sums_in_float16(weight: Tensor) -> bool:
+    """Whether a product with `weight` is held in float16, by its own type or by autocast.
+
+    A traced `weight` (a `torch.fx` proxy) has no known type and counts as wide. Autocast is asked
+    for every device, not the weight's own, which a proxy does not know: a wrong yes is harmless.
+    """
+    if weight.dtype is torch.float16:
+        return True
+    return any(
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
+        for device in _AUTOCAST_DEVICES
+    )
+
+
+def scale_and_shift(output: Tensor, scale: float, bias: Tensor | None, sigma_b: float) -> Tensor:
+    """`scale · output + sigma_b · bias` in one pass, in the type of `output`.
+
+    `bias` broadcasts against the trailing axes of `output`. The cast keeps a reduced type that
+    autocast chose for the product, as the bias inside `F.linear` would.
+    """
+    if bias is None:
+        return output * scale
+    return torch.add((bias * sigma_b).to(output.dtype), output, alpha=scale)
+
+
+@torch.no_grad()
+def draw_normal_(tensor: Tensor, std: float = 1.0, generator: torch.Generator | None = None) -> None:
+    """Fill `tensor` with N(0, std²), the same numbers whatever its memory format."""
+    if tensor.is_contiguous():
+        tensor.normal_(0.0, std, generator=generator)
+    else:
+        drawn = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        tensor.copy_(drawn.normal_(0.0, std, generator=generator))
