@@ -1,0 +1,44 @@
+"""Choose the implementations of operations that have derivatives of both kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# What torch says about itself while it transforms; the caller can do nothing about it.
+_ABOUT_ITSELF = (
+    "There is a performance drop because we have not yet implemented the batching rule",
+    "RNN module weights are not part of single contiguous chunk of memory",
+    "`torch.jit.script` is deprecated",  # torch's own rules for forward mode, when first loaded
+)
+
+
+@contextlib.contextmanager
+def forward_mode(network: nn.Module | None) -> Iterator[None]:
+    """Within it, attention and recurrent layers can be differentiated forwards and backwards.
+
+    The fused attention kernels and the transformer fast path have no forward-mode derivative,
+    neither has oneDNN's LSTM; cuDNN's recurrent layers have no backward in eval mode. The
+    choices are put back afterwards, also after an exception.
+    """
+    recurrent = network is not None and any(isinstance(m, nn.RNNBase) for m in network.modules())
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    mkldnn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        if recurrent:
+            torch.backends.mkldnn.enabled = False
+            torch.backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            for text in _ABOUT_ITSELF:
+                warnings.filterwarnings("ignore", message=text)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        if recurrent:
+            torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = mkldnn, cudnn

@@ -1,0 +1,63 @@
+"""Taylor expansion of a function of parameters along a displacement, by forward-mode derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import factorial
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from .._types import Parameters
+
+
+def expand(
+    f: Callable[[Parameters], Tensor],
+    theta_0: Parameters,
+    delta: Parameters,
+    order: int,
+) -> Tensor:
+    r"""`Σ_{k=0}^{order} (1/k!) d^k/dt^k f(θ_0 + t δ)` at t = 0.
+
+    Each term is one more forward-mode derivative; no Jacobian and no higher derivative tensor is
+    formed. The result can be differentiated with respect to δ by reverse mode.
+
+    Args:
+        f: Maps parameters to outputs.
+        theta_0: The point of expansion.
+        delta: The displacement θ - θ_0, with the same names and shapes.
+        order: The highest power of δ; 1 is the linearization
+            `f(θ_0) + ⟨δ, ∇f(θ_0)⟩` (Lee et al. 2019, equation 9).
+    """
+    if order == 0:
+        return f(theta_0)
+    if order == 1:
+        # With the parameters themselves as primals, reverse mode sees δ only in the tangent;
+        # through θ_0 + t δ it would also go back through the value, for a gradient of zero.
+        value, slope = jvp(f, (theta_0,), (delta,))
+        return value + slope
+
+    def terms(t: Tensor) -> tuple[Tensor, ...]:
+        return (f({k: v + t * delta[k] for k, v in theta_0.items()}),)
+
+    for _ in range(order):
+        terms = _with_next_derivative(terms)
+    first = next(iter(theta_0.values()))
+    derivatives = terms(torch.zeros((), dtype=first.dtype, device=first.device))
+    total = derivatives[0]
+    for k, derivative in enumerate(derivatives[1:], start=1):
+        total = total + derivative / factorial(k)
+    return total
+
+
+def _with_next_derivative(
+    terms: Callable[[Tensor], tuple[Tensor, ...]],
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """From `t -> (f, f', …, f^(k))` to the same with one derivative more."""
+
+    def more(t: Tensor) -> tuple[Tensor, ...]:
+        values, slopes = jvp(terms, (t,), (torch.ones_like(t),))
+        return (*values, slopes[-1])
+
+    return more
