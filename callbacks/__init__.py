@@ -1,6 +1,24 @@
-"""Lightning callbacks that watch the Neural Tangent Kernel during training."""
+"""Lightning callbacks that watch the Neural Tangent Kernel during training.
+
+`NTKMonitor` measures everything; `KernelDrift`, `KernelSpectrum` and `LinearizationGap` measure
+one thing each, on the same core.
+"""
 
 if __name__ != "torch_ntk.callbacks":
     # Started from the repository root, Python would also find this folder under its own name,
     # and two copies of each class would not recognize each other.
     raise ImportError("Import this package as `torch_ntk.callbacks`, not as `callbacks`.")
+
+from ._base import KernelCallback as KernelCallback
+from ._kernel_drift import KernelDrift as KernelDrift
+from ._kernel_spectrum import KernelSpectrum as KernelSpectrum
+from ._linearization_gap import LinearizationGap as LinearizationGap
+from ._ntk_monitor import NTKMonitor as NTKMonitor
+
+__all__ = [
+    "KernelCallback",
+    "KernelDrift",
+    "KernelSpectrum",
+    "LinearizationGap",
+    "NTKMonitor",
+]

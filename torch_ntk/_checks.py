@@ -83,9 +83,7 @@ def check_tensor(name: str, value: Any, remedy: str = "") -> Tensor:
             message(name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first.")
         )
     if value.device.type == "meta":
-        raise TypeError(
-            message(name, "a tensor with data", "a tensor on the meta device", remedy)
-        )
+        raise TypeError(message(name, "a tensor with data", "a tensor on the meta device", remedy))
     return value
 
 

@@ -5,7 +5,9 @@ invisible to the caller, `ModelFunction` is the pure function, and `failure` tur
 from deep inside `torch.func` into one that names its cause.
 """
 
+from ._failure import CANNOT_TRANSFORM as CANNOT_TRANSFORM
 from ._failure import failure as failure
+from ._failure import is_checkpointing as is_checkpointing
 from ._failure import is_out_of_memory as is_out_of_memory
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function

@@ -19,15 +19,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in text for part in _CPU_OUT_OF_MEMORY)
 
 
+# What a forward that ran untransformed may raise inside torch.func.
+CANNOT_TRANSFORM = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+
+
 def is_checkpointing(error: BaseException) -> bool:
     """Whether activation checkpointing made torch.func refuse the model."""
     frames = traceback.extract_tb(error.__traceback__)
-    in_checkpoint = any(f.filename.replace("\\", "/").endswith("torch/utils/checkpoint.py") for f in frames)
+    in_checkpoint = any(
+        f.filename.replace("\\", "/").endswith("torch/utils/checkpoint.py") for f in frames
+    )
     return "saved tensor hooks" in str(error) or in_checkpoint
 
 
 def failure(error: Exception, doing: str) -> Exception:
-    """A `ValueError` that says which of the known causes stopped `doing`, to be raised from `error`.
+    """A `ValueError` that says which known cause stopped `doing`, to be raised from `error`.
 
     Args:
         error: What torch raised.

@@ -28,11 +28,11 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
     """
     recurrent = network is not None and any(isinstance(m, nn.RNNBase) for m in network.modules())
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    mkldnn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), torch.backends.cudnn.enabled
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         if recurrent:
-            torch.backends.mkldnn.enabled = False
+            _enable_mkldnn(False)
             torch.backends.cudnn.enabled = False
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             for text in _ABOUT_ITSELF:
@@ -41,4 +41,10 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         if recurrent:
-            torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled = mkldnn, cudnn
+            _enable_mkldnn(mkldnn)
+            torch.backends.cudnn.enabled = cudnn
+
+
+def _enable_mkldnn(value: bool) -> None:
+    """Set the flag alone; `torch.backends.mkldnn.flags` also sets TF32, with a warning."""
+    torch.backends.mkldnn.enabled = value  # type: ignore[assignment]

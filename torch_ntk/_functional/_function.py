@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from .._checks import check_finite, check_tensor, describe, message
 from .._types import ModelLike, Parameters, ParameterSelection
+from ._failure import CANNOT_TRANSFORM, is_out_of_memory
 from ._refuse import refuse_unsupported
 from ._select import select_parameters
 from ._unwrap import plain_name, unwrap
@@ -49,6 +50,16 @@ class ModelFunction:
     def single(self, params: Parameters, x: Tensor) -> Tensor:
         """Outputs `[O]` of one sample `x` without its batch dimension."""
         return self.call(params, x.unsqueeze(0).clone()).reshape(-1)
+
+    def each(self, params: Parameters, x: Tensor) -> Tensor:
+        """Outputs `[N, O]` of a batch, every sample evaluated alone like the Jacobians."""
+        try:
+            rows: Tensor = vmap(self.single, in_dims=(None, 0))(params, x)
+            return rows
+        except CANNOT_TRANSFORM as error:
+            if is_out_of_memory(error):
+                raise
+        return torch.stack([self.single(params, sample) for sample in x])
 
     def pseudo(self) -> ModelFunction:
         """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023, eq. 4)."""
@@ -92,7 +103,7 @@ class ModelFunction:
         if x.is_complex():
             raise TypeError(message(name, "real", x, "Pass real and imaginary parts."))
         if not x.is_floating_point():
-            return x.clone()
+            return torch.clone(x)
         allowed = (self.result_dtype, self.dtype)
         if self.dtype_from_model and x.dtype not in allowed:
             raise TypeError(
@@ -105,7 +116,7 @@ class ModelFunction:
                 )
             )
         check_finite(name, x, "Remove or impute those entries.")
-        return x.to(self.dtype).clone()
+        return torch.clone(x.to(self.dtype))
 
 
 def model_function(
@@ -154,14 +165,16 @@ def _of_module(
     every: Parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     device, own = _common_device_and_dtype("model", dict(model.named_parameters()), dtype)
     working = _working_dtype(own, dtype)
-    copies = {n: _copy(t, working) for n, t in every.items()}
-    selected = {n: copies.pop(n) for n in chosen}
     buffers = {n for n, _ in model.named_buffers()}
+    # A buffer may be in another dtype than the parameters on purpose, unless all is converted.
+    keep = buffers if dtype is None and own == working else set()
+    copies = {n: _copy(t, t.dtype if n in keep else working) for n, t in every.items()}
+    selected = {n: copies.pop(n) for n in chosen}
 
     def call(p: Parameters, x: Tensor) -> Tensor:
         # Buffers are copied anew: what one evaluation writes must not reach the next.
         fixed = {n: t.clone() if n in buffers else t for n, t in copies.items()}
-        return _flat(functional_call(model, {**fixed, **p}, (x,)), x)
+        return _flat(functional_call(model, {**fixed, **p}, (x,)), x, working)
 
     result = own if dtype is None else dtype
     return ModelFunction(call, selected, model, device, working, result, dtype is None)
@@ -187,7 +200,7 @@ def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) 
     copies = {n: _copy(t, working) for n, t in params.items()}
 
     def call(p: Parameters, x: Tensor) -> Tensor:
-        return _flat(f(p, x), x)
+        return _flat(f(dict(p), x), x, working)
 
     result = own if dtype is None else dtype
     return ModelFunction(call, copies, None, device, working, result, dtype is None)
@@ -228,8 +241,8 @@ def _common_device_and_dtype(
     return next(iter(devices)), next(iter(dtypes)) if dtype is None else dtype
 
 
-def _flat(out: Any, x: Tensor) -> Tensor:
-    """Outputs as `[N, O]`; a batch of one may come without its batch dimension."""
+def _flat(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Outputs as `[N, O]` in `dtype`; a batch of one may come without its batch dimension."""
     if not isinstance(out, Tensor):
         raise TypeError(
             message(
@@ -240,9 +253,19 @@ def _flat(out: Any, x: Tensor) -> Tensor:
                 "for example its logits.",
             )
         )
+    if not out.is_floating_point():
+        raise TypeError(
+            message(
+                "model",
+                "a function with real floating-point outputs",
+                out,
+                "Return logits instead of classes, and real and imaginary parts "
+                "(torch.view_as_real) instead of complex numbers.",
+            )
+        )
     n = x.shape[0]
     if n == 1:
-        return out.reshape(1, -1)
+        return out.reshape(1, -1).to(dtype)
     if out.ndim == 0 or out.shape[0] != n:
         raise ValueError(
             message(
@@ -252,4 +275,4 @@ def _flat(out: Any, x: Tensor) -> Tensor:
                 "Its forward must keep the batch dimension first.",
             )
         )
-    return out.reshape(n, -1)
+    return out.reshape(n, -1).to(dtype)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._checks import message
 from ._unwrap import is_script, plain_name
@@ -15,6 +18,12 @@ _BATCH_NORMS = (
     nn.SyncBatchNorm,
 )
 
+_GATHER = (
+    "Gather a full copy first, for example with "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True)), into an unsharded twin."
+)
+
 
 def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
     """Raise if `model` holds a module for which a kernel would be undefined or wrong.
@@ -23,13 +32,16 @@ def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
         TypeError: TorchScript, quantized, uninitialized lazy modules, sharded or meta
             parameters, complex parameters.
         ValueError: Batch normalization that has no running statistics, because its outputs
-            depend on the whole batch; NaN or infinite parameters and buffers.
+            depend on the whole batch; NaN or infinite parameters; NaN in buffers (an infinite
+            buffer may be meant, as the -inf of an attention mask).
     """
     for name, module in model.named_modules():
         where = f"{type(module).__name__} at {plain_name(name)!r}" if name else _kind(module)
         _refuse_module(module, where, argument)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _refuse_tensor(plain_name(name), tensor, argument)
+    for name, parameter in model.named_parameters():
+        _refuse_tensor(plain_name(name), parameter, argument, torch.isfinite)
+    for name, buffer in model.named_buffers():
+        _refuse_tensor(plain_name(name), buffer, argument, lambda t: ~torch.isnan(t))
 
 
 def _kind(module: nn.Module) -> str:
@@ -47,7 +59,17 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
                 "torch.jit.script or torch.jit.trace.",
             )
         )
-    if "quantized" in type(module).__module__:
+    if any(c.__name__ == "FullyShardedDataParallel" for c in type(module).__mro__):
+        raise TypeError(
+            message(
+                argument,
+                "held whole by this process",
+                f"a module whose parameters are sharded ({where})",
+                _GATHER,
+            )
+        )
+    # Only torch's own: "quantized" in the name of a user's file says nothing.
+    if re.match(r"torch(ao)?\..*quantized", type(module).__module__):
         raise TypeError(
             message(
                 argument,
@@ -77,7 +99,9 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
         )
 
 
-def _refuse_tensor(name: str, tensor: torch.Tensor, argument: str) -> None:
+def _refuse_tensor(
+    name: str, tensor: Tensor, argument: str, is_fine: Callable[[Tensor], Tensor]
+) -> None:
     kind = type(tensor).__name__
     if kind == "DTensor" or hasattr(tensor, "placements"):
         raise TypeError(
@@ -85,9 +109,7 @@ def _refuse_tensor(name: str, tensor: torch.Tensor, argument: str) -> None:
                 argument,
                 "held whole by this process",
                 f"the sharded parameter {name!r} ({kind})",
-                "Gather a full copy first, for example with "
-                "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
-                "options=StateDictOptions(full_state_dict=True)), into an unsharded twin.",
+                _GATHER,
             )
         )
     if tensor.device.type == "meta":
@@ -109,11 +131,11 @@ def _refuse_tensor(name: str, tensor: torch.Tensor, argument: str) -> None:
                 "write the network over the real and imaginary parts.",
             )
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not bool(is_fine(tensor).all()):
         raise ValueError(
             message(
                 argument,
-                "finite in every parameter and buffer",
+                "finite in every parameter and free of NaN in every buffer",
                 f"NaN or infinite entries in {name!r}",
                 "Training may have diverged: lower the learning rate, or load an "
                 "earlier checkpoint.",

@@ -20,7 +20,7 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
         TypeError: `params` is neither None, a predicate nor a list of names.
         ValueError: A name is unknown or given twice, or nothing is selected.
     """
-    named = dict(model.named_parameters())
+    named: dict[str, Tensor] = dict(model.named_parameters())
     if params is None:
         chosen = [n for n, p in named.items() if p.requires_grad]
         if not chosen:
@@ -65,9 +65,7 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
             message("params", "None, a list of names or a predicate", describe(params), "")
         )
     first = {id(p): n for n, p in named.items()}
-    every = {
-        plain_name(n): first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)
-    }
+    every = {plain_name(n): first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     wanted = list(params)
     unknown = [n for n in wanted if not isinstance(n, str) or plain_name(n) not in every]
     if unknown:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -20,6 +20,10 @@ from ._outputs import OUTPUTS, advice, finish, shape, size_in_words
 from ._trial import Trial, try_out
 
 METHODS: tuple[Method, ...] = get_args(Method)
+_NOT_FINITE = (
+    "The outputs or gradients of these samples are not finite: look for sqrt(0), log(0) or a "
+    "division of zero in the forward, or, after an overflow, use dtype=torch.float64."
+)
 _ENGINES = {"jacobian": _jacobian.kernel, "vector_product": _vector_product.kernel}
 
 
@@ -98,7 +102,7 @@ def empirical_ntk(
         fn = model_function(model, params, dtype)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
-        trial = try_out(fn, "x1", a)
+        trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
         n1, n2 = a.shape[0], (a if b is None else b).shape[0]
         _check_fits(fn, output, n1, n2, trial.outputs)
         outputs = trial.outputs
@@ -107,7 +111,7 @@ def empirical_ntk(
         name = choose(fn, n1, n2, output, trial) if method == "auto" else method
         kernel = _run(fn, a, b, output, trial, batch_size, name, method == "auto", progress)
         kernel = finish(kernel, output, outputs)
-        check_finite("kernel", kernel, "The gradients overflowed; use dtype=torch.float64.")
+        check_finite("kernel", kernel, _NOT_FINITE)
         return _rounded(kernel, fn.result_dtype)
 
 
@@ -137,7 +141,7 @@ def _second(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
 
 def _check_fits(fn: ModelFunction, output: Output, n1: int, n2: int, o: int) -> None:
     dims = shape(output, n1, n2, o)
-    size = torch.Size(dims).numel() * (torch.finfo(fn.dtype).bits // 8)
+    size = math.prod(dims) * (torch.finfo(fn.dtype).bits // 8)
     free = free_memory(fn.device)
     if size > free:
         raise ValueError(
@@ -165,7 +169,10 @@ def _run(
     with tqdm(
         total=total, desc="empirical NTK", unit="sample", disable=not progress, leave=False
     ) as bar:
-        advance: Callable[[int], None] = bar.update
+
+        def advance(samples: int) -> None:
+            bar.update(samples)
+
         try:
             return _ENGINES[name](fn, a, b, output, trial, batch_size, advance)
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,15 +31,29 @@ def free_memory(device: torch.device) -> int:
 
 
 def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes left under this container's memory limit, which the machine's total does not show."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = (root / "memory.current").read_text().strip()
-    except OSError:
-        return None
-    if not (limit.isdigit() and used.isdigit()):
-        return None
-    return max(0, int(limit) - int(used))
+    """Bytes left under this container's memory limit, which the machine's total does not show.
+
+    Pages of files that the kernel gives back on demand count as used there, but are free.
+    """
+    for limit_at, used_at, stat_at, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            limit = (root / limit_at).read_text().strip()
+            used = (root / used_at).read_text().strip()
+            pairs = [line.split() for line in (root / stat_at).read_text().splitlines()]
+        except OSError:
+            continue
+        if limit.isdigit() and used.isdigit():
+            given_back = sum(int(p[1]) for p in pairs if len(p) == 2 and p[0] == cache)
+            return max(0, int(limit) - int(used) + given_back)
+    return None
 
 
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
@@ -48,16 +63,24 @@ def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
 
 
 class Backoff:
-    """Run a computation row block by row block, with smaller blocks after running out of memory.
+    """Run a computation block by block, with smaller blocks after running out of memory.
 
     Args:
         n: Number of rows.
         size: Rows per block at first.
+        within: The largest size of the pieces in which a block is itself computed (see `cut`);
+            they are halved too, down to 1.
     """
 
-    def __init__(self, n: int, size: int) -> None:
+    def __init__(self, n: int, size: int, within: int = 1) -> None:
         self.n = n
         self.size = max(1, min(n, size))
+        self._within = within
+        self._halvings = 0
+
+    def cut(self, size: int) -> int:
+        """The size of pieces inside a block, after the halvings so far."""
+        return max(1, size >> self._halvings)
 
     def run(self, block: Callable[[int, int], None]) -> None:
         """Call `block(start, stop)` until all rows are done; it must be safe to call again.
@@ -73,27 +96,38 @@ class Backoff:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.size == 1:
+                if self.size == 1 and self.cut(self._within) == 1:
                     raise MemoryError(
                         "The kernel needs more memory for a single sample than there is. Use a "
                         "cheaper output (output='pseudo' needs O times less), fewer parameters "
                         "(params=[...]), or method='vector_product', which never forms a "
                         "sample's whole Jacobian."
                     ) from error
+                stop = start
+            if stop == start:  # outside of the handler, which keeps the failed tensors alive
                 self._shrink()
-                continue
             start = stop
 
     def _shrink(self) -> None:
         self.size = max(1, self.size // 2)
+        self._halvings += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
             f"Out of memory while computing a kernel: going on with blocks of {self.size} "
             f"samples. Pass batch_size={self.size} to start there.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=_frames_to_caller(),
         )
+
+
+def _frames_to_caller() -> int:
+    """The `stacklevel` at which a warning of `_shrink` points to code outside of this package."""
+    package = str(Path(__file__).parents[1])
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

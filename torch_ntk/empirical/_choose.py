@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from torch import nn
 
 from .._functional import ModelFunction
 from .._types import Output
@@ -28,7 +28,7 @@ def choose(fn: ModelFunction, n1: int, n2: int, output: Output, trial: Trial) ->
     budget = min(_MOST_BYTES, int(_SHARE * free_memory(fn.device)))
     fits = _jacobian.bytes_per_sample(fn, trial) <= budget
     recurrent = fn.module is not None and any(
-        isinstance(m, torch.nn.RNNBase) for m in fn.module.modules()
+        isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in fn.module.modules()
     )
     # Forward-mode through a recurrent cell runs sample by sample, far from these counts.
     return "jacobian" if fits and (recurrent or by_jacobian <= by_product) else "vector_product"

@@ -5,13 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
-from .._functional import ModelFunction, failure, is_out_of_memory
+from .._checks import message
+from .._functional import (
+    CANNOT_TRANSFORM,
+    ModelFunction,
+    failure,
+    is_checkpointing,
+    is_out_of_memory,
+)
 from .._types import Output, Parameters
 from ._blocks import Backoff, plan, ranges
 from ._outputs import contract, shape, symmetrize_, transposed
@@ -35,13 +43,12 @@ def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
     for way in (_batched, _by_sample, _by_autograd):
         try:
             return way(fn, x)
-        except (RuntimeError, NotImplementedError, ValueError) as error:
+        except CANNOT_TRANSFORM as error:
             if is_out_of_memory(error):
                 raise
-            explained = failure(error, "differentiate the outputs of the model")
-            if "checkpointing" in str(explained):
+            if is_checkpointing(error):
                 # Plain autograd would run, with the recomputation at other parameters.
-                raise explained from error
+                raise failure(error, "differentiate the outputs of the model") from error
             first = first or error
     assert first is not None
     raise failure(first, "differentiate the outputs of the model") from first
@@ -49,13 +56,15 @@ def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
 
 def _batched(fn: ModelFunction, x: Tensor) -> Jacobians:
     jac = vmap(jacrev(fn.single), in_dims=(None, 0))(fn.params, x)
-    return {k: v.reshape(*v.shape[:2], -1) for k, v in jac.items()}
+    # Not -1: a parameter may have no entries.
+    return {k: v.reshape(*v.shape[:2], fn.params[k].numel()) for k, v in jac.items()}
 
 
 def _by_sample(fn: ModelFunction, x: Tensor) -> Jacobians:
     rows = []
     for sample in x:
-        out, pull = vjp(lambda p, s=sample: fn.single(p, s), fn.params)
+        transformed = vjp(lambda p, s=sample: fn.single(p, s), fn.params)
+        out, pull = transformed[0], transformed[1]
         basis = torch.eye(out.numel(), dtype=out.dtype, device=out.device)
         rows.append([pull(e)[0] for e in basis])
     return _stacked(fn.params, rows)
@@ -64,12 +73,39 @@ def _by_sample(fn: ModelFunction, x: Tensor) -> Jacobians:
 def _by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
     names = list(fn.params)
     rows = []
-    with torch.enable_grad():
+    with torch.enable_grad(), _no_stray_gradients(fn.module):
         leaves = {k: v.clone().requires_grad_() for k, v in fn.params.items()}
         for sample in x:
             out = fn.single(leaves, sample)
             rows.append([_gradients(o, leaves, names) for o in out])
     return _stacked(fn.params, rows)
+
+
+@contextlib.contextmanager
+def _no_stray_gradients(module: nn.Module | None) -> Iterator[None]:
+    """Refuse backward passes that run the module again, with its own parameters in place.
+
+    Some autograd.Functions recompute their forward in `backward`. By then the module holds its
+    own parameters again, and what should have gone to the leaves lands in their `.grad`.
+    """
+    own = [] if module is None else list(module.parameters())
+    before = [p.grad for p in own]
+    try:
+        for p in own:
+            p.grad = None
+        yield
+        if any(p.grad is not None for p in own):
+            raise ValueError(
+                message(
+                    "model",
+                    "a function that can be differentiated without recomputation",
+                    "an autograd.Function whose backward runs parts of the model again",
+                    "Switch checkpointing off while the kernel is computed.",
+                )
+            )
+    finally:
+        for p, grad in zip(own, before, strict=True):
+            p.grad = grad
 
 
 def _gradients(output: Tensor, leaves: Parameters, names: list[str]) -> Parameters:
@@ -121,9 +157,7 @@ def kernel(
     fits = plan(max(n1, n2), per_sample, fn.device)
     size = batch_size or fits
     small = batch_size or max(1, fits // 4)
-    result = torch.zeros(
-        shape(output, n1, n2, trial.outputs), dtype=fn.dtype, device=fn.device
-    )
+    result = torch.zeros(shape(output, n1, n2, trial.outputs), dtype=fn.dtype, device=fn.device)
 
     def rows(start: int, stop: int) -> None:
         step = max(1, min(small, stop - start))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._checks import check_positive_int
-from .._functional import model_function, quiet
+from .._checks import check_finite, check_positive_int, message
+from .._functional import ModelFunction, model_function, quiet
 from .._types import ModelLike, ParameterSelection
 from ._api import _module_and_device, _rounded, _second
 from ._blocks import Backoff, plan
-from ._trial import try_out
+from ._trial import Trial, try_out
 
 
 def empirical_nngp(
@@ -51,24 +51,38 @@ def empirical_nngp(
     """
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    if isinstance(model, nn.Module) and params is not None:
+        raise TypeError(
+            message(
+                "params",
+                "None when `model` is a module",
+                params,
+                "The NNGP kernel does not differentiate: there is nothing to select.",
+            )
+        )
     with quiet(*_module_and_device(model, x1)):
-        fn = model_function(model, params if not callable(params) else None, dtype)
+        # Frozen parameters do not matter here, as nothing is differentiated.
+        every = (lambda name, p: True) if isinstance(model, nn.Module) else params
+        fn = model_function(model, every, dtype)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
-        trial = try_out(fn, "x1", a)
-
-        def outputs(x: Tensor) -> Tensor:
-            out = torch.empty(x.shape[0], trial.outputs, dtype=fn.dtype, device=fn.device)
-            size = batch_size or plan(x.shape[0], 2 * trial.activation_bytes, fn.device)
-
-            def block(start: int, stop: int) -> None:
-                out[start:stop] = fn.batch(fn.params, x[start:stop])
-
-            Backoff(x.shape[0], size).run(block)
-            return out
-
-        f1 = outputs(a)
-        kernel = f1 @ (f1 if b is None else outputs(b)).T / trial.outputs
+        trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
+        f1 = _outputs(fn, "x1", a, trial, batch_size)
+        f2 = f1 if b is None else _outputs(fn, "x2", b, trial, batch_size)
+        kernel = f1 @ f2.T / trial.outputs
         if b is None:
             kernel = (kernel + kernel.T) / 2
         return _rounded(kernel, fn.result_dtype)
+
+
+def _outputs(
+    fn: ModelFunction, name: str, x: Tensor, trial: Trial, batch_size: int | None
+) -> Tensor:
+    out = torch.empty(x.shape[0], trial.outputs, dtype=fn.dtype, device=fn.device)
+    size = batch_size or plan(x.shape[0], 2 * trial.activation_bytes, fn.device)
+
+    def block(start: int, stop: int) -> None:
+        out[start:stop] = fn.each(fn.params, x[start:stop])
+
+    Backoff(x.shape[0], size).run(block)
+    return check_finite(f"model({name})", out, "Look for an overflow or a division of zero.")

@@ -41,14 +41,24 @@ def contract(j1: Tensor, j2: Tensor, output: Output) -> Tensor:
     return j1.reshape(n1, o * p) @ j2.reshape(n2, o * p).T
 
 
-def reduce_full(full: Tensor, output: Output) -> Tensor:
-    """From `[n1, n2, O, O]` to the shape of `output`, for methods that get every entry anyway."""
+def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -> None:
+    """Add columns of the full kernel to what `output` keeps of it.
+
+    Args:
+        kernel: The block `[n, m, ...]` of the result, zero before the first call.
+        products: `[m, c, n, O]`, the entries `Θ[n, m, :, first … first + c]`.
+        first: Index of the first output in `products`.
+        output: What to keep.
+    """
+    last = first + products.shape[1]
     if output == "full":
-        return full
-    if output == "pseudo":
-        return full[:, :, 0, 0]
-    diagonal = full.diagonal(dim1=2, dim2=3)
-    return diagonal if output == "diagonal" else diagonal.sum(-1)
+        kernel[..., first:last] += products.permute(2, 0, 3, 1)
+        return
+    diagonal = products[..., first:last].diagonal(dim1=1, dim2=3).transpose(0, 1)
+    if output == "diagonal":
+        kernel[..., first:last] += diagonal
+    else:
+        kernel += diagonal.sum(-1)
 
 
 def transposed(kernel: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Kernel columns as products with vectors: a vjp for each column, then one jvp for all rows.
 
 Column (m, j) of the kernel is J1 · (J2[m]ᵀ e_j): the inner vector is a vjp of sample m, the
-outer product a jvp of the whole batch x1 in that direction. A sample's Jacobian is never
+outer product a jvp of every sample of x1 in that direction. A sample's Jacobian is never
 formed (Novak et al. 2022, section 3.2).
 """
 
@@ -13,48 +13,81 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from .._functional import ModelFunction, failure, is_out_of_memory
+from .._checks import message
+from .._functional import CANNOT_TRANSFORM, ModelFunction, failure, is_out_of_memory
 from .._types import Output, Parameters
 from ._blocks import Backoff, plan, ranges
-from ._outputs import reduce_full, shape, symmetrize_, transposed
+from ._outputs import add_columns_, shape, symmetrize_, transposed
 from ._trial import Trial
 
 
+def _pullback(fn: ModelFunction, sample: Tensor) -> Callable[[Tensor], tuple[Parameters]]:
+    pull: Callable[[Tensor], tuple[Parameters]]
+    pull = vjp(lambda p: fn.single(p, sample), fn.params)[1]
+    return pull
+
+
 def _directions(fn: ModelFunction, x: Tensor, basis: Tensor) -> Parameters:
-    """vjps of every sample of `x` [m, ...] with every row of `basis` [c, O]: `[m·c, ...]`."""
+    """The vjps of every sample of `x` [m, ...] with every row of `basis` [c, O]: `[m·c, ...]`."""
 
     def one(sample: Tensor) -> Parameters:
-        _, pull = vjp(lambda p: fn.single(p, sample), fn.params)
+        pull = _pullback(fn, sample)
         grads: Parameters = vmap(lambda e: pull(e)[0])(basis)
         return grads
 
     try:
         grads = vmap(one)(x)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error):
             raise
         columns = []
         for sample in x:
-            _, pull = vjp(lambda p, s=sample: fn.single(p, s), fn.params)
+            pull = _pullback(fn, sample)
             columns.append([pull(e)[0] for e in basis])
         return {k: torch.stack([g[k] for row in columns for g in row]) for k in fn.params}
     return {k: v.flatten(0, 1) for k, v in grads.items()}
 
 
+def _product(fn: ModelFunction, sample: Tensor, direction: Parameters) -> Tensor:
+    """The jvp of one sample in one direction: `[O]`."""
+    product: Tensor = jvp(lambda p: fn.single(p, sample), (fn.params,), (direction,))[1]
+    return product
+
+
 def _products(fn: ModelFunction, x: Tensor, directions: Parameters) -> Tensor:
-    """jvps of the batch `x` [n, ...] in each of `c` directions: `[c, n, O]`."""
-
-    def one(v: Parameters) -> Tensor:
-        product: Tensor = jvp(lambda p: fn.batch(p, x), (fn.params,), (v,))[1]
-        return product
-
+    """The jvps of each of the samples `x` [n, ...] in each of `c` directions: `[c, n, O]`."""
     try:
-        return vmap(one)(directions)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return vmap(lambda v: vmap(lambda s: _product(fn, s, v))(x))(directions)
+    except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error):
             raise
-        count = next(iter(directions.values())).shape[0]
-        return torch.stack([one({k: v[i] for k, v in directions.items()}) for i in range(count)])
+    count = next(iter(directions.values())).shape[0]
+    each = ({k: v[i] for k, v in directions.items()} for i in range(count))
+    return torch.stack([torch.stack([_product(fn, s, v) for s in x]) for v in each])
+
+
+def _check_forward_mode(fn: ModelFunction, x: Tensor, outputs: int) -> None:
+    """The derivative forwards must be the transpose of the one backwards.
+
+    It is not where a forward stops gradients with `torch.no_grad()` (forward mode does not stop
+    there) or where an autograd.Function defines a `jvp` that does not belong to its `backward`.
+    With g = Jᵀu, `⟨u, J g⟩ = ‖g‖²`, a sum without cancellation.
+    """
+    u = torch.linspace(1.0, 0.5, outputs, dtype=fn.dtype, device=fn.device)
+    directions = _directions(fn, x[:1], u[None])
+    forwards = float(_products(fn, x[:1], directions).flatten() @ u)
+    backwards = sum(float(v.square().sum()) for v in directions.values())
+    if not abs(forwards - backwards) <= 100 * torch.finfo(fn.dtype).eps ** 0.5 * backwards:
+        raise ValueError(
+            message(
+                "method",
+                "'jacobian' for this model",
+                "'vector_product', but its derivative in forward mode is not the one of its "
+                f"backward pass ({forwards:.6g} instead of {backwards:.6g})",
+                "Its forward may use torch.no_grad(), which forward mode ignores: "
+                "x.detach() works in both.",
+            )
+        )
 
 
 def bytes_per_column(fn: ModelFunction, trial: Trial) -> int:
@@ -79,31 +112,30 @@ def kernel(
     rows = batch_size or plan(n1, 4 * trial.activation_bytes, fn.device)
     per_column = bytes_per_column(fn, trial) + 2 * rows * trial.activation_bytes
     at_once = plan(n2 * o, per_column, fn.device)
-    outputs = min(o, at_once)
     samples = batch_size or max(1, at_once // o)
+    outputs = max(1, min(o, at_once // samples))
     basis = torch.eye(o, dtype=fn.dtype, device=fn.device)
     result = torch.zeros(shape(output, n1, n2, o), dtype=fn.dtype, device=fn.device)
+    blocks = Backoff(n2, samples, within=max(rows, outputs))
 
     def columns(start: int, stop: int) -> None:
-        first_row = start if x2 is None else 0
-        block = torch.zeros(n1 - first_row, stop - start, o, o, dtype=fn.dtype, device=fn.device)
-        for i, k in ranges(0, o, outputs):
+        top = start if x2 is None else 0  # above stands what was mirrored
+        result[top:, start:stop] = 0
+        for i, k in ranges(0, o, blocks.cut(outputs)):
             directions = _directions(fn, other[start:stop], basis[i:k])
-            for a, b in ranges(first_row, n1, rows):
-                products = _products(fn, x1[a:b], directions)  # [m·c, n, O]
-                shaped = products.view(stop - start, k - i, b - a, o)
-                block[a - first_row : b - first_row, :, :, i:k] = shaped.permute(2, 0, 3, 1)
-        kept = reduce_full(block, output)
-        result[first_row:, start:stop] = kept
+            for a, b in ranges(top, n1, blocks.cut(rows)):
+                products = _products(fn, x1[a:b], directions).view(stop - start, k - i, b - a, o)
+                add_columns_(result[a:b, start:stop], products, i, output)
         if x2 is None:
             symmetrize_(result[start:stop, start:stop])
             result[start:stop, stop:] = transposed(result[stop:, start:stop])
         advance(stop - start)
 
     try:
-        Backoff(n2, samples).run(columns)
-    except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
+        Backoff(1, 1).run(lambda _start, _stop: _check_forward_mode(fn, x1, o))
+        blocks.run(columns)
+    except CANNOT_TRANSFORM as error:
+        if is_out_of_memory(error) or str(error).startswith("`"):
             raise
         raise failure(error, "differentiate the outputs of the model forwards") from error
     return result

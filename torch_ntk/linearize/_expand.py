@@ -1,15 +1,18 @@
-"""Taylor expansion of a function of parameters along a displacement, by forward-mode derivatives."""
+"""Taylor expansion of a function of parameters along a displacement, in forward mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import factorial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
 from .._types import Parameters
+
+_Terms: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def expand(
@@ -35,12 +38,14 @@ def expand(
     if order == 1:
         # With the parameters themselves as primals, reverse mode sees δ only in the tangent;
         # through θ_0 + t δ it would also go back through the value, for a gradient of zero.
-        value, slope = jvp(f, (theta_0,), (delta,))
-        return value + slope
+        value, slope = _jvp(f, theta_0, delta)
+        linearized: Tensor = value + slope
+        return linearized
 
-    def terms(t: Tensor) -> tuple[Tensor, ...]:
+    def value_at(t: Tensor) -> tuple[Tensor, ...]:
         return (f({k: v + t * delta[k] for k, v in theta_0.items()}),)
 
+    terms: _Terms = value_at
     for _ in range(order):
         terms = _with_next_derivative(terms)
     first = next(iter(theta_0.values()))
@@ -51,13 +56,17 @@ def expand(
     return total
 
 
-def _with_next_derivative(
-    terms: Callable[[Tensor], tuple[Tensor, ...]],
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def _with_next_derivative(terms: _Terms) -> _Terms:
     """From `t -> (f, f', …, f^(k))` to the same with one derivative more."""
 
     def more(t: Tensor) -> tuple[Tensor, ...]:
-        values, slopes = jvp(terms, (t,), (torch.ones_like(t),))
+        values, slopes = _jvp(terms, t, torch.ones_like(t))
         return (*values, slopes[-1])
 
     return more
+
+
+def _jvp(f: Callable[[Any], Any], primal: Any, tangent: Any) -> tuple[Any, Any]:
+    """The value of `f` and its derivative; `torch.func.jvp` is typed for three results."""
+    value, slope = jvp(f, (primal,), (tangent,))  # type: ignore[misc]
+    return value, slope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,14 +17,13 @@ from .._functional._forward_mode import forward_mode
 from .._types import Parameters
 from ._expand import expand
 
-
 _NO_CHECKPOINTING = "A Taylor expansion cannot use saved tensor hooks."
 
 
 class _Anchor(nn.Module):
     """Tensors by dotted name, held as buffers: they move and are saved but never trained."""
 
-    def __init__(self, tensors: Parameters) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._names = {name: f"t{i}_{name.replace('.', '_')}" for i, name in enumerate(tensors)}
         for name, tensor in tensors.items():

@@ -12,11 +12,11 @@ from torch_ntk.metrics._kernels import (
     as_kernel,
     check_same_device,
     check_symmetric,
+    cosine,
     float64_device,
     frobenius,
     is_constant,
     sample_centered,
-    scalar,
 )
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -85,24 +85,23 @@ def kernel_alignment(
     outputs = None if theta.ndim == 2 else theta.shape[2]
     y = _target_matrix(targets, theta.shape[0], outputs, zero_centered, num_classes)
     check_same_device("targets", targets.device, "kernel", kernel.device)
-    y = y.to(theta.device)
+    _refuse_zero("kernel", frobenius(theta) == 0.0, "zero")
+    _refuse_zero("targets", frobenius(y) == 0.0, "zero")
     if centered:
-        full_theta, full_y = theta, y
+        given_theta, given_y = theta, y
         theta, y = sample_centered(theta), y - y.mean(0)
-        _refuse_zero("kernel", is_constant(theta, full_theta, kernel.dtype), "constant")
-        _refuse_zero("targets", frobenius(y) <= 1e-14 * frobenius(full_y), "constant")
-    norm, y_norm = frobenius(theta), frobenius(y)
-    _refuse_zero("kernel", norm == 0.0, "zero")
-    _refuse_zero("targets", y_norm == 0.0, "zero")
+        y_dtype = targets.dtype if targets.is_floating_point() else torch.float64
+        _refuse_zero("kernel", is_constant(theta, given_theta, kernel.dtype), "constant")
+        _refuse_zero("targets", is_constant(y, given_y, y_dtype), "constant")
     # A cosine has no unit: both are scaled to norm 1, so that nothing under- or overflows.
-    theta, y = theta / norm, y / y_norm
+    theta, y = theta / frobenius(theta), y / frobenius(y)
     if theta.ndim == 2:
         value = float((y * (theta @ y)).sum()) / frobenius(y.mT @ y)
     elif theta.ndim == 3:
         value = float(torch.einsum("nmi,ni,mi->", theta, y, y))
     else:
         value = float(torch.einsum("nmij,ni,mj->", theta, y, y))
-    return scalar(min(max(value, -1.0), 1.0), theta)
+    return cosine(value, theta, kernel.dtype)
 
 
 def _target_matrix(

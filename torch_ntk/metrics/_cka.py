@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torch_ntk._checks import message
@@ -11,10 +12,10 @@ from torch_ntk.metrics._kernels import (
     check_same_device,
     check_same_shape,
     check_symmetric,
+    cosine,
     frobenius,
     is_constant,
     sample_centered,
-    scalar,
 )
 
 
@@ -58,7 +59,8 @@ def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
     centered_a = _unit("kernel_a", a, kernel_a)
     centered_b = _unit("kernel_b", b, kernel_b)
     value = float((centered_a * centered_b).sum())
-    return scalar(min(max(value, -1.0), 1.0), a)
+    coarser = max((kernel_a.dtype, kernel_b.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    return cosine(value, a, coarser)
 
 
 def _unit(name: str, kernel: Tensor, given: Tensor) -> Tensor:

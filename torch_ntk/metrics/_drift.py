@@ -100,7 +100,7 @@ def param_drift(
         TypeError: An argument is neither a mapping nor an iterable of tensors, the two differ in
             kind, or an entry is not a dense tensor of real floating-point numbers.
         ValueError: An argument has no entries; names, numbers, shapes or devices differ (said by
-            name); an entry is empty or not finite; or `params_0` is zero throughout.
+            name); an entry is not finite; or `params_0` is zero throughout.
 
     Example:
         >>> import torch
@@ -127,7 +127,8 @@ def param_drift(
     for key, tensor_0 in start.items():
         tensor_t = now[key]
         name_t, name_0 = f"params_t[{key!r}]", f"params_0[{key!r}]"
-        value_t, value_0 = as_float64(name_t, tensor_t), as_float64(name_0, tensor_0)
+        value_t = as_float64(name_t, tensor_t, may_be_empty=True)
+        value_0 = as_float64(name_0, tensor_0, may_be_empty=True)
         check_same_device(name_t, tensor_t.device, name_0, tensor_0.device)
         if value_t.shape != value_0.shape:
             raise ValueError(

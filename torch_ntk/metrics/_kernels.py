@@ -13,6 +13,8 @@ shape              the matrix that it stands for
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,14 +43,14 @@ def float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def as_float64(name: str, value: object) -> Tensor:
+def as_float64(name: str, value: object, *, may_be_empty: bool = False) -> Tensor:
     """`value` in float64, outside autograd and checked; the caller's tensor is not touched.
 
     The result may share the caller's memory, so it must not be written to.
 
     Raises:
         TypeError: It is not a dense tensor of a real floating-point dtype.
-        ValueError: It is empty or not finite.
+        ValueError: It is not finite, or it is empty and may not be.
     """
     tensor = check_tensor(name, value)
     if tensor.dtype not in _FLOATS:
@@ -60,7 +62,7 @@ def as_float64(name: str, value: object) -> Tensor:
                 "Convert it with .to(torch.float64) if its entries are real numbers.",
             )
         )
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and not may_be_empty:
         raise ValueError(message(name, "non-empty", tensor, "Pass at least one sample."))
     tensor = tensor.detach()
     # Two steps: a device without float64 cannot convert before it has sent the data.
@@ -148,9 +150,11 @@ def check_same_device(name_a: str, a: torch.device, name_b: str, b: torch.device
 
 def frobenius(tensor: Tensor) -> float:
     """sqrt(Σ x²) of a float64 tensor, without overflow or underflow of the squares."""
-    largest = float(tensor.abs().max())
-    if largest == 0.0:
+    if tensor.numel() == 0:
         return 0.0
+    largest = float(tensor.abs().max())
+    if largest == 0.0 or math.isinf(largest):
+        return largest
     return largest * float(torch.linalg.vector_norm(tensor / largest))
 
 
@@ -165,6 +169,22 @@ def sample_centered(kernel: Tensor) -> Tensor:
     return rows - rows.mean(1, keepdim=True)
 
 
-def is_constant(centered: Tensor, kernel: Tensor, dtype: torch.dtype) -> bool:
-    """Whether centering left no more of a kernel than the rounding of its entries in `dtype`."""
-    return frobenius(centered) <= 2.0 * torch.finfo(dtype).eps * frobenius(kernel)
+def is_constant(centered: Tensor, original: Tensor, dtype: torch.dtype) -> bool:
+    """Whether centering left nothing but rounding of the entries, which came in `dtype`."""
+    return frobenius(centered) <= _rounding(original, dtype) * frobenius(original)
+
+
+def cosine(value: float, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """A computed cosine, with what rounding alone can add taken off.
+
+    It is brought to [-1, 1], and to 0 from just below: between positive semi-definite matrices
+    a cosine is not negative.
+    """
+    if -_rounding(kernel, dtype) <= value < 0.0:
+        value = 0.0
+    return scalar(min(max(value, -1.0), 1.0), kernel)
+
+
+def _rounding(kernel: Tensor, dtype: torch.dtype) -> float:
+    """Relative rounding of entries held in `dtype` and of means over N of them in float64."""
+    return torch.finfo(dtype).eps + kernel.shape[0] * torch.finfo(torch.float64).eps

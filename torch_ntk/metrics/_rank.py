@@ -11,7 +11,7 @@ from torch_ntk.metrics._summary import spectral_summary
 
 
 def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:
-    """exp of the entropy of the normalized eigenvalues, exp(-Σ p_k ln p_k), p_k = λ_k / Σ λ_l.
+    """The entropic rank, exp(-Σ p_k ln p_k) with the normalized eigenvalues p_k = λ_k / Σ λ_l.
 
     A rank that counts directions by their weight: D for the identity, 1 for rank one, and never
     more than the rank (Roy and Vetterli 2007, "The effective rank: a measure of effective

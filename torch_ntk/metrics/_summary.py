@@ -153,7 +153,7 @@ def _precision(dtype: torch.dtype, eps: object) -> float:
 
 
 def _entropic_rank(values: Tensor) -> float:
-    """exp of the entropy of non-negative weights, whose noise below 0 counts as 0."""
+    """The exponential of the entropy of non-negative weights, whose noise below 0 counts as 0."""
     weights = values.clamp(min=0.0)
     largest = float(weights.max())
     if largest == 0.0:

@@ -27,7 +27,6 @@ _PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 class _NTKConvNd(_ConvNd):
     """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass."""
 
-    __constants__ = [*_ConvNd.__constants__, "sigma_w", "sigma_b"]
     sigma_w: float
     sigma_b: float
 

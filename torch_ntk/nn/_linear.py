@@ -62,7 +62,6 @@ class NTKLinear(nn.Linear):
         True
     """
 
-    __constants__ = [*nn.Linear.__constants__, "sigma_w", "sigma_b"]
     sigma_w: float
     sigma_b: float
 

@@ -105,7 +105,9 @@ def scale_and_shift(output: Tensor, scale: float, bias: Tensor | None, sigma_b: 
 
 
 @torch.no_grad()
-def draw_normal_(tensor: Tensor, std: float = 1.0, generator: torch.Generator | None = None) -> None:
+def draw_normal_(
+    tensor: Tensor, std: float = 1.0, generator: torch.Generator | None = None
+) -> None:
     """Fill `tensor` with N(0, std²), the same numbers whatever its memory format."""
     if tensor.is_contiguous():
         tensor.normal_(0.0, std, generator=generator)

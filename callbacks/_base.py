@@ -1,0 +1,274 @@
+"""What all callbacks of this package share: hooks of the Trainer around an `Observer`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from torch_ntk._checks import check_choice, describe, message
+from torch_ntk._types import Output, ParameterSelection
+from torch_ntk.monitor import (
+    InputFn,
+    Observation,
+    Observer,
+    Probe,
+    ProbeLike,
+    Schedule,
+    Verdict,
+    check_probe,
+    kernel_heatmap,
+    linearization_scatter,
+    probe_from_batch,
+    spectrum_plot,
+    verdict,
+)
+
+from . import _loggers
+from ._trainer import find_network, is_last_epoch, refuse_sharded, steps_taken, swaps_weights
+
+
+class KernelCallback(Callback):
+    """Measures a network before a training batch and logs the result; see `NTKMonitor`.
+
+    A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
+    point at which loggers also show the loss of the batch that those parameters meet next. It
+    runs on the first process only and starts no communication.
+    """
+
+    seconds_name = "seconds"
+
+    def __init__(
+        self,
+        probe: ProbeLike,
+        *,
+        metrics: Sequence[str],
+        every_n_steps: int | None,
+        schedule: str,
+        output: Output,
+        log_figures: bool,
+        max_overhead: float,
+        on_error: str,
+        prefix: str,
+        network: str | None,
+        input_fn: InputFn | None,
+        params: ParameterSelection,
+        batch_size: int | None,
+        dtype: torch.dtype | None,
+        method: str,
+    ) -> None:
+        self._probe = check_probe(probe)
+        self._schedule = Schedule(every_n_steps, schedule, max_overhead)
+        self._observer = Observer(
+            metrics,
+            output=output,
+            params=params,
+            batch_size=batch_size,
+            dtype=dtype,
+            method=method,
+        )
+        self.on_error = check_choice("on_error", on_error, ("raise", "warn"))
+        if not isinstance(prefix, str) or not prefix:
+            raise ValueError(message("prefix", "a non-empty string", describe(prefix), ""))
+        if network is not None and not isinstance(network, str):
+            raise TypeError(
+                message("network", "the name of a submodule, or None", describe(network), "")
+            )
+        if input_fn is not None and not callable(input_fn):
+            raise TypeError(message("input_fn", "a function of a batch", describe(input_fn), ""))
+        self.prefix = prefix
+        self.network = network
+        self.log_figures = bool(log_figures)
+        self._input_fn = input_fn
+        self._last_step: int | None = None
+        self._last: Observation | None = None
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------------ results
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Everything measured: `"step"` and each metric by its logged name; NaN where missing."""
+        rows = self._observer.history
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = {n: [row.get(n, float("nan")) for row in rows] for n in names}
+        return {n if n == "step" else self._tag(n): column for n, column in columns.items()}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Lazy, feature learning, or in between, with the reason; from the last measurement."""
+        rows = self._observer.history
+        return verdict(rows[-1] if rows else {})
+
+    # ------------------------------------------------------------------ hooks
+    @property
+    def state_key(self) -> str:
+        """Names this callback's state in checkpoints; the prefix tells several apart."""
+        return f"{type(self).__qualname__}[{self.prefix}]"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what could only fail later."""
+        if stage != "fit":
+            return
+        refuse_sharded(trainer, type(self).__name__)
+        twins = [
+            c
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(c, KernelCallback) and c.state_key == self.state_key
+        ]
+        if len(twins) > 1:
+            raise ValueError(
+                message(
+                    "prefix",
+                    f"different for each {type(self).__name__} of a Trainer",
+                    f"{len(twins)} with prefix={self.prefix!r}",
+                    "Pass prefix='...' to each, or their curves and states would mix.",
+                )
+            )
+        if not trainer.loggers:
+            self._warn_once(
+                "logger",
+                f"The Trainer has no logger: {type(self).__name__} measures, but its values are "
+                "only in its `history`. Pass logger=TensorBoardLogger(...) to see curves.",
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the time that measurements are a share of."""
+        self._schedule.start()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure if it is due: before the batch, so that step s means after s steps."""
+        if not trainer.is_global_zero:
+            return
+        step = steps_taken(trainer)
+        if step == self._last_step:  # the same parameters: an accumulating batch, or a restart
+            return
+        if self._observer.anchor is None:
+            self._guarded(trainer, pl_module, step, batch)
+        elif self._schedule.due(step):
+            self._guarded(trainer, pl_module, step, None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last step here: at the end of training the weights may be averaged ones."""
+        if is_last_epoch(trainer):
+            self._finish(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last step if that has not been done, and say what the curves say."""
+        if not swaps_weights(trainer):
+            self._finish(trainer, pl_module)
+        if trainer.is_global_zero and self._observer.history:
+            step = int(self._observer.history[-1]["step"])
+            _loggers.log_text(trainer, self._tag("verdict"), str(self.verdict), step)
+            _loggers.flush(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write out what has been measured; an interrupted run ends here."""
+        if trainer.is_global_zero:
+            _loggers.flush(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
+        return {"observer": self._observer.state_dict(), "last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, anchored where the first run was."""
+        self._observer.load_state_dict(state_dict["observer"])
+        last = state_dict["last_step"]
+        self._last_step = None if last is None else int(last)
+
+    # ------------------------------------------------------------------ measuring
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = steps_taken(trainer)
+        if trainer.is_global_zero and self._observer.anchor is not None and step != self._last_step:
+            self._guarded(trainer, pl_module, step, None, last=True)
+
+    def _guarded(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        step: int,
+        batch: Any,
+        last: bool = False,
+    ) -> None:
+        """Measure and log; what goes wrong ends the run only if that is what a user expects."""
+        started = time.perf_counter()
+        self._last_step = step
+        network: nn.Module = pl_module
+        try:
+            network = find_network(pl_module, self.network)
+            if self._observer.anchor is None:
+                self._observer.drop_anchor(network, self._take_probe(batch), step)
+                if step > 0:
+                    self._warn_once(
+                        "late",
+                        f"{type(self).__name__} starts at step {step}: drift and gap are "
+                        "measured from the parameters of that step.",
+                    )
+            self._last = self._observer.measure(network, step)
+            self._log(trainer, self._last, last)
+        except Exception as error:
+            if _diverged(network):
+                self._warn_once(
+                    "diverged",
+                    f"The network has NaN or infinite parameters at step {step}: the kernel is "
+                    "not measured. Lower the learning rate.",
+                )
+            elif self.on_error == "raise":
+                raise
+            else:
+                self._warn_once(type(error).__name__, f"No measurement at step {step}: {error}")
+        finally:
+            self._schedule.spend(time.perf_counter() - started)
+
+    def _take_probe(self, batch: Any) -> Probe:
+        if isinstance(self._probe, Probe):
+            return self._probe
+        return probe_from_batch(batch, self._probe, self._input_fn)
+
+    def _log(self, trainer: Trainer, seen: Observation, last: bool) -> None:
+        named = {
+            self._tag(self.seconds_name if name == "seconds" else name): value
+            for name, value in seen.scalars.items()
+        }
+        _loggers.log_scalars(trainer, named, seen.step)
+        count = len(self._observer.history)
+        # Drawing costs more than a small kernel: figures come at the 1st, 2nd, 4th, 8th, … point.
+        is_turn = last or count & (count - 1) == 0
+        if self.log_figures and is_turn and _loggers.takes_figures(trainer):
+            self._log_figures(trainer, seen)
+
+    def _log_figures(self, trainer: Trainer, seen: Observation) -> None:
+        title = f"step {seen.step}"
+        anchor = self._observer.anchor
+        if seen.kernel is not None and anchor is not None:
+            figure, _ = kernel_heatmap(seen.kernel, anchor.probe.y, title=title)
+            _loggers.log_figure(trainer, self._tag("kernel"), figure, seen.step)
+        if seen.eigenvalues is not None:
+            figure, _ = spectrum_plot(self._observer.spectra, title=title)
+            _loggers.log_figure(trainer, self._tag("spectrum"), figure, seen.step)
+        if seen.outputs is not None and seen.linearized is not None:
+            figure, _ = linearization_scatter(seen.outputs, seen.linearized, title=title)
+            _loggers.log_figure(trainer, self._tag("linearization"), figure, seen.step)
+
+    def _tag(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _diverged(network: nn.Module) -> bool:
+    return not all(
+        bool(torch.isfinite(p).all()) for p in network.parameters() if p.is_floating_point()
+    )

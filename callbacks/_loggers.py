@@ -1,0 +1,75 @@
+"""Scalars, figures and text to every kind of logger, each in the way that it takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import (
+    CometLogger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Log at `step` on every logger, whatever `log_every_n_steps` says, and write them out.
+
+    `pl_module.log` would drop what falls between its intervals.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=step)
+        logger.save()
+
+
+def takes_figures(trainer: Trainer) -> bool:
+    """Whether any logger of the trainer can show an image."""
+    kinds = (TensorBoardLogger, WandbLogger, MLFlowLogger, CometLogger)
+    return any(isinstance(logger, kinds) for logger in trainer.loggers)
+
+
+def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
+    """Log a figure at `step` on every logger that takes images.
+
+    Chosen by the logger's type: a dummy logger's experiment answers to every attribute.
+    """
+    image: np.ndarray[Any, Any] | None = None
+    for logger in trainer.loggers:
+        if isinstance(logger, (TensorBoardLogger, WandbLogger)) and image is None:
+            image = rendered(figure)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, image, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(key=tag, images=[image], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{tag}/{step:08d}.png")
+        elif isinstance(logger, CometLogger):
+            logger.experiment.log_figure(tag, figure, step=step)
+
+
+def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
+    """Log a line of text on the loggers that show text."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, step)
+
+
+def flush(trainer: Trainer) -> None:
+    """Write out what loggers still hold, before the process may end."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+
+
+def rendered(figure: Figure) -> np.ndarray[Any, Any]:
+    """The figure as an image `[height, width, 3]` of bytes, drawn once for all loggers."""
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

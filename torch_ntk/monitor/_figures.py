@@ -1,0 +1,189 @@
+"""Figures of one moment of a training: the kernel, its spectrum, the linearization.
+
+They are made without pyplot, so that no global figure state of the caller is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .._checks import message
+
+_MOST_LINES = 12
+_MOST_POINTS = 4000
+
+
+def _new(width: float = 5.6, height: float = 4.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def kernel_heatmap(
+    kernel: Tensor, labels: Tensor | None = None, *, title: str = ""
+) -> tuple[Figure, Axes]:
+    """The kernel as a heat map, its samples ordered by class, classes separated by lines.
+
+    Args:
+        kernel: `[N, N]`, or `[N, N, O, O]`, of which the mean over equal outputs is shown.
+        labels: Integer class labels `[N]`; without them the order is kept.
+        title: A line above the map.
+    """
+    theta = kernel.detach()
+    if theta.ndim == 4:
+        theta = theta.diagonal(dim1=2, dim2=3).mean(-1)
+    if theta.ndim != 2 or theta.shape[0] != theta.shape[1]:
+        raise ValueError(message("kernel", "[N, N] or [N, N, O, O]", kernel, ""))
+    values = theta.cpu().double().numpy()
+    figure, axes = _new()
+    classes = _classes(labels, values.shape[0])
+    if classes is not None:
+        order = np.argsort(classes, kind="stable")
+        values, classes = values[np.ix_(order, order)], classes[order]
+    low, high = float(values.min()), float(values.max())
+    signed = low < 0 and -low > 0.02 * high
+    top = max(abs(low), abs(high))
+    image = axes.imshow(
+        values,
+        cmap="RdBu_r" if signed else "viridis",
+        vmin=-top if signed else low,
+        vmax=top if signed else high,
+        interpolation="nearest",
+    )
+    figure.colorbar(image, ax=axes, label="Θ(x, x′)", shrink=0.9)
+    axes.set_title(title, fontsize=10)
+    if classes is None:
+        axes.set_xlabel("sample")
+        axes.set_ylabel("sample")
+        return figure, axes
+    edges = np.flatnonzero(np.diff(classes)) + 1
+    for edge in edges:
+        axes.axhline(edge - 0.5, color="white", linewidth=0.6)
+        axes.axvline(edge - 0.5, color="white", linewidth=0.6)
+    bounds = np.concatenate([[0], edges, [len(classes)]])
+    middles = (bounds[:-1] + bounds[1:] - 1) / 2
+    names = [str(classes[b]) for b in bounds[:-1]]
+    axes.set_xticks(middles, names)
+    axes.set_yticks(middles, names)
+    axes.set_xlabel("class of x′")
+    axes.set_ylabel("class of x")
+    return figure, axes
+
+
+def spectrum_plot(
+    spectra: Sequence[tuple[int, Tensor]], *, floor: float = 0.0, title: str = ""
+) -> tuple[Figure, Axes]:
+    """Eigenvalues against their rank on a logarithmic axis, one line per step, early to late.
+
+    Args:
+        spectra: `(step, eigenvalues)` in the order of the steps; at most twelve are drawn.
+        floor: Where eigenvalues stop to mean anything; drawn as a line if positive.
+        title: A line above the axes.
+    """
+    if not spectra:
+        raise ValueError(message("spectra", "at least one spectrum", "none", ""))
+    figure, axes = _new()
+    chosen = _spread(list(spectra), _MOST_LINES)
+    steps = [step for step, _ in chosen]
+    scale = Normalize(math.log1p(steps[0]), max(math.log1p(steps[-1]), math.log1p(steps[0]) + 1e-9))
+    cmap = colormaps["viridis"]
+    smallest = math.inf
+    for step, eigenvalues in chosen:
+        values = eigenvalues.detach().cpu().double().flip(0).numpy()
+        shown = np.where(values > 0, values, np.nan)  # a logarithmic axis has no room for noise
+        if np.isfinite(shown).any():
+            smallest = min(smallest, float(np.nanmin(shown)))
+        last = step == steps[-1]
+        rank = np.arange(1, len(values) + 1)
+        axes.plot(
+            rank,
+            shown,
+            color=cmap(scale(math.log1p(step)) * 0.92),
+            linewidth=2.0 if last else 1.0,
+            label=f"step {step}" if last or step == steps[0] else None,
+        )
+    if math.isfinite(smallest):
+        axes.set_yscale("log")
+    if floor > 0:
+        axes.axhline(floor, color="0.5", linestyle=":", label="noise floor")
+    axes.set_xlabel("rank k")
+    axes.set_ylabel("eigenvalue λ_k of Θ")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=8, loc="upper right")
+    axes.set_title(title, fontsize=10)
+    if len(chosen) > 2:
+        bar = figure.colorbar(ScalarMappable(scale, cmap), ax=axes, shrink=0.9, label="step")
+        ticks = _spread(steps, 5)
+        bar.set_ticks([math.log1p(s) for s in ticks], labels=[str(s) for s in ticks])
+    return figure, axes
+
+
+def linearization_scatter(
+    outputs: Tensor, linearized: Tensor, *, title: str = ""
+) -> tuple[Figure, Axes]:
+    """Outputs of the network against those of its linearization; lazy training is the diagonal.
+
+    Args:
+        outputs: f_t `[N, O]`.
+        linearized: f_t^lin `[N, O]`.
+        title: A line above the axes.
+    """
+    if outputs.shape != linearized.shape:
+        raise ValueError(message("linearized", f"of shape {tuple(outputs.shape)}", linearized, ""))
+    figure, axes = _new(4.8, 4.6)
+    f = outputs.detach().cpu().double().numpy().reshape(outputs.shape[0], -1)
+    g = linearized.detach().cpu().double().numpy().reshape(f.shape)
+    column = np.broadcast_to(np.arange(f.shape[1]), f.shape)
+    stride = max(1, f.size // _MOST_POINTS)
+    low, high = float(min(f.min(), g.min())), float(max(f.max(), g.max()))
+    margin = 0.05 * (high - low) or 1.0
+    ends = [low - margin, high + margin]
+    axes.plot(ends, ends, color="0.6", linewidth=1.0, zorder=1)
+    many = f.shape[1] > 1
+    axes.scatter(
+        g.ravel()[::stride],
+        f.ravel()[::stride],
+        c=column.ravel()[::stride] if many else None,
+        cmap="tab10" if f.shape[1] <= 10 else "viridis",
+        vmin=-0.5 if many else None,
+        vmax=max(f.shape[1], 10) - 0.5 if many else None,
+        s=9,
+        alpha=0.7,
+        linewidths=0,
+        zorder=2,
+    )
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.set_aspect("equal")
+    axes.set_xlabel("linearized network")
+    axes.set_ylabel("network")
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def _classes(labels: Tensor | None, n: int) -> np.ndarray | None:
+    """Labels if they are one integer class per sample, else None."""
+    if labels is None or labels.ndim != 1 or labels.shape[0] != n:
+        return None
+    if labels.is_floating_point() or labels.is_complex():
+        return None
+    return np.asarray(labels.detach().cpu())
+
+
+def _spread(items: list, most: int) -> list:  # type: ignore[type-arg]
+    """At most `most` items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    picks = sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})
+    return [items[i] for i in picks]

@@ -1,0 +1,137 @@
+"""The fixed samples on which a training is observed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._checks import check_positive_int, check_tensor, describe, message
+
+ProbeLike: TypeAlias = int | Tensor | tuple[Tensor, Tensor]
+"""A number of samples to take from the first training batch, inputs `x`, or `(x, y)`."""
+
+InputFn: TypeAlias = Callable[[Any], Any]
+"""From a batch of the training loader to `x` or `(x, y)`."""
+
+_INPUT_KEYS = (
+    *("x", "input", "inputs", "image", "images", "img", "data", "features"),
+    *("pixel_values", "input_ids", "input_values"),
+)
+_TARGET_KEYS = ("y", "label", "labels", "target", "targets")
+_REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples `x` [N, ...] and, where there are any, their targets `y` [N, ...]."""
+
+    x: Tensor
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the two against each other."""
+        check_tensor("probe", self.x)
+        if self.x.ndim == 0 or self.x.shape[0] == 0:
+            raise ValueError(message("probe", "at least one sample [N, ...]", self.x, _REMEDY))
+        if self.y is not None:
+            check_tensor("probe targets", self.y)
+            if self.y.ndim == 0 or self.y.shape[0] != self.x.shape[0]:
+                raise ValueError(
+                    message("probe", f"(x, y) with {self.x.shape[0]} targets", self.y, _REMEDY)
+                )
+
+    def first(self, n: int) -> Probe:
+        """The first `n` samples, as copies that later writes to the batch do not reach."""
+        y = None if self.y is None else self.y[:n].detach().clone()
+        return Probe(self.x[:n].detach().clone(), y)
+
+    def to(self, device: torch.device) -> Probe:
+        """The same samples on `device`."""
+        return Probe(self.x.to(device), None if self.y is None else self.y.to(device))
+
+
+def check_probe(probe: object) -> int | Probe:
+    """A number of samples, or the probe itself.
+
+    Raises:
+        TypeError: Neither an integer, a tensor nor a pair of tensors.
+        ValueError: No samples, or another number of targets.
+    """
+    if isinstance(probe, Probe):
+        return probe
+    if isinstance(probe, Tensor):
+        return Probe(probe).first(len(probe) if probe.ndim else 1)
+    if isinstance(probe, (tuple, list)) and len(probe) == 2:
+        x = check_tensor("probe[0]", probe[0])
+        y = check_tensor("probe[1]", probe[1])
+        return Probe(x, y).first(x.shape[0])
+    if isinstance(probe, int) and not isinstance(probe, bool):
+        return check_positive_int("probe", probe)
+    raise TypeError(
+        message("probe", "a number of samples, a tensor x or a pair (x, y)", describe(probe), "")
+    )
+
+
+def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Probe:
+    """The first `n` samples of a training batch.
+
+    Understood are a tensor, a sequence that begins with the inputs (and goes on with the
+    targets), and a mapping with one of the usual names; `input_fn` is for everything else. A
+    batch with fewer samples gives a smaller probe, with a warning.
+
+    Raises:
+        TypeError: The batch is of another form.
+        ValueError: The batch is empty.
+    """
+    found = _pair(batch if input_fn is None else input_fn(batch))
+    size = int(found.x.shape[0])
+    if size < n:
+        warnings.warn(
+            f"`probe` asks for {n} samples but the first training batch has {size}: the probe "
+            f"has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found.first(min(n, size))
+
+
+def _pair(batch: Any) -> Probe:
+    if isinstance(batch, Probe):
+        return batch
+    if isinstance(batch, Tensor):
+        return Probe(batch)
+    if isinstance(batch, Mapping):
+        x = next((batch[k] for k in _INPUT_KEYS if isinstance(batch.get(k), Tensor)), None)
+        y = next((batch[k] for k in _TARGET_KEYS if isinstance(batch.get(k), Tensor)), None)
+        if x is not None:
+            return Probe(x, _matching(x, y))
+        raise TypeError(
+            message(
+                "probe",
+                "taken from a batch with one of the keys " + ", ".join(_INPUT_KEYS),
+                f"a batch with the keys {sorted(map(str, batch))}",
+                _REMEDY,
+            )
+        )
+    if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
+        y = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
+        return Probe(batch[0], _matching(batch[0], y))
+    raise TypeError(
+        message(
+            "probe",
+            "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
+            describe(batch),
+            _REMEDY,
+        )
+    )
+
+
+def _matching(x: Tensor, y: Tensor | None) -> Tensor | None:
+    """Targets only if there is one per sample: a batch may hold other things beside."""
+    per_sample = y is not None and y.ndim > 0 and x.ndim > 0 and y.shape[0] == x.shape[0]
+    return y if per_sample else None

@@ -1,0 +1,88 @@
+"""When to measure: at fixed steps, or as often as a share of the running time allows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from .._checks import check_choice, check_finite_number, check_positive_int
+
+_PER_DOUBLING = 4  # points of the logarithmic schedule between a step and its double
+
+
+class Schedule:
+    """Decides at which steps a measurement is due.
+
+    Without `every_n_steps`, a measurement is due as soon as the time spent on measurements,
+    the next one included, is at most `max_overhead` of the time passed. With it, the steps are
+    fixed and the budget does not apply: the caller has asked for exactly these points.
+
+    Step 0 and the last step are measured in any case; that is the caller's part.
+
+    Args:
+        every_n_steps: Linear: due at its multiples. Logarithmic: due at about four steps per
+            doubling, starting from steps 0, n, 2n, ….
+        kind: `"linear"` or `"log"`.
+        max_overhead: The share of the running time that measurements may take, in [0, 1].
+        clock: Seconds from a fixed origin; replaced in tests.
+
+    Raises:
+        TypeError, ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        kind: str = "linear",
+        max_overhead: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if every_n_steps is not None:
+            check_positive_int("every_n_steps", every_n_steps, "None leaves it to `max_overhead`.")
+        self.every_n_steps = every_n_steps
+        self.kind = check_choice("schedule", kind, ("linear", "log"))
+        self.max_overhead = check_finite_number("max_overhead", max_overhead, minimum=0.0)
+        self._clock = clock
+        self._start: float | None = None
+        self._spent = 0.0
+        self._last_cost = 0.0
+
+    def start(self) -> None:
+        """Begin to count the running time; the first call counts."""
+        if self._start is None:
+            self._start = self._clock()
+
+    def spend(self, seconds: float) -> None:
+        """Take `seconds` of a measurement from the budget."""
+        self._spent += seconds
+        self._last_cost = seconds
+
+    @property
+    def overhead(self) -> float:
+        """The share of the running time that measurements have taken so far, in [0, 1]."""
+        if self._start is None:
+            return 0.0
+        passed = self._clock() - self._start
+        return self._spent / passed if passed > 0 else 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether to measure at `step`."""
+        if self.every_n_steps is not None:
+            if step % self.every_n_steps:
+                return False
+            return self.kind == "linear" or is_log_spaced(step // self.every_n_steps)
+        if self.kind == "log" and not is_log_spaced(step):
+            return False
+        if self._start is None:
+            return True
+        passed = self._clock() - self._start
+        return self._spent + self._last_cost <= self.max_overhead * passed
+
+
+def is_log_spaced(step: int) -> bool:
+    """Whether `step` is one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, …."""
+    if step < 2 * _PER_DOUBLING:
+        return step >= 0
+    stride = 1 << int(math.log2(step / _PER_DOUBLING))
+    return step % stride == 0

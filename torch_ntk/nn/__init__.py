@@ -1,0 +1,31 @@
+"""Layers in NTK parameterization, what the field uses and `torch.nn` lacks, and conversions."""
+
+from __future__ import annotations
+
+from ._activations import Abs as Abs
+from ._activations import Cos as Cos
+from ._activations import Erf as Erf
+from ._activations import Sin as Sin
+from ._conv import NTKConv1d as NTKConv1d
+from ._conv import NTKConv2d as NTKConv2d
+from ._conv import NTKConv3d as NTKConv3d
+from ._init import standard_init_ as standard_init_
+from ._linear import NTKLinear as NTKLinear
+from ._mlp import MLP as MLP
+from ._param_groups import ntk_param_groups as ntk_param_groups
+from ._parameterize import ntk_parameterize as ntk_parameterize
+
+__all__ = [
+    "MLP",
+    "Abs",
+    "Cos",
+    "Erf",
+    "NTKConv1d",
+    "NTKConv2d",
+    "NTKConv3d",
+    "NTKLinear",
+    "Sin",
+    "ntk_param_groups",
+    "ntk_parameterize",
+    "standard_init_",
+]

@@ -1,0 +1,219 @@
+"""What follows a layer: its gain, and direct uses of its weight, read off the traced network.
+
+The network is traced symbolically (`torch.fx`) on a copy that shares only the parameters, so a
+forward method that counts its calls or keeps an activation leaves no mark on the caller's model.
+Where the whole network cannot be traced (control flow that depends on data), its parts are, from
+the inside out, and a part that cannot be traced is a closed box for the part around it.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
+from torch.nn.modules.pooling import (
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _LPPoolNd,
+    _MaxPoolNd,
+)
+
+from ._gain import DEFAULT_GAIN, function_gain, module_gain
+from ._inventory import STANDARD_TYPES
+
+_TRANSPARENT_MODULES = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    _NormBase,
+    _DropoutNd,
+    _ConstantPadNd,
+    _ReflectionPadNd,
+    _ReplicationPadNd,
+    _AvgPoolNd,
+    _AdaptiveAvgPoolNd,
+    _MaxPoolNd,
+    _AdaptiveMaxPoolNd,
+    _LPPoolNd,
+)
+"""Modules that the activation is looked for behind: they reshape, join, pool, drop, normalize."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TRANSPARENT_NAMES = _words(
+    "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout "
+    "batch_norm instance_norm layer_norm group_norm rms_norm local_response_norm "
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d "
+    "lp_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "cat concat concatenate stack pad interpolate pixel_shuffle pixel_unshuffle channel_shuffle "
+    "flatten unflatten reshape view view_as permute transpose movedim moveaxis swapaxes swapdims "
+    "squeeze unsqueeze expand expand_as contiguous clone chunk split unbind select narrow "
+    "mean amax float double half bfloat16 to type_as"
+)
+"""The same as functions of `torch`, `torch.nn.functional` and methods of tensors."""
+
+_SHAPE_NAMES = _words("size dim ndimension numel stride device dtype shape ndim")
+"""Methods and attributes that read no value of the tensor."""
+
+
+def _functions(names: frozenset[str]) -> dict[Any, str]:
+    found: dict[Any, str] = {}
+    for namespace in (torch, F):
+        found.update(
+            (getattr(namespace, n), n) for n in names if callable(getattr(namespace, n, 0))
+        )
+    return found
+
+
+_TRANSPARENT_FUNCTIONS = {**_functions(_TRANSPARENT_NAMES), operator.getitem: "getitem"}
+
+
+@dataclass
+class Uses:
+    """What a trace tells of a model's layers.
+
+    Attributes:
+        gains: For each layer that a trace met, the gains of all that follows it. `None` among
+            them stands for the edge of a part: what follows outside is not known.
+        read: Parameters whose values the network's own code reads, past the layer that holds them.
+    """
+
+    gains: dict[nn.Module, set[float | None]] = field(default_factory=dict)
+    read: set[Tensor] = field(default_factory=set)
+
+
+class _LayerTracer(fx.Tracer):
+    """Stops at layers, at every module of `torch.nn`, and at parts that cannot be traced."""
+
+    def __init__(self, closed: set[nn.Module]) -> None:
+        super().__init__()
+        self._closed = closed
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            m in self._closed
+            or isinstance(m, (*STANDARD_TYPES, *_TRANSPARENT_MODULES))
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def find_uses(model: nn.Module) -> Uses:
+    """Trace `model` and say what follows each of its layers, and which weights it reads itself.
+
+    The keys of the answer are modules and parameters of `model`. A layer in no traceable part is
+    not among them.
+    """
+    if isinstance(model, STANDARD_TYPES):
+        return Uses({model: {DEFAULT_GAIN}})
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    twin = copy.deepcopy(model, shared)
+    devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        uses = _uses_in(twin, set(), DEFAULT_GAIN) or _uses_in_parts(twin)
+    originals = dict(zip(twin.modules(), model.modules(), strict=True))
+    return Uses({originals[layer]: gains for layer, gains in uses.gains.items()}, uses.read)
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _uses_in_parts(root: nn.Module) -> Uses:
+    traced: dict[nn.Module, Uses] = {}
+    closed: set[nn.Module] = set()
+    tracer = _LayerTracer(closed)
+    # A child stands after its parent in modules(), so backwards is from the inside out. With its
+    # closed parts left alone the whole, which comes last, may be traceable after all.
+    for part in reversed(list(root.modules())):
+        if part is not root and (tracer.is_leaf_module(part, "") or not any(part.children())):
+            continue
+        uses = _uses_in(part, closed, DEFAULT_GAIN if part is root else None)
+        if uses is None:
+            closed.add(part)
+        else:
+            traced[part] = uses
+    merged = Uses()
+    for part, uses in traced.items():
+        merged.read |= uses.read
+        wider = [other for other in traced if other is not part and part in set(other.modules())]
+        for layer, gains in uses.gains.items():
+            # A wider part that met this layer has seen all of this, and beyond its edge.
+            if not any(layer in traced[other].gains for other in wider):
+                merged.gains.setdefault(layer, set()).update(gains)
+    return merged
+
+
+def _uses_in(part: nn.Module, closed: set[nn.Module], at_the_end: float | None) -> Uses | None:
+    """What one trace of `part` tells; None if it cannot be traced."""
+    try:
+        graph = _LayerTracer(closed).trace(part)
+    except Exception:
+        # The caller's forward runs here on stand-ins for tensors, and may raise anything at all
+        # when it looks at their values. Every such error means just that.
+        return None
+    uses = Uses()
+    modules = dict(part.named_modules(remove_duplicate=False))
+    for node in graph.nodes:
+        if node.op == "get_attr" and not all(map(_reads_shape, node.users)):
+            value = operator.attrgetter(node.target)(part)
+            if isinstance(value, Tensor):
+                uses.read.add(value)
+        elif node.op == "call_module" and isinstance(modules[node.target], STANDARD_TYPES):
+            gains = uses.gains.setdefault(modules[node.target], set())
+            gains.update(_gains_after(node, modules, at_the_end))
+    return uses
+
+
+def _gains_after(
+    node: fx.Node, modules: dict[str, nn.Module], at_the_end: float | None
+) -> Iterator[float | None]:
+    for user in node.users:
+        target: Any = user.target
+        if user.op == "output":
+            yield at_the_end
+        elif user.op == "call_module":
+            if isinstance(modules[target], _TRANSPARENT_MODULES):
+                yield from _gains_after(user, modules, at_the_end)
+            else:
+                yield module_gain(modules[target])
+        elif _reads_shape(user):
+            continue
+        elif _is_transparent(user):
+            yield from _gains_after(user, modules, at_the_end)
+        else:
+            yield function_gain(target, user.args, user.kwargs)
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target is getattr and node.args[1] in _SHAPE_NAMES
+    return node.op == "call_method" and node.target in _SHAPE_NAMES
+
+
+def _is_transparent(node: fx.Node) -> bool:
+    names = _TRANSPARENT_NAMES if node.op == "call_method" else _TRANSPARENT_FUNCTIONS
+    return node.target in names

@@ -1,0 +1,104 @@
+"""The standard parameterization's random start: the scale in the draw, not in the function."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_ntk._checks import message
+
+from ._inventory import (
+    NTK_TYPES,
+    STANDARD_TYPES,
+    check_is_module,
+    check_own_weights,
+    fan_in_of,
+    where,
+)
+from ._scaling import check_sigma_b, check_sigma_w, draw_normal_, weight_scale
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def standard_init_(
+    model: ModuleT,
+    sigma_w: float = 1.0,
+    sigma_b: float = 0.1,
+    *,
+    generator: torch.Generator | None = None,
+) -> ModuleT:
+    """Draw every plain linear and convolution layer in standard parameterization, in place.
+
+    Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.Conv1d`,
+    `nn.Conv2d` and `nn.Conv3d` and their subclasses. At the start the network is then the same
+    random function as one of NTK layers with these scales, with another tangent kernel (Lee et
+    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models", section 1.2). Other
+    parameters (of normalizations, embeddings, transposed convolutions) stay as they are.
+
+    Args:
+        model: The network. A weight that several layers share is drawn once.
+        sigma_w: Standard deviation of the weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the biases; at least 0.
+        generator: Source of the random numbers; the default generator without it.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is not an eager module.
+        ValueError: The model holds an NTK layer (its scale stands in its function already), a
+            lazy layer without a shape yet, a layer whose weight or bias is computed (a
+            parametrization), a weight shared by layers that want it on different scales; or no
+            layer at all. Nothing is drawn then.
+
+    Example:
+        >>> net = standard_init_(nn.Sequential(nn.Linear(100, 50), nn.ReLU()), 2**0.5, 0.0)
+        >>> bool(net[0].bias.any())
+        False
+    """
+    check_is_module(model)
+    sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+    wanted: dict[Tensor, float] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, STANDARD_TYPES):
+            continue
+        _check_not_ntk(name, layer)
+        check_own_weights(name, layer)
+        _want(wanted, layer.weight, weight_scale(sigma_w, fan_in_of(layer.weight)), name)
+        if layer.bias is not None:
+            _want(wanted, layer.bias, sigma_b, name)
+    if not wanted:
+        remedy = "There is nothing to draw."
+        raise ValueError(
+            message("model", "a module with an nn.Linear or nn.ConvNd layer", model, remedy)
+        )
+    for parameter, std in wanted.items():
+        draw_normal_(parameter, std, generator)
+    return model
+
+
+def _check_not_ntk(name: str, layer: nn.Module) -> None:
+    if isinstance(layer, NTK_TYPES):
+        raise ValueError(
+            message(
+                "model",
+                "in standard parameterization",
+                f"one with {where(name, layer)}",
+                "Call its reset_parameters() for N(0, 1), or build it with nn.Linear or nn.ConvNd.",
+            )
+        )
+
+
+def _want(wanted: dict[Tensor, float], parameter: Tensor, std: float, name: str) -> None:
+    if wanted.setdefault(parameter, std) != std:
+        raise ValueError(
+            message(
+                "model",
+                "a module whose shared parameters have one scale",
+                f"one whose layer {name!r} shares a parameter that another layer wants with "
+                f"standard deviation {wanted[parameter]:g} and this one with {std:g}",
+                "Untie the layers, or draw them by hand.",
+            )
+        )

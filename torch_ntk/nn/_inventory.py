@@ -1,0 +1,195 @@
+"""Which layers of a model a conversion or a draw may touch, and why it may not touch another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from torch_ntk._checks import message
+
+from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
+from ._linear import NTKLinear
+
+NTKLayer = NTKLinear | NTKConv1d | NTKConv2d | NTKConv3d
+StandardLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+STANDARD_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NTK_TYPES = (NTKLinear, NTKConv1d, NTKConv2d, NTKConv3d)
+
+NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
+    nn.Linear: NTKLinear,
+    nn.Conv1d: NTKConv1d,
+    nn.Conv2d: NTKConv2d,
+    nn.Conv3d: NTKConv3d,
+}
+"""By exact type: what a subclass computes is its own business."""
+
+READS_WEIGHTS_ITSELF = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules that pass their layers' weights to one fused function and never call the layers.
+
+`nn.MultiheadAttention` does so always (`out_proj`), `nn.TransformerEncoderLayer` on its fast path
+in evaluation mode (`linear1`, `linear2`): a scale inside these layers would be lost there.
+"""
+
+NO_NTK_LAYER = (
+    _ConvTransposeNd,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    *READS_WEIGHTS_ITSELF,
+)
+"""Kinds of layer with dense weights that have no counterpart in NTK parameterization here."""
+
+
+def where(name: str, module: nn.Module) -> str:
+    """How an error names a module of the model."""
+    kind = type(module).__name__
+    return f"{name!r}, a {kind}" if name else f"itself a {kind}"
+
+
+def fan_in_of(weight: Tensor) -> int:
+    """Inputs per output of a weight `[out, in / groups, *kernel_size]`."""
+    return weight[0].numel() if weight.shape[0] else 0
+
+
+def is_uninitialized(module: nn.Module) -> bool:
+    """Whether a lazy module has not seen its first input yet."""
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
+def check_is_module(model: object) -> None:
+    """Refuse what is not an eager `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(message("model", "a torch.nn.Module", model))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            message("model", "an eager torch.nn.Module", model, "Convert it before scripting it.")
+        )
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise TypeError(
+            message(
+                "model",
+                "an eager torch.nn.Module",
+                model,
+                "Pass the module that was compiled, and call torch.compile on the result.",
+            )
+        )
+
+
+def check_own_weights(name: str, layer: nn.Module) -> None:
+    """Refuse a layer whose weight or bias is not a parameter of its own with a shape."""
+    if is_uninitialized(layer):
+        raise ValueError(
+            message(
+                "model",
+                "a module whose parameters have shapes",
+                f"one with the layer {where(name, layer)}",
+                "Run one batch through the model first.",
+            )
+        )
+    # Parametrizations keep the weight elsewhere and change the type; the older hooks of
+    # nn.utils.weight_norm, spectral_norm and prune leave the type and set a plain tensor.
+    own = layer._parameters
+    if parametrize.is_parametrized(layer) or any(
+        role not in own or (role == "weight" and own[role] is None) for role in ("weight", "bias")
+    ):
+        raise ValueError(
+            message(
+                "model",
+                "a module whose weights and biases are parameters of their layers",
+                f"one with the layer {where(name, layer)} whose weight or bias is computed",
+                "Remove the parametrization, weight norm, spectral norm or pruning first.",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The layers of a model by what a conversion does with them; a shared module stands once."""
+
+    standard: dict[str, StandardLayer]
+    ntk: dict[str, NTKLayer]
+
+
+def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
+    """Sort the layers of `model`; refuse the first that cannot be handled right, by name.
+
+    Args:
+        model: The network.
+        whole: Whether every layer must have an NTK counterpart. Otherwise the kinds of layer that
+            have none stay as they are.
+    """
+    standard: dict[str, StandardLayer] = {}
+    ntk: dict[str, NTKLayer] = {}
+    untouched = {
+        id(inner)
+        for module in model.modules()
+        if isinstance(module, READS_WEIGHTS_ITSELF)
+        for inner in module.modules()
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, NO_NTK_LAYER) and whole:
+            raise ValueError(
+                message(
+                    "model",
+                    "made of layers that have an NTK counterpart, nn.Linear and nn.ConvNd",
+                    f"one with {where(name, module)}",
+                    "It would stay in standard parameterization. Replace it, or use "
+                    'mode="preserve", which leaves it as it is.',
+                )
+            )
+        if id(module) in untouched or not isinstance(module, STANDARD_TYPES):
+            continue
+        check_own_weights(name, module)
+        _check_own_forward(name, module)
+        if isinstance(module, NTK_TYPES):
+            ntk[name] = module
+        else:
+            standard[name] = module
+    if not standard and not ntk:
+        raise ValueError(
+            message(
+                "model",
+                "a module with an nn.Linear or nn.ConvNd layer",
+                model,
+                "There is nothing to convert.",
+            )
+        )
+    return Inventory(standard, ntk)
+
+
+def _check_own_forward(name: str, layer: nn.Module) -> None:
+    if not isinstance(layer, NTK_TYPES) and type(layer) not in NTK_TYPE_OF:
+        base = next(kind for kind in STANDARD_TYPES if isinstance(layer, kind))
+        raise ValueError(
+            message(
+                "model",
+                "made of plain nn.Linear and nn.ConvNd layers",
+                f"one with {where(name, layer)}",
+                f"A subclass of nn.{base.__name__} may compute something else. Use the base "
+                "class, or build the network with NTK layers.",
+            )
+        )
+    if "forward" in vars(layer):
+        raise ValueError(
+            message(
+                "model",
+                "made of layers with their class's forward",
+                f"one with {where(name, layer)} whose forward was replaced on the instance",
+                "Remove the replacement first.",
+            )
+        )
+
+
+def parameter_places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every place of every parameter: module name, module, role, parameter; shared ones recur."""
+    for name, module in model.named_modules():
+        for role, parameter in module._parameters.items():
+            if parameter is not None:
+                yield name, module, role, parameter

@@ -1,0 +1,131 @@
+"""Learning rates under which an NTK network trains as its standard twin does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_ntk._checks import check_finite_number, describe, message
+
+from ._inventory import NTK_TYPES, check_is_module, check_own_weights, parameter_places, where
+
+_SGD_OPTIONS = frozenset(
+    ("momentum", "dampening", "nesterov", "maximize", "foreach", "differentiable", "fused")
+)
+
+
+def ntk_param_groups(
+    model: nn.Module, lr: float, *, weight_decay: float | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Parameter groups for `torch.optim.SGD` that undo the scales of the NTK layers.
+
+    SGD on them moves the function exactly as SGD with one learning rate `lr` moves that of the
+    standard network `W = c · W'`, `b = sigma_b · b'`, where `c = sigma_w / sqrt(fan_in)`: after
+    `ntk_parameterize(model, mode="preserve")`, as on the model before.
+
+    The gradient by `W'` is `c` times that by `W`, and the step of `W'` must be `1/c` times that
+    of `W`. So the learning rate is `lr / c² = lr · fan_in / sigma_w²` for weights, `lr / sigma_b²`
+    for biases and `lr` for every other parameter. Weight decay adds `wd · W` to the gradient by
+    `W`, and `wd' · W' = wd' · W / c` must be `c · wd · W`: the decay is `c² · wd` for weights,
+    `sigma_b² · wd` for biases. Momentum, dampening, Nesterov and maximize are linear in the
+    gradient and hold as they are. Schedulers that multiply each group's rate hold too.
+
+    Give a weight decay here, not to the optimizer, which would apply it unscaled.
+
+    Args:
+        model: A network with NTK layers.
+        lr: Learning rate of the standard network, at least 0.
+        weight_decay: Weight decay of the standard network, at least 0.
+        **options: Other options of `torch.optim.SGD`, the same for every group.
+
+    Returns:
+        One group per pair of rate and decay, in the order of `model.parameters()`; every
+        parameter with `requires_grad` stands in exactly one.
+
+    Raises:
+        TypeError: `model` is not an eager module, or an option is not one of SGD's. Adam and its
+            kin are not linear in the gradient: no rate makes the two networks move alike there.
+        ValueError: A parameter is shared by layers that scale it differently, an NTK layer has a
+            computed weight or a trainable bias under `sigma_b=0` (it cannot move the function),
+            `lr` or `weight_decay` is out of range, or nothing is trainable.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.nn import MLP
+        >>> net = MLP([100, 50, 1], sigma_w=1.0, sigma_b=0.1)
+        >>> optimizer = torch.optim.SGD(ntk_param_groups(net, lr=0.01, momentum=0.9))
+        >>> [round(group["lr"], 6) for group in optimizer.param_groups]
+        [1.0, 1.0, 0.5]
+    """
+    check_is_module(model)
+    lr = check_finite_number("lr", lr, minimum=0.0)
+    if weight_decay is not None:
+        weight_decay = check_finite_number("weight_decay", weight_decay, minimum=0.0)
+    for option in options:
+        if option not in _SGD_OPTIONS:
+            raise TypeError(
+                message(
+                    "options",
+                    f"options of torch.optim.SGD ({', '.join(sorted(_SGD_OPTIONS))})",
+                    repr(option),
+                    "Only for SGD are these rates exact.",
+                )
+            )
+    groups: dict[tuple[float, float | None], dict[str, Any]] = {}
+    for parameter, (rate, decay) in _square_scales(model).items():
+        key = (lr * rate, None if weight_decay is None else weight_decay * decay)
+        if key not in groups:
+            groups[key] = {"params": [], "lr": key[0], **options}
+            if weight_decay is not None:
+                groups[key]["weight_decay"] = key[1]
+        groups[key]["params"].append(parameter)
+    if not groups:
+        raise ValueError(message("model", "a module with a trainable parameter", describe(model)))
+    return list(groups.values())
+
+
+def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
+    """For each trainable parameter the factors of its learning rate and of its weight decay."""
+    for name, module in model.named_modules():
+        if isinstance(module, NTK_TYPES):
+            check_own_weights(name, module)
+    found: dict[Tensor, tuple[float, float]] = {}
+    holders: dict[Tensor, str] = {}
+    for name, module, role, parameter in parameter_places(model):
+        if not parameter.requires_grad:
+            continue
+        factors = (1.0, 1.0)
+        if isinstance(module, NTK_TYPES):
+            if role == "weight":
+                factors = (
+                    module.fan_in / module.sigma_w**2,
+                    module.sigma_w**2 / max(module.fan_in, 1),
+                )
+            elif role == "bias":
+                factors = _bias_factors(name, module, module.sigma_b)
+        if found.setdefault(parameter, factors) != factors:
+            raise ValueError(
+                message(
+                    "model",
+                    "one whose shared parameters have one scale",
+                    f"one where {where(name, module)} and {holders[parameter]} share a parameter "
+                    "and scale it differently",
+                    "Untie them, or give them equal scales.",
+                )
+            )
+        holders.setdefault(parameter, where(name, module))
+    return found
+
+
+def _bias_factors(name: str, layer: nn.Module, sigma_b: float) -> tuple[float, float]:
+    if sigma_b == 0.0:
+        raise ValueError(
+            message(
+                "model",
+                "one whose trainable biases act on the function",
+                f"one with {where(name, layer)} with sigma_b=0",
+                "Freeze it, layer.bias.requires_grad_(False), or build the layer with bias=False.",
+            )
+        )
+    return 1.0 / sigma_b**2, sigma_b**2

@@ -1,0 +1,276 @@
+"""Conversion of a standard network to NTK parameterization."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_ntk._checks import check_choice, message
+
+from ._follow import Uses, find_uses
+from ._gain import DEFAULT_GAIN
+from ._inventory import (
+    NTK_TYPE_OF,
+    Inventory,
+    check_is_module,
+    fan_in_of,
+    parameter_places,
+    take_inventory,
+    where,
+)
+from ._scaling import check_sigma_b, check_sigma_w, draw_normal_, weight_scale
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def ntk_parameterize(
+    model: ModuleT,
+    *,
+    mode: Literal["reinit", "preserve"] = "reinit",
+    sigma_w: float | Literal["gain"] = "gain",
+    sigma_b: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> ModuleT:
+    """A copy of `model` with each `nn.Linear` and `nn.ConvNd` in NTK parameterization.
+
+    A layer `W * x + b` becomes `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`. Source: Jacot
+    et al. 2018, "Neural Tangent Kernel"; Lee et al. 2019, "Wide Neural Networks of Any Depth
+    Evolve as Linear Models", section 1.2.
+
+    - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. NTK layers that are there
+      already are drawn anew and keep their own scales.
+    - `mode="preserve"` keeps the function: `W' = W · sqrt(fan_in) / sigma_w`, `b' = b / sigma_b`.
+      Under one learning rate the two networks then train differently;
+      `torch_ntk.ntk_param_groups(model, lr)` gives the rates under which they train alike. NTK
+      layers that are there already stay as they are, and so do, in standard parameterization,
+      layers with no NTK counterpart (`nn.ConvTransposeNd`, `nn.Bilinear`, recurrent layers) and
+      all that stands in `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which read
+      their layers' weights past the layers.
+
+    `model` itself is never changed, and shares no tensor with the result. Names, state-dict
+    keys, shapes, types, devices, `requires_grad`, training flags and hooks (as `copy.deepcopy`
+    copies them) are carried over, shared modules stay shared and tied weights tied. Parameters of
+    other modules (normalizations, embeddings) keep their values. An optimizer of the old model
+    knows nothing of the new one.
+
+    Args:
+        model: The network; it may be a single layer.
+        mode: `"reinit"` or `"preserve"`.
+        sigma_w: Scale of the weights. `"gain"`: by the activation that follows, as in
+            `torch.nn.init.calculate_gain`: √2 before ReLU, √(2/(1+a²)) before leaky ReLU, 5/3
+            before tanh, 3/4 before SELU, and 1 before any other, before a sum, before another
+            layer and at the end. The network is traced with `torch.fx` to see what follows
+            (modules, functions and methods alike), through normalization, dropout, pooling,
+            padding, joining and reshaping. Layers for which that cannot be seen, or that are used
+            twice before different activations, get 1 with a warning.
+        sigma_b: Scale of the biases, at least 0.
+        generator: Source of the random numbers of `"reinit"`.
+
+    Returns:
+        The converted copy, of the same class as `model` (a single `nn.Linear` gives an
+        `NTKLinear`).
+
+    Raises:
+        TypeError: `model` is not an eager module, or a scale not a number.
+        ValueError: A layer cannot be converted right: a subclass of a layer, a replaced forward,
+            a lazy layer, a computed weight (weight norm, spectral norm, pruning), a weight that
+            the model's own code reads (`F.linear(x, self.fc.weight)`), tied weights that would
+            need different scales (a layer tied to an embedding with `"preserve"`), `sigma_b=0`
+            where `"preserve"` meets a bias; with `"reinit"` also a layer that would stay in
+            standard parameterization. Or there is no layer. The message names the layer.
+
+    Warns:
+        UserWarning: `sigma_w="gain"` could not see what follows a layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Linear(50, 1))
+        >>> [layer.sigma_w for layer in ntk_parameterize(net) if hasattr(layer, "sigma_w")]
+        [1.4142135623730951, 1.0]
+        >>> x = torch.randn(5, 3)
+        >>> torch.allclose(ntk_parameterize(net, mode="preserve")(x), net(x), atol=1e-5)
+        True
+    """
+    check_is_module(model)
+    check_choice("mode", mode, ("reinit", "preserve"))
+    if isinstance(sigma_w, str):
+        check_choice("sigma_w", sigma_w, ("gain",), "Or give a number above 0.")
+    else:
+        check_sigma_w(sigma_w)
+    sigma_b = check_sigma_b(sigma_b)
+    inventory = take_inventory(model, whole=mode == "reinit")
+    uses = find_uses(model)
+    _check_not_read(inventory, uses)
+    scales = (
+        _scales_by_gain(inventory, uses)
+        if isinstance(sigma_w, str)
+        else dict.fromkeys(inventory.standard, sigma_w)
+    )
+    _check_no_views(model, inventory)
+    if mode == "preserve":
+        factors = _preserving_factors(inventory, scales, sigma_b)
+        _check_ties_keep(model, inventory, factors)
+    else:
+        _check_ties_draw(model, inventory)
+
+    converted = copy.deepcopy(model)
+    modules = dict(converted.named_modules())  # of the same structure, so under the same names
+    for name in inventory.standard:
+        _become_ntk(modules[name], scales[name], sigma_b)
+    if mode == "preserve":
+        twins: dict[Tensor, Tensor] = dict(
+            zip(model.parameters(), converted.parameters(), strict=True)
+        )
+        for parameter, (factor, name) in factors.items():
+            _divide_(twins[parameter], factor, name)
+    else:
+        layers = [m for n, m in modules.items() if n in inventory.standard or n in inventory.ntk]
+        for parameter in dict.fromkeys(p for layer in layers for p in _weight_and_bias(layer)):
+            draw_normal_(parameter, generator=generator)
+    return converted
+
+
+def _weight_and_bias(layer: nn.Module) -> list[Tensor]:
+    return [p for p in (layer.weight, layer.bias) if isinstance(p, Tensor)]
+
+
+def _become_ntk(layer: nn.Module, sigma_w: float, sigma_b: float) -> None:
+    # An NTK layer has the attributes of its base and two more. Changing the class keeps what a
+    # new object would lose: hooks, and every other reference to the layer (in a list, say).
+    layer.__class__ = NTK_TYPE_OF[type(layer)]
+    vars(layer).update(sigma_w=sigma_w, sigma_b=sigma_b)
+
+
+@torch.no_grad()
+def _divide_(parameter: Tensor, factor: float, name: str) -> None:
+    if parameter.is_meta:
+        return
+    before = parameter.isfinite()
+    parameter.div_(factor)
+    if bool((parameter.isfinite() != before).any()):
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise ValueError(
+            message(
+                "model",
+                f"one whose weights divided by their scale stay finite in {dtype}",
+                f"one whose layer {name!r} divided by {factor:g} does not",
+                "Convert it in float32.",
+            )
+        )
+
+
+def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
+    """`sigma_w` of each layer by what follows it; layers with one weight have one scale."""
+    by_weight: dict[Tensor, set[float | None]] = {}
+    for layer in inventory.standard.values():
+        by_weight.setdefault(layer.weight, set()).update(uses.gains.get(layer, {None}))
+    scales: dict[str, float] = {}
+    unknown: list[str] = []
+    for name, layer in inventory.standard.items():
+        gains = by_weight[layer.weight] or {DEFAULT_GAIN}
+        only = next(iter(gains)) if len(gains) == 1 else None
+        scales[name] = DEFAULT_GAIN if only is None else only
+        if only is None:
+            unknown.append(name)
+    if unknown:
+        warnings.warn(
+            f'sigma_w="gain" gives 1 to {", ".join(map(repr, unknown))}: what follows there cannot '
+            "be seen by tracing the model, or differs from use to use. Give `sigma_w` as a number, "
+            "or set the attribute sigma_w of these layers.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return scales
+
+
+def _check_not_read(inventory: Inventory, uses: Uses) -> None:
+    for name, layer in inventory.standard.items():
+        if any(parameter in uses.read for parameter in _weight_and_bias(layer)):
+            raise ValueError(
+                message(
+                    "model",
+                    "one that uses its layers' weights only by calling the layers",
+                    f"one whose code reads the weight or bias of {name!r} itself",
+                    "Call the layer there, or build the network with NTK layers.",
+                )
+            )
+
+
+def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
+    """Refuse two tensors in one place of memory: a copy would part them."""
+    holders: dict[tuple[torch.device, int], Tensor] = {}
+    layers = {**inventory.standard, **inventory.ntk}
+    names = {p: name for name, layer in layers.items() for p in _weight_and_bias(layer)}
+    for tensor in (*names, *model.parameters(), *model.buffers()):
+        if is_lazy(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
+            continue
+        if not tensor.numel():
+            continue
+        holder = holders.setdefault((tensor.device, tensor.data_ptr()), tensor)
+        if holder is not tensor and holder in names:
+            raise ValueError(
+                message(
+                    "model",
+                    "one whose tied weights are one and the same nn.Parameter",
+                    f"one where a weight of {names[holder]!r} shares memory with another tensor",
+                    "Tie them by assignment: a.weight = b.weight.",
+                )
+            )
+
+
+def _preserving_factors(
+    inventory: Inventory, scales: dict[str, float], sigma_b: float
+) -> dict[Tensor, tuple[float, str]]:
+    """What each weight and bias is divided by, with the name of a layer that holds it."""
+    factors: dict[Tensor, tuple[float, str]] = {}
+    for name, layer in inventory.standard.items():
+        wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer.weight))}
+        if layer.bias is not None:
+            if sigma_b == 0.0 and (layer.bias.is_meta or bool(layer.bias.any())):
+                raise ValueError(
+                    message(
+                        "sigma_b",
+                        'greater than 0 where mode="preserve" meets a bias other than 0',
+                        f"0.0, with the bias of layer {name!r}",
+                        "Give a sigma_b above 0.",
+                    )
+                )
+            wanted[layer.bias] = sigma_b
+        for parameter, factor in wanted.items():
+            if factors.setdefault(parameter, (factor, name))[0] != factor:
+                raise ValueError(_tied(name, f"{factors[parameter][1]!r}"))
+    return {p: (factor, name) for p, (factor, name) in factors.items() if factor and p.numel()}
+
+
+def _check_ties_keep(
+    model: nn.Module, inventory: Inventory, factors: dict[Tensor, tuple[float, str]]
+) -> None:
+    converted = set(inventory.standard.values())
+    for name, module, _, parameter in parameter_places(model):
+        if parameter in factors and module not in converted:
+            raise ValueError(_tied(factors[parameter][1], where(name, module)))
+
+
+def _check_ties_draw(model: nn.Module, inventory: Inventory) -> None:
+    layers = {**inventory.standard, **inventory.ntk}
+    drawn = {p: name for name, layer in layers.items() for p in _weight_and_bias(layer)}
+    drawn_modules = set(layers.values())
+    for name, module, _, parameter in parameter_places(model):
+        # An embedding's own draw is N(0, 1) too.
+        apart = module not in drawn_modules and type(module) not in (nn.Embedding, nn.EmbeddingBag)
+        if parameter in drawn and apart:
+            raise ValueError(_tied(drawn[parameter], where(name, module)))
+
+
+def _tied(layer: str, other: str) -> str:
+    return message(
+        "model",
+        "one whose tied weights can have one scale",
+        f"one whose layer {layer!r} shares a parameter with {other}, which needs it unscaled or "
+        "on another scale",
+        "Untie them first, or build the network with NTK layers.",
+    )
