@@ -50,7 +50,7 @@ NO_NTK_LAYER = (
 def where(name: str, module: nn.Module) -> str:
     """How an error names a module of the model."""
     kind = type(module).__name__
-    return f"{name!r}, a {kind}" if name else f"itself a {kind}"
+    return f"the module {name!r} ({kind})" if name else f"the {kind} itself"
 
 
 def fan_in_of(weight: Tensor) -> int:
@@ -89,7 +89,7 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
             message(
                 "model",
                 "a module whose parameters have shapes",
-                f"one with the layer {where(name, layer)}",
+                f"one with {where(name, layer)}",
                 "Run one batch through the model first.",
             )
         )
@@ -103,7 +103,7 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
             message(
                 "model",
                 "a module whose weights and biases are parameters of their layers",
-                f"one with the layer {where(name, layer)} whose weight or bias is computed",
+                f"one with {where(name, layer)} whose weight or bias is computed",
                 "Remove the parametrization, weight norm, spectral norm or pruning first.",
             )
         )

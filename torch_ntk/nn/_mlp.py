@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from torch_ntk._checks import check_choice, check_positive_int, describe, message
 
@@ -51,7 +52,7 @@ class MLP(nn.Sequential):
             its own deep copy, so a `PReLU` is not shared), or a class or function that makes a
             module from no arguments.
         parameterization: `"ntk"` builds `NTKLinear`; `"standard"` builds `nn.Linear` drawn with
-            `torch_ntk.standard_init_`, the same random function at the start.
+            `torch_ntk.standard_init_`, for one seed the same function at the start.
         bias: Whether the layers have biases.
         sigma_w: Scale of the weights. `"gain"`: that of `torch.nn.init.calculate_gain` for the
             activation (√2 before ReLU, 1 for one that it does not know), and 1 for the last
@@ -106,8 +107,9 @@ class MLP(nn.Sequential):
         for index, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             ends = index == depth - 1
             scale = last if ends else hidden
-            self.append(
-                NTKLinear(
+            layer: nn.Linear
+            if parameterization == "ntk":
+                layer = NTKLinear(
                     fan_in,
                     fan_out,
                     bias,
@@ -116,11 +118,18 @@ class MLP(nn.Sequential):
                     device=device,
                     dtype=dtype,
                 )
-                if parameterization == "ntk"
-                else standard_init_(
-                    nn.Linear(fan_in, fan_out, bias, device=device, dtype=dtype), scale, sigma_b
+            else:
+                # Without nn.Linear's own draw, one seed gives both parameterizations one function.
+                layer = skip_init(  # type: ignore[no-untyped-call]
+                    nn.Linear,
+                    fan_in,
+                    fan_out,
+                    bias,
+                    device=torch.get_default_device() if device is None else device,
+                    dtype=dtype,
                 )
-            )
+                standard_init_(layer, scale, sigma_b)
+            self.append(layer)
             if not ends:
                 self.append(make_activation().to(device=device, dtype=dtype))
 

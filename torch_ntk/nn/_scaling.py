@@ -3,9 +3,9 @@
 A layer computes `c · (x * W) + sigma_b · b` with `c = sigma_w / sqrt(fan_in)`. The factor `c` may
 stand on the output, the input or the weight; the function and its derivatives are the same.
 
-- On the **output** it costs one pass over the output, shared with the addition of the bias, keeps
-  nothing more for the backward pass, and leaves the parameter itself as the argument of
-  `F.linear` and `F.conv*d`. This is what the layers do.
+- On the **output** it costs a pass over the output, keeps nothing more for the backward pass, and
+  leaves the parameter itself as the argument of `F.linear` and `F.conv*d`. This is what the
+  layers do.
 - On the input it would keep a second copy of every activation; on the weight it would cost a pass
   over `out × in` numbers each way, which for a wide layer on a small batch is as dear as the
   product itself.
@@ -94,14 +94,16 @@ def sums_in_float16(weight: Tensor) -> bool:
 
 
 def scale_and_shift(output: Tensor, scale: float, bias: Tensor | None, sigma_b: float) -> Tensor:
-    """`scale · output + sigma_b · bias` in one pass, in the type of `output`.
+    """`scale · output + sigma_b · bias`, in the type of `output`.
 
     `bias` broadcasts against the trailing axes of `output`. The cast keeps a reduced type that
     autocast chose for the product, as the bias inside `F.linear` would.
+
+    `torch.add(bias, output, alpha=scale)` would spare a pass, but torch.compile's inductor drops
+    `alpha` when it fuses an addition with the matrix product before it.
     """
-    if bias is None:
-        return output * scale
-    return torch.add((bias * sigma_b).to(output.dtype), output, alpha=scale)
+    scaled = output * scale
+    return scaled if bias is None else scaled + (bias * sigma_b).to(output.dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,64 @@
+"""What the NTK layers refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKConv3d, NTKLinear
+
+LAYERS = {
+    "linear": lambda **options: NTKLinear(4, 3, **options),
+    "conv1d": lambda **options: NTKConv1d(4, 3, 2, **options),
+    "conv2d": lambda **options: NTKConv2d(4, 3, 2, **options),
+    "conv3d": lambda **options: NTKConv3d(4, 3, 2, **options),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"sigma_w": 0.0}, ValueError, r"`sigma_w` must be a finite number greater than 0; got 0"),
+        ({"sigma_w": -1.0}, ValueError, r"`sigma_w` .* got -1\.0"),
+        ({"sigma_w": math.nan}, ValueError, r"`sigma_w` .* got nan"),
+        ({"sigma_w": math.inf}, ValueError, r"`sigma_w` .* got inf"),
+        ({"sigma_w": "gain"}, TypeError, r"`sigma_w` .* got 'gain'"),
+        ({"sigma_w": torch.tensor(1.0)}, TypeError, r"`sigma_w` .* tensor"),
+        ({"sigma_b": -0.1}, ValueError, r"`sigma_b` must be a finite number, at least 0"),
+        ({"sigma_b": math.inf}, ValueError, r"`sigma_b` .* got inf"),
+        ({"sigma_b": None}, TypeError, r"`sigma_b` .* got None"),
+        ({"bias": 1.4}, TypeError, r"`bias` must be True or False; got 1\.4"),
+    ],
+)
+def test_refuses_bad_arguments(
+    make: Any, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((-1, 3), ValueError, "`in_features` must be an integer, at least 0; got -1"),
+        ((3, -1), ValueError, "`out_features`"),
+        ((2.5, 3), TypeError, r"`in_features` .* got 2\.5"),
+        ((True, 3), TypeError, "`in_features`"),
+    ],
+)
+def test_refuses_bad_sizes(arguments: tuple[Any, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        NTKLinear(*arguments)
+    with pytest.raises(error, match=words.replace("features", "channels")):
+        NTKConv2d(*arguments, 3)
+
+
+def test_refuses_what_the_base_refuses() -> None:
+    with pytest.raises(ValueError, match="divisible by groups"):
+        NTKConv2d(3, 4, 3, groups=2)
+    with pytest.raises(ValueError, match="strided"):
+        NTKConv1d(3, 4, 3, stride=2, padding="same")

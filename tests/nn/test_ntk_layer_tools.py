@@ -1,0 +1,101 @@
+"""Every NTK layer under the tools that a module must stand: copies, pickles, compilers, tracers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import shutil
+
+import pytest
+import torch
+from ntk_layer_cases import CASES, SIGMA_B, SIGMA_W, Case, batch, build, close
+from torch import nn
+
+from torch_ntk.nn import NTKConv2d, NTKLinear
+
+# PyTorch remarks once that an even kernel under padding="same" costs it a copy.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def layer_case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(0)
+    return request.param
+
+
+def test_meta_device_then_to_empty(layer_case: Case) -> None:
+    layer = build(layer_case, device="meta")
+    assert layer(batch(layer_case).to("meta")).device.type == "meta"
+    layer.to_empty(device="cpu")
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    torch.manual_seed(3)
+    assert torch.equal(layer.weight, build(layer_case).weight)
+    assert (
+        torch.nn.utils.skip_init(layer_case[0], *layer_case[1], **layer_case[2]).weight.device.type
+        == "cpu"
+    )
+
+
+def test_copies_and_pickles(layer_case: Case) -> None:
+    layer = build(layer_case)
+    x = batch(layer_case)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+        assert (twin.sigma_w, twin.sigma_b) == (SIGMA_W, SIGMA_B)
+        assert twin.weight is not layer.weight
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    fresh = build(layer_case)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh(x), layer(x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_in_one_graph(layer_case: Case, backend: str) -> None:
+    torch.compiler.reset()
+    layer = build(layer_case)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    x = batch(layer_case)
+    close(compiled(x), layer(x))
+    layer.sigma_w = 0.5
+    close(compiled(x), layer(x))
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler"
+)
+def test_compiles_with_inductor() -> None:
+    """Two axes of input, so that inductor may fuse the bias into the product."""
+    torch.compiler.reset()
+    net = nn.Sequential(
+        NTKConv2d(2, 3, 3, padding=1, padding_mode="circular"), nn.Flatten(), NTKLinear(48, 2)
+    ).double()
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    compiled = torch.compile(net, fullgraph=True)
+    close(compiled(x), net(x))
+    wanted = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    got = torch.autograd.grad(compiled(x).square().sum(), list(net.parameters()))
+    for a, b in zip(got, wanted, strict=True):
+        close(a, b, 1e-10)
+
+
+def test_exports(layer_case: Case) -> None:
+    layer = build(layer_case)
+    x = batch(layer_case)
+    close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+def test_traces_symbolically(layer_case: Case) -> None:
+    layer = build(layer_case)
+    x = batch(layer_case)
+    close(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+def test_parametrizations_apply() -> None:
+    layer = NTKLinear(4, 3, sigma_w=2.0, sigma_b=0.0, dtype=torch.float64)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    close(layer(x), x @ layer.weight.T)
