@@ -5,6 +5,8 @@ invisible to the caller, `ModelFunction` is the pure function, and `failure` tur
 from deep inside `torch.func` into one that names its cause.
 """
 
+from ._agree import agree as agree
+from ._agree import check_batching as check_batching
 from ._failure import CANNOT_TRANSFORM as CANNOT_TRANSFORM
 from ._failure import failure as failure
 from ._failure import is_checkpointing as is_checkpointing

@@ -32,12 +32,13 @@ def is_checkpointing(error: BaseException) -> bool:
     return "saved tensor hooks" in str(error) or in_checkpoint
 
 
-def failure(error: Exception, doing: str) -> Exception:
+def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
     """A `ValueError` that says which known cause stopped `doing`, to be raised from `error`.
 
     Args:
         error: What torch raised.
         doing: What was attempted, for example "differentiate the outputs".
+        remedy: What the caller may do instead, if the cause is none of the known ones.
     """
     if is_checkpointing(error):
         return ValueError(
@@ -56,6 +57,6 @@ def failure(error: Exception, doing: str) -> Exception:
             "model",
             "a function that torch.func can differentiate",
             f"{type(error).__name__} while trying to {doing}: {first}",
-            "The error above this one shows where in the model it happened.",
+            f"{remedy} The error above this one shows where in the model it happened.".strip(),
         )
     )

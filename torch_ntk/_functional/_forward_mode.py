@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 _ABOUT_ITSELF = (
     "There is a performance drop because we have not yet implemented the batching rule",
     "RNN module weights are not part of single contiguous chunk of memory",
+    "None of the inputs have requires_grad=True",  # checkpointing, which is refused by name
     "`torch.jit.script` is deprecated",  # torch's own rules for forward mode, when first loaded
 )
 
@@ -46,5 +47,5 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
 
 
 def _enable_mkldnn(value: bool) -> None:
-    """Set the flag alone; `torch.backends.mkldnn.flags` also sets TF32, with a warning."""
+    """Set the flag alone; `backends.mkldnn.flags` also sets TF32, with a warning."""
     torch.backends.mkldnn.enabled = value  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from .._checks import check_finite, check_tensor, describe, message
 from .._types import ModelLike, Parameters, ParameterSelection
+from ._agree import check_batching
 from ._failure import CANNOT_TRANSFORM, is_out_of_memory
 from ._refuse import refuse_unsupported
 from ._select import select_parameters
@@ -55,6 +56,7 @@ class ModelFunction:
         """Outputs `[N, O]` of a batch, every sample evaluated alone like the Jacobians."""
         try:
             rows: Tensor = vmap(self.single, in_dims=(None, 0))(params, x)
+            check_batching({"f": rows[-1]}, {"f": self.single(params, x[-1])})
             return rows
         except CANNOT_TRANSFORM as error:
             if is_out_of_memory(error):

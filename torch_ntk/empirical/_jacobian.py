@@ -16,6 +16,7 @@ from .._checks import message
 from .._functional import (
     CANNOT_TRANSFORM,
     ModelFunction,
+    check_batching,
     failure,
     is_checkpointing,
     is_out_of_memory,
@@ -56,8 +57,14 @@ def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
 
 def _batched(fn: ModelFunction, x: Tensor) -> Jacobians:
     jac = vmap(jacrev(fn.single), in_dims=(None, 0))(fn.params, x)
-    # Not -1: a parameter may have no entries.
-    return {k: v.reshape(*v.shape[:2], fn.params[k].numel()) for k, v in jac.items()}
+    transformed = vjp(lambda p: fn.single(p, x[-1]), fn.params)
+    n, o = x.shape[0], transformed[0].numel()
+    # A wrong batching rule may also return other shapes: reshape raises then.
+    rows = {k: v.reshape(n, o, fn.params[k].numel()) for k, v in jac.items()}
+    u = torch.linspace(1.0, 0.5, o, dtype=fn.dtype, device=fn.device)
+    alone = {k: g.reshape(-1) for k, g in transformed[1](u)[0].items()}
+    check_batching({k: u @ j[-1] for k, j in rows.items()}, alone)
+    return rows
 
 
 def _by_sample(fn: ModelFunction, x: Tensor) -> Jacobians:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from .._checks import message
-from .._functional import ModelFunction, is_out_of_memory
+from .._functional import ModelFunction, agree, is_out_of_memory, plain_name
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,29 @@ class Trial:
     activation_bytes: int
 
 
-class _ResultBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the sizes of everything that the operations inside return."""
+class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations inside and the sizes of everything that they return.
+
+    `FlopCounterMode` has the same formulas, but also hooks into every module call, at which
+    compiled submodules take offence.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.bytes = 0
+        self.flops = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         for t in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(t, Tensor):
-                self.total += t.numel() * t.element_size()
+                self.bytes += t.numel() * t.element_size()
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=out))
         return out
 
 
@@ -51,12 +60,12 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
 
     Raises:
         TypeError: The model does not take these inputs, or does not return one tensor.
-        ValueError: Its outputs are not finite, are random, or depend on the other samples of
-            the batch.
+        ValueError: Its outputs are not finite, are random, depend on the other samples of the
+            batch or on parameters that `functional_call` cannot replace.
         MemoryError: One forward pass does not fit in memory.
     """
     states = _random_states(fn.device)
-    with FlopCounterMode(display=False) as counter, _ResultBytes() as results:
+    with _Costs() as costs:
         one = _forward(fn, name, x[:1])
     if one.shape[1] == 0:
         raise ValueError(message("model", "a function with outputs", one, ""))
@@ -72,7 +81,9 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     after = _random_states(fn.device)
     drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
     # The second pass finds what no generator of torch's shows: NumPy's, a counter, the time.
-    if drawn or not _agree(fn, one, _forward(fn, name, x[:1])):
+    with torch.enable_grad():
+        again = _forward(fn, name, x[:1])
+    if drawn or not agree([one], [again.detach()]):
         raise ValueError(
             message(
                 "model",
@@ -82,8 +93,9 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
                 "outside of the model.",
             )
         )
+    _check_no_other_way(fn, again)
     _check_uncoupled(fn, name, x)
-    return Trial(one.shape[1], int(counter.get_total_flops()), results.total)
+    return Trial(one.shape[1], costs.flops, costs.bytes)
 
 
 def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
@@ -118,24 +130,57 @@ def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
         ) from error
 
 
+def _check_no_other_way(fn: ModelFunction, out: Tensor) -> None:
+    """The forward must find its parameters where `functional_call` puts others in their place.
+
+    Copies that do not require grad stand there now. If the outputs do, the forward has reached
+    a parameter itself, in a list or a closure, which would then count as a constant.
+    """
+    own = {} if fn.module is None else {id(p): n for n, p in fn.module.named_parameters()}
+    nodes, seen = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+        name = own.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ValueError(
+                message(
+                    "model",
+                    "a module that uses its parameters as attributes (self.weight)",
+                    f"a forward that uses {plain_name(name)!r} through another reference, such "
+                    "as a list, a closure or a tensor computed from it before",
+                    "Use the attribute, or nn.ParameterList instead of a list.",
+                )
+            )
+
+
 def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> None:
-    """The outputs of the first sample must not change with the samples before and after it.
+    """The outputs of a sample must not change with the samples before and after it.
 
     Compared are two batches of the same size, in which a function of one sample at a time gives
     the same digits: a sample alone and in a batch may differ by rounding, which cancellation in
     the last layer magnifies.
     """
-    other, made_up = _another(x)
+    first, (other, made_up) = x[:1], _another(x)
     if other is None:
         return
+
+    def changes(own: Tensor, neighbour: Tensor) -> bool:
+        among_equals = _forward(fn, name, torch.cat([own, own, own]))[1]
+        among_others = _forward(fn, name, torch.cat([neighbour, own, neighbour]))[1]
+        # What is not finite is reported with the kernel, by its index.
+        return bool(among_equals.isfinite().all()) and not agree([among_equals], [among_others])
+
     try:
-        among_equals = _forward(fn, name, torch.cat([x[:1], x[:1], x[:1]]))
-        among_others = _forward(fn, name, torch.cat([other, x[:1], other]))
+        coupled = changes(first, other) or changes(other, first)
     except (TypeError, ValueError):
         if made_up:
             return  # the caller's only sample was fine alone; nothing says that others must be
         raise
-    if among_equals.shape != among_others.shape or not _agree(fn, among_equals[1], among_others[1]):
+    if coupled:
         raise ValueError(
             message(
                 "model",
@@ -161,12 +206,6 @@ def _another(x: Tensor) -> tuple[Tensor | None, bool]:
     else:  # indices stay valid when they change places
         made = first.reshape(-1).flip(0).reshape(first.shape)
     return (None if torch.equal(made, first) else made), True
-
-
-def _agree(fn: ModelFunction, a: Tensor, b: Tensor) -> bool:
-    """Whether two evaluations of the same outputs differ by no more than rounding."""
-    scale = max(float(a.abs().max()), float(b.abs().max()))
-    return bool((a - b).abs().max() <= torch.finfo(fn.dtype).eps ** 0.5 * scale)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -7,6 +7,7 @@ formed (Novak et al. 2022, section 3.2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from .._checks import message
-from .._functional import CANNOT_TRANSFORM, ModelFunction, failure, is_out_of_memory
+from .._functional import (
+    CANNOT_TRANSFORM,
+    ModelFunction,
+    check_batching,
+    failure,
+    is_out_of_memory,
+)
 from .._types import Output, Parameters
 from ._blocks import Backoff, plan, ranges
 from ._outputs import add_columns_, shape, symmetrize_, transposed
@@ -35,8 +42,13 @@ def _directions(fn: ModelFunction, x: Tensor, basis: Tensor) -> Parameters:
         grads: Parameters = vmap(lambda e: pull(e)[0])(basis)
         return grads
 
+    count = x.shape[0] * basis.shape[0]
     try:
-        grads = vmap(one)(x)
+        # A wrong batching rule may also return other shapes: reshape raises then.
+        grads = {k: v.reshape(count, *fn.params[k].shape) for k, v in vmap(one)(x).items()}
+        weights = _weights(basis.shape[0], basis)
+        last = {k: _combined(weights, v[-len(weights) :]) for k, v in grads.items()}
+        check_batching(last, _pullback(fn, x[-1])(weights @ basis)[0])
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error):
             raise
@@ -45,7 +57,7 @@ def _directions(fn: ModelFunction, x: Tensor, basis: Tensor) -> Parameters:
             pull = _pullback(fn, sample)
             columns.append([pull(e)[0] for e in basis])
         return {k: torch.stack([g[k] for row in columns for g in row]) for k in fn.params}
-    return {k: v.flatten(0, 1) for k, v in grads.items()}
+    return grads
 
 
 def _product(fn: ModelFunction, sample: Tensor, direction: Parameters) -> Tensor:
@@ -56,14 +68,28 @@ def _product(fn: ModelFunction, sample: Tensor, direction: Parameters) -> Tensor
 
 def _products(fn: ModelFunction, x: Tensor, directions: Parameters) -> Tensor:
     """The jvps of each of the samples `x` [n, ...] in each of `c` directions: `[c, n, O]`."""
+    count = next(iter(directions.values())).shape[0]
     try:
-        return vmap(lambda v: vmap(lambda s: _product(fn, s, v))(x))(directions)
+        products: Tensor = vmap(lambda v: vmap(lambda s: _product(fn, s, v))(x))(directions)
+        products = products.reshape(count, x.shape[0], -1)
+        weights = _weights(count, products)
+        combined = {k: _combined(weights, v) for k, v in directions.items()}
+        check_batching({"f": weights @ products[:, -1]}, {"f": _product(fn, x[-1], combined)})
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error):
             raise
-    count = next(iter(directions.values())).shape[0]
-    each = ({k: v[i] for k, v in directions.items()} for i in range(count))
-    return torch.stack([torch.stack([_product(fn, s, v) for s in x]) for v in each])
+        each = [{k: v[i] for k, v in directions.items()} for i in range(count)]
+        products = torch.stack([torch.stack([_product(fn, s, v) for s in x]) for v in each])
+    return products
+
+
+def _weights(n: int, like: Tensor) -> Tensor:
+    """Weights of a sum in which no two terms can change places unnoticed."""
+    return torch.linspace(1.0, 0.5, n, dtype=like.dtype, device=like.device)
+
+
+def _combined(weights: Tensor, rows: Tensor) -> Tensor:
+    return torch.einsum("c,c...->...", weights, rows)
 
 
 def _check_forward_mode(fn: ModelFunction, x: Tensor, outputs: int) -> None:
@@ -73,10 +99,12 @@ def _check_forward_mode(fn: ModelFunction, x: Tensor, outputs: int) -> None:
     there) or where an autograd.Function defines a `jvp` that does not belong to its `backward`.
     With g = Jᵀu, `⟨u, J g⟩ = ‖g‖²`, a sum without cancellation.
     """
-    u = torch.linspace(1.0, 0.5, outputs, dtype=fn.dtype, device=fn.device)
+    u = _weights(outputs, next(iter(fn.params.values())))
     directions = _directions(fn, x[:1], u[None])
     forwards = float(_products(fn, x[:1], directions).flatten() @ u)
     backwards = sum(float(v.square().sum()) for v in directions.values())
+    if not math.isfinite(backwards):
+        return  # the kernel will not be finite either, and says more about it
     if not abs(forwards - backwards) <= 100 * torch.finfo(fn.dtype).eps ** 0.5 * backwards:
         raise ValueError(
             message(
@@ -137,5 +165,9 @@ def kernel(
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error) or str(error).startswith("`"):
             raise
-        raise failure(error, "differentiate the outputs of the model forwards") from error
+        raise failure(
+            error,
+            "differentiate the outputs of the model forwards",
+            "method='jacobian' needs only backward passes.",
+        ) from error
     return result

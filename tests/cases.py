@@ -1,0 +1,380 @@
+"""One table of models; every engine is held to it.
+
+A row builds a float64 model, always the same one, as a user may hand it over: in train mode,
+with running statistics, partly frozen, compiled. To add a case, add a row to `CASES`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from case_models import (
+    CountingNet,
+    ExpSquare,
+    FunctionalNet,
+    ItemNet,
+    LSTMCellLoop,
+    MaskedAttention,
+    OldSquare,
+    Reused,
+    StopGradient,
+    TiedEmbedding,
+    TiedLinears,
+    WritesIntoZeros,
+)
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from torch_ntk.nn import MLP, NTKConv2d, NTKLinear
+
+Inputs = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with its inputs.
+
+    Attributes:
+        name: Of the row.
+        make: Builds the module; called with the generator seeded.
+        sample: The shape of one input; with `tokens`, of one row of indices.
+        tokens: The number of indices, for models that take them instead of numbers.
+        no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
+        slow: Whether it takes more than about ten seconds.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    sample: tuple[int, ...]
+    tokens: int = 0
+    no_forward_mode: str = ""
+    slow: bool = False
+
+    def build(self) -> nn.Module:
+        """The model in float64, in train mode unless the row says otherwise."""
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning)
+            torch.manual_seed(1)
+            return self.make().double()
+
+    def inputs(self, n: int, seed: int = 0) -> Tensor:
+        """`n` samples; other ones for every `seed`."""
+        generator = torch.Generator().manual_seed(100 + seed)
+        if self.tokens:
+            return torch.randint(self.tokens, (n, *self.sample), generator=generator)
+        return torch.randn(n, *self.sample, generator=generator, dtype=torch.float64)
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    """Running statistics and affine parameters as after some training."""
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2.0)
+            nn.init.normal_(m.weight)
+            nn.init.normal_(m.bias)
+    return model
+
+
+def _frozen(model: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def _part_in_eval(model: nn.Sequential, index: int) -> nn.Module:
+    model[index].eval()
+    return model
+
+
+def _resnet18() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return _with_statistics(resnet18(num_classes=3))
+
+
+class Lambda(nn.Module):
+    """A module around a function of its submodules and the input."""
+
+    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(*self.parts, x)
+
+
+def _mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def _conv(**options: object) -> nn.Module:
+    convolution = nn.Conv2d(2, 4, 3, **options)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.ReLU(), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.LazyLinear(3))
+
+
+def _convolutional(**options: object) -> nn.Module:
+    model = _conv(**options)
+    model(torch.zeros(1, 2, 6, 6))
+    return model
+
+
+CASES: tuple[Case, ...] = (
+    Case("ntk_mlp", lambda: MLP([5, 8, 3], "relu"), (5,)),
+    Case(
+        "ntk_conv",
+        lambda: nn.Sequential(
+            NTKConv2d(2, 4, 3, padding=1, groups=2, padding_mode="circular"),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            NTKLinear(4 * 9, 3, sigma_w=2**0.5),
+        ),
+        (2, 6, 6),
+    ),
+    Case("mlp", _mlp, (5,)),
+    Case(
+        "conv_groups_dilation", lambda: _convolutional(groups=2, dilation=2, padding=1), (2, 6, 6)
+    ),
+    Case(
+        "conv_stride_same", lambda: _convolutional(padding="same", padding_mode="zeros"), (2, 6, 6)
+    ),
+    Case("conv_circular", lambda: _convolutional(padding=1, padding_mode="circular"), (2, 6, 6)),
+    Case("conv_reflect", lambda: _convolutional(padding=1, padding_mode="reflect"), (2, 6, 6)),
+    Case(
+        "conv_transpose_maxpool",
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(2, 3, 3, stride=2), nn.PReLU(3), nn.MaxPool2d(3), nn.Conv2d(3, 2, 2)
+        ),
+        (2, 4, 4),
+    ),
+    Case(
+        "batchnorm1d",
+        lambda: _with_statistics(
+            nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+        ),
+        (5,),
+    ),
+    Case(
+        "batchnorm2d",
+        lambda: _with_statistics(
+            nn.Sequential(
+                nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+            )
+        ),
+        (2, 6, 6),
+    ),
+    Case(
+        "layer_norm",
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2)),
+        (5,),
+    ),
+    Case(
+        "group_norm",
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 1, 3)
+        ),
+        (2, 6, 6),
+    ),
+    Case(
+        "instance_norm",
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.Tanh(), nn.Conv2d(4, 1, 3)
+        ),
+        (2, 6, 6),
+    ),
+    Case(
+        "dropout",
+        lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.Dropout(0.5), nn.ReLU(), nn.AlphaDropout(0.3), nn.Linear(8, 2)
+        ),
+        (5,),
+    ),
+    Case(
+        "part_frozen_in_eval",
+        lambda: _part_in_eval(
+            nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Dropout(0.5), nn.Linear(6, 2)), 1
+        ),
+        (5,),
+    ),
+    Case("tied_embedding", TiedEmbedding, (4,), tokens=7),
+    Case(
+        "embedding_max_norm",
+        lambda: nn.Sequential(nn.Embedding(7, 4, max_norm=1.0), nn.Flatten(), nn.Linear(12, 2)),
+        (3,),
+        tokens=7,
+    ),
+    Case(
+        "embedding_bag",
+        lambda: nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Linear(4, 2)),
+        (3,),
+        tokens=7,
+        no_forward_mode="forward AD.*method='jacobian'",
+    ),
+    Case("layer_twice", lambda: Reused(2), (5,)),
+    Case("layer_three_times", lambda: Reused(3), (5,)),
+    Case("tied_weights", TiedLinears, (5,)),
+    Case(
+        "spectral_norm_hook",
+        lambda: nn.Sequential(
+            nn.utils.spectral_norm(nn.Linear(5, 6)),
+            nn.Tanh(),
+            nn.utils.spectral_norm(nn.Linear(6, 2)),
+        ),
+        (5,),
+    ),
+    Case(
+        "spectral_norm_parametrized",
+        lambda: nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)
+        ),
+        (5,),
+    ),
+    Case(
+        "weight_norm_hook",
+        lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)),
+        (5,),
+        no_forward_mode="forward AD.*method='jacobian'",
+    ),
+    Case(
+        "weight_norm_parametrized",
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)
+        ),
+        (5,),
+        no_forward_mode="forward AD.*method='jacobian'",
+    ),
+    Case("rnn", lambda: Lambda(lambda r, x: r(x)[0], nn.RNN(3, 4, batch_first=True)), (2, 3)),
+    Case(
+        "gru",
+        lambda: Lambda(
+            lambda r, h, x: h(r(x)[0][:, -1]),
+            nn.GRU(3, 4, batch_first=True, bidirectional=True),
+            nn.Linear(8, 2),
+        ),
+        (2, 3),
+    ),
+    Case(
+        "lstm",
+        lambda: Lambda(
+            lambda r, h, x: h(r(x)[0][:, -1]),
+            nn.LSTM(3, 4, batch_first=True, num_layers=2, dropout=0.5),
+            nn.Linear(4, 2),
+        ),
+        (2, 3),
+    ),
+    Case("lstm_cell_loop", LSTMCellLoop, (2, 3)),
+    Case(
+        "attention",
+        lambda: Lambda(
+            lambda a, h, x: h(a(x, x, x)[0][:, 0]),
+            nn.MultiheadAttention(4, 2, dropout=0.2, batch_first=True),
+            nn.Linear(4, 2),
+        ),
+        (3, 4),
+    ),
+    Case("attention_mask_of_infinities", MaskedAttention, (3, 4)),
+    Case(
+        "transformer_encoder",
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, batch_first=True),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        (3, 4),
+    ),
+    Case("functional", FunctionalNet, (5,)),
+    Case(
+        "relu_inplace_first",
+        lambda: nn.Sequential(
+            nn.ReLU(inplace=True), nn.Linear(5, 4), nn.ReLU(True), nn.Linear(4, 2)
+        ),
+        (5,),
+    ),
+    Case("frozen_parameters", lambda: _frozen(_mlp(), "0.weight", "2.bias"), (5,)),
+    Case(
+        "outputs_of_two_dimensions",
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Unflatten(1, (2, 2))),
+        (5,),
+    ),
+    Case(
+        "scalar_outputs",
+        lambda: Lambda(
+            lambda f, x: f(x).squeeze(), nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 1))
+        ),
+        (5,),
+    ),
+    Case(
+        "parameter_of_no_entries", lambda: Lambda(_wide_and_empty, nn.Linear(5, 2), _empty()), (5,)
+    ),
+    Case(
+        "function_of_the_old_kind",
+        lambda: Lambda(lambda f, x: OldSquare.apply(f(x)), nn.Linear(5, 3)),
+        (5,),
+        no_forward_mode="OldSquare|setup_context|autograd.Function",
+    ),
+    Case(
+        "function_of_the_new_kind",
+        lambda: Lambda(lambda f, x: ExpSquare.apply(f(x)), nn.Linear(5, 3)),
+        (5,),
+    ),
+    Case(
+        "residual",
+        lambda: Lambda(
+            lambda f, g, x: g(x + f(x)), nn.Sequential(nn.Linear(5, 5), nn.ReLU()), _mlp()
+        ),
+        (5,),
+    ),
+    Case(
+        "gradient_stopped_by_no_grad",
+        lambda: StopGradient(detach=False),
+        (5,),
+        no_forward_mode="no_grad",
+    ),
+    Case("gradient_stopped_by_detach", lambda: StopGradient(detach=True), (5,)),
+    Case("item_on_data", ItemNet, (5,)),
+    Case("writes_into_zeros", WritesIntoZeros, (5,)),
+    Case("counts_and_remembers", lambda: CountingNet(ticks=False), (5,)),
+    Case(
+        "counts_in_a_tensor",
+        lambda: CountingNet(ticks=True),
+        (5,),
+        no_forward_mode="in-place.*method='jacobian'",
+    ),
+    # vmap's rule for prelu mixes up samples and outputs when there are as many of each.
+    Case("as_many_outputs_as_samples", lambda: nn.PReLU(4), (4,)),
+    Case(
+        "fourier",
+        lambda: Lambda(lambda f, x: torch.fft.rfft(f(x)).abs(), nn.Linear(5, 4)),
+        (5,),
+    ),
+    Case("compiled", lambda: torch.compile(_mlp().double(), backend="eager"), (5,)),
+    Case(
+        "compiled_inside",
+        lambda: nn.Sequential(torch.compile(_mlp().double(), backend="eager"), nn.Linear(3, 2)),
+        (5,),
+    ),
+    Case("resnet18", _resnet18, (3, 32, 32), slow=True),
+)
+
+
+def _empty() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element")
+        layer = nn.Linear(0, 2)
+    nn.init.ones_(layer.bias)
+    return layer
+
+
+def _wide_and_empty(f: nn.Module, empty: nn.Module, x: Tensor) -> Tensor:
+    return F.softplus(f(x)) * empty(x[:, :0])
+
+
+def by_name(name: str) -> Case:
+    """The row of that name."""
+    return next(c for c in CASES if c.name == name)

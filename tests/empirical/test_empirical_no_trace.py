@@ -1,0 +1,161 @@
+"""A kernel leaves nothing behind, neither when it succeeds nor when it fails half-way."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, by_name
+from torch import nn
+from torch.nn.utils import parametrize
+from traces import snapshot
+
+from torch_ntk import empirical_nngp, empirical_ntk
+
+METHODS = ["jacobian", "vector_product", "auto"]
+
+
+def _prepared(case: Case) -> nn.Module:
+    """As in the middle of training: gradients are there, and the generators have been used."""
+    model = case.build()
+    for p in model.parameters():
+        if p.requires_grad and p.numel():
+            p.grad = torch.full_like(p, 0.5)
+    random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002
+    return model
+
+
+@pytest.mark.parametrize("method", [*METHODS, "nngp"])
+def test_success_leaves_no_trace(case: Case, method: str) -> None:
+    model, x1, x2 = _prepared(case), case.inputs(4), case.inputs(3, 1)
+    before = snapshot(model, x1, x2)
+    if method == "nngp":
+        empirical_nngp(model, x1, x2)
+    elif method == "vector_product" and case.no_forward_mode:
+        with pytest.raises(ValueError, match=case.no_forward_mode):
+            empirical_ntk(model, x1, x2, method=method)
+    else:
+        empirical_ntk(model, x1, x2, method=method)
+    assert snapshot(model, x1, x2) == before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 4, 6])
+@pytest.mark.parametrize("method", ["jacobian", "vector_product"])
+def test_interruption_leaves_no_trace(case: Case, method: str, nth: int) -> None:
+    model, x1, x2 = _prepared(case), case.inputs(4), case.inputs(3, 1)
+    calls = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+
+    getattr(model, "_orig_mod", model).register_forward_hook(interrupt)
+    before = snapshot(model, x1, x2)
+    may_be_refused = method == "vector_product" and case.no_forward_mode
+    stop = (KeyboardInterrupt, ValueError) if may_be_refused else KeyboardInterrupt
+    with pytest.raises(stop):
+        empirical_ntk(model, x1, x2, method=method, batch_size=1)
+    assert snapshot(model, x1, x2) == before
+
+
+@contextlib.contextmanager
+def _low_precision() -> Iterator[None]:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SURROUNDINGS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "enable_grad": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "low_precision": _low_precision,
+    "deterministic": _deterministic,
+    "cached_parametrizations": parametrize.cached,
+    "compiler_stance": lambda: torch.compiler.set_stance("eager_on_recompile"),
+}
+
+
+@pytest.mark.parametrize("surrounding", list(SURROUNDINGS))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name", ["mlp", "gru", "spectral_norm_parametrized", "transformer_encoder", "batchnorm2d"]
+)
+def test_surroundings_change_nothing_and_stay(name: str, method: str, surrounding: str) -> None:
+    case = by_name(name)
+    model, x = _prepared(case).float(), case.inputs(3).float()
+    expected = empirical_ntk(model, x, method=method)
+    with SURROUNDINGS[surrounding]():
+        if surrounding == "cached_parametrizations":
+            model.eval()(x)  # fills the cache
+            model.train()
+        before = snapshot(model, x)
+        kernel = empirical_ntk(model, x, method=method)
+        assert snapshot(model, x) == before
+    assert torch.equal(kernel, expected)
+    assert not kernel.requires_grad
+    assert not kernel.is_inference()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_made_under_inference_mode(method: str) -> None:
+    case = by_name("batchnorm2d")
+    expected = empirical_ntk(case.build(), case.inputs(3), method=method)
+    with torch.inference_mode():
+        model, x = case.build(), case.inputs(3)
+    assert x.is_inference()
+    assert torch.equal(empirical_ntk(model, x, method=method), expected)
+    with torch.inference_mode():
+        assert torch.equal(empirical_ntk(model, x, method=method), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_that_require_grad(method: str) -> None:
+    case = by_name("mlp")
+    x = case.inputs(3).requires_grad_()
+    kernel = empirical_ntk(case.build(), x * 1.0, method=method)
+    assert not kernel.requires_grad
+    assert x.grad is None
+
+
+def test_training_goes_on_as_if_nothing_had_been() -> None:
+    """Two runs of the same seed, one with kernels in between, end bitwise alike."""
+
+    def train(measure: bool) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1)
+        )
+        optimizer = torch.optim.Adam(model.parameters())
+        x = torch.randn(16, 5)
+        for _ in range(4):
+            if measure:
+                empirical_ntk(model, x[:4])
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            if measure:
+                empirical_ntk(model, x[:4])
+            optimizer.step()
+        return list(model.state_dict().values())
+
+    for a, b in zip(train(False), train(True), strict=True):
+        assert torch.equal(a, b)

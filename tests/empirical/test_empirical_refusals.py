@@ -1,0 +1,312 @@
+"""What cannot be computed right is refused, by name, and leaves no trace either."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from traces import settings, snapshot
+
+from torch_ntk import empirical_nngp, empirical_ntk
+
+METHODS = ["jacobian", "vector_product", "auto"]
+X = torch.linspace(-1.0, 1.0, 15).reshape(3, 5)
+
+
+class Module(nn.Module):
+    """A linear layer inside of a given forward."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 2)
+        self._forward = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self._forward(self.layer, x)
+
+
+def _script() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(5, 2))
+
+
+def _trace() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(nn.Linear(5, 2), X)
+
+
+def _quantized() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(
+            nn.Linear(5, 5), torch.ao.nn.quantized.dynamic.Linear(5, 2), nn.Linear(2, 2)
+        )
+
+
+def _with_value(value: float, where: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        model.get_parameter(where).view(-1)[0] = value if where != "1.running_mean" else 0.0
+    return model
+
+
+def _nan_buffer() -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    model[1].running_mean[1] = math.nan
+    return model
+
+
+class Sharded(nn.Parameter):
+    """As a DTensor of FSDP2 looks from outside."""
+
+    placements = ("Shard(0)",)
+
+
+def _sharded() -> nn.Module:
+    model = nn.Linear(5, 2)
+    model.weight = Sharded(torch.ones(2, 5))
+    return model
+
+
+class FullyShardedDataParallel(nn.Linear):
+    """As FSDP1 looks from outside."""
+
+
+def _own_generator() -> nn.Module:
+    model = Module(lambda f, x: f(x) + torch.rand(1, generator=model.noise))
+    model.noise = torch.Generator().manual_seed(1)
+    return model
+
+
+def _growing() -> nn.Module:
+    def forward(f: nn.Module, x: Tensor) -> Tensor:
+        model.calls += 1
+        return f(x) * model.calls
+
+    model = Module(forward)
+    model.calls = 0
+    return model
+
+
+def _parameter_in_a_list() -> nn.Module:
+    model = Module(lambda f, x: F.linear(x, model.weights[0]) + f.bias)
+    model.weights = [model.layer.weight]
+    return model
+
+
+def _computed_before() -> nn.Module:
+    model = Module(lambda f, x: F.linear(x, model.doubled) + f.bias)
+    model.doubled = 2 * model.layer.weight
+    return model
+
+
+MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "script": (_script, TypeError, "`model` must be made of Python modules.*TorchScript"),
+    "script_inside": (
+        lambda: nn.Sequential(_script(), nn.Linear(2, 2)),
+        TypeError,
+        "TorchScript module .*at '0'",
+    ),
+    "traced": (_trace, TypeError, "TorchScript"),
+    "quantized": (_quantized, TypeError, "quantized module .*at '1'"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), TypeError, "lazy module.*at '0'"),
+    "meta": (lambda: nn.Linear(5, 2, device="meta"), TypeError, "'weight' on the meta device"),
+    "complex": (lambda: nn.Linear(5, 2, dtype=torch.complex64), TypeError, "complex.*'weight'"),
+    "sharded": (_sharded, TypeError, "sharded parameter 'weight'.*full copy"),
+    "sharded_wrapper": (lambda: FullyShardedDataParallel(5, 2), TypeError, "are sharded"),
+    "nan_weight": (lambda: _with_value(math.nan, "0.weight"), ValueError, "NaN or.*'0.weight'"),
+    "infinite_weight": (lambda: _with_value(math.inf, "1.bias"), ValueError, "'1.bias'"),
+    "nan_buffer": (_nan_buffer, ValueError, "'1.running_mean'"),
+    "no_parameters": (lambda: nn.Flatten(), ValueError, "0 parameters, none of which"),
+    "all_frozen": (lambda: nn.Linear(5, 2).requires_grad_(False), ValueError, "2 parameters, none"),
+    "two_dtypes": (
+        lambda: nn.Sequential(nn.Linear(5, 2), nn.Linear(2, 2).double()),
+        ValueError,
+        "of one dtype; got '0.weight' in torch.float32, '1.weight' in torch.float64",
+    ),
+    "batchnorm_without_statistics": (
+        lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+        ValueError,
+        "running statistics \\(BatchNorm1d at '1'\\)",
+    ),
+    "mean_over_the_batch": (
+        lambda: Module(lambda f, x: f(x - x.mean(0))),
+        ValueError,
+        "one sample",
+    ),
+    "sum_along_the_batch": (lambda: Module(lambda f, x: f(x.cumsum(0))), ValueError, "one sample"),
+    "softmax_over_the_batch": (lambda: Module(lambda f, x: f(x).softmax(0)), ValueError, "one sam"),
+    "number_of_the_batch": (
+        lambda: Module(lambda f, x: f(x) * x.abs().max().item()),
+        ValueError,
+        "one sample",
+    ),
+    "random_dropout": (
+        lambda: Module(lambda f, x: F.dropout(f(x), training=True)),
+        ValueError,
+        "deterministic",
+    ),
+    "random_numpy": (
+        lambda: Module(lambda f, x: f(x) * np.random.rand()),  # noqa: NPY002
+        ValueError,
+        "deterministic",
+    ),
+    "random_python": (
+        lambda: Module(lambda f, x: f(x) * random.random()),
+        ValueError,
+        "deterministic",
+    ),
+    "random_own_generator": (_own_generator, ValueError, "deterministic"),
+    "other_at_every_call": (_growing, ValueError, "deterministic"),
+    "parameter_in_a_list": (
+        _parameter_in_a_list,
+        ValueError,
+        "uses 'layer.weight' through another",
+    ),
+    "computed_before": (_computed_before, ValueError, "uses 'layer.weight' through another"),
+    "returns_tuple": (lambda: Module(lambda f, x: (f(x), x)), TypeError, "one tensor.*tuple"),
+    "returns_dict": (lambda: Module(lambda f, x: {"y": f(x)}), TypeError, "one tensor.*dict"),
+    "returns_none": (lambda: Module(lambda f, x: None), TypeError, "one tensor.*None"),
+    "returns_classes": (lambda: Module(lambda f, x: f(x).argmax(1)), TypeError, "floating-point"),
+    "returns_complex": (lambda: Module(lambda f, x: torch.fft.fft(f(x))), TypeError, "floating"),
+    "returns_nothing": (lambda: Module(lambda f, x: f(x)[:, :0]), ValueError, "with outputs"),
+    "loses_the_batch": (lambda: Module(lambda f, x: f(x).sum()), ValueError, "one row per sample"),
+    "nan_output": (lambda: Module(lambda f, x: f(x).abs().neg().log()), ValueError, "finite outp"),
+    "infinite_gradient": (
+        lambda: Module(lambda f, x: (f(x) * 0).abs().sqrt()),
+        ValueError,
+        "`kernel` must be finite; got .* NaN.*sqrt",
+    ),
+    "checkpoint": (
+        lambda: Module(lambda f, x: checkpoint(f, x, use_reentrant=False)),
+        ValueError,
+        "free of activation checkpointing",
+    ),
+    "checkpoint_reentrant": (
+        lambda: Module(lambda f, x: checkpoint(f, x, use_reentrant=True)),
+        ValueError,
+        "free of activation checkpointing",
+    ),
+    "not_callable": (lambda: [nn.Linear(5, 2)], TypeError, "`model` must be an nn.Module or"),
+}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("method", METHODS)
+def test_models_are_refused(name: str, method: str) -> None:
+    build, error, pattern = MODELS[name]
+    model = build()
+    untouched = name in ("meta", "lazy", "complex", "script", "traced", "script_inside")
+    before = settings() if untouched or not isinstance(model, nn.Module) else snapshot(model, X)
+    training = [m.training for m in model.modules()] if isinstance(model, nn.Module) else None
+    with pytest.raises(error, match=f"(?s){pattern}"):
+        empirical_ntk(model, X, method=method)
+    after = settings() if untouched or not isinstance(model, nn.Module) else snapshot(model, X)
+    assert after == before
+    if training is not None:
+        assert [m.training for m in model.modules()] == training
+
+
+@pytest.mark.parametrize("name", ["mean_over_the_batch", "softmax_over_the_batch"])
+@pytest.mark.parametrize("method", METHODS)
+def test_coupling_is_seen_from_one_sample_and_from_equal_ones(name: str, method: str) -> None:
+    model = MODELS[name][0]()
+    for x1, x2 in ((X[:1], None), (X[:1], X), (X[:1].repeat(3, 1), None), (0 * X, None)):
+        with pytest.raises(ValueError, match="one sample at a time"):
+            empirical_ntk(model, x1, x2, method=method)
+
+
+def test_batch_first_forgotten() -> None:
+    attention = nn.TransformerEncoderLayer(4, 2, 4)
+    with pytest.raises(ValueError, match="batch_first"):
+        empirical_ntk(attention, torch.randn(3, 6, 4))
+    with pytest.raises(ValueError, match="batch_first"):
+        empirical_nngp(attention, torch.randn(3, 6, 4))
+
+
+def test_a_cancelled_output_is_no_coupling() -> None:
+    """f = g - g is zero up to rounding, which differs from batch to batch."""
+    model = Module(lambda f, x: (f(x) + 1e3) - (f(x) + 1e3) + 1e-9 * f(x))
+    assert torch.isfinite(empirical_ntk(model, X)).all()
+
+
+class RecomputingFunction(torch.autograd.Function):
+    """Recomputes its module in backward, as checkpointing of other libraries does."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[Tensor], Tensor], x: Tensor, *params: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.run(x.detach()), grad)
+        return (None,) * (2 + 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recomputation_with_other_parameters(method: str) -> None:
+    model = Module(lambda f, x: RecomputingFunction.apply(f, x, f.weight, f.bias))
+    model.layer.weight.grad = torch.ones(2, 5)
+    before = snapshot(model, X)
+    with pytest.raises(ValueError, match="`model` must be"):
+        empirical_ntk(model, X, method=method)
+    assert snapshot(model, X) == before
+
+
+def test_distributed_tensors(tmp_path) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Replicate, distribute_module
+
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        model = distribute_module(nn.Linear(5, 2), mesh)
+        assert Replicate  # the parameters are replicated DTensors
+        with pytest.raises(TypeError, match="sharded parameter 'weight' \\(DTensor\\)"):
+            empirical_ntk(model, X)
+        replicated = nn.parallel.DistributedDataParallel(nn.Linear(5, 2))
+        before = snapshot(replicated, X)
+        kernel = empirical_ntk(replicated, X)
+        assert torch.equal(kernel, empirical_ntk(replicated.module, X))
+        assert snapshot(replicated, X) == before
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_nan_output_of_a_later_sample() -> None:
+    model = Module(lambda f, x: f(x) / (x[:, :1] - 1.0 + 2.0).clamp(max=0.5))
+    x = X.abs()
+    x[2, 0] = -1.0
+    with pytest.raises(ValueError, match="`kernel` must be finite; got"):
+        empirical_ntk(model, x[[0, 2]])
+    with pytest.raises(ValueError, match="`kernel` must be finite; got"):
+        empirical_ntk(model, x)
+    with pytest.raises(ValueError, match=r"`model\(x1\)` must be finite"):
+        empirical_nngp(model, x)
+
+
+def test_names_that_contain_quantized_are_no_reason() -> None:
+    class Mine(nn.Linear):
+        pass
+
+    Mine.__module__ = "my_quantized_nets"
+    assert empirical_ntk(Mine(5, 2), X).shape == (3, 3, 2, 2)
