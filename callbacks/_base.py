@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from torch_ntk._checks import check_choice, describe, message
 from torch_ntk._types import Output, ParameterSelection
@@ -22,15 +22,25 @@ from torch_ntk.monitor import (
     Schedule,
     Verdict,
     check_probe,
-    kernel_heatmap,
-    linearization_scatter,
+    has_diverged,
     probe_from_batch,
-    spectrum_plot,
+    snapshot,
     verdict,
 )
 
 from . import _loggers
-from ._trainer import find_network, is_last_epoch, refuse_sharded, steps_taken, swaps_weights
+from ._drawing import figures
+from ._trainer import (
+    find_network,
+    has_averaged_weights,
+    is_last_epoch,
+    lent_weights,
+    refuse_sharded,
+    steps_taken,
+    swaps_weights,
+    unlogged,
+    weights_of,
+)
 
 
 class KernelCallback(Callback):
@@ -39,9 +49,13 @@ class KernelCallback(Callback):
     A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
     point at which loggers also show the loss of the batch that those parameters meet next. It
     runs on the first process only and starts no communication.
+
+    A callback goes on where it was if the same Trainer fits once more, or from its state in a
+    checkpoint. In a new Trainer it begins anew, with a new anchor and an empty history.
     """
 
-    seconds_name = "seconds"
+    own = ""
+    """Begins the names that several callbacks with one prefix would share: seconds, verdict."""
 
     def __init__(
         self,
@@ -81,12 +95,19 @@ class KernelCallback(Callback):
             )
         if input_fn is not None and not callable(input_fn):
             raise TypeError(message("input_fn", "a function of a batch", describe(input_fn), ""))
+        if not isinstance(log_figures, bool):
+            raise TypeError(message("log_figures", "True or False", describe(log_figures), ""))
         self.prefix = prefix
         self.network = network
-        self.log_figures = bool(log_figures)
+        self.log_figures = log_figures
         self._input_fn = input_fn
+        self._begin()
+
+    def _begin(self) -> None:
+        self._observer.reset()
         self._last_step: int | None = None
-        self._last: Observation | None = None
+        self._trained: tuple[int, dict[str, Tensor]] | None = None
+        self._has_run = False
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------------ results
@@ -102,7 +123,9 @@ class KernelCallback(Callback):
     def verdict(self) -> Verdict:
         """Lazy, feature learning, or in between, with the reason; from the last measurement."""
         rows = self._observer.history
-        return verdict(rows[-1] if rows else {})
+        anchor = self._observer.anchor
+        has_moved = bool(rows) and anchor is not None and rows[-1]["step"] > anchor.step
+        return verdict(rows[-1] if has_moved else {})
 
     # ------------------------------------------------------------------ hooks
     @property
@@ -111,25 +134,15 @@ class KernelCallback(Callback):
         return f"{type(self).__qualname__}[{self.prefix}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what could only fail later."""
+        """Refuse what could only fail later, and begin anew in a new Trainer."""
         if stage != "fit":
             return
         refuse_sharded(trainer, type(self).__name__)
-        twins = [
-            c
-            for c in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(c, KernelCallback) and c.state_key == self.state_key
-        ]
-        if len(twins) > 1:
-            raise ValueError(
-                message(
-                    "prefix",
-                    f"different for each {type(self).__name__} of a Trainer",
-                    f"{len(twins)} with prefix={self.prefix!r}",
-                    "Pass prefix='...' to each, or their curves and states would mix.",
-                )
-            )
-        if not trainer.loggers:
+        self._refuse_twins(trainer)
+        # A checkpoint is loaded after this, so that a resumed run keeps its anchor.
+        if self._has_run and steps_taken(trainer) == 0:
+            self._begin()
+        if not trainer.loggers and trainer.is_global_zero:
             self._warn_once(
                 "logger",
                 f"The Trainer has no logger: {type(self).__name__} measures, but its values are "
@@ -138,35 +151,46 @@ class KernelCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time that measurements are a share of."""
+        self._has_run = True
         self._schedule.start()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Measure if it is due: before the batch, so that step s means after s steps."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or has_averaged_weights(trainer):
             return
         step = steps_taken(trainer)
         if step == self._last_step:  # the same parameters: an accumulating batch, or a restart
             return
-        if self._observer.anchor is None:
+        # Also where the first measurement failed: a network that cannot be measured is not
+        # tried again at every step.
+        if self._last_step is None or self._schedule.due(step):
             self._guarded(trainer, pl_module, step, batch)
-        elif self._schedule.due(step):
-            self._guarded(trainer, pl_module, step, None)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step here: at the end of training the weights may be averaged ones."""
+        if not trainer.is_global_zero or has_averaged_weights(trainer):
+            return
         if is_last_epoch(trainer):
             self._finish(trainer, pl_module)
+        elif swaps_weights(trainer):  # training may yet be stopped by what runs after this hook
+            self._trained = (steps_taken(trainer), snapshot(weights_of(pl_module)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step if that has not been done, and say what the curves say."""
+        if not trainer.is_global_zero:
+            return
         if not swaps_weights(trainer):
             self._finish(trainer, pl_module)
-        if trainer.is_global_zero and self._observer.history:
+        elif self._trained is not None and self._trained[0] == steps_taken(trainer):
+            with lent_weights(pl_module, self._trained[1]):
+                self._finish(trainer, pl_module)
+        self._trained = None
+        if self.verdict.regime != "unknown":
             step = int(self._observer.history[-1]["step"])
             _loggers.log_text(trainer, self._tag("verdict"), str(self.verdict), step)
-            _loggers.flush(trainer)
+        _loggers.flush(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -184,11 +208,12 @@ class KernelCallback(Callback):
         self._observer.load_state_dict(state_dict["observer"])
         last = state_dict["last_step"]
         self._last_step = None if last is None else int(last)
+        self._has_run = False
 
     # ------------------------------------------------------------------ measuring
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = steps_taken(trainer)
-        if trainer.is_global_zero and self._observer.anchor is not None and step != self._last_step:
+        if self._observer.anchor is not None and step != self._last_step:
             self._guarded(trainer, pl_module, step, None, last=True)
 
     def _guarded(
@@ -205,18 +230,14 @@ class KernelCallback(Callback):
         network: nn.Module = pl_module
         try:
             network = find_network(pl_module, self.network)
-            if self._observer.anchor is None:
-                self._observer.drop_anchor(network, self._take_probe(batch), step)
-                if step > 0:
-                    self._warn_once(
-                        "late",
-                        f"{type(self).__name__} starts at step {step}: drift and gap are "
-                        "measured from the parameters of that step.",
-                    )
-            self._last = self._observer.measure(network, step)
-            self._log(trainer, self._last, last)
-        except Exception as error:
-            if _diverged(network):
+            with unlogged(pl_module):
+                if self._observer.anchor is None:
+                    self._observer.drop_anchor(network, self._take_probe(batch), step)
+                    self._say_late(step)
+                seen = self._observer.measure(network, step)
+            self._log(trainer, seen, last)
+        except Exception as error:  # anything that a network's forward may raise
+            if has_diverged(network):
                 self._warn_once(
                     "diverged",
                     f"The network has NaN or infinite parameters at step {step}: the kernel is "
@@ -225,9 +246,34 @@ class KernelCallback(Callback):
             elif self.on_error == "raise":
                 raise
             else:
-                self._warn_once(type(error).__name__, f"No measurement at step {step}: {error}")
+                self._warn_once(str(error), f"No measurement at step {step}: {error}")
         finally:
             self._schedule.spend(time.perf_counter() - started)
+
+    def _say_late(self, step: int) -> None:
+        if step > 0:
+            self._warn_once(
+                "late",
+                f"{type(self).__name__} starts at step {step}: drift and gap are measured from "
+                "the parameters of that step.",
+            )
+
+    def _refuse_twins(self, trainer: Trainer) -> None:
+        """Raise if another callback would write to the same curves or the same state."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is self or not isinstance(other, KernelCallback):
+                continue
+            shared = set(self._observer.metrics) & set(other._observer.metrics)
+            if other.prefix == self.prefix and (shared or type(other) is type(self)):
+                raise ValueError(
+                    message(
+                        "prefix",
+                        "different for callbacks of a Trainer that measure the same",
+                        f"prefix={self.prefix!r} for {type(self).__name__} and "
+                        f"{type(other).__name__}",
+                        "Pass prefix='...' to each, or their curves and states would mix.",
+                    )
+                )
 
     def _take_probe(self, batch: Any) -> Probe:
         if isinstance(self._probe, Probe):
@@ -235,40 +281,20 @@ class KernelCallback(Callback):
         return probe_from_batch(batch, self._probe, self._input_fn)
 
     def _log(self, trainer: Trainer, seen: Observation, last: bool) -> None:
-        named = {
-            self._tag(self.seconds_name if name == "seconds" else name): value
-            for name, value in seen.scalars.items()
-        }
+        named = {self._tag(name): value for name, value in seen.scalars.items()}
         _loggers.log_scalars(trainer, named, seen.step)
         count = len(self._observer.history)
         # Drawing costs more than a small kernel: figures come at the 1st, 2nd, 4th, 8th, … point.
         is_turn = last or count & (count - 1) == 0
         if self.log_figures and is_turn and _loggers.takes_figures(trainer):
-            self._log_figures(trainer, seen)
-
-    def _log_figures(self, trainer: Trainer, seen: Observation) -> None:
-        title = f"step {seen.step}"
-        anchor = self._observer.anchor
-        if seen.kernel is not None and anchor is not None:
-            figure, _ = kernel_heatmap(seen.kernel, anchor.probe.y, title=title)
-            _loggers.log_figure(trainer, self._tag("kernel"), figure, seen.step)
-        if seen.eigenvalues is not None:
-            figure, _ = spectrum_plot(self._observer.spectra, title=title)
-            _loggers.log_figure(trainer, self._tag("spectrum"), figure, seen.step)
-        if seen.outputs is not None and seen.linearized is not None:
-            figure, _ = linearization_scatter(seen.outputs, seen.linearized, title=title)
-            _loggers.log_figure(trainer, self._tag("linearization"), figure, seen.step)
+            for name, figure in figures(self._observer, seen):
+                _loggers.log_figure(trainer, self._tag(name), figure, seen.step)
 
     def _tag(self, name: str) -> str:
-        return f"{self.prefix}/{name}"
+        own = self.own if name in ("seconds", "verdict", "anchor_step") else ""
+        return f"{self.prefix}/{own}{name}"
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(text, UserWarning, stacklevel=3)
-
-
-def _diverged(network: nn.Module) -> bool:
-    return not all(
-        bool(torch.isfinite(p).all()) for p in network.parameters() if p.is_floating_point()
-    )

@@ -20,7 +20,7 @@ class KernelDrift(KernelCallback):
         TypeError, ValueError: An argument is wrong.
     """
 
-    seconds_name = "drift_seconds"
+    own = "drift_"
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class KernelSpectrum(KernelCallback):
         TypeError, ValueError: An argument is wrong.
     """
 
-    seconds_name = "spectrum_seconds"
+    own = "spectrum_"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class LinearizationGap(KernelCallback):
         TypeError, ValueError: An argument is wrong.
     """
 
-    seconds_name = "linearization_seconds"
+    own = "linearization_"
 
     def __init__(
         self,

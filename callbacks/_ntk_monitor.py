@@ -29,11 +29,21 @@ class NTKMonitor(KernelCallback):
     - `ntk/buffer_drift`, only for networks with floating-point buffers: how far the running
       statistics, through which f_t moves as well, have gone;
     - `ntk/seconds`, the wall time of the measurement;
+    - `ntk/anchor_step`, once, only if the anchor is not at step 0, as for a monitor that was added
+      when a run was resumed;
 
     and figures: the kernel ordered by class, the spectrum with its history, the network's outputs
-    against those of its linearization; at the end a text with the verdict.
+    against those of its linearization; at the end a text with the verdict. What has no value, such
+    as the alignment with targets of a single class, is left out with one warning.
 
-    Training with the monitor is bitwise the training without it.
+    Training with the monitor is bitwise the training without it. Θ_0, f_0 and the linearization
+    stand on the buffers (running statistics) of the anchor, Θ_t and f_t on the current ones. With
+    averaged weights (`StochasticWeightAveraging`, `WeightAveraging`) the trained ones are measured,
+    also at the last step.
+
+    Resumed from a checkpoint, the monitor keeps its anchor, its probe and the parameters by which
+    the kernel is taken; if the same Trainer fits once more, it goes on; in a new Trainer it begins
+    anew.
 
     Args:
         probe: The number of samples to take from the first training batch as it passes, or the

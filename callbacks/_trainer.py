@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from torch_ntk._checks import message
 
@@ -22,16 +27,77 @@ def steps_taken(trainer: Trainer) -> int:
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether training ends after the epoch that is ending now."""
+    """Whether training ends after the epoch that is ending now, as far as is known already."""
     by_steps = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
     limit = trainer.max_epochs
     by_epochs = limit is not None and limit >= 0 and trainer.current_epoch + 1 >= limit
-    return by_steps or by_epochs or bool(trainer.should_stop)
+    for swa in _swa(trainer):  # adds an epoch in which nothing is trained
+        by_epochs = by_epochs or trainer.current_epoch >= swa.swa_end
+    return by_steps or by_epochs or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def swaps_weights(trainer: Trainer) -> bool:
     """Whether averaged weights take the place of the trained ones when training ends."""
-    return any(isinstance(c, _AVERAGING) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return any(isinstance(c, _AVERAGING) for c in _callbacks(trainer))
+
+
+def has_averaged_weights(trainer: Trainer) -> bool:
+    """Whether this is the epoch that stochastic weight averaging adds for batch statistics."""
+    return any(trainer.current_epoch > swa.swa_end for swa in _swa(trainer))
+
+
+@contextlib.contextmanager
+def lent_weights(pl_module: LightningModule, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, the module has these parameters and buffers; afterwards its own again."""
+    own = {n: t.detach().clone() for n, t in weights_of(pl_module).items()}
+    try:
+        _write(pl_module, weights)
+        yield
+    finally:
+        _write(pl_module, own)
+
+
+def weights_of(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+
+
+@torch.no_grad()
+def _write(pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
+    for name, tensor in weights_of(pl_module).items():
+        tensor.copy_(weights[name])
+
+
+@contextlib.contextmanager
+def unlogged(pl_module: LightningModule) -> Iterator[None]:
+    """Within it, `self.log` in a forward does nothing.
+
+    The Trainer would take what a measurement passes through the network for results of training.
+    """
+    modules = [m for m in pl_module.modules() if isinstance(m, LightningModule)]
+    own = [vars(m).get("log") for m in modules]
+    try:
+        for module in modules:
+            vars(module)["log"] = _ignore
+        yield
+    finally:
+        for module, log in zip(modules, own, strict=True):
+            if log is None:
+                del vars(module)["log"]
+            else:
+                vars(module)["log"] = log
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
+    return [c for c in _callbacks(trainer) if isinstance(c, StochasticWeightAveraging)]
 
 
 def refuse_sharded(trainer: Trainer, name: str) -> None:

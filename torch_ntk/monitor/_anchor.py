@@ -100,3 +100,12 @@ class Anchor:
 def snapshot(tensors: Mapping[str, Tensor]) -> Parameters:
     """Own copies: the optimizer writes into the originals."""
     return {n: t.detach().clone() for n, t in tensors.items()}
+
+
+def has_diverged(network: nn.Module) -> bool:
+    """Whether a parameter is NaN or infinite, or a buffer NaN (an infinite one may be a mask)."""
+    weights = [p for p in network.parameters() if p.is_floating_point()]
+    buffers = [b for b in network.buffers() if b.is_floating_point()]
+    return any(not bool(p.isfinite().all()) for p in weights) or any(
+        bool(b.isnan().any()) for b in buffers
+    )

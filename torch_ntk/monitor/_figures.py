@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,12 +16,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .._checks import message
 
 _MOST_LINES = 12
+_MOST_CLASSES = 24
 _MOST_POINTS = 4000
+_FEW = 16  # eigenvalues that are marked one by one
 
 
 def _new(width: float = 5.6, height: float = 4.6) -> tuple[Figure, Axes]:
@@ -65,18 +69,25 @@ def kernel_heatmap(
     if classes is None:
         axes.set_xlabel("sample")
         axes.set_ylabel("sample")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         return figure, axes
-    edges = np.flatnonzero(np.diff(classes)) + 1
-    for edge in edges:
-        axes.axhline(edge - 0.5, color="white", linewidth=0.6)
-        axes.axvline(edge - 0.5, color="white", linewidth=0.6)
-    bounds = np.concatenate([[0], edges, [len(classes)]])
-    middles = (bounds[:-1] + bounds[1:] - 1) / 2
-    names = [str(classes[b]) for b in bounds[:-1]]
-    axes.set_xticks(middles, names)
-    axes.set_yticks(middles, names)
     axes.set_xlabel("class of x′")
     axes.set_ylabel("class of x")
+    edges = np.flatnonzero(np.diff(classes)) + 1
+    bounds = np.concatenate([[0], edges, [len(classes)]])
+    if len(edges) <= _MOST_CLASSES:  # more lines than that would hide the kernel
+        for edge in edges:
+            for draw in (axes.axhline, axes.axvline):
+                draw(edge - 0.5, color="0.3" if signed else "white", linewidth=0.6)
+    shown: list[int] = []
+    middles = (bounds[:-1] + bounds[1:] - 1) / 2
+    for k in np.argsort(-np.diff(bounds), kind="stable"):  # large classes first
+        if all(abs(middles[k] - middles[j]) >= len(classes) / 20 for j in shown):
+            shown.append(int(k))
+    names = [str(classes[bounds[k]]) for k in shown]
+    axes.set_xticks(middles[shown], names)
+    axes.set_yticks(middles[shown], names)
     return figure, axes
 
 
@@ -103,17 +114,24 @@ def spectrum_plot(
         shown = np.where(values > 0, values, np.nan)  # a logarithmic axis has no room for noise
         if np.isfinite(shown).any():
             smallest = min(smallest, float(np.nanmin(shown)))
-        last = step == steps[-1]
-        rank = np.arange(1, len(values) + 1)
+        is_first, is_last = step == steps[0], step == steps[-1]
         axes.plot(
-            rank,
+            np.arange(1, len(values) + 1),
             shown,
             color=cmap(scale(math.log1p(step)) * 0.92),
-            linewidth=2.0 if last else 1.0,
-            label=f"step {step}" if last or step == steps[0] else None,
+            linewidth=2.0 if is_last else 1.2,
+            # The first one lies on top, where lazy training would leave it unseen.
+            linestyle="--" if is_first and not is_last else "-",
+            zorder=3 if is_first else 2,
+            marker="." if len(values) <= _FEW else None,
+            label=f"step {step}" if is_first or is_last else None,
         )
     if math.isfinite(smallest):
         axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "no positive eigenvalue", ha="center", transform=axes.transAxes)
+    axes.set_xlim(0, max(len(eigenvalues) for _, eigenvalues in chosen) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if floor > 0:
         axes.axhline(floor, color="0.5", linestyle=":", label="noise floor")
     axes.set_xlabel("rank k")
@@ -149,18 +167,22 @@ def linearization_scatter(
     margin = 0.05 * (high - low) or 1.0
     ends = [low - margin, high + margin]
     axes.plot(ends, ends, color="0.6", linewidth=1.0, zorder=1)
-    many = f.shape[1] > 1
+    colors: dict[str, Any] = {}
+    if f.shape[1] > 1:  # one color for each output
+        colors = {
+            "c": column.ravel()[::stride],
+            "cmap": "tab10" if f.shape[1] <= 10 else "viridis",
+            "vmin": -0.5,
+            "vmax": max(f.shape[1], 10) - 0.5,
+        }
     axes.scatter(
         g.ravel()[::stride],
         f.ravel()[::stride],
-        c=column.ravel()[::stride] if many else None,
-        cmap="tab10" if f.shape[1] <= 10 else "viridis",
-        vmin=-0.5 if many else None,
-        vmax=max(f.shape[1], 10) - 0.5 if many else None,
         s=9,
         alpha=0.7,
         linewidths=0,
         zorder=2,
+        **colors,
     )
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)

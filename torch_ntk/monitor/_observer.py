@@ -13,27 +13,17 @@ from torch import Tensor, nn
 
 from .. import metrics as m
 from .._checks import check_choice, check_positive_int, describe, message
-from .._functional import model_function, quiet, unwrap
+from .._functional import model_function, quiet, refuse_unsupported, unwrap
 from .._types import Output, ParameterSelection
 from ..empirical import empirical_ntk
 from ..empirical._trial import try_out
 from ._anchor import Anchor, snapshot
-from ._outputs import current_outputs, linearized_outputs
+from ._outputs import check_linearizable, current_outputs, linearized_outputs
 from ._probe import Probe
+from ._scalars import METRICS, NEED_KERNEL, Scalars
 
-METRICS = (
-    "drift",
-    "lambda_min",
-    "lambda_max",
-    "condition",
-    "effective_rank",
-    "alignment",
-    "param_drift",
-    "linearization_gap",
-)
-SPECTRAL = ("lambda_min", "lambda_max", "condition", "effective_rank")
-_NEED_KERNEL = (*SPECTRAL, "drift", "alignment")
 _OUTPUTS = ("mean", "trace", "pseudo", "full")
+_CHUNK = 16  # samples whose intermediate results are held at once
 
 
 @dataclass(frozen=True)
@@ -103,14 +93,18 @@ class Observer:
             raise ValueError(
                 message("dtype", "None, torch.float32 or torch.float64", str(dtype), "")
             )
-        self.params = params
+        self.params = _check_selection(params)
         self.batch_size = batch_size
         self.dtype = dtype
         self.method = method
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the anchor and everything measured."""
         self.anchor: Anchor | None = None
         self.history: list[dict[str, float]] = []
         self.spectra: list[tuple[int, Tensor]] = []
-        self._warned_targets = False
+        self._said: set[str] = set()
         self._anchor_seconds = 0.0
 
     # ------------------------------------------------------------------ measuring
@@ -131,16 +125,18 @@ class Observer:
             fn = model_function(network, self.params, precision)
             trained = tuple(fn.params)
             try_out(fn, "probe", fn.input("probe", probe.x))
-        outputs = current_outputs(network, trained, probe.x, precision, self._chunk(probe))
-        self.anchor = Anchor(
+        anchor = Anchor(
             step=step,
             trained=trained,
             params=snapshot(dict(network.named_parameters())),
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
-            outputs=outputs,
+            outputs=current_outputs(network, trained, probe.x, precision, self._chunk),
             kernel=self._kernel(network, trained, probe) if self._needs_kernel else None,
         )
+        if "linearization_gap" in self.metrics:
+            check_linearizable(network, anchor, precision)
+        self.anchor = anchor
         self._anchor_seconds = time.perf_counter() - started
 
     def measure(self, network: nn.Module, step: int) -> Observation:
@@ -153,43 +149,48 @@ class Observer:
         started = time.perf_counter()
         network = unwrap(network)
         anchor = self._anchor_for(network)
+        refuse_unsupported(network)
         at_anchor = step == anchor.step and not self.history
-        scalars: dict[str, float] = {}
+        scalars = Scalars()
         kernel = eigenvalues = outputs = linearized = None
         if self._needs_kernel:
-            kernel = (
-                anchor.kernel if at_anchor else self._kernel(network, anchor.trained, anchor.probe)
-            )
-            assert kernel is not None
-            eigenvalues = self._kernel_scalars(kernel, anchor, scalars)
+            known = anchor.kernel if at_anchor else None
+            kernel = self._kernel(network, anchor.trained, anchor.probe) if known is None else known
+            eigenvalues = scalars.put_kernel(kernel, anchor, self.metrics)
         if "linearization_gap" in self.metrics:
-            precision, chunk = self._precision(anchor.probe.x.device), self._chunk(anchor.probe)
-            outputs = current_outputs(network, anchor.trained, anchor.probe.x, precision, chunk)
-            linearized = linearized_outputs(network, anchor, precision, chunk)
-            scalars["linearization_gap"] = float(
-                m.linearization_gap(outputs, linearized, anchor.outputs)
+            precision = self._precision(anchor.probe.x.device)
+            outputs = current_outputs(
+                network, anchor.trained, anchor.probe.x, precision, self._chunk
             )
+            linearized = linearized_outputs(network, anchor, precision, self._chunk)
+            gap = m.linearization_gap(outputs, linearized, anchor.outputs)
+            scalars.values["linearization_gap"] = float(gap)
         if "param_drift" in self.metrics:
-            self._movement_scalars(network, anchor, scalars)
-        scalars["seconds"] = time.perf_counter() - started
+            scalars.put_movement(network, anchor)
+        values = scalars.values
+        if at_anchor and step > 0:
+            values["anchor_step"] = float(step)
+        values["seconds"] = time.perf_counter() - started
         if at_anchor:
-            scalars["seconds"] += self._anchor_seconds
-        self.history.append({"step": float(step), **scalars})
+            values["seconds"] += self._anchor_seconds
+        self.history.append({"step": float(step), **values})
         if eigenvalues is not None:
             self.spectra.append((step, eigenvalues.cpu()))
-        return Observation(step, scalars, kernel, eigenvalues, outputs, linearized)
+        self._say_undefined(scalars.undefined)
+        return Observation(step, values, kernel, eigenvalues, outputs, linearized)
 
     @property
     def _needs_kernel(self) -> bool:
-        return any(name in _NEED_KERNEL for name in self.metrics)
+        return any(name in NEED_KERNEL for name in self.metrics)
+
+    @property
+    def _chunk(self) -> int:
+        return self.batch_size or _CHUNK
 
     def _precision(self, device: torch.device) -> torch.dtype:
         if self.dtype is not None:
             return self.dtype
         return torch.float32 if device.type == "mps" else torch.float64
-
-    def _chunk(self, probe: Probe) -> int:
-        return self.batch_size or probe.x.shape[0]
 
     def _kernel(self, network: nn.Module, trained: tuple[str, ...], probe: Probe) -> Tensor:
         return empirical_ntk(
@@ -205,7 +206,12 @@ class Observer:
     def _anchor_for(self, network: nn.Module) -> Anchor:
         if self.anchor is None:
             raise ValueError(
-                message("network", "anchored before it is measured", "no anchor yet", "")
+                message(
+                    "network",
+                    "anchored before it is measured",
+                    "no anchor yet",
+                    "Call drop_anchor(network, probe, step) first.",
+                )
             )
         self.anchor.check_matches(network)
         first = next(network.parameters())
@@ -213,61 +219,18 @@ class Observer:
             self.anchor = self.anchor.to(first.device)
         return self.anchor
 
-    def _kernel_scalars(
-        self, kernel: Tensor, anchor: Anchor, scalars: dict[str, float]
-    ) -> Tensor | None:
-        if "drift" in self.metrics:
-            assert anchor.kernel is not None
-            scalars["drift"] = float(m.kernel_drift(kernel, anchor.kernel))
-        if "alignment" in self.metrics and anchor.probe.y is not None:
-            self._alignment(kernel, anchor, scalars)
-        if not any(name in SPECTRAL for name in self.metrics):
-            return None
-        summary = m.spectral_summary(kernel)
-        values = {
-            "lambda_min": summary.lambda_min,
-            "lambda_max": summary.lambda_max,
-            "condition": summary.condition,
-            "effective_rank": summary.effective_rank,
-        }
-        scalars.update({k: v for k, v in values.items() if k in self.metrics})
-        return summary.eigenvalues
-
-    def _alignment(self, kernel: Tensor, anchor: Anchor, scalars: dict[str, float]) -> None:
-        """Alignment is measured where the targets define it; elsewhere one warning says why not."""
-        y = anchor.probe.y
-        assert y is not None
-        outputs = anchor.outputs.shape[1]
-        is_labels = not y.is_floating_point() and y.ndim == 1 and outputs > 1
-        try:
-            scalars["alignment"] = float(
-                m.kernel_alignment(kernel, y, num_classes=outputs if is_labels else None)
-            )
-        except (TypeError, ValueError) as error:
-            if not self._warned_targets:
-                self._warned_targets = True
-                warnings.warn(
-                    f"The alignment with the targets is not measured: {error}",
-                    UserWarning,
-                    stacklevel=2,
-                )
-
-    def _movement_scalars(
-        self, network: nn.Module, anchor: Anchor, scalars: dict[str, float]
-    ) -> None:
-        now = {n: p for n, p in network.named_parameters() if n in anchor.trained}
-        then = {n: anchor.params[n] for n in now}
-        scalars["param_drift"] = float(m.param_drift(now, then))
-        moving = {n: b for n, b in network.named_buffers() if b.is_floating_point()}
-        start = {n: b for n, b in anchor.buffers.items() if n in moving}
-        if start and any(bool(b.any()) for b in start.values()) and start.keys() == moving.keys():
-            scalars["buffer_drift"] = float(m.param_drift(moving, start))
+    def _say_undefined(self, reasons: Mapping[str, str]) -> None:
+        for name, reason in reasons.items():
+            if name not in self._said:
+                self._said.add(name)
+                warnings.warn(f"{name!r} is not measured: {reason}", UserWarning, stacklevel=3)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python values only. Its size is about that of the model (θ_0)."""
         return {
             "version": 1,
+            "output": self.output,
             "anchor": None if self.anchor is None else self.anchor.state_dict(),
             "history": [dict(row) for row in self.history],
             "spectra": [[step, values] for step, values in self.spectra],
@@ -277,13 +240,22 @@ class Observer:
         """Go on from a state; nothing changes if it cannot be used.
 
         Raises:
-            ValueError: It is not a state of this version.
+            ValueError: It is not a state of this version, or of another `output`.
         """
         if not isinstance(state, Mapping) or state.get("version") != 1:
             raise ValueError(
                 message("state", "a state of version 1", describe(state), "Start a new monitor.")
             )
         try:
+            if state["output"] != self.output:  # kernels of two outputs cannot be compared
+                raise ValueError(
+                    message(
+                        "output",
+                        f"{state['output']!r}, as in the run that is resumed",
+                        repr(self.output),
+                        "Resume with the same one, or start a new run.",
+                    )
+                )
             anchor = None if state["anchor"] is None else Anchor.from_state_dict(state["anchor"])
             history = [dict(row) for row in state["history"]]
             spectra = [(int(step), values) for step, values in state["spectra"]]
@@ -292,3 +264,15 @@ class Observer:
                 message("state", "complete", f"one without {error}", "Start a new monitor.")
             ) from error
         self.anchor, self.history, self.spectra = anchor, history, spectra
+
+
+def _check_selection(params: ParameterSelection) -> ParameterSelection:
+    """What can be told of `params` before there is a network."""
+    is_list = isinstance(params, Sequence) and not isinstance(params, (str, bytes))
+    if params is None or callable(params):
+        return params
+    if not is_list or not all(isinstance(name, str) for name in params):
+        raise TypeError(
+            message("params", "None, names of parameters or a predicate", describe(params), "")
+        )
+    return params

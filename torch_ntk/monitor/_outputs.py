@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 
-from .._functional import ModelFunction, model_function, quiet
+from .._functional import ModelFunction, failure, is_out_of_memory, model_function, quiet
 from .._types import Parameters
-from ..linearize import expand
 from ._anchor import Anchor
+
+_NO_CHECKPOINTING = "saved tensor hooks, which activation checkpointing uses, are refused here"
+_REMEDY = "Leave out what needs it: metrics=(...) without 'linearization_gap'."
 
 
 def current_outputs(
@@ -24,35 +27,112 @@ def current_outputs(
 def linearized_outputs(
     network: nn.Module, anchor: Anchor, dtype: torch.dtype, batch_size: int
 ) -> Tensor:
-    """`f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩` on the probe, `[N, O]`, by one forward-mode derivative.
+    """`f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩` on the probe, `[N, O]`.
 
     The buffers are those of the anchor. Every parameter that has moved counts, also one that was
     frozen when the anchor was taken.
+
+    Raises:
+        ValueError: The network cannot be differentiated, or checkpoints activations.
     """
-    with quiet(network, anchor.probe.x.device):
+    theta_0 = _floating(anchor.params, dtype)
+    current = {n: p.detach().to(dtype) for n, p in network.named_parameters() if n in theta_0}
+    delta = {n: p - theta_0[n] for n, p in current.items()}
+    moved = {n: d for n, d in delta.items() if bool(d.any())}
+    slopes = _slopes(network, anchor, moved, dtype, batch_size, anchor.probe.x)
+    return anchor.outputs.to(dtype) + slopes
+
+
+def check_linearizable(network: nn.Module, anchor: Anchor, dtype: torch.dtype) -> None:
+    """Raise at the anchor, on one sample, what `linearized_outputs` would raise steps later.
+
+    Raises:
+        ValueError: As `linearized_outputs`.
+    """
+    theta_0 = _floating(anchor.params, dtype)
+    direction = {n: theta_0[n] for n in anchor.trained}
+    _slopes(network, anchor, direction, dtype, 1, anchor.probe.x[:1])
+
+
+def _slopes(
+    network: nn.Module,
+    anchor: Anchor,
+    delta: Parameters,
+    dtype: torch.dtype,
+    batch_size: int,
+    x: Tensor,
+) -> Tensor:
+    """⟨δ, ∇f_0⟩ `[N, O]` for a displacement δ of some of the parameters, or 0 if there is none."""
+    if not delta:
+        return torch.zeros((), dtype=dtype, device=x.device)
+    with quiet(network, x.device), disable_saved_tensors_hooks(_NO_CHECKPOINTING):
         fn = model_function(network, list(anchor.trained), dtype)
         theta_0 = _floating(anchor.params, dtype)
-        buffers = _floating(anchor.buffers, dtype)
-        current = {n: p.detach().to(dtype) for n, p in network.named_parameters() if n in theta_0}
-        delta = {n: p - theta_0[n] for n, p in current.items()}
-        moved = {n: d for n, d in delta.items() if bool(d.any())}
-        if not moved:
-            return anchor.outputs.to(dtype)
-        still = {n: theta_0[n] for n in theta_0 if n not in moved}
-        fixed = {**buffers, **still}
-        start = {n: theta_0[n] for n in moved}
-        parts = fn.input("probe", anchor.probe.x).split(batch_size)  # type: ignore[no-untyped-call]
-        return torch.cat([_expand_batch(fn, fixed, start, moved, part) for part in parts])
+        fixed = {
+            **_floating(anchor.buffers, dtype),
+            **{n: t for n, t in theta_0.items() if n not in delta},
+        }
+        start = {n: theta_0[n] for n in delta}
+        parts = fn.input("probe", x).split(batch_size)  # type: ignore[no-untyped-call]
+        try:
+            return torch.cat([_slope(fn, fixed, start, delta, part) for part in parts])
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise failure(error, "linearize the outputs of the model", _REMEDY) from error
 
 
-def _expand_batch(
+def _slope(
     fn: ModelFunction, fixed: Parameters, theta_0: Parameters, delta: Parameters, x: Tensor
 ) -> Tensor:
-    def outputs(params: Parameters) -> Tensor:
-        own = {n: t.clone() for n, t in fixed.items()}  # a forward may write to its buffers
-        return fn.batch({**own, **params}, x)
+    r"""`⟨δ, ∇f⟩` at θ_0 by reverse mode twice.
 
-    return expand(outputs, theta_0, delta, order=1)
+    The gradient of `⟨u, f⟩` is linear in u, so the gradient of `⟨δ, ∇_θ ⟨u, f⟩⟩` in u is the slope
+    of every output along δ. Forward mode would take one pass, but does not know every operation
+    and does not stop where a forward stops its gradients with `torch.no_grad()`.
+    """
+    leaves = {n: t.clone().requires_grad_() for n, t in theta_0.items()}
+    # Reentrant checkpointing would lose the gradients of a block without a word. Autograd refuses
+    # it once it has to go through the block, as it does on its way to the input.
+    x = x.detach().requires_grad_(x.is_floating_point())
+    inputs = [x] if x.requires_grad else []
+
+    def gradients(out: Tensor, weight: Tensor, again: bool) -> list[tuple[str, Tensor]]:
+        if not out.requires_grad:
+            return []
+        found = torch.autograd.grad(
+            out,
+            [*leaves.values(), *inputs],
+            weight,
+            create_graph=again,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        pairs = zip(leaves, found[: len(leaves)], strict=True)
+        return [(n, g.to_dense()) for n, g in pairs if g is not None]
+
+    def slope(found: list[tuple[str, Tensor]]) -> Tensor:
+        return torch.stack([(g * delta[n]).sum() for n, g in found]).sum()
+
+    with torch.enable_grad():
+        # Copies, because a forward may write to its buffers, or to its weights in place.
+        out = fn.batch({n: t.clone() for n, t in {**fixed, **leaves}.items()}, x)
+        u = torch.zeros_like(out, requires_grad=True)
+        found = gradients(out, u, again=True)
+        if not found:
+            return torch.zeros_like(out)
+        if all(g.requires_grad for _, g in found):
+            try:
+                (result,) = torch.autograd.grad(slope(found), u, retain_graph=True)
+                return result
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+        # Some operations have no second derivative: then one backward pass for every output.
+        rows: list[Tensor] = []
+        for unit in torch.eye(out.numel(), dtype=out.dtype, device=out.device):
+            rows.append(slope(gradients(out, unit.reshape(out.shape), again=False)).detach())
+        return torch.stack(rows).reshape(out.shape)
 
 
 def _floating(tensors: Parameters, dtype: torch.dtype) -> Parameters:

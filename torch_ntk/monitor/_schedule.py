@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from .._checks import check_choice, check_finite_number, check_positive_int
+from .._checks import check_choice, check_finite_number, check_positive_int, message
 
 _PER_DOUBLING = 4  # points of the logarithmic schedule between a step and its double
 
@@ -43,15 +43,19 @@ class Schedule:
         self.every_n_steps = every_n_steps
         self.kind = check_choice("schedule", kind, ("linear", "log"))
         self.max_overhead = check_finite_number("max_overhead", max_overhead, minimum=0.0)
+        if self.max_overhead > 1.0:
+            raise ValueError(
+                message("max_overhead", "a share from 0 to 1", max_overhead, "0.05 means 5%.")
+            )
         self._clock = clock
         self._start: float | None = None
         self._spent = 0.0
         self._last_cost = 0.0
 
     def start(self) -> None:
-        """Begin to count the running time; the first call counts."""
-        if self._start is None:
-            self._start = self._clock()
+        """Begin to count the running time, and what measurements take of it, anew."""
+        self._start = self._clock()
+        self._spent = self._last_cost = 0.0
 
     def spend(self, seconds: float) -> None:
         """Take `seconds` of a measurement from the budget."""

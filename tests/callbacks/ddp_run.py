@@ -1,0 +1,66 @@
+"""One process of a two-process training; started by `test_callbacks_ddp.py`.
+
+Usage: ddp_run.py RANK PORT FOLDER WATCHED
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+def main(rank: str, port: str, folder: str, watched: str) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port,
+        WORLD_SIZE="2",
+        RANK=rank,
+        LOCAL_RANK=rank,
+        NODE_RANK="0",
+    )
+    warnings.filterwarnings("ignore")
+
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning_runs import classifier, fit, with_batch_norm
+
+    from torch_ntk.callbacks import NTKMonitor
+
+    torch.set_num_threads(1)
+    path = Path(folder)
+    monitor = NTKMonitor(4, every_n_steps=1)
+    saver = ModelCheckpoint(path / "checkpoints", save_last=True, every_n_train_steps=1)
+    module = classifier(with_batch_norm)
+    fit(
+        path,
+        module,
+        [saver, monitor] if watched == "watched" else [saver],
+        logger=CSVLogger(path, version=0),
+        strategy="ddp",
+        devices=2,
+        enable_checkpointing=True,
+    )
+    torch.save(dict(module.state_dict()), path / f"weights{rank}.pt")
+    torch.save(monitor.history, path / f"history{rank}.pt")
+
+    # Every process loads the state; the first one goes on measuring.
+    again = NTKMonitor(4, every_n_steps=1)
+    if watched == "watched":
+        last = str(path / "checkpoints" / "last.ckpt")
+        fit(
+            path,
+            classifier(with_batch_norm),
+            [again],
+            ckpt_path=last,
+            strategy="ddp",
+            devices=2,
+            max_epochs=3,
+        )
+    torch.save(again.history, path / f"resumed{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

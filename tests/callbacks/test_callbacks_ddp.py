@@ -1,0 +1,77 @@
+"""Two real processes that train together: nothing hangs, nothing changes, one of them logs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def train(folder: Path, watched: bool) -> Path:
+    """Run both processes to their end, or kill both."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    paths = [str(HERE.parents[1]), str(HERE)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in ("0", "1"):
+        arguments = [rank, port, str(folder), "watched" if watched else "alone"]
+        with open(folder / f"log{rank}.txt", "wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(HERE / "ddp_run.py"), *arguments],
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [process.wait(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = "\n".join((folder / f"log{rank}.txt").read_text()[-3000:] for rank in "01")
+    assert codes == [0, 0], logs
+    return folder
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes(tmp_path: Path) -> None:
+    alone, watched = train(tmp_path / "alone", False), train(tmp_path / "watched", True)
+
+    for rank in "01":  # also the batch statistics, which each process has of its own
+        a, b = load(alone / f"weights{rank}.pt"), load(watched / f"weights{rank}.pt")
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[n], b[n]) for n in a)
+
+    history = load(watched / "history0.pt")
+    assert history["step"] == list(range(len(history["step"])))
+    assert len(history["step"]) == 7  # two epochs of three steps, and the end
+    assert history["ntk/drift"][0] == 0.0
+    assert min(history["ntk/drift"][1:]) > 0.0
+    assert load(watched / "history1.pt") == {}
+
+    with open(watched / "lightning_logs" / "version_0" / "metrics.csv", newline="") as file:
+        points = [row for row in csv.DictReader(file) if row["ntk/drift"]]
+    assert [float(row["ntk/drift"]) for row in points] == history["ntk/drift"]
+
+    resumed = load(watched / "resumed0.pt")
+    assert resumed["step"] == list(range(10))
+    assert resumed["ntk/drift"][:6] == history["ntk/drift"][:6]

@@ -1,0 +1,86 @@
+"""The numbers of one measurement, and why a number is missing where it is not defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from .. import metrics as m
+from ._anchor import Anchor
+
+METRICS = (
+    "drift",
+    "lambda_min",
+    "lambda_max",
+    "condition",
+    "effective_rank",
+    "alignment",
+    "param_drift",
+    "linearization_gap",
+)
+SPECTRAL = ("lambda_min", "lambda_max", "condition", "effective_rank")
+NEED_KERNEL = (*SPECTRAL, "drift", "alignment")
+
+
+@dataclass
+class Scalars:
+    """Metrics by name.
+
+    Attributes:
+        values: Those that have a value.
+        undefined: Why the others have none: a drift relative to a kernel of zero, an alignment
+            with targets of one class. A training does not end for them.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, metric: Callable[[], Tensor]) -> None:
+        """Add what `metric` returns, or the reason that it gives for returning nothing."""
+        try:
+            self.values[name] = float(metric())
+        except (TypeError, ValueError) as error:
+            self.undefined[name] = str(error)
+
+    def put_kernel(self, kernel: Tensor, anchor: Anchor, names: Sequence[str]) -> Tensor | None:
+        """Add what is known from Θ_t; returns its spectrum if that was computed."""
+        if "drift" in names:
+            self.put("drift", lambda: _drift(kernel, anchor))
+        if "alignment" in names:
+            self.put("alignment", lambda: _alignment(kernel, anchor))
+        if not any(name in SPECTRAL for name in names):
+            return None
+        summary = m.spectral_summary(kernel)
+        self.values.update({n: getattr(summary, n) for n in SPECTRAL if n in names})
+        return summary.eigenvalues
+
+    def put_movement(self, network: nn.Module, anchor: Anchor) -> None:
+        """Add how far the parameters by which the kernel is taken, and the buffers, have moved."""
+        now = {n: p for n, p in network.named_parameters() if n in anchor.trained}
+        then = {n: anchor.params[n] for n in now}
+        self.put("param_drift", lambda: m.param_drift(now, then))
+        moving = {n: b for n, b in network.named_buffers() if b.is_floating_point()}
+        start = {n: b for n, b in anchor.buffers.items() if n in moving}
+        # An infinite buffer is a constant such as an attention mask.
+        moves = {n for n, b in start.items() if bool(b.isfinite().all()) and b.numel()}
+        if any(bool(start[n].any()) for n in moves):
+            moved = m.param_drift({n: moving[n] for n in moves}, {n: start[n] for n in moves})
+            self.values["buffer_drift"] = float(moved)
+
+
+def _drift(kernel: Tensor, anchor: Anchor) -> Tensor:
+    if anchor.kernel is None:
+        raise ValueError("the run was anchored without a kernel to compare with.")
+    return m.kernel_drift(kernel, anchor.kernel)
+
+
+def _alignment(kernel: Tensor, anchor: Anchor) -> Tensor:
+    y = anchor.probe.y
+    if y is None:
+        raise ValueError("the probe has no targets. Pass probe=(x, y).")
+    outputs = anchor.outputs.shape[1]
+    # The last classes may be missing from the probe; a single output may stand for two classes.
+    is_labels = not y.is_floating_point() and y.ndim == 1 and outputs > 1
+    return m.kernel_alignment(kernel, y, num_classes=outputs if is_labels else None)
