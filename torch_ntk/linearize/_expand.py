@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from .._types import Parameters
+from ._plain_norms import PlainNorms
 
 _Terms: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -35,12 +36,20 @@ def expand(
     """
     if order == 0:
         return f(theta_0)
+    value, *derivatives = derivatives_along(f, theta_0, delta, order)
+    for k, derivative in enumerate(derivatives, start=1):
+        value = value + derivative / factorial(k)
+    return value
+
+
+def derivatives_along(
+    f: Callable[[Parameters], Tensor], theta_0: Parameters, delta: Parameters, order: int
+) -> tuple[Tensor, ...]:
+    """`d^k/dt^k f(θ_0 + t δ)` at t = 0 for k = 0 … order, with order at least 1."""
     if order == 1:
         # With the parameters themselves as primals, reverse mode sees δ only in the tangent;
         # through θ_0 + t δ it would also go back through the value, for a gradient of zero.
-        value, slope = _jvp(f, theta_0, delta)
-        linearized: Tensor = value + slope
-        return linearized
+        return jvp_of(f, theta_0, delta)
 
     def value_at(t: Tensor) -> tuple[Tensor, ...]:
         return (f({k: v + t * delta[k] for k, v in theta_0.items()}),)
@@ -49,24 +58,21 @@ def expand(
     for _ in range(order):
         terms = _with_next_derivative(terms)
     first = next(iter(theta_0.values()))
-    derivatives = terms(torch.zeros((), dtype=first.dtype, device=first.device))
-    total = derivatives[0]
-    for k, derivative in enumerate(derivatives[1:], start=1):
-        total = total + derivative / factorial(k)
-    return total
+    with PlainNorms():
+        return terms(torch.zeros((), dtype=first.dtype, device=first.device))
 
 
 def _with_next_derivative(terms: _Terms) -> _Terms:
     """From `t -> (f, f', …, f^(k))` to the same with one derivative more."""
 
     def more(t: Tensor) -> tuple[Tensor, ...]:
-        values, slopes = _jvp(terms, t, torch.ones_like(t))
+        values, slopes = jvp_of(terms, t, torch.ones_like(t))
         return (*values, slopes[-1])
 
     return more
 
 
-def _jvp(f: Callable[[Any], Any], primal: Any, tangent: Any) -> tuple[Any, Any]:
+def jvp_of(f: Callable[[Any], Any], primal: Any, tangent: Any) -> tuple[Any, Any]:
     """The value of `f` and its derivative; `torch.func.jvp` is typed for three results."""
     value, slope = jvp(f, (primal,), (tangent,))  # type: ignore[misc]
     return value, slope

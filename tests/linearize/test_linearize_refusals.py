@@ -1,0 +1,227 @@
+"""What `linearize` and `taylor_expand` refuse, and that a refusal leaves no trace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import by_name
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+from torch_ntk import linearize, taylor_expand
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = checkpoint(
+            lambda v: torch.tanh(self.first(v)), x, use_reentrant=self.use_reentrant
+        )
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("order", [1, 2])
+def test_activation_checkpointing(use_reentrant: bool, order: int) -> None:
+    model = taylor_expand(Checkpointed(use_reentrant).double(), order)
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="`model` must be free of activation checkpointing"):
+        model(x)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_without_grad(use_reentrant: bool) -> None:
+    net = Checkpointed(use_reentrant).double()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with torch.no_grad(), pytest.raises(ValueError, match="free of activation checkpointing"):
+        linearize(net)(x)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_around_it(use_reentrant: bool) -> None:
+    lin = linearize(by_name("mlp").build())
+    x = by_name("mlp").inputs(3).requires_grad_()
+    if use_reentrant:  # runs the forward anew instead of setting hooks: nothing is wrong with it
+        checkpoint(lin, x, use_reentrant=True).sum().backward()
+        by_checkpoint = [p.grad.clone() for p in lin.parameters()]
+        lin.zero_grad()
+        lin(x).sum().backward()
+        for p, g in zip(lin.parameters(), by_checkpoint, strict=True):
+            assert torch.equal(p.grad, g)
+    else:
+        with pytest.raises(ValueError, match="`x` must be passed outside of saved tensor hooks"):
+            checkpoint(lin, x, use_reentrant=False)
+
+
+def test_saved_tensor_hooks_around_it() -> None:
+    lin = linearize(by_name("mlp").build())
+    with save_on_cpu(), pytest.raises(ValueError, match=r"`x` must be passed .*save_on_cpu"):
+        lin(by_name("mlp").inputs(3))
+
+
+def with_value(value: float, buffer: bool = False) -> nn.Module:
+    net = nn.BatchNorm1d(5)
+    (net.running_mean if buffer else net.weight.data)[0] = value
+    return net
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.lock = nn.Parameter(torch.ones(3)), threading.Lock()
+
+
+REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "function": (lambda: torch.tanh, TypeError, "an nn.Module"),
+    "nothing": (lambda: None, TypeError, "an nn.Module"),
+    "lazy": (lambda: nn.LazyLinear(3), TypeError, "initialized"),
+    "meta": (lambda: nn.Linear(5, 3, device="meta"), TypeError, "materialized"),
+    "complex": (Complex, TypeError, "real"),
+    "nan": (lambda: with_value(float("nan")), ValueError, "finite"),
+    "infinity": (lambda: with_value(float("inf")), ValueError, "finite"),
+    "nan_buffer": (lambda: with_value(float("nan"), buffer=True), ValueError, "NaN"),
+    "no_parameters": (nn.Tanh, ValueError, "parameters"),
+    "batch_statistics": (
+        lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+        ValueError,
+        "one sample at a time",
+    ),
+    "lock": (Uncopyable, ValueError, "copy.deepcopy can copy"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "text"), REFUSED.values(), ids=REFUSED.keys())
+def test_modules_that_are_refused(
+    make: Callable[[], object], error: type[Exception], text: str
+) -> None:
+    for order in (1, 2):
+        with pytest.raises(error, match=f"`model` must be.*{text}.*; got"):
+            taylor_expand(make(), order)  # type: ignore[arg-type]
+
+
+def test_scripted_and_quantized_modules() -> None:
+    with pytest.warns(match="deprecated"):
+        scripted = torch.jit.script(nn.Linear(5, 3))
+    with pytest.raises(TypeError, match="TorchScript"):
+        linearize(scripted)
+    with pytest.warns(match="deprecated"):
+        quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 3)))
+    with pytest.raises(TypeError, match="quantized"):
+        linearize(quantized)
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.wrap = nn.Linear(5, 4), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "came"),
+    [
+        (lambda out: (out, out), "a tuple of length 2"),
+        (lambda out: {"logits": out}, "a dict of length 1"),
+        (lambda out: out.argmax(1), "a int64 tensor"),
+        (lambda out: torch.view_as_complex(out.reshape(-1, 2, 2)), "a complex64 tensor"),
+        (lambda out: None, "None"),
+    ],
+    ids=["tuple", "dict", "classes", "complex", "none"],
+)
+def test_outputs_that_are_not_one_real_tensor(wrap: Callable[[Tensor], object], came: str) -> None:
+    text = f"`model` must be a module that returns one real floating-point tensor; got {came}"
+    with pytest.raises(TypeError, match=text):
+        linearize(Returns(wrap))(torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("x", [None, [1.0] * 5, 3.0])
+def test_inputs_that_are_no_tensors(x: object) -> None:
+    with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor"):
+        linearize(nn.Linear(5, 3))(x)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["hook", "new"]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weight_norm_is_refused_by_name(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """It has no forward-mode derivative in torch."""
+    lin = linearize(norm(nn.Linear(5, 3)))
+    with pytest.raises(ValueError, match="forward AD with _weight_norm_interface"):
+        lin(torch.randn(2, 5))
+
+
+def test_a_forward_without_any_gradient_is_refused() -> None:
+    """Backwards the derivative is zero everywhere; forward mode does not know of `no_grad`."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.layer(x)
+
+    with pytest.raises(ValueError, match=r"same derivatives in forward mode.*torch\.no_grad\(\)"):
+        linearize(Frozen())(torch.randn(2, 5))
+
+
+def settings() -> tuple[object, ...]:
+    return (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch._C._autograd._saved_tensors_hooks_is_enabled(),
+    )
+
+
+def test_a_call_that_fails_leaves_no_trace() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.calls = nn.LSTM(5, 3), 0
+            self.drop = nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            raise KeyError("somewhere deep inside")
+
+    lin = linearize(Fails().train())
+    before, flags = settings(), [m.training for m in lin.modules()]
+    with pytest.raises(KeyError, match="somewhere deep inside"):
+        lin(torch.randn(2, 5))
+    assert settings() == before
+    assert [m.training for m in lin.modules()] == flags
+    assert lin.network.calls == 0
+    with save_on_cpu():  # hooks work again
+        torch.ones(2, requires_grad=True).exp().sum().backward()
+
+
+def test_a_batch_of_the_wrong_shape_names_the_cause_and_does_no_harm() -> None:
+    lin = linearize(by_name("mlp").build())
+    x = by_name("mlp").inputs(3)
+    expected = linearize(by_name("mlp").build())(x)
+    with pytest.raises(ValueError, match="cannot be multiplied"):
+        lin(x[:, :4])
+    assert torch.equal(lin(x), expected)

@@ -1,0 +1,190 @@
+"""`taylor_expand`: exact for polynomials, and term by term against nested backward passes."""
+
+from __future__ import annotations
+
+from math import factorial
+
+import pytest
+import torch
+from cases import by_name
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torch_ntk import LinearizedModel, TaylorModel, linearize, taylor_expand
+from torch_ntk.linearize import expand
+
+Parameters = dict[str, Tensor]
+
+NAMES = (
+    "ntk_conv",
+    "mlp",
+    "batchnorm1d",
+    "layer_norm",
+    "instance_norm",
+    "tied_weights",
+    "layer_three_times",
+    "spectral_norm_parametrized",
+    "lstm",
+    "gru",
+    "attention",
+    "transformer_encoder",
+    "counts_and_remembers",
+)
+
+
+def linear_layers(depth: int, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(*[nn.Linear(4, 4, bias=bias, dtype=torch.float64) for _ in range(depth)])
+
+
+def move(model: TaylorModel, size: float = 0.5) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(size * torch.randn_like(p))
+
+
+class WrittenOut(nn.Module):
+    """Normalization by elementary operations; those of torch have no right third derivative."""
+
+    def __init__(self, norm: nn.LayerNorm | nn.InstanceNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.images = isinstance(norm, nn.InstanceNorm2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes, shape = ((-2, -1), (-1, 1, 1)) if self.images else ((-1,), (-1,))
+        centered = x - x.mean(axes, keepdim=True)
+        variance = centered.square().mean(axes, keepdim=True)
+        unit = centered * (variance + self.eps) ** -0.5
+        return self.weight.reshape(shape) * unit + self.bias.reshape(shape)
+
+
+def with_norms_written_out(net: nn.Module) -> nn.Module:
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (nn.LayerNorm, nn.InstanceNorm2d)):
+                setattr(module, name, WrittenOut(child))
+    return net
+
+
+def taylor_loop(net: nn.Module, delta: Parameters, x: Tensor, order: int) -> Tensor:
+    """The Taylor polynomial of `t -> f(θ_0 + t δ)` at t = 1, by `order` nested backward passes."""
+    net = with_norms_written_out(net.eval())
+    theta_0 = {k: p.detach() for k, p in net.named_parameters()}
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        out = functional_call(net, {k: v + t * delta[k] for k, v in theta_0.items()}, (x,))
+    entries = []
+    for term in out.reshape(-1):
+        total = term
+        for k in range(1, order + 1):
+            (term,) = torch.autograd.grad(term, t, create_graph=True)
+            total = total + term / factorial(k)
+        entries.append(total)
+    return torch.stack(entries).reshape(out.shape)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_product_of_linear_layers_is_a_polynomial_of_its_depth(depth: int) -> None:
+    """Exact from order = depth on, and not before."""
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for order in range(1, depth + 2):
+        model = taylor_expand(linear_layers(depth), order)
+        move(model)
+        difference = (model(x) - model.network(x)).abs().max()
+        if order >= depth:
+            assert difference < 1e-12
+        else:
+            assert difference > 1e-2
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
+def test_terms_are_derivatives_along_the_displacement(name: str, order: int) -> None:
+    case = by_name(name)
+    net, x = case.build(), case.inputs(2)
+    model = taylor_expand(net, order)
+    torch.testing.assert_close(model(x), case.build().eval()(x), rtol=1e-12, atol=1e-12)
+    move(model, 0.3)
+    delta = {k: v.detach() for k, v in model.displacement().items()}
+    expected = taylor_loop(case.build(), delta, x, order)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_gradients_are_those_of_the_polynomial(order: int) -> None:
+    case = by_name("mlp")
+    net, x = case.build(), case.inputs(2)
+    model = taylor_expand(net, order)
+    move(model, 0.3)
+    model(x).square().sum().backward()
+    delta = {k: v.detach().requires_grad_() for k, v in model.displacement().items()}
+    taylor_loop(case.build(), delta, x, order).square().sum().backward()
+    for name, p in model.network.named_parameters():
+        torch.testing.assert_close(p.grad, delta[name].grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_error_falls_with_the_power_after_the_order() -> None:
+    """Halving δ divides the error of order k by 2^(k+1)."""
+    net = by_name("mlp").build()
+    x = by_name("mlp").inputs(3)
+    for order in (1, 2, 3):
+        errors = []
+        for size in (0.02, 0.01):
+            torch.manual_seed(0)
+            model = taylor_expand(net, order)
+            move(model, size)
+            errors.append(float((model(x) - model.network(x)).detach().norm()))
+        assert errors[0] / errors[1] == pytest.approx(2 ** (order + 1), rel=0.1)
+
+
+def test_order_one_is_linearize() -> None:
+    net, x = by_name("mlp").build(), by_name("mlp").inputs(3)
+    first, second = taylor_expand(net, 1), linearize(net)
+    assert isinstance(first, LinearizedModel)
+    torch.manual_seed(0)
+    move(first)
+    torch.manual_seed(0)
+    move(second)
+    assert torch.equal(first(x), second(x))
+
+
+def test_expand_of_a_function_by_hand() -> None:
+    """`f = a² b`: along δ its terms are a²b, 2abα + a²β, α²b + 2aαβ, α²β."""
+    a, b, alpha, beta = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 0.5, -1.0))
+    terms = (12.0, 2 * 2 * 3 * 0.5 - 4, 0.25 * 3 - 2.0, -0.25)
+    for order in range(4):
+        value = expand(
+            lambda p: p["a"] ** 2 * p["b"], {"a": a, "b": b}, {"a": alpha, "b": beta}, order
+        )
+        assert float(value) == pytest.approx(sum(terms[: order + 1]), rel=1e-14)
+
+
+def test_an_operation_that_torch_gets_wrong_at_second_order_is_refused() -> None:
+    """`det` loses a term in nested forward mode; no error of torch's says so."""
+
+    class Det(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(self.weight * x[:, None, None])
+
+    x = torch.rand(2, dtype=torch.float64) + 1
+    assert linearize(Det())(x).shape == (2,)
+    with pytest.raises(ValueError, match=r"derivative of order 2.*try order=1"):
+        taylor_expand(Det(), 2)(x)
+
+
+@pytest.mark.parametrize("order", [True, 1.0, 2.0, "2", None])
+def test_an_order_that_is_no_integer(order: object) -> None:
+    with pytest.raises(TypeError, match="`order` must be a positive integer"):
+        taylor_expand(linear_layers(1), order)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [0, -1])
+def test_an_order_below_one(order: int) -> None:
+    with pytest.raises(ValueError, match="`order` must be a positive integer"):
+        taylor_expand(linear_layers(1), order)

@@ -1,0 +1,60 @@
+"""Run a network as a pure function that is differentiable once more, inside a training step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+
+from .._checks import message
+from .._functional._forward_mode import forward_mode
+from .._functional._quiet import _no_cached_weights, _python_state
+from ._plain_norms import PlainNorms
+
+
+@contextlib.contextmanager
+def steady(network: nn.Module, device: torch.device, through_input: bool) -> Iterator[None]:
+    """Within it, `network` can be expanded, and the expansion be differentiated by θ.
+
+    - Every module is in eval mode, and gets the attributes back that its forward assigns.
+    - Autocast is off: a derivative rounded to half precision is no linearization.
+    - `torch.compile` inside of the network is off: it would trace each transformation anew.
+    - Grad mode is on, also in `no_grad` and inference mode: some forward-mode rules need
+      it. It is the caller's part to detach what is not to be tracked.
+    - Saved tensor hooks raise. They are what activation checkpointing is made of, which would
+      recompute with θ what was computed with θ_0, for silently wrong gradients.
+    - With `through_input`, when the gradient by the input may be wanted, normalizations are
+      written out: that gradient differentiates their forward-mode rules once more.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_python_state(network))
+        stack.enter_context(forward_mode(network))
+        stack.enter_context(_no_cached_weights())
+        stack.enter_context(torch.enable_grad())
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if through_input:
+            stack.enter_context(PlainNorms())
+        stack.enter_context(_no_saved_tensors_hooks())
+        yield
+
+
+@contextlib.contextmanager
+def _no_saved_tensors_hooks() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(disable_saved_tensors_hooks("no saved tensor hooks here"))
+        except RuntimeError as error:
+            raise ValueError(
+                message(
+                    "x",
+                    "passed outside of saved tensor hooks",
+                    "a call within torch.utils.checkpoint, save_on_cpu or other such hooks",
+                    "Call the linearized or expanded model outside of them.",
+                )
+            ) from error
+        yield
