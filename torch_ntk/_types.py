@@ -10,7 +10,7 @@ from torch import Tensor, nn
 Output: TypeAlias = Literal["full", "trace", "mean", "diagonal", "pseudo"]
 """What is kept of the output indices of Θ[n, m, i, j]; see `torch_ntk.empirical_ntk`."""
 
-Method: TypeAlias = Literal["auto", "jacobian", "vector_product"]
+Method: TypeAlias = Literal["auto", "structured", "jacobian", "vector_product"]
 """How an empirical kernel is computed; see `torch_ntk.empirical_ntk`."""
 
 Parameters: TypeAlias = dict[str, Tensor]

@@ -17,9 +17,9 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _api
+from torch_ntk.empirical import _api, _choose, _jacobian, _structured, _vector_product
 
-METHODS = ["jacobian", "vector_product"]
+METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 
@@ -156,21 +156,25 @@ def test_a_buffer_of_another_precision_stays_as_it_is() -> None:
     assert empirical_ntk(Fine(), x).item() == 3.0  # float32 would lose the 1 in 1e8 + 1
 
 
-def test_auto_takes_either_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_every_method_where_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
+    for module in (_structured, _jacobian, _vector_product):
+        name, real = module.__name__.rsplit("._")[-1], module.kernel
 
-    def engine(name: str):
-        real = _api._ENGINES[name]
-        return lambda *args: (taken.append(name), real(*args))[1]
+        def engine(*args, name=name, real=real, **kwargs):
+            taken.append(name)
+            return real(*args, **kwargs)
 
-    monkeypatch.setattr(_api, "_ENGINES", {n: engine(n) for n in _api._ENGINES})
+        monkeypatch.setattr(module, "kernel", engine)
     wide = nn.Linear(3, 50)  # each weight used once per sample, many outputs
     x = torch.randn(20, 3)
-    a = empirical_ntk(wide, x, output="full")
+    expected = empirical_ntk(wide, x)
+    assert taken == ["structured"]
+    monkeypatch.setattr(_structured, "bytes_per_sample", lambda *_: 2**60)
+    assert relative_error(empirical_ntk(wide, x), expected) < 1e-5
     shared = nn.Conv1d(1, 1, 3)  # few weights used many times
     empirical_ntk(shared, torch.randn(4, 1, 40), output="trace")
-    assert set(taken) >= {"jacobian", "vector_product"}
-    assert relative_error(a, empirical_ntk(wide, x, method="jacobian")) < 1e-5
+    assert taken == ["structured", "vector_product", "jacobian"]
 
 
 @pytest.mark.parametrize("name", ["function_of_the_old_kind", "gradient_stopped_by_no_grad"])
@@ -178,7 +182,8 @@ def test_auto_falls_back_to_the_reference(
     name: str, monkeypatch: pytest.MonkeyPatch, oracle
 ) -> None:
     case = by_name(name)
-    monkeypatch.setattr(_api, "choose", lambda *_: "vector_product")
+    monkeypatch.setattr(_structured, "bytes_per_sample", lambda *_: 2**60)
+    monkeypatch.setattr(_choose, "choose", lambda *_: "vector_product")
     j1, j2 = oracle(case)
     kernel = empirical_ntk(case.build(), case.inputs(4), case.inputs(3, 1), progress=True)
     assert relative_error(kernel, contract_full(j1, j2)) < 1e-10
@@ -190,8 +195,8 @@ def test_auto_falls_back_to_the_reference(
 def test_methods_agree_where_vmap_gives_up(name: str) -> None:
     case = by_name(name)
     model, x = case.build(), case.inputs(4)
-    a, b = (empirical_ntk(model, x, method=m) for m in METHODS)
-    assert relative_error(a, b) < 1e-12
+    first, *others = (empirical_ntk(model, x, method=m) for m in METHODS)
+    assert all(relative_error(first, other) < 1e-12 for other in others)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 6])

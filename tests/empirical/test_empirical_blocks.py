@@ -17,7 +17,7 @@ from torch_ntk import empirical_nngp, empirical_ntk
 from torch_ntk.empirical import _api, _blocks
 from torch_ntk.empirical._blocks import Backoff, _control_group_free, free_memory, plan
 
-METHODS = ["jacobian", "vector_product"]
+METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 
@@ -84,7 +84,7 @@ class Scarce:
 
 
 # Evaluations that only look at what the function is like.
-LOOKS = {"jacobian": 6, "vector_product": 10}
+LOOKS = {"structured": 9, "jacobian": 6, "vector_product": 10}
 PARAMS = {"w": torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)}
 X1 = torch.linspace(-2, 2, 40, dtype=torch.float64).reshape(8, 5)
 X2 = torch.linspace(-1, 3, 30, dtype=torch.float64).reshape(6, 5)

@@ -16,7 +16,7 @@ from traces import snapshot
 
 from torch_ntk import empirical_nngp, empirical_ntk
 
-METHODS = ["jacobian", "vector_product", "auto"]
+METHODS = ["structured", "jacobian", "vector_product", "auto"]
 
 
 def _prepared(case: Case) -> nn.Module:

@@ -18,7 +18,7 @@ from traces import settings, snapshot
 
 from torch_ntk import empirical_nngp, empirical_ntk
 
-METHODS = ["jacobian", "vector_product", "auto"]
+METHODS = ["structured", "jacobian", "vector_product", "auto"]
 X = torch.linspace(-1.0, 1.0, 15).reshape(3, 5)
 
 

@@ -9,7 +9,7 @@ from oracles import contract_full, reduced, relative_error
 
 from torch_ntk import empirical_ntk
 
-METHODS = ["jacobian", "vector_product"]
+METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 

@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 from .._checks import check_choice, check_finite, check_positive_int, message
 from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
-from . import _jacobian, _vector_product
+from . import _choose, _jacobian, _structured, _vector_product
 from ._blocks import free_memory
-from ._choose import choose
 from ._outputs import OUTPUTS, advice, finish, shape, size_in_words
 from ._trial import Trial, try_out
 
@@ -24,7 +23,12 @@ _NOT_FINITE = (
     "The outputs or gradients of these samples are not finite: look for sqrt(0), log(0) or a "
     "division of zero in the forward, or, after an overflow, use dtype=torch.float64."
 )
-_ENGINES = {"jacobian": _jacobian.kernel, "vector_product": _vector_product.kernel}
+_ENGINES = {
+    "auto": _choose.kernel,
+    "structured": _structured.kernel,
+    "jacobian": _jacobian.kernel,
+    "vector_product": _vector_product.kernel,
+}
 
 
 def empirical_ntk(
@@ -60,9 +64,11 @@ def empirical_ntk(
             - `"diagonal"`: `[N1, N2, O]`, `Θ[n, m, i, i]`;
             - `"pseudo"`: `[N1, N2]`, the kernel of `Σ_i f_i / sqrt(O)`, O times cheaper than the
               trace and equal to `"mean"` in expectation (Mohamadi et al. 2023).
-        method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference),
-            `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian
-            (Novak et al. 2022), `"auto"` takes the one with fewer operations.
+        method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference);
+            `"structured"` contracts the inputs and output cotangents of each linear layer,
+            convolution and embedding in the cheapest order and needs a Jacobian only for the
+            other parameters; `"vector_product"` uses a vjp and a jvp per column and never forms a
+            Jacobian (Novak et al. 2022). `"auto"` is `"structured"` wherever that fits.
         params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
             parameter with `requires_grad`. Tied parameters count once, with their cross terms.
         batch_size: Samples per block; None chooses from the free memory, and every block size
@@ -108,8 +114,7 @@ def empirical_ntk(
         outputs = trial.outputs
         if output == "pseudo":
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
-        name = choose(fn, n1, n2, output, trial) if method == "auto" else method
-        kernel = _run(fn, a, b, output, trial, batch_size, name, method == "auto", progress)
+        kernel = _run(fn, a, b, output, trial, batch_size, method, progress)
         kernel = finish(kernel, output, outputs)
         check_finite("kernel", kernel, _NOT_FINITE)
         return _rounded(kernel, fn.result_dtype)
@@ -161,11 +166,10 @@ def _run(
     output: Output,
     trial: Trial,
     batch_size: int | None,
-    name: str,
-    may_change: bool,
+    method: Method,
     progress: bool,
 ) -> Tensor:
-    total = a.shape[0] if name == "jacobian" or b is None else b.shape[0]
+    total = b.shape[0] if method == "vector_product" and b is not None else a.shape[0]
     with tqdm(
         total=total, desc="empirical NTK", unit="sample", disable=not progress, leave=False
     ) as bar:
@@ -173,14 +177,7 @@ def _run(
         def advance(samples: int) -> None:
             bar.update(samples)
 
-        try:
-            return _ENGINES[name](fn, a, b, output, trial, batch_size, advance)
-        except ValueError:
-            if not (may_change and name == "vector_product"):
-                raise
-        # Not every operation has a forward-mode derivative; the reference method needs none.
-        bar.reset(a.shape[0])
-        return _jacobian.kernel(fn, a, b, output, trial, batch_size, advance)
+        return _ENGINES[method](fn, a, b, output, trial, batch_size, advance)
 
 
 def _rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,12 @@ _MOST_BYTES = 2 * 1024**3
 # plan does not see: allocator fragments, temporary copies inside batched backward passes.
 _SHARE = 0.4
 
+ONE_SAMPLE = (
+    "The kernel needs more memory for a single sample than there is. Use a cheaper output "
+    "(output='pseudo' needs O times less), fewer parameters (params=[...]), or "
+    "method='vector_product', which never forms a sample's whole Jacobian."
+)
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`."""
@@ -56,10 +62,14 @@ def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
+def budget(device: torch.device) -> int:
+    """Bytes that the blocks of one computation may take together."""
+    return min(_MOST_BYTES, int(_SHARE * free_memory(device)))
+
+
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
     """Samples per block so that a block of `bytes_per_sample` each stays within the budget."""
-    budget = min(_MOST_BYTES, int(_SHARE * free_memory(device)))
-    return max(1, min(n, budget // max(1, bytes_per_sample)))
+    return max(1, min(n, budget(device) // max(1, bytes_per_sample)))
 
 
 class Backoff:
@@ -97,12 +107,7 @@ class Backoff:
                 if not is_out_of_memory(error):
                     raise
                 if self.size == 1 and self.cut(self._within) == 1:
-                    raise MemoryError(
-                        "The kernel needs more memory for a single sample than there is. Use a "
-                        "cheaper output (output='pseudo' needs O times less), fewer parameters "
-                        "(params=[...]), or method='vector_product', which never forms a "
-                        "sample's whole Jacobian."
-                    ) from error
+                    raise MemoryError(ONE_SAMPLE) from error
                 stop = start
             if stop == start:  # outside of the handler, which keeps the failed tensors alive
                 self._shrink()

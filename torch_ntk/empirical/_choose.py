@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
 
-from .._functional import ModelFunction
+from torch import Tensor, nn
+
+from .._functional import CANNOT_TRANSFORM, ModelFunction
 from .._types import Output
-from . import _jacobian
-from ._blocks import _MOST_BYTES, _SHARE, free_memory
+from . import _jacobian, _structured, _vector_product
+from ._blocks import budget
 from ._trial import Trial
+
+
+def kernel(
+    fn: ModelFunction,
+    x1: Tensor,
+    x2: Tensor | None,
+    output: Output,
+    trial: Trial,
+    batch_size: int | None,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """The kernel by the structured method, or by another where that one does not fit.
+
+    It does not fit if a parameter that no rule covers is so large that its Jacobian for a single
+    sample exceeds the memory. Products with vectors never form a Jacobian; where an operation has
+    no forward-mode derivative for them, the reference method is left.
+    """
+    try:
+        structure = _structured.prepare(fn, x1, x2, trial, output)
+    except CANNOT_TRANSFORM:
+        pass
+    else:
+        if _structured.bytes_per_sample(fn, structure, trial) <= budget(fn.device):
+            return _structured.kernel(
+                fn, x1, x2, output, trial, batch_size, advance, structure=structure
+            )
+    n2 = (x1 if x2 is None else x2).shape[0]
+    if choose(fn, x1.shape[0], n2, output, trial) == "vector_product":
+        try:
+            return _vector_product.kernel(fn, x1, x2, output, trial, batch_size, advance)
+        except ValueError:
+            pass
+    return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance)
 
 
 def choose(fn: ModelFunction, n1: int, n2: int, output: Output, trial: Trial) -> str:
@@ -25,8 +60,7 @@ def choose(fn: ModelFunction, n1: int, n2: int, output: Output, trial: Trial) ->
     contraction = 2 * p * (o * o if output == "full" else o)
     by_jacobian = 2 * forward * o * (n1 + n2) + contraction * n1 * n2
     by_product = 2 * forward * o * n2 + 3 * forward * o * n1 * n2
-    budget = min(_MOST_BYTES, int(_SHARE * free_memory(fn.device)))
-    fits = _jacobian.bytes_per_sample(fn, trial) <= budget
+    fits = _jacobian.bytes_per_sample(fn, trial) <= budget(fn.device)
     recurrent = fn.module is not None and any(
         isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in fn.module.modules()
     )

@@ -22,9 +22,10 @@ from .._functional import (
     is_out_of_memory,
 )
 from .._types import Output, Parameters
-from ._blocks import Backoff, plan, ranges
-from ._outputs import contract, shape, symmetrize_, transposed
+from ._blocks import plan
+from ._pairs import by_blocks
 from ._trial import Trial
+from ._weights import Part
 
 Jacobians = dict[str, Tensor]
 """By parameter name `[n, O, p]`, p the number of entries of the parameter."""
@@ -151,39 +152,21 @@ def kernel(
     batch_size: int | None,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
+    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
+    longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
+    fits = plan(longest, bytes_per_sample(fn, trial), fn.device)
 
-    Rows are taken in large blocks whose Jacobians are kept, and columns are streamed past them
-    in blocks of a quarter of that, so that each sample's Jacobian is computed
-    about N/(2·rows) + 1 times.
-    """
-    per_sample = bytes_per_sample(fn, trial)
-    n1 = x1.shape[0]
-    other = x1 if x2 is None else x2
-    n2 = other.shape[0]
-    fits = plan(max(n1, n2), per_sample, fn.device)
-    size = batch_size or fits
-    small = batch_size or max(1, fits // 4)
-    result = torch.zeros(shape(output, n1, n2, trial.outputs), dtype=fn.dtype, device=fn.device)
+    def factors(x: Tensor) -> dict[str, Part]:
+        return {name: Part(j=j) for name, j in jacobians(fn, x).items()}
 
-    def rows(start: int, stop: int) -> None:
-        step = max(1, min(small, stop - start))
-        parts = [jacobians(fn, x1[a:b]) for a, b in ranges(start, stop, step)]
-        left = {k: torch.cat([part.pop(k) for part in parts]) for k in list(parts[0])}
-        # A block that ran out of memory is computed again; left of it stands what is mirrored.
-        result[start:stop, start if x2 is None else 0 :] = 0
-        if x2 is None:
-            square = result[start:stop, start:stop]
-            for j in left.values():
-                square += contract(j, j, output)
-            symmetrize_(square)
-        for a, b in ranges(stop if x2 is None else 0, n2, step):
-            right = jacobians(fn, other[a:b])
-            for k, j in left.items():
-                result[start:stop, a:b] += contract(j, right.pop(k), output)
-            if x2 is None:
-                result[a:b, start:stop] = transposed(result[start:stop, a:b])
-        advance(stop - start)
-
-    Backoff(n1, size).run(rows)
-    return result
+    return by_blocks(
+        factors,
+        x1,
+        x2,
+        output,
+        trial.outputs,
+        fn.dtype,
+        batch_size or fits,
+        batch_size or max(1, fits // 4),
+        advance,
+    )

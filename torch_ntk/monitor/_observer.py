@@ -88,7 +88,7 @@ class Observer:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.output: Output = output
         check_choice("output", output, _OUTPUTS)
-        check_choice("method", method, ("auto", "jacobian", "vector_product"))
+        check_choice("method", method, ("auto", "structured", "jacobian", "vector_product"))
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
                 message("dtype", "None, torch.float32 or torch.float64", str(dtype), "")

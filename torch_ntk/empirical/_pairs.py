@@ -1,0 +1,80 @@
+"""A kernel from what is computed per sample, block of rows by block of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._types import Output
+from ._blocks import Backoff, ranges
+from ._outputs import shape, symmetrize_, transposed
+from ._weights import Part, contract
+
+Factors = dict[str, Part]
+"""By parameter name what is known of a block of samples; see `_weights`."""
+
+
+def by_blocks(
+    factors: Callable[[Tensor], Factors],
+    x1: Tensor,
+    x2: Tensor | None,
+    output: Output,
+    outputs: int,
+    dtype: torch.dtype,
+    size: int,
+    small: int,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
+
+    Rows are taken in blocks of `size` whose factors are kept, and columns are streamed past them
+    in blocks of `small`, so that the factors of a sample are computed about N/(2·size) + 1 times.
+    """
+    n1 = x1.shape[0]
+    other = x1 if x2 is None else x2
+    n2 = other.shape[0]
+    result = torch.zeros(shape(output, n1, n2, outputs), dtype=dtype, device=x1.device)
+    backoff = Backoff(n1, size, within=small)
+
+    def rows(start: int, stop: int) -> None:
+        step = min(backoff.cut(small), stop - start)
+        left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)])
+        # A block that ran out of memory is computed again; left of it stands what is mirrored.
+        result[start:stop, start if x2 is None else 0 :] = 0
+        if x2 is None:
+            square = result[start:stop, start:stop]
+            for part in left.values():
+                square += contract(part, part, output)
+            symmetrize_(square)
+        for a, b in ranges(stop if x2 is None else 0, n2, step):
+            right = factors(other[a:b])
+            for name, part in left.items():
+                result[start:stop, a:b] += contract(part, right.pop(name), output)
+            if x2 is None:
+                result[a:b, start:stop] = transposed(result[start:stop, a:b])
+        advance(stop - start)
+
+    backoff.run(rows)
+    return result
+
+
+def _joined(blocks: list[Factors]) -> Factors:
+    """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return {name: _cat([block.pop(name) for block in blocks]) for name in list(blocks[0])}
+
+
+def _cat(parts: list[Part]) -> Part:
+    def cat(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [t for t in tensors if t is not None]
+        return torch.cat(present) if present else None
+
+    return Part(
+        j=cat([p.j for p in parts]),
+        a=cat([p.a for p in parts]),
+        b=cat([p.b for p in parts]),
+        use=parts[0].use,
+    )

@@ -1,0 +1,96 @@
+"""Convolutions of one to three dimensions, with groups, stride, dilation and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._rule import Use, argument
+
+
+class ConvUse(Use):
+    """A convolution; its features are the patches under the filter, its positions the outputs."""
+
+    def __init__(
+        self,
+        source: Tensor,
+        weight: Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[tuple[int, int], ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        self.source, self.weight = source, weight
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups = groups
+        self.inputs = prod(weight.shape[1:])
+        self.units = weight.shape[0] // groups
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, G, T, a]`: patches, gathered by strided views and one copy."""
+        kernel = self.weight.shape[2:]
+        dims = len(kernel)
+        x = source.reshape(-1, *source.shape[-dims - 1 :])
+        flat = [p for before_after in reversed(self.padding) for p in before_after]
+        x = F.pad(x, flat) if any(flat) else x
+        for d in range(dims):
+            span = (kernel[d] - 1) * self.dilation[d] + 1
+            x = x.unfold(2 + d, span, self.stride[d])[..., :: self.dilation[d]]
+        n = source.shape[0]
+        channels, out = x.shape[1], x.shape[2 : 2 + dims]
+        x = x.reshape(n, -1, self.groups, channels // self.groups, *out, *kernel)
+        # [N, images, G, C/G, *out, *kernel] to [N, G, images·out, C/G·kernel]
+        axes = list(range(x.ndim))
+        positions, taps = axes[4 : 4 + dims], axes[4 + dims :]
+        return x.permute(0, 2, 1, *positions, 3, *taps).reshape(n, self.groups, -1, self.inputs)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""
+        dims = self.weight.ndim - 2
+        n, o = b.shape[:2]
+        b = b.reshape(n, o, -1, self.groups, self.units, prod(b.shape[-dims:]))
+        return b.permute(0, 1, 3, 2, 5, 4).reshape(n, o, self.groups, -1, self.units)
+
+
+def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]:
+    def conv(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+        source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+        stride = _tuple(argument(args, kwargs, 3, "stride"), dims, 1)
+        padding = argument(args, kwargs, 4, "padding")
+        dilation = _tuple(argument(args, kwargs, 5, "dilation"), dims, 1)
+        groups = argument(args, kwargs, 6, "groups") or 1
+        kernel = tuple(weight.shape[2:])
+        if padding == "same":
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            pads = tuple((total // 2, total - total // 2) for total in totals)
+        elif padding == "valid":
+            pads = ((0, 0),) * dims
+        else:
+            pads = tuple((p, p) for p in _tuple(padding, dims, 0))
+        return ConvUse(source, weight, stride, pads, dilation, int(groups))
+
+    return conv
+
+
+def _tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
+    if value is None:
+        return (default,) * dims
+    if isinstance(value, int):
+        return (value,) * dims
+    values = tuple(int(v) for v in value)
+    return values * dims if len(values) == 1 else values
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+    F.conv1d: _call(1),
+    F.conv2d: _call(2),
+    F.conv3d: _call(3),
+    torch.conv1d: _call(1),
+    torch.conv2d: _call(2),
+    torch.conv3d: _call(3),
+}

@@ -1,0 +1,65 @@
+"""`F.embedding`: a linear layer on one-hot inputs that are never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._rule import Use, argument
+
+
+class EmbeddingUse(Use):
+    """`y[t] = W[index[t]]`; the row of `padding_idx` has no gradient."""
+
+    groups = 1
+    gram_width = 1  # a comparison
+
+    def __init__(self, source: Tensor, weight: Tensor, padding_idx: int | None) -> None:
+        self.source, self.weight = source, weight
+        rows, self.units = weight.shape
+        self.inputs = 1
+        self.rows = rows
+        self.padding = None if padding_idx is None else padding_idx % rows
+
+    def features(self, source: Tensor) -> Tensor:
+        """The indices `[N, 1, T, 1]`, -1 where there is no gradient."""
+        index = source.reshape(source.shape[0], 1, -1, 1).long()
+        if self.padding is None:
+            return index
+        return torch.where(index == self.padding, -1, index)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, 1, T, b]`."""
+        return b.reshape(*b.shape[:2], 1, -1, self.units)
+
+    def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
+        """1 where two positions read the same row."""
+        same = (a1 == a2.transpose(1, 2)) & (a1 >= 0)
+        return same.to(self.weight.dtype)
+
+    def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
+        """Cotangents added to the rows that were read."""
+        n, o, _, t, units = b.shape
+        index = a.reshape(n, 1, t, 1)
+        kept = b.reshape(n, o, t, units) * (index >= 0)
+        rows = torch.zeros(n, o, self.rows, units, dtype=b.dtype, device=b.device)
+        return rows.scatter_add_(2, index.clamp(min=0).expand(n, o, t, units), kept).flatten(2)
+
+
+def embedding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+    """`F.embedding(input, weight, padding_idx, max_norm, …, scale_grad_by_freq, sparse)`."""
+    max_norm = argument(args, kwargs, 3, "max_norm")
+    by_frequency = argument(args, kwargs, 5, "scale_grad_by_freq")
+    if max_norm is not None or by_frequency:
+        return None  # these change the weight, or its gradient by the batch
+    source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    return EmbeddingUse(source, weight, argument(args, kwargs, 2, "padding_idx"))
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+    F.embedding: embedding
+}

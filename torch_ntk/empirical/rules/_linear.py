@@ -1,0 +1,69 @@
+"""`F.linear(x, W)`, `x @ W` and their spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._rule import Use, argument
+
+
+class LinearUse(Use):
+    """`y[..., b] = Σ_a W[b, a] x[..., a]`; every leading dimension of a sample is a position."""
+
+    groups = 1
+
+    def __init__(self, source: Tensor, weight: Tensor) -> None:
+        self.source, self.weight = source, weight
+        self.units, self.inputs = weight.shape
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, 1, T, a]`."""
+        return source.reshape(source.shape[0], 1, -1, self.inputs)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, 1, T, b]`."""
+        return b.reshape(*b.shape[:2], 1, -1, self.units)
+
+
+class MatmulUse(LinearUse):
+    """`y = x @ W` with W `[a, b]`: the same with the weight transposed."""
+
+    def __init__(self, source: Tensor, weight: Tensor) -> None:
+        self.source, self.weight = source, weight
+        self.inputs, self.units = weight.shape
+
+    def unpack(self, jacobian: Tensor) -> Tensor:
+        """Entries of the weight run over a first."""
+        return jacobian.transpose(3, 4).flatten(2)
+
+
+def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+    """`F.linear(input, weight, bias)`."""
+    source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    return LinearUse(source, weight) if weight.ndim == 2 else None
+
+
+def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+    """`torch.matmul(input, other)` with a matrix on the right."""
+    source = argument(args, kwargs, 0, "input")
+    weight = argument(args, kwargs, 1, "other")
+    if weight is None:
+        weight = argument(args, kwargs, 1, "mat2")
+    if weight is None or weight.ndim != 2 or "out" in kwargs:
+        return None
+    return MatmulUse(source, weight)
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+    F.linear: linear,
+    torch.matmul: matmul,
+    torch.mm: matmul,
+    Tensor.matmul: matmul,
+    Tensor.__matmul__: matmul,
+    Tensor.mm: matmul,
+}

@@ -1,0 +1,70 @@
+"""What a rule knows about one use of a weight in a bilinear operation.
+
+In `y = op(x, W)` with positions t (pixels, tokens, …) and groups g, entry (b, a) of the weight
+multiplies input feature a for output unit b, so with A the input features and B = ∂f/∂y
+
+    ∂f_i/∂W[g, b, a] = Σ_t B[i, g, t, b] · A[g, t, a].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Use(ABC):
+    """One call in which a tracked parameter is the weight of a bilinear operation.
+
+    Attributes:
+        weight: The parameter itself; found again by identity.
+        source: The input of the call, for one sample.
+        groups, inputs, units: Sizes of g, a and b.
+    """
+
+    weight: Tensor
+    source: Tensor
+    groups: int
+    inputs: int
+    units: int
+
+    @property
+    def kind(self) -> Hashable:
+        """Uses of one weight with equal kinds may be joined along their positions."""
+        return (type(self), self.groups, self.inputs, self.units)
+
+    @abstractmethod
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, G, T, a]` of stacked sources `[N, *source.shape]`."""
+
+    @abstractmethod
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, G, T, b]` of stacked cotangents `[N, O, *y.shape]`."""
+
+    def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
+        """Inner products of features `[G, n1·T, a]`, `[G, n2·T, a]`: `[G, n1·T, n2·T]`."""
+        return torch.bmm(a1, a2.transpose(1, 2))
+
+    def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
+        """The Jacobian `[N, O, p]` with respect to the flattened weight."""
+        n, o, g, t, units = b.shape
+        left = b.permute(0, 2, 1, 4, 3).reshape(n * g, o * units, t)
+        product = torch.bmm(left, a.reshape(n * g, t, -1))
+        return self.unpack(product.view(n, g, o, units, -1).transpose(1, 2))
+
+    def unpack(self, jacobian: Tensor) -> Tensor:
+        """From `[N, O, G, b, a]` to `[N, O, p]` in the weight's own layout."""
+        return jacobian.flatten(2)
+
+    @property
+    def gram_width(self) -> int:
+        """Operations per entry of the feature Gram matrix, halved."""
+        return self.inputs
+
+
+def argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str) -> Any:
+    """An argument of an intercepted call, given by position or by name; None if left out."""
+    return args[index] if len(args) > index else kwargs.get(name)
