@@ -1,0 +1,72 @@
+"""The README's code runs, and its commands are what they promise to be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from torch_ntk import MLP
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, flags=re.S)
+
+
+class Tiny(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = MLP([8, 16, 3])
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*treespec.*:FutureWarning")
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda c: c.strip().splitlines()[-1][:30])
+def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) < 10
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    names = {"model": Tiny(), "loader": DataLoader(TensorDataset(x, y), batch_size=32)}
+    exec(compile(code, "README.md", "exec"), names)
+    if "theta" in names:
+        assert names["theta"].shape == (5, 4, 3, 3)
+        assert torch.equal(names["mean"], names["mean"].T)
+    elif "monitor" in names:
+        assert names["monitor"].history["ntk/drift"][0] == 0.0
+        assert names["monitor"].history["step"][-1] == 10
+    else:
+        assert names["net"](torch.randn(2, 64)).shape == (2, 10)
+
+
+def test_three_snippets_are_found():
+    assert len(SNIPPETS) == 3
+
+
+@pytest.mark.parametrize("heading", ["Quickstart", "Tests"])
+def test_command_is_one_line(heading):
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    commands = re.findall(r"```bash\n(.*?)```", section, flags=re.S)
+    assert len(commands) == 1
+    assert commands[0].count("\n") == 1
+    assert commands[0].startswith("pip install ")
+
+
+def test_links_and_pictures_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [t for t in targets if not t.startswith("http")]
+    assert local
+    assert [t for t in local if not (ROOT / t).exists()] == []

@@ -1,0 +1,97 @@
+"""What the wheel and the source distribution hold."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import torch_ntk
+
+
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return sorted(archive.namelist())
+
+
+def text(wheel: Path, ending: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(ending)]
+        return archive.read(name).decode()
+
+
+def modules(tree: Path) -> set[str]:
+    """Every module of the package; `glob` does not follow the link, so it is walked apart."""
+    package = tree / "torch_ntk"
+    own = {p.relative_to(tree).as_posix() for p in package.rglob("*.py") if p.is_file()}
+    linked = {f"torch_ntk/callbacks/{p.name}" for p in (tree / "callbacks").glob("*.py")}
+    return own | linked
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    return Parser().parsestr(text(wheel, ".dist-info/METADATA"))
+
+
+def test_the_link_is_there_and_leads_to_the_folder(tree: Path) -> None:
+    """Where links are not supported, git leaves a text file in its place."""
+    link = tree / "torch_ntk" / "callbacks"
+    assert link.is_dir(), "torch_ntk/callbacks is no folder: see CONTRIBUTING.md, 'The link'"
+    assert link.resolve() == (tree / "callbacks").resolve()
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(tree: Path, wheel: Path) -> None:
+    packed = {n for n in names(wheel) if not n.startswith("torch_ntk-")}
+    assert packed == modules(tree) | {"torch_ntk/py.typed"}
+    assert text(wheel, "/top_level.txt").split() == ["torch_ntk"]
+
+
+def test_the_callbacks_in_it_are_the_real_files(tree: Path, wheel: Path) -> None:
+    sources = sorted((tree / "callbacks").glob("*.py"))
+    assert sources
+    with zipfile.ZipFile(wheel) as archive:
+        for source in sources:
+            info = archive.getinfo(f"torch_ntk/callbacks/{source.name}")
+            assert archive.read(info) == source.read_bytes()
+            assert (info.external_attr >> 16) & 0o170000 in (0, 0o100000)  # no link
+
+
+def test_the_record_names_only_this_package(wheel: Path) -> None:
+    for line in text(wheel, ".dist-info/RECORD").splitlines():
+        assert re.match(r"torch_ntk(-[\w.]+\.dist-info)?/", line), line
+
+
+def test_the_sdist_makes_the_same_wheel(wheel: Path, wheel_from_sdist: Path) -> None:
+    assert wheel.name == wheel_from_sdist.name
+    assert names(wheel) == names(wheel_from_sdist)
+
+
+def test_the_sdist_holds_files_and_no_links(tree: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+    assert all(m.isfile() or m.isdir() for m in members)
+    packed = {m.name.partition("/")[2] for m in members}
+    assert modules(tree) | {"torch_ntk/py.typed", "LICENSE", "pyproject.toml"} <= packed
+
+
+def test_name_version_and_licence(metadata: Message, wheel: Path) -> None:
+    assert metadata["Name"] == "torch_ntk"
+    assert metadata["Version"] == torch_ntk.__version__
+    assert metadata["License"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "Apache License" in text(wheel, "/LICENSE")
+
+
+def test_dependencies_have_lower_bounds_and_nothing_more(metadata: Message) -> None:
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    main = {r.name for r in requirements if r.marker is None}
+    assert {"torch", "lightning", "tensorboard", "numpy", "scipy", "scikit-learn"} <= main
+    for requirement in requirements:
+        assert requirement.url is None, requirement
+        assert [s.operator for s in requirement.specifier] == [">="], requirement
