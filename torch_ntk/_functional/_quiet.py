@@ -30,11 +30,11 @@ def quiet(model: nn.Module | None, device: torch.device) -> Iterator[None]:
     of torch, NumPy and Python and every attribute that a `forward` assigned to its module.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_python_state(model))
+        stack.enter_context(python_state(model))
         stack.enter_context(_random_state(device))
         stack.enter_context(_full_precision(device))
         stack.enter_context(forward_mode(model))
-        stack.enter_context(_no_cached_weights())
+        stack.enter_context(no_cached_weights())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -43,7 +43,7 @@ def quiet(model: nn.Module | None, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _python_state(model: nn.Module | None) -> Iterator[None]:
+def python_state(model: nn.Module | None) -> Iterator[None]:
     """Put every module in eval mode, and its attributes back as they were.
 
     The flags are set one by one: `model.eval(); ...; model.train()` would thaw modules that the
@@ -62,7 +62,7 @@ def _python_state(model: nn.Module | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_cached_weights() -> Iterator[None]:
+def no_cached_weights() -> Iterator[None]:
     """Leave `torch.nn.utils.parametrize.cached()`, which the caller may be in.
 
     Its cache is keyed by module: it would hand out weights computed from the module's own

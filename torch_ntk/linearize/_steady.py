@@ -11,7 +11,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 from .._checks import message
 from .._functional._forward_mode import forward_mode
-from .._functional._quiet import _no_cached_weights, _python_state
+from .._functional._quiet import no_cached_weights, python_state
 from ._plain_norms import PlainNorms
 
 
@@ -30,9 +30,9 @@ def steady(network: nn.Module, device: torch.device, through_input: bool) -> Ite
       written out: that gradient differentiates their forward-mode rules once more.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_python_state(network))
+        stack.enter_context(python_state(network))
         stack.enter_context(forward_mode(network))
-        stack.enter_context(_no_cached_weights())
+        stack.enter_context(no_cached_weights())
         stack.enter_context(torch.enable_grad())
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -6,20 +6,20 @@ float64 tensor (`spectrum`: 1-D; `numerical_rank`: int64; `spectral_summary`: pl
 Arguments are never changed; NaN, infinities, and what has no defined value are refused.
 """
 
-from torch_ntk.metrics._alignment import kernel_alignment as kernel_alignment
-from torch_ntk.metrics._cka import cka as cka
-from torch_ntk.metrics._drift import kernel_drift as kernel_drift
-from torch_ntk.metrics._drift import param_drift as param_drift
-from torch_ntk.metrics._linearization import linearization_gap as linearization_gap
-from torch_ntk.metrics._rank import effective_rank as effective_rank
-from torch_ntk.metrics._rank import numerical_rank as numerical_rank
-from torch_ntk.metrics._spectrum import condition_number as condition_number
-from torch_ntk.metrics._spectrum import lambda_max as lambda_max
-from torch_ntk.metrics._spectrum import lambda_min as lambda_min
-from torch_ntk.metrics._spectrum import noise_floor as noise_floor
-from torch_ntk.metrics._spectrum import spectrum as spectrum
-from torch_ntk.metrics._summary import SpectralSummary as SpectralSummary
-from torch_ntk.metrics._summary import spectral_summary as spectral_summary
+from ._alignment import kernel_alignment as kernel_alignment
+from ._cka import cka as cka
+from ._drift import kernel_drift as kernel_drift
+from ._drift import param_drift as param_drift
+from ._linearization import linearization_gap as linearization_gap
+from ._rank import effective_rank as effective_rank
+from ._rank import numerical_rank as numerical_rank
+from ._spectrum import condition_number as condition_number
+from ._spectrum import lambda_max as lambda_max
+from ._spectrum import lambda_min as lambda_min
+from ._spectrum import noise_floor as noise_floor
+from ._spectrum import spectrum as spectrum
+from ._summary import SpectralSummary as SpectralSummary
+from ._summary import spectral_summary as spectral_summary
 
 __all__ = [
     "SpectralSummary",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import check_positive_int, check_tensor, message
-from torch_ntk.metrics._kernels import (
+from .._checks import check_positive_int, check_tensor, message
+from ._kernels import (
     LOOSE_SYMMETRY,
     as_float64,
     as_kernel,

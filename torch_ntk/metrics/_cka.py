@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import message
-from torch_ntk.metrics._kernels import (
+from .._checks import message
+from ._kernels import (
     LOOSE_SYMMETRY,
     as_kernel,
     check_same_device,

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from torch_ntk._checks import message
-from torch_ntk.metrics._kernels import (
+from .._checks import message
+from ._kernels import (
     as_float64,
     check_same_device,
     check_same_shape,

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import check_finite, check_tensor, message
+from .._checks import check_finite, check_tensor, message
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAYOUTS = "a kernel of shape [N, N], [N, N, O] or [N, N, O, O]"

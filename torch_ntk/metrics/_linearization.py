@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from torch_ntk.metrics._kernels import (
+from ._kernels import (
     as_float64,
     check_same_device,
     check_same_shape,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import check_finite_number, message
-from torch_ntk.metrics._kernels import scalar
-from torch_ntk.metrics._summary import spectral_summary
+from .._checks import check_finite_number, message
+from ._kernels import scalar
+from ._summary import spectral_summary
 
 
 def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:

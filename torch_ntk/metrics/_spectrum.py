@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_ntk.metrics._kernels import scalar
-from torch_ntk.metrics._summary import decompose, spectral_summary
+from ._kernels import scalar
+from ._summary import decompose, spectral_summary
 
 
 def spectrum(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:

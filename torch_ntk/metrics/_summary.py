@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import check_finite_number, message
-from torch_ntk.metrics._kernels import as_kernel, as_matrices, check_symmetric, frobenius
+from .._checks import check_finite_number, message
+from ._kernels import as_kernel, as_matrices, check_symmetric, frobenius
 
 
 @dataclass(frozen=True, eq=False)

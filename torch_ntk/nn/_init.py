@@ -7,8 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_ntk._checks import message
-
+from .._checks import message
 from ._inventory import (
     NTK_TYPES,
     STANDARD_TYPES,

@@ -11,8 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from torch_ntk._checks import message
-
+from .._checks import message
 from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
 from ._linear import NTKLinear
 

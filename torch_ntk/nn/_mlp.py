@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from torch_ntk._checks import check_choice, check_positive_int, describe, message
-
+from .._checks import check_choice, check_positive_int, describe, message
 from ._activations import Abs, Cos, Erf, Sin
 from ._gain import DEFAULT_GAIN, module_gain
 from ._init import standard_init_

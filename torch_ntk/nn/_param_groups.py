@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_ntk._checks import check_finite_number, describe, message
-
+from .._checks import check_finite_number, describe, message
 from ._inventory import NTK_TYPES, check_is_module, check_own_weights, parameter_places, where
 
 _SGD_OPTIONS = frozenset(

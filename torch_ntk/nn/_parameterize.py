@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_ntk._checks import check_choice, message
-
+from .._checks import check_choice, message
 from ._follow import Uses, find_uses
 from ._gain import DEFAULT_GAIN
 from ._inventory import (

@@ -23,7 +23,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from torch_ntk._checks import check_finite_number, message
+from .._checks import check_finite_number, message
 
 _AUTOCAST_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
