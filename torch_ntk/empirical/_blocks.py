@@ -13,7 +13,7 @@ import torch
 from .._functional import is_out_of_memory
 
 # More than this per block buys no speed: the products are long past their best size.
-_MOST_BYTES = 2 * 1024**3
+_MOST_BYTES = 8 * 1024**3
 # The share of the free memory that one computation may plan with. The rest is for what the
 # plan does not see: allocator fragments, temporary copies inside batched backward passes.
 _SHARE = 0.4

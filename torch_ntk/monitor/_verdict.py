@@ -50,10 +50,9 @@ def verdict(last: Mapping[str, float]) -> Verdict:
     if not math.isnan(gap):
         parts.append(f"the linearized network misses {gap:.1%} of the outputs' movement")
     facts = " and ".join(parts)
+    which = "the larger is" if len(known) == 2 else "which is"
     if max(known) < LAZY_BELOW:
-        return Verdict(
-            "lazy", f"{facts}, both below {LAZY_BELOW:.0%}" if len(known) == 2 else facts
-        )
+        return Verdict("lazy", f"{facts}; {which} below {LAZY_BELOW:.0%}")
     if max(known) > RICH_ABOVE:
-        return Verdict("feature learning", f"{facts}, above {RICH_ABOVE:.0%}")
-    return Verdict("in between", f"{facts}, between {LAZY_BELOW:.0%} and {RICH_ABOVE:.0%}")
+        return Verdict("feature learning", f"{facts}; {which} above {RICH_ABOVE:.0%}")
+    return Verdict("in between", f"{facts}; {which} between {LAZY_BELOW:.0%} and {RICH_ABOVE:.0%}")
