@@ -64,7 +64,7 @@ class ModelFunction:
         return torch.stack([self.single(params, sample) for sample in x])
 
     def pseudo(self) -> ModelFunction:
-        """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023, eq. 4)."""
+        """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023)."""
         call = self.call
 
         def summed(params: Parameters, x: Tensor) -> Tensor:

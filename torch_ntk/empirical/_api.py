@@ -88,7 +88,7 @@ def empirical_ntk(
         MemoryError: A single sample does not fit in memory.
 
     References:
-        Jacot, Gabriel, Hongler, "Neural Tangent Kernel" (2018), definition 1. Novak,
+        Jacot, Gabriel, Hongler, "Neural Tangent Kernel" (2018). Novak,
         Sohl-Dickstein, Schoenholz, "Fast finite width neural tangent kernel" (2022).
 
     Example:

@@ -40,7 +40,7 @@ def empirical_nngp(
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
 
     References:
-        Lee et al., "Deep neural networks as Gaussian processes" (2018), equation 5.
+        Lee et al., "Deep neural networks as Gaussian processes" (2018).
 
     Example:
         >>> import torch

@@ -19,26 +19,40 @@ def shape(output: Output, n1: int, n2: int, o: int) -> tuple[int, ...]:
     return (n1, n2, o) if output == "diagonal" else (n1, n2)
 
 
-def contract(j1: Tensor, j2: Tensor, output: Output) -> Tensor:
-    """The part of the kernel that one parameter contributes.
+def zeros(output: Output, n1: int, n2: int, o: int, like: Tensor) -> Tensor:
+    """A block to add to, with its axes in the order in which products come out of a gemm.
 
-    Args:
-        j1: Jacobian `[n1, O, p]` with respect to the flattened parameter.
-        j2: Jacobian `[n2, O, p]`.
-        output: What to keep. `"mean"` is treated like `"trace"`; `finish` divides by O.
+    That is `[n1, O, n2, O]` for `"full"` and `[O, n1, n2]` for `"diagonal"`; `settled` brings it
+    into the order of the result once, instead of every contribution.
+    """
+    dims: tuple[int, ...] = (n1, n2)
+    if output == "full":
+        dims = (n1, o, n2, o)
+    elif output == "diagonal":
+        dims = (o, n1, n2)
+    return like.new_zeros(dims)
 
-    Returns:
-        The kernel in the shape of `shape(output, n1, n2, O)`.
+
+def settled(block: Tensor, output: Output) -> Tensor:
+    """The block in the order of `shape`."""
+    if output == "full":
+        return block.permute(0, 2, 1, 3)
+    return block.permute(1, 2, 0) if output == "diagonal" else block
+
+
+def add_jacobians_(block: Tensor, j1: Tensor, j2: Tensor, output: Output) -> None:
+    """Add what parameters with the Jacobians `[n1, O, p]` and `[n2, O, p]` contribute.
+
+    `"mean"` is treated like `"trace"`; `finish` divides by O.
     """
     (n1, o, p), n2 = j1.shape, j2.shape[0]
-    if output == "full" or (output == "pseudo" and o == 1):
-        full = j1.reshape(n1 * o, p) @ j2.reshape(n2 * o, p).T
-        full = full.view(n1, o, n2, o)
-        return full[:, 0, :, 0] if output == "pseudo" else full.permute(0, 2, 1, 3)
-    if output == "diagonal":
-        return torch.bmm(j1.transpose(0, 1), j2.permute(1, 2, 0)).permute(1, 2, 0)
-    # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too.
-    return j1.reshape(n1, o * p) @ j2.reshape(n2, o * p).T
+    if output == "full":
+        matrix = block.view(n1 * o, n2 * o)
+        matrix.addmm_(j1.reshape(n1 * o, p), j2.reshape(n2 * o, p).T)
+    elif output == "diagonal":
+        block.baddbmm_(j1.transpose(0, 1), j2.permute(1, 2, 0))
+    else:  # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too
+        block.addmm_(j1.reshape(n1, o * p), j2.reshape(n2, o * p).T)
 
 
 def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -> None:

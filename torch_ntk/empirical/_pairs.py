@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._types import Output
 from ._blocks import Backoff, ranges
-from ._outputs import shape, symmetrize_, transposed
-from ._weights import Part, contract
+from ._outputs import settled, shape, symmetrize_, transposed, zeros
+from ._weights import Part, add_
 
 Factors = dict[str, Part]
 """By parameter name what is known of a block of samples; see `_weights`."""
@@ -41,17 +41,19 @@ def by_blocks(
     def rows(start: int, stop: int) -> None:
         step = min(backoff.cut(small), stop - start)
         left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)])
-        # A block that ran out of memory is computed again; left of it stands what is mirrored.
-        result[start:stop, start if x2 is None else 0 :] = 0
         if x2 is None:
-            square = result[start:stop, start:stop]
+            block = zeros(output, stop - start, stop - start, outputs, result)
             for part in left.values():
-                square += contract(part, part, output)
+                add_(block, part, part, output)
+            square = result[start:stop, start:stop]
+            square.copy_(settled(block, output))
             symmetrize_(square)
         for a, b in ranges(stop if x2 is None else 0, n2, step):
             right = factors(other[a:b])
+            block = zeros(output, stop - start, b - a, outputs, result)
             for name, part in left.items():
-                result[start:stop, a:b] += contract(part, right.pop(name), output)
+                add_(block, part, right.pop(name), output)
+            result[start:stop, a:b] = settled(block, output)
             if x2 is None:
                 result[a:b, start:stop] = transposed(result[start:stop, a:b])
         advance(stop - start)

@@ -63,6 +63,13 @@ class Structure:
         return total
 
 
+# Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
+# and cleared anew by the operating system.
+_STEP_BYTES = 192 * 1024**2
+
+_REST = "(all others)"
+"""The key of the parameters that no rule covers; a parameter's name has no such characters."""
+
 _Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...]]
 """Cotangents of the uses, gradients of the rest, and inputs of the uses."""
 
@@ -184,7 +191,10 @@ def factors(fn: ModelFunction, structure: Structure, x: Tensor, o: int) -> dict[
     """By parameter name what `contract` needs of the samples `x`."""
     b, gradients, sources = _backward(fn, structure.plan, x)
     n = x.shape[0]
-    parts = {k: Part(j=g.reshape(n, o, fn.params[k].numel())) for k, g in gradients.items()}
+    parts = {}
+    if gradients:  # parameters with Jacobians of their own contribute together
+        own = [g.reshape(n, o, fn.params[k].numel()) for k, g in gradients.items()]
+        parts[_REST] = Part(j=own[0] if len(own) == 1 else torch.cat(own, dim=2))
     uses = structure.plan.uses
     for name, indices in structure.groups.items():
         a_all = [uses[i].features(sources[i]) for i in indices]
@@ -250,6 +260,10 @@ def _by_plan(
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
     kept = structure.numbers_per_sample(fn, trial.outputs) * item
+    at_once = bytes_per_sample(fn, structure, trial)
+    step = plan(longest, 4 * at_once, fn.device)
+    if fn.device.type == "cpu":
+        step = max(1, min(step, _STEP_BYTES // at_once))
     return by_blocks(
         lambda x: factors(fn, structure, x, trial.outputs),
         x1,
@@ -258,6 +272,6 @@ def _by_plan(
         trial.outputs,
         fn.dtype,
         batch_size or plan(longest, 2 * kept, fn.device),
-        batch_size or plan(longest, 4 * bytes_per_sample(fn, structure, trial), fn.device),
+        batch_size or step,
         advance,
     )

@@ -46,19 +46,15 @@ class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = {t.untyped_storage().data_ptr() for t in (*args, *kwargs.values()) if _is_plain(t)}
-        for t in out if isinstance(out, (tuple, list)) else (out,):
-            # A view, such as the transpose of a weight, takes no memory.
-            if _is_plain(t) and t.untyped_storage().data_ptr() not in given:
-                self.bytes += t.numel() * t.element_size()
+        # What is a view or written in place, such as the transpose of a weight, takes no memory.
+        if not any(r.alias_info for r in func._schema.returns):
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(t, Tensor):
+                    self.bytes += t.numel() * t.element_size()
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         return out
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:

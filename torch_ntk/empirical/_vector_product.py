@@ -2,7 +2,7 @@
 
 Column (m, j) of the kernel is J1 · (J2[m]ᵀ e_j): the inner vector is a vjp of sample m, the
 outer product a jvp of every sample of x1 in that direction. A sample's Jacobian is never
-formed (Novak et al. 2022, section 3.2).
+formed (Novak et al. 2022).
 """
 
 from __future__ import annotations

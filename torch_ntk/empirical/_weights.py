@@ -6,7 +6,7 @@ With features A[n, t, a] and cotangents B[n, i, t, b] of one weight, summed over
 
 with J[n, i] = Σ_t B[n, i, t] ⊗ A[n, t]. The first form costs about T² (a + O² b) per pair of
 samples, the second O² a b, so that many positions call for J and few for Gram matrices
-(Novak et al. 2022, section 4.2).
+(Novak et al. 2022).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._types import Output
-from ._outputs import contract as contract_jacobians
+from ._outputs import add_jacobians_
 from .rules import Use
 
 _CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
@@ -68,58 +68,59 @@ def cost(use: Use, t: int, o: int, output: Output, samples: int, pairs: float) -
     return Cost(gram, jacobian, g * t * (use.gram_width + o * b), o * size)
 
 
-def contract(p: Part, q: Part, output: Output) -> Tensor:
-    """The weight's contribution between two blocks, shaped as `_outputs.shape` says."""
+def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
+    """Add a parameter's contribution between two blocks of samples; see `_outputs.zeros`."""
     if p.j is not None:
         assert q.j is not None
-        return contract_jacobians(p.j, q.j, output)
+        add_jacobians_(block, p.j, q.j, output)
+        return
     assert p.a is not None
     assert p.b is not None
     assert q.a is not None
     assert q.b is not None
     assert p.use is not None
-    n2, t = q.b.shape[0], q.b.shape[3]
-    if t == 1:
-        return _grams(p.use, p.a, p.b, q.a, q.b, output)
-    n1, o, g = p.b.shape[:3]
+    n1, o, g, t, _ = p.b.shape
+    n2 = q.b.shape[0]
     entries = o * o if output == "full" else (o if output == "diagonal" else 1)
     per_column = n1 * g * t * t * (entries + 1) * p.b.element_size()
-    step = max(1, _CHUNK_BYTES // per_column)
-    blocks = [
-        _grams(p.use, p.a, p.b, q.a[m : m + step], q.b[m : m + step], output)
-        for m in range(0, n2, step)
-    ]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    step = n2 if g * t == 1 else max(1, _CHUNK_BYTES // per_column)
+    columns = 2 if output in ("full", "diagonal") else 1
+    for m in range(0, n2, step):
+        part = block.narrow(columns, m, min(step, n2 - m))
+        _add_grams_(part, p.use, p.a, p.b, q.a[m : m + step], q.b[m : m + step], output)
 
 
-def _grams(use: Use, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, output: Output) -> Tensor:
+def _add_grams_(
+    block: Tensor, use: Use, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, output: Output
+) -> None:
     n1, o, g, t, _ = b1.shape
     n2 = b2.shape[0]
     ga = use.gram(_rows(a1), _rows(a2)).view(g, n1, t, n2, t)
-    if output in ("trace", "mean") or (output == "pseudo" and o == 1):
-        # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b).
-        f1 = b1.permute(2, 0, 3, 1, 4).reshape(g, n1 * t, -1)
-        f2 = b2.permute(2, 0, 3, 1, 4).reshape(g, n2 * t, -1)
-        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, t, n2, t)
-        return _summed(gb.mul_(ga), (0, 2, 4))
-    if output == "diagonal":
+    if output == "full":
+        f1 = b1.permute(2, 0, 1, 3, 4).reshape(g, n1 * o * t, -1)
+        f2 = b2.permute(2, 0, 1, 3, 4).reshape(g, n2 * o * t, -1)
+        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, o, t, n2, o, t)
+        _add_product_(block, gb, ga[:, :, None, :, :, None, :], (0, 3, 6))
+    elif output == "diagonal":
         f1 = b1.permute(2, 1, 0, 3, 4).reshape(g * o, n1 * t, -1)
         f2 = b2.permute(2, 1, 0, 3, 4).reshape(g * o, n2 * t, -1)
         gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, o, n1, t, n2, t)
-        return _summed(gb.mul_(ga.unsqueeze(1)), (0, 3, 5)).permute(1, 2, 0)
-    f1 = b1.permute(2, 0, 1, 3, 4).reshape(g, n1 * o * t, -1)
-    f2 = b2.permute(2, 0, 1, 3, 4).reshape(g, n2 * o * t, -1)
-    gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, o, t, n2, o, t)
-    return _summed(gb.mul_(ga[:, :, None, :, :, None, :]), (0, 3, 6)).permute(0, 2, 1, 3)
+        _add_product_(block, gb, ga.unsqueeze(1), (0, 3, 5))
+    else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
+        f1 = b1.permute(2, 0, 3, 1, 4).reshape(g, n1 * t, -1)
+        f2 = b2.permute(2, 0, 3, 1, 4).reshape(g, n2 * t, -1)
+        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, t, n2, t)
+        _add_product_(block, gb, ga, (0, 2, 4))
+
+
+def _add_product_(block: Tensor, gb: Tensor, ga: Tensor, dims: tuple[int, ...]) -> None:
+    """Add `gb ∘ ga` summed over groups and positions; without any, in one pass."""
+    if all(gb.shape[d] == 1 for d in dims):
+        block.addcmul_(gb.squeeze(dims), ga.squeeze(dims))
+    else:
+        block += gb.mul_(ga).sum(dims)
 
 
 def _rows(a: Tensor) -> Tensor:
     """`[N, G, T, a]` to `[G, N·T, a]`."""
     return a.transpose(0, 1).reshape(a.shape[1], -1, a.shape[3])
-
-
-def _summed(product: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Sum over `dims`; axes of size one need no pass over the memory."""
-    long = tuple(d for d in dims if product.shape[d] > 1)
-    total = product.sum(long, keepdim=True) if long else product
-    return total.squeeze(dims)

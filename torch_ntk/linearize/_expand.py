@@ -32,7 +32,7 @@ def expand(
         theta_0: The point of expansion.
         delta: The displacement θ - θ_0, with the same names and shapes.
         order: The highest power of δ; 1 is the linearization
-            `f(θ_0) + ⟨δ, ∇f(θ_0)⟩` (Lee et al. 2019, equation 9).
+            `f(θ_0) + ⟨δ, ∇f(θ_0)⟩` (Lee et al. 2019).
     """
     if order == 0:
         return f(theta_0)

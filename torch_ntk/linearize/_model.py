@@ -167,7 +167,7 @@ def linearize(model: nn.Module) -> LinearizedModel:
 
     References:
         Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
-        descent" (2019), equation 9.
+        descent" (2019).
 
     Example:
         >>> import torch
@@ -200,7 +200,7 @@ def taylor_expand(model: nn.Module, order: int) -> TaylorModel:
 
     References:
         Bai, Lee, "Beyond linearization: on quadratic and higher-order approximation of wide
-        neural networks" (2020), equation 4.
+        neural networks" (2020).
     """
     if check_positive_int("order", order) == 1:
         return LinearizedModel(model)

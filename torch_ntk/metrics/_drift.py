@@ -24,7 +24,7 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
 
     In the infinite-width limit in NTK parameterization it stays 0 throughout training; at width
     n it is O(1/√n) in general (Lee et al. 2019, "Wide neural networks of any depth evolve as
-    linear models under gradient descent", section 2.3 and figure 1). A value near 1 says that the
+    linear models under gradient descent"). A value near 1 says that the
     kernel has been replaced: training is not lazy.
 
     Args:

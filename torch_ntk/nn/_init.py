@@ -33,7 +33,7 @@ def standard_init_(
     Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.Conv1d`,
     `nn.Conv2d` and `nn.Conv3d` and their subclasses. At the start the network is then the same
     random function as one of NTK layers with these scales, with another tangent kernel (Lee et
-    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models", section 1.2). Other
+    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models"). Other
     parameters (of normalizations, embeddings, transposed convolutions) stay as they are.
 
     Args:

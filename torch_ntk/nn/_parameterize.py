@@ -39,7 +39,7 @@ def ntk_parameterize(
 
     A layer `W * x + b` becomes `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`. Source: Jacot
     et al. 2018, "Neural Tangent Kernel"; Lee et al. 2019, "Wide Neural Networks of Any Depth
-    Evolve as Linear Models", section 1.2.
+    Evolve as Linear Models".
 
     - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. NTK layers that are there
       already are drawn anew and keep their own scales.
