@@ -9,6 +9,8 @@ from . import metrics as metrics
 from ._version import __version__ as __version__
 from .empirical import empirical_nngp as empirical_nngp
 from .empirical import empirical_ntk as empirical_ntk
+from .empirical import explain as explain
+from .empirical import verify as verify
 from .linearize import LinearizedModel as LinearizedModel
 from .linearize import TaylorModel as TaylorModel
 from .linearize import linearize as linearize

@@ -23,7 +23,7 @@ def structure_of(model: nn.Module, x: Tensor, output: str = "full") -> _structur
     with quiet(model, x.device):
         fn = model_function(model)
         x = fn.input("x1", x)
-        return _structured.prepare(fn, x, None, try_out(fn, "x1", x), output)
+        return _structured.prepare(fn, x, None, try_out(fn, "x1", x).outputs, output)
 
 
 def covered(model: nn.Module, x: Tensor) -> set[str]:

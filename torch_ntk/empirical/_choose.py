@@ -29,7 +29,7 @@ def kernel(
     no forward-mode derivative for them, the reference method is left.
     """
     try:
-        structure = _structured.prepare(fn, x1, x2, trial, output)
+        structure = _structured.prepare(fn, x1, x2, trial.outputs, output)
     except CANNOT_TRANSFORM:
         pass
     else:

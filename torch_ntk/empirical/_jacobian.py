@@ -42,7 +42,7 @@ def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
         ValueError: None of these works.
     """
     first: Exception | None = None
-    for way in (_batched, _by_sample, _by_autograd):
+    for way in (_batched, _by_sample, by_autograd):
         try:
             return way(fn, x)
         except CANNOT_TRANSFORM as error:
@@ -78,7 +78,12 @@ def _by_sample(fn: ModelFunction, x: Tensor) -> Jacobians:
     return _stacked(fn.params, rows)
 
 
-def _by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
+def by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
+    """Jacobians by one plain backward pass per sample and output, without torch.func.
+
+    Raises:
+        ValueError: A backward pass runs parts of the module again.
+    """
     names = list(fn.params)
     rows = []
     with torch.enable_grad(), _no_stray_gradients(fn.module):

@@ -135,7 +135,7 @@ def _direction(fn: ModelFunction, b: Sequence[Tensor], rest: Parameters) -> Tens
 
 
 def prepare(
-    fn: ModelFunction, x1: Tensor, x2: Tensor | None, trial: Trial, output: Output
+    fn: ModelFunction, x1: Tensor, x2: Tensor | None, outputs: int, output: Output
 ) -> Structure:
     """Plan the uses of every parameter and prove on the first sample that the plan is complete.
 
@@ -145,7 +145,7 @@ def prepare(
     """
     try:
         found = record(fn, x1[0])
-        wrong = _disagreeing(fn, found, x1[0], trial.outputs)
+        wrong = _disagreeing(fn, found, x1[0], outputs)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise MemoryError(ONE_SAMPLE) from error
@@ -163,7 +163,7 @@ def prepare(
         if len({u.kind for u in uses}) == 1:
             first = uses[0]
             sizes = [found.shapes[i].numel() // (first.groups * first.units) for i in indices]
-            costs[name] = cost(first, sum(sizes), trial.outputs, output, samples, pairs)
+            costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs)
     return Structure(found, groups, costs)
 
 
@@ -238,7 +238,7 @@ def kernel(
     """
     if structure is None:
         try:
-            structure = prepare(fn, x1, x2, trial, output)
+            structure = prepare(fn, x1, x2, trial.outputs, output)
         except CANNOT_TRANSFORM:
             return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance)
     try:

@@ -1,0 +1,89 @@
+"""`verify` and `explain` tell the truth about a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case, by_name
+from torch import nn
+
+from torch_ntk import explain, verify
+from torch_ntk.empirical import _api
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
+def test_every_method_is_right_or_refuses(case: Case) -> None:
+    found = verify(case.build(), case.inputs(3), samples=2)
+    assert found.is_right, str(found)
+    assert found.samples == 2
+    assert {c.method for c in found.checks} == {"auto", "structured", "jacobian", "vector_product"}
+    refused = {c.method for c in found.checks if c.refusal}
+    assert refused <= ({"vector_product"} if case.no_forward_mode else set())
+    assert str(found).count("\n") >= len(found.checks)
+
+
+@pytest.mark.parametrize("output", ["full", "trace", "mean", "diagonal", "pseudo"])
+def test_outputs(output: str) -> None:
+    case = by_name("mlp")
+    found = verify(case.build(), case.inputs(3), output=output)
+    assert all(c.error < 1e-6 for c in found.checks)
+
+
+def test_a_wrong_engine_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _api._ENGINES["structured"]
+    engines = {**_api._ENGINES, "structured": lambda *a: real(*a) * 1.001}
+    monkeypatch.setattr(_api, "_ENGINES", engines)
+    case = by_name("mlp")
+    found = verify(case.build(), case.inputs(3))
+    assert not found.is_right
+    wrong = [c for c in found.checks if not c.is_right]
+    assert {c.method for c in wrong} == {"structured"}
+    assert "WRONG" in str(found)
+
+
+def test_verify_refuses_what_is_no_batch() -> None:
+    with pytest.raises(TypeError, match="`x` must be a batch"):
+        verify(nn.Linear(2, 1), [1.0, 2.0])
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.scale = nn.Parameter(torch.ones(64))
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(torch.tanh(self.first(x))) * self.scale)
+        return F.linear(h, self.last.weight)
+
+
+def test_explain_has_one_line_for_each_parameter() -> None:
+    model = Mixed()
+    model.last.bias.requires_grad_(False)
+    plan = explain(model, torch.randn(5, 64))
+    lines = {line.parameter: line for line in plan.lines}
+    assert list(lines) == ["scale", "first.weight", "first.bias", "last.weight"]
+    assert (lines["first.weight"].rule, lines["first.weight"].uses) == ("LinearUse", 2)
+    assert lines["first.weight"].contraction == "gram"
+    assert lines["scale"].rule == "own Jacobian"
+    # Own Jacobian of 64 numbers: 2 · 64 · O² for each of N²/2 pairs.
+    assert lines["scale"].operations == 2 * 64 * 9 * 12.5
+    assert lines["scale"].bytes_per_sample == 3 * 64 * 4
+    # Gram matrices of T = 2 positions: A (64), B (3·64 numbers), T² (a + O² b + O²) per pair.
+    assert lines["first.weight"].operations == 2 * 12.5 * 4 * (64 + 9 * 64 + 9)
+    assert lines["first.weight"].bytes_per_sample == 2 * (64 + 3 * 64) * 4
+    text = str(plan)
+    assert all(name in text for name in lines)
+    assert "5 samples, 3 outputs" in text
+
+
+def test_explain_leaves_no_trace_and_checks_its_input() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    state = torch.get_rng_state()
+    explain(model, torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
+    assert model[1].training
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="`x` must be a batch"):
+        explain(model, torch.randn(0, 2))

@@ -1,0 +1,131 @@
+"""Say how the structured method computes a model's kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._functional import model_function, plain_name, quiet
+from .._types import ModelLike, Output, ParameterSelection
+from ._api import _module_and_device
+from ._outputs import size_in_words
+from ._structured import prepare
+from ._trial import try_out
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one parameter contributes.
+
+    Attributes:
+        parameter: Its name.
+        rule: The kind of operation that it was found in, or "own Jacobian".
+        uses: In how many calls.
+        contraction: `"gram"` or `"jacobian"`.
+        operations: Floating-point operations of its contraction for the whole kernel.
+        bytes_per_sample: What is kept of it for one sample.
+    """
+
+    parameter: str
+    rule: str
+    uses: int
+    contraction: str
+    operations: float
+    bytes_per_sample: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan for a kernel; prints as a table.
+
+    Attributes:
+        lines: One for each selected parameter, in the order of the model.
+        samples, outputs: Size of the kernel.
+        output: Which output was asked for.
+    """
+
+    lines: tuple[Line, ...]
+    samples: int
+    outputs: int
+    output: str
+
+    def __str__(self) -> str:
+        """A table with a line for each parameter."""
+        width = max(9, *(len(line.parameter) for line in self.lines))
+        head = (
+            f"{'parameter':<{width}}  {'rule':<14}{'uses':>5}  {'contraction':<12}"
+            f"{'GFLOP':>9}{'per sample':>12}"
+        )
+        rows = [
+            f"{line.parameter:<{width}}  {line.rule:<14}{line.uses:>5}  {line.contraction:<12}"
+            f"{line.operations / 1e9:>9.3f}{size_in_words(line.bytes_per_sample):>12}"
+            for line in self.lines
+        ]
+        title = f"output={self.output!r} for {self.samples} samples, {self.outputs} outputs"
+        return "\n".join([title, head, *rows])
+
+
+def explain(
+    model: ModelLike,
+    x: Tensor,
+    *,
+    output: Output = "full",
+    params: ParameterSelection = None,
+    dtype: torch.dtype | None = None,
+) -> Explanation:
+    """How `empirical_ntk(model, x, method="structured")` would go about it.
+
+    Every selected parameter has exactly one line: under the rule that covers all of its uses, or
+    with its own Jacobian. The plan has been checked against automatic differentiation on the
+    first sample.
+
+    Args:
+        model: As in `torch_ntk.empirical_ntk`.
+        x: Inputs `[N, ...]`; the counts are for the symmetric kernel of these.
+        output: The kernel's output.
+        params: As in `torch_ntk.empirical_ntk`.
+        dtype: As in `torch_ntk.empirical_ntk`.
+
+    Raises:
+        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+
+    Example:
+        >>> import torch
+        >>> plan = explain(torch.nn.Linear(3, 2), torch.randn(4, 3))
+        >>> [(line.parameter, line.rule) for line in plan.lines]
+        [('weight', 'LinearUse'), ('bias', 'own Jacobian')]
+    """
+    with quiet(*_module_and_device(model, x)):
+        fn = model_function(model, params, dtype)
+        a = fn.input("x", x)
+        trial = try_out(fn, "x", a)
+        outputs = trial.outputs
+        if output == "pseudo":
+            fn = fn.pseudo()
+        o = 1 if output == "pseudo" else outputs
+        structure = prepare(fn, a, None, o, output)
+        item = torch.finfo(fn.dtype).bits // 8
+        pairs = a.shape[0] ** 2 / 2
+        per_pair = o * o if output == "full" else o
+        lines = []
+        for name, tensor in fn.params.items():
+            indices = structure.groups.get(name, [])
+            cost = structure.costs.get(name)
+            by_gram = structure.by_gram(name)
+            own = 2.0 * pairs * per_pair * tensor.numel()
+            numbers = cost.gram_size if cost is not None and by_gram else o * tensor.numel()
+            operations = own if cost is None else (cost.gram if by_gram else cost.jacobian)
+            rule = type(structure.plan.uses[indices[0]]).__name__ if indices else "own Jacobian"
+            lines.append(
+                Line(
+                    plain_name(name),
+                    rule,
+                    len(indices),
+                    "gram" if by_gram else "jacobian",
+                    operations,
+                    numbers * item,
+                )
+            )
+        return Explanation(tuple(lines), a.shape[0], outputs, output)

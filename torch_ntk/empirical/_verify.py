@@ -1,0 +1,151 @@
+"""Check the methods against a plain autograd loop on the user's own model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._checks import message
+from .._functional import model_function, quiet
+from .._types import Method, ModelLike, Output, ParameterSelection
+from . import _jacobian
+from ._api import _module_and_device, empirical_ntk
+from ._outputs import finish, settled, zeros
+from ._trial import try_out
+from ._weights import Part, add_
+
+_METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian", "vector_product")
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One method in one precision.
+
+    Attributes:
+        method: As in `torch_ntk.empirical_ntk`.
+        dtype: The precision of the computation.
+        error: Largest difference from the loop, divided by the loop's largest entry; NaN if the
+            method refused the model.
+        seconds: Wall time.
+        refusal: What the method said if it refused.
+    """
+
+    method: str
+    dtype: torch.dtype
+    error: float
+    seconds: float
+    refusal: str = ""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the error is no more than rounding (1e-9 in float64, 1e-4 in float32)."""
+        return self.error <= _TOLERANCE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found; prints as a table.
+
+    Attributes:
+        checks: One entry per method and precision.
+        samples, outputs: Size of the kernel.
+    """
+
+    checks: tuple[Check, ...]
+    samples: int
+    outputs: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every method either agrees with the loop or refuses by name."""
+        return all(c.is_right or c.refusal for c in self.checks)
+
+    def __str__(self) -> str:
+        """A table with a line for each method and precision."""
+        lines = [
+            f"kernel of {self.samples} samples and {self.outputs} outputs, "
+            "against an autograd loop in float64",
+            f"{'method':<16}{'dtype':<10}{'error':>10}{'ms':>10}",
+        ]
+        for c in self.checks:
+            error = "refused" if c.refusal else f"{c.error:.1e}"
+            mark = "" if c.is_right or c.refusal else "  WRONG"
+            name = str(c.dtype).removeprefix("torch.")
+            lines.append(f"{c.method:<16}{name:<10}{error:>10}{1e3 * c.seconds:>10.1f}{mark}")
+            if c.refusal:
+                lines.append(f"    {c.refusal}")
+        return "\n".join(lines)
+
+
+def verify(
+    model: ModelLike,
+    x: Tensor,
+    *,
+    output: Output = "full",
+    params: ParameterSelection = None,
+    samples: int = 4,
+) -> Verification:
+    """Compare every method with a plain `torch.autograd` loop on `model` itself.
+
+    The loop takes one backward pass per sample and output in float64 and uses no transformation
+    of torch.func; it is slow, so only the first samples are used.
+
+    Args:
+        model: As in `torch_ntk.empirical_ntk`.
+        x: Inputs `[N, ...]`.
+        output: The kernel's output.
+        params: As in `torch_ntk.empirical_ntk`.
+        samples: How many samples of `x` to use.
+
+    Returns:
+        The errors of every method in float64 and float32; `print` it.
+
+    Raises:
+        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> verify(net, torch.randn(4, 3)).is_right
+        True
+    """
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        raise TypeError(message("x", "a batch [N, ...]", x, "Pass a tensor of inputs."))
+    x = x[:samples]
+    reference, outputs = _loop(model, x, output, params)
+    scale = float(reference.abs().max()) or 1.0
+    checks = []
+    for dtype in (torch.float64, torch.float32):
+        for method in _METHODS:
+            started = time.perf_counter()
+            error, refusal = float("nan"), ""
+            try:
+                kernel = empirical_ntk(
+                    model, x, output=output, method=method, params=params, dtype=dtype
+                )
+                error = float((kernel.double() - reference).abs().max()) / scale
+            except ValueError as refused:
+                refusal = str(refused)
+            checks.append(Check(method, dtype, error, time.perf_counter() - started, refusal))
+    return Verification(tuple(checks), x.shape[0], outputs)
+
+
+def _loop(
+    model: ModelLike, x: Tensor, output: Output, params: ParameterSelection
+) -> tuple[Tensor, int]:
+    with quiet(*_module_and_device(model, x)):
+        fn = model_function(model, params, torch.float64)
+        a = fn.input("x", x)
+        outputs = try_out(fn, "x", a).outputs
+        if output == "pseudo":
+            fn = fn.pseudo()
+        jacobians = _jacobian.by_autograd(fn, a)
+        o = 1 if output == "pseudo" else outputs
+        block = zeros(output, a.shape[0], a.shape[0], o, a.new_zeros((), dtype=fn.dtype))
+        for j in jacobians.values():
+            add_(block, Part(j=j), Part(j=j), output)
+        return finish(settled(block, output).contiguous(), output, outputs), outputs
