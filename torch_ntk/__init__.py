@@ -27,3 +27,28 @@ from .nn import Sin as Sin
 from .nn import ntk_param_groups as ntk_param_groups
 from .nn import ntk_parameterize as ntk_parameterize
 from .nn import standard_init_ as standard_init_
+
+__all__ = [
+    "MLP",
+    "Abs",
+    "Cos",
+    "Erf",
+    "LinearizedModel",
+    "NTKConv1d",
+    "NTKConv2d",
+    "NTKConv3d",
+    "NTKLinear",
+    "Sin",
+    "TaylorModel",
+    "__version__",
+    "empirical_nngp",
+    "empirical_ntk",
+    "explain",
+    "linearize",
+    "metrics",
+    "ntk_param_groups",
+    "ntk_parameterize",
+    "standard_init_",
+    "taylor_expand",
+    "verify",
+]

@@ -53,7 +53,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "params_number": ({"params": 3}, TypeError, "`params`"),
     "params_empty": ({"params": []}, ValueError, "`params` must be at least one name"),
     "params_unknown": ({"params": ["weigth"]}, ValueError, "'weigth'.*'weight', 'bias'"),
-    "params_not_a_name": ({"params": [LINEAR.weight]}, ValueError, "`params`"),
+    "params_not_a_name": ({"params": [LINEAR.weight]}, TypeError, "`params` must be names"),
     "params_twice": ({"params": ["weight", "weight"]}, ValueError, "`params`.*Each parameter"),
     "params_none_selected": ({"params": lambda n, p: False}, ValueError, "`params`.*none of 2"),
     "params_dictionary": ({"params": {"weight": LINEAR.weight}}, TypeError, "functional_call"),

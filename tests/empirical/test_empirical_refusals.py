@@ -181,7 +181,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "returns_classes": (lambda: Module(lambda f, x: f(x).argmax(1)), TypeError, "floating-point"),
     "returns_complex": (lambda: Module(lambda f, x: torch.fft.fft(f(x))), TypeError, "floating"),
     "returns_nothing": (lambda: Module(lambda f, x: f(x)[:, :0]), ValueError, "with outputs"),
-    "loses_the_batch": (lambda: Module(lambda f, x: f(x).sum()), ValueError, "one row per sample"),
+    "loses_the_batch": (lambda: Module(lambda f, x: f(x).sum()), ValueError, "one row of outputs"),
     "nan_output": (lambda: Module(lambda f, x: f(x).abs().neg().log()), ValueError, "finite outp"),
     "infinite_gradient": (
         lambda: Module(lambda f, x: (f(x) * 0).abs().sqrt()),

@@ -225,3 +225,9 @@ def test_a_batch_of_the_wrong_shape_names_the_cause_and_does_no_harm() -> None:
     with pytest.raises(ValueError, match="cannot be multiplied"):
         lin(x[:, :4])
     assert torch.equal(lin(x), expected)
+
+
+@pytest.mark.parametrize("x", [torch.randn(2, 5), torch.randn(2, 4, dtype=torch.float64)])
+def test_inputs_that_the_network_does_not_take_are_blamed(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="`x` must be a batch of inputs that the network takes"):
+        linearize(nn.Linear(4, 2))(x)

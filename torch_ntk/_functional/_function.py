@@ -33,6 +33,7 @@ class ModelFunction:
         device: Where all parameters are.
         dtype: The floating type in which everything is computed.
         result_dtype: The floating type of the model, in which results are returned.
+        originals: Names of the caller's own parameters by their identity.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
     """
 
@@ -42,6 +43,7 @@ class ModelFunction:
     device: torch.device
     dtype: torch.dtype
     result_dtype: torch.dtype
+    originals: Mapping[int, str]
     dtype_from_model: bool = True
 
     def batch(self, params: Parameters, x: Tensor) -> Tensor:
@@ -150,6 +152,15 @@ def model_function(
                 "A kernel accumulated in half precision has about two digits.",
             )
         )
+    if isinstance(model, type):
+        raise TypeError(
+            message(
+                "model",
+                "an instance of a module",
+                f"the class {model.__name__}",
+                f"Make one first: {model.__name__}(...).",
+            )
+        )
     if isinstance(model, nn.Module):
         return _of_module(unwrap(model), params, dtype)
     if callable(model):
@@ -179,7 +190,8 @@ def _of_module(
         return _flat(functional_call(model, {**fixed, **p}, (x,)), x, working)
 
     result = own if dtype is None else dtype
-    return ModelFunction(call, selected, model, device, working, result, dtype is None)
+    originals = {id(p): n for n, p in model.named_parameters()}
+    return ModelFunction(call, selected, model, device, working, result, originals, dtype is None)
 
 
 def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) -> ModelFunction:
@@ -205,7 +217,8 @@ def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) 
         return _flat(f(dict(p), x), x, working)
 
     result = own if dtype is None else dtype
-    return ModelFunction(call, copies, None, device, working, result, dtype is None)
+    originals = {id(p): n for n, p in params.items()}
+    return ModelFunction(call, copies, None, device, working, result, originals, dtype is None)
 
 
 def _working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
@@ -272,9 +285,9 @@ def _flat(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         raise ValueError(
             message(
                 "model",
-                f"a function that returns one row per sample ({n} here)",
+                "a function that returns one row of outputs per sample",
                 out,
-                "Its forward must keep the batch dimension first.",
+                "Its forward must keep the batch dimension first, and return outputs, not a loss.",
             )
         )
     return out.reshape(n, -1).to(dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
             )
         )
     elif callable(params):
+        _check_predicate(params, next(iter(named.items()), None))
         chosen = [n for n, p in named.items() if params(plain_name(n), p)]
         if not chosen:
             raise ValueError(
@@ -59,6 +61,24 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
     return chosen
 
 
+def _check_predicate(predicate: Callable[..., object], one: tuple[str, Tensor] | None) -> None:
+    try:
+        signature = inspect.signature(predicate)
+    except ValueError:  # some built-in functions have none
+        return
+    try:
+        signature.bind(*(one or ("name", None)))
+    except TypeError as error:
+        raise TypeError(
+            message(
+                "params",
+                "a predicate of two arguments, (name, tensor) -> bool",
+                f"one with the signature {signature}",
+                "Write lambda name, tensor: ....",
+            )
+        ) from error
+
+
 def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> list[str]:
     if isinstance(params, (str, bytes)) or not hasattr(params, "__iter__"):
         raise TypeError(
@@ -67,6 +87,15 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
     first = {id(p): n for n, p in named.items()}
     every = {plain_name(n): first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     wanted = list(params)
+    if any(isinstance(n, Tensor) for n in wanted):
+        raise TypeError(
+            message(
+                "params",
+                "names of parameters",
+                f"a list with {sum(isinstance(n, Tensor) for n in wanted)} tensors",
+                "Write params=[name for name, _ in model.named_parameters()].",
+            )
+        )
     unknown = [n for n in wanted if not isinstance(n, str) or plain_name(n) not in every]
     if unknown:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._checks import check_choice, check_finite, check_positive_int, message
+from .._checks import check_choice, check_finite, check_positive_int, describe, message
 from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _choose, _jacobian, _structured, _vector_product
@@ -104,6 +104,8 @@ def empirical_ntk(
     check_choice("method", method, METHODS)
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    if not isinstance(progress, bool):
+        raise TypeError(message("progress", "True or False", describe(progress)))
     with quiet(*_module_and_device(model, x1)):
         fn = model_function(model, params, dtype)
         a = fn.input("x1", x1)

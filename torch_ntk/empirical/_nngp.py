@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .._checks import check_finite, check_positive_int, message
-from .._functional import ModelFunction, model_function, quiet
+from .._functional import ModelFunction, model_function, quiet, refuse_unsupported
 from .._types import ModelLike, ParameterSelection
 from ._api import _module_and_device, _rounded, _second
 from ._blocks import Backoff, plan
@@ -62,8 +63,7 @@ def empirical_nngp(
         )
     with quiet(*_module_and_device(model, x1)):
         # Frozen parameters do not matter here, as nothing is differentiated.
-        every = (lambda name, p: True) if isinstance(model, nn.Module) else params
-        fn = model_function(model, every, dtype)
+        fn = _function(model, x1, params, dtype)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
         trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
@@ -73,6 +73,21 @@ def empirical_nngp(
         if b is None:
             kernel = (kernel + kernel.T) / 2
         return _rounded(kernel, fn.result_dtype)
+
+
+def _function(
+    model: ModelLike, x: Tensor, params: ParameterSelection, dtype: torch.dtype | None
+) -> ModelFunction:
+    if not isinstance(model, nn.Module):
+        return model_function(model, params, dtype)
+    if next(model.parameters(), None) is not None:
+        return model_function(model, lambda name, tensor: True, dtype)
+    # A module without parameters has outputs all the same; the inputs say where and how precise.
+    refuse_unsupported(model)
+    fixed = {n: b.clone() for n, b in model.named_buffers()}
+    like = x if isinstance(x, Tensor) and x.is_floating_point() else torch.zeros(())
+    nothing = {"none": like.new_zeros((), device=x.device if isinstance(x, Tensor) else None)}
+    return model_function(lambda p, z: functional_call(model, fixed, (z,)), nothing, dtype)
 
 
 def _outputs(

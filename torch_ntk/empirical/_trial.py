@@ -127,7 +127,9 @@ def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
                 "a batch of inputs that the model takes",
                 f"{kind} samples of shape {tuple(x.shape[1:])}, on which its forward fails with "
                 f"{type(error).__name__}: {_first_line(error)}",
-                "Give it inputs [N, ...] as in training.",
+                "Give it inputs [N, ...] as in training."
+                if fn.module is not None
+                else "The function is called as f(params, x) with a batch x [N, ...].",
             )
         ) from error
 
@@ -138,7 +140,6 @@ def _check_no_other_way(fn: ModelFunction, out: Tensor) -> None:
     Copies that do not require grad stand there now. If the outputs do, the forward has reached
     a parameter itself, in a list or a closure, which would then count as a constant.
     """
-    own = {} if fn.module is None else {id(p): n for n, p in fn.module.named_parameters()}
     nodes, seen = [out.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -146,7 +147,17 @@ def _check_no_other_way(fn: ModelFunction, out: Tensor) -> None:
             continue
         seen.add(node)
         nodes.extend(following for following, _ in node.next_functions)
-        name = own.get(id(getattr(node, "variable", None)))
+        name = fn.originals.get(id(getattr(node, "variable", None)))
+        if name is not None and fn.module is None:
+            raise ValueError(
+                message(
+                    "model",
+                    "a function f(params, x) that uses its parameters from `params`",
+                    f"one that reaches {name!r} by itself, through a closure",
+                    "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
+                    "or pass the module itself.",
+                )
+            )
         if name is not None:
             raise ValueError(
                 message(

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .._checks import check_positive_int, check_tensor, describe, message
-from .._functional import failure, is_out_of_memory, refuse_unsupported, unwrap
+from .._functional import (
+    failure,
+    is_checkpointing,
+    is_out_of_memory,
+    refuse_unsupported,
+    unwrap,
+)
 from .._types import Parameters
 from ._agreement import check_derivatives_agree
 from ._copy import copied
@@ -113,6 +119,8 @@ class TaylorModel(nn.Module):
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
+                if not is_checkpointing(error):
+                    self._check_takes(x, theta_0)
                 raise failure(error, "expand the outputs of the model") from error
 
     def _function(self, x: Tensor) -> Callable[[Parameters], Tensor]:
@@ -134,6 +142,22 @@ class TaylorModel(nn.Module):
             return out
 
         return f
+
+    def _check_takes(self, x: Tensor, theta_0: Parameters) -> None:
+        """Raise for inputs on which the network itself fails, before anything is expanded."""
+        try:
+            with torch.no_grad():
+                self._function(x)(theta_0)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(
+                message(
+                    "x",
+                    "a batch of inputs that the network takes",
+                    f"{describe(x)}, on which its forward fails with {first}",
+                    "Give it inputs as the network gets them in training, in its dtype.",
+                )
+            ) from error
 
     def extra_repr(self) -> str:
         """What `repr` shows besides the network."""
