@@ -62,3 +62,35 @@ def test_refuses_what_the_base_refuses() -> None:
         NTKConv2d(3, 4, 3, groups=2)
     with pytest.raises(ValueError, match="strided"):
         NTKConv1d(3, 4, 3, stride=2, padding="same")
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("value", ["x", None, True, math.nan, -math.inf, -1, 0, 0.0, -1e-300])
+def test_sigma_w_is_asked_for_in_one_way(make: Any, value: Any) -> None:
+    words = f"^`sigma_w` must be a finite number greater than 0; got {value!r}\\. "
+    with pytest.raises((TypeError, ValueError), match=words) as caught:
+        make(sigma_w=value)
+    assert caught.type is (ValueError if type(value) in (int, float) else TypeError)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize(
+    ("dtype", "got"),
+    [
+        (torch.complex64, "torch.complex64"),
+        (torch.int64, "torch.int64"),
+        (torch.bool, "torch.bool"),
+        ("float32", "'float32'"),
+        (float, "a type"),
+    ],
+)
+def test_refuses_types_that_are_not_real_floating_point(make: Any, dtype: Any, got: str) -> None:
+    words = f"^`dtype` must be a real floating-point torch.dtype; got {got}\\. .*torch.float32"
+    with pytest.raises(TypeError, match=words):
+        make(dtype=dtype)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_takes_floating_point_types(make: Any, dtype: torch.dtype) -> None:
+    assert make(dtype=dtype).weight.dtype is dtype

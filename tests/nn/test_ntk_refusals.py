@@ -146,9 +146,14 @@ def test_refused_in_both_modes(
             ValueError,
             "stay finite in float16.*Convert it in float32",
         ),
-        (plain, {"sigma_w": "relu"}, ValueError, "`sigma_w` must be one of 'gain'"),
+        (
+            plain,
+            {"sigma_w": "relu"},
+            ValueError,
+            r"^`sigma_w` must be 'gain' or a finite number greater than 0; got 'relu'\.$",
+        ),
         (plain, {"sigma_w": 0.0}, ValueError, "`sigma_w`"),
-        (plain, {"sigma_w": None}, TypeError, "`sigma_w`"),
+        (plain, {"sigma_w": None}, TypeError, "`sigma_w` must be 'gain' or a finite .*; got None"),
         (plain, {"sigma_b": -0.1}, ValueError, "`sigma_b`"),
         (plain, {"mode": "keep"}, ValueError, "`mode` must be one of 'reinit', 'preserve'"),
     ],
@@ -179,3 +184,34 @@ def test_asking_for_the_type_of_a_weight_is_allowed() -> None:
     x = torch.randn(4, 3)
     converted = ntk_parameterize(model, mode="preserve")
     torch.testing.assert_close(converted(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def tied_to_embedding() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("make", [tied_to_embedding, tied_to_ntk])
+def test_both_ways_out_of_a_tie_that_preserve_refuses(make: Callable[[], nn.Sequential]) -> None:
+    model = make()
+    ways = (
+        r"layer\.weight = nn\.Parameter\(layer\.weight\.detach\(\)\.clone\(\)\), or its bias "
+        r'likewise\. Or convert with mode="reinit", which keeps the tie'
+    )
+    with pytest.raises(ValueError, match=ways):
+        ntk_parameterize(model, mode="preserve")
+    converted = ntk_parameterize(model, mode="reinit")
+    assert converted[0].weight is converted[1].weight
+    layer = next(m for m in model if type(m) is nn.Linear)
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    x = torch.arange(3) if isinstance(model[0], nn.Embedding) else torch.randn(2, 3)
+    converted = ntk_parameterize(model, mode="preserve")
+    torch.testing.assert_close(converted(x), model(x))
+
+
+@pytest.mark.parametrize("mode", ["preserve", "reinit"])
+def test_reinit_is_not_offered_where_it_refuses_too(mode: Any) -> None:
+    with pytest.raises(ValueError, match="Untie them by") as caught:
+        ntk_parameterize(tied_to_parameter(), mode=mode)
+    assert "reinit" not in str(caught.value)

@@ -47,6 +47,28 @@ def test_leaves_the_rest_and_is_reproducible() -> None:
     assert net[1].weight.requires_grad
 
 
+def test_leaves_layers_of_other_kinds_as_its_documentation_says() -> None:
+    net = nn.ModuleDict(
+        {
+            "up1": nn.ConvTranspose1d(3, 2, 2),
+            "up2": nn.ConvTranspose2d(3, 2, 2),
+            "up3": nn.ConvTranspose3d(3, 2, 2),
+            "bilinear": nn.Bilinear(3, 3, 2),
+            "lstm": nn.LSTM(3, 2),
+            "cell": nn.GRUCell(3, 2),
+            "norm": nn.BatchNorm1d(3),
+            "embedding": nn.EmbeddingBag(3, 2),
+            "attention": nn.MultiheadAttention(4, 2),
+        }
+    )
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    standard_init_(net, generator=torch.Generator().manual_seed(1))
+    changed = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"attention.out_proj.weight", "attention.out_proj.bias"}
+    for named in ("ConvTransposeNd", "Bilinear", "recurrent", "MultiheadAttention", "embeddings"):
+        assert named in str(standard_init_.__doc__)
+
+
 def test_a_tied_weight_is_drawn_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ._scaling import (
+    check_dtype,
     check_flag,
     check_sigma_b,
     check_sigma_w,
@@ -27,13 +27,17 @@ _PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 class _NTKConvNd(_ConvNd):
     """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass."""
 
-    sigma_w: float
-    sigma_b: float
+    if TYPE_CHECKING:  # torch.jit.script would read them as strings, and refuse
+        sigma_w: float
+        sigma_b: float
 
     @property
     def fan_in(self) -> int:
         """How many inputs each output sums over: `in_channels / groups · prod(kernel_size)`."""
-        return self.in_channels // self.groups * math.prod(self.kernel_size)
+        fan_in = self.in_channels // self.groups
+        for size in self.kernel_size:  # not math.prod, which TorchScript does not know
+            fan_in *= size
+        return fan_in
 
     @property
     def weight_scale(self) -> float:
@@ -54,7 +58,7 @@ class _NTKConvNd(_ConvNd):
             return self._conv_forward(input, self.weight * self.weight_scale, bias)
         output = self._conv_forward(input, self.weight, None)
         # One axis of channels and then the positions: right for batched and unbatched input.
-        column = None if bias is None else bias.reshape(-1, *(1,) * len(self.kernel_size))
+        column = None if bias is None else bias.reshape([-1] + [1] * len(self.kernel_size))
         return scale_and_shift(output, self.weight_scale, column, self.sigma_b)
 
     def extra_repr(self) -> str:
@@ -84,7 +88,7 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         device: Where the parameters are made.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters, real floating-point.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -92,7 +96,7 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         `[N, in_channels, L]` or `[in_channels, L]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
             `nn.Conv1d` refuses its arguments.
     """
@@ -115,6 +119,7 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         sigma_b: float = 0.1,
     ) -> None:
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        check_dtype(dtype)
         nn.Conv1d.__init__(
             self,
             check_size("in_channels", in_channels),
@@ -150,7 +155,7 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         device: Where the parameters are made.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters, real floating-point.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -158,7 +163,7 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         `[N, in_channels, H, W]` or `[in_channels, H, W]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
             `nn.Conv2d` refuses its arguments.
 
@@ -188,6 +193,7 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         sigma_b: float = 0.1,
     ) -> None:
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        check_dtype(dtype)
         nn.Conv2d.__init__(
             self,
             check_size("in_channels", in_channels),
@@ -223,7 +229,7 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
         device: Where the parameters are made.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters, real floating-point.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -231,7 +237,7 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
             `nn.Conv3d` refuses its arguments.
     """
@@ -254,6 +260,7 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         sigma_b: float = 0.1,
     ) -> None:
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        check_dtype(dtype)
         nn.Conv3d.__init__(
             self,
             check_size("in_channels", in_channels),

@@ -33,8 +33,13 @@ def standard_init_(
     Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.Conv1d`,
     `nn.Conv2d` and `nn.Conv3d` and their subclasses. At the start the network is then the same
     random function as one of NTK layers with these scales, with another tangent kernel (Lee et
-    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models"). Other
-    parameters (of normalizations, embeddings, transposed convolutions) stay as they are.
+    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models").
+
+    Every other parameter stays as it is, without a word: those of transposed convolutions
+    (`nn.ConvTransposeNd`), `nn.Bilinear`, recurrent layers, embeddings and normalizations, the
+    `in_proj_weight` and `in_proj_bias` of `nn.MultiheadAttention` (its `out_proj` is an
+    `nn.Linear` and is drawn), and parameters that a module of your own holds itself. Draw these
+    by hand with `torch.nn.init`.
 
     Args:
         model: The network. A weight that several layers share is drawn once.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._scaling import (
+    check_dtype,
     check_flag,
     check_sigma_b,
     check_sigma_w,
@@ -42,14 +43,15 @@ class NTKLinear(nn.Linear):
             √2 keeps the scale of activations through ReLU.
         sigma_b: Standard deviation of the scaled bias; at least 0.
         device: Where the parameters are made.
-        dtype: Type of the parameters. In float16 the scale is put on the weight, where it neither
-            overflows nor underflows; the function is the same.
+        dtype: Type of the parameters, real floating-point. In float16 the scale is put on the
+            weight, where it neither overflows nor underflows; the function is the same.
 
     Shape:
         `[..., in_features]` to `[..., out_features]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind (`sigma_w` given by position, say).
+        TypeError: An argument is of the wrong kind (`sigma_w` given by position, say), or `dtype`
+            is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
             a size is negative.
 
@@ -61,9 +63,6 @@ class NTKLinear(nn.Linear):
         >>> torch.allclose(layer(x), expected)
         True
     """
-
-    sigma_w: float
-    sigma_b: float
 
     def __init__(
         self,
@@ -78,6 +77,7 @@ class NTKLinear(nn.Linear):
     ) -> None:
         sigma_w = check_sigma_w(sigma_w)
         sigma_b = check_sigma_b(sigma_b)
+        check_dtype(dtype)
         super().__init__(
             check_size("in_features", in_features),
             check_size("out_features", out_features),

@@ -16,7 +16,7 @@ from ._activations import Abs, Cos, Erf, Sin
 from ._gain import DEFAULT_GAIN, module_gain
 from ._init import standard_init_
 from ._linear import NTKLinear
-from ._scaling import check_flag, check_sigma_b, check_sigma_w
+from ._scaling import check_dtype, check_flag, check_sigma_b, check_sigma_w_or_gain
 
 Activation: TypeAlias = str | nn.Module | Callable[[], nn.Module]
 
@@ -58,7 +58,7 @@ class MLP(nn.Sequential):
             layer. A number holds for every layer, the last included.
         sigma_b: Scale of the biases of every layer.
         device: Where the parameters are made.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters, real floating-point.
 
     Attributes:
         widths: The sizes, a tuple.
@@ -74,8 +74,6 @@ class MLP(nn.Sequential):
         >>> [layer.sigma_w for layer in net if isinstance(layer, NTKLinear)]
         [1.4142135623730951, 1.4142135623730951, 1.0]
     """
-
-    widths: tuple[int, ...]
 
     def __init__(
         self,
@@ -93,12 +91,13 @@ class MLP(nn.Sequential):
         make_activation = _activation_factory(activation)
         check_choice("parameterization", parameterization, ("ntk", "standard"))
         check_flag("bias", bias)
+        check_dtype(dtype)
         sigma_b = check_sigma_b(sigma_b)
-        if isinstance(sigma_w, str):
-            check_choice("sigma_w", sigma_w, ("gain",), "Or give a number above 0.")
+        scale_w = check_sigma_w_or_gain(sigma_w)
+        if scale_w == "gain":
             hidden, last = module_gain(make_activation()), DEFAULT_GAIN
         else:
-            hidden = last = check_sigma_w(sigma_w)
+            hidden = last = scale_w
 
         super().__init__()
         self.widths = sizes

@@ -15,6 +15,7 @@ from ._follow import Uses, find_uses
 from ._gain import DEFAULT_GAIN
 from ._inventory import (
     NTK_TYPE_OF,
+    NTK_TYPES,
     Inventory,
     check_is_module,
     fan_in_of,
@@ -22,9 +23,18 @@ from ._inventory import (
     take_inventory,
     where,
 )
-from ._scaling import check_sigma_b, check_sigma_w, draw_normal_, weight_scale
+from ._scaling import check_sigma_b, check_sigma_w_or_gain, draw_normal_, weight_scale
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_DRAWN_ALIKE = (nn.Embedding, nn.EmbeddingBag)
+"""Modules whose own draw is N(0, 1), as that of an NTK layer: `"reinit"` may keep a tie to them."""
+
+_UNTIE = (
+    "Untie them by giving the layer a copy of its own: "
+    "layer.weight = nn.Parameter(layer.weight.detach().clone()), or its bias likewise."
+)
+_REINIT = 'Or convert with mode="reinit", which keeps the tie and draws the parameter anew.'
 
 
 def ntk_parameterize(
@@ -96,18 +106,15 @@ def ntk_parameterize(
     """
     check_is_module(model)
     check_choice("mode", mode, ("reinit", "preserve"))
-    if isinstance(sigma_w, str):
-        check_choice("sigma_w", sigma_w, ("gain",), "Or give a number above 0.")
-    else:
-        check_sigma_w(sigma_w)
+    scale_w = check_sigma_w_or_gain(sigma_w)
     sigma_b = check_sigma_b(sigma_b)
     inventory = take_inventory(model, whole=mode == "reinit")
     uses = find_uses(model)
     _check_not_read(inventory, uses)
     scales = (
         _scales_by_gain(inventory, uses)
-        if isinstance(sigma_w, str)
-        else dict.fromkeys(inventory.standard, sigma_w)
+        if scale_w == "gain"
+        else dict.fromkeys(inventory.standard, scale_w)
     )
     _check_no_views(model, inventory)
     if mode == "preserve":
@@ -241,7 +248,7 @@ def _preserving_factors(
             wanted[layer.bias] = sigma_b
         for parameter, factor in wanted.items():
             if factors.setdefault(parameter, (factor, name))[0] != factor:
-                raise ValueError(_tied(name, f"{factors[parameter][1]!r}"))
+                raise ValueError(_tied(name, f"{factors[parameter][1]!r}", _UNTIE))
     return {p: (factor, name) for p, (factor, name) in factors.items() if factor and p.numel()}
 
 
@@ -251,7 +258,9 @@ def _check_ties_keep(
     converted = set(inventory.standard.values())
     for name, module, _, parameter in parameter_places(model):
         if parameter in factors and module not in converted:
-            raise ValueError(_tied(factors[parameter][1], where(name, module)))
+            drawn_too = isinstance(module, NTK_TYPES) or type(module) in _DRAWN_ALIKE
+            remedy = f"{_UNTIE} {_REINIT}" if drawn_too else _UNTIE
+            raise ValueError(_tied(factors[parameter][1], where(name, module), remedy))
 
 
 def _check_ties_draw(model: nn.Module, inventory: Inventory) -> None:
@@ -259,17 +268,16 @@ def _check_ties_draw(model: nn.Module, inventory: Inventory) -> None:
     drawn = {p: name for name, layer in layers.items() for p in _weight_and_bias(layer)}
     drawn_modules = set(layers.values())
     for name, module, _, parameter in parameter_places(model):
-        # An embedding's own draw is N(0, 1) too.
-        apart = module not in drawn_modules and type(module) not in (nn.Embedding, nn.EmbeddingBag)
+        apart = module not in drawn_modules and type(module) not in _DRAWN_ALIKE
         if parameter in drawn and apart:
-            raise ValueError(_tied(drawn[parameter], where(name, module)))
+            raise ValueError(_tied(drawn[parameter], where(name, module), _UNTIE))
 
 
-def _tied(layer: str, other: str) -> str:
+def _tied(layer: str, other: str, remedy: str) -> str:
     return message(
         "model",
         "one whose tied weights can have one scale",
         f"one whose layer {layer!r} shares a parameter with {other}, which needs it unscaled or "
         "on another scale",
-        "Untie them first, or build the network with NTK layers.",
+        remedy,
     )

@@ -12,37 +12,49 @@ stand on the output, the input or the weight; the function and its derivatives a
 - In **float16** the unscaled sum of `fan_in` products grows like `sqrt(fan_in)` and can pass
   65504, while a scaled *input* can fall under the smallest normal number 6e-5. `W ~ N(0, 1)` times
   `c` does neither, so there the weight is scaled: such a layer is as safe as `nn.Linear`.
+- In **TorchScript**, which cannot ask for autocast's type, the weight is always scaled.
+
+`weight_scale`, `sums_in_float16` and `scale_and_shift` are compiled by `torch.jit.script` with the
+layers, so they keep to what TorchScript knows.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, describe, message
 
 _AUTOCAST_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
 
-def check_sigma_w(value: object, name: str = "sigma_w") -> float:
+_POSITIVE = "a finite number greater than 0"
+
+
+def check_sigma_w(value: object, name: str = "sigma_w", expected: str = _POSITIVE) -> float:
     """Return `value` as a float if it is a finite number above 0."""
-    number = check_finite_number(
-        name, value, minimum=0.0, remedy="It is the standard deviation of the scaled weights."
-    )
-    if number == 0.0:
-        raise ValueError(
-            message(
-                name,
-                "a finite number greater than 0",
-                value,
-                "With 0 the layer would not depend on its input.",
-            )
-        )
-    return number
+    remedy = "It is the standard deviation of the scaled weights."
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(message(name, expected, describe(value), remedy))
+    if value == 0:
+        remedy = "With 0 the layer would not depend on its input."
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(message(name, expected, describe(value), remedy))
+    return float(value)
+
+
+def check_sigma_w_or_gain(value: object, name: str = "sigma_w") -> float | Literal["gain"]:
+    """Return "gain", or `value` as a float if it is a finite number above 0."""
+    expected = f"'gain' or {_POSITIVE}"
+    if not isinstance(value, str):
+        return check_sigma_w(value, name, expected)
+    if value != "gain":
+        raise ValueError(message(name, expected, describe(value)))
+    return "gain"
 
 
 def check_sigma_b(value: object, name: str = "sigma_b") -> float:
@@ -74,9 +86,24 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def check_dtype(dtype: object) -> None:
+    """Refuse a type of parameters that is not real floating-point; None is the default type."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            message(
+                "dtype",
+                "a real floating-point torch.dtype",
+                str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
+                "The weights are drawn from a real normal distribution; give torch.float32, say.",
+            )
+        )
+
+
 def weight_scale(sigma_w: float, fan_in: int) -> float:
     """`sigma_w / sqrt(fan_in)`; an empty sum (`fan_in = 0`) has scale 0."""
-    return sigma_w / math.sqrt(fan_in) if fan_in else 0.0
+    return sigma_w / math.sqrt(fan_in) if fan_in > 0 else 0.0
 
 
 def sums_in_float16(weight: Tensor) -> bool:
@@ -84,13 +111,15 @@ def sums_in_float16(weight: Tensor) -> bool:
 
     A traced `weight` (a `torch.fx` proxy) has no known type and counts as wide. Autocast is asked
     for every device, not the weight's own, which a proxy does not know: a wrong yes is harmless.
+    TorchScript cannot ask, so there the answer is yes.
     """
-    if weight.dtype is torch.float16:
-        return True
-    return any(
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
-        for device in _AUTOCAST_DEVICES
-    )
+    # TorchScript does not compile a branch that this condition rules out.
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return weight.dtype is torch.float16 or any(
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
+            for device in _AUTOCAST_DEVICES
+        )
+    return True
 
 
 def scale_and_shift(output: Tensor, scale: float, bias: Tensor | None, sigma_b: float) -> Tensor:
