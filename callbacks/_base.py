@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from torch_ntk._checks import check_choice, describe, message
 from torch_ntk._types import Output, ParameterSelection
 from torch_ntk.monitor import (
     InputFn,
-    Observation,
     Observer,
     Probe,
     ProbeLike,
@@ -25,13 +24,13 @@ from torch_ntk.monitor import (
     has_diverged,
     probe_from_batch,
     snapshot,
-    verdict,
 )
 
 from . import _loggers
-from ._drawing import figures
+from ._network import ForwardFn, adapted, adapted_selection, find_network, first_measurement
+from ._results import columns, judged, log_observation
+from ._settings import check_settings, refuse_shared_names
 from ._trainer import (
-    find_network,
     has_averaged_weights,
     is_last_epoch,
     lent_weights,
@@ -42,6 +41,8 @@ from ._trainer import (
     weights_of,
 )
 
+_LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
+
 
 class KernelCallback(Callback):
     """Measures a network before a training batch and logs the result; see `NTKMonitor`.
@@ -51,7 +52,8 @@ class KernelCallback(Callback):
     runs on the first process only and starts no communication.
 
     A callback goes on where it was if the same Trainer fits once more, or from its state in a
-    checkpoint. In a new Trainer it begins anew, with a new anchor and an empty history.
+    checkpoint. In a new Trainer, or with another model, it begins anew, with a new anchor and an
+    empty history.
     """
 
     own = ""
@@ -71,6 +73,7 @@ class KernelCallback(Callback):
         prefix: str,
         network: str | None,
         input_fn: InputFn | None,
+        forward_fn: ForwardFn | None,
         params: ParameterSelection,
         batch_size: int | None,
         dtype: torch.dtype | None,
@@ -81,26 +84,25 @@ class KernelCallback(Callback):
         self._observer = Observer(
             metrics,
             output=output,
-            params=params,
+            params=params if forward_fn is None else adapted_selection(params),
             batch_size=batch_size,
             dtype=dtype,
             method=method,
         )
-        self.on_error = check_choice("on_error", on_error, ("raise", "warn"))
-        if not isinstance(prefix, str) or not prefix:
-            raise ValueError(message("prefix", "a non-empty string", describe(prefix), ""))
-        if network is not None and not isinstance(network, str):
-            raise TypeError(
-                message("network", "the name of a submodule, or None", describe(network), "")
-            )
-        if input_fn is not None and not callable(input_fn):
-            raise TypeError(message("input_fn", "a function of a batch", describe(input_fn), ""))
-        if not isinstance(log_figures, bool):
-            raise TypeError(message("log_figures", "True or False", describe(log_figures), ""))
+        check_settings(
+            on_error=on_error,
+            prefix=prefix,
+            network=network,
+            input_fn=input_fn,
+            forward_fn=forward_fn,
+            log_figures=log_figures,
+        )
+        self.on_error = on_error
         self.prefix = prefix
         self.network = network
         self.log_figures = log_figures
         self._input_fn = input_fn
+        self._forward_fn = forward_fn
         self._begin()
 
     def _begin(self) -> None:
@@ -108,24 +110,25 @@ class KernelCallback(Callback):
         self._last_step: int | None = None
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
+        self._diverged_at: int | None = None
+        self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
+        self._measured: nn.Module | None = None
         self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to one process: launchers send callbacks to others."""
+        return {**vars(self), "_module": None, "_measured": None}
 
     # ------------------------------------------------------------------ results
     @property
     def history(self) -> dict[str, list[float]]:
         """Everything measured: `"step"` and each metric by its logged name; NaN where missing."""
-        rows = self._observer.history
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        columns = {n: [row.get(n, float("nan")) for row in rows] for n in names}
-        return {n if n == "step" else self._tag(n): column for n, column in columns.items()}
+        return columns(self._observer.history, self._tag)
 
     @property
     def verdict(self) -> Verdict:
-        """Lazy, feature learning, or in between, with the reason; from the last measurement."""
-        rows = self._observer.history
-        anchor = self._observer.anchor
-        has_moved = bool(rows) and anchor is not None and rows[-1]["step"] > anchor.step
-        return verdict(rows[-1] if has_moved else {})
+        """The regime of the training, with the reason; from the last measurement."""
+        return judged(self._observer, self._diverged_at)
 
     # ------------------------------------------------------------------ hooks
     @property
@@ -134,13 +137,14 @@ class KernelCallback(Callback):
         return f"{type(self).__qualname__}[{self.prefix}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what could only fail later, and begin anew in a new Trainer."""
+        """Refuse what could only fail later; begin anew in a new Trainer or for another model."""
         if stage != "fit":
             return
         refuse_sharded(trainer, type(self).__name__)
         self._refuse_twins(trainer)
         # A checkpoint is loaded after this, so that a resumed run keeps its anchor.
-        if self._has_run and steps_taken(trainer) == 0:
+        is_other = self._module is not None and self._module() is not pl_module
+        if self._has_run and (is_other or steps_taken(trainer) == 0):
             self._begin()
         if not trainer.loggers and trainer.is_global_zero:
             self._warn_once(
@@ -152,6 +156,7 @@ class KernelCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time that measurements are a share of."""
         self._has_run = True
+        self._module = weakref.ref(pl_module)
         self._schedule.start()
 
     def on_train_batch_start(
@@ -186,10 +191,10 @@ class KernelCallback(Callback):
         elif self._trained is not None and self._trained[0] == steps_taken(trainer):
             with lent_weights(pl_module, self._trained[1]):
                 self._finish(trainer, pl_module)
-        self._trained = None
-        if self.verdict.regime != "unknown":
-            step = int(self._observer.history[-1]["step"])
-            _loggers.log_text(trainer, self._tag("verdict"), str(self.verdict), step)
+        self._trained = self._measured = None  # neither is kept alive by a callback
+        if self.verdict.regime != "unknown" and self._last_step is not None:
+            text = str(self.verdict)
+            _loggers.log_text(trainer, self._tag("verdict"), text, self._last_step)
         _loggers.flush(trainer)
 
     def on_exception(
@@ -201,13 +206,18 @@ class KernelCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
-        return {"observer": self._observer.state_dict(), "last_step": self._last_step}
+        return {
+            "observer": self._observer.state_dict(),
+            "last_step": self._last_step,
+            "diverged_at": self._diverged_at,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, anchored where the first run was."""
         self._observer.load_state_dict(state_dict["observer"])
         last = state_dict["last_step"]
         self._last_step = None if last is None else int(last)
+        self._diverged_at = state_dict.get("diverged_at")
         self._has_run = False
 
     # ------------------------------------------------------------------ measuring
@@ -229,15 +239,22 @@ class KernelCallback(Callback):
         self._last_step = step
         network: nn.Module = pl_module
         try:
-            network = find_network(pl_module, self.network)
             with unlogged(pl_module):
                 if self._observer.anchor is None:
-                    self._observer.drop_anchor(network, self._take_probe(batch), step)
-                    self._say_late(step)
+                    with first_measurement(type(self).__name__, pl_module):
+                        network = self._find(pl_module)
+                        self._observer.drop_anchor(network, self._take_probe(batch), step)
+                    if step > 0:
+                        self._warn_once("late", _LATE.format(type(self).__name__, step))
+                network = self._find(pl_module)
                 seen = self._observer.measure(network, step)
-            self._log(trainer, seen, last)
+            self._diverged_at = None
+            log_observation(
+                trainer, self._observer, seen, self._tag, draw=self.log_figures, last=last
+            )
         except Exception as error:  # anything that a network's forward may raise
             if has_diverged(network):
+                self._diverged_at = step if self._diverged_at is None else self._diverged_at
                 self._warn_once(
                     "diverged",
                     f"The network has NaN or infinite parameters at step {step}: the kernel is "
@@ -250,45 +267,27 @@ class KernelCallback(Callback):
         finally:
             self._schedule.spend(time.perf_counter() - started)
 
-    def _say_late(self, step: int) -> None:
-        if step > 0:
-            self._warn_once(
-                "late",
-                f"{type(self).__name__} starts at step {step}: drift and gap are measured from "
-                "the parameters of that step.",
-            )
-
     def _refuse_twins(self, trainer: Trainer) -> None:
         """Raise if another callback would write to the same curves or the same state."""
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if other is self or not isinstance(other, KernelCallback):
                 continue
-            shared = set(self._observer.metrics) & set(other._observer.metrics)
-            if other.prefix == self.prefix and (shared or type(other) is type(self)):
-                raise ValueError(
-                    message(
-                        "prefix",
-                        "different for callbacks of a Trainer that measure the same",
-                        f"prefix={self.prefix!r} for {type(self).__name__} and "
-                        f"{type(other).__name__}",
-                        "Pass prefix='...' to each, or their curves and states would mix.",
-                    )
+            if other.prefix == self.prefix:
+                mine, theirs = self._observer.metrics, other._observer.metrics
+                refuse_shared_names(
+                    self.prefix, type(self).__name__, mine, type(other).__name__, theirs
                 )
+
+    def _find(self, pl_module: LightningModule) -> nn.Module:
+        fn = self._forward_fn
+        network = find_network(pl_module, self.network, any_form=fn is not None)
+        self._measured = adapted(network, fn, self._measured)
+        return self._measured
 
     def _take_probe(self, batch: Any) -> Probe:
         if isinstance(self._probe, Probe):
             return self._probe
         return probe_from_batch(batch, self._probe, self._input_fn)
-
-    def _log(self, trainer: Trainer, seen: Observation, last: bool) -> None:
-        named = {self._tag(name): value for name, value in seen.scalars.items()}
-        _loggers.log_scalars(trainer, named, seen.step)
-        count = len(self._observer.history)
-        # Drawing costs more than a small kernel: figures come at the 1st, 2nd, 4th, 8th, … point.
-        is_turn = last or count & (count - 1) == 0
-        if self.log_figures and is_turn and _loggers.takes_figures(trainer):
-            for name, figure in figures(self._observer, seen):
-                _loggers.log_figure(trainer, self._tag(name), figure, seen.step)
 
     def _tag(self, name: str) -> str:
         own = self.own if name in ("seconds", "verdict", "anchor_step") else ""

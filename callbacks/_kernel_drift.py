@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import InputFn, ProbeLike
+from torch_ntk.monitor import DEFAULT_PROBE, InputFn, ProbeLike
 
 from ._base import KernelCallback
+from ._network import ForwardFn
 
 
 class KernelDrift(KernelCallback):
@@ -24,7 +25,7 @@ class KernelDrift(KernelCallback):
 
     def __init__(
         self,
-        probe: ProbeLike = 64,
+        probe: ProbeLike = DEFAULT_PROBE,
         *,
         every_n_steps: int | None = None,
         schedule: str = "linear",
@@ -35,6 +36,7 @@ class KernelDrift(KernelCallback):
         prefix: str = "ntk",
         network: str | None = None,
         input_fn: InputFn | None = None,
+        forward_fn: ForwardFn | None = None,
         params: ParameterSelection = None,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -52,6 +54,7 @@ class KernelDrift(KernelCallback):
             prefix=prefix,
             network=network,
             input_fn=input_fn,
+            forward_fn=forward_fn,
             params=params,
             batch_size=batch_size,
             dtype=dtype,

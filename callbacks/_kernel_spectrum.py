@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import SPECTRAL, InputFn, ProbeLike
+from torch_ntk.monitor import DEFAULT_PROBE, SPECTRAL, InputFn, ProbeLike
 
 from ._base import KernelCallback
+from ._network import ForwardFn
 
 
 class KernelSpectrum(KernelCallback):
@@ -27,7 +28,7 @@ class KernelSpectrum(KernelCallback):
 
     def __init__(
         self,
-        probe: ProbeLike = 64,
+        probe: ProbeLike = DEFAULT_PROBE,
         *,
         every_n_steps: int | None = None,
         schedule: str = "linear",
@@ -38,6 +39,7 @@ class KernelSpectrum(KernelCallback):
         prefix: str = "ntk",
         network: str | None = None,
         input_fn: InputFn | None = None,
+        forward_fn: ForwardFn | None = None,
         params: ParameterSelection = None,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -55,6 +57,7 @@ class KernelSpectrum(KernelCallback):
             prefix=prefix,
             network=network,
             input_fn=input_fn,
+            forward_fn=forward_fn,
             params=params,
             batch_size=batch_size,
             dtype=dtype,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from torch_ntk._types import ParameterSelection
-from torch_ntk.monitor import InputFn, ProbeLike
+from torch_ntk.monitor import DEFAULT_PROBE, InputFn, ProbeLike
 
 from ._base import KernelCallback
+from ._network import ForwardFn
 
 
 class LinearizationGap(KernelCallback):
@@ -28,7 +29,7 @@ class LinearizationGap(KernelCallback):
 
     def __init__(
         self,
-        probe: ProbeLike = 64,
+        probe: ProbeLike = DEFAULT_PROBE,
         *,
         every_n_steps: int | None = None,
         schedule: str = "linear",
@@ -38,6 +39,7 @@ class LinearizationGap(KernelCallback):
         prefix: str = "ntk",
         network: str | None = None,
         input_fn: InputFn | None = None,
+        forward_fn: ForwardFn | None = None,
         params: ParameterSelection = None,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -54,6 +56,7 @@ class LinearizationGap(KernelCallback):
             prefix=prefix,
             network=network,
             input_fn=input_fn,
+            forward_fn=forward_fn,
             params=params,
             batch_size=batch_size,
             dtype=dtype,

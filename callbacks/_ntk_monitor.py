@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import METRICS, InputFn, ProbeLike
+from torch_ntk.monitor import DEFAULT_PROBE, METRICS, InputFn, ProbeLike
 
 from ._base import KernelCallback
+from ._network import ForwardFn
 
 
 class NTKMonitor(KernelCallback):
@@ -42,12 +43,12 @@ class NTKMonitor(KernelCallback):
     also at the last step.
 
     Resumed from a checkpoint, the monitor keeps its anchor, its probe and the parameters by which
-    the kernel is taken; if the same Trainer fits once more, it goes on; in a new Trainer it begins
-    anew.
+    the kernel is taken; if the same Trainer fits once more, it goes on; in a new Trainer, or with
+    another model, it begins anew.
 
     Args:
-        probe: The number of samples to take from the first training batch as it passes, or the
-            samples: `x` or `(x, y)`.
+        probe: The number of samples to take from the first training batch as it passes, by
+            default up to 64, or the samples: `x` or `(x, y)`.
         every_n_steps: Measure at multiples of this; None measures as often as `max_overhead`
             allows. The first and the last step are always measured.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
@@ -61,7 +62,12 @@ class NTKMonitor(KernelCallback):
         prefix: The first part of the logged names. Several monitors need different ones.
         network: The name of the submodule to measure; None takes the LightningModule's own
             `forward`, or else its only submodule with parameters.
-        input_fn: From a training batch to `x` or `(x, y)`, for batches of an unusual form.
+        input_fn: From a training batch to `x` or `(x, y)`, for batches of an unusual form, and
+            for those in which targets cannot be told from masks or second views.
+        forward_fn: From the network and `x` to the outputs `[N, O]`, for modules that return
+            something else than one tensor, or take more than `x`:
+            `forward_fn=lambda net, x: net(input_ids=x)["logits"]`. It is called with the module
+            that `network` names, and must use no other parameters.
         params: Names of parameters, or a predicate `(name, tensor) -> bool`, by which the kernel
             is taken; by default every parameter that requires grad at the first step.
         batch_size: Samples per block of a measurement; None follows the free memory.
@@ -86,7 +92,7 @@ class NTKMonitor(KernelCallback):
 
     def __init__(
         self,
-        probe: ProbeLike = 64,
+        probe: ProbeLike = DEFAULT_PROBE,
         *,
         every_n_steps: int | None = None,
         schedule: str = "linear",
@@ -98,6 +104,7 @@ class NTKMonitor(KernelCallback):
         prefix: str = "ntk",
         network: str | None = None,
         input_fn: InputFn | None = None,
+        forward_fn: ForwardFn | None = None,
         params: ParameterSelection = None,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -115,6 +122,7 @@ class NTKMonitor(KernelCallback):
             prefix=prefix,
             network=network,
             input_fn=input_fn,
+            forward_fn=forward_fn,
             params=params,
             batch_size=batch_size,
             dtype=dtype,

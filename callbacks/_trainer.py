@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_ntk._checks import message
 
@@ -115,34 +115,3 @@ def refuse_sharded(trainer: Trainer, name: str) -> None:
                 "Use strategy='ddp', or remove the callback from this run.",
             )
         )
-
-
-def find_network(pl_module: LightningModule, name: str | None) -> nn.Module:
-    """The module whose kernel is measured.
-
-    The one called `name`; without a name the LightningModule itself if it has a `forward`, else
-    its only submodule with parameters.
-
-    Raises:
-        ValueError: There is no such module, or more than one to choose from.
-    """
-    children = {n: m for n, m in pl_module.named_children() if any(True for _ in m.parameters())}
-    if name is not None:
-        try:
-            return pl_module.get_submodule(name)
-        except AttributeError as error:
-            raise ValueError(
-                message("network", f"one of {list(children)}", repr(name), "Name a submodule.")
-            ) from error
-    if type(pl_module).forward is not LightningModule.forward:
-        return pl_module
-    if len(children) == 1:
-        return next(iter(children.values()))
-    raise ValueError(
-        message(
-            "network",
-            f"named when {type(pl_module).__name__} has no forward",
-            f"{len(children)} submodules with parameters: {list(children)}",
-            "Pass network='...', or define forward(self, x) on the LightningModule.",
-        )
-    )

@@ -168,6 +168,14 @@ class Classifier(LightningModule):
 
 
 # ------------------------------------------------------------------------------ run
+def positive_int(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text}")
+    return value
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -178,18 +186,20 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data-root", type=Path, default=Path("data"), help="where torchvision finds its files")
     add("--download", action="store_true", help="let torchvision fetch what is missing")
     add("--model", choices=("mlp", "cnn"), default="mlp")
-    add("--width", type=int, help="hidden units (default 512) or channels (default 32)")
+    add("--width", type=positive_int, help="hidden units (default 512) or channels (default 32)")
     add("--parameterization", choices=("ntk", "standard"), default="ntk")
     add("--loss", choices=("cross-entropy", "mse"), default="cross-entropy")
     add("--lr", type=float, help="learning rate of SGD (default: by parameterization and width)")
-    add("--max-epochs", type=int, help="default 30 on digits, 5 elsewhere")
-    add("--batch-size", type=int, default=64)
-    add("--probe", type=int, default=64, help="samples on which the kernel is measured")
+    add("--max-epochs", type=positive_int, help="default 30 on digits, 5 elsewhere")
+    add("--batch-size", type=positive_int, default=64)
+    add("--probe", type=positive_int, default=64, help="samples on which the kernel is measured")
     add("--seed", type=int, default=0)
     add("--log-dir", type=Path, default=Path("runs"))
     args = parser.parse_args(argv)
-    args.width = args.width or (512 if args.model == "mlp" else 32)
-    args.max_epochs = args.max_epochs or (30 if args.dataset == "digits" else 5)
+    if args.width is None:
+        args.width = 512 if args.model == "mlp" else 32
+    if args.max_epochs is None:
+        args.max_epochs = 30 if args.dataset == "digits" else 5
     if args.lr is None:
         # In standard parameterization the kernel, and with it the curvature of the loss, grows
         # like the width: the same speed in function space needs a rate that much smaller.

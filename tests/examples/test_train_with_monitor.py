@@ -108,3 +108,26 @@ def test_compressed_files_alone_are_not_enough(example, tmp_path):
     (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"not images"))
     with pytest.raises(SystemExit, match="fashion-mnist is not under"):
         example.main(["--dataset", "fashion-mnist", "--data-root", str(tmp_path)])
+
+
+@pytest.mark.parametrize("option", ["--width", "--max-epochs", "--batch-size", "--probe"])
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
+def test_counts_must_be_positive(example, capsys, option, value):
+    with pytest.raises(SystemExit):
+        example.arguments([option, value])
+    assert f"argument {option}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The network has NaN or infinite parameters")
+def test_a_diverged_run_says_so(example, tmp_path, capsys):
+    monitor = example.main(
+        [
+            *("--model", "mlp", "--width", "8", "--max-epochs", "2", "--probe", "16"),
+            *("--lr", "1e30", "--log-dir", str(tmp_path / "runs")),
+        ]
+    )
+    assert monitor.verdict.regime == "diverged"
+    out = capsys.readouterr().out
+    assert "Verdict: diverged: " in out
+    assert "lower the learning rate" in out
+    assert "e+" not in out[out.index("Verdict") :]

@@ -231,3 +231,8 @@ def test_diverged() -> None:
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")  # type: ignore[index, operator, union-attr]
     assert has_diverged(model)
+
+
+def test_bad_metrics_say_what_there_is() -> None:
+    with pytest.raises(TypeError, match=r"Choose from drift, lambda_min, .*metrics=.'drift',."):
+        Observer("drift")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_ntk.monitor import Probe, check_probe, probe_from_batch
+from torch_ntk.monitor import DEFAULT_PROBE, Probe, check_probe, probe_from_batch
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 Pair = namedtuple("Pair", ["image", "target"])
@@ -30,6 +30,11 @@ Pair = namedtuple("Pair", ["image", "target"])
         ((X, torch.tensor(1)), False),
         ((X, torch.ones(4)), False),
         ((X, ["a"] * 5), False),
+        ((X, torch.ones(5), Y), False),
+        ((X, torch.ones(5, 3), torch.ones(5), 3), False),
+        ((X, X + 1.0), False),
+        ((X, torch.arange(10).reshape(5, 2)), True),
+        ({"x": X, "target": X + 1.0}, True),
     ],
 )
 def test_forms_of_a_batch(batch: Any, labelled: bool) -> None:
@@ -37,7 +42,41 @@ def test_forms_of_a_batch(batch: Any, labelled: bool) -> None:
     assert torch.equal(probe.x, X[:3])
     assert (probe.y is not None) == labelled
     if probe.y is not None:
-        assert torch.equal(probe.y, Y[:3])
+        assert probe.y.shape[0] == 3
+        assert not torch.equal(probe.y, torch.ones(3))
+
+
+def test_targets_are_those_of_the_batch() -> None:
+    for batch in ((X, Y), {"y": Y, "x": X}, [X, Y, torch.ones(3)]):
+        assert torch.equal(probe_from_batch(batch, 3).y, Y[:3])
+
+
+def test_ambiguous_targets_say_what_to_do() -> None:
+    mask = torch.ones(5)
+    for batch, reason in (((X, mask, Y), "which of the 3 entries"), ((X, X), "second view")):
+        probe = probe_from_batch(batch, 3)
+        assert probe.y is None
+        assert reason in probe.why_none
+        assert "input_fn" in probe.why_none
+    told = probe_from_batch((X, mask, Y), 3, lambda batch: (batch[0], batch[0]))
+    assert torch.equal(told.y, X[:3])  # type: ignore[arg-type]
+
+
+def test_one_number_per_sample_is_a_regression() -> None:
+    x = torch.arange(5.0).reshape(5, 1)
+    assert torch.equal(probe_from_batch((x, x.sin()), 3).y, x[:3].sin())  # type: ignore[arg-type]
+
+
+def test_bools_become_labels() -> None:
+    y = torch.tensor([True, False, True, True, False])
+    taken, given = probe_from_batch((X, y), 5), check_probe((X, y))
+    assert isinstance(given, Probe)
+    for probe in (taken, given):
+        assert torch.equal(probe.y, torch.tensor([1, 0, 1, 1, 0]))  # type: ignore[arg-type]
+    several = probe_from_batch((X, torch.stack([y, ~y], 1)), 5).y
+    assert several is not None
+    assert several.dtype == torch.get_default_dtype()
+    assert torch.equal(several[0], torch.tensor([1.0, 0.0]))
 
 
 def test_input_fn_for_the_rest() -> None:
@@ -63,6 +102,12 @@ def test_fewer_samples_than_asked_for() -> None:
         probe = probe_from_batch((X, Y), 64)
     assert len(caught) == 1
     assert probe.x.shape[0] == 5
+
+
+def test_the_default_takes_what_there_is() -> None:
+    assert DEFAULT_PROBE == 64
+    assert repr(DEFAULT_PROBE) == "64"
+    assert probe_from_batch((X, Y), check_probe(DEFAULT_PROBE)).x.shape[0] == 5  # type: ignore[arg-type]
 
 
 def test_the_probe_is_a_copy() -> None:
@@ -102,3 +147,8 @@ def test_a_probe_made_in_inference_mode() -> None:
 def test_bad_probes(probe: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="`probe"):
         check_probe(probe)
+
+
+def test_a_bad_probe_says_what_to_pass() -> None:
+    with pytest.raises(TypeError, match="Pass probe=64 to take them from the first"):
+        check_probe("64")

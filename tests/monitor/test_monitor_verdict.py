@@ -12,7 +12,10 @@ from torch_ntk.monitor import verdict
 @pytest.mark.parametrize(
     ("drift", "gap", "regime"),
     [
-        (0.0, 0.0, "lazy"),
+        (0.0, 0.0, "unknown"),
+        (0.0, math.nan, "unknown"),
+        (math.nan, 0.0, "unknown"),
+        (1e-9, 0.0, "lazy"),
         (0.099, 0.099, "lazy"),
         (0.1, 0.0, "in between"),
         (0.0, 0.1, "in between"),
@@ -43,3 +46,35 @@ def test_one_number_alone() -> None:
 
 def test_nothing_known() -> None:
     assert verdict({}).regime == "unknown"
+
+
+def test_nothing_has_moved() -> None:
+    still = {"drift": 0.0, "linearization_gap": 0.0, "param_drift": 0.0}
+    assert "nothing has moved yet" in verdict(still).reason
+    # A linear network keeps its kernel while it learns.
+    assert verdict({**still, "param_drift": 0.2}).regime == "lazy"
+
+
+def test_large_numbers_are_factors() -> None:
+    reason = verdict({"drift": 11.62, "linearization_gap": 1e40}).reason
+    assert "moved by 11.6 times its norm" in reason
+    assert "misses 1e+40 times the outputs' movement" in reason
+    assert "moved by 999.0% of its norm" in verdict({"drift": 9.99}).reason
+
+
+def test_moving_buffers_leave_it_undecided() -> None:
+    seen = {"drift": 0.5, "linearization_gap": 0.2, "buffer_drift": 0.4}
+    result = verdict(seen)
+    assert result.regime == "undecided"
+    assert "50.0%" in result.reason
+    assert "running statistics of normalization moved by 40.0% of their norm" in result.reason
+    assert verdict({**seen, "buffer_drift": 0.1}).regime == "feature learning"
+    still = {"drift": 0.05, "linearization_gap": 0.02, "buffer_drift": 0.4}
+    assert verdict(still).regime == "lazy"  # with the buffers' part it is small still
+
+
+def test_diverged() -> None:
+    result = verdict({"drift": 0.5}, diverged_at=7)
+    assert result.regime == "diverged"
+    assert "at step 7" in result.reason
+    assert "lower the learning rate" in result.reason

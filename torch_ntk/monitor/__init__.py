@@ -8,6 +8,7 @@ from ._figures import linearization_scatter as linearization_scatter
 from ._figures import spectrum_plot as spectrum_plot
 from ._observer import Observation as Observation
 from ._observer import Observer as Observer
+from ._probe import DEFAULT_PROBE as DEFAULT_PROBE
 from ._probe import InputFn as InputFn
 from ._probe import Probe as Probe
 from ._probe import ProbeLike as ProbeLike
@@ -20,6 +21,7 @@ from ._verdict import Verdict as Verdict
 from ._verdict import verdict as verdict
 
 __all__ = [
+    "DEFAULT_PROBE",
     "METRICS",
     "SPECTRAL",
     "Anchor",

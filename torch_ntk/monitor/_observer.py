@@ -79,7 +79,12 @@ class Observer:
     ) -> None:
         if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
             raise TypeError(
-                message("metrics", "a sequence of metric names", describe(metrics), str(METRICS))
+                message(
+                    "metrics",
+                    "a sequence of metric names",
+                    describe(metrics),
+                    f"Choose from {', '.join(METRICS)}, as in metrics=('drift',).",
+                )
             )
         for name in metrics:
             check_choice("metrics", name, METRICS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -26,12 +26,27 @@ _TARGET_KEYS = ("y", "label", "labels", "target", "targets")
 _REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
 
 
+class _DefaultCount(int):
+    """A number of samples that nobody asked for: a smaller batch is nothing to warn about."""
+
+
+DEFAULT_PROBE = _DefaultCount(64)
+"""The number of samples where the caller names none."""
+
+
 @dataclass(frozen=True)
 class Probe:
-    """Samples `x` [N, ...] and, where there are any, their targets `y` [N, ...]."""
+    """Samples `x` [N, ...] and, where there are any, their targets `y` [N, ...].
+
+    Attributes:
+        x: The inputs.
+        y: The targets, or None.
+        why_none: Why there are no targets, for those who need them.
+    """
 
     x: Tensor
     y: Tensor | None = None
+    why_none: str = "the probe has no targets. Pass probe=(x, y)."
 
     def __post_init__(self) -> None:
         """Check the two against each other."""
@@ -46,13 +61,19 @@ class Probe:
                 )
 
     def first(self, n: int) -> Probe:
-        """The first `n` samples, as copies that later writes to the batch do not reach."""
+        """The first `n` samples, as copies that later writes to the batch do not reach.
+
+        Targets that are bools become numbers: the labels 0 and 1, or one column per bool.
+        """
         y = None if self.y is None else self.y[:n].detach().clone()
-        return Probe(self.x[:n].detach().clone(), y)
+        if y is not None and y.dtype == torch.bool:
+            y = y.long() if y.ndim == 1 else y.to(torch.get_default_dtype())
+        return replace(self, x=self.x[:n].detach().clone(), y=y)
 
     def to(self, device: torch.device) -> Probe:
         """The same samples on `device`."""
-        return Probe(self.x.to(device), None if self.y is None else self.y.to(device))
+        y = None if self.y is None else self.y.to(device)
+        return replace(self, x=self.x.to(device), y=y)
 
 
 def check_probe(probe: object) -> int | Probe:
@@ -73,7 +94,12 @@ def check_probe(probe: object) -> int | Probe:
     if isinstance(probe, int) and not isinstance(probe, bool):
         return check_positive_int("probe", probe)
     raise TypeError(
-        message("probe", "a number of samples, a tensor x or a pair (x, y)", describe(probe), "")
+        message(
+            "probe",
+            "a number of samples, a tensor x or a pair (x, y) of tensors",
+            describe(probe),
+            "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
+        )
     )
 
 
@@ -82,15 +108,20 @@ def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Pro
 
     Understood are a tensor, a sequence that begins with the inputs (and goes on with the
     targets), and a mapping with one of the usual names; `input_fn` is for everything else. A
-    batch with fewer samples gives a smaller probe, with a warning.
+    batch with fewer samples gives a smaller probe, with a warning if `n` is the caller's choice.
+
+    Without `input_fn`, the second entry of a sequence is not taken as targets if they could as
+    well be something else: if there are more entries with one row per sample, as masks and
+    second inputs have, or if it is of the inputs' own kind, as a second view or a reconstruction
+    is.
 
     Raises:
         TypeError: The batch is of another form.
         ValueError: The batch is empty.
     """
-    found = _pair(batch if input_fn is None else input_fn(batch))
+    found = _guess(batch) if input_fn is None else _pair(input_fn(batch))
     size = int(found.x.shape[0])
-    if size < n:
+    if size < n and not isinstance(n, _DefaultCount):
         warnings.warn(
             f"`probe` asks for {n} samples but the first training batch has {size}: the probe "
             f"has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
@@ -98,6 +129,24 @@ def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Pro
             stacklevel=2,
         )
     return found.first(min(n, size))
+
+
+def _guess(batch: Any) -> Probe:
+    """The samples of a batch, with targets only where nothing else can be meant."""
+    found = _pair(batch)
+    if found.y is None or isinstance(batch, (Mapping, Probe)):
+        return found
+    x, y = found.x, found.y
+    others = [e for e in batch[2:] if isinstance(e, Tensor) and _matching(x, e) is not None]
+    if others:
+        reason = f"which of the {len(batch)} entries of a batch are the targets cannot be told"
+    # A single number per sample is more often a regression in one dimension.
+    elif y.is_floating_point() and y.shape == x.shape and x[0].numel() > 1:
+        reason = "the second entry of a batch has the inputs' shape, as a second view of them has"
+    else:
+        return found
+    why = f"{reason}. Pass input_fn=lambda batch: (x, y), or probe=(x, y)."
+    return Probe(x, None, why)
 
 
 def _pair(batch: Any) -> Probe:

@@ -79,7 +79,7 @@ def _drift(kernel: Tensor, anchor: Anchor) -> Tensor:
 def _alignment(kernel: Tensor, anchor: Anchor) -> Tensor:
     y = anchor.probe.y
     if y is None:
-        raise ValueError("the probe has no targets. Pass probe=(x, y).")
+        raise ValueError(anchor.probe.why_none)
     outputs = anchor.outputs.shape[1]
     # The last classes may be missing from the probe; a single output may stand for two classes.
     is_labels = not y.is_floating_point() and y.ndim == 1 and outputs > 1

@@ -1,0 +1,130 @@
+"""Which module of a LightningModule is measured, and by which function of its inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from torch_ntk._checks import message
+from torch_ntk._types import ParameterSelection
+
+ForwardFn: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""From a network and its inputs `x` [N, ...] to its outputs `[N, O]`."""
+
+_OWN = "network."  # begins the names of an adapted network's parameters
+
+
+class AdaptedNetwork(nn.Module):
+    """A network whose forward is `forward_fn(network, x)`; parameters and buffers are shared."""
+
+    def __init__(self, network: nn.Module, forward_fn: ForwardFn) -> None:
+        super().__init__()
+        # Set from the start: a new module is in training mode, which the network may not be in.
+        self.training = network.training
+        self.network = network
+        self.forward_fn = forward_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs `[N, O]`."""
+        return self.forward_fn(self.network, x)
+
+
+def adapted(
+    network: nn.Module, forward_fn: ForwardFn | None, before: nn.Module | None
+) -> nn.Module:
+    """The module to measure: `network` itself, or `forward_fn` of it, made once for each network.
+
+    Args:
+        network: The module with the parameters.
+        forward_fn: How it is called, or None.
+        before: What this function returned last, or None.
+    """
+    if forward_fn is None:
+        return network
+    # A compiled function would be compiled anew for every transformation of a measurement.
+    original = getattr(network, "_orig_mod", None)
+    inner = original if isinstance(original, nn.Module) else network
+    if isinstance(before, AdaptedNetwork) and before.network is inner:
+        return before
+    return AdaptedNetwork(inner, forward_fn)
+
+
+def adapted_selection(params: ParameterSelection) -> ParameterSelection:
+    """The same parameters by the names that they have in an `AdaptedNetwork`."""
+    if params is None:
+        return None
+    if callable(params):
+        chosen = params
+        return lambda name, tensor: chosen(name.removeprefix(_OWN), tensor)
+    if isinstance(params, (str, bytes)) or not all(isinstance(name, str) for name in params):
+        return params  # refused with the other arguments
+    return [_OWN + name for name in params]
+
+
+def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool) -> nn.Module:
+    """The module whose kernel is measured.
+
+    The one called `name`; without a name the LightningModule itself if it has a `forward`, else
+    its only submodule with parameters.
+
+    Args:
+        pl_module: The module in training.
+        name: A submodule's name, or None.
+        any_form: Whether a LightningModule without `forward` will do where it has several
+            submodules to choose from, because a function is given that calls them.
+
+    Raises:
+        ValueError: There is no such module, or more than one to choose from.
+    """
+    children = named_parts(pl_module)
+    if name is not None:
+        try:
+            return pl_module.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(
+                message("network", f"one of {list(children)}", repr(name), "Name a submodule.")
+            ) from error
+    if type(pl_module).forward is not LightningModule.forward:
+        return pl_module
+    if len(children) == 1:
+        return next(iter(children.values()))
+    if any_form:
+        return pl_module
+    raise ValueError(
+        message(
+            "network",
+            f"named when {type(pl_module).__name__} has no forward",
+            f"{len(children)} submodules with parameters: {list(children)}",
+            "Pass network='...', or define forward(self, x) on the LightningModule.",
+        )
+    )
+
+
+def named_parts(pl_module: LightningModule) -> dict[str, nn.Module]:
+    """The submodules with parameters."""
+    return {n: m for n, m in pl_module.named_children() if any(True for _ in m.parameters())}
+
+
+@contextlib.contextmanager
+def first_measurement(callback: str, pl_module: LightningModule) -> Iterator[None]:
+    """Within it, a `TypeError` or `ValueError` says who raised it and what can be done.
+
+    What is fit for training may not be fit for a kernel, and the caller of `Trainer.fit` has named
+    neither the model nor the probe that such an error speaks of.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{callback} cannot measure {type(pl_module).__name__}: {error} "
+            f"Arguments of {callback} that may help: network='...', one of "
+            f"{list(named_parts(pl_module))} or of their submodules, measures that part; "
+            "forward_fn=lambda net, x: ..., returns the outputs [N, O] where forward takes or "
+            "returns something else; input_fn=lambda batch: (x, y), or probe=(x, y), gives inputs "
+            "that forward takes; on_error='warn' trains on without measurements."
+        ) from error
