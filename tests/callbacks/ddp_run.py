@@ -61,6 +61,11 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
         )
     torch.save(again.history, path / f"resumed{rank}.pt")
 
+    # Lightning leaves the group open. A process that ends while the other one still holds a
+    # connection to it may be aborted by gloo's threads, after all work is done.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
