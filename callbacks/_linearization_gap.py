@@ -15,8 +15,8 @@ class LinearizationGap(KernelCallback):
     r"""Logs how far the network has left its linearization on a fixed probe.
 
     That is `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖ and `ntk/param_drift`, with a
-    scatter plot. No kernel is computed: a measurement costs about three forward
-    passes of the probe, whatever the number of parameters.
+    scatter plot. No kernel is computed: a measurement takes two forward passes of the probe and
+    two backward passes, the second through the first, whatever the number of outputs.
 
     Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
     its time under a name of its own, here `linearization_seconds`.
