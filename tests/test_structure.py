@@ -21,7 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_types", "_checks", "_functional", "_version"}),
     frozenset({"nn", "linalg", "activations"}),
     frozenset({"empirical", "analytic", "linearize"}),
-    frozenset({"predict", "metrics", "estimators", "scale", "monitor"}),
+    frozenset({"predict", "metrics", "monitor", "scale"}),
+    frozenset({"estimators", "plotting", "integrations"}),
     frozenset({"callbacks"}),
 )
 # Besides these, (importer, imported), within a row.
