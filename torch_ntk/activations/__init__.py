@@ -1,0 +1,37 @@
+"""What elementwise activations do to covariances in networks of infinite width.
+
+`dual_activation` finds the dual functions of an activation; a new closed form is a subclass of
+`DualActivation`, made known by `register_dual`.
+"""
+
+from __future__ import annotations
+
+from ._affine import DualAffine as DualAffine
+from ._dual import DualActivation as DualActivation
+from ._erf import DualErf as DualErf
+from ._exp import DualExp as DualExp
+from ._gelu import DualGELU as DualGELU
+from ._lookup import ActivationLike as ActivationLike
+from ._lookup import dual_activation as dual_activation
+from ._lookup import register_dual as register_dual
+from ._quadrature import DualQuadrature as DualQuadrature
+from ._rectifier import DualRectifier as DualRectifier
+from ._sine import DualCos as DualCos
+from ._sine import DualSin as DualSin
+from ._square import DualSquare as DualSquare
+
+__all__ = [
+    "ActivationLike",
+    "DualActivation",
+    "DualAffine",
+    "DualCos",
+    "DualErf",
+    "DualExp",
+    "DualGELU",
+    "DualQuadrature",
+    "DualRectifier",
+    "DualSin",
+    "DualSquare",
+    "dual_activation",
+    "register_dual",
+]

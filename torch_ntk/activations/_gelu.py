@@ -1,0 +1,55 @@
+"""The Gaussian error linear unit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._dual import DualActivation
+
+_PER_TURN = 1 / (2 * math.pi)
+
+
+class DualGELU(DualActivation):
+    """φ(x) = x P(z ≤ x) = x (1 + erf(x/√2)) / 2 for a standard Gaussian z.
+
+    With w_i = q_i / (1 + q_i), h = 1 - w1 - w2, Δ = (1 + q1)(1 + q2) - k², A = arctan(k / √Δ) and
+    N = q1 q2 + h k²,
+
+        κ  = k/4 + (k A + N / √Δ) / (2π),
+        κ̇ = 1/4 + (A + (k / √Δ)(1 + 2h + N / Δ)) / (2π).
+
+    Derivation: φ is x/2 plus the even function x erf(x/√2)/2, so the mixed terms vanish; in
+    E[u v e(u) e(v)] with e = erf(·/√2), Stein's lemma turns u and v into derivatives of
+    E[e(u) e(v)] = (2/π) A. κ̇ is ∂κ/∂k. The kernel is that of Tsuchida, Pearce, van der Heide,
+    Roosta and Gallagher 2021, "Avoiding Kernel Fixed Points: Computing with ELU and GELU Infinite
+    Networks".
+    """
+
+    name = "gelu"
+    compiles = True
+
+    def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """E[φ(u)²] and E[φ'(u)²]: `pair` at k = q, where Δ = 1 + 2q."""
+        return _dual(q, q.square(), 1 + 2 * q, (1 - q) / (1 + q))
+
+    def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """κ and κ̇; see `DualActivation.pair`."""
+        product = q1 * q2
+        h = 1 / (1 + q1) - q2 / (1 + q2)
+        delta = ((1 + q1) + q2) + (product - k * k)
+        # Δ is at least 1; rounding takes it below only where the variances exceed the inverse
+        # precision. (The bound is not 1, at which `clamp` would lose the derivative.)
+        return _dual(k, product, delta.clamp(min=0.5), h)
+
+
+def _dual(k: Tensor, product: Tensor, delta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    root = torch.rsqrt(delta)
+    ratio = k * root
+    angle = torch.atan(ratio)
+    n = product + h * (k * k)
+    value = k / 4 + (k * angle + n * root) * _PER_TURN
+    slope = 0.25 + (angle + ratio * (1 + 2 * h + n * root * root)) * _PER_TURN
+    return value, slope

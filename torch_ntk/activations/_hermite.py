@@ -1,0 +1,79 @@
+"""Hermite coefficients of g(√q z) for a standard Gaussian z, by quadrature in one dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Nodes per panel, and where panels begin and end: in z, for the Gaussian and the polynomials, and
+# in x = √q z, where most activations bend. Kinks of the activation are added to the latter.
+_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+_PANEL = 0.5
+_REACH = 12.0
+_EDGES_IN_X = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+# Variances whose polynomials are held at once: 2 MB each for 512 terms.
+_ROWS_AT_ONCE = 8
+
+Moments = Callable[[Tensor], Tensor]
+"""Values `[G, ...]` of the functions g_1..g_G at the entries of a tensor `[...]`."""
+
+
+def hermite_moments(
+    q: Tensor, moments: Moments, kinks: Tensor, terms: int, *, finer: bool = False
+) -> Tensor:
+    """E[g(√q z) h_j(z)] for j < terms, with h_j the orthonormal Hermite polynomials.
+
+    Args:
+        q: Positive variances `[M]`, float64.
+        moments: The functions g.
+        kinks: Where they bend, so that a panel ends there.
+        terms: How many polynomials.
+        finer: Twice as many panels, which reach out to 20 standard deviations.
+
+    Returns:
+        `[G, M, terms]`.
+    """
+    parts = [_moments(rows, moments, kinks, terms, finer) for rows in torch.split(q, _ROWS_AT_ONCE)]
+    return torch.cat(parts, dim=1)
+
+
+def _moments(q: Tensor, moments: Moments, kinks: Tensor, terms: int, finer: bool) -> Tensor:
+    reach, panel = (20.0, _PANEL / 2) if finer else (_REACH, _PANEL)
+    in_z = torch.arange(round(reach / panel) + 1, dtype=q.dtype, device=q.device) * panel
+    in_x = torch.tensor(_EDGES_IN_X, dtype=q.dtype, device=q.device)
+    in_x = torch.cat([in_x, kinks.to(q.device).abs()])
+    root = q.sqrt().unsqueeze(-1)
+    edges = torch.cat([in_z.expand(len(q), -1), (in_x / root).clamp(max=reach)], dim=-1)
+    edges = edges.sort(dim=-1).values
+    centre = (edges[:, 1:] + edges[:, :-1]).unsqueeze(-1) / 2
+    width = edges.diff(dim=-1).unsqueeze(-1) / 2
+    z = (centre + width * _NODES.to(q.device)).flatten(1)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    weight = (width * _WEIGHTS.to(q.device)).flatten(1) * density
+    # h_j is even or odd, as j is: half of the nodes are enough. Without the value at 0, of which
+    # h_0 alone has a share, small variances leave small numbers, accurate to their own size.
+    right, left = moments(root * z), moments(-root * z)
+    middle = (right[..., :1] + left[..., :1]) / 2
+    h = _polynomials(z, terms)
+    result = q.new_empty(len(right), len(q), terms)
+    for parity, part in enumerate((right + left - 2 * middle, right - left)):
+        weighted = (part * weight).transpose(0, 1)
+        result[..., parity::2] = (weighted @ h[:, parity::2].mT).transpose(0, 1)
+    result[..., :1] += middle
+    return result
+
+
+def _polynomials(z: Tensor, terms: int) -> Tensor:
+    """h_0..h_{terms-1} at `z` `[M, Z]`, as `[M, terms, Z]`."""
+    h = z.new_empty(len(z), terms, z.shape[-1])
+    h[:, 0] = 1.0
+    h[:, 1:2] = z.unsqueeze(1)
+    for j in range(1, terms - 1):
+        # √(j+1) h_{j+1} = z h_j - √j h_{j-1}
+        torch.mul(z, h[:, j], out=h[:, j + 1])
+        h[:, j + 1].sub_(h[:, j - 1], alpha=math.sqrt(j)).mul_(1 / math.sqrt(j + 1))
+    return h

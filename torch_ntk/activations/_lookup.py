@@ -1,0 +1,141 @@
+"""From an activation, as a user names or builds it, to its dual functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from .._checks import check_choice, describe, message
+from ._dual import DualActivation
+from ._known import FUNCTIONS, MODULES, NAMES, NOT_ELEMENTWISE
+from ._probe import half_lines
+from ._quadrature import DualQuadrature
+from ._rectifier import DualRectifier
+
+ActivationLike: TypeAlias = str | nn.Module | Callable[[Tensor], Tensor] | DualActivation
+"""An activation by name, as a module, as a function, or as its dual functions."""
+
+_EXPECTED = "an elementwise activation"
+_REMEDY = (
+    "Give a name such as 'relu', a module such as torch.nn.ReLU(), an elementwise function of one "
+    "tensor, or a DualActivation."
+)
+
+_registered: dict[Any, Callable[[Any], DualActivation]] = {}
+
+
+def dual_activation(activation: ActivationLike) -> DualActivation:
+    """The dual functions of an activation.
+
+    ReLU, leaky ReLU, PReLU (one frozen slope), RReLU (in evaluation mode), the absolute value,
+    erf, GELU, sine, cosine, the exponential, the square and the identity have closed forms. Any
+    other elementwise function is called: if its values are those of two straight lines that meet
+    in 0, it is taken for what it is, else it goes through `DualQuadrature`, whose `error` says how
+    exact it is.
+
+    Args:
+        activation: A name (`"relu"`, `"tanh"`, ...), a module, a function of one tensor, or a
+            `DualActivation`, which is returned. Modules are recognized by their exact type and
+            functions by identity (`torch.relu`, `F.gelu`, also `functools.partial(F.leaky_relu,
+            negative_slope=0.2)`).
+
+    Raises:
+        TypeError: It is no activation, or a class instead of an instance.
+        ValueError: The name is unknown; or it mixes entries, is random, has parameters that are
+            trained, jumps, or is not finite on [-3, 3].
+
+    Example:
+        >>> dual_activation("relu")
+        <DualRectifier of relu>
+        >>> dual_activation(nn.Tanh())
+        <DualQuadrature of Tanh>
+    """
+    if isinstance(activation, DualActivation):
+        return activation
+    if isinstance(activation, str):
+        return NAMES[check_choice("activation", activation, tuple(NAMES), _REMEDY)]()
+    _check_callable(activation)
+    key = _key(activation)
+    if key in NOT_ELEMENTWISE:
+        name = getattr(key, "__name__", describe(activation))
+        raise ValueError(
+            message("activation", _EXPECTED, f"{name}, {NOT_ELEMENTWISE[key]}", _REMEDY)
+        )
+    factory = _registered.get(key) or MODULES.get(key) or FUNCTIONS.get(key)
+    if factory is not None:
+        made: Any = factory(activation)
+        if not isinstance(made, DualActivation):
+            what = f"{describe(made)} from the factory registered for {describe(activation)}"
+            raise TypeError(message("factory", "a function that makes a DualActivation", what))
+        return made
+    if isinstance(activation, nn.Module):
+        _check_not_trained(activation)
+    expansion = DualQuadrature(activation)
+    slopes = half_lines(activation)
+    return expansion if slopes is None else DualRectifier(*slopes, expansion.name)
+
+
+def register_dual(
+    key: type[nn.Module] | Callable[..., Any], factory: Callable[[Any], DualActivation]
+) -> None:
+    """Have `dual_activation` use `factory` for a module type or a function.
+
+    Args:
+        key: A class of modules, matched exactly (not its subclasses), or a function, matched by
+            identity. An earlier entry is replaced.
+        factory: Takes the module, the function, or a `functools.partial` of the function with
+            keywords, and returns its dual functions.
+
+    Raises:
+        TypeError: `key` is neither a class of modules nor a function, or `factory` is not callable.
+
+    Example:
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> from torch_ntk.activations import DualAffine
+        >>> register_dual(Double, lambda module: DualAffine(2.0, name="double"))
+        >>> dual_activation(Double())
+        <DualAffine of double>
+    """
+    is_class = isinstance(key, type) and issubclass(key, nn.Module)
+    is_function = callable(key) and not isinstance(key, (type, nn.Module))
+    if not (is_class or is_function):
+        remedy = "For a module, give its class."
+        raise TypeError(message("key", "a class of modules or a function", describe(key), remedy))
+    if not callable(factory):
+        raise TypeError(message("factory", "a function that makes a DualActivation", factory))
+    _registered[key] = factory
+
+
+def _key(activation: Any) -> Any:
+    """What stands for an activation in the tables: a type, a function, or None."""
+    if isinstance(activation, nn.Module):
+        return type(activation)
+    if isinstance(activation, functools.partial):
+        return None if activation.args else activation.func
+    return activation if type(activation).__hash__ is not None else None
+
+
+def _check_callable(activation: object) -> None:
+    if isinstance(activation, type):
+        came = f"the class {activation.__name__}"
+        raise TypeError(message("activation", _EXPECTED, came, "Give an instance of the class."))
+    if not callable(activation):
+        raise TypeError(message("activation", _EXPECTED, describe(activation), _REMEDY))
+
+
+def _check_not_trained(module: nn.Module) -> None:
+    trained = [name for name, p in module.named_parameters() if p.requires_grad]
+    if trained:
+        what = f"{describe(module)} with trainable parameters {', '.join(trained)}"
+        remedy = (
+            "A kernel of infinite width has no place for them; freeze them with "
+            "module.requires_grad_(False) if it is an activation."
+        )
+        raise ValueError(
+            message("activation", "an elementwise activation that is not trained", what, remedy)
+        )

@@ -1,0 +1,120 @@
+"""Two half-lines that meet in 0: ReLU, leaky ReLU, the absolute value."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._dual import DualActivation
+
+# The least 1 - c² is kept at, so that its square root has a finite derivative. The root, 1e-18,
+# vanishes beside the rounding of π in float64 too, and 1 - c² is either 0 or above 1e-16: no
+# value changes, and `clamp` gives the derivative 0 where the true one is infinite.
+_LEAST = 1e-36
+
+# Below this angle sin θ - θ cos θ is summed as a series; above, the subtraction is accurate.
+_SERIES_BELOW = 0.25
+# (-1)^(m+1) 2m / (2m+1)!, the coefficients of θ^(2m+1) from m = 5 down to 1.
+_SERIES = (1 / 3991680, -1 / 45360, 1 / 840, -1 / 30, 1 / 3)
+
+
+class DualRectifier(DualActivation):
+    """φ(x) = a₊ x for x > 0 and a₋ x for x < 0.
+
+    With r = √(q1 q2), cos θ = k / r and B = (a₊ - a₋)² / (2π),
+
+        κ̇ = a₊ a₋ + B (π - θ),        κ = k κ̇ + B r sin θ,
+
+    which for ReLU (1, 0) is κ = r (sin θ + (π - θ) cos θ) / (2π) and κ̇ = (π - θ) / (2π), the
+    arc-cosine kernels of order 1 and 0 (Cho and Saul 2009, "Kernel Methods for Deep Learning").
+
+    Where a variance is 0, κ = 0 and κ̇ = ((a₊ + a₋) / 2)², the value at correlation 0; a variance
+    whose square underflows (below about 1e-19 in float32, 1e-154 in float64) counts as 0 in κ̇.
+    Where u = ±v, the derivative of κ̇ by k, which is infinite there, is given as 0.
+
+    Args:
+        positive: The slope a₊ on the positive side.
+        negative: The slope a₋ on the negative side.
+        name: For messages.
+
+    Example:
+        >>> relu = DualRectifier(1.0, 0.0, "relu")
+        >>> one = torch.ones(1)
+        >>> relu.pair(one, one, one)
+        (tensor([0.5000]), tensor([0.5000]))
+    """
+
+    compiles = True
+
+    def __init__(self, positive: float, negative: float, name: str) -> None:
+        self.name = name
+        self.positive = positive
+        self.negative = negative
+        self._product = positive * negative
+        self._mean_square = (positive**2 + negative**2) / 2
+        self._at_zero = ((positive + negative) / 2) ** 2
+        self._bend = (positive - negative) ** 2 / (2 * math.pi)
+
+    def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """E[φ(u)²] = q (a₊² + a₋²)/2 and E[φ'(u)²] = (a₊² + a₋²)/2."""
+        value = self._mean_square * q
+        slope = torch.full_like(q, self._mean_square)
+        return value, slope.masked_fill(_is_zero(q), self._at_zero)
+
+    def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """κ and κ̇; see `DualActivation.pair`."""
+        safe1, root1 = _positive_and_root(q1)
+        safe2, root2 = _positive_and_root(q2)
+        # √(q q) is q exactly, which √q √q is not: equal arguments have correlation 1.
+        c = (k / torch.sqrt(safe1 * safe2)).clamp(-1.0, 1.0)
+        s = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
+        slope = torch.atan2(s, -c) * self._bend
+        if self._product:
+            slope = slope + self._product
+        return k * slope + (root1 * self._bend) * root2 * s, slope
+
+    def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.
+
+        With 1 - cos θ = (d - (√q1 - √q2)²) / (2r),
+
+            E[(φ(u) - φ(v))²] = d (a₊² + a₋²)/2 - 2 B r (sin θ - θ cos θ),
+
+        where the last term is of the order of θ³ and is summed as a series for small θ.
+        """
+        _, root1 = _positive_and_root(q1)
+        _, root2 = _positive_and_root(q2)
+        r = root1 * root2
+        positive = r > 0
+        excess = (d - (root1 - root2).square()) / (2 * torch.where(positive, r, 1.0))
+        excess = torch.where(positive, excess, 1.0).clamp(0.0, 2.0)
+        near = excess.clamp(min=_LEAST).sqrt()
+        far = (2.0 - excess).clamp(min=_LEAST).sqrt()
+        theta = 2 * torch.atan2(near, far)
+        square = theta.square()
+        series = torch.full_like(theta, _SERIES[0])
+        for coefficient in _SERIES[1:]:
+            series = series * square + coefficient
+        lag = torch.where(
+            theta < _SERIES_BELOW,
+            series * square * theta,
+            near * far - theta * (1.0 - excess),
+        )
+        linear = self._mean_square * d
+        distance = (linear - (2 * self._bend) * r * lag).clamp(min=0.0)
+        # At d = 0 `clamp` would lose the derivative.
+        return torch.where(d > 0, distance, linear), self._mean_square - self._bend * theta
+
+
+def _is_zero(q: Tensor) -> Tensor:
+    """Where a variance is 0 or so small that a product of two would underflow; never at NaN."""
+    return q <= math.sqrt(torch.finfo(q.dtype).tiny)
+
+
+def _positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance with 1 in place of 0, and its root; the derivative of either at 0 is 0."""
+    zero = _is_zero(q)
+    positive = q.masked_fill(zero, 1.0)
+    return positive, positive.sqrt().masked_fill(zero, 0.0)

@@ -1,0 +1,29 @@
+"""The square."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._dual import DualActivation
+
+
+class DualSquare(DualActivation):
+    """φ(x) = x²: κ = q1 q2 + 2 k² and κ̇ = 4 k (Isserlis' theorem)."""
+
+    name = "square"
+    compiles = True
+
+    def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """E[φ(u)²] = 3 q² and E[φ'(u)²] = 4 q."""
+        return 3 * q.square(), 4 * q
+
+    def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """κ and κ̇; see `DualActivation.pair`."""
+        value = q1 * q2 + 2 * k.square()
+        return value, (4 * k).expand_as(value)
+
+    def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """E[(u - v)² (u + v)²] = d (2 q1 + 2 q2 - d) + 2 (q1 - q2)², and κ̇."""
+        total = 2 * (q1 + q2) - d
+        distance = d * total + 2 * (q1 - q2).square()
+        return distance, 2 * (total - (q1 + q2))
