@@ -1,0 +1,242 @@
+"""Gradient flow of general losses: cross-entropy, limits, and losses that cannot be solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from predict_problems import coupled, draw, shared
+from torch import Tensor
+
+from torch_ntk.predict import SingularKernelWarning, gradient_flow, gradient_flow_mse, one_hot
+
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+
+
+def euler(h: float, time: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, summed, by small steps in NumPy; its softmax is written out here."""
+    p = shared()
+    k, k_st = p.train_train.numpy(), p.test_train.numpy()
+    f, g = p.f0_train.numpy().copy(), p.f0_test.numpy().copy()
+    y = np.eye(2)[LABELS.numpy()]
+    for _ in range(round(time / h)):
+        exp = np.exp(f - f.max(1, keepdims=True))
+        gradient = exp / exp.sum(1, keepdims=True) - y
+        f -= h * (k @ gradient)
+        g -= h * (k_st @ gradient)
+    return torch.from_numpy(f), torch.from_numpy(g)
+
+
+def test_cross_entropy_against_euler_steps() -> None:
+    p = shared()
+    predictor = gradient_flow(
+        torch.nn.CrossEntropyLoss(reduction="sum"), p.train_train, LABELS, num_outputs=2
+    )
+    found = predictor(2.0, p.f0_train, p.f0_test, p.test_train)
+    fine, coarse = euler(1e-4, 2.0), euler(2e-4, 2.0)
+    for value, half, whole in zip(found, fine, coarse, strict=True):
+        torch.testing.assert_close(value, half, rtol=0.0, atol=3e-4)
+        # Without Euler's first-order error.
+        torch.testing.assert_close(value, 2.0 * half - whole, rtol=0.0, atol=3e-7)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_labels_and_probabilities_are_one_loss(reduction: str) -> None:
+    p = shared()
+
+    def loss(f: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(f, y, reduction=reduction)
+
+    times = torch.tensor([5.0, 0.0, 0.5, 5.0])
+    by_label = gradient_flow(loss, p.train_train, LABELS, num_outputs=2)
+    targets = one_hot(LABELS, 2)  # float32: the loss gets them in float64
+    by_probability = gradient_flow(loss, p.train_train, targets)
+    a = by_label(times, p.f0_train, p.f0_test, p.test_train)
+    b = by_probability(times, p.f0_train, p.f0_test, p.test_train)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(a[0][1], p.f0_train)  # t = 0
+    assert torch.equal(a[0][0], a[0][3])  # times in any order, repeated
+    # The mean is the sum with time running N times slower.
+    slow = gradient_flow(
+        lambda f, y: F.cross_entropy(f, y, reduction="sum"), p.train_train, LABELS, num_outputs=2
+    )
+    if reduction == "mean":
+        torch.testing.assert_close(slow(5.0 / 6.0, p.f0_train)[0], a[0][0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["BDF", "Radau", "LSODA"])
+def test_squared_error_is_the_closed_form(method: str) -> None:
+    p = shared()
+    times = torch.tensor([0.1, 1.0, 30.0, 1e5])
+
+    def loss(f: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (f - y).square().sum()
+
+    solved = gradient_flow(loss, p.train_train, p.y, diag_reg=0.01, method=method)  # type: ignore[arg-type]
+    exact = gradient_flow_mse(p.train_train, p.y, diag_reg=0.01)
+    for a, b in zip(
+        solved(times, p.f0_train, p.f0_test, p.test_train),
+        exact(times, p.f0_train, p.f0_test, p.test_train),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_tolerances_are_what_decides() -> None:
+    p = shared()
+    exact, _ = gradient_flow_mse(p.train_train, p.y)(2.0, p.f0_train)
+    errors = []
+    for tolerance in (1e-3, 1e-6, 1e-10):
+        solved = gradient_flow(
+            lambda f, y: 0.5 * (f - y).square().sum(),
+            p.train_train,
+            p.y,
+            rtol=tolerance,
+            atol=tolerance,
+        )
+        errors.append(float((solved(2.0, p.f0_train)[0] - exact).abs().max()))
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    assert errors[2] < 1e-8
+
+
+def test_the_limit_of_squared_error() -> None:
+    p = shared()
+    times = torch.tensor([float("inf"), 1.0])
+    solved = gradient_flow(lambda f, y: 0.5 * (f - y).square().mean(), p.train_train, p.y)
+    exact = gradient_flow_mse(p.train_train, p.y, reduction="mean")
+    arguments = (p.f0_train, p.f0_test, p.test_train)
+    for a, b in zip(solved(times, *arguments), exact(times, *arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    for a, b in zip(solved(None, *arguments), exact(None, *arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_limit_of_soft_labels_reproduces_them() -> None:
+    p = shared()
+    soft = draw(6, 2, seed=9).softmax(1)
+    predictor = gradient_flow(F.cross_entropy, p.train_train, soft)
+    f_train, _ = predictor(None, p.f0_train)
+    torch.testing.assert_close(f_train.softmax(1), soft, rtol=1e-7, atol=1e-7)
+    # Already there: nothing moves.
+    again, _ = predictor(None, soft.log())
+    torch.testing.assert_close(again, soft.log(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_cross_entropy_on_labels_has_no_limit(scale: float) -> None:
+    p = shared(n=3)
+
+    def loss(f: Tensor, y: Tensor) -> Tensor:
+        return scale * F.cross_entropy(f, y)
+
+    predictor = gradient_flow(loss, p.train_train, LABELS[:3], num_outputs=2)
+    text = "`t` must be finite for a loss without a finite minimum; got a limit that is not reached"
+    with pytest.raises(ValueError, match=text):
+        predictor(None, p.f0_train)
+    with pytest.raises(ValueError, match="Cross-entropy on labels has no limit"):
+        predictor(torch.tensor([1.0, float("inf")]))
+
+
+def test_a_singular_kernel_keeps_what_it_cannot_move() -> None:
+    p = shared(n=6, features=4)
+    soft = draw(6, 2, seed=9)
+    arguments = (p.f0_train, p.f0_test, p.test_train)
+    solved = gradient_flow(lambda f, y: 0.5 * (f - y).square().sum(), p.train_train, soft)
+    exact = gradient_flow_mse(p.train_train, soft)
+    for a, b in zip(solved(3.0, *arguments), exact(3.0, *arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    with pytest.warns(SingularKernelWarning, match="numerical rank is 4 of 6"):
+        found = solved(None, *arguments)
+    with pytest.warns(SingularKernelWarning, match="numerical rank is 4 of 6"):
+        expected = exact(None, *arguments)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_number_of_outputs_may_be_that_of_the_start() -> None:
+    p = shared()
+    told = gradient_flow(F.cross_entropy, p.train_train, LABELS, num_outputs=2)
+    untold = gradient_flow(F.cross_entropy, p.train_train, LABELS)
+    arguments = (3.0, p.f0_train, p.f0_test, p.test_train)
+    for a, b in zip(told(*arguments), untold(*arguments), strict=True):
+        assert torch.equal(a, b)
+    assert "any number of outputs" in repr(untold)
+
+
+def test_what_does_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = shared()
+    predictor = gradient_flow(F.mse_loss, p.train_train, p.y)
+
+    class Little:
+        available = 6 * 8 * 12**2 - 1
+
+    monkeypatch.setattr("psutil.virtual_memory", Little)
+    with pytest.raises(ValueError, match=r"got N·O = 12, which takes about .* free\. Use fewer"):
+        predictor(1.0)
+
+
+def test_binary_outputs_without_an_axis() -> None:
+    p = shared(o=1)
+    y = (p.y[:, 0] > 0).double()
+    predictor = gradient_flow(F.binary_cross_entropy_with_logits, p.train_train, y)
+    f_train, f_test = predictor(torch.tensor([1.0, 100.0]), k_test_train=p.test_train)
+    assert f_train.shape == (2, 6)
+    assert f_test is not None
+    assert f_test.shape == (2, 3)
+    assert torch.equal(f_train[1] > 0, y > 0.5)
+
+
+BAD: dict[str, tuple[Callable[[Tensor, Tensor], object], type[Exception], str]] = {
+    "a vector": (
+        lambda f, y: (f - y).square().sum(1), ValueError, r"scalar.*shape \(4,\).*Reduce it"
+    ),
+    "one element": (lambda f, y: f.sum().reshape(1), ValueError, r"scalar.*shape \(1,\)"),
+    "a number": (lambda f, y: 3.0, TypeError, r"`loss` must be .*scalar.*got the value 3\.0"),
+    "integers": (lambda f, y: f.argmax(), TypeError, "scalar.*int64"),
+    "constant": (lambda f, y: (y - y).sum(), ValueError, "does not depend on f"),
+    "detached": (lambda f, y: (f - y).square().sum().detach(), ValueError, "does not depend on f"),
+    "not finite": (lambda f, y: (f - f - 1).log().sum(), ValueError, "finite where training star"),
+    "infinite slope": (lambda f, y: f.abs().sqrt().sum(), ValueError, "not finite at t = 0"),
+    "infinite curvature": (
+        lambda f, y: f.abs().pow(1.5).sum(), ValueError, "second derivative that is not finite"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_losses_that_are_none(name: str) -> None:
+    loss, error, text = BAD[name]
+    p = coupled()
+    with pytest.raises(error, match=text):
+        gradient_flow(loss, p.train_train, p.y)(1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["BDF", "LSODA"])
+def test_a_loss_with_a_corner_is_reported(method: str) -> None:
+    """|f - y| drives f into its corner, where no step is small enough."""
+    p = shared(features=200)
+    predictor = gradient_flow(F.l1_loss, p.train_train, p.y, method=method, max_evaluations=2000)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=f"The {method} solver .*twice differentiable"):
+        predictor(1000.0)
+
+
+def test_the_evaluations_are_limited() -> None:
+    p = shared()
+    predictor = gradient_flow(F.mse_loss, p.train_train, p.y, max_evaluations=10)
+    with pytest.raises(RuntimeError, match="more than `max_evaluations`=10"):
+        predictor(10.0)
+
+
+def test_the_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    p = shared()
+    gradient_flow(F.mse_loss, p.train_train, p.y)(10.0)
+    assert capsys.readouterr().err == ""
+    shown = gradient_flow(F.mse_loss, p.train_train, p.y, progress=True)
+    shown(10.0)
+    assert "t = 10 of 10" in capsys.readouterr().err
+    shown(None)
+    assert "step" in capsys.readouterr().err

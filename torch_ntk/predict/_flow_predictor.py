@@ -1,0 +1,191 @@
+"""Outputs under gradient flow of any loss, by solving the differential equation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, describe, message
+from ._flow_state import FlowState
+from ._gaussian import promoted
+from ._layout import Layout
+from ._loss import Loss, OutputLoss
+from ._modes import Modes
+from ._ode import Tolerances, solve
+from ._predictor import read_test
+from ._times import Time, read_times
+
+# Held at once: the Hessian, two products on the way to the Jacobian, this, and its factors.
+_MATRICES = 6
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowPredictor:
+    """Outputs under gradient flow of a loss; made by `gradient_flow`.
+
+    Attributes:
+        loss: `loss(f, y)`.
+        targets: A copy of y.
+        options: Solver and tolerances.
+        progress: Whether a bar is shown.
+    """
+
+    loss: Loss
+    targets: Tensor
+    options: Tolerances
+    progress: bool
+    _modes: Modes
+    _loss_targets: Tensor
+    _knows_outputs: bool  # else O is that of f0_train
+
+    def __repr__(self) -> str:
+        layout, eigen = self._modes.layout, self._modes.eigen
+        return (
+            f"FlowPredictor({layout.samples} samples, "
+            f"{layout.outputs if self._knows_outputs else 'any number of'} outputs, "
+            f"rank {eigen.rank} of {eigen.size}, {self.options.method}, "
+            f"rtol={self.options.rtol:g}, atol={self.options.atol:g})"
+        )
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """λ of the train kernel with its regularization, ascending, `[N]` or `[N·O]`, float64."""
+        return self._modes.eigen.values.clone()
+
+    @property
+    def rank(self) -> int:
+        """How many eigenvalues exceed the kernel's noise floor."""
+        return self._modes.eigen.rank
+
+    def __call__(
+        self,
+        t: Time = None,
+        f0_train: Tensor | None = None,
+        f0_test: Tensor | None = None,
+        k_test_train: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs at time t from outputs f0 at t = 0.
+
+        Args:
+            t: A time, a 0-dim or 1-D tensor of times (solved for in one go), or `None` or
+                infinity for the limit. The limit is integrated towards until the Newton step of
+                the loss, within what the kernel can move, is at most atol + rtol·max|f|: what is
+                left to go then, to second order. Where the loss has no finite minimum, as
+                cross-entropy on labels, the limit is refused.
+            f0_train: Outputs on the training samples at t = 0; zeros by default.
+            f0_test: Outputs on test samples at t = 0, `[M]` or `[M, O]`; zeros by default.
+            k_test_train: The kernel between test and training samples, `[M, N]` or
+                `[M, N, O, O]`.
+
+        Returns:
+            `(f_train, f_test)`: of the shapes of f0, with a leading axis of times where t is 1-D;
+            `f_test` is `None` without `k_test_train`. Computed in float64 and returned in the
+            promoted dtype of the floating-point tensors that went in.
+
+        Raises:
+            TypeError: An argument, or the value of the loss, is of the wrong type or dtype.
+            ValueError: Shapes or devices do not fit, something is not finite, a time is negative,
+                the loss is not scalar, or there is no limit.
+            RuntimeError: The solver fails, as it does for losses that are not smooth.
+
+        Warns:
+            SingularKernelWarning: The kernel is singular and t so large that its numerical rank
+                decides the result; directions outside its range keep f0.
+        """
+        # Autograd records nothing in inference mode, and the loss needs it.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._predict(t, f0_train, f0_test, k_test_train)
+
+    def _predict(
+        self, t: Time, f0_train: Tensor | None, f0_test: Tensor | None, k_test_train: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        times, single = read_times(t, torch.device("cpu"))
+        modes = self._modes if self._knows_outputs else self._with_outputs_of(f0_train)
+        layout = modes.layout
+        if f0_train is None:
+            start = torch.zeros(layout.shape(), dtype=torch.float64, device=layout.work_device)
+            start = layout.columns(start)
+        else:
+            start = layout.read_outputs("f0_train", f0_train)
+        test = read_test(modes, f0_test, k_test_train)
+        loss = OutputLoss(self.loss, self._loss_targets, layout)
+        loss.check(start)
+        _check_memory(start.numel())
+        floating = self.targets if self.targets.dtype.is_floating_point else None
+        dtype = promoted(modes.dtype, floating, f0_train, f0_test, k_test_train)
+
+        ordered, order = times.sort()
+        longest = float(ordered[-1])
+        curvature = float(loss.hessian(start, 0.0).abs().max())
+        state = FlowState.of(modes, loss, start, longest, curvature)
+        options = Tolerances(
+            self.options.method,
+            self.options.rtol,
+            self.options.atol / state.scale,
+            self.options.max_evaluations,
+        )
+        solved = solve(
+            state.velocity,
+            state.jacobian,
+            start.numel(),
+            ordered.numpy(),
+            options,
+            horizon=state.horizon(curvature) if math.isinf(longest) else None,
+            at_rest=lambda t, b: state.remaining(b, t, self.options.atol, self.options.rtol),
+            progress=self.progress,
+        )
+        states = torch.from_numpy(np.ascontiguousarray(solved)).to(layout.work_device)
+        states = states[order.argsort().to(states.device)].reshape(-1, *start.shape)
+        f_train = _finish(layout, state.train(states), single, dtype)
+        if test is None:
+            return f_train, None
+        return f_train, _finish(layout, test[0] + state.test(states, test[1]), single, dtype)
+
+    def _with_outputs_of(self, f0_train: Tensor | None) -> Modes:
+        """The modes for as many outputs as f0 has."""
+        if f0_train is None:
+            raise ValueError(
+                message(
+                    "num_outputs",
+                    "given to gradient_flow, or `f0_train` in the call, as neither the kernel nor "
+                    "`y` shows how many outputs there are",
+                    describe(None),
+                    "For class indices pass the number of classes.",
+                )
+            )
+        start = check_tensor("f0_train", f0_train)
+        samples = self._modes.layout.samples
+        if start.ndim not in (1, 2) or start.shape[0] != samples or start.numel() == 0:
+            raise ValueError(message("f0_train", f"of shape [{samples}] or [{samples}, O]", start))
+        layout = replace(
+            self._modes.layout,
+            outputs=start.shape[1] if start.ndim == 2 else 1,
+            flat=start.ndim == 1,
+        )
+        return replace(self._modes, layout=layout)
+
+
+def _finish(layout: Layout, columns: Tensor, single: bool, dtype: torch.dtype) -> Tensor:
+    outputs = layout.outputs_of(columns)
+    return (outputs[0] if single else outputs).to(dtype).to(layout.device)
+
+
+def _check_memory(size: int) -> None:
+    """Refuse a problem whose Jacobian does not fit, before the solver tries."""
+    needed = _MATRICES * 8 * size**2
+    free = int(psutil.virtual_memory().available)
+    if needed > free:
+        raise ValueError(
+            message(
+                "k_train_train",
+                "small enough for matrices of (N·O)² entries",
+                f"N·O = {size}, which takes about {needed / 2**30:.1f} GiB with "
+                f"{free / 2**30:.1f} GiB free",
+                "Use fewer training samples; squared error has the closed form gradient_flow_mse.",
+            )
+        )

@@ -1,0 +1,109 @@
+"""Mean and covariance, and what the two predictions that return them share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, message
+from ._layout import Layout
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution of outputs on M test samples.
+
+    Attributes:
+        mean: `[M]` or `[M, O]`, with a leading axis of times where several were asked for.
+        covariance: Between samples, `[M, M]`, the same for every output and none between outputs;
+            for full kernels `[M, M, O, O]`. `None` where it was not asked for.
+    """
+
+    mean: Tensor
+    covariance: Tensor | None
+
+
+class KernelPair(NamedTuple):
+    """The two kernels of one infinitely wide network between two sets of inputs.
+
+    Anything else with these two attributes is taken in its place, such as what
+    `analytic_kernels` returns.
+
+    Attributes:
+        nngp: Covariance of the outputs at initialization.
+        ntk: The neural tangent kernel.
+    """
+
+    nngp: Tensor
+    ntk: Tensor
+
+
+class HasKernels(Protocol):
+    """Something with the attributes `nngp` and `ntk`."""
+
+    @property
+    def nngp(self) -> Tensor:
+        """Covariance of the outputs at initialization."""
+        ...
+
+    @property
+    def ntk(self) -> Tensor:
+        """The neural tangent kernel."""
+        ...
+
+
+def check_pair(name: str, value: object) -> HasKernels:
+    """Return `value` if it has the attributes `nngp` and `ntk`.
+
+    Raises:
+        TypeError: It has not.
+    """
+    if hasattr(value, "nngp") and hasattr(value, "ntk"):
+        pair: HasKernels = value
+        return pair
+    raise TypeError(
+        message(
+            name,
+            "a pair of kernels with the attributes `nngp` and `ntk`",
+            value,
+            "Use analytic_kernels(model, x1, x2), or KernelPair(nngp=..., ntk=...).",
+        )
+    )
+
+
+def read_square(layout: Layout, name: str, value: object, samples: int) -> Tensor:
+    """The kernel of the test samples with themselves as a symmetric float64 matrix.
+
+    Raises:
+        TypeError: It is not a dense tensor of real floating-point numbers.
+        ValueError: It has another shape, is not finite, not symmetric, or on another device.
+    """
+    tensor = check_tensor(name, value)
+    matrix = layout.read_kernel(name, tensor, samples, samples)
+    largest = float(matrix.abs().max())
+    worst = float((matrix - matrix.mT).abs().max())
+    tolerance = float(torch.finfo(tensor.dtype).eps) ** 0.5
+    if worst > tolerance * largest:
+        raise ValueError(
+            message(
+                name,
+                f"symmetric to a relative tolerance of {tolerance:.2g}",
+                f"a matrix with max|A - Aᵀ| = {worst:.3g}, its largest entry being {largest:.3g}",
+                "It is the kernel of the test samples with themselves.",
+            )
+        )
+    return 0.5 * matrix + 0.5 * matrix.mT
+
+
+def symmetrized(matrix: Tensor) -> Tensor:
+    """Without the asymmetry of rounding; leading axes are kept."""
+    return 0.5 * matrix + 0.5 * matrix.mT
+
+
+def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
+    """The promoted dtype of `dtype` and of the tensors that there are."""
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype

@@ -1,0 +1,123 @@
+"""The posterior of a Gaussian process: an infinitely wide network, conditioned on data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._gaussian import Gaussian, promoted, read_square, symmetrized
+from ._modes import Modes, read_modes, read_targets
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GaussianProcess:
+    """The posterior of a Gaussian process given its training data; made by `gp_inference`.
+
+    Attributes:
+        targets: A copy of y.
+    """
+
+    targets: Tensor
+    _modes: Modes
+    _weights: Tensor  # V (λ⁻¹ Vᵀ y), columns
+    _inverse: Tensor  # λ⁻¹, 0 outside the numerical range
+
+    def __repr__(self) -> str:
+        layout, eigen = self._modes.layout, self._modes.eigen
+        return (
+            f"GaussianProcess({layout.samples} samples, {layout.outputs} outputs, "
+            f"rank {eigen.rank} of {eigen.size})"
+        )
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of the train kernel with its regularization, ascending, float64."""
+        return self._modes.eigen.values.clone()
+
+    @property
+    def rank(self) -> int:
+        """How many eigenvalues exceed the kernel's noise floor."""
+        return self._modes.eigen.rank
+
+    @torch.no_grad()
+    def __call__(self, k_test_train: Tensor, k_test_test: Tensor | None = None) -> Gaussian:
+        """Mean and covariance of the function on test samples.
+
+        Args:
+            k_test_train: Prior covariance of test and training samples, `[M, N]` or
+                `[M, N, O, O]`. For the posterior on the training samples pass their own kernel.
+            k_test_test: That of the test samples, `[M, M]` or `[M, M, O, O]`; without it only
+                the mean is computed.
+
+        Returns:
+            The posterior of the function (without noise of an observation), in the promoted dtype
+            of what went in.
+
+        Raises:
+            TypeError: A kernel is not a dense tensor of real floating-point numbers.
+            ValueError: A shape or device does not fit, something is not finite, or
+                `k_test_test` not symmetric.
+        """
+        layout = self._modes.layout
+        kernel = layout.read_kernel("k_test_train", k_test_train, None, layout.samples)
+        dtype = promoted(self._modes.dtype, self.targets, k_test_train, k_test_test)
+        mean = layout.outputs_of(kernel @ self._weights).to(dtype).to(layout.device)
+        if k_test_test is None:
+            return Gaussian(mean, None)
+        prior = read_square(layout, "k_test_test", k_test_test, k_test_train.shape[0])
+        projected = kernel @ self._modes.eigen.vectors
+        covariance = prior - (projected * self._inverse) @ projected.mT
+        covariance = layout.kernel_of(symmetrized(covariance))
+        return Gaussian(mean, covariance.to(dtype).to(layout.device))
+
+
+@torch.no_grad()
+def gp_inference(k_train_train: Tensor, y: Tensor, *, diag_reg: float = 0.0) -> GaussianProcess:
+    """The posterior of a Gaussian process with covariance K, given y on the training samples.
+
+        mean = K_st (K + ρ)⁻¹ y,   covariance = K_ss - K_st (K + ρ)⁻¹ K_ts,
+
+    ρ = diag_reg · mean(diag K) being the variance of the noise of the observations. With the NNGP
+    kernel this is Bayesian inference in an infinitely wide network, which training only the last
+    layer samples from (Lee et al. 2018, "Deep Neural Networks as Gaussian Processes"); the mean
+    with the NTK is kernel regression.
+
+    Args:
+        k_train_train: K, `[N, N]` (for every output alike, none between outputs) or
+            `[N, N, O, O]`.
+        y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
+        diag_reg: Variance of the noise, in units of the mean of K's diagonal.
+
+    Returns:
+        `p(k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`.
+
+    Raises:
+        TypeError: A tensor is not of real floating-point numbers, or `diag_reg` not a number.
+        ValueError: Shapes do not fit; something is not finite; the kernel is not symmetric or not
+            positive semi-definite beyond its precision; or `diag_reg` is negative.
+
+    Warns:
+        SingularKernelWarning: The kernel is singular; the pseudo-inverse by its numerical rank is
+            taken, and the warning states the rank.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.predict import gp_inference
+        >>> k = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> posterior = gp_inference(k, torch.tensor([1.0, -1.0], dtype=torch.float64))
+        >>> mean, covariance = posterior(k[:1], k[:1, :1])  # at the first training sample
+        >>> round(mean.item(), 12), round(abs(covariance.item()), 12)
+        (1.0, 0.0)
+    """
+    _, targets = read_targets("y", "k_train_train", k_train_train, y)
+    modes = read_modes("k_train_train", k_train_train, tuple(y.shape), "y", diag_reg)
+    inverse = modes.inverse()
+    rotated = modes.rotate(modes.layout.columns(targets))
+    return GaussianProcess(
+        targets=y.detach().clone(),
+        _modes=modes,
+        _weights=modes.eigen.vectors @ (inverse[:, None] * rotated),
+        _inverse=inverse,
+    )

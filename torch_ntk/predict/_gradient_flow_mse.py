@@ -1,0 +1,106 @@
+"""Squared error under gradient flow: the exponential solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._modes import read_modes, read_targets
+from ._predictor import MSEPredictor
+from ._reduction import Reduction, rate_of
+
+
+@dataclass(frozen=True)
+class FlowDynamics:
+    """Gradient flow of (c/2)(f - y)²: the residual of a mode is exp(-c λ t) of what it was."""
+
+    rate: float
+
+    def reach(self, times: Tensor) -> Tensor:
+        """c·t."""
+        return self.rate * times
+
+    def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """exp(-cλt) and (1 - exp(-cλt))/λ, which is c·t at λ = 0."""
+        reach = self.reach(times)[:, None]
+        exponent = -reach * values
+        gain = torch.where(values == 0.0, reach, -torch.expm1(exponent) / values)
+        return torch.exp(exponent), gain
+
+
+@torch.no_grad()
+def gradient_flow_mse(
+    k_train_train: Tensor,
+    y: Tensor,
+    *,
+    reduction: Reduction = "sum",
+    diag_reg: float = 0.0,
+) -> MSEPredictor:
+    """Training on squared error with infinitely small steps and a constant kernel.
+
+    θ̇ = -∂loss/∂θ moves the outputs by ḟ = -c Θ (f - y), whose solution is
+
+        f_train(t) = y + exp(-c Θ t) (f0 - y),
+        f_test(t) = f0_test - Θ_st Θ⁻¹ (1 - exp(-c Θ t)) (f0 - y),
+
+    with c = 1 for the loss ½ Σ‖f - y‖² (`"sum"`) and c = 1/(N·O) for the average of ½ (f - y)²
+    over all entries (`"mean"`). The time is that of θ̇: k small steps of size lr take t = k·lr. In
+    the limit, and with f0 = 0, f_test is kernel regression, Θ_st Θ⁻¹ y. One eigendecomposition
+    serves all times. (Lee et al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models
+    Under Gradient Descent".)
+
+    Args:
+        k_train_train: Θ of the training samples, `[N, N]` (for every output alike) or
+            `[N, N, O, O]`, indexed Θ[n, m, i, j].
+        y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
+        reduction: `"sum"` or `"mean"`.
+        diag_reg: Added to the diagonal of Θ, in units of the diagonal's mean (trace/N, or
+            trace/(N·O) for a full kernel). On test samples this is the flow with a ridge penalty
+            ½ρ‖θ - θ0‖², ρ the value that was added. The outputs f_train include the
+            regularization, as if each training sample had a parameter of its own, and reach y; for
+            the outputs of the network itself on the training samples pass these as test samples,
+            with their own kernel.
+
+    Returns:
+        A predictor `p(t, f0_train=None, f0_test=None, k_test_train=None) -> (f_train, f_test)`.
+
+    Raises:
+        TypeError: A tensor is not of real floating-point numbers, or `diag_reg` not a number.
+        ValueError: Shapes do not fit; something is not finite; the kernel is not symmetric or not
+            positive semi-definite beyond its precision; `reduction` or `diag_reg` is invalid.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.predict import gradient_flow_mse
+        >>> k = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        >>> p = gradient_flow_mse(k, torch.tensor([1.0, 1.0], dtype=torch.float64))
+        >>> f_train, _ = p(1.0)
+        >>> f_train  # 1 - exp(-2), 1 - exp(-1)
+        tensor([0.8647, 0.6321], dtype=torch.float64)
+
+        Linear regression is the special case f = x·θ, whose kernel is X Xᵀ. The limit is the
+        least-squares solution:
+
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+        >>> y = torch.tensor([1.0, 3.0], dtype=torch.float64)
+        >>> new = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+        >>> _, f_test = gradient_flow_mse(x @ x.T, y)(None, k_test_train=new @ x.T)
+        >>> torch.allclose(f_test, new @ torch.linalg.lstsq(x, y).solution)
+        True
+    """
+    _, targets = read_targets("y", "k_train_train", k_train_train, y)
+    shape = tuple(y.shape)
+    modes = read_modes("k_train_train", k_train_train, shape, "y", diag_reg)
+    rate = rate_of(reduction, modes.layout.entries)
+    return MSEPredictor(
+        targets=y.detach().clone(),
+        reduction_rate=rate,
+        learning_rate=None,
+        momentum=0.0,
+        max_learning_rate=modes.stable_step(rate),
+        _modes=modes,
+        _dynamics=FlowDynamics(rate),
+        _y=modes.layout.columns(targets).clone(),
+    )

@@ -1,0 +1,129 @@
+"""A caller's loss as a function of outputs, with its gradient and Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, describe, message
+from ._layout import Layout
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`loss(f, y) -> scalar`: f `[N]` or `[N, O]` in float64, y the targets."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLoss:
+    """The loss of the outputs `[D, C]` of a layout, y being fixed.
+
+    Attributes:
+        function: `loss(f, y)`.
+        targets: y as the loss gets it.
+        layout: The layout of the outputs.
+    """
+
+    function: Loss
+    targets: Tensor
+    layout: Layout
+
+    def gradient(self, columns: Tensor, t: float) -> Tensor:
+        """∂loss/∂f `[D, C]`.
+
+        Raises:
+            ValueError: It is not finite.
+        """
+        gradient: Tensor = torch.func.grad(self._of_outputs)(self._outputs(columns))
+        _check_derivative("gradient", gradient, t)
+        return self.layout.columns(gradient.detach())
+
+    def hessian(self, columns: Tensor, t: float) -> Tensor:
+        """∂²loss/∂f² `[D, C, D, C]`.
+
+        Raises:
+            ValueError: It is not finite.
+        """
+        gradient = torch.func.grad(self._of_outputs)
+        second: Tensor = torch.func.jacrev(gradient)(self._outputs(columns))
+        _check_derivative("second derivative", second, t)
+        size = columns.shape
+        return second.detach().reshape(*size, *size)
+
+    def check(self, columns: Tensor) -> None:
+        """Evaluate the loss once, where training starts.
+
+        Raises:
+            TypeError: It does not return a tensor of real floating-point numbers.
+            ValueError: What it returns is not a scalar, not finite, or does not depend on f.
+        """
+        with torch.enable_grad():
+            outputs = self._outputs(columns).requires_grad_()
+            value = self.function(outputs, self.targets)
+        expected = "a function (f, y) whose value is a scalar tensor (0-dim)"
+        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+            raise TypeError(message("loss", expected, f"the value {describe(value)}"))
+        if value.ndim != 0:
+            raise ValueError(
+                message(
+                    "loss",
+                    expected,
+                    f"the value {describe(value)}",
+                    "Reduce it, for instance with .sum() or reduction='sum': the kernel "
+                    "multiplies the gradient of one number.",
+                )
+            )
+        if not value.requires_grad:
+            raise ValueError(
+                message(
+                    "loss",
+                    "differentiable in its first argument",
+                    "a value that does not depend on f by differentiable operations",
+                    "It is called as loss(f, y), outputs first.",
+                )
+            )
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                message("loss", "finite where training starts", f"{float(value)} at f0")
+            )
+
+    def _of_outputs(self, outputs: Tensor) -> Tensor:
+        return self.function(outputs, self.targets)
+
+    def _outputs(self, columns: Tensor) -> Tensor:
+        # A copy outside inference mode, which autograd can record.
+        return self.layout.outputs_of(columns.detach().clone())
+
+
+def _check_derivative(what: str, value: Tensor, t: float) -> None:
+    if bool(torch.isfinite(value).all()):
+        return
+    raise ValueError(
+        message(
+            "loss",
+            "twice differentiable where training goes",
+            f"a {what} that is not finite at t = {t:.6g}",
+            "Look for a logarithm or a square root of 0 in it.",
+        )
+    )
+
+
+def read_loss_targets(y: object, device: torch.device) -> Tensor:
+    """A copy of y, as the loss may need it: numbers or labels, of any shape.
+
+    Raises:
+        TypeError: It is not a dense tensor of real numbers.
+        ValueError: It has no axis, or is on another device than the kernel.
+    """
+    tensor = check_tensor("y", y)
+    if tensor.dtype.is_complex:
+        raise TypeError(message("y", "a tensor of real numbers", tensor))
+    if tensor.ndim == 0:
+        raise ValueError(message("y", "of shape [N, ...]", tensor, "One row per sample."))
+    if tensor.device != device:
+        raise ValueError(
+            message("y", f"on the device of the train kernel, {device}", tensor, "Move it there.")
+        )
+    return tensor.detach().clone()

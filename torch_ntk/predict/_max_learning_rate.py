@@ -1,0 +1,84 @@
+"""The largest step with which gradient descent on squared error converges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_finite_number, check_positive_int, message
+from ._layout import check_train_kernel
+from ._modes import read_modes
+from ._reduction import Reduction, rate_of
+
+
+@torch.no_grad()
+def max_learning_rate(
+    k: Tensor,
+    *,
+    reduction: Reduction = "sum",
+    momentum: float = 0.0,
+    num_outputs: int | None = None,
+) -> float:
+    """The largest stable step of gradient descent on squared error: 2 (1 + μ) / (c λ_max).
+
+    Smaller steps converge, larger ones diverge; c = 1 for ½ Σ‖f - y‖² (`"sum"`), and 1/(N·O) for
+    the average of ½ (f - y)² over all entries (`"mean"`). Without momentum: the mode of the
+    largest eigenvalue is multiplied by 1 - lr c λ_max per step; with heavy-ball momentum μ both
+    roots of z² - (1 + μ - lr c λ) z + μ lie inside the unit circle up to this step.
+
+    Args:
+        k: The kernel of the training samples, `[N, N]` or `[N, N, O, O]`.
+        reduction: `"sum"` or `"mean"`.
+        momentum: μ in [0, 1), as `torch.optim.SGD` has it.
+        num_outputs: O, for the mean with a kernel `[N, N]`, which does not show on how many
+            outputs it acts. By default 1; a full kernel has its own O.
+
+    Returns:
+        The step; infinity for the zero kernel.
+
+    Raises:
+        TypeError: `k` is not a dense tensor of real floating-point numbers, or a number is none.
+        ValueError: `k` has another shape, is not finite, not symmetric, or not positive
+            semi-definite beyond its precision; `momentum` or `reduction` is invalid, or
+            `num_outputs` contradicts a full kernel.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.predict import max_learning_rate
+        >>> max_learning_rate(torch.diag(torch.tensor([4.0, 1.0])))
+        0.5
+        >>> max_learning_rate(torch.diag(torch.tensor([4.0, 1.0])), reduction="mean", num_outputs=3)
+        3.0
+    """
+    mu = check_momentum(momentum)
+    kernel = check_train_kernel("k", k)
+    outputs = kernel.shape[2] if kernel.ndim == 4 else 1
+    if num_outputs is not None:
+        given = check_positive_int("num_outputs", num_outputs)
+        if kernel.ndim == 4 and given != outputs:
+            raise ValueError(
+                message("num_outputs", f"{outputs}, as the kernel has", given, "Leave it out.")
+            )
+        outputs = given
+    modes = read_modes("k", kernel, (kernel.shape[0], outputs), "k", 0.0)
+    return modes.stable_step(rate_of(reduction, modes.layout.entries), mu)
+
+
+def check_momentum(value: object) -> float:
+    """Return `momentum` if it is a number in [0, 1).
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is not in [0, 1).
+    """
+    momentum = check_finite_number("momentum", value)
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(
+            message(
+                "momentum",
+                "in [0, 1)",
+                f"{momentum:g}",
+                "With 1 or more, nothing ever comes to rest.",
+            )
+        )
+    return momentum

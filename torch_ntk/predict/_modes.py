@@ -1,0 +1,179 @@
+"""The eigenmodes of a train kernel, in which squared error decouples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .._checks import check_finite_number, message
+from ..linalg import SymmetricEigen, as_float64, symmetric_eigen, warn_singular
+from ._layout import Layout, check_train_kernel, layout_for
+
+_INDEFINITE = (
+    "A kernel is positive semi-definite: compute it in float64, pass a kernel that was computed "
+    "in float32 with its float32 dtype, or add to its diagonal with diag_reg=1e-6."
+)
+
+
+class Dynamics(Protocol):
+    """How one mode moves under ½ λ-weighted squared error, whatever the mode is."""
+
+    def reach(self, times: Tensor) -> Tensor:
+        """The time in which a slow mode decays by exp(-reach · λ), `[T]`."""
+        ...
+
+    def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Decay ρ and gain g, `[T, D]`, at finite times for eigenvalues λ ≥ 0.
+
+        The residual of a mode is ρ times what it was, and g = (1 - ρ)/λ, continued to λ = 0.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """K + diag_reg · mean(diag K) · 1 = V diag(λ) Vᵀ, and the layout of the problem.
+
+    Attributes:
+        layout: Shapes and device.
+        eigen: The eigendecomposition.
+        dtype: Of the kernel as it came.
+        name: What the caller calls the kernel.
+    """
+
+    layout: Layout
+    eigen: SymmetricEigen
+    dtype: torch.dtype
+    name: str
+
+    @property
+    def eps(self) -> float:
+        """Relative precision of the kernel's entries."""
+        return torch.finfo(self.dtype).eps
+
+    def stable_step(self, rate: float, momentum: float = 0.0) -> float:
+        """2 (1 + μ) / (c λ_max), the largest stable step; infinity for the zero kernel."""
+        largest = float(self.eigen.values[-1])
+        return 2.0 * (1.0 + momentum) / (rate * largest) if largest > 0.0 else math.inf
+
+    def evolve(self, dynamics: Dynamics, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Decay and gain `[T, D]` at all times, the limit included.
+
+        A mode below the noise floor moves with its computed eigenvalue (0 if that is negative)
+        for as long as even an eigenvalue at the floor would not have moved it much. After that,
+        and in the limit, nothing is known about it: it stays where it was, with a warning.
+        """
+        values, floor = self.eigen.clipped, self.eigen.floor
+        endless = torch.isinf(times)
+        decay, gain = dynamics.evolve(values, torch.where(endless, 0.0, times))
+        if bool(endless.any()):
+            decay = torch.where(endless[:, None], 0.0, decay)
+            gain = torch.where(endless[:, None], 1.0 / values, gain)
+        if self.eigen.rank < self.eigen.size:
+            too_late = endless | (dynamics.reach(times) * floor >= 1.0)
+            if bool(too_late.any()):
+                self.warn_of_rank()
+                unknown = too_late[:, None] & ~self.eigen.resolved
+                decay = torch.where(unknown, 1.0, decay)
+                gain = torch.where(unknown, 0.0, gain)
+        return decay, gain
+
+    def inverse(self) -> Tensor:
+        """1/λ `[D]`; 0 with a warning for modes that the kernel's precision cannot tell from 0."""
+        if self.eigen.rank < self.eigen.size:
+            self.warn_of_rank()
+        return torch.where(self.eigen.resolved, 1.0 / self.eigen.values, 0.0)
+
+    def warn_of_rank(self) -> None:
+        """Say that the numerical rank decides the result."""
+        warn_singular(
+            f"`{self.name}` is singular: its numerical rank is {self.eigen.rank} of "
+            f"{self.eigen.size} (eigenvalues up to {self.eigen.floor:.3g} cannot be told from 0; "
+            f"the largest is {float(self.eigen.values[-1]):.3g}). Directions outside its range "
+            "are left where they were, by the pseudo-inverse. Pass diag_reg to regularize it, or "
+            "compute the kernel in float64."
+        )
+
+    def rotate(self, columns: Tensor) -> Tensor:
+        """Vᵀ x."""
+        return self.eigen.vectors.mT @ columns
+
+    def project(self, kernel: Tensor, eps: float) -> Tensor:
+        """K_st V `[M, D]`, without what rounding alone leaves of unresolved modes.
+
+        Where the train kernel vanishes, so does a test kernel of the same function: what is
+        left there is rounding, and would grow with time.
+        """
+        projected = kernel @ self.eigen.vectors
+        if self.eigen.rank < self.eigen.size:
+            noise = kernel.shape[1] * eps * kernel.abs().amax(1, keepdim=True)
+            drop = ~self.eigen.resolved & (projected.abs() <= noise)
+            projected = torch.where(drop, 0.0, projected)
+        return projected
+
+
+def check_diag_reg(value: object) -> float:
+    """Return `diag_reg` if it is a finite number of at least 0."""
+    return check_finite_number(
+        "diag_reg",
+        value,
+        minimum=0.0,
+        remedy="It is added to the kernel's diagonal in units of the diagonal's mean.",
+    )
+
+
+def read_modes(
+    name: str, kernel: object, shape: tuple[int, ...], of: str, diag_reg: object
+) -> Modes:
+    """Check and decompose a train kernel for outputs of the given shape.
+
+    Args:
+        name: The kernel's name as the caller wrote it.
+        kernel: `[N, N]` or `[N, N, O, O]`.
+        shape: The shape of the outputs.
+        of: Whose shape that is.
+        diag_reg: Added to the diagonal, in units of its mean.
+
+    Raises:
+        TypeError: The kernel is not a dense tensor of real floating-point numbers, or `diag_reg`
+            not a number.
+        ValueError: Shapes do not fit, the kernel is not finite, not symmetric or not positive
+            semi-definite, or `diag_reg` is negative.
+    """
+    regularization = check_diag_reg(diag_reg)
+    given = check_train_kernel(name, kernel)
+    layout = layout_for(name, given, shape, of)
+    matrix = layout.matrix(as_float64(name, given))
+    eps = torch.finfo(given.dtype).eps
+    shift = regularization * float(matrix.diagonal().mean())
+    eigen = symmetric_eigen(name, matrix, eps=eps, shift=shift, remedy=_INDEFINITE)
+    return Modes(layout, eigen, given.dtype, name)
+
+
+def read_targets(name: str, kernel_name: str, kernel: object, y: object) -> tuple[Tensor, Tensor]:
+    """The checked kernel and targets as the caller gave them, before their shapes are compared.
+
+    Raises:
+        TypeError: The targets are not real floating-point numbers.
+        ValueError: They are empty, not finite, or on another device than the kernel.
+    """
+    given = check_train_kernel(kernel_name, kernel)
+    targets = as_float64(
+        name,
+        y,
+        "Class labels are not regression targets: use torch_ntk.predict.one_hot(labels, C).",
+    )
+    if isinstance(y, Tensor) and y.device != given.device:
+        raise ValueError(
+            message(
+                name,
+                f"on the device of `{kernel_name}`, {given.device}",
+                f"a tensor on {y.device}",
+                f"Move it with .to({str(given.device)!r}).",
+            )
+        )
+    return given, targets

@@ -1,0 +1,232 @@
+"""Predictions in closed form from the eigenmodes of the train kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, describe, message
+from ._gaussian import promoted
+from ._modes import Dynamics, Modes
+from ._times import Time, read_times
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MSEPredictor:
+    """Outputs of a linear model, or of an infinitely wide network, trained on squared error.
+
+    Made by `gradient_flow_mse` and `gradient_descent_mse`; holds the eigendecomposition of the
+    train kernel, which serves all times. Call it for outputs; see `__call__`.
+
+    Attributes:
+        targets: A copy of y.
+        reduction_rate: c in ∂loss/∂f = c (f - y): 1 for the reduction "sum", 1/(N·O) for "mean".
+        learning_rate: The step size η; `None` for gradient flow.
+        momentum: Of the steps; 0 for gradient flow.
+        max_learning_rate: Steps below it converge: 2 (1 + momentum) / (c λ_max).
+    """
+
+    targets: Tensor
+    reduction_rate: float
+    learning_rate: float | None
+    momentum: float
+    max_learning_rate: float
+    _modes: Modes
+    _dynamics: Dynamics
+    _y: Tensor  # columns, float64
+
+    def __repr__(self) -> str:
+        layout = self._modes.layout
+        kind = "gradient flow" if self.learning_rate is None else "gradient descent"
+        steps = "" if self.learning_rate is None else f", lr={self.learning_rate:g}"
+        if self.momentum:
+            steps += f", momentum={self.momentum:g}"
+        return (
+            f"{type(self).__name__}({kind}, {layout.samples} samples, {layout.outputs} outputs, "
+            f"{'full kernel' if layout.full else 'kernel shared by the outputs'}, "
+            f"rank {self.rank} of {self._modes.eigen.size}{steps})"
+        )
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """λ of the train kernel with its regularization, ascending, `[N]` or `[N·O]`, float64."""
+        return self._modes.eigen.values.clone()
+
+    @property
+    def rank(self) -> int:
+        """How many eigenvalues exceed the kernel's noise floor."""
+        return self._modes.eigen.rank
+
+    @property
+    def mode_times(self) -> Tensor:
+        """The time in which each mode's residual falls by a factor e, in the order of eigenvalues.
+
+        1/(c λ) for gradient flow, and (1 - momentum)/(η c λ) steps for gradient descent, which
+        is exact for slow modes (η c λ ≪ 1). Infinite where λ ≤ 0.
+        """
+        one = torch.ones(1, dtype=torch.float64, device=self._modes.layout.work_device)
+        return 1.0 / (self._dynamics.reach(one) * self._modes.eigen.clipped)
+
+    def residual_decay(self, t: Time = None) -> Tensor:
+        """The factor by which each mode's residual f - y is multiplied up to time t.
+
+        Args:
+            t: As in a call.
+
+        Returns:
+            `[D]`, or `[T, D]` for a tensor of T times, float64, in the order of `eigenvalues`.
+
+        Raises:
+            TypeError: As a call.
+            ValueError: As a call.
+        """
+        times, single = self._read_times(t)
+        with torch.no_grad():
+            decay, _ = self._modes.evolve(self._dynamics, times)
+        return decay[0] if single else decay
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        t: Time = None,
+        f0_train: Tensor | None = None,
+        f0_test: Tensor | None = None,
+        k_test_train: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs at time t from outputs f0 at t = 0.
+
+        Args:
+            t: A time (a number of steps for gradient descent): a number, a 0-dim or 1-D tensor of
+                times, or `None` or infinity for the limit.
+            f0_train: Outputs on the training samples at t = 0, of the shape of y; zeros by
+                default.
+            f0_test: Outputs on test samples at t = 0, `[M]` or `[M, O]`; zeros by default.
+            k_test_train: The kernel between test and training samples, `[M, N]` or
+                `[M, N, O, O]`, not regularized.
+
+        Returns:
+            `(f_train, f_test)`: of the shapes of f0, with a leading axis of times where t is 1-D;
+            `f_test` is `None` without `k_test_train`. Computed in float64 and returned in the
+            promoted dtype of the tensors that went in (times do not count).
+
+        Raises:
+            TypeError: An argument is of the wrong type or dtype.
+            ValueError: Shapes or devices do not fit, something is not finite, a time is negative,
+                or the outputs diverge beyond what float64 holds.
+
+        Warns:
+            SingularKernelWarning: The kernel is singular and t so large that its numerical rank
+                decides the result; directions outside its range keep f0.
+        """
+        times, single = self._read_times(t)
+        start = self._read_start(f0_train)
+        test = self._read_test(f0_test, k_test_train)
+        _, gain = self._modes.evolve(self._dynamics, times)
+        if not bool(torch.isfinite(gain).all()):
+            raise self._diverged()
+        dtype = promoted(self._modes.dtype, self.targets, f0_train, f0_test, k_test_train)
+        residual = self._modes.rotate(start - self._y)
+        # (1 - decay) from the gain, which does not cancel for slow modes.
+        change = gain * self._modes.eigen.clipped
+        f_train = start - spread(self._modes.eigen.vectors, change, residual)
+        f_test = None
+        if test is not None:
+            f_test = test[0] - spread(test[1], gain, residual)
+        if not (_finite(f_train) and (f_test is None or _finite(f_test))):
+            raise self._diverged()
+        return (
+            self._finish(f_train, single, dtype),
+            None if f_test is None else self._finish(f_test, single, dtype),
+        )
+
+    def _finish(self, columns: Tensor, single: bool, dtype: torch.dtype) -> Tensor:
+        outputs = self._modes.layout.outputs_of(columns)
+        outputs = outputs[0] if single else outputs
+        return outputs.to(dtype).to(self._modes.layout.device)
+
+    def _read_times(self, t: object) -> tuple[Tensor, bool]:
+        device = self._modes.layout.work_device
+        times, single = read_times(t, device, steps=self.learning_rate is not None)
+        if self.learning_rate is not None and bool(torch.isinf(times).any()):
+            self._check_limit(self.learning_rate)
+        return times, single
+
+    def _check_limit(self, learning_rate: float) -> None:
+        if learning_rate >= self.max_learning_rate:
+            raise ValueError(
+                message(
+                    "lr",
+                    f"below {self.max_learning_rate:.9g} for the limit to exist",
+                    f"{learning_rate:g}",
+                    "At this step size gradient descent does not converge. Ask for a finite "
+                    "number of steps to see it, or take a smaller step (max_learning_rate).",
+                )
+            )
+
+    def _diverged(self) -> ValueError:
+        return ValueError(
+            message(
+                "t",
+                "a number of steps after which the outputs are finite",
+                f"one after which they exceed float64, as lr={self.learning_rate} is above the "
+                f"largest stable step, {self.max_learning_rate:.9g}",
+                "Take a smaller step, or fewer steps.",
+            )
+        )
+
+    def _read_start(self, f0_train: Tensor | None) -> Tensor:
+        if f0_train is None:
+            return torch.zeros_like(self._y)
+        return self._modes.layout.read_outputs("f0_train", f0_train)
+
+    def _read_test(
+        self, f0_test: Tensor | None, k_test_train: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Outputs at t = 0 as columns, and the test kernel in the modes."""
+        return read_test(self._modes, f0_test, k_test_train)
+
+
+def read_test(
+    modes: Modes, f0_test: Tensor | None, k_test_train: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Test outputs at t = 0 as columns `[M, O]` or `[M·O, 1]`, and K_st V; `None` if no test set.
+
+    Raises:
+        TypeError: As `Layout.read_kernel` and `Layout.read_outputs`.
+        ValueError: As these; or there are test outputs without a test kernel.
+    """
+    layout = modes.layout
+    if k_test_train is None:
+        if f0_test is not None:
+            raise ValueError(
+                message(
+                    "k_test_train",
+                    "given with `f0_test`",
+                    describe(None),
+                    "Test outputs move with the kernel between test and training samples.",
+                )
+            )
+        return None
+    kernel = layout.read_kernel("k_test_train", k_test_train, None, layout.samples)
+    samples = k_test_train.shape[0]
+    if f0_test is None:
+        start = layout.columns(torch.zeros(layout.shape(samples), dtype=torch.float64))
+        start = start.to(layout.work_device)
+    else:
+        start = layout.read_outputs("f0_test", f0_test, samples)
+    eps = max(modes.eps, torch.finfo(check_tensor("k_test_train", k_test_train).dtype).eps)
+    return start, modes.project(kernel, eps)
+
+
+def spread(vectors: Tensor, factors: Tensor, modes: Tensor) -> Tensor:
+    """The products V · diag(factors_t) · modes at all times, in one product: `[T, M, C]`."""
+    times, size = factors.shape
+    scaled = factors.mT[:, :, None] * modes[:, None, :]
+    product = vectors @ scaled.reshape(size, -1)
+    return product.reshape(vectors.shape[0], times, -1).transpose(0, 1)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,81 @@
+"""Times at which a prediction is asked for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, describe, message
+
+Time = float | int | Tensor | None
+"""A time: a number, a 0-dim or 1-D tensor of times, or `None` (like infinity) for the limit."""
+
+_EXPECTED = "a number, a 0-dim or 1-D tensor of times, or None (or infinity) for the limit"
+
+
+def read_times(t: object, device: torch.device, *, steps: bool = False) -> tuple[Tensor, bool]:
+    """The times as a 1-D float64 tensor, and whether a single time was asked for.
+
+    Args:
+        t: What the caller gave.
+        device: Where the result is wanted.
+        steps: Whether times are numbers of steps, which are whole.
+
+    Raises:
+        TypeError: It is neither a number, a tensor of real numbers nor `None`.
+        ValueError: It is negative, NaN, an empty tensor, of more than one dimension, or, for
+            steps, not whole or too large to be exact in float64.
+    """
+    if t is None:
+        t = math.inf
+    if isinstance(t, (int, float)) and not isinstance(t, bool):
+        times = torch.tensor([float(t)], dtype=torch.float64)
+        single = True
+    elif isinstance(t, Tensor):
+        times, single = _from_tensor(t)
+    else:
+        raise TypeError(
+            message("t", _EXPECTED, describe(t), "Put several times into torch.tensor([...]).")
+        )
+    if bool((~(times >= 0)).any()):  # NaN is caught as well
+        bad = float(times[~(times >= 0)][0])
+        raise ValueError(
+            message("t", "not negative", f"{bad:g}", "Training starts at t = 0, with f0.")
+        )
+    if steps:
+        _check_whole(times)
+    return times.to(device), single
+
+
+def _from_tensor(t: Tensor) -> tuple[Tensor, bool]:
+    check_tensor("t", t)
+    if t.dtype == torch.bool or t.dtype.is_complex:
+        raise TypeError(message("t", _EXPECTED, t))
+    if t.ndim > 1 or t.numel() == 0:
+        raise ValueError(message("t", _EXPECTED, t, "Flatten it with .flatten()."))
+    return t.detach().cpu().to(torch.float64).reshape(-1), t.ndim == 0
+
+
+def _check_whole(times: Tensor) -> None:
+    finite = times[torch.isfinite(times)]
+    if bool((finite != finite.round()).any()):
+        bad = float(finite[finite != finite.round()][0])
+        raise ValueError(
+            message(
+                "t",
+                "a whole number of steps",
+                f"{bad:g}",
+                "Between steps there are no outputs; gradient_flow_mse is continuous in time.",
+            )
+        )
+    if bool((finite > 2.0**53).any()):
+        raise ValueError(
+            message(
+                "t",
+                "at most 2**53 steps",
+                f"{float(finite.max()):g}",
+                "Use t=None for the limit.",
+            )
+        )
