@@ -6,7 +6,14 @@ linearized networks (`linearize`), and Lightning callbacks that show whether tra
 """
 
 from . import metrics as metrics
+from . import predict as predict
 from ._version import __version__ as __version__
+from .analytic import CNTK as CNTK
+from .analytic import Kernels as Kernels
+from .analytic import analytic_kernels as analytic_kernels
+from .analytic import analytic_nngp as analytic_nngp
+from .analytic import analytic_ntk as analytic_ntk
+from .analytic import mlp_kernels as mlp_kernels
 from .empirical import empirical_nngp as empirical_nngp
 from .empirical import empirical_ntk as empirical_ntk
 from .empirical import explain as explain
@@ -29,10 +36,12 @@ from .nn import ntk_parameterize as ntk_parameterize
 from .nn import standard_init_ as standard_init_
 
 __all__ = [
+    "CNTK",
     "MLP",
     "Abs",
     "Cos",
     "Erf",
+    "Kernels",
     "LinearizedModel",
     "NTKConv1d",
     "NTKConv2d",
@@ -41,13 +50,18 @@ __all__ = [
     "Sin",
     "TaylorModel",
     "__version__",
+    "analytic_kernels",
+    "analytic_nngp",
+    "analytic_ntk",
     "empirical_nngp",
     "empirical_ntk",
     "explain",
     "linearize",
     "metrics",
+    "mlp_kernels",
     "ntk_param_groups",
     "ntk_parameterize",
+    "predict",
     "standard_init_",
     "taylor_expand",
     "verify",

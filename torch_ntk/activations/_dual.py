@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -74,6 +75,27 @@ class DualActivation(ABC):
         distance = self.diagonal(q1)[0] + self.diagonal(q2)[0] - 2 * kappa
         # No rounding where u = v; the derivative by d is κ̇ there as elsewhere.
         return torch.where(d > 0, distance.clamp(min=0), slope.detach() * d), slope
+
+    def images(self, q: Tensor) -> tuple[Tensor, ...]:
+        """What `pair_of_images` needs to know of the variances of one image, each like `q`.
+
+        Whatever can be computed once per image and not once per pair of positions.
+        """
+        return (q,)
+
+    def pair_of_images(
+        self, k: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """κ and κ̇ as `pair`, for loops that are compiled.
+
+        Arguments that are equal need not come out exactly equal, as they do with `pair`.
+
+        Args:
+            k: Covariances.
+            one: `images(q1)`, shaped to go with `k`.
+            two: `images(q2)`, likewise.
+        """
+        return self.pair(k, one[0], two[0])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name}>"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ._angle import angle_and_sine
 from ._dual import DualActivation
 
 # The least 1 - c² is kept at, so that its square root has a finite derivative. The root, 1e-18,
@@ -74,6 +76,22 @@ class DualRectifier(DualActivation):
         if self._product:
             slope = slope + self._product
         return k * slope + (root1 * self._bend) * root2 * s, slope
+
+    def images(self, q: Tensor) -> tuple[Tensor, ...]:
+        """√q and 1/√q; 0 for both where the variance is 0."""
+        positive, root = _positive_and_root(q)
+        return root, positive.rsqrt().masked_fill(_is_zero(q), 0.0)
+
+    def pair_of_images(
+        self, k: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """κ and κ̇ without a division, and with one square root less; see `DualActivation`."""
+        (root1, inverse1), (root2, inverse2) = one, two
+        angle, sine = angle_and_sine((k * (inverse1 * inverse2)).clamp(-1.0, 1.0))
+        slope = (math.pi - angle) * self._bend
+        if self._product:
+            slope = slope + self._product
+        return k * slope + (root1 * root2) * (sine * self._bend), slope
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.

@@ -1,0 +1,21 @@
+"""Kernels of infinitely wide networks, read from real modules.
+
+`analytic_kernels` and its two halves take a module built from NTK layers to its limit; `lift/`
+reads it as a program of operations on covariances (`_ops.py`), `engine/` evaluates that.
+"""
+
+from ._api import Kernels as Kernels
+from ._api import analytic_kernels as analytic_kernels
+from ._api import analytic_nngp as analytic_nngp
+from ._api import analytic_ntk as analytic_ntk
+from ._cntk import CNTK as CNTK
+from ._mlp import mlp_kernels as mlp_kernels
+
+__all__ = [
+    "CNTK",
+    "Kernels",
+    "analytic_kernels",
+    "analytic_nngp",
+    "analytic_ntk",
+    "mlp_kernels",
+]

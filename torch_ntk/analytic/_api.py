@@ -1,0 +1,261 @@
+"""`analytic_kernels`, `analytic_ntk`, `analytic_nngp`: the limits of real modules."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_finite, check_tensor, message
+from .._functional import quiet, refuse_unsupported, unwrap
+from .engine import run
+from .lift import read
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Kernels(NamedTuple):
+    """The two kernels of an infinitely wide network, `[N1, N2]` each.
+
+    Attributes:
+        nngp: The covariance `E[f(x) f(x')]` of an output at initialization.
+        ntk: The tangent kernel `E[⟨∂f(x), ∂f(x')⟩]` of an output.
+    """
+
+    nngp: Tensor
+    ntk: Tensor
+
+
+def analytic_kernels(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    compile: bool | None = None,
+    progress: bool = False,
+) -> Kernels:
+    """Both infinite-width kernels of a module built from NTK layers.
+
+    The module is read with `torch.fx`. Each of its operations acts on the covariance K of the
+    features (NNGP) and on the tangent kernel Θ:
+
+        NTK layer:   K ← sigma_w²⟨K⟩ + sigma_b²,   Θ ← sigma_w²⟨Θ + K⟩ + sigma_b²
+        activation:  K ← E[φ(u) φ(v)],             Θ ← Θ · E[φ'(u) φ'(v)]
+
+    with `(u, v) ~ N(0, K)` and ⟨·⟩ the mean over the taps of a convolution; sums of branches add,
+    averages over positions average over both positions. The widths in `model` do not matter, only
+    its structure: `empirical_ntk(model, x1, x2, output="mean")` converges to `ntk`, and
+    `empirical_nngp` to `nngp`, as all of its widths grow. Parameters that do not require a
+    gradient are left out of Θ, as there.
+
+    Understood are NTK layers (`NTKLinear`, `NTKConv1d`, `NTKConv2d` with every kernel size,
+    stride, dilation and padding), elementwise activations (closed forms for ReLU, LeakyReLU, Abs,
+    Erf, GELU, Sin, Cos, …, Gauss quadrature for any other function), average pooling, flattening,
+    sums of independent branches, concatenation of channels, layer and group normalization, and
+    dropout (which does nothing, as in eval mode); as modules, functions or methods. Whatever
+    stands before the first NTK layer is simply computed.
+
+    Args:
+        model: The network, of one tensor.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is exactly symmetric.
+        dtype: `torch.float64` (also if None, whatever the inputs are) or `torch.float32`, which
+            loses about half of the digits and, for deep networks, positive definiteness.
+        max_memory: Bytes that the computation may plan with; None chooses from what is free.
+        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
+            compiler on a CPU); None does it when the job is long enough to pay for it.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `Kernels(nngp, ntk)`, `[N1, N2]` each, on the device of `x1`; differentiable in `x1` and
+        `x2`.
+
+    Raises:
+        ValueError: The network has no such limit (`nn.Linear`, batch normalization, max pooling,
+            attention, weights used twice, …): the message names the node, why, and what to do.
+            Or the inputs are not finite.
+        TypeError: It cannot be traced, or an argument is of the wrong kind.
+
+    References:
+        Jacot et al., "Neural tangent kernel" (2018); Lee et al., "Deep neural networks as Gaussian
+        processes" (2018); Arora et al., "On exact computation with an infinitely wide neural net"
+        (2019); Novak et al., "Neural tangents" (2020).
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk import NTKLinear
+        >>> net = torch.nn.Sequential(NTKLinear(2, 8), torch.nn.ReLU(), NTKLinear(8, 1))
+        >>> k = analytic_kernels(net, torch.eye(2))
+        >>> k.ntk.shape
+        torch.Size([2, 2])
+    """
+    nngp, theta = _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=True)
+    assert theta is not None
+    return Kernels(nngp, theta)
+
+
+def analytic_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    compile: bool | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The infinite-width tangent kernel `[N1, N2]` of a module; see `analytic_kernels`.
+
+    Args:
+        model: The network.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1.
+        dtype: `torch.float64` (also if None) or `torch.float32`.
+        max_memory: Bytes that the computation may plan with.
+        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
+            compiler on a CPU); None does it when the job is long enough to pay for it.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError, ValueError: As `analytic_kernels`.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk import NTKLinear
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> analytic_ntk(NTKLinear(2, 1, sigma_w=1.0, sigma_b=0.5), x)
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]], dtype=torch.float64)
+    """
+    ntk = _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=True)[1]
+    assert ntk is not None
+    return ntk
+
+
+def analytic_nngp(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    compile: bool | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The infinite-width covariance of the outputs, `[N1, N2]`; see `analytic_kernels`.
+
+    Args:
+        model: The network.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1.
+        dtype: `torch.float64` (also if None) or `torch.float32`.
+        max_memory: Bytes that the computation may plan with.
+        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
+            compiler on a CPU); None does it when the job is long enough to pay for it.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError, ValueError: As `analytic_kernels`.
+    """
+    return _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=False)[0]
+
+
+def _both(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None,
+    dtype: torch.dtype | None,
+    max_memory: int | None,
+    compile: bool | None,
+    progress: bool,
+    *,
+    ntk: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            message(
+                "model", "an nn.Module", model, "Its structure is read, which a function has not."
+            )
+        )
+    model = unwrap(model)
+    refuse_unsupported(model)
+    a, b = inputs(x1, x2, dtype)
+    with evaluation(a, b, model):
+        program = read(model, a, b, a.dtype)
+        return run(program, ntk=ntk, limit=max_memory, compile=compile, progress=progress)
+
+
+@contextlib.contextmanager
+def evaluation(x1: Tensor, x2: Tensor | None, model: nn.Module | None):  # type: ignore[no-untyped-def]
+    """Eval mode and full precision, with derivatives only where the inputs want them."""
+    track = torch.is_grad_enabled() and (x1.requires_grad or (x2 is not None and x2.requires_grad))
+    with quiet(model, x1.device), torch.set_grad_enabled(track):
+        yield
+
+
+def inputs(
+    x1: Tensor, x2: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """Both inputs checked, in the type of the computation."""
+    wanted = _dtype(dtype)
+    a = _input("x1", x1, wanted)
+    if x2 is None or x2 is x1:
+        return a, None
+    b = _input("x2", x2, wanted)
+    if b.shape[1:] != a.shape[1:]:
+        raise ValueError(
+            message(
+                "x2",
+                f"of samples of shape {tuple(a.shape[1:])}, as those of `x1`",
+                x2,
+                "A kernel compares inputs of one shape.",
+            )
+        )
+    if b.device != a.device:
+        raise ValueError(message("x2", f"on {a.device}, where `x1` is", x2, "Move it there."))
+    return a, b
+
+
+def _dtype(dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float64
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(message("dtype", "a torch.dtype or None", dtype))
+    if dtype not in _DTYPES:
+        raise ValueError(
+            message(
+                "dtype",
+                "torch.float64 or torch.float32",
+                str(dtype),
+                "In half precision the recursion over layers loses every digit.",
+            )
+        )
+    return dtype
+
+
+def _input(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    check_tensor(name, x)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            message(
+                name,
+                "of float32 or float64",
+                x,
+                "Inputs that were rounded to half precision are other inputs: convert them "
+                "with .float() or .double() if that is meant.",
+            )
+        )
+    if not x.is_floating_point():
+        raise TypeError(message(name, "real floating-point", x, "Convert it with .double()."))
+    if x.ndim < 2:
+        raise ValueError(message(name, "a batch [N, ...]", x, "Add the axis: x[None]."))
+    if x.numel() == 0:
+        raise ValueError(message(name, "of at least one sample and feature", x))
+    check_finite(name, x.detach())
+    with torch.inference_mode(False):
+        # A tensor made under inference_mode cannot take part in anything that is differentiated.
+        return (x.clone() if x.is_inference() else x).to(dtype)

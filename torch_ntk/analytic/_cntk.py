@@ -1,0 +1,199 @@
+"""`CNTK`: the convolutional tangent kernel of Arora et al. 2019, as a module without parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_finite_number, check_positive_int, message
+from ..activations import DualActivation
+from ._api import evaluation, inputs
+from ._axis import ONE, taps
+from ._ops import Affine, Program
+from .engine import run
+from .lift import Builder, Data, average, over_all_positions, resolve
+from .lift import activation as activate
+
+_PADDINGS = ("zeros", "circular", "valid")
+
+
+class CNTK(nn.Module):
+    """The tangent kernel of a convolutional network of infinite width.
+
+    The network has `depth - 1` convolutions of stride 1, each followed by the activation, and a
+    dense layer on the flattened features (`pooling="flatten"`, CNTK-V) or on their average over
+    positions (`pooling="gap"`, CNTK-GAP). With Σ the covariance of the pre-activations and D the
+    pairs of positions under the kernel at a pair of positions,
+
+        K = E φ(u)φ(v),  K̇ = E φ'(u)φ'(v)     with (u, v) ~ N(0, Σ)
+        Σ ← sigma_w²/q² Σ_D K + sigma_b²
+        Θ ← sigma_w²/q² Σ_D (K̇ ⊙ Θ + K) + sigma_b²
+
+    and at the end the mean over equal positions, or over all pairs of positions.
+
+    Args:
+        depth: Number of layers: the convolutions and the dense layer, at least 2.
+        pooling: `"flatten"` or `"gap"`.
+        kernel_size: Side of the filters.
+        activation: A name (`"relu"`, `"erf"`, `"gelu"`, …), a module or a function.
+        sigma_w: Scale of the convolutions' weights; the dense layer has scale 1.
+        sigma_b: Scale of all biases; 0 for none.
+        padding: `"zeros"` keeps the size of the image (as `padding="same"`), so does
+            `"circular"`; `"valid"` adds nothing.
+        trained_ends: Whether the first and the last layer are among the trained ones. False
+            gives the kernels of Arora's "fix" networks.
+        scaling: `"mean"`: averages over taps, channels and positions, the units in which
+            `empirical_ntk(..., output="mean")` of such a network in NTK parameterization
+            converges. `"arora"`: the units of Arora et al., larger by the number of channels, and
+            for `"flatten"` also by the number of positions; needs `sigma_b=0`.
+        dtype: `torch.float64` (also if None) or `torch.float32`.
+        max_memory: Bytes that a computation may plan with; None chooses from what is free.
+        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
+            compiler on a CPU); None does it when the job is long enough to pay for it.
+        progress: Whether to show a progress bar.
+
+    Shape:
+        `CNTK(...)(x1, x2=None)`: images `[N1, C, P, Q]` and `[N2, C, P, Q]` to `[N1, N2]`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument is out of its range, or `"valid"` convolutions leave no position.
+
+    References:
+        Arora et al., "On exact computation with an infinitely wide neural net" (2019), section 4.
+
+    Example:
+        >>> import torch
+        >>> kernel = CNTK(3, pooling="gap")
+        >>> kernel(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 2])
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        pooling: Literal["flatten", "gap"] = "flatten",
+        kernel_size: int = 3,
+        activation: str | nn.Module | Callable[[Tensor], Tensor] | DualActivation = "relu",
+        sigma_w: float = 2**0.5,
+        sigma_b: float = 0.0,
+        padding: Literal["zeros", "circular", "valid"] = "zeros",
+        trained_ends: bool = True,
+        scaling: Literal["mean", "arora"] = "mean",
+        dtype: torch.dtype | None = None,
+        max_memory: int | None = None,
+        compile: bool | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive_int("depth", depth)
+        if depth < 2:
+            raise ValueError(
+                message(
+                    "depth", "at least 2", depth, "It counts the convolutions and the dense layer."
+                )
+            )
+        self.depth = depth
+        self.pooling = check_choice("pooling", pooling, ("flatten", "gap"))
+        self.kernel_size = check_positive_int("kernel_size", kernel_size)
+        self.activation = activation
+        resolve(activation)  # unknown ones are refused here and not at the first call
+        self.sigma_w = check_finite_number("sigma_w", sigma_w, minimum=0.0)
+        if sigma_w == 0:
+            raise ValueError(message("sigma_w", "greater than 0", sigma_w))
+        self.sigma_b = check_finite_number("sigma_b", sigma_b, minimum=0.0)
+        self.padding = check_choice("padding", padding, _PADDINGS)
+        self.trained_ends = bool(trained_ends)
+        self.scaling = check_choice("scaling", scaling, ("mean", "arora"))
+        if scaling == "arora" and sigma_b != 0:
+            raise ValueError(
+                message(
+                    "sigma_b",
+                    "0 with scaling='arora'",
+                    sigma_b,
+                    "Their kernel has no biases; use scaling='mean'.",
+                )
+            )
+        self.dtype = dtype
+        self.max_memory = max_memory
+        self.compiled = compile
+        self.progress = bool(progress)
+
+    def forward(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+        """Θ between the images, `[N1, N2]`."""
+        a, b = inputs(x1, x2, self.dtype)
+        for name, x in (("x1", a), ("x2", b)):
+            if x is not None and x.ndim != 4:
+                raise ValueError(
+                    message(name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None].")
+                )
+        with evaluation(a, b, None):
+            theta = run(
+                self.program(a, b),
+                ntk=True,
+                limit=self.max_memory,
+                compile=self.compiled,
+                progress=self.progress,
+            )[1]
+        assert theta is not None
+        return theta * self._units(a)
+
+    def program(self, x1: Tensor, x2: Tensor | None) -> Program:
+        """The network as operations on covariances."""
+        second = x1 if x2 is None else x2
+        b = Builder(x1.dtype, (len(x1), len(second)), x2 is None)
+        x: Any = Data(x1, second)
+        sizes, spatial = (x1.shape[2], x1.shape[3]), (x1.shape[2], x1.shape[3])
+        for i in range(self.depth - 1):
+            b.node = f"convolution {i + 1} of {self.depth - 1}"
+            rows, columns = (self._taps(n) for n in spatial)
+            spatial = (rows.size_out, columns.size_out)
+            if min(spatial) < 1:
+                raise ValueError(
+                    message(
+                        "x1",
+                        "larger images",
+                        f"{sizes[0]}×{sizes[1]} positions, none of which is left after {b.node}",
+                        "Use padding='zeros', fewer layers, or a smaller kernel_size.",
+                    )
+                )
+            trained = self.trained_ends or i > 0
+            operation = Affine(rows, columns, self.sigma_w, self.sigma_b, trained, trained)
+            x = b.affine(x, operation, i + 1, 1, spatial, "a convolution")
+            known, function = resolve(self.activation)
+            x = activate(b, x, function, known)
+        b.node = "the dense layer"
+        x = average(b, x, over_all_positions()) if self.pooling == "gap" else b.value(x)
+        ends = self.trained_ends
+        operation = Affine(ONE, ONE, 1.0, self.sigma_b, ends, ends)
+        x = b.affine(b.flatten(x), operation, self.depth, 1, (), "the dense layer")
+        return b.program(x)
+
+    def _taps(self, size: int) -> Any:
+        total = self.kernel_size - 1
+        if self.padding == "valid":
+            return taps(size, self.kernel_size)
+        mode = self.padding
+        return taps(size, self.kernel_size, padding=(total // 2, total - total // 2), mode=mode)  # type: ignore[arg-type]
+
+    def _units(self, x: Tensor) -> float:
+        if self.scaling == "mean":
+            return 1.0
+        channels, rows, columns = x.shape[1:]
+        if self.pooling == "gap":
+            return float(channels)
+        if self.padding == "valid":
+            rows, columns = (n - (self.depth - 1) * (self.kernel_size - 1) for n in (rows, columns))
+        return float(channels * rows * columns)
+
+    def extra_repr(self) -> str:
+        """What distinguishes it."""
+        return (
+            f"{self.depth}, pooling={self.pooling!r}, kernel_size={self.kernel_size}, "
+            f"activation={self.activation!r}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}, "
+            f"padding={self.padding!r}, trained_ends={self.trained_ends}, scaling={self.scaling!r}"
+        )

@@ -1,0 +1,98 @@
+"""`mlp_kernels`: the recursion for a fully connected network, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_finite_number, check_positive_int, message
+from ..activations import DualActivation
+from ._api import Kernels, evaluation, inputs
+from ._axis import ONE
+from ._ops import Affine, Program
+from .engine import run
+from .lift import Builder, Data, resolve
+from .lift import activation as activate
+
+
+def mlp_kernels(
+    x1: Tensor,
+    x2: Tensor | None = None,
+    depth: int = 3,
+    activation: str | nn.Module | Callable[[Tensor], Tensor] | DualActivation = "relu",
+    sigma_w: float = 2**0.5,
+    sigma_b: float = 0.1,
+    *,
+    dtype: torch.dtype | None = None,
+    max_memory: int | None = None,
+    progress: bool = False,
+) -> Kernels:
+    """NNGP and NTK of a fully connected network of infinite width.
+
+    With `depth` dense layers in NTK parameterization and an activation between them,
+
+        Σ¹ = sigma_w² x·x'/d + sigma_b²,              Θ¹ = Σ¹
+        Σˡ⁺¹ = sigma_w² E[φ(u)φ(v)] + sigma_b²         with (u, v) ~ N(0, Σˡ)
+        Θˡ⁺¹ = sigma_w² Θˡ E[φ'(u)φ'(v)] + Σˡ⁺¹
+
+    Args:
+        x1: `[N1, d]`; further axes are flattened.
+        x2: `[N2, d]`; None means x2 = x1.
+        depth: Number of dense layers.
+        activation: A name, a module, or any elementwise function.
+        sigma_w: Scale of the weights.
+        sigma_b: Scale of the biases; 0 for none.
+        dtype: `torch.float64` (also if None) or `torch.float32`.
+        max_memory: Bytes that the computation may plan with.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `Kernels(nngp, ntk)`, `[N1, N2]` each.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind or out of its range.
+
+    References:
+        Jacot et al., "Neural tangent kernel" (2018); Lee et al., "Deep neural networks as Gaussian
+        processes" (2018).
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(2)
+        >>> mlp_kernels(x, depth=1, sigma_w=1.0, sigma_b=0.0).ntk
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]], dtype=torch.float64)
+    """
+    check_positive_int("depth", depth)
+    check_finite_number("sigma_w", sigma_w, minimum=0.0)
+    if sigma_w == 0:
+        raise ValueError(message("sigma_w", "greater than 0", sigma_w))
+    check_finite_number("sigma_b", sigma_b, minimum=0.0)
+    known, function = resolve(activation)
+    a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
+    assert a is not None
+    with evaluation(a, b, None):
+        program = _program(a, b, depth, known, function, sigma_w, sigma_b)
+        return Kernels(*run(program, ntk=True, limit=max_memory, progress=progress))  # type: ignore[arg-type]
+
+
+def _program(
+    x1: Tensor,
+    x2: Tensor | None,
+    depth: int,
+    known: Any,
+    function: Callable[[Tensor], Tensor],
+    sigma_w: float,
+    sigma_b: float,
+) -> Program:
+    second = x1 if x2 is None else x2
+    builder = Builder(x1.dtype, (len(x1), len(second)), x2 is None)
+    x: Any = Data(x1, second)
+    for i in range(depth):
+        builder.node = f"layer {i + 1} of {depth}"
+        x = activate(builder, x, function, known) if i else x
+        x = builder.affine(x, Affine(ONE, ONE, sigma_w, sigma_b), i + 1, 1, (), "a dense layer")
+    return builder.program(x)

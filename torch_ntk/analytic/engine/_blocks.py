@@ -1,0 +1,103 @@
+"""How many pairs are computed at once: blocks that stay in cache, and within a byte budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from .._ops import Program
+from .._plan import Plan
+
+# Values of a block are read and written again and again: entries per array with which they stay
+# in the second-level caches of a CPU; a GPU wants many more.
+_CACHED = 1 << 18
+_ON_GPU = 1 << 25
+# Arrays of the largest value that are alive at once: what is taken, what is made, and what an
+# activation or a filter needs in between.
+_ALIVE = 8
+# Share of the free memory that may be planned with.
+_SHARE = 0.4
+_MOST_BYTES = 4 << 30
+# Images on a side of a block whose pairs are computed one after the other.
+_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The division of the matrix.
+
+    Attributes:
+        rows: Images of x1 in a block.
+        columns: Images of x2 in a block.
+        images: Images of one side whose variances are held at once.
+    """
+
+    rows: int
+    columns: int
+    images: int
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that a computation may plan with."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = int(psutil.virtual_memory().available)
+    return min(_MOST_BYTES, int(_SHARE * free))
+
+
+def entries_per_pair(program: Program, plan: Plan) -> int:
+    """Entries of the largest array for one pair of images."""
+    most = 1
+    for step, full in zip(program.steps, plan.full, strict=True):
+        positions = step.positions[0] * step.positions[1]
+        most = max(most, positions**2 if full else positions)
+    return most
+
+
+def blocks(
+    program: Program,
+    plan: Plan,
+    shape: tuple[int, int],
+    like: torch.Tensor,
+    limit: int | None,
+    group: int | None = None,
+) -> Blocks:
+    """Blocks for a matrix of `shape`.
+
+    Args:
+        program: The network.
+        plan: How its values are held.
+        shape: Images of x1, images of x2.
+        like: A tensor of the type and on the device of the computation.
+        limit: Bytes that may be used; None chooses from the free memory.
+        group: Pairs that are computed at once by displacement, if that is how.
+    """
+    device, size = like.device, like.element_size()
+    bytes_ = budget(device) if limit is None else limit
+    most = _CACHED if device.type == "cpu" else _ON_GPU
+    entries = entries_per_pair(program, plan)
+    pairs = max(1, min(most // entries, bytes_ // (2 * _ALIVE * entries * size)))
+    # Long rows: the products of the first layer are faster, and a symmetric matrix wastes less.
+    columns = min(shape[1], pairs if entries > 1 else max(1, pairs // 32))
+    rows = max(1, min(shape[0], pairs // columns))
+    if group is not None:
+        side = max(_SIDE, math.isqrt(group - 1) + 1)
+        rows, columns = min(shape[0], side), min(shape[1], side)
+    held = sum(
+        step.positions[0] * step.positions[1]
+        for step, needed in zip(program.steps, plan.variances, strict=True)
+        if needed
+    )
+    images = max(1, rows, columns, bytes_ // (4 * size * max(1, held)))
+    return Blocks(rows, columns, images)
+
+
+def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of at most `size`."""
+    for a in range(start, stop, size):
+        yield a, min(a + size, stop)

@@ -1,0 +1,160 @@
+"""Covariances between all pairs of positions, arranged by displacement.
+
+Under convolutions of stride 1 an entry (p, p') moves together with (p + a, p' + a): the
+displacement p' - p never changes. So the `P × Q × P × Q` array of a pair of images is a set of
+independent images, one for each displacement. Displacements d and d - P share one image of P rows,
+with p' = (p + d) mod P: rows 0 … P-d-1 belong to d, the others to d - P, and a filter is cut at
+the line between them by weights of 0 and 1; columns likewise. This keeps exactly P² Q² entries,
+every layer is a pass over small images, and a block of displacements goes through *all* layers
+while it stays in cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._axis import Taps
+from .._ops import Activation, Affine, Concatenation, Input, Pool, Program, Scale, Sum
+from .._plan import Plan
+
+_KINDS = (Input, Affine, Activation, Scale, Sum, Concatenation)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network's values between all pairs of positions are arranged.
+
+    Attributes:
+        pool: The step that averages over all positions.
+        steps: The steps before it, in order.
+        size: `(P, Q)`, room for the largest of their values.
+        margin: Rows and columns around it: above, below, left, right.
+        wraps: Whether the margins hold the other side of the image, along either axis.
+    """
+
+    pool: int
+    steps: tuple[int, ...]
+    size: tuple[int, int]
+    margin: tuple[int, int, int, int]
+    wraps: tuple[bool, bool]
+
+    @property
+    def buffer(self) -> tuple[int, int]:
+        """Rows and columns with the margins."""
+        above, below, left, right = self.margin
+        return self.size[0] + above + below, self.size[1] + left + right
+
+
+def layout(program: Program, plan: Plan) -> Layout | None:
+    """The arrangement by displacement, or None where it does not apply.
+
+    It does where everything between all pairs of positions keeps displacements, and ends in one
+    average over all positions.
+    """
+    steps = program.steps
+    full = tuple(i for i, f in enumerate(plan.full) if f)
+    ends = [
+        i for i, s in enumerate(steps) if any(plan.full[j] for j in s.inputs) and not plan.full[i]
+    ]
+    if not full or len(ends) != 1:
+        return None
+    end = steps[ends[0]].operation
+    if not isinstance(end, Pool) or not end.to_one_position:
+        return None
+    # An affine layer may take a value of one position, which is not held in full.
+    if any(not all(plan.full[j] for j in steps[i].inputs) for i in full):
+        return None
+    size = (
+        max(steps[i].positions[0] for i in full),
+        max(steps[i].positions[1] for i in full),
+    )
+    rows: list[int] = [0]
+    columns: list[int] = [0]
+    wraps = [False, False]
+    for i in full:
+        operation = steps[i].operation
+        if not isinstance(operation, _KINDS):
+            return None
+        if isinstance(operation, Activation) and not operation.dual.compiles:
+            return None
+        if isinstance(operation, Affine):
+            for axis, (taps, found) in enumerate(
+                ((operation.rows, rows), (operation.columns, columns))
+            ):
+                moved = shifts(taps, size[axis])
+                if moved is None:
+                    return None
+                found.extend(moved)
+                wraps[axis] = wraps[axis] or _wraps(taps, moved)
+    margin = (-min(rows), max(rows), -min(columns), max(columns))
+    if margin[0] > size[0] or margin[1] > size[0] or max(margin[2:]) > size[1]:
+        return None
+    return Layout(ends[0], full, size, margin, (wraps[0], wraps[1]))
+
+
+def shifts(taps: Taps, size: int) -> tuple[int, ...] | None:
+    """Per tap the distance from output to source on an axis of `size` that closes in a circle.
+
+    None if a tap has more than one, as with a stride, or where the axis is folded at its ends.
+    """
+    found = []
+    for sources in taps.sources:
+        seen = {(s - o) % size for o, s in enumerate(sources) if s >= 0}
+        if len(seen) > 1:
+            return None
+        shift = seen.pop() if seen else 0
+        found.append(shift if shift <= size // 2 else shift - size)
+    return tuple(found)
+
+
+def _wraps(taps: Taps, moved: tuple[int, ...]) -> bool:
+    return any(
+        s >= 0 and s != o + shift
+        for sources, shift in zip(taps.sources, moved, strict=True)
+        for o, s in enumerate(sources)
+    )
+
+
+def weights(taps: Taps, size: int, like: Tensor) -> Tensor:
+    """`[taps, displacement, position]`: 1 where both positions of the pair read a position."""
+    position = torch.arange(size)
+    partner = (position + position[:, None]) % size  # [displacement, position]
+    reads = torch.zeros(len(taps.sources), size, dtype=torch.bool)
+    for a, sources in enumerate(taps.sources):
+        reads[a, : len(sources)] = torch.tensor(sources) >= 0
+    return (reads[:, None, :] & reads[:, partner]).to(like)
+
+
+def inside(count: int, size: int, like: Tensor) -> Tensor:
+    """`[displacement, position]`: 1 where both positions are among the first `count`."""
+    position = torch.arange(size)
+    partner = (position + position[:, None]) % size
+    return ((position < count) & (partner < count)).to(like)
+
+
+def windows(a: Tensor, start: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """`a` `[..., P, Q]` seen from each displacement of a block, without copying.
+
+    Args:
+        a: Images laid side by side twice along both axes, `[..., 2P, 2Q]`, contiguous.
+        start: The first displacement along either axis.
+        shape: The number of displacements along either axis.
+
+    Returns:
+        `[..., D1, D2, P, Q]` whose entry (d1, d2, i, j) is that of `a` at (i + d1, j + d2).
+    """
+    rows, columns = a.shape[-2] // 2, a.shape[-1] // 2
+    row = a.stride(-2)
+    return a.as_strided(
+        (*a.shape[:-2], *shape, rows, columns),
+        (*a.stride()[:-2], row, 1, row, 1),
+        a.storage_offset() + start[0] * row + start[1],
+    )
+
+
+def twice(a: Tensor) -> Tensor:
+    """`[..., P, Q]` laid side by side along both axes, `[..., 2P, 2Q]`."""
+    return torch.cat([torch.cat([a, a], -1)] * 2, -2)

@@ -1,0 +1,294 @@
+"""Steps as they are collected while a network is read, and the rules that hold between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import message
+from ...activations import dual_activation
+from .._ops import (
+    Activation,
+    Affine,
+    Concatenation,
+    Flatten,
+    Input,
+    Normalization,
+    Operation,
+    Program,
+    Scale,
+    Step,
+)
+from ._prune import needed
+from ._values import Data, Elementwise, Features, Joined, Value
+
+_EXPECTED = "a network with an infinite-width limit"
+
+
+class Builder:
+    """Collects the steps of one network.
+
+    Attributes:
+        node: The name of the node that is being read, for messages.
+        dtype: In which the kernel is computed.
+        samples: How many samples x1 and x2 have.
+    """
+
+    def __init__(self, dtype: torch.dtype, samples: tuple[int, int], same: bool) -> None:
+        self.node = "the network"
+        self.dtype = dtype
+        self.samples = samples
+        self.same = same
+        self._steps: list[Step] = []
+        self._inputs: dict[int, Value] = {}
+        self._layers = 0
+        self._uses: dict[int, str] = {}  # of a parameter, by its id: the node
+        self._keep: list[Any] = []  # so that ids stay unique
+
+    def refusal(self, what: str, why: str, remedy: str = "") -> ValueError:
+        """What is raised for the node that is being read.
+
+        Args:
+            what: What stands there.
+            why: Why it has no kernel in the limit.
+            remedy: What to do.
+        """
+        detail = f"{why} {remedy}".strip()
+        return ValueError(message("model", _EXPECTED, f"{what} at {self.node!r}", detail))
+
+    def layer(self, module: nn.Module) -> int:
+        """A number for the layer, whose weights only one node may use."""
+        self.uses(list(module.parameters(recurse=False)))
+        self._layers += 1
+        return self._layers
+
+    def uses(self, parameters: Sequence[Tensor]) -> None:
+        """Note that this node uses `parameters`, and refuse if another one does."""
+        for parameter in parameters:
+            if id(parameter) in self._uses:
+                raise self.refusal(
+                    f"the second use of the parameters that {self._uses[id(parameter)]!r} uses",
+                    "Two uses of the same weights are not independent, and the recursion for "
+                    "infinite width holds for independent layers only.",
+                    "Give each place a layer with parameters of its own.",
+                )
+        self._uses.update({id(p): self.node for p in parameters})
+        self._keep.extend(parameters)
+
+    def step(
+        self,
+        operation: Operation,
+        inputs: tuple[Value, ...],
+        channels: int,
+        spatial: tuple[int, ...],
+        *,
+        gaussian: bool,
+        sources: frozenset[int],
+        ancestors: frozenset[int],
+        unflattened: Value | None = None,
+    ) -> Value:
+        """Add a step; the value that it makes."""
+        layer = isinstance(operation, Affine)
+        value = Value(
+            len(self._steps),
+            channels,
+            spatial,
+            gaussian,
+            sources,
+            ancestors,
+            unflattened,
+            alike=layer
+            or (not isinstance(operation, (Input, Concatenation)) and all(v.alike for v in inputs)),
+            gained=not layer
+            and (
+                any(v.gained for v in inputs)
+                or (isinstance(operation, Normalization) and operation.gain_trained)
+            ),
+        )
+        self._steps.append(
+            Step(operation, tuple(v.step for v in inputs), value.positions, self.node)
+        )
+        return value
+
+    def linear_step(self, operation: Operation, v: Value, **changes: Any) -> Value:
+        """A step that keeps everything but what is named of its input's description."""
+        described = replace(v, unflattened=None, **changes)
+        return self.step(
+            operation,
+            (v,),
+            described.channels,
+            described.spatial,
+            gaussian=described.gaussian,
+            sources=described.sources,
+            ancestors=described.ancestors,
+            unflattened=described.unflattened,
+        )
+
+    # -- forms of features ---------------------------------------------------------------
+
+    def value(self, features: Any, what: str = "this operation") -> Value:
+        """Features as the value of a step, whatever form they have."""
+        if isinstance(features, Value):
+            return features
+        if isinstance(features, Elementwise):
+            if features.made is None:
+                features.made = self._activated(features)
+            return features.made
+        if isinstance(features, Joined):
+            return self._joined(features)
+        if isinstance(features, Data) and features.is_tensor:
+            return self._input(features, what)
+        raise self.refusal(
+            f"{type(features).__name__} as the input of {what}", "It is not a batch of features."
+        )
+
+    def _activated(self, e: Elementwise) -> Value:
+        base = e.base
+        try:
+            dual = dual_activation(e.known if e.known is not None else e.function)
+        except (TypeError, ValueError) as error:
+            self.node = e.node or self.node
+            raise self.refusal(
+                "a function that is no elementwise activation", str(error)
+            ) from error
+        v = self.step(
+            Activation(dual),
+            (base,),
+            base.channels,
+            base.spatial,
+            gaussian=False,
+            sources=frozenset(),
+            ancestors=base.ancestors,
+        )
+        if e.factor != 1:
+            v = self.linear_step(Scale(e.factor), v)
+        return self.flatten(v) if e.flat else v
+
+    def _joined(self, joined: Joined) -> Value:
+        parts = tuple(self.value(p) for p in joined.parts)
+        total = joined.shape[0]
+        return self.step(
+            Concatenation(tuple(p.channels / total for p in parts)),
+            parts,
+            total,
+            parts[0].spatial,
+            gaussian=False,
+            sources=frozenset(),
+            ancestors=frozenset().union(*(p.ancestors for p in parts)),
+        )
+
+    def _input(self, data: Data, what: str) -> Value:
+        if id(data.first) in self._inputs:
+            return self._inputs[id(data.first)]
+        first, second = (self._features(t, n) for t, n in ((data.first, 0), (data.second, 1)))
+        if first.shape[1:] != second.shape[1:]:
+            raise ValueError(
+                message(
+                    "x2",
+                    "of samples of the same shape as those of `x1`",
+                    f"{tuple(second.shape[1:])} against {tuple(first.shape[1:])} at "
+                    f"{self.node!r}, the input of {what}",
+                )
+            )
+        positions = first.reshape(*first.shape, *[1] * (4 - first.ndim))
+        other = None if self.same else second.reshape(*second.shape, *[1] * (4 - second.ndim))
+        v = self.step(
+            Input(positions, other),
+            (),
+            first.shape[1],
+            tuple(first.shape[2:]),
+            gaussian=False,
+            sources=frozenset(),
+            ancestors=frozenset(),
+        )
+        self._inputs[id(data.first)] = v
+        self._keep.append(data.first)
+        return v
+
+    def _features(self, tensor: Tensor, side: int) -> Tensor:
+        """A known tensor as `[N, C, ...]` of the type of the computation."""
+        if not 2 <= tensor.ndim <= 4 or tensor.shape[0] not in (1, self.samples[side]):
+            raise self.refusal(
+                f"a tensor of shape {tuple(tensor.shape)}",
+                "Known features must be [N, C], [N, C, L] or [N, C, P, Q].",
+            )
+        if tensor.numel() == 0:
+            raise self.refusal(f"a tensor of shape {tuple(tensor.shape)}", "It has no entries.")
+        full = tensor.expand(self.samples[side], *tensor.shape[1:])
+        return full.to(self.dtype)
+
+    # -- operations that several rules use -----------------------------------------------
+
+    def affine(
+        self,
+        features: Any,
+        operation: Affine,
+        layer: int,
+        channels: int,
+        spatial: tuple[int, ...],
+        what: str,
+    ) -> Value:
+        """A layer of independent weights."""
+        v = self.value(features, what)
+        return self.step(
+            operation,
+            (v,),
+            channels,
+            spatial,
+            gaussian=True,
+            sources=frozenset({layer}),
+            ancestors=v.ancestors | {layer},
+        )
+
+    def flatten(self, v: Value) -> Value:
+        """Positions as features."""
+        if not v.spatial:
+            return v
+        size = math.prod(v.shape)
+        if v.positions == (1, 1):
+            return replace(v, channels=size, spatial=())
+        return self.step(
+            Flatten(),
+            (v,),
+            size,
+            (),
+            # Features from different positions have different variances.
+            gaussian=False,
+            sources=v.sources,
+            ancestors=v.ancestors,
+            unflattened=v,
+        )
+
+    def scale(self, features: Features, factor: float) -> Features:
+        """A constant factor."""
+        if factor == 1:
+            return features
+        if factor == 0 or not math.isfinite(factor):
+            raise self.refusal(
+                f"a factor of {factor}", "The network's output would not depend on it."
+            )
+        if isinstance(features, Elementwise):
+            return Elementwise(
+                features.base,
+                features.function,
+                features.known,
+                features.factor * factor,
+                features.flat,
+                features.node,
+            )
+        if isinstance(features, Joined):
+            return Joined(tuple(self.scale(p, factor) for p in features.parts))  # type: ignore[misc]
+        scaled = self.linear_step(Scale(factor), features)
+        if features.unflattened is not None:
+            return self.flatten(self.scale(features.unflattened, factor))  # type: ignore[arg-type]
+        return scaled
+
+    def program(self, output: Any) -> Program:
+        """The steps that lead to `output`, whose positions become features."""
+        last = self.flatten(self.value(output, "the output")).step
+        return Program(needed(self._steps, last))

@@ -1,0 +1,165 @@
+"""Functions of every entry: activations, arithmetic with numbers, and what is made of both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...activations import dual_activation
+from ._builder import Builder
+from ._sums import add
+from ._values import Data, Elementwise, Features, Joined, Value
+
+# Functions of one tensor, entry by entry, as they are called and as methods.
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish,
+    F.softplus, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink, F.hardtanh, F.hardswish,
+    F.hardsigmoid, F.logsigmoid, F.threshold, torch.threshold, F.sigmoid, F.tanh, torch.sigmoid,
+    torch.tanh, torch.abs, torch.erf, torch.erfc, torch.exp, torch.expm1, torch.sin, torch.cos,
+    torch.sinh, torch.cosh, torch.asinh, torch.atan, torch.arctan, torch.sinc, torch.sign,
+    torch.square, torch.pow, torch.clamp, torch.clamp_min, torch.clamp_max, torch.special.erf,
+    torch.special.expit, torch.logaddexp, torch.nn.functional.rrelu, operator.pow, operator.abs,
+    torch.selu, torch.celu, torch.heaviside, torch.log1p, torch.sqrt, torch.log, torch.reciprocal,
+)  # fmt: skip
+METHODS: tuple[str, ...] = (
+    "relu", "sigmoid", "tanh", "abs", "erf", "erfc", "exp", "expm1", "sin", "cos", "sinh", "cosh",
+    "asinh", "atan", "arctan", "sinc", "sign", "square", "pow", "clamp", "clamp_min", "clamp_max",
+    "relu_", "sigmoid_", "tanh_", "abs_", "exp_", "log1p", "sqrt", "log", "reciprocal",
+)  # fmt: skip
+
+
+def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: Any) -> Features:
+    """An elementwise function of features.
+
+    Args:
+        b: Where steps are collected.
+        x: The features.
+        function: The function.
+        known: What names it for its closed form; None if nothing does.
+    """
+    if isinstance(x, Joined):
+        return Joined(tuple(activation(b, p, function, known) for p in x.parts))  # type: ignore[misc]
+    if isinstance(x, Elementwise):
+        inner = x
+        return Elementwise(x.base, lambda t: function(inner(t)), flat=x.flat, node=b.node)
+    v = b.value(x)
+    if v.unflattened is not None:
+        inside = activation(b, v.unflattened, function, known)
+        assert isinstance(inside, Elementwise)
+        inside.flat = True
+        return inside
+    if not v.gaussian:
+        raise b.refusal(
+            "an elementwise function",
+            "Its input is not Gaussian in the limit: it must be the output of an NTK layer, or a "
+            "sum, average or normalization of such outputs.",
+            "Put an NTK layer before it.",
+        )
+    _check_gain(b, v)
+    return Elementwise(v, function, known, node=b.node)
+
+
+def _check_gain(b: Builder, v: Value) -> None:
+    if v.gained:
+        raise b.refusal(
+            "an elementwise function after a trained gain of a normalization",
+            "What the gain adds to the tangent kernel, the product of the normalized features "
+            "channel by channel, is not independent of the function's slope there.",
+            "Freeze the gain, norm.weight.requires_grad_(False), or leave it out, "
+            "elementwise_affine=False or affine=False.",
+        )
+
+
+def resolve(named: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """An activation as a caller names it: what to look it up by, and as a function.
+
+    Raises:
+        TypeError, ValueError: It is no elementwise activation.
+    """
+    dual = dual_activation(named)
+    return dual, named if callable(named) else torch.nn.Identity()
+
+
+def as_function(x: Features) -> Elementwise | None:
+    """Features as a function of one Gaussian value, if they are."""
+    if isinstance(x, Elementwise):
+        return x
+    if isinstance(x, Value) and x.gaussian:
+        return Elementwise(x, lambda t: t, torch.nn.Identity())
+    if isinstance(x, Value) and x.unflattened is not None and x.unflattened.gaussian:
+        return Elementwise(x.unflattened, lambda t: t, torch.nn.Identity(), flat=True)
+    return None
+
+
+def combine(
+    b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
+) -> Features:
+    """`x + y`, `x - y`, `x * y`, `x / y` where at least one is random features."""
+    number = _number(y) if _number(y) is not None else _number(x)
+    if number is not None:
+        return _with_number(b, x, y, operation, name)
+    if isinstance(x, Joined) or isinstance(y, Joined):
+        return _joined(b, x, y, operation, name)
+    if not isinstance(x, Data) and not isinstance(y, Data):
+        if x is y and isinstance(x, Value) and name == "add":
+            return b.scale(x, 2.0)
+        f, g = as_function(x), as_function(y)
+        if f is not None and g is not None and f.base is g.base and f.flat == g.flat:
+            _check_gain(b, f.base)
+            return Elementwise(f.base, lambda t: operation(f(t), g(t)), flat=f.flat, node=b.node)
+    if name in ("add", "sub"):
+        second = y if name == "add" else _negative(b, y)
+        return add(b, b.value(x, "a sum"), b.value(second, "a sum"))
+    raise b.refusal(
+        "a product or quotient of features",
+        "Products of different random features are not covered by the recursion.",
+        "Multiply by a number, or write a function of one value.",
+    )
+
+
+def _negative(b: Builder, y: Any) -> Any:
+    return b.scale(b.value(y, "a difference") if isinstance(y, Data) else y, -1.0)
+
+
+def _joined(b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str) -> Joined:
+    if not (isinstance(x, Joined) and isinstance(y, Joined)) or [p.shape for p in x.parts] != [
+        p.shape for p in y.parts
+    ]:
+        raise b.refusal(
+            "arithmetic between concatenated and other features",
+            "The parts of a concatenation have kernels of their own.",
+            "Put an NTK layer after the concatenation.",
+        )
+    parts = zip(x.parts, y.parts, strict=True)
+    return Joined(tuple(combine(b, p, q, operation, name) for p, q in parts))  # type: ignore[misc]
+
+
+def _number(x: Any) -> float | None:
+    if isinstance(x, Data):
+        x = x.first if x.first is x.second or (not x.is_tensor and x.first == x.second) else None
+        x = x.item() if isinstance(x, Tensor) and x.ndim == 0 else x
+    return float(x) if isinstance(x, (bool, int, float)) else None
+
+
+def _with_number(
+    b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
+) -> Features:
+    c = _number(y)
+    if c is not None:
+        if name == "mul":
+            return b.scale(x, c)
+        if name == "div" and c != 0:
+            return b.scale(x, 1 / c)
+        if name in ("add", "sub") and c == 0:
+            return x  # type: ignore[no-any-return]
+        return activation(b, x, lambda t: operation(t, c), None)
+    c = _number(x)
+    if name == "mul":
+        assert c is not None
+        return b.scale(y, c)
+    return activation(b, y, lambda t: operation(c, t), None)

@@ -1,0 +1,234 @@
+"""Which rule reads which function and method."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _norms, _positions
+from ._builder import Builder
+from ._elementwise import FUNCTIONS, METHODS, activation, combine
+from ._in_place import arguments
+from ._values import Data, Features, Joined
+
+Rule = Callable[..., Any]
+
+
+def _arithmetic(operation: Callable[[Any, Any], Any], name: str) -> Rule:
+    def rule(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Features:
+        if alpha != 1:
+            y = combine(b, y, alpha, operator.mul, "mul")
+        return combine(b, x, y, operation, name)
+
+    return rule
+
+
+def _applied(function: Callable[..., Any]) -> Rule:
+    """An elementwise function with its other arguments fixed."""
+
+    def rule(b: Builder, x: Any, *rest: Any, **named: Any) -> Features:
+        rest, named = _others(function, x, rest, named)
+        if any(_random(v) for v in (*rest, *named.values())):
+            raise b.refusal("an elementwise function of two features", "Only one may vary.")
+        plain = not rest and not {k: v for k, v in named.items() if k != "training"}
+        return activation(b, x, lambda t: function(t, *rest, **named), function if plain else None)
+
+    return rule
+
+
+def _others(
+    function: Callable[..., Any], x: Any, rest: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments besides the features, and without those that do not change the function."""
+    bound = arguments(function, (x, *rest), named)
+    if any(v is x for v in bound.values()):  # else built in: its arguments have no names
+        rest, named = (), {k: v for k, v in bound.items() if v is not x}
+    return rest, {k: v for k, v in named.items() if not (k == "inplace" or v is None)}
+
+
+def _method(name: str) -> Rule:
+    plain = getattr(torch, name, None)
+    if name.endswith("_"):
+        plain = getattr(torch, name[:-1], None)
+
+    def rule(b: Builder, x: Any, *rest: Any, **named: Any) -> Features:
+        known = plain if not rest and not named else None
+        base = name.removesuffix("_")
+        return activation(b, x, lambda t: getattr(t, base)(*rest, **named), known)
+
+    return rule
+
+
+def _leaky(b: Builder, x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Features:
+    module = torch.nn.LeakyReLU(negative_slope)
+    return activation(b, x, module, module)
+
+
+def _gelu(b: Builder, x: Any, approximate: str = "none") -> Features:
+    module = torch.nn.GELU(approximate)
+    return activation(b, x, module, module)
+
+
+def _cat(b: Builder, tensors: Any, dim: int = 0) -> Features:
+    parts: list[Any] = []
+    for t in tensors:
+        part = b.value(t, "a concatenation") if isinstance(t, Data) else t
+        parts.extend(part.parts if isinstance(part, Joined) else [part])
+    axes = len(parts[0].shape) + 1
+    if dim % axes != 1:
+        raise b.refusal(
+            f"a concatenation along axis {dim}", "Only channels, axis 1, can be joined."
+        )
+    if len({p.shape[1:] for p in parts}) > 1:
+        raise b.refusal("a concatenation of features of different positions", "They must agree.")
+    return Joined(tuple(parts))
+
+
+def _flatten(b: Builder, x: Any, start_dim: int = 0, end_dim: int = -1) -> Features:
+    return _positions.flattened(b, x, start_dim, end_dim)
+
+
+def _view(b: Builder, x: Any, *sizes: Any, shape: Any = None) -> Features:
+    found = shape if shape is not None else sizes
+    if len(found) == 1 and isinstance(found[0], (tuple, list)):
+        found = found[0]
+    return _positions.viewed(b, x, [_first(s) for s in found])
+
+
+def _reduce(total: bool) -> Rule:
+    def rule(b: Builder, x: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Features:
+        return _positions.over_axes(b, x, dim, keepdim, total)
+
+    return rule
+
+
+def _avg_pool(axes: int) -> Rule:
+    def rule(
+        b: Builder,
+        x: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> Features:
+        pools = _positions.window(kernel_size, stride, padding, ceil_mode, count_include_pad, axes)
+        return _positions.average(b, x, pools)
+
+    return rule
+
+
+def _adaptive_pool(axes: int) -> Rule:
+    def rule(b: Builder, x: Any, output_size: Any) -> Features:
+        return _positions.average(b, x, _positions.adaptive(output_size, axes))
+
+    return rule
+
+
+def _squeeze(b: Builder, x: Any, dim: Any = None) -> Features:
+    dims = [dim] if isinstance(dim, int) else dim
+    return _positions.squeezed(b, x, dims)
+
+
+def _size(b: Builder, x: Any, dim: int | None = None) -> Any:
+    shapes = [torch.Size((n, *x.shape)) for n in b.samples]
+    if dim is None:
+        return Data(*shapes)
+    return Data(shapes[0][dim], shapes[1][dim])
+
+
+def _same(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
+    return x  # type: ignore[no-any-return]
+
+
+def _dropout(
+    b: Builder, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Features:
+    if training and p > 0:
+        raise b.refusal(
+            "F.dropout that is active in eval mode too",
+            "Its masks are random even when the network is evaluated.",
+            "Give it training=self.training, or use nn.Dropout.",
+        )
+    return x  # type: ignore[no-any-return]
+
+
+def _layer_norm(
+    b: Builder,
+    x: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+) -> Features:
+    weight, bias = (_first(p) for p in (weight, bias))
+    return _norms.normalized_shape(b, x, tuple(normalized_shape), weight, bias, eps)
+
+
+def _neg(b: Builder, x: Any) -> Features:
+    return combine(b, x, -1.0, operator.mul, "mul")
+
+
+def _first(x: Any) -> Any:
+    return x.first if isinstance(x, Data) else x
+
+
+def _random(x: Any) -> bool:
+    return not isinstance(x, (Data, int, float, bool, str, Tensor, type(None)))
+
+
+_NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]] = {
+    "add": (operator.add, (operator.add, operator.iadd, torch.add)),
+    "sub": (operator.sub, (operator.sub, operator.isub, torch.sub)),
+    "mul": (operator.mul, (operator.mul, operator.imul, torch.mul)),
+    "div": (operator.truediv, (operator.truediv, operator.itruediv, torch.div, torch.true_divide)),
+}
+
+RULES: dict[Any, Rule] = {
+    **{f: _applied(f) for f in FUNCTIONS},
+    **{f: _arithmetic(op, name) for name, (op, keys) in _NUMBERS.items() for f in keys},
+    F.leaky_relu: _leaky,
+    F.gelu: _gelu,
+    torch.cat: _cat,
+    torch.concat: _cat,
+    torch.flatten: _flatten,
+    torch.reshape: _view,
+    torch.mean: _reduce(False),
+    torch.sum: _reduce(True),
+    F.avg_pool1d: _avg_pool(1),
+    F.avg_pool2d: _avg_pool(2),
+    F.adaptive_avg_pool1d: _adaptive_pool(1),
+    F.adaptive_avg_pool2d: _adaptive_pool(2),
+    torch.squeeze: _squeeze,
+    F.dropout: _dropout,
+    F.layer_norm: _layer_norm,
+    operator.neg: _neg,
+    torch.neg: _neg,
+}
+
+METHOD_RULES: dict[str, Rule] = {
+    **{name: _method(name) for name in METHODS},
+    **{name: _arithmetic(op, name) for name, (op, _) in _NUMBERS.items()},
+    **{f"{name}_": _arithmetic(op, name) for name, (op, _) in _NUMBERS.items()},
+    "flatten": _flatten,
+    "view": _view,
+    "reshape": _view,
+    "mean": _reduce(False),
+    "sum": _reduce(True),
+    "squeeze": _squeeze,
+    "size": _size,
+    "contiguous": _same,
+    "clone": _same,
+    "neg": _neg,
+    "dim": lambda b, x: len(x.shape) + 1,
+}
+
+ATTRIBUTES: dict[str, Rule] = {
+    "shape": lambda b, x: _size(b, x),
+    "ndim": lambda b, x: len(x.shape) + 1,
+}

@@ -1,0 +1,71 @@
+"""Operations that write into what they take: harmless, unless someone reads it afterwards."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
+_VIEWS = {torch.flatten, torch.reshape, torch.squeeze}
+_VIEW_METHODS = {"flatten", "view", "reshape", "squeeze", "contiguous", "view_as", "unsqueeze"}
+_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+
+def overwritten(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+    """The node whose value `node` overwrites, if it does.
+
+    Args:
+        node: A node of a graph.
+        module: What it calls, if it calls a module.
+    """
+    taken = node.args[0] if node.args else node.kwargs.get("input")
+    return taken if isinstance(taken, fx.Node) and _writes(node, module) else None
+
+
+def read_later(node: fx.Node, written: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
+    """A node after `node` that reads `written`, or what `written` is a view of."""
+    order = {n: i for i, n in enumerate(graph_module.graph.nodes)}
+    seen: fx.Node | None = written
+    while seen is not None:
+        for user in seen.users:
+            if order[user] > order[node]:
+                return user
+        seen = _viewed(seen, graph_module)
+    return None
+
+
+def _writes(node: fx.Node, module: nn.Module | None) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.target in _AUGMENTED or getattr(node.target, "__name__", "").endswith("_"):
+        return True
+    return bool(arguments(node.target, node.args, node.kwargs).get("inplace", False))
+
+
+def arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name, as far as the function tells their names."""
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):  # built in, or called wrongly
+        return dict(kwargs)
+
+
+def _viewed(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
+    """The node whose memory this one's value has, if it is a view or was made in place."""
+    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    view = (
+        node.target in _VIEWS
+        or (node.op == "call_method" and node.target in _VIEW_METHODS)
+        or isinstance(module, _VIEW_MODULES)
+    )
+    if not (view or (node.op.startswith("call") and _writes(node, module))):
+        return None
+    taken = node.args[0] if node.args else node.kwargs.get("input")
+    return taken if isinstance(taken, fx.Node) else None

@@ -1,0 +1,123 @@
+"""NTK layers: the only ones with a limit in which kernels are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...nn import NTKConv1d, NTKConv2d, NTKLinear
+from .._axis import ONE, taps
+from .._ops import Affine
+from ._builder import Builder
+from ._values import Data, Value
+
+
+def dense(b: Builder, module: NTKLinear, x: Any) -> Value:
+    """`NTKLinear` on vectors."""
+    shape = _shape(x)
+    what = f"NTKLinear({module.in_features}, {module.out_features})"
+    if len(shape) != 1:
+        raise b.refusal(
+            f"{what} on features with positions, {shape} per sample",
+            "A dense layer acts on the last axis, which would mix positions as if they were "
+            "channels.",
+            "Flatten or pool first, or use an NTKConv layer with kernel size 1.",
+        )
+    _check_channels(b, what, module.in_features, shape[0])
+    operation = Affine(ONE, ONE, *_scales(module))
+    return b.affine(x, operation, b.layer(module), module.out_features, (), what)
+
+
+def convolution(b: Builder, module: NTKConv1d | NTKConv2d, x: Any) -> Value:
+    """`NTKConv1d` and `NTKConv2d` with all their arguments."""
+    shape = _shape(x)
+    axes = len(module.kernel_size)
+    what = f"NTKConv{axes}d({module.in_channels}, {module.out_channels}, …)"
+    if len(shape) != 1 + axes:
+        raise b.refusal(
+            f"{what} on samples of shape {shape}",
+            f"It needs channels and {axes} axes of positions.",
+        )
+    _check_channels(b, what, module.in_channels, shape[0])
+    _check_groups(b, what, module, x)
+    found = []
+    for i in range(axes):
+        before, after = _padding(module, i)
+        _check_padding(b, what, module.padding_mode, max(before, after), shape[1 + i])
+        found.append(
+            taps(
+                shape[1 + i],
+                module.kernel_size[i],
+                module.stride[i],
+                module.dilation[i],
+                (before, after),
+                module.padding_mode,
+            )
+        )
+        if found[-1].size_out < 1:
+            raise b.refusal(
+                f"{what} on {shape[1:]} positions", "The kernel is larger than the padded image."
+            )
+    rows, columns = (*found, ONE)[:2]
+    operation = Affine(rows, columns, *_scales(module))
+    spatial = tuple(t.size_out for t in found)
+    return b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
+
+
+def _scales(module: NTKLinear | NTKConv1d | NTKConv2d) -> tuple[float, float, bool, bool]:
+    bias = module.bias
+    return (
+        module.sigma_w,
+        0.0 if bias is None else module.sigma_b,
+        module.weight.requires_grad,
+        bias is not None and bias.requires_grad,
+    )
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
+
+
+def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
+    if expected != came:
+        raise b.refusal(f"{what} on {came} features", f"It takes {expected}.")
+
+
+def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:
+    groups, channels = int(module.groups), int(module.in_channels)  # type: ignore[arg-type]
+    if groups == 1:
+        return
+    if groups == channels:
+        raise b.refusal(
+            f"{what} with one channel per group",
+            "A sum over the few points of a kernel is not Gaussian, however wide the network is.",
+            "Use fewer groups, or groups=1.",
+        )
+    if isinstance(x, Data) or not x.alike:
+        where = "the inputs" if isinstance(x, Data) else "channels of several kinds"
+        raise b.refusal(
+            f"{what} with groups on {where}",
+            "Each group sees other channels, and their kernels differ from group to group.",
+            "Use groups=1 here.",
+        )
+
+
+def _check_padding(b: Builder, what: str, mode: str, padding: int, size: int) -> None:
+    """Refuse what the layer itself would refuse in its forward."""
+    if (mode == "circular" and padding > size) or (mode == "reflect" and padding >= size):
+        raise b.refusal(
+            f"{what} with {mode} padding of {padding} on an axis of {size} positions",
+            "There is nothing so far inside that it could repeat.",
+            "Pad less, or use larger images.",
+        )
+
+
+def _padding(module: NTKConv1d | NTKConv2d, axis: int) -> tuple[int, int]:
+    if module.padding == "valid":
+        return 0, 0
+    if module.padding == "same":
+        total = module.dilation[axis] * (module.kernel_size[axis] - 1)
+        return total // 2, total - total // 2
+    amount = int(module.padding[axis])
+    return amount, amount

@@ -1,0 +1,140 @@
+"""Which rule reads which module, by its exact type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ... import nn as ntk
+from ...activations import DualActivation, dual_activation, register_dual
+from . import _layers, _norms, _positions
+from ._builder import Builder
+from ._elementwise import activation
+from ._values import Features
+
+ModuleRule = Callable[[Builder, Any, Any], Features]
+
+ACTIVATIONS: frozenset[type[nn.Module]] = frozenset(
+    {
+        nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU,
+        nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink,
+        nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid,
+        nn.Threshold, ntk.Erf, ntk.Sin, ntk.Cos, ntk.Abs,
+    }
+)  # fmt: skip
+
+
+def _named(name: str) -> Callable[[Any], DualActivation]:
+    return lambda module: dual_activation(name)
+
+
+for _kind, _name in ((ntk.Erf, "erf"), (ntk.Sin, "sin"), (ntk.Cos, "cos"), (ntk.Abs, "abs")):
+    register_dual(_kind, _named(_name))
+
+
+def _identity(b: Builder, module: nn.Module, x: Any) -> Features:
+    return x  # type: ignore[no-any-return]
+
+
+def _average(b: Builder, m: Any, x: Any) -> Features:
+    axes = 1 if isinstance(m, nn.AvgPool1d) else 2
+    _check_axes(b, type(m).__name__, x, axes)
+    pools = _positions.window(
+        m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, axes
+    )
+    divisor = getattr(m, "divisor_override", None)
+    if divisor is None:
+        return _positions.average(b, x, pools)
+    if m.ceil_mode or not m.count_include_pad:
+        raise b.refusal(
+            "average pooling with divisor_override and windows of different sizes",
+            "Their weights are not products over the axes.",
+        )
+    sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * 2
+    return _positions.average(b, x, pools, sizes[0] * sizes[1] / divisor)
+
+
+def _adaptive(b: Builder, m: Any, x: Any) -> Features:
+    axes = 1 if isinstance(m, nn.AdaptiveAvgPool1d) else 2
+    _check_axes(b, type(m).__name__, x, axes)
+    return _positions.average(b, x, _positions.adaptive(m.output_size, axes))
+
+
+def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
+    if len(x.shape) != 1 + axes:
+        raise b.refusal(
+            f"{what} on samples of shape {tuple(x.shape)}", f"It needs {axes} axes of positions."
+        )
+
+
+def _flatten(b: Builder, m: nn.Flatten, x: Any) -> Features:
+    return _positions.flattened(b, x, m.start_dim, m.end_dim)
+
+
+MODULES: dict[type[nn.Module], ModuleRule] = {
+    ntk.NTKLinear: _layers.dense,
+    ntk.NTKConv1d: _layers.convolution,
+    ntk.NTKConv2d: _layers.convolution,
+    nn.Identity: _identity,
+    # Evaluated in eval mode, as every kernel here.
+    nn.Dropout: _identity,
+    nn.Dropout1d: _identity,
+    nn.Dropout2d: _identity,
+    nn.AlphaDropout: _identity,
+    nn.FeatureAlphaDropout: _identity,
+    nn.Flatten: _flatten,
+    nn.AvgPool1d: _average,
+    nn.AvgPool2d: _average,
+    nn.AdaptiveAvgPool1d: _adaptive,
+    nn.AdaptiveAvgPool2d: _adaptive,
+    nn.LayerNorm: _norms.layer_norm,
+    nn.GroupNorm: _norms.group_norm,
+    **dict.fromkeys(ACTIVATIONS, lambda b, m, x: activation(b, x, m, m)),
+}
+
+# Why the rest has no limit, and what to do, by exact type.
+REFUSED: dict[type[nn.Module], tuple[str, str]] = {
+    **dict.fromkeys(
+        (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        (
+            "In the standard parameterization the tangent kernel diverges as the width grows.",
+            "Use torch_ntk.ntk_parameterize(model), or NTKLinear and NTKConv layers.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+        (
+            "The maximum of correlated Gaussian features has no closed covariance.",
+            "Use average pooling.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        (
+            "It couples the samples of a batch during training, and its running statistics are "
+            "no part of the limit.",
+            "Leave it out, or use LayerNorm or GroupNorm.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.InstanceNorm1d, nn.InstanceNorm2d),
+        (
+            "The statistics of a single channel stay random however wide the network is.",
+            "Use GroupNorm with few groups.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.Softmax, nn.LogSoftmax, nn.MultiheadAttention, nn.TransformerEncoderLayer),
+        (
+            "Softmax over features, and attention by it, has no closed limit.",
+            "Apply it outside the kernel.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+        ("A recurrent layer uses the same weights at every step.", ""),
+    ),
+    nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
+}

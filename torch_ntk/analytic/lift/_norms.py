@@ -1,0 +1,79 @@
+"""Layer and group normalization, in the cases in which their limit is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._ops import Normalization
+from ._builder import Builder
+from ._values import Value
+
+
+def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
+    """`nn.LayerNorm` over all features of a sample."""
+    return normalized_shape(
+        b, x, tuple(module.normalized_shape), module.weight, module.bias, module.eps
+    )
+
+
+def normalized_shape(
+    b: Builder, x: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float
+) -> Value:
+    """`F.layer_norm` over all features of a sample."""
+    v = b.value(x, "a layer normalization")
+    if shape != v.shape:
+        raise b.refusal(
+            f"layer normalization over {shape} of samples {v.shape}",
+            "Only over all features of a sample together its statistics have a limit here.",
+            f"Normalize over {v.shape}, or use GroupNorm.",
+        )
+    inner = v.unflattened if v.unflattened is not None else v
+    if weight is not None and (inner.positions != (1, 1)):
+        raise b.refusal(
+            "layer normalization with a gain per position",
+            "Its tangent kernel couples equal positions only.",
+            "Use elementwise_affine=False, or GroupNorm, whose gain is per channel.",
+        )
+    made = _normalize(b, inner, weight, bias, eps)
+    return b.flatten(made) if inner is not v else made
+
+
+def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
+    """`nn.GroupNorm`: with ever more channels per group, every group has the same statistics."""
+    v = b.value(x, "a group normalization")
+    if module.num_groups == module.num_channels:
+        raise b.refusal(
+            "group normalization with one channel per group",
+            "The statistics of a single channel stay random however wide the network is.",
+            "Use fewer groups.",
+        )
+    return _normalize(b, v, module.weight, module.bias, module.eps)
+
+
+def _normalize(b: Builder, v: Value, weight: Any, bias: Any, eps: float) -> Value:
+    if not v.gaussian:
+        raise b.refusal(
+            "a normalization of features that are not Gaussian",
+            "Their mean over channels is not 0, which the recursion needs.",
+            "Normalize the output of an NTK layer, before the activation.",
+        )
+    for name, parameter, value in (("weight", weight, 1.0), ("bias", bias, 0.0)):
+        if parameter is not None and not _all(parameter, value):
+            raise b.refusal(
+                f"a normalization whose {name} is not {value:g} everywhere",
+                "The limit is taken at initialization.",
+                f"Initialize its {name} to {value:g}.",
+            )
+    b.uses([p for p in (weight, bias) if _trained(p)])
+    return b.linear_step(Normalization(eps, _trained(weight), _trained(bias)), v)
+
+
+def _all(parameter: Tensor, value: float) -> bool:
+    return bool(torch.all(parameter.detach() == value))
+
+
+def _trained(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad

@@ -1,0 +1,171 @@
+"""Averages over positions, and positions that become features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._ops import Pool
+from ._builder import Builder
+from ._values import Elementwise, Features, Joined, Value
+
+AxisPool = Callable[[Tensor, int], Tensor]
+"""`[1, 1, L]` and the number of an axis to its average `[1, 1, L_out]`."""
+
+
+def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float = 1.0) -> Value:
+    """An average over positions, axis by axis.
+
+    Args:
+        b: Where steps are collected.
+        x: The features.
+        pools: Per axis of positions how it is averaged; None leaves it.
+        factor: A constant in front, as of a sum.
+    """
+    v = b.value(x, "a pooling")
+    if len(v.spatial) != len(pools):
+        raise b.refusal(
+            f"an average over {len(pools)} axes of samples of shape {v.shape}",
+            "It needs channels and as many axes of positions.",
+        )
+    matrices: list[Tensor] = []
+    spatial: list[int] = []
+    for size, pool in zip(v.spatial, pools, strict=True):
+        eye = torch.eye(size, dtype=torch.float64)
+        try:
+            matrix = eye if pool is None else pool(eye[:, None], len(spatial))[:, 0].T
+        except RuntimeError as error:  # as torch refuses it in the forward
+            raise b.refusal(f"an average over positions {v.spatial}", f"{error}.") from error
+        matrices.append(matrix.contiguous())
+        spatial.append(matrix.shape[0])
+    matrices += [torch.eye(1, dtype=torch.float64)] * (2 - len(matrices))
+    # Averages of jointly Gaussian features are Gaussian, and independent where these were.
+    return b.linear_step(Pool(matrices[0] * factor, matrices[1]), v, spatial=tuple(spatial))
+
+
+def window(
+    kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, axes: int
+) -> list[AxisPool]:
+    """The averages of `nn.AvgPool1d` and `nn.AvgPool2d`."""
+    sizes = _tuple(kernel, axes)
+    steps = sizes if stride is None or stride == [] else _tuple(stride, axes)
+    paddings = _tuple(padding, axes)
+
+    def pool(eye: Tensor, axis: int) -> Tensor:
+        return F.avg_pool1d(
+            eye, sizes[axis], steps[axis], paddings[axis], ceil_mode, count_include_pad
+        )
+
+    return [pool] * axes
+
+
+def adaptive(size: Any, axes: int) -> list[AxisPool]:
+    """The averages of `nn.AdaptiveAvgPool1d` and `nn.AdaptiveAvgPool2d`."""
+    sizes = _tuple(size, axes)
+
+    def pool(eye: Tensor, axis: int) -> Tensor:
+        wanted = sizes[axis]
+        return eye if wanted is None else F.adaptive_avg_pool1d(eye, wanted)
+
+    return [pool] * axes
+
+
+def over_all_positions() -> list[AxisPool]:
+    """The average over all positions of an image."""
+    return adaptive(1, 2)
+
+
+def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Value:
+    """`x.mean(dims)` or `x.sum(dims)` over axes of positions."""
+    shape = tuple(x.shape)
+    axes = {d % (len(shape) + 1) for d in _dims(b, dims)}
+    if not axes or min(axes) < 2:
+        raise b.refusal(
+            f"a {'sum' if total else 'mean'} over axes {sorted(axes)}",
+            "Only positions, axes 2 and up, can be averaged: channels become infinitely many.",
+        )
+
+    def mean(eye: Tensor, axis: int) -> Tensor:
+        return eye.mean(-1, keepdim=True) if axis + 2 in axes else eye
+
+    spatial = shape[1:]
+    count = math.prod(spatial[a - 2] for a in axes) if total else 1
+    v = average(b, x, [mean] * len(spatial), float(count))
+    if keepdim:
+        return v
+    rest = tuple(n for i, n in enumerate(v.spatial) if i + 2 not in axes)
+    return _reshaped(b, v, rest)
+
+
+def flattened(b: Builder, x: Any, start: int, end: int) -> Features:
+    """`flatten` from the channels on: everything becomes features."""
+    axes = len(x.shape) + 1
+    if start % axes != 1 or end % axes != axes - 1:
+        raise b.refusal(
+            f"a flattening of axes {start} to {end}",
+            "Only channels and all positions together can become features.",
+            "Use nn.Flatten().",
+        )
+    return flat(b, x)
+
+
+def flat(b: Builder, x: Any) -> Features:
+    """Channels and positions as features."""
+    if isinstance(x, Joined):
+        return Joined(tuple(flat(b, p) for p in x.parts))  # type: ignore[misc]
+    if isinstance(x, Elementwise):
+        # The activation is done before: both orders are one function, and positions are equal.
+        return Elementwise(x.base, x.function, x.known, x.factor, bool(x.base.spatial), x.node)
+    return b.flatten(b.value(x, "a flattening"))
+
+
+def viewed(b: Builder, x: Any, sizes: Sequence[Any]) -> Features:
+    """`view` and `reshape`, where they flatten or change nothing."""
+    shape = tuple(x.shape)
+    wanted = [int(s) for s in sizes]
+    if len(wanted) == 1 + len(shape) and tuple(wanted[1:]) == shape:
+        return x  # type: ignore[no-any-return]
+    if len(wanted) == 2 and wanted[1] in (-1, math.prod(shape)):
+        return flat(b, x)
+    raise b.refusal(
+        f"a reshaping of samples {shape} to {tuple(wanted[1:])}",
+        "Only flattening, [N, -1], is understood: channels and positions must not mix otherwise.",
+    )
+
+
+def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Value:
+    """`squeeze` of axes of one position."""
+    v = b.value(x, "a squeeze")
+    axes = len(v.shape) + 1
+    which = range(2, axes) if dims is None else [d % axes for d in dims]
+    rest = tuple(n for i, n in enumerate(v.spatial) if i + 2 not in which or n != 1)
+    if any(d < 2 for d in which):
+        raise b.refusal("a squeeze of the batch or of the channels", "Both must stay.")
+    return _reshaped(b, v, rest)
+
+
+def _reshaped(b: Builder, v: Value, spatial: tuple[int, ...]) -> Value:
+    """The same features with axes of one position left out."""
+    if (*spatial, 1, 1)[:2] == v.positions:
+        return replace(v, spatial=spatial)
+    raise b.refusal(
+        f"positions {v.spatial} as {spatial}",
+        "An axis of one position before one of several cannot be left out.",
+        "Average over both axes at once, or keep the axis (keepdim=True).",
+    )
+
+
+def _tuple(x: Any, axes: int) -> tuple[Any, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,) * axes
+
+
+def _dims(b: Builder, dims: Any) -> list[int]:
+    if dims is None:
+        raise b.refusal("a mean or sum over everything", "It would mix the samples.")
+    return [dims] if isinstance(dims, int) else [int(d) for d in dims]

@@ -1,0 +1,284 @@
+"""From a module to its program: traced with `torch.fx`, read node by node."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..._checks import message
+from .._ops import Program
+from ._builder import Builder
+from ._functions import ATTRIBUTES, METHOD_RULES, RULES
+from ._in_place import overwritten, read_later
+from ._modules import MODULES, REFUSED
+from ._values import Data, Elementwise, Joined, Value
+
+_RANDOM = (Value, Elementwise, Joined)
+
+
+class _Tracer(fx.Tracer):
+    """Stops at the modules that a rule reads, and at those that it refuses."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = type(m) in MODULES or type(m) in REFUSED
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> Program:
+    """The program of `model` for the inputs.
+
+    The model is in eval mode, and everything of it that does not depend on random weights is
+    computed here and now; what follows the first NTK layer becomes steps.
+
+    Raises:
+        ValueError: Something in it has no limit; the message names the node, the reason and what
+            to do.
+        TypeError: It cannot be traced.
+    """
+    graph_module = _traced(model)
+    second = x1 if x2 is None else x2
+    builder = Builder(dtype, (len(x1), len(second)), x2 is None)
+    return _Reader(graph_module, builder).read(Data(x1, second))
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise TypeError(
+            message(
+                "model",
+                "traceable by torch.fx",
+                f"a {type(model).__name__} that is not: {error}".rstrip(". "),
+                "A forward whose Python control flow depends on the data of its input has no "
+                "fixed graph. Move that part out of the network, or build the network from "
+                "modules.",
+            )
+        ) from error
+    return fx.GraphModule(tracer.root, graph)
+
+
+class _Reader:
+    """Reads the nodes of a graph in order."""
+
+    def __init__(self, graph_module: fx.GraphModule, builder: Builder) -> None:
+        self._module = graph_module
+        self._builder = builder
+        self._values: dict[fx.Node, Any] = {}
+
+    def read(self, x: Data) -> Program:
+        """The program of the whole graph for the input `x`."""
+        placeholders = 0
+        for node in self._module.graph.nodes:
+            self._builder.node = _label(node)
+            if node.op == "placeholder":
+                placeholders += 1
+                self._values[node] = self._input(node, x, placeholders)
+            elif node.op == "output":
+                return self._output(self._of(node.args[0]))
+            else:
+                self._values[node] = self._node(node)
+        raise AssertionError("a graph ends with its output")
+
+    def _input(self, node: fx.Node, x: Data, number: int) -> Any:
+        if number == 1:
+            return x
+        if node.args:
+            return node.args[0]
+        raise TypeError(
+            message(
+                "model",
+                "a function of one tensor",
+                f"a forward with the argument {node.target!r} besides",
+                "Wrap the module so that the other arguments are fixed.",
+            )
+        )
+
+    def _output(self, output: Any) -> Program:
+        if isinstance(output, _RANDOM):
+            return self._builder.program(output)
+        if isinstance(output, Data):
+            raise ValueError(
+                message(
+                    "model",
+                    "a network with an NTK layer",
+                    "one whose output depends on no random weights",
+                    "There is no kernel to take the limit of.",
+                )
+            )
+        raise TypeError(
+            message(
+                "model",
+                "a function to one tensor",
+                f"one whose output is {type(output).__name__}",
+                "Wrap it so that it returns the tensor whose kernel is meant.",
+            )
+        )
+
+    def _of(self, argument: Any) -> Any:
+        """An argument with nodes replaced by what they are; plain containers of these."""
+        return fx.node.map_arg(argument, lambda n: self._values[n])
+
+    def _node(self, node: fx.Node) -> Any:
+        args, kwargs = self._of(node.args), self._of(node.kwargs)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
+        random = any(isinstance(a, _RANDOM) for a in _leaves((args, kwargs)))
+        if self._writes(node):
+            args, kwargs = _copied(args), _copied(kwargs)
+        if node.op == "call_module":
+            return self._call_module(node, args, kwargs, random)
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if not random:
+            return self._known(_callable(node), args, kwargs)
+        if node.op == "call_method":
+            rule = METHOD_RULES.get(str(node.target))
+        elif node.target is getattr:
+            rule = ATTRIBUTES.get(args[1])
+            args = args[:1]
+        else:
+            rule = RULES.get(node.target)
+        if rule is None:
+            raise self._builder.refusal(f"{_named(node)}", _NO_RULE, _REMEDY)
+        try:
+            return rule(self._builder, *args, **kwargs)
+        except TypeError as error:
+            if "argument" not in str(error) or not _signature_fails(rule, args, kwargs):
+                raise
+            raise self._builder.refusal(
+                f"{_named(node)} with these arguments", _NO_RULE, _REMEDY
+            ) from error
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether the node overwrites its input, which nothing may read afterwards."""
+        module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        written = overwritten(node, module)
+        if written is None:
+            return False
+        later = read_later(node, written, self._module)
+        if later is not None:
+            raise self._builder.refusal(
+                "an operation in place",
+                f"It overwrites {written.name!r}, which {later.name!r} reads afterwards.",
+                "Do it out of place (inplace=False, x = x + y instead of x += y).",
+            )
+        return True
+
+    def _call_module(self, node: fx.Node, args: Any, kwargs: Any, random: bool) -> Any:
+        module = self._module.get_submodule(str(node.target))
+        kind = type(module)
+        if kind in REFUSED:
+            why, remedy = REFUSED[kind]
+            raise self._builder.refusal(f"nn.{kind.__name__}", why, remedy)
+        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+            raise self._builder.refusal(
+                f"{kind.__name__} with a forward hook or a replaced forward",
+                "It may compute something else than its class says.",
+                "Remove the hook for the time of this call.",
+            )
+        rule = MODULES.get(kind)
+        trained = next(module.parameters(), None) is not None
+        if rule is not None and (random or trained):
+            return rule(self._builder, module, *args, **kwargs)
+        if random or trained:
+            raise self._builder.refusal(f"{kind.__name__}", _NO_RULE, _REMEDY)
+        return self._known(module, args, kwargs)
+
+    def _attribute(self, target: str) -> Data:
+        found: Any = self._module
+        for part in target.split("."):
+            found = getattr(found, part)
+        if isinstance(found, nn.Parameter):
+            raise self._builder.refusal(
+                f"the parameter {target!r} used directly",
+                "Only the weights of NTK layers have a known law.",
+                "Use NTKLinear or NTKConv, or register it as a buffer if it is a constant.",
+            )
+        return Data(found, found)
+
+    def _known(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What does not depend on random weights, computed for either side."""
+        leaves = [a for a in _leaves((args, kwargs)) if isinstance(a, Data)]
+        first = _side(args, 0), _side(kwargs, 0)
+        one = function(*first[0], **first[1])
+        if all(a.first is a.second for a in leaves):
+            return Data(one, one) if isinstance(one, Tensor) else one
+        second = _side(args, 1), _side(kwargs, 1)
+        return Data(one, function(*second[0], **second[1]))
+
+
+_NO_RULE = "Nothing is known of its infinite-width limit."
+_REMEDY = (
+    "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
+    "concatenation, LayerNorm, GroupNorm and flattening."
+)
+
+
+def _signature_fails(rule: Any, args: Any, kwargs: Any) -> bool:
+    try:
+        inspect.signature(rule).bind(None, *args, **kwargs)
+    except TypeError:
+        return True
+    return False
+
+
+def _leaves(arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    stack = [arguments]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (tuple, list)):
+            stack.extend(item)
+        elif isinstance(item, slice):
+            stack.extend((item.start, item.stop, item.step))
+        else:
+            found.append(item)
+    return found
+
+
+def _copied(arguments: Any) -> Any:
+    """Arguments whose known tensors may be overwritten."""
+    if isinstance(arguments, Data) and arguments.is_tensor:
+        first = arguments.first.clone()
+        same = arguments.second is arguments.first
+        return Data(first, first if same else arguments.second.clone())
+    if isinstance(arguments, dict):
+        return {k: _copied(v) for k, v in arguments.items()}
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(_copied(a) for a in arguments)
+    return arguments
+
+
+def _side(arguments: Any, side: int) -> Any:
+    if isinstance(arguments, Data):
+        return arguments.first if side == 0 else arguments.second
+    if isinstance(arguments, dict):
+        return {k: _side(v, side) for k, v in arguments.items()}
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(_side(a, side) for a in arguments)
+    if isinstance(arguments, slice):
+        return slice(*(_side(a, side) for a in (arguments.start, arguments.stop, arguments.step)))
+    return arguments
+
+
+def _callable(node: fx.Node) -> Any:
+    if node.op == "call_method":
+        name = str(node.target)
+        return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)
+    return node.target
+
+
+def _label(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _named(node: fx.Node) -> str:
+    target = node.target
+    return f"{getattr(target, '__name__', target)}"

@@ -1,0 +1,142 @@
+"""What is known of a value while a network is read: its shape, and whether it is Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """Something computed from the inputs without any random weight: it is simply known.
+
+    Attributes:
+        first: It for x1: a tensor, or a number, a shape.
+        second: It for x2; the same object as `first` if x2 is x1 or it does not depend on them.
+    """
+
+    first: Any
+    second: Any
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is a batch of features rather than a number or a shape."""
+        return isinstance(self.first, Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """Random features, whose distribution is known in the limit.
+
+    Attributes:
+        step: The number of the step that makes them.
+        channels: Features at each position, in the network as it stands.
+        spatial: Axes of positions: none, `(L,)` or `(P, Q)`.
+        gaussian: Whether the features are jointly Gaussian of zero mean, of one law for all:
+            what an elementwise activation needs.
+        sources: The layers whose outputs they are sums of, with no activation in between.
+        ancestors: All layers before them.
+        unflattened: The value before positions were made features, if they were.
+        alike: Whether all channels have one law, so that any group of them stands for all.
+        gained: Whether a trained gain of a normalization is in it, with no layer after.
+    """
+
+    step: int
+    channels: int
+    spatial: tuple[int, ...]
+    gaussian: bool
+    sources: frozenset[int]
+    ancestors: frozenset[int]
+    unflattened: Value | None = None
+    alike: bool = True
+    gained: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.channels, *self.spatial)
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """As `(P, Q)`; (1, 1) for a vector."""
+        padded = (*self.spatial, 1, 1)
+        return padded[0], padded[1]
+
+    @property
+    def centred(self) -> bool:
+        """Whether nothing but sums of layers' outputs is in it."""
+        return bool(self.sources)
+
+
+@dataclass(eq=False)
+class Elementwise:
+    """A function of a Gaussian value, entry by entry, that has not become a step yet.
+
+    Functions of functions of one value, and their sums and products, are again one function of
+    it: `x * torch.sigmoid(x)` is one activation.
+
+    Attributes:
+        base: The Gaussian value.
+        function: What is done to each entry.
+        known: What names the function for a lookup of its closed form; None if it was composed.
+        factor: A constant in front.
+        flat: Whether positions were made features afterwards.
+        node: Where it was written, for messages.
+        made: The value that it has become.
+    """
+
+    base: Value
+    function: Callable[[Tensor], Tensor]
+    known: Any = None
+    factor: float = 1.0
+    flat: bool = False
+    node: str = ""
+    made: Value | None = field(default=None, repr=False)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all channels have one law; a Gaussian value's have."""
+        return self.base.alike
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        if not self.flat:
+            return self.base.shape
+        size = 1
+        for n in self.base.shape:
+            size *= n
+        return (size,)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function of the entries of the base."""
+        y = self.function(x)
+        return y if self.factor == 1 else y * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Channels of several values side by side.
+
+    Attributes:
+        parts: The values.
+    """
+
+    parts: tuple[Value | Elementwise, ...]
+
+    @property
+    def alike(self) -> bool:
+        """Not the channels of different values."""
+        return False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (sum(p.shape[0] for p in self.parts), *self.parts[0].shape[1:])
+
+
+Features: TypeAlias = Value | Elementwise | Joined
+"""Random features in any of their forms."""
