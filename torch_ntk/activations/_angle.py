@@ -45,11 +45,25 @@ def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
         c: Cosines, from -1 to 1.
     """
     x = c.abs()
-    u = 2.0 * x - 1.0
-    coefficients = _COEFFICIENTS[c.dtype]
-    # Even and odd powers apart: two chains of products that a processor works on at once.
-    square = u * u
-    value = _horner(coefficients[0::2], square) + u * _horner(coefficients[1::2], square)
     root = (1.0 - x).clamp(min=_LEAST).sqrt()
-    acute = root * value
+    acute = root * _ratio_at(2.0 * x - 1.0)
     return torch.where(c < 0, math.pi - acute, acute), root * (1.0 + x).sqrt()
+
+
+def angle_and_sine_beyond(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """θ and sin θ with the relative accuracy of 1 - cos θ, which is `excess`, from 0 to 2."""
+    far = excess > 1.0
+    e = torch.where(far, 2.0 - excess, excess)
+    root = e.clamp(min=_LEAST).sqrt()
+    acute = root * _ratio_at(1.0 - 2.0 * e)
+    return torch.where(far, math.pi - acute, acute), root * (2.0 - e).sqrt()
+
+
+def _ratio_at(u: Tensor) -> Tensor:
+    """arccos(x) / √(1 - x) at x = (u + 1)/2.
+
+    Even and odd powers apart: two chains of products that a processor works on at once.
+    """
+    coefficients = _COEFFICIENTS[u.dtype]
+    square = u * u
+    return _horner(coefficients[0::2], square) + u * _horner(coefficients[1::2], square)

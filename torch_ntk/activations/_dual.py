@@ -97,5 +97,11 @@ class DualActivation(ABC):
         """
         return self.pair(k, one[0], two[0])
 
+    def distance_of_images(
+        self, d: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`pair_from_distance` for loops that are compiled, with arguments as `pair_of_images`."""
+        return self.pair_from_distance(d, one[0], two[0])
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name}>"

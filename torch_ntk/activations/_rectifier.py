@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._angle import angle_and_sine
+from ._angle import angle_and_sine, angle_and_sine_beyond
 from ._dual import DualActivation
 
 # The least 1 - c² is kept at, so that its square root has a finite derivative. The root, 1e-18,
@@ -92,6 +92,24 @@ class DualRectifier(DualActivation):
         if self._product:
             slope = slope + self._product
         return k * slope + (root1 * root2) * (sine * self._bend), slope
+
+    def distance_of_images(
+        self, d: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`pair_from_distance` in fewer instructions.
+
+        sin θ - θ cos θ is left as a difference: its error, of the order of eps θ, is one of eps
+        in the angle that the result stands for.
+        """
+        (root1, inverse1), (root2, inverse2) = one, two
+        r = root1 * root2
+        excess = (d - (root1 - root2).square()) * (0.5 * inverse1 * inverse2)
+        # Where a variance is 0, the angle is a right one by convention.
+        excess = torch.where(r > 0, excess, 1.0).clamp(0.0, 2.0)
+        angle, sine = angle_and_sine_beyond(excess)
+        lag = sine - angle * (1.0 - excess)
+        distance = (self._mean_square * d - (2 * self._bend) * r * lag).clamp(min=0.0)
+        return distance, self._mean_square - self._bend * angle
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.

@@ -28,6 +28,7 @@ def mlp_kernels(
     *,
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
+    compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
     """NNGP and NTK of a fully connected network of infinite width.
@@ -47,6 +48,7 @@ def mlp_kernels(
         sigma_b: Scale of the biases; 0 for none.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: Bytes that the computation may plan with.
+        compile: Whether to compile the loops; None does it when the job is long enough.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -76,7 +78,9 @@ def mlp_kernels(
     assert a is not None
     with evaluation(a, b, None):
         program = _program(a, b, depth, known, function, sigma_w, sigma_b)
-        return Kernels(*run(program, ntk=True, limit=max_memory, progress=progress))  # type: ignore[arg-type]
+        nngp, ntk = run(program, ntk=True, limit=max_memory, progress=progress, compile=compile)
+        assert ntk is not None
+        return Kernels(nngp, ntk)
 
 
 def _program(

@@ -11,6 +11,8 @@ import torch
 
 from .._ops import Program
 from .._plan import Plan
+from ._equal import Equal
+from ._streamed import Streamed
 
 # Values of a block are read and written again and again: entries per array with which they stay
 # in the second-level caches of a CPU; a GPU wants many more.
@@ -34,11 +36,13 @@ class Blocks:
         rows: Images of x1 in a block.
         columns: Images of x2 in a block.
         images: Images of one side whose variances are held at once.
+        fixed: Whether every block must have this size: the last ones then overlap.
     """
 
     rows: int
     columns: int
     images: int
+    fixed: bool = False
 
 
 def budget(device: torch.device) -> int:
@@ -65,7 +69,7 @@ def blocks(
     shape: tuple[int, int],
     like: torch.Tensor,
     limit: int | None,
-    group: int | None = None,
+    fast: Streamed | Equal | None = None,
 ) -> Blocks:
     """Blocks for a matrix of `shape`.
 
@@ -75,7 +79,7 @@ def blocks(
         shape: Images of x1, images of x2.
         like: A tensor of the type and on the device of the computation.
         limit: Bytes that may be used; None chooses from the free memory.
-        group: Pairs that are computed at once by displacement, if that is how.
+        fast: What evaluates the blocks, if it has sizes of its own.
     """
     device, size = like.device, like.element_size()
     bytes_ = budget(device) if limit is None else limit
@@ -85,8 +89,10 @@ def blocks(
     # Long rows: the products of the first layer are faster, and a symmetric matrix wastes less.
     columns = min(shape[1], pairs if entries > 1 else max(1, pairs // 32))
     rows = max(1, min(shape[0], pairs // columns))
-    if group is not None:
-        side = max(_SIDE, math.isqrt(group - 1) + 1)
+    if isinstance(fast, Equal):
+        rows, columns = fast.rows, fast.columns
+    elif fast is not None:
+        side = max(_SIDE, math.isqrt(fast.pairs - 1) + 1)
         rows, columns = min(shape[0], side), min(shape[1], side)
     held = sum(
         step.positions[0] * step.positions[1]
@@ -94,7 +100,7 @@ def blocks(
         if needed
     )
     images = max(1, rows, columns, bytes_ // (4 * size * max(1, held)))
-    return Blocks(rows, columns, images)
+    return Blocks(rows, columns, images, isinstance(fast, Equal))
 
 
 def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

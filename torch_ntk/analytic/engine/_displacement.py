@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from .._axis import Taps
-from .._ops import Activation, Affine, Concatenation, Input, Pool, Program, Scale, Sum
+from .._ops import (
+    Activation,
+    Affine,
+    Concatenation,
+    Flatten,
+    Input,
+    Pool,
+    Program,
+    Scale,
+    Sum,
+)
 from .._plan import Plan
 
 _KINDS = (Input, Affine, Activation, Scale, Sum, Concatenation)
@@ -28,14 +38,14 @@ class Layout:
     """How a network's values between all pairs of positions are arranged.
 
     Attributes:
-        pool: The step that averages over all positions.
+        end: The step after them: the average over all positions, or the flattening.
         steps: The steps before it, in order.
         size: `(P, Q)`, room for the largest of their values.
         margin: Rows and columns around it: above, below, left, right.
         wraps: Whether the margins hold the other side of the image, along either axis.
     """
 
-    pool: int
+    end: int
     steps: tuple[int, ...]
     size: tuple[int, int]
     margin: tuple[int, int, int, int]
@@ -67,14 +77,36 @@ def layout(program: Program, plan: Plan) -> Layout | None:
     # An affine layer may take a value of one position, which is not held in full.
     if any(not all(plan.full[j] for j in steps[i].inputs) for i in full):
         return None
+    return _arranged(program, full, ends[0])
+
+
+def equal_layout(program: Program, plan: Plan) -> Layout | None:
+    """The arrangement of values at equal positions, up to a flattening or to the end.
+
+    None where a step before that moves positions in another way, or does not compile.
+    """
+    steps = program.steps
+    flattenings = [i for i, s in enumerate(steps) if isinstance(s.operation, Flatten)]
+    if not plan.distance or len(flattenings) > 1:
+        return None
+    end = flattenings[0] if flattenings else len(steps) - 1
+    before = tuple(range(end if flattenings else len(steps)))
+    if any(j < end for s in steps[end + 1 :] for j in s.inputs):
+        return None
+    return _arranged(program, before, end)
+
+
+def _arranged(program: Program, included: tuple[int, ...], end: int) -> Layout | None:
+    """The arrangement of some steps, if each keeps displacements and has its loop."""
+    steps = program.steps
     size = (
-        max(steps[i].positions[0] for i in full),
-        max(steps[i].positions[1] for i in full),
+        max(steps[i].positions[0] for i in included),
+        max(steps[i].positions[1] for i in included),
     )
     rows: list[int] = [0]
     columns: list[int] = [0]
     wraps = [False, False]
-    for i in full:
+    for i in included:
         operation = steps[i].operation
         if not isinstance(operation, _KINDS):
             return None
@@ -90,9 +122,9 @@ def layout(program: Program, plan: Plan) -> Layout | None:
                 found.extend(moved)
                 wraps[axis] = wraps[axis] or _wraps(taps, moved)
     margin = (-min(rows), max(rows), -min(columns), max(columns))
-    if margin[0] > size[0] or margin[1] > size[0] or max(margin[2:]) > size[1]:
+    if max(margin[:2]) > size[0] or max(margin[2:]) > size[1]:
         return None
-    return Layout(ends[0], full, size, margin, (wraps[0], wraps[1]))
+    return Layout(end, included, size, margin, (wraps[0], wraps[1]))
 
 
 def shifts(taps: Taps, size: int) -> tuple[int, ...] | None:

@@ -81,7 +81,13 @@ def evaluate(
         if isinstance(step.operation, Input):
             x1, x2 = task.inputs(i, one, two)
             s = input_state(
-                x1, x2, distance=plan.distance, full=plan.full[i], ntk=task.ntk, same=False
+                x1,
+                x2,
+                distance=plan.distance,
+                full=plan.full[i],
+                ntk=task.ntk,
+                same=False,
+                norms=_variances(one, two, i, False) if plan.distance else None,
             )
         else:
             taken = [states[j] for j in step.inputs]

@@ -34,12 +34,14 @@ class Loop:
         shape: Of the buffers.
         dtype: Their type.
         device: Where they are.
+        distance: Whether the first of a pair of arrays holds distances instead of covariances.
     """
 
     compile: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    distance: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,29 +90,33 @@ def _activation(known: _Known, ntk: bool, loop: Loop) -> Function:
     def with_ntk(
         k: Tensor, t: Tensor, images: tuple[Tensor, ...], k_out: Tensor, t_out: Tensor
     ) -> None:
-        kappa, slope = _pair(dual, k, images)
+        kappa, slope = _pair(dual, k, images, loop.distance)
         k_out.copy_(kappa)
         t_out.copy_(t * slope)
 
     def without(k: Tensor, t: None, images: tuple[Tensor, ...], k_out: Tensor, t_out: None) -> None:
-        k_out.copy_(_pair(dual, k, images)[0])
+        k_out.copy_(_pair(dual, k, images, loop.distance)[0])
 
     function = with_ntk if ntk else without
     return compiled(function) if loop.compile else function
 
 
-def _pair(dual: DualActivation, k: Tensor, images: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _pair(
+    dual: DualActivation, k: Tensor, images: tuple[Tensor, ...], distance: bool
+) -> tuple[Tensor, Tensor]:
     half = len(images) // 2
-    return dual.pair_of_images(k, images[:half], images[half:])
+    pair = dual.distance_of_images if distance else dual.pair_of_images
+    return pair(k, images[:half], images[half:])
 
 
 @lru_cache(maxsize=64)
 def filtering(window: Window, taken: bool, made: bool, loop: Loop) -> Function:
-    """A function `(k, t, rows, columns, added, k_out, t_out)`: one layer of weights.
+    """A function `(k, t, rows, columns, added, sums, k_out, t_out)`: one layer of weights.
 
     `rows` `[taps, ...]` and `columns` weight the taps, 0 where a tap reads padding or would cross
     from one displacement to the other that shares the image; they hold the factor of the layer.
-    `added` is what is added to K, how much of K is added to Θ, and what is added to Θ.
+    `added` is what is added to K, how much of the filtered K is added to Θ, and what is added to
+    Θ. With distances, `sums` are the variances of the layer's value in either image; else None.
 
     Args:
         window: Where the taps read.
@@ -120,10 +126,10 @@ def filtering(window: Window, taken: bool, made: bool, loop: Loop) -> Function:
     """
 
     def function(
-        k: Tensor, t: Tensor | None, rows: Tensor, columns: Tensor, added: Tensor, k_out: Tensor,
-        t_out: Tensor | None,
+        k: Tensor, t: Tensor | None, rows: Tensor, columns: Tensor, added: Tensor,
+        sums: tuple[Tensor, Tensor] | None, k_out: Tensor, t_out: Tensor | None,
     ) -> None:  # fmt: skip
-        first, second = _layer(window, taken, made, k, t, rows, columns, added)
+        first, second = _layer(window, taken, made, k, t, rows, columns, added, sums)
         k_out.copy_(first)
         if made:
             t_out.copy_(second)  # type: ignore[union-attr, arg-type]
@@ -132,7 +138,7 @@ def filtering(window: Window, taken: bool, made: bool, loop: Loop) -> Function:
 
 
 def layer(window: Window, dual: DualActivation, taken: bool, made: bool, loop: Loop) -> Function:
-    """A function `(k, t, rows, columns, added, images, k_out, t_out)`: weights, then activation.
+    """A function `(…, added, sums, images, k_out, t_out)`: weights, then activation.
 
     In this order both are one pass over memory: the activation reads what the taps have summed.
     """
@@ -145,10 +151,11 @@ def _layer_of(window: Window, known: _Known, taken: bool, made: bool, loop: Loop
 
     def function(
         k: Tensor, t: Tensor | None, rows: Tensor, columns: Tensor, added: Tensor,
-        images: tuple[Tensor, ...], k_out: Tensor, t_out: Tensor | None,
+        sums: tuple[Tensor, Tensor] | None, images: tuple[Tensor, ...], k_out: Tensor,
+        t_out: Tensor | None,
     ) -> None:  # fmt: skip
-        first, second = _layer(window, taken, made, k, t, rows, columns, added)
-        kappa, slope = _pair(dual, first, images)
+        first, second = _layer(window, taken, made, k, t, rows, columns, added, sums)
+        kappa, slope = _pair(dual, first, images, loop.distance)
         k_out.copy_(kappa)
         if made:
             t_out.copy_(second * slope)  # type: ignore[union-attr, operator]
@@ -158,16 +165,21 @@ def _layer_of(window: Window, known: _Known, taken: bool, made: bool, loop: Loop
 
 def _layer(
     window: Window, taken: bool, made: bool, k: Tensor, t: Tensor | None, rows: Tensor,
-    columns: Tensor, added: Tensor,
+    columns: Tensor, added: Tensor, sums: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     first = _total(window, k, rows, columns)
+    filtered = first
+    if sums is None:
+        first = first + added[0]
+    else:  # the bias drops out of a distance; the covariance is what it is without the bias
+        filtered = 0.5 * (sums[0] + sums[1] - first) - added[0]
     if not made:
-        return first + added[0], None
-    second = added[1] * first + added[2]
+        return first, None
+    second = added[1] * filtered + added[2]
     if taken:
         assert t is not None
         second = _total(window, t, rows, columns) + second
-    return first + added[0], second
+    return first, second
 
 
 def _total(window: Window, a: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -194,6 +206,29 @@ def products(channels: int, loop: Loop) -> Function:
 
     # Written out channel by channel: for many channels that would be long to compile.
     return compiled(function) if loop.compile and channels <= _FEW else function
+
+
+@lru_cache(maxsize=64)
+def differences(channels: int, loop: Loop) -> Function:
+    """A function `(x1, x2, d_out)`: distances of images `[n1, C, …]` and `[n2, C, …]`."""
+
+    def function(x1: Tensor, x2: Tensor, d_out: Tensor) -> None:
+        total = (x1[:, None, 0] - x2[None, :, 0]).square()
+        for c in range(1, channels):
+            total = total + (x1[:, None, c] - x2[None, :, c]).square()
+        d_out.copy_(total * (1 / channels))
+
+    return compiled(function) if loop.compile else function
+
+
+@lru_cache(maxsize=64)
+def from_products(channels: int, loop: Loop) -> Function:
+    """A function `(sums, s1, s2, d_out)`: distances from sums of products and mean squares."""
+
+    def function(sums: Tensor, s1: Tensor, s2: Tensor, d_out: Tensor) -> None:
+        d_out.copy_((s1 + s2 - sums * (2 / channels)).clamp(min=0.0))
+
+    return compiled(function) if loop.compile else function
 
 
 def compiled(function: Function) -> Function:

@@ -17,39 +17,40 @@ Pair: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 class Passes:
-    """What a block of displacements goes through, and the buffers for it.
+    """What a block goes through, and the buffers for it.
 
-    Buffers are `[pairs, D1, D2, P + margins, Q + margins]` and are used again and again, so a
-    block stays in cache on its way through the network.
+    Buffers are `[..., P + margins, Q + margins]` and are used again and again, so a block stays in
+    cache on its way through the network.
 
     Args:
         program: The network.
         layout: How values are arranged.
-        pairs: Pairs of images in a block.
-        shape: Displacements in a block, along either axis.
+        lead: The axes before the positions: pairs and displacements, or images and images.
         like: A tensor of the type and on the device of the computation.
         ntk: Whether Θ is wanted.
         compile: Whether to compile the loops.
+        distance: Whether distances are held, at equal positions; otherwise covariances, with two
+            axes of displacements before the positions.
     """
 
     def __init__(
         self,
         program: Program,
         layout: Layout,
-        pairs: int,
-        shape: tuple[int, int],
+        lead: tuple[int, ...],
         like: Tensor,
         *,
         ntk: bool,
         compile: bool,
+        distance: bool,
     ) -> None:
         self._layout = layout
-        self._shape = shape
         self._like = like
         self._ntk = ntk
-        self._full = (pairs, *shape, *layout.buffer)
+        self._distance = distance
+        self._full = (*lead, *layout.buffer)
         self._free: list[Tensor] = []
-        self._loop = Loop(compile, self._full, like.dtype, like.device)
+        self.loop = Loop(compile, self._full, like.dtype, like.device, distance)
         self._functions: dict[tuple[int, bool], Function] = {}
         self._layers: dict[int, tuple[Window, Tensor, Tensor, Tensor]] = {}
         for i in layout.steps:
@@ -92,7 +93,7 @@ class Passes:
     def input(self, x1: Tensor, x2: Tensor) -> Pair:
         """The covariance of known features: the mean over channels, axis 1, of the products."""
         k = self.take()
-        products(x1.shape[1], self._loop)(x1, x2, self.inside(k))
+        products(x1.shape[1], self.loop)(x1, x2, self.inside(k))
         return k, None
 
     def activation(
@@ -101,7 +102,7 @@ class Passes:
         """Step i, an activation, with what its dual needs of either image."""
         k, t = taken
         if (i, t is not None) not in self._functions:
-            made = activation(operation.dual, t is not None, self._loop)
+            made = activation(operation.dual, t is not None, self.loop)
             self._functions[i, t is not None] = made
         k_out, t_out = self.take(), None if t is None else self.take()
         self._functions[i, t is not None](
@@ -126,15 +127,19 @@ class Passes:
         if made[1] is not None and taken[1] is not None:
             self.inside(made[1])[twins, 0, 0] = self.inside(taken[1])[twins, 0, 0] * slope
 
-    def affine(self, i: int, taken: Pair, start: tuple[int, int]) -> Pair:
+    def affine(
+        self, i: int, taken: Pair, start: tuple[int, int], sums: tuple[Tensor, Tensor] | None = None
+    ) -> Pair:
         """Step i, a layer of weights, for the displacements from `start` on."""
         k, t = taken
         window, *weights_ = self._read(i, taken, start)
         if (i, t is not None) not in self._functions:
-            made = filtering(window, t is not None, self._ntk, self._loop)
+            made = filtering(window, t is not None, self._ntk, self.loop)
             self._functions[i, t is not None] = made
         k_out, t_out = self.take(), self.take() if self._ntk else None
-        self._functions[i, t is not None](k, t, *weights_, self.inside(k_out), self._maybe(t_out))
+        self._functions[i, t is not None](
+            k, t, *weights_, sums, self.inside(k_out), self._maybe(t_out)
+        )
         return k_out, t_out
 
     def layer(
@@ -144,16 +149,17 @@ class Passes:
         taken: Pair,
         start: tuple[int, int],
         images: tuple[Tensor, ...],
+        sums: tuple[Tensor, Tensor] | None = None,
     ) -> Pair:
         """Step i, a layer of weights, and the activation that takes its value."""
         k, t = taken
         window, *weights_ = self._read(i, taken, start)
         if (~i, t is not None) not in self._functions:
-            made = layer(window, operation.dual, t is not None, self._ntk, self._loop)
+            made = layer(window, operation.dual, t is not None, self._ntk, self.loop)
             self._functions[~i, t is not None] = made
         k_out, t_out = self.take(), self.take() if self._ntk else None
         self._functions[~i, t is not None](
-            k, t, *weights_, images, self.inside(k_out), self._maybe(t_out)
+            k, t, *weights_, sums, images, self.inside(k_out), self._maybe(t_out)
         )
         return k_out, t_out
 
@@ -165,12 +171,11 @@ class Passes:
             if a is not None:
                 self._wrap(a)
         window, rows, columns, added = self._layers[i]
-        return (
-            window,
-            rows[:, :, start[0] : start[0] + self._shape[0]],
-            columns[:, :, :, start[1] : start[1] + self._shape[1]],
-            added,
-        )
+        if not self._distance:
+            d1, d2 = self._full[-4:-2]
+            rows = rows[:, :, start[0] : start[0] + d1]
+            columns = columns[:, :, :, start[1] : start[1] + d2]
+        return window, rows, columns, added
 
     def weighted(self, taken: Sequence[Pair], shares: Sequence[float]) -> Pair:
         """The sum of values with constant weights."""
@@ -202,7 +207,7 @@ class Passes:
         size = self._layout.size
         a = self.inside(a)[:, skip[0] :, skip[1] :]
         if positions != size:
-            (s1, s2), (d1, d2) = start, self._shape
+            (s1, s2), (d1, d2) = start, self._full[-4:-2]
             rows = inside(positions[0], size[0], a)[s1 + skip[0] : s1 + d1, None, :, None]
             columns = inside(positions[1], size[1], a)[None, s2 + skip[1] : s2 + d2, None, :]
             a = a * rows * columns
@@ -219,9 +224,23 @@ class Passes:
         factor = operation.sigma_w**2 / (len(rows) * len(columns))
         shift = operation.sigma_b**2
         added = [shift, float(operation.weight_trained), shift * operation.bias_trained]
-        return (
-            Window(moved[0], moved[1], size, (margin[0], margin[2])),
-            (rows * factor)[:, None, :, None, :, None].contiguous(),
-            columns[:, None, None, :, None, :].contiguous(),
-            self._like.new_tensor(added),
-        )
+        rows = rows * factor
+        if self._distance:  # equal positions have displacement 0
+            rows, columns = rows[:, 0, None, None, :, None], columns[:, 0, None, None, None, :]
+        else:
+            rows, columns = rows[:, None, :, None, :, None], columns[:, None, None, :, None, :]
+        window = Window(moved[0], moved[1], size, (margin[0], margin[2]))
+        return window, rows.contiguous(), columns.contiguous(), self._like.new_tensor(added)
+
+
+def fused_layers(program: Program, layout: Layout) -> dict[int, int]:
+    """Activations that are the only ones to take the value of a layer: to that layer."""
+    steps = program.steps
+    users = [j for step in steps for j in step.inputs]
+    return {
+        i: steps[i].inputs[0]
+        for i in layout.steps
+        if isinstance(steps[i].operation, Activation)
+        and isinstance(steps[steps[i].inputs[0]].operation, Affine)
+        and users.count(steps[i].inputs[0]) == 1
+    }

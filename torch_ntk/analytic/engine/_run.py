@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from .._ops import Input, Program
 from .._plan import plan
 from ._blocks import Blocks, blocks, ranges
-from ._displacement import layout
+from ._displacement import equal_layout, layout
+from ._equal import Equal
 from ._evaluate import Images, Task, evaluate
 from ._streamed import Streamed
 from ._variances import variances
@@ -44,42 +45,46 @@ def run(
     shape = (len(first.x1), len(first.x1 if first.x2 is None else first.x2))
     task = Task(program, plan(program), ntk, symmetric)
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
-    streamed = _streamed(task, like, pairs, compile)
-    sizes = blocks(
-        program, task.plan, shape, like, limit, None if streamed is None else streamed.pairs
-    )
+    fast = _fast(task, like, shape, pairs, compile)
+    sizes = blocks(program, task.plan, shape, like, limit, fast)
     k = torch.zeros(shape, dtype=like.dtype, device=like.device)
     theta = torch.zeros_like(k) if ntk else None
+    done = 0
     with tqdm(total=pairs, disable=not progress, unit="pair", desc="kernel") as bar:
         for one, two in _pairs(task, sizes, shape):
             known = None
-            if streamed is not None:
+            if fast is not None:
                 # Nothing of the network is compiled while it is read; the loops here may be.
                 with torch.compiler.set_stance("default"):
-                    known = {streamed.layout.pool: streamed(one, two)}
+                    known = {fast.layout.end: fast(one, two)}
             block_k, block_t = evaluate(task, one, two, known)
-            at = (slice(one.start, one.stop), slice(two.start, two.stop))
-            k[at] = block_k
-            if theta is not None and block_t is not None:
-                theta[at] = block_t
-            bar.update(_new_pairs(one, two, symmetric))
-    if symmetric:
-        return _mirrored(k), None if theta is None else _mirrored(theta)
+            for whole, block in ((k, block_k), (theta, block_t)):
+                if whole is not None and block is not None:
+                    _put(whole, block, one, two, symmetric)
+            done = min(pairs, done + _new_pairs(one, two, symmetric))
+            bar.update(done - bar.n)
     return k, theta
 
 
-def _streamed(task: Task, like: Tensor, pairs: int, compile: bool | None) -> Streamed | None:
-    """The evaluation by displacement, where it applies.
+def _fast(
+    task: Task, like: Tensor, shape: tuple[int, int], pairs: int, compile: bool | None
+) -> Streamed | Equal | None:
+    """The evaluation in loops that reuse their buffers, where it applies.
 
-    It writes into buffers that it uses again, so not where derivatives are wanted.
+    Not where derivatives are wanted, which would need what the buffers held.
     """
-    found = layout(task.program, task.plan)
-    if found is None or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return None
+    streamed, equal = layout(task.program, task.plan), equal_layout(task.program, task.plan)
+    found = streamed or equal
+    if found is None:
         return None
     if compile is None:
-        entries = math.prod(found.size) ** 2
+        entries = math.prod(found.size) ** (1 if streamed is None else 2)
         compile = pairs * entries * len(found.steps) > _WORTH_COMPILING
-    return Streamed(task, found, like, compile)
+    if streamed is not None:
+        return Streamed(task, streamed, like, compile)
+    return Equal(task, found, like, shape) if compile else None
 
 
 def _pairs(task: Task, sizes: Blocks, shape: tuple[int, int]) -> Iterator[tuple[Images, Images]]:
@@ -92,8 +97,15 @@ def _pairs(task: Task, sizes: Blocks, shape: tuple[int, int]) -> Iterator[tuple[
             else:
                 two = _images(task, 1, c, d)
             for e, f in ranges(a, b, sizes.rows):
-                for g, h in ranges(max(c, e) if task.symmetric else c, d, sizes.columns):
-                    yield one.part(e, f), two.part(g, h)
+                rows = one.part(*_of_one_size(e, f, sizes.rows, a, sizes.fixed))
+                low = max(c, rows.start) if task.symmetric else c
+                for g, h in ranges(low, d, sizes.columns):
+                    yield rows, two.part(*_of_one_size(g, h, sizes.columns, c, sizes.fixed))
+
+
+def _of_one_size(start: int, stop: int, size: int, least: int, fixed: bool) -> tuple[int, int]:
+    """A range that reaches back, if it must have the size of the others."""
+    return (max(least, stop - size), stop) if fixed else (start, stop)
 
 
 def _images(task: Task, side: int, start: int, stop: int) -> Images:
@@ -111,6 +123,21 @@ def _new_pairs(one: Images, two: Images, symmetric: bool) -> int:
     )
 
 
-def _mirrored(a: Tensor) -> Tensor:
-    """The upper triangle, and its mirror image below."""
-    return a.triu() + a.triu(1).T
+def _put(whole: Tensor, block: Tensor, one: Images, two: Images, symmetric: bool) -> None:
+    """Write a block into the matrix; of a symmetric one also its mirror image.
+
+    Only what stands on or above the diagonal counts, so that the result is exactly symmetric.
+    """
+    rows, columns = slice(one.start, one.stop), slice(two.start, two.stop)
+    if not symmetric:
+        whole[rows, columns] = block
+        return
+    if two.start < one.stop:
+        n = torch.arange(one.start, one.stop, device=block.device)[:, None]
+        m = torch.arange(two.start, two.stop, device=block.device)
+        block = torch.where(n <= m, block, whole[rows, columns])
+        whole[rows, columns] = block
+        whole[columns, rows] = torch.where(n <= m, block, whole[columns, rows].T).T
+        return
+    whole[rows, columns] = block
+    whole[columns, rows] = block.T

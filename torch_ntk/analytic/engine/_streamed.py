@@ -9,7 +9,7 @@ from torch import Tensor
 from .._ops import Activation, Affine, Concatenation, Input, Pool, Scale, Sum
 from ._displacement import Layout, twice, windows
 from ._evaluate import Images, Task
-from ._passes import Pair, Passes
+from ._passes import Pair, Passes, fused_layers
 from ._state import State
 
 # Bytes of one array of a block. About six are alive; they are to stay in the caches of a CPU.
@@ -40,9 +40,10 @@ class Streamed:
         columns = max(1, min(q, entries // (p * q)))
         self.pairs = max(1, entries // (p * q * p * q))
         self._shape = (max(1, min(p, entries // (p * q * columns))), columns)
-        self._fused = _fused(task, layout)
+        self._fused = fused_layers(task.program, layout)
+        lead = (self.pairs, *self._shape)
         self._passes = Passes(
-            task.program, layout, self.pairs, self._shape, like, ntk=task.ntk, compile=compile
+            task.program, layout, lead, like, ntk=task.ntk, compile=compile, distance=False
         )
 
     def __call__(self, one: Images, two: Images) -> State:
@@ -87,7 +88,7 @@ class Streamed:
                         skip = a - start[0], b - start[1]
                         total += self._passes.total(buffer, positions, start, skip)
                 self._passes.give_back(*made)
-        pool = steps[self.layout.pool].operation
+        pool = steps[self.layout.end].operation
         assert isinstance(pool, Pool)
         factor = float(pool.rows[0, 0] * pool.columns[0, 0]) ** 2
         return totals[0] * factor, totals[1] * factor if self._task.ntk else None
@@ -180,16 +181,3 @@ class Streamed:
                 if plan.last_use[j] in (i, before) and j in values:
                     passes.give_back(*values.pop(j))
         return values[self.layout.steps[-1]]
-
-
-def _fused(task: Task, layout: Layout) -> dict[int, int]:
-    """Activations that are the only ones to take the value of a layer: to that layer."""
-    steps = task.program.steps
-    users = [j for step in steps for j in step.inputs]
-    return {
-        i: steps[i].inputs[0]
-        for i in layout.steps
-        if isinstance(steps[i].operation, Activation)
-        and isinstance(steps[steps[i].inputs[0]].operation, Affine)
-        and users.count(steps[i].inputs[0]) == 1
-    }

@@ -52,9 +52,11 @@ def _writes(node: fx.Node, module: nn.Module | None) -> bool:
 def arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Arguments by name, as far as the function tells their names."""
     try:
-        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+        bound = inspect.signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):  # built in, or called wrongly
         return dict(kwargs)
+    kinds = {p.kind for p in bound.signature.parameters.values()}
+    return dict(kwargs if inspect.Parameter.POSITIONAL_ONLY in kinds else bound.arguments)
 
 
 def _viewed(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:

@@ -45,6 +45,10 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         matrices.append(matrix.contiguous())
         spatial.append(matrix.shape[0])
     matrices += [torch.eye(1, dtype=torch.float64)] * (2 - len(matrices))
+    if v.positions == (1, 1) and all(len(m) == 1 for m in matrices):
+        # One position has nothing to be averaged with.
+        weight = factor * float(matrices[0]) * float(matrices[1])
+        return b.value(b.scale(v, weight))
     # Averages of jointly Gaussian features are Gaussian, and independent where these were.
     return b.linear_step(Pool(matrices[0] * factor, matrices[1]), v, spatial=tuple(spatial))
 

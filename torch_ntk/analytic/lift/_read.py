@@ -46,6 +46,8 @@ def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) ->
 
 def _traced(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
+    if tracer.is_leaf_module(model, ""):  # a single layer, which would else be opened
+        model = nn.Sequential(model)
     try:
         graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
