@@ -37,13 +37,17 @@ _LEAST = 1e-36
 
 
 def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
-    """arccos(c) and √(1 - c²), relatively accurate to rounding also near c = 1.
+    """arccos(c) and √(1 - c²).
 
-    By a polynomial: `torch.acos` costs four times as much in a compiled loop, `torch.atan2` twice.
+    By a polynomial where it is compiled: in such a loop `torch.acos` costs four times as much and
+    `torch.atan2` twice. Otherwise each term would be a pass over memory.
 
     Args:
         c: Cosines, from -1 to 1.
     """
+    if not torch.compiler.is_compiling():
+        sine = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
+        return torch.atan2(sine, c), sine
     x = c.abs()
     root = (1.0 - x).clamp(min=_LEAST).sqrt()
     acute = root * _ratio_at(2.0 * x - 1.0)
@@ -52,11 +56,14 @@ def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
 
 def angle_and_sine_beyond(excess: Tensor) -> tuple[Tensor, Tensor]:
     """θ and sin θ with the relative accuracy of 1 - cos θ, which is `excess`, from 0 to 2."""
-    far = excess > 1.0
-    e = torch.where(far, 2.0 - excess, excess)
+    if not torch.compiler.is_compiling():
+        near, far = (e.clamp(min=_LEAST).sqrt() for e in (excess, 2.0 - excess))
+        return 2.0 * torch.atan2(near, far), near * far
+    obtuse = excess > 1.0
+    e = torch.where(obtuse, 2.0 - excess, excess)
     root = e.clamp(min=_LEAST).sqrt()
     acute = root * _ratio_at(1.0 - 2.0 * e)
-    return torch.where(far, math.pi - acute, acute), root * (2.0 - e).sqrt()
+    return torch.where(obtuse, math.pi - acute, acute), root * (2.0 - e).sqrt()
 
 
 def _ratio_at(u: Tensor) -> Tensor:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 # A source of -1: the tap reads a zero that the padding added.
@@ -55,26 +52,6 @@ class Taps:
     def runs(self) -> tuple[tuple[Run, ...], ...]:
         """The sources of each tap as slices."""
         return tuple(_runs(s) for s in self.sources)
-
-    def shifts(self) -> tuple[int, ...] | None:
-        """Per tap the distance from output to source, if every tap has one.
-
-        With such taps, a pair of positions moves together: the displacement between two positions
-        is the same before and after. None if the axis shrinks by steps or folds at its ends.
-        Sources past the end of a circular axis count as shifted too.
-        """
-        found = []
-        for sources in self.sources:
-            seen = {(s - o) % self.size_in for o, s in enumerate(sources) if s != _ZERO}
-            if len(seen) > 1:
-                return None
-            shift = seen.pop() if seen else 0
-            found.append(shift if shift <= self.size_in // 2 else shift - self.size_in)
-        return tuple(found)
-
-    def mask(self) -> Tensor:
-        """`[taps, outputs]`: True where a tap reads a position and not a zero."""
-        return torch.tensor(self.sources) != _ZERO
 
 
 ONE = Taps(1, ((0,),))

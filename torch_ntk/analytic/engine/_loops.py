@@ -183,8 +183,19 @@ def _layer(
 
 
 def _total(window: Window, a: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The weighted sum over the taps."""
+    """The weighted sum over the taps.
+
+    Compiled, one expression of all of them; otherwise one axis after the other, in fewer passes.
+    """
     (p, q), (top, left) = window.size, window.margin
+    if not torch.compiler.is_compiling():
+        part = columns[0] * a[..., left + window.columns[0] :][..., :q]
+        for j, c in enumerate(window.columns[1:], 1):
+            part = torch.addcmul(part, columns[j], a[..., left + c : left + c + q])
+        total = rows[0] * part[..., top + window.rows[0] :, :][..., :p, :]
+        for i, r in enumerate(window.rows[1:], 1):
+            total = torch.addcmul(total, rows[i], part[..., top + r : top + r + p, :])
+        return total
     result: Any = 0
     for i, r in enumerate(window.rows):
         line: Any = 0
@@ -240,11 +251,11 @@ def compiled(function: Function) -> Function:
     # A code object of its own: the compiler counts what it makes of one code object, and would
     # give up after a few networks.
     own = types.FunctionType(
-        function.__code__.replace(),  # type: ignore[attr-defined]
-        function.__globals__,  # type: ignore[attr-defined]
-        function.__name__,  # type: ignore[attr-defined]
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
         None,
-        function.__closure__,  # type: ignore[attr-defined]
+        function.__closure__,
     )
     fast: Any = torch.compile(own, dynamic=False, fullgraph=True)
     usable = True

@@ -18,8 +18,8 @@ from ._evaluate import Images, Task, evaluate
 from ._streamed import Streamed
 from ._variances import variances
 
-# Entries times operations. Uncompiled, one takes about 10 ns; the compiler takes some ten seconds.
-_WORTH_COMPILING = 2e9
+# Entries times operations. Uncompiled, one takes 10 to 20 ns; the compiler takes some ten seconds.
+_WORTH_COMPILING = 5e8
 
 
 def run(

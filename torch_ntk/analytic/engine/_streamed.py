@@ -105,7 +105,7 @@ class Streamed:
             operation = steps[i].operation
             if isinstance(operation, Input):
                 x1, x2 = self._task.inputs(i, one, two)
-                parts = (x1[rows],), (x2[columns],)
+                parts: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (x1[rows],), (x2[columns],)
             elif isinstance(operation, Activation):
                 # Outside of a value that is smaller than the room: any number, weighted by 0.
                 q1, q2 = self._variances(i, one)[rows], self._variances(i, two)[columns]

@@ -1,0 +1,92 @@
+"""The page and the figure of `analytic.py`.
+
+python benchmarks/analytic_report.py      # again, from benchmarks/analytic.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import DOCS, HERE
+from matplotlib.figure import Figure
+
+COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}
+LABELS = {"ours": "torch_ntk", "peer": "neural-tangents"}
+PANELS = (
+    ("depth", "depth, CNTK-GAP, 32×32×3", "ms per pair"),
+    ("side", "side of the image, CNTK-GAP, depth 4", "ms per pair"),
+    ("samples", "samples, MLP of depth 4, d = 784", "ms, the matrix"),
+)
+
+
+def report(result: dict[str, Any], docs: Path) -> None:
+    """Write `benchmarks/analytic.md` and its figure below `docs`."""
+    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (docs / "images").mkdir(parents=True, exist_ok=True)
+    figure(result).savefig(docs / "images" / "benchmark-analytic.png", dpi=150)
+    (docs / "benchmarks" / "analytic.md").write_text(page(result), encoding="utf-8")
+
+
+def figure(result: dict[str, Any]) -> Figure:
+    """Growth of both in three panels, doubly logarithmic."""
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    for ax, (axis, label, unit) in zip(fig.subplots(1, 3), PANELS, strict=True):
+        points = result["growth"][axis]
+        for who, colour in COLOURS.items():
+            found = [(p[axis], p[who]) for p in points if p[who] is not None]
+            if found:
+                ax.loglog(*zip(*found, strict=True), "o-", color=colour, label=LABELS[who])
+        ticks = [p[axis] for p in points]
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel(label)
+        ax.set_ylabel(unit)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    return fig
+
+
+def page(result: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    env = result["environment"]
+    lines = [
+        "# Infinite-width kernels: speed",
+        "",
+        f"`python benchmarks/analytic.py` on {env['cpu']}, {env['threads']} threads, float32, best",
+        f"of several; torch {env['torch']}, neural-tangents {env['neural_tangents']} with jax",
+        f"{env['jax']}, commit {env['commit']}. Both are compiled, and the time to compile does",
+        "not count; each figure comes from a process of its own.",
+        "",
+        "| kernel | torch_ntk | neural-tangents | ratio | float64 / float32 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        theirs = "–" if row["peer_ms"] is None else f"{row['peer_ms']:.3g} ms"
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.1f}×"
+        lines.append(
+            f"| {row['name']} | {row['ms']:.3g} ms | {theirs} | {ratio} | {row['float64']:.2f} |"
+        )
+    hours = result["cifar10_depth_21_core_hours"]
+    peak = result["memory"]["one 32×32 GAP pair, MB"]
+    lines += [
+        "",
+        f"One 32×32 pair with global average pooling takes {peak:.0f} MB above what the process",
+        "has.",
+        "",
+        "![Growth with depth, image side and samples](../images/benchmark-analytic.png)",
+        "",
+        "All pairs of the 60,000 images of CIFAR-10 with CNTK-GAP of depth 21, extrapolated from",
+        "the time of a pair:",
+        f"{hours['ours']:,.0f} core hours"
+        + ("" if hours["peer"] is None else f", against {hours['peer']:,.0f} with neural-tangents")
+        + ". The lecture's table of challenges",
+        "puts CNNs with pooling on CIFAR-10 at O(1000) GPU hours.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    report(json.loads((HERE / "analytic.json").read_text(encoding="utf-8")), DOCS)
