@@ -197,3 +197,21 @@ class CountingNet(nn.Module):
         self.by_name["hidden"] = hidden
         self.last_hidden = hidden
         return hidden.sin()
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Running statistics and affine parameters as after some training."""
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2.0)
+            nn.init.normal_(m.weight)
+            nn.init.normal_(m.bias)
+    return model
+
+
+def frozen(model: nn.Module, *names: str) -> nn.Module:
+    """The model with the parameters of these names frozen."""
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return model

@@ -25,7 +25,10 @@ from case_models import (
     TiedEmbedding,
     TiedLinears,
     WritesIntoZeros,
+    frozen,
+    with_statistics,
 )
+from case_vision import convnext, densenet, mobilenet, resnet, vision_transformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -44,7 +47,10 @@ class Case:
         sample: The shape of one input; with `tokens`, of one row of indices.
         tokens: The number of indices, for models that take them instead of numbers.
         no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
+        no_second_derivative: Of which operation torch lacks one, so that a linearized network
+            cannot be trained.
         slow: Whether it takes more than about ten seconds.
+        is_heavy: Whether only a few of the combinations of arguments are tested.
     """
 
     name: str
@@ -52,7 +58,9 @@ class Case:
     sample: tuple[int, ...]
     tokens: int = 0
     no_forward_mode: str = ""
+    no_second_derivative: str = ""
     slow: bool = False
+    is_heavy: bool = False
 
     def build(self) -> nn.Module:
         """The model in float64, in train mode unless the row says otherwise."""
@@ -69,32 +77,9 @@ class Case:
         return torch.randn(n, *self.sample, generator=generator, dtype=torch.float64)
 
 
-def _with_statistics(model: nn.Module) -> nn.Module:
-    """Running statistics and affine parameters as after some training."""
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(m.running_mean)
-            nn.init.uniform_(m.running_var, 0.5, 2.0)
-            nn.init.normal_(m.weight)
-            nn.init.normal_(m.bias)
-    return model
-
-
-def _frozen(model: nn.Module, *names: str) -> nn.Module:
-    for name in names:
-        model.get_parameter(name).requires_grad_(False)
-    return model
-
-
 def _part_in_eval(model: nn.Sequential, index: int) -> nn.Module:
     model[index].eval()
     return model
-
-
-def _resnet18() -> nn.Module:
-    from torchvision.models import resnet18
-
-    return _with_statistics(resnet18(num_classes=3))
 
 
 class Lambda(nn.Module):
@@ -155,14 +140,14 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "batchnorm1d",
-        lambda: _with_statistics(
+        lambda: with_statistics(
             nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
         ),
         (5,),
     ),
     Case(
         "batchnorm2d",
-        lambda: _with_statistics(
+        lambda: with_statistics(
             nn.Sequential(
                 nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
             )
@@ -296,7 +281,7 @@ CASES: tuple[Case, ...] = (
         ),
         (5,),
     ),
-    Case("frozen_parameters", lambda: _frozen(_mlp(), "0.weight", "2.bias"), (5,)),
+    Case("frozen_parameters", lambda: frozen(_mlp(), "0.weight", "2.bias"), (5,)),
     Case(
         "outputs_of_two_dimensions",
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Unflatten(1, (2, 2))),
@@ -359,7 +344,18 @@ CASES: tuple[Case, ...] = (
         lambda: nn.Sequential(torch.compile(_mlp().double(), backend="eager"), nn.Linear(3, 2)),
         (5,),
     ),
-    Case("resnet18", _resnet18, (3, 32, 32), slow=True),
+    Case("vision_transformer", vision_transformer, (3, 32, 32)),
+    Case("resnet18", resnet, (3, 32, 32), slow=True),
+    Case(
+        "mobilenet_v3_small",
+        mobilenet,
+        (3, 32, 32),
+        no_second_derivative="hardsigmoid",
+        slow=True,
+        is_heavy=True,
+    ),
+    Case("convnext_tiny", convnext, (3, 32, 32), slow=True, is_heavy=True),
+    Case("densenet121", densenet, (3, 32, 32), slow=True, is_heavy=True),
 )
 
 

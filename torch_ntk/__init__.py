@@ -14,6 +14,7 @@ from .analytic import analytic_kernels as analytic_kernels
 from .analytic import analytic_nngp as analytic_nngp
 from .analytic import analytic_ntk as analytic_ntk
 from .analytic import mlp_kernels as mlp_kernels
+from .empirical import NTKOperator as NTKOperator
 from .empirical import empirical_nngp as empirical_nngp
 from .empirical import empirical_ntk as empirical_ntk
 from .empirical import explain as explain
@@ -47,6 +48,7 @@ __all__ = [
     "NTKConv2d",
     "NTKConv3d",
     "NTKLinear",
+    "NTKOperator",
     "Sin",
     "TaylorModel",
     "__version__",

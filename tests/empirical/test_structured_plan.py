@@ -50,7 +50,7 @@ class Functional(nn.Module):
 
 def test_weights_of_linear_operations_are_covered() -> None:
     x = torch.randn(3, 4)
-    assert covered(Functional(), x) == {"w", "v"}
+    assert covered(Functional(), x) == {"w", "v", "scale"}
     assert covered(MLP([4, 5, 2]), x) == {"0.weight", "2.weight"}
     net = nn.Sequential(nn.Conv1d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(8, 2))
     assert covered(net, torch.randn(3, 2, 4)) == {"0.weight", "2.weight"}

@@ -32,7 +32,10 @@ def test_outputs(output: str) -> None:
 
 def test_a_wrong_engine_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = _api._ENGINES["structured"]
-    engines = {**_api._ENGINES, "structured": lambda *a: real(*a) * 1.001}
+    engines = {
+        **_api._ENGINES,
+        "structured": lambda *a: {k: 1.001 * t for k, t in real(*a).items()},
+    }
     monkeypatch.setattr(_api, "_ENGINES", engines)
     case = by_name("mlp")
     found = verify(case.build(), case.inputs(3))
@@ -67,9 +70,13 @@ def test_explain_has_one_line_for_each_parameter() -> None:
     assert list(lines) == ["scale", "first.weight", "first.bias", "last.weight"]
     assert (lines["first.weight"].rule, lines["first.weight"].uses) == ("LinearUse", 2)
     assert lines["first.weight"].contraction == "gram"
-    assert lines["scale"].rule == "own Jacobian"
+    assert lines["first.bias"].rule == "own Jacobian"
     # Own Jacobian of 64 numbers: 2 · 64 · O² for each of N²/2 pairs.
-    assert lines["scale"].operations == 2 * 64 * 9 * 12.5
+    assert lines["first.bias"].operations == 2 * 64 * 9 * 12.5
+    assert lines["first.bias"].bytes_per_sample == 3 * 64 * 4
+    # The same, and 2 · 64 · O for each of N samples to form it.
+    assert (lines["scale"].rule, lines["scale"].contraction) == ("ScaleUse", "jacobian")
+    assert lines["scale"].operations == 2 * 64 * 9 * 12.5 + 2 * 5 * 3 * 64
     assert lines["scale"].bytes_per_sample == 3 * 64 * 4
     # Gram matrices of T = 2 positions: A (64), B (3·64 numbers), T² (a + O² b + O²) per pair.
     assert lines["first.weight"].operations == 2 * 12.5 * 4 * (64 + 9 * 64 + 9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _choose, _jacobian, _structured, _vector_product
 from ._blocks import free_memory
+from ._limit import in_bytes, limited
 from ._outputs import OUTPUTS, advice, finish, shape, size_in_words
+from ._parts import WHOLE, By, Kernels, Keys, distinct, keys_of
 from ._trial import Trial, try_out
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -31,6 +33,7 @@ _ENGINES = {
 }
 
 
+@overload
 def empirical_ntk(
     model: ModelLike,
     x1: Tensor,
@@ -39,10 +42,45 @@ def empirical_ntk(
     output: Output = "full",
     method: Method = "auto",
     params: ParameterSelection = None,
+    by: None = None,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
     progress: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: By,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]: ...
+
+
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: By | None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+) -> Tensor | dict[str, Tensor]:
     r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
 
     The model is evaluated in eval mode, one sample at a time in effect, without autocast; nothing
@@ -65,26 +103,34 @@ def empirical_ntk(
             - `"pseudo"`: `[N1, N2]`, the kernel of `Σ_i f_i / sqrt(O)`, O times cheaper than the
               trace and equal to `"mean"` in expectation (Mohamadi et al. 2023).
         method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference);
-            `"structured"` contracts the inputs and output cotangents of each linear layer,
-            convolution and embedding in the cheapest order and needs a Jacobian only for the
-            other parameters; `"vector_product"` uses a vjp and a jvp per column and never forms a
-            Jacobian (Novak et al. 2022). `"auto"` is `"structured"` wherever that fits.
+            `"structured"` contracts the inputs and output cotangents of linear operations
+            (linear layers, convolutions, embeddings, products, norms, scales and shifts) in the
+            cheapest order and takes the Jacobian of the other parameters only;
+            `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian (Novak
+            et al. 2022). `"auto"` is `"structured"` wherever that fits.
         params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
             parameter with `requires_grad`. Tied parameters count once, with their cross terms.
-        batch_size: Samples per block; None chooses from the free memory, and every block size
-            backs off with a warning when memory runs out.
+        by: Return the kernel in parts, `{name: Θ_name}` with `Θ = Σ Θ_name`: one for each
+            `"parameter"` (a tied one under its first name), or one for each `"module"` that holds
+            parameters (`""` is the model itself). None returns the sum.
+        batch_size: Samples per block; None chooses from the memory, and every block size backs
+            off with a warning when memory runs out.
         dtype: `torch.float32` or `torch.float64` to compute and return; None is the model's own
             (a half-precision model is computed in float32 and the result rounded).
+        max_memory: About how many bytes the call may take on top of what is there before it,
+            the result included, as an integer or like `"2GB"` and `"512MiB"`; blocks of samples
+            and outputs follow it. None plans with a share of what is free.
         progress: Show a progress bar over samples.
 
     Returns:
-        The kernel, on the model's device.
+        The kernel, on the model's device; with `by`, the kernels of its parts.
 
     Raises:
         TypeError: An argument is of the wrong type, or the model of a kind that cannot be
             transformed (TorchScript, quantized, lazy, sharded, complex).
         ValueError: A shape, device or value is wrong; the outputs of a sample depend on other
-            samples, are random or not finite; the result cannot fit in memory.
+            samples, are random or not finite; the result cannot fit in memory, or a single
+            sample not in `max_memory`.
         MemoryError: A single sample does not fit in memory.
 
     References:
@@ -106,20 +152,27 @@ def empirical_ntk(
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
     if not isinstance(progress, bool):
         raise TypeError(message("progress", "True or False", describe(progress)))
+    if by is not None:
+        check_choice("by", by, get_args(By), "None returns the whole kernel.")
+    allowed = None if max_memory is None else in_bytes(max_memory)
     with quiet(*_module_and_device(model, x1)):
         fn = model_function(model, params, dtype)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
         trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
+        keys = keys_of(fn.params, by)
         n1, n2 = a.shape[0], (a if b is None else b).shape[0]
-        _check_fits(fn, output, n1, n2, trial.outputs)
+        size = _check_fits(fn, output, n1, n2, trial.outputs, len(distinct(keys)), allowed)
         outputs = trial.outputs
         if output == "pseudo":
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
-        kernel = _run(fn, a, b, output, trial, batch_size, method, progress)
-        kernel = finish(kernel, output, outputs)
-        check_finite("kernel", kernel, _NOT_FINITE)
-        return _rounded(kernel, fn.result_dtype)
+        with limited(None if allowed is None else allowed - size - _held(fn)):
+            kernels = _run(fn, a, b, output, trial, batch_size, method, progress, keys)
+        for key in kernels:
+            kernel = finish(kernels[key], output, outputs)
+            check_finite("kernel", kernel, _NOT_FINITE)
+            kernels[key] = _rounded(kernel, fn.result_dtype)
+        return kernels if by is not None else kernels[WHOLE]
 
 
 def _module_and_device(model: ModelLike, x: object) -> tuple[nn.Module | None, torch.device]:
@@ -146,19 +199,38 @@ def _second(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
     return b
 
 
-def _check_fits(fn: ModelFunction, output: Output, n1: int, n2: int, o: int) -> None:
+def _check_fits(
+    fn: ModelFunction,
+    output: Output,
+    n1: int,
+    n2: int,
+    o: int,
+    parts: int = 1,
+    allowed: int | None = None,
+) -> int:
+    """Bytes of the result, if they fit into what is free and what the caller allows."""
     dims = shape(output, n1, n2, o)
-    size = math.prod(dims) * (torch.finfo(fn.dtype).bits // 8)
+    size = parts * math.prod(dims) * (torch.finfo(fn.dtype).bits // 8)
     free = free_memory(fn.device)
+    bound = f"the {size_in_words(free)} that are free"
+    if allowed is not None and allowed < free:
+        free, bound = allowed, f"max_memory, {size_in_words(allowed)}"
     if size > free:
+        many = "a kernel" if parts == 1 else f"{parts} kernels"
         raise ValueError(
             message(
                 "output",
-                f"one whose result fits in the {size_in_words(free)} that are free",
-                f"{output!r}, a kernel {list(dims)} of {size_in_words(size)}",
+                f"one whose result fits in {bound}",
+                f"{output!r}, {many} {list(dims)} of {size_in_words(size)}",
                 f"Instead: {advice(output, o)}.",
             )
         )
+    return size
+
+
+def _held(fn: ModelFunction) -> int:
+    """Bytes that are held in any case: a copy of the parameters, and gradients to check plans."""
+    return 4 * sum(p.numel() * p.element_size() for p in fn.params.values())
 
 
 def _run(
@@ -170,7 +242,8 @@ def _run(
     batch_size: int | None,
     method: Method,
     progress: bool,
-) -> Tensor:
+    keys: Keys,
+) -> Kernels:
     total = b.shape[0] if method == "vector_product" and b is not None else a.shape[0]
     with tqdm(
         total=total, desc="empirical NTK", unit="sample", disable=not progress, leave=False
@@ -179,7 +252,7 @@ def _run(
         def advance(samples: int) -> None:
             bar.update(samples)
 
-        return _ENGINES[method](fn, a, b, output, trial, batch_size, advance)
+        return _ENGINES[method](fn, a, b, output, trial, batch_size, advance, keys)
 
 
 def _rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:

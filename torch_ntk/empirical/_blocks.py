@@ -11,12 +11,14 @@ import psutil
 import torch
 
 from .._functional import is_out_of_memory
+from ._limit import limit
 
 # More than this per block buys no speed: the products are long past their best size.
 _MOST_BYTES = 8 * 1024**3
 # The share of the free memory that one computation may plan with. The rest is for what the
 # plan does not see: allocator fragments, temporary copies inside batched backward passes.
 _SHARE = 0.4
+_OF_LIMIT = 0.6
 
 ONE_SAMPLE = (
     "The kernel needs more memory for a single sample than there is. Use a cheaper output "
@@ -64,7 +66,11 @@ def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 def budget(device: torch.device) -> int:
     """Bytes that the blocks of one computation may take together."""
-    return min(_MOST_BYTES, int(_SHARE * free_memory(device)))
+    allowed = limit()
+    if allowed is None:
+        return min(_MOST_BYTES, int(_SHARE * free_memory(device)))
+    # The plans count what stands at the same time, but not every temporary of torch's.
+    return min(_MOST_BYTES, int(_OF_LIMIT * allowed), free_memory(device))
 
 
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:

@@ -10,6 +10,7 @@ from .._functional import CANNOT_TRANSFORM, ModelFunction
 from .._types import Output
 from . import _jacobian, _structured, _vector_product
 from ._blocks import budget
+from ._parts import Kernels, Keys
 from ._trial import Trial
 
 
@@ -21,8 +22,9 @@ def kernel(
     trial: Trial,
     batch_size: int | None,
     advance: Callable[[int], None],
-) -> Tensor:
-    """The kernel by the structured method, or by another where that one does not fit.
+    keys: Keys,
+) -> Kernels:
+    """The kernels by the structured method, or by another where that one does not fit.
 
     It does not fit if a parameter that no rule covers is so large that its Jacobian for a single
     sample exceeds the memory. Products with vectors never form a Jacobian; where an operation has
@@ -35,15 +37,15 @@ def kernel(
     else:
         if _structured.bytes_per_sample(fn, structure, trial) <= budget(fn.device):
             return _structured.kernel(
-                fn, x1, x2, output, trial, batch_size, advance, structure=structure
+                fn, x1, x2, output, trial, batch_size, advance, keys, structure=structure
             )
     n2 = (x1 if x2 is None else x2).shape[0]
     if choose(fn, x1.shape[0], n2, output, trial) == "vector_product":
         try:
-            return _vector_product.kernel(fn, x1, x2, output, trial, batch_size, advance)
+            return _vector_product.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
         except ValueError:
             pass
-    return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance)
+    return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
 
 
 def choose(fn: ModelFunction, n1: int, n2: int, output: Output, trial: Trial) -> str:

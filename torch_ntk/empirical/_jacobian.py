@@ -23,7 +23,10 @@ from .._functional import (
 )
 from .._types import Output, Parameters
 from ._blocks import plan
-from ._pairs import by_blocks
+from ._limit import check_enough
+from ._outputs import row_bytes
+from ._pairs import Factors, by_blocks
+from ._parts import Kernels, Keys
 from ._trial import Trial
 from ._weights import Part
 
@@ -86,7 +89,7 @@ def by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
     """
     names = list(fn.params)
     rows = []
-    with torch.enable_grad(), _no_stray_gradients(fn.module):
+    with torch.enable_grad(), no_stray_gradients(fn.module):
         leaves = {k: v.clone().requires_grad_() for k, v in fn.params.items()}
         for sample in x:
             out = fn.single(leaves, sample)
@@ -95,7 +98,7 @@ def by_autograd(fn: ModelFunction, x: Tensor) -> Jacobians:
 
 
 @contextlib.contextmanager
-def _no_stray_gradients(module: nn.Module | None) -> Iterator[None]:
+def no_stray_gradients(module: nn.Module | None) -> Iterator[None]:
     """Refuse backward passes that run the module again, with its own parameters in place.
 
     Some autograd.Functions recompute their forward in `backward`. By then the module holds its
@@ -156,13 +159,16 @@ def kernel(
     trial: Trial,
     batch_size: int | None,
     advance: Callable[[int], None],
-) -> Tensor:
-    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
+    keys: Keys,
+) -> Kernels:
+    """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
-    fits = plan(longest, bytes_per_sample(fn, trial), fn.device)
+    each = bytes_per_sample(fn, trial)
+    check_enough(each + each // 2 if longest > 1 else each)  # a row is kept, a column computed
+    fits = plan(longest, each + row_bytes(output, longest, trial.outputs, fn.dtype), fn.device)
 
-    def factors(x: Tensor) -> dict[str, Part]:
-        return {name: Part(j=j) for name, j in jacobians(fn, x).items()}
+    def factors(x: Tensor) -> Factors:
+        return {(keys[name], name): Part(j=j) for name, j in jacobians(fn, x).items()}
 
     return by_blocks(
         factors,
@@ -174,4 +180,5 @@ def kernel(
         batch_size or fits,
         batch_size or max(1, fits // 4),
         advance,
+        keys,
     )

@@ -19,6 +19,11 @@ def shape(output: Output, n1: int, n2: int, o: int) -> tuple[int, ...]:
     return (n1, n2, o) if output == "diagonal" else (n1, n2)
 
 
+def row_bytes(output: Output, n2: int, o: int, dtype: torch.dtype) -> int:
+    """Memory of one row of samples while a block is added up: the block, and a copy in order."""
+    return 3 * math.prod(shape(output, 1, n2, o)) * (torch.finfo(dtype).bits // 8)
+
+
 def zeros(output: Output, n1: int, n2: int, o: int, like: Tensor) -> Tensor:
     """A block to add to, with its axes in the order in which products come out of a gemm.
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from .._types import Output
 from ._blocks import Backoff, ranges
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
+from ._parts import Kernels, Keys, distinct
 from ._weights import Part, add_
 
-Factors = dict[str, Part]
-"""By parameter name what is known of a block of samples; see `_weights`."""
+Factors = dict[tuple[str, str], Part]
+"""By key and parameter name what is known of a block of samples; see `_weights`."""
 
 
 def by_blocks(
@@ -26,8 +27,9 @@ def by_blocks(
     size: int,
     small: int,
     advance: Callable[[int], None],
-) -> Tensor:
-    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
+    keys: Keys,
+) -> Kernels:
+    """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
 
     Rows are taken in blocks of `size` whose factors are kept, and columns are streamed past them
     in blocks of `small`, so that the factors of a sample are computed about N/(2·size) + 1 times.
@@ -35,31 +37,37 @@ def by_blocks(
     n1 = x1.shape[0]
     other = x1 if x2 is None else x2
     n2 = other.shape[0]
-    result = torch.zeros(shape(output, n1, n2, outputs), dtype=dtype, device=x1.device)
+    like = torch.zeros((), dtype=dtype, device=x1.device)
+    dims = shape(output, n1, n2, outputs)
+    results = {key: like.new_zeros(dims) for key in distinct(keys)}
     backoff = Backoff(n1, size, within=small)
 
     def rows(start: int, stop: int) -> None:
         step = min(backoff.cut(small), stop - start)
         left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)])
         if x2 is None:
-            block = zeros(output, stop - start, stop - start, outputs, result)
-            for part in left.values():
-                add_(block, part, part, output)
-            square = result[start:stop, start:stop]
-            square.copy_(settled(block, output))
-            symmetrize_(square)
+            for key, result in results.items():
+                block = zeros(output, stop - start, stop - start, outputs, like)
+                for name, part in left.items():
+                    if name[0] == key:
+                        add_(block, part, part, output)
+                square = result[start:stop, start:stop]
+                square.copy_(settled(block, output))
+                symmetrize_(square)
         for a, b in ranges(stop if x2 is None else 0, n2, step):
             right = factors(other[a:b])
-            block = zeros(output, stop - start, b - a, outputs, result)
-            for name, part in left.items():
-                add_(block, part, right.pop(name), output)
-            result[start:stop, a:b] = settled(block, output)
-            if x2 is None:
-                result[a:b, start:stop] = transposed(result[start:stop, a:b])
+            for key, result in results.items():
+                block = zeros(output, stop - start, b - a, outputs, like)
+                for name, part in left.items():
+                    if name[0] == key:
+                        add_(block, part, right.pop(name), output)
+                result[start:stop, a:b] = settled(block, output)
+                if x2 is None:
+                    result[a:b, start:stop] = transposed(result[start:stop, a:b])
         advance(stop - start)
 
     backoff.run(rows)
-    return result
+    return results
 
 
 def _joined(blocks: list[Factors]) -> Factors:

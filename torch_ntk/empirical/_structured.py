@@ -27,7 +27,10 @@ from .._functional import (
 from .._types import Output, Parameters
 from . import _jacobian
 from ._blocks import ONE_SAMPLE, plan
-from ._pairs import by_blocks
+from ._limit import check_enough
+from ._outputs import row_bytes
+from ._pairs import Factors, by_blocks
+from ._parts import Kernels, Keys
 from ._trial import Trial
 from ._uses import Plan, PlanChangedError, perturbed, record
 from ._weights import Cost, Part, cost
@@ -67,8 +70,11 @@ class Structure:
 # and cleared anew by the operating system.
 _STEP_BYTES = 192 * 1024**2
 
-_REST = "(all others)"
-"""The key of the parameters that no rule covers; a parameter's name has no such characters."""
+# Jacobians of at most so many columns are joined before they are contracted.
+_SMALL = 4096
+
+_JOINED = "(joined)"
+"""In place of the names of joined parameters; a parameter's name has no such characters."""
 
 _Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...]]
 """Cotangents of the uses, gradients of the rest, and inputs of the uses."""
@@ -162,7 +168,7 @@ def prepare(
         uses = [found.uses[i] for i in indices]
         if len({u.kind for u in uses}) == 1:
             first = uses[0]
-            sizes = [found.shapes[i].numel() // (first.groups * first.units) for i in indices]
+            sizes = [found.uses[i].positions(found.shapes[i]) for i in indices]
             costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs)
     return Structure(found, groups, costs)
 
@@ -187,14 +193,19 @@ def _disagreeing(fn: ModelFunction, found: Plan, x: Tensor, o: int) -> set[str]:
     }
 
 
-def factors(fn: ModelFunction, structure: Structure, x: Tensor, o: int) -> dict[str, Part]:
-    """By parameter name what `contract` needs of the samples `x`."""
+def factors(fn: ModelFunction, structure: Structure, x: Tensor, o: int, keys: Keys) -> Factors:
+    """By key and parameter name what the contraction needs of the samples `x`."""
     b, gradients, sources = _backward(fn, structure.plan, x)
     n = x.shape[0]
-    parts = {}
-    if gradients:  # parameters with Jacobians of their own contribute together
-        own = [g.reshape(n, o, fn.params[k].numel()) for k, g in gradients.items()]
-        parts[_REST] = Part(j=own[0] if len(own) == 1 else torch.cat(own, dim=2))
+    parts: Factors = {}
+    joined: dict[str, list[Tensor]] = {}  # by key; many small products take longer than one
+
+    def add(name: str, jacobian: Tensor) -> None:
+        if name in gradients or jacobian.shape[2] <= _SMALL:
+            joined.setdefault(keys[name], []).append(jacobian)
+        else:
+            parts[keys[name], name] = Part(j=jacobian)
+
     uses = structure.plan.uses
     for name, indices in structure.groups.items():
         a_all = [uses[i].features(sources[i]) for i in indices]
@@ -205,12 +216,17 @@ def factors(fn: ModelFunction, structure: Structure, x: Tensor, o: int) -> dict[
             joined_b = b_all[0] if len(b_all) == 1 else torch.cat(b_all, dim=3)
             use = uses[indices[0]]
             if structure.by_gram(name):
-                parts[name] = Part(a=joined_a, b=joined_b, use=use)
+                parts[keys[name], name] = Part(a=joined_a, b=joined_b, use=use)
             else:
-                parts[name] = Part(j=use.jacobian(joined_a, joined_b))
+                add(name, use.jacobian(joined_a, joined_b))
         else:
             each = [uses[i].jacobian(p, q) for i, p, q in zip(indices, a_all, b_all, strict=True)]
-            parts[name] = Part(j=torch.stack(each).sum(0))
+            add(name, torch.stack(each).sum(0))
+    for name, gradient in gradients.items():
+        add(name, gradient.reshape(n, o, fn.params[name].numel()))
+    for key, jacobians in joined.items():
+        one = jacobians[0] if len(jacobians) == 1 else torch.cat(jacobians, dim=2)
+        parts[key, _JOINED] = Part(j=one)
     return parts
 
 
@@ -229,9 +245,10 @@ def kernel(
     trial: Trial,
     batch_size: int | None,
     advance: Callable[[int], None],
+    keys: Keys,
     structure: Structure | None = None,
-) -> Tensor:
-    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
+) -> Kernels:
+    """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
 
     A model whose operations cannot be transformed at all has its kernel taken by the reference
     method.
@@ -240,11 +257,11 @@ def kernel(
         try:
             structure = prepare(fn, x1, x2, trial.outputs, output)
         except CANNOT_TRANSFORM:
-            return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance)
+            return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
     try:
-        return _by_plan(fn, x1, x2, output, trial, batch_size, advance, structure)
+        return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure)
     except PlanChangedError:  # control flow that depends on the sample
-        return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance)
+        return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
 
 
 def _by_plan(
@@ -255,17 +272,20 @@ def _by_plan(
     trial: Trial,
     batch_size: int | None,
     advance: Callable[[int], None],
+    keys: Keys,
     structure: Structure,
-) -> Tensor:
+) -> Kernels:
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
     kept = structure.numbers_per_sample(fn, trial.outputs) * item
+    kept += row_bytes(output, longest, trial.outputs, fn.dtype)
     at_once = bytes_per_sample(fn, structure, trial)
+    check_enough(at_once)
     step = plan(longest, 4 * at_once, fn.device)
     if fn.device.type == "cpu":
         step = max(1, min(step, _STEP_BYTES // at_once))
     return by_blocks(
-        lambda x: factors(fn, structure, x, trial.outputs),
+        lambda x: factors(fn, structure, x, trial.outputs, keys),
         x1,
         x2,
         output,
@@ -274,4 +294,5 @@ def _by_plan(
         batch_size or plan(longest, 2 * kept, fn.device),
         batch_size or step,
         advance,
+        keys,
     )

@@ -64,10 +64,17 @@ class _Tracked(TorchFunctionMode):
         if not found or not any(True for _ in _tensors(out)):
             return out
         rule = RULES.get(func)
-        use = None if rule is None or not isinstance(out, Tensor) else rule(args, kwargs)
-        return self.seen(use, found, out)
+        given = None if rule is None or not isinstance(out, Tensor) else rule(args, kwargs)
+        uses = [given] if isinstance(given, Use) else list(given or ())
+        # A rule names every tensor that may be a weight; one that is used twice is not linear.
+        uses = [u for u in uses if found.count(self.name_of(u) or "") == 1]
+        return self.seen(uses, found, out)
 
-    def seen(self, use: Use | None, found: list[str], out: Any) -> Any:
+    def name_of(self, use: Use) -> str | None:
+        """The name of the use's weight if it is tracked."""
+        return self._names.get(id(use.weight))
+
+    def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
         raise NotImplementedError
 
 
@@ -79,14 +86,12 @@ class _Recorder(_Tracked):
         self.plan = Plan()
         self.others: set[str] = set()
 
-    def seen(self, use: Use | None, found: list[str], out: Any) -> Any:
-        weight = None if use is None else self._names.get(id(use.weight))
-        if use is not None and weight is not None and found.count(weight) == 1:
-            self.plan.uses.append(use)
-            self.plan.shapes.append(out.shape)
-            self.plan.names.append(weight)
-            found = [n for n in found if n != weight]
-        self.others.update(found)
+    def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
+        names = [self._names[id(u.weight)] for u in uses]
+        self.plan.uses.extend(uses)
+        self.plan.shapes.extend(out.shape for _ in uses)
+        self.plan.names.extend(names)
+        self.others.update(n for n in found if n not in names)
         return out
 
 
@@ -99,20 +104,23 @@ class _Perturber(_Tracked):
         self._added = added
         self.sources: list[Tensor] = []
 
-    def seen(self, use: Use | None, found: list[str], out: Any) -> Any:
-        index = len(self.sources)
+    def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
+        first = len(self.sources)
+        last = first + len(uses)
+        names = [self._names[id(u.weight)] for u in uses]
         if (
-            use is None
-            or index >= len(self._plan.uses)
-            or found != [self._plan.names[index]]
-            or self._names.get(id(use.weight)) != found[0]
-            or self._plan.shapes[index] != out.shape
+            sorted(names) != sorted(found)
+            or self._plan.names[first:last] != names
+            or any(s != out.shape for s in self._plan.shapes[first:last])
         ):
             raise PlanChangedError(
                 "The model used its weights in another way than for the first sample."
             )
-        self.sources.append(use.source)
-        return out + self._added[index]
+        # All uses of one call have the same cotangent.
+        for index, use in enumerate(uses, first):
+            self.sources.append(use.source)
+            out = out + self._added[index]
+        return out
 
 
 class PlanChangedError(RuntimeError):

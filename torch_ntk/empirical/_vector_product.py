@@ -24,7 +24,9 @@ from .._functional import (
 )
 from .._types import Output, Parameters
 from ._blocks import Backoff, plan, ranges
+from ._limit import check_enough
 from ._outputs import add_columns_, shape, symmetrize_, transposed
+from ._parts import Kernels, Keys, distinct
 from ._trial import Trial
 
 
@@ -132,10 +134,12 @@ def kernel(
     trial: Trial,
     batch_size: int | None,
     advance: Callable[[int], None],
-) -> Tensor:
-    """The kernel `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
+    keys: Keys,
+) -> Kernels:
+    """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
     other = x1 if x2 is None else x2
     n1, n2, o = x1.shape[0], other.shape[0], trial.outputs
+    check_enough(bytes_per_column(fn, trial) + 4 * trial.activation_bytes)
     # Rows share the memory with the columns: as many directions as one block of rows allows.
     rows = batch_size or plan(n1, 4 * trial.activation_bytes, fn.device)
     per_column = bytes_per_column(fn, trial) + 2 * rows * trial.activation_bytes
@@ -143,20 +147,28 @@ def kernel(
     samples = batch_size or max(1, at_once // o)
     outputs = max(1, min(o, at_once // samples))
     basis = torch.eye(o, dtype=fn.dtype, device=fn.device)
-    result = torch.zeros(shape(output, n1, n2, o), dtype=fn.dtype, device=fn.device)
+    dims = shape(output, n1, n2, o)
+    results = {key: basis.new_zeros(dims) for key in distinct(keys)}
     blocks = Backoff(n2, samples, within=max(rows, outputs))
 
     def columns(start: int, stop: int) -> None:
         top = start if x2 is None else 0  # above stands what was mirrored
-        result[top:, start:stop] = 0
+        for result in results.values():
+            result[top:, start:stop] = 0
         for i, k in ranges(0, o, blocks.cut(outputs)):
             directions = _directions(fn, other[start:stop], basis[i:k])
-            for a, b in ranges(top, n1, blocks.cut(rows)):
-                products = _products(fn, x1[a:b], directions).view(stop - start, k - i, b - a, o)
-                add_columns_(result[a:b, start:stop], products, i, output)
+            for key, result in results.items():
+                # A part of the kernel is the derivative along a part of the direction.
+                own = {
+                    n: v if keys[n] == key else torch.zeros_like(v) for n, v in directions.items()
+                }
+                for a, b in ranges(top, n1, blocks.cut(rows)):
+                    products = _products(fn, x1[a:b], own).view(stop - start, k - i, b - a, o)
+                    add_columns_(result[a:b, start:stop], products, i, output)
         if x2 is None:
-            symmetrize_(result[start:stop, start:stop])
-            result[start:stop, stop:] = transposed(result[stop:, start:stop])
+            for result in results.values():
+                symmetrize_(result[start:stop, start:stop])
+                result[start:stop, stop:] = transposed(result[stop:, start:stop])
         advance(stop - start)
 
     try:
@@ -170,4 +182,4 @@ def kernel(
             "differentiate the outputs of the model forwards",
             "method='jacobian' needs only backward passes.",
         ) from error
-    return result
+    return results

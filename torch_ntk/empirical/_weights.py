@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 from .._types import Output
+from ._limit import limit
 from ._outputs import add_jacobians_
 from .rules import Use
 
 _CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
+
+
+def _chunk() -> int:
+    allowed = limit()
+    return _CHUNK_BYTES if allowed is None else min(_CHUNK_BYTES, allowed // 8)
 
 
 @dataclass
@@ -83,7 +89,7 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     n2 = q.b.shape[0]
     entries = o * o if output == "full" else (o if output == "diagonal" else 1)
     per_column = n1 * g * t * t * (entries + 1) * p.b.element_size()
-    step = n2 if g * t == 1 else max(1, _CHUNK_BYTES // per_column)
+    step = n2 if g * t == 1 else max(1, _chunk() // per_column)
     columns = 2 if output in ("full", "diagonal") else 1
     for m in range(0, n2, step):
         part = block.narrow(columns, m, min(step, n2 - m))

@@ -33,21 +33,10 @@ class ConvUse(Use):
 
     def features(self, source: Tensor) -> Tensor:
         """A `[N, G, T, a]`: patches, gathered by strided views and one copy."""
-        kernel = self.weight.shape[2:]
-        dims = len(kernel)
-        x = source.reshape(-1, *source.shape[-dims - 1 :])
-        flat = [p for before_after in reversed(self.padding) for p in before_after]
-        x = F.pad(x, flat) if any(flat) else x
-        for d in range(dims):
-            span = (kernel[d] - 1) * self.dilation[d] + 1
-            x = x.unfold(2 + d, span, self.stride[d])[..., :: self.dilation[d]]
+        kernel = tuple(self.weight.shape[2:])
         n = source.shape[0]
-        channels, out = x.shape[1], x.shape[2 : 2 + dims]
-        x = x.reshape(n, -1, self.groups, channels // self.groups, *out, *kernel)
-        # [N, images, G, C/G, *out, *kernel] to [N, G, images·out, C/G·kernel]
-        axes = list(range(x.ndim))
-        positions, taps = axes[4 : 4 + dims], axes[4 + dims :]
-        return x.permute(0, 2, 1, *positions, 3, *taps).reshape(n, self.groups, -1, self.inputs)
+        images = source.reshape(n, -1, *source.shape[-len(kernel) - 1 :])
+        return patches(images, kernel, self.stride, self.padding, self.dilation, self.groups)
 
     def cotangents(self, b: Tensor) -> Tensor:
         """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""
@@ -57,12 +46,51 @@ class ConvUse(Use):
         return b.permute(0, 1, 3, 2, 5, 4).reshape(n, o, self.groups, -1, self.units)
 
 
+def patches(
+    images: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    most: tuple[int, ...] | None = None,
+) -> Tensor:
+    """What lies under a filter at all of its places: `[N, G, M·places, C/G·taps]`.
+
+    Args:
+        images: `[N, M, C, *size]`.
+        kernel: Size of the filter.
+        stride: Between places.
+        padding: Zeros before and after each dimension.
+        dilation: Between taps.
+        groups: Of channels.
+        most: Places to take in each dimension; None takes all.
+    """
+    dims = len(kernel)
+    n = images.shape[0]
+    x = images.flatten(0, 1)
+    flat = [p for before_after in reversed(padding) for p in before_after]
+    x = F.pad(x, flat) if any(flat) else x
+    for d in range(dims):
+        span = (kernel[d] - 1) * dilation[d] + 1
+        x = x.unfold(2 + d, span, stride[d])[..., :: dilation[d]]
+        if most is not None:
+            x = x.narrow(2 + d, 0, most[d])
+    channels, out = x.shape[1], x.shape[2 : 2 + dims]
+    x = x.reshape(n, -1, groups, channels // groups, *out, *kernel)
+    # [N, M, G, C/G, *out, *kernel] to [N, G, M·out, C/G·kernel]
+    axes = list(range(x.ndim))
+    positions, taps = axes[4 : 4 + dims], axes[4 + dims :]
+    x = x.permute(0, 2, 1, *positions, 3, *taps)
+    return x.reshape(n, groups, -1, channels // groups * prod(kernel))
+
+
 def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]:
     def conv(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
         source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
-        stride = _tuple(argument(args, kwargs, 3, "stride"), dims, 1)
+        stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
         padding = argument(args, kwargs, 4, "padding")
-        dilation = _tuple(argument(args, kwargs, 5, "dilation"), dims, 1)
+        dilation = as_tuple(argument(args, kwargs, 5, "dilation"), dims, 1)
         groups = argument(args, kwargs, 6, "groups") or 1
         kernel = tuple(weight.shape[2:])
         if padding == "same":
@@ -71,13 +99,14 @@ def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]
         elif padding == "valid":
             pads = ((0, 0),) * dims
         else:
-            pads = tuple((p, p) for p in _tuple(padding, dims, 0))
+            pads = tuple((p, p) for p in as_tuple(padding, dims, 0))
         return ConvUse(source, weight, stride, pads, dilation, int(groups))
 
     return conv
 
 
-def _tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
+def as_tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
+    """An argument that may be left out, one number, or one for each dimension."""
     if value is None:
         return (default,) * dims
     if isinstance(value, int):

@@ -44,6 +44,10 @@ class Use(ABC):
     def cotangents(self, b: Tensor) -> Tensor:
         """B `[N, O, G, T, b]` of stacked cotangents `[N, O, *y.shape]`."""
 
+    def positions(self, result: torch.Size) -> int:
+        """How many positions one sample has, from the shape of what the call returns."""
+        return result.numel() // max(1, self.groups * self.units)
+
     def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
         """Inner products of features `[G, n1·T, a]`, `[G, n2·T, a]`: `[G, n1·T, n2·T]`."""
         return torch.bmm(a1, a2.transpose(1, 2))

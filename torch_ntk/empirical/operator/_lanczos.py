@@ -1,0 +1,132 @@
+"""Extreme eigenvalues of a symmetric operator, each with its residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from scipy.sparse.linalg import (  # type: ignore[import-untyped]
+    ArpackNoConvergence,
+    LinearOperator,
+    eigsh,
+)
+from torch import Tensor
+
+from ..._checks import check_choice, check_finite_number, check_positive_int, message
+from .._blocks import budget
+from .._outputs import size_in_words
+
+if TYPE_CHECKING:
+    from ._operator import NTKOperator
+
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+_DEFAULT_VECTORS = 20  # the least that ARPACK keeps
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues at one end of the spectrum of a kernel.
+
+    Attributes:
+        values: `[k]`, float64, from the end inwards: the largest (or the smallest) first.
+        vectors: `[D, k]`, float64, of norm 1.
+        residuals: `[k]`, `‖Θv - λv‖ / |λ|`, from products made for this purpose after the
+            eigenvalues were found. Each λ lies within `residual·|λ|` of an eigenvalue of Θ.
+        rounding: The absolute error that rounding alone may make, `D·eps·λ_max`: a smallest
+            eigenvalue below it only says that the kernel is singular to working precision.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    rounding: float
+
+
+def extreme(
+    operator: NTKOperator, k: int, which: str, tol: float | None, max_products: int
+) -> Eigenpairs:
+    """What `NTKOperator.eigsh` returns."""
+    check_choice("which", which, ("LA", "SA"), "A kernel has no negative eigenvalues.")
+    check_positive_int("k", k)
+    check_positive_int("max_products", max_products)
+    tolerance = _TOLERANCE[operator.dtype]
+    if tol is not None:
+        tolerance = check_finite_number("tol", tol, minimum=0.0)
+    size = operator.shape[0]
+    if k > size:
+        raise ValueError(message("k", f"at most {size}, the size of the operator", k))
+    if which == "SA":
+        _check_smallest(operator)
+    # With few dimensions ARPACK would build a basis of about all of the space anyway.
+    if which == "SA" or size <= 2 * max(2 * k + 1, _DEFAULT_VECTORS):
+        values, vectors = torch.linalg.eigh(operator.to_dense().double().cpu())
+        top = float(values[-1])
+        if which == "LA":
+            values, vectors = values.flip(0), vectors.flip(1)
+        values, vectors = values[:k], vectors[:, :k]
+    else:
+        values, vectors = _largest(operator.to_scipy(), k, tolerance, max_products)
+        top = float(values[0])
+    errors = (operator.in_double(vectors) - values * vectors).norm(dim=0)
+    residuals = torch.where(errors == 0, errors, errors / values.abs())
+    rounding = size * torch.finfo(operator.dtype).eps * top
+    return Eigenpairs(values, vectors, residuals, rounding)
+
+
+def _check_smallest(operator: NTKOperator) -> None:
+    if operator.dtype != torch.float64:
+        raise ValueError(
+            message(
+                "which",
+                f"'LA' for an operator in {operator.dtype}",
+                "'SA'",
+                "Rounding hides the smallest eigenvalues there: make the operator with "
+                "dtype=torch.float64.",
+            )
+        )
+    need = 4 * 8 * operator.shape[0] ** 2  # the matrix, its eigenvectors, and room to work in
+    free = budget(operator.device)
+    if need > free:
+        raise ValueError(
+            message(
+                "which",
+                f"'LA' for an operator of shape {operator.shape}",
+                "'SA'",
+                f"The smallest eigenvalues need the dense matrix, {size_in_words(need)} with its "
+                f"decomposition where {size_in_words(free)} may be used; iterative methods "
+                "return values that are too large. Use fewer samples or output='mean'.",
+            )
+        )
+
+
+def _largest(
+    operator: LinearOperator, k: int, tolerance: float, max_products: int
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest eigenpairs by ARPACK's implicitly restarted Lanczos method.
+
+    The starting vector is always the same, so that the result is too.
+    """
+    size = operator.shape[0]
+    start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if not operator.matvec(start.numpy()).any():  # a zero operator has no direction to start in
+        return torch.zeros(k, dtype=torch.float64), torch.eye(size, k, dtype=torch.float64)
+    basis = min(size, max(2 * k + 1, _DEFAULT_VECTORS))
+    try:
+        values, vectors = eigsh(
+            operator,
+            k=k,
+            which="LA",
+            v0=start.numpy(),
+            tol=tolerance,
+            ncv=basis,
+            maxiter=max(1, max_products // max(1, basis - k)),
+        )
+    except ArpackNoConvergence as error:
+        raise RuntimeError(
+            f"The Lanczos method found {len(error.eigenvalues)} of {k} eigenvalues to a relative "
+            f"tolerance of {tolerance:.1e} in {max_products} products: raise `max_products` or "
+            "`tol`, or ask for fewer eigenvalues."
+        ) from error
+    order = values.argsort()[::-1].copy()
+    return torch.from_numpy(values[order]), torch.from_numpy(vectors[:, order].copy())

@@ -1,0 +1,82 @@
+"""Transposed convolutions of one to three dimensions: convolutions with the roles exchanged.
+
+Position t is that of the input, and the patch under the filter one of the output's cotangent:
+`y[co, s·t - p + d·k] += Σ_ci W[ci, co, k] x[ci, t]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._conv import as_tuple, patches
+from ._rule import Use, argument
+
+
+class ConvTransposeUse(Use):
+    """Its features are the inputs, its units the output channels at all places of the filter."""
+
+    def __init__(
+        self,
+        source: Tensor,
+        weight: Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        self.source, self.weight = source, weight
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups = groups
+        self.inputs = weight.shape[0] // groups
+        self.units = prod(weight.shape[1:])
+
+    def positions(self, result: torch.Size) -> int:
+        """Pixels of the input."""
+        return self.source.numel() // max(1, self.groups * self.inputs)
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, G, T, a]`."""
+        dims = self.weight.ndim - 2
+        n = source.shape[0]
+        x = source.reshape(n, -1, self.groups, self.inputs, prod(source.shape[-dims:]))
+        return x.permute(0, 2, 1, 4, 3).reshape(n, self.groups, -1, self.inputs)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`: patches of the cotangent."""
+        dims = self.weight.ndim - 2
+        n, o = b.shape[:2]
+        flat = b.reshape(n * o, -1, *b.shape[-dims - 1 :])
+        pads = tuple((p, p) for p in self.padding)
+        kernel = tuple(self.weight.shape[2:])
+        size = tuple(self.source.shape[-dims:])
+        found = patches(flat, kernel, self.stride, pads, self.dilation, self.groups, size)
+        return found.reshape(n, o, self.groups, -1, self.units)
+
+    def unpack(self, jacobian: Tensor) -> Tensor:
+        """Entries of the weight run over input channels first."""
+        return jacobian.transpose(3, 4).flatten(2)
+
+
+def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]:
+    def conv_transpose(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+        source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+        stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
+        padding = as_tuple(argument(args, kwargs, 4, "padding"), dims, 0)
+        groups = argument(args, kwargs, 6, "groups") or 1
+        dilation = as_tuple(argument(args, kwargs, 7, "dilation"), dims, 1)
+        return ConvTransposeUse(source, weight, stride, padding, dilation, int(groups))
+
+    return conv_transpose
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+    F.conv_transpose1d: _call(1),
+    F.conv_transpose2d: _call(2),
+    F.conv_transpose3d: _call(3),
+}

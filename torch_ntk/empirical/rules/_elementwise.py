@@ -1,0 +1,134 @@
+"""Elementwise scales and shifts: `x * w`, `x + b`, broadcast like torch does.
+
+Entry k of the parameter is used at all positions t that it is broadcast over, each with its own
+feature: x[k, t] for a scale, 1 for a shift. It is a group of its own, with one feature and one
+unit, so that forming J costs next to nothing and Gram matrices gain nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._rule import Use, argument
+
+
+class ScaleUse(Use):
+    """`y = x * w`.
+
+    Args:
+        source: x, of the shape of y.
+        weight: w.
+        along: The dimensions of y that w runs over, in the order of its own.
+    """
+
+    inputs = units = 1
+
+    def __init__(self, source: Tensor, weight: Tensor, along: Sequence[int]) -> None:
+        self.source, self.weight = source, weight
+        self.along = tuple(along)
+        self.groups = weight.numel()
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, G, T, 1]`."""
+        return self._by_entry(source.to(self.weight.dtype), 1)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, G, T, 1]`."""
+        return self._by_entry(b, 2)
+
+    def _by_entry(self, t: Tensor, batch: int) -> Tensor:
+        """Dimensions after the first `batch` as `[…, G, T, 1]`."""
+        own = [d + batch for d in self.along]
+        others = [d for d in range(batch, t.ndim) if d not in own]
+        t = t.permute(*range(batch), *own, *others)
+        return t.reshape(*t.shape[:batch], self.groups, -1, 1)
+
+    def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
+        """Cotangents times features, summed over positions."""
+        return torch.einsum("nogt,ngt->nog", b.squeeze(4), a.squeeze(3))
+
+
+class ShiftUse(ScaleUse):
+    """`y = x + alpha * w`: its feature is alpha at every position."""
+
+    def __init__(
+        self, result: Tensor, weight: Tensor, along: Sequence[int], alpha: float = 1.0
+    ) -> None:
+        # One number stands for the features of a sample; `features` spreads it.
+        super().__init__(result.new_full((), alpha), weight, along)
+        self.positions_each = result.numel() // self.groups
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, G, T, 1]`, without memory of its own."""
+        one = source.to(self.weight.dtype).view(-1, 1, 1, 1)
+        return one.expand(-1, self.groups, self.positions_each, 1)
+
+
+def broadcast_along(weight: Tensor, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The dimensions of `shape` that the entries of `weight` run over when it is broadcast.
+
+    None if it is not broadcast to that shape, or has no entries.
+    """
+    lead = len(shape) - weight.ndim
+    if (
+        lead < 0
+        or not weight.numel()
+        or any(w not in (1, s) for w, s in zip(weight.shape, shape[lead:], strict=True))
+    ):
+        return None
+    return tuple(lead + d for d in range(weight.ndim) if shape[lead + d] == weight.shape[d])
+
+
+def _common(a: Tensor, b: Tensor) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    return shape
+
+
+def scale(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
+    """`torch.mul(input, other)`; either of them may be the parameter."""
+    a, b = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or "out" in kwargs:
+        return ()
+    shape = _common(a, b)
+    uses = []
+    for weight, other in ((a, b), (b, a)):
+        along = broadcast_along(weight, shape)
+        if along is not None:
+            uses.append(ScaleUse(other.expand(shape), weight, along))
+    return uses
+
+
+def shift(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
+    """`torch.add(input, other, alpha=1)`; either of them may be the parameter."""
+    a, b = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
+    alpha = kwargs.get("alpha", 1)
+    numbers = (bool, int, float)
+    if not isinstance(a, Tensor) or not isinstance(alpha, numbers) or "out" in kwargs:
+        return ()
+    if not isinstance(b, Tensor):
+        return ()
+    shape = _common(a, b)
+    uses = []
+    for weight, factor in ((a, 1.0), (b, float(alpha))):
+        along = broadcast_along(weight, shape)
+        if along is not None:
+            uses.append(ShiftUse(weight.new_empty(()).expand(shape), weight, along, factor))
+    return uses
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+    torch.mul: scale,
+    torch.multiply: scale,
+    Tensor.mul: scale,
+    Tensor.multiply: scale,
+    Tensor.__mul__: scale,
+    Tensor.__rmul__: scale,
+    torch.add: shift,
+    Tensor.add: shift,
+    Tensor.__add__: shift,
+    Tensor.__radd__: shift,
+}
