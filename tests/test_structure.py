@@ -21,8 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_types", "_checks", "_functional", "_version"}),
     frozenset({"nn", "linalg", "activations"}),
     frozenset({"empirical", "analytic", "linearize"}),
-    frozenset({"predict", "metrics", "monitor", "scale"}),
-    frozenset({"estimators", "plotting", "integrations"}),
+    frozenset({"predict", "metrics", "monitor", "sampling", "scale"}),
+    frozenset({"estimators", "forecasting", "plotting", "integrations"}),
     frozenset({"callbacks"}),
 )
 # Besides these, (importer, imported), within a row.

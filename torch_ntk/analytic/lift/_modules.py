@@ -136,5 +136,9 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
         ("A recurrent layer uses the same weights at every step.", ""),
     ),
+    ntk.NTKConv3d: (
+        "Covariances are computed for one or two axes of positions only.",
+        "Fold an axis into the channels, or use NTKConv2d.",
+    ),
     nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
 }

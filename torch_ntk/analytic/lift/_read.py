@@ -176,7 +176,7 @@ class _Reader:
         kind = type(module)
         if kind in REFUSED:
             why, remedy = REFUSED[kind]
-            raise self._builder.refusal(f"nn.{kind.__name__}", why, remedy)
+            raise self._builder.refusal(_kind(kind), why, remedy)
         if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
             raise self._builder.refusal(
                 f"{kind.__name__} with a forward hook or a replaced forward",
@@ -275,6 +275,10 @@ def _callable(node: fx.Node) -> Any:
         name = str(node.target)
         return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)
     return node.target
+
+
+def _kind(kind: type[nn.Module]) -> str:
+    return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.") else kind.__name__
 
 
 def _label(node: fx.Node) -> str:

@@ -1,0 +1,133 @@
+"""Finite networks, drawn at random, have the lifted kernels on average and in the limit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from analytic_cases import NETS, Net, mlp
+from small_nets import conv, dense
+from torch import Tensor, nn
+
+from torch_ntk import NTKLinear, analytic_kernels, analytic_ntk, empirical_ntk
+from torch_ntk.sampling import MonteCarloKernel, monte_carlo_kernel
+
+WIDTH = 128
+# Where most of the noise is divided out, what is left of a finite width shows more.
+WIDER = {"group_norm": 256, "group_norm_affine": 256}
+# A kernel needs many outputs to have little noise for the covariance, but few for Θ.
+DRAWS, OUTPUTS = {"nngp": 100, "ntk": 30}, {"nngp": None, "ntk": 4}
+FINITE = [net for net in NETS if net.finite]
+QUICK = ("mlp_of_a_user", "conv_stride")
+
+
+def deviation(sampled: MonteCarloKernel, limit: Tensor, width: int = WIDTH) -> float:
+    """The largest distance over all entries, in standard errors of its entry.
+
+    At a finite width the mean itself is off by a term of order 1/width, which does not count.
+    """
+    scale = float(limit.abs().max())
+    beyond = ((sampled.mean - limit).abs() - 2 * scale / width).clamp(min=0)
+    return float((beyond / (sampled.standard_error + 1e-12 * scale)).max())
+
+
+def with_outputs(net: nn.Module, outputs: int | None) -> nn.Module:
+    """`net` with only the first outputs of its last layer."""
+    last = [m for m in net.modules() if isinstance(m, NTKLinear)][-1]
+    for name, parameter in list(last.named_parameters()):
+        setattr(last, name, nn.Parameter(parameter.detach()[:outputs].clone()))
+    return net
+
+
+def _params() -> list[object]:
+    return [
+        pytest.param(net, id=net.name, marks=[] if net.name in QUICK else [pytest.mark.slow])
+        for net in FINITE
+    ]
+
+
+@pytest.mark.parametrize("net", _params())
+def test_the_lifted_kernel_is_the_average(net: Net) -> None:
+    x1, x2 = net.inputs(2), net.inputs(2, 1)
+    lifted = analytic_kernels(net.build(4), x1, x2)
+    width = WIDER.get(net.name, WIDTH)
+    for kind in ("nngp", "ntk"):
+        limit = getattr(lifted, kind)
+        sampled = monte_carlo_kernel(
+            lambda kind=kind: with_outputs(net.build(width), OUTPUTS[kind]),
+            x1,
+            x2,
+            n_samples=DRAWS[kind] * (2 if len(net.shape) == 1 else 1),
+            kind=kind,
+            seed=0,
+        )
+        # Sharp enough to tell the limit from one with a factor that is 20 % off.
+        assert deviation(sampled, limit, width) < 3, kind
+        assert deviation(sampled, 1.2 * limit, width) > 3, kind
+
+
+def test_a_trained_gain_that_no_activation_follows() -> None:
+    """The gain's own part of the kernel, apart from all others: K of the normalized features."""
+    x1, x2 = (torch.randn(2, 4, dtype=torch.float64) for _ in range(2))
+
+    def build(n: int) -> nn.Module:
+        net = nn.Sequential(dense(4, n), nn.LayerNorm(n, dtype=torch.float64), dense(n, 8))
+        net.requires_grad_(False)
+        net[1].weight.requires_grad_(True)
+        return net
+
+    limit = analytic_ntk(build(4), x1, x2)
+    sampled = monte_carlo_kernel(lambda: build(WIDTH), x1, x2, n_samples=30)
+    assert deviation(sampled, limit) < 3
+    assert deviation(sampled, limit + 0.1 * limit.abs().max()) > 3
+
+
+def _errors(build, x: Tensor, widths: tuple[int, ...], draws: int) -> list[float]:  # type: ignore[no-untyped-def]
+    """Per width the root mean square over draws of the relative distance to the limit."""
+    limit = analytic_ntk(build(4), x)
+    found = []
+    for width in widths:
+        squares = [
+            float((empirical_ntk(build(width), x, output="mean") - limit).square().sum())
+            for _ in range(draws)
+        ]
+        found.append(math.sqrt(sum(squares) / draws / float(limit.square().sum())))
+    return found
+
+
+def _slope(widths: tuple[int, ...], errors: list[float]) -> float:
+    x = torch.tensor(widths, dtype=torch.float64).log()
+    y = torch.tensor(errors, dtype=torch.float64).log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / x.square().sum())
+
+
+@pytest.mark.slow
+def test_dense_networks_converge_with_the_root_of_the_width() -> None:
+    widths = (64, 128, 256, 512, 1024, 2048, 4096)
+    x = torch.randn(3, 5, dtype=torch.float64)
+
+    def build(n: int) -> nn.Module:
+        net = mlp(nn.ReLU)(n)
+        return nn.Sequential(*list(net)[:-1], dense(n, 4))
+
+    errors = _errors(build, x, widths, 10)
+    assert abs(_slope(widths, errors) + 0.5) < 0.1, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["flatten", "gap"])
+def test_convolutional_networks_converge_with_the_root_of_the_width(pooling: str) -> None:
+    widths = (64, 128, 256, 512)
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+
+    def build(n: int) -> nn.Module:
+        end = [nn.AdaptiveAvgPool2d(1)] if pooling == "gap" else []
+        net = nn.Sequential(
+            conv(2, n, padding=1), nn.ReLU(), conv(n, n, padding=1), nn.ReLU(), *end
+        )
+        return nn.Sequential(*net, nn.Flatten(), dense(n if end else 16 * n, 4))
+
+    errors = _errors(build, x, widths, 16)
+    assert abs(_slope(widths, errors) + 0.5) < 0.1, errors

@@ -1,0 +1,249 @@
+"""What has no limit is refused with the node, the reason and what to do."""
+
+# ruff: noqa: E501  # tables are easier to read with one row a line
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import Beside, Function, Plus, conv, conv1d, dense
+from torch import Tensor, nn
+
+from torch_ntk import NTKConv3d, analytic_kernels, analytic_nngp, analytic_ntk
+
+VECTOR, IMAGE = (4,), (3, 4, 5)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = dense(4, 4), dense(4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+class Twice(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = dense(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(torch.relu(self.a(x)))
+
+
+class Own(nn.Module):
+    """A parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = dense(4, 4)
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * self.scale
+
+
+class Written(nn.Module):
+    """Two dense layers, or two convolutions, with a forward of the test's."""
+
+    def __init__(self, forward: Callable[[Written, Tensor], Tensor], images: bool = False) -> None:
+        super().__init__()
+        make = (lambda *a: conv(*a, padding=1)) if images else dense
+        self.a, self.b = make(3 if images else 4, 4), make(4, 4)
+        self._written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._written(self, x)
+
+
+def after(module: nn.Module | Callable[[Tensor], Tensor], images: bool = False) -> nn.Module:
+    """A layer, and `module` on it."""
+    first = conv(3, 4, padding=1) if images else dense(4, 4)
+    return nn.Sequential(first, module if isinstance(module, nn.Module) else Function(module))
+
+
+def hooked() -> nn.Module:
+    net = after(nn.ReLU())
+    net[1].register_forward_hook(lambda module, args, output: 2 * output)
+    return net
+
+
+def replaced() -> nn.Module:
+    net = after(nn.ReLU())
+    net[0].forward = lambda x: x
+    return net
+
+
+def shared_norm() -> nn.Module:
+    norm = nn.LayerNorm(4, dtype=torch.float64)
+    return nn.Sequential(dense(4, 4), norm, dense(4, 4), norm)
+
+
+def in_place(m: Written, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = torch.relu_(y)
+    return m.b(y) + m.b(z)
+
+
+def in_place_through_a_view(m: Written, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = y.flatten(1).relu_()
+    return y.flatten(1) + z
+
+
+def group_norm_once() -> nn.Module:
+    return nn.Sequential(conv(3, 4), nn.GroupNorm(2, 4, dtype=torch.float64), nn.ReLU())
+
+
+def cat_then_groups(pool: bool) -> nn.Module:
+    both = Beside(conv(3, 4, padding=1), conv(3, 4, padding=1, sigma_w=0.3))
+    between = [nn.AvgPool2d(2)] if pool else []
+    return nn.Sequential(both, nn.ReLU(), *between, conv(8, 4, 1, groups=2))
+
+
+ENCODER = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=torch.float64)
+
+# name: (network, shape of a sample, what the message says)
+REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
+    "nn.Linear": (nn.Sequential(nn.Linear(4, 4)).double(), VECTOR, r"nn\.Linear at '0'.*diverges.*ntk_parameterize"),
+    "nn.Linear alone": (nn.Linear(4, 4).double(), VECTOR, r"nn\.Linear.*ntk_parameterize"),
+    "nn.Conv2d": (nn.Sequential(conv(3, 4), nn.Conv2d(4, 4, 1).double()), IMAGE, r"nn\.Conv2d at '1'.*ntk_parameterize"),
+    "batch norm": (after(nn.BatchNorm2d(4).double(), True), IMAGE, r"nn\.BatchNorm2d at '1'.*GroupNorm"),
+    "instance norm": (after(nn.InstanceNorm2d(4), True), IMAGE, r"InstanceNorm2d.*GroupNorm"),
+    "max pool": (after(nn.MaxPool2d(2), True), IMAGE, r"nn\.MaxPool2d at '1'.*average pooling"),
+    "F.max_pool2d": (after(lambda x: F.max_pool2d(x, 2), True), IMAGE, "max_pool2d"),
+    "softmax": (after(nn.Softmax(-1)), VECTOR, r"nn\.Softmax at '1'.*outside"),
+    "F.softmax": (after(lambda x: F.softmax(x, -1)), VECTOR, "softmax"),
+    "x.softmax": (after(lambda x: x.softmax(-1)), VECTOR, "softmax"),
+    "attention": (nn.Sequential(conv1d(2, 4), ENCODER), (2, 6), r"nn\.TransformerEncoderLayer at '1'"),
+    "recurrent": (nn.Sequential(nn.GRU(4, 4).double()), VECTOR, r"nn\.GRU.*same weights"),
+    "embedding": (nn.Sequential(nn.Embedding(4, 4).double()), VECTOR, r"nn\.Embedding"),
+    "conv3d": (nn.Sequential(NTKConv3d(1, 2, 1, dtype=torch.float64)), (1, 2, 2, 2), "NTKConv3d at '0'"),
+    "bilinear": (after(Function(lambda x: x @ x.T)), VECTOR, "getattr"),
+    "layer used twice": (Twice(), VECTOR, r"second use.*'a'.*layer with parameters of its own"),
+    "tied weights": (Tied(), VECTOR, "second use of the parameters that 'a' uses"),
+    "norm used twice": (shared_norm(), VECTOR, "second use of the parameters that '1' uses"),
+    "own parameter": (Own(), VECTOR, r"parameter 'scale' used directly.*buffer"),
+    "dependent sum": (Plus(nn.Sequential(dense(4, 4), nn.ReLU())), VECTOR, "not independent"),
+    "x + relu(f(x))": (Written(lambda m, x: (lambda y: y + torch.relu(m.b(y)))(m.a(x))), VECTOR, r"not independent.*'add'|not independent.*NTK layer"),
+    "f(x) + norm": (after(lambda y: y + F.layer_norm(y, (4,))), VECTOR, "not independent"),
+    "product of features": (Written(lambda m, x: m.a(x) * m.b(x)), VECTOR, r"product or quotient.*'mul'"),
+    "gate": (Written(lambda m, x: m.a(x) * torch.sigmoid(m.b(x))), VECTOR, "product or quotient"),
+    "quotient": (Written(lambda m, x: m.a(x) / m.b(x)), VECTOR, "product or quotient"),
+    "product with data": (Written(lambda m, x: m.a(x) * x), VECTOR, "product or quotient"),
+    "unlike shapes": (Written(lambda m, x: m.a(x).mean((2, 3), keepdim=True) + m.b(m.a(x)), True), IMAGE, "second use|sum of features"),
+    "activation twice": (nn.Sequential(dense(4, 4), nn.ReLU(), nn.LayerNorm(4), dense(4, 4)), VECTOR, "not Gaussian"),
+    "activation of data": (nn.Sequential(Plus(dense(4, 4)), nn.ReLU()), VECTOR, r"not Gaussian.*NTK layer before"),
+    "activation of pooled activations": (nn.Sequential(conv(3, 4), nn.ReLU(), nn.AvgPool2d(2, 1), nn.ReLU()), IMAGE, "not Gaussian"),
+    "groups on inputs": (nn.Sequential(conv1d(4, 4, groups=2)), (4, 6), r"groups on the inputs.*groups=1"),
+    "depthwise": (nn.Sequential(conv(3, 4), conv(4, 4, 1, groups=4)), IMAGE, r"one channel per group.*fewer groups"),
+    "groups on a concatenation": (cat_then_groups(False), IMAGE, r"groups on channels of several kinds"),
+    "groups on a pooled concatenation": (cat_then_groups(True), IMAGE, r"groups on channels of several kinds"),
+    "group norm of channels": (after(nn.GroupNorm(4, 4).double(), True), IMAGE, "one channel per group"),
+    "trained gain, then relu": (group_norm_once(), IMAGE, r"trained gain.*weight\.requires_grad_\(False\)"),
+    "partial layer norm": (after(lambda x: F.layer_norm(x, (5,)), True), IMAGE, "layer normalization over"),
+    "gain per position": (after(nn.LayerNorm((4, 4, 5)).double(), True), IMAGE, "gain per position"),
+    "dense on positions": (nn.Sequential(conv(3, 4), dense(3, 2)), IMAGE, r"NTKLinear.*Flatten or pool"),
+    "wrong channels": (nn.Sequential(dense(4, 4), nn.ReLU(), dense(5, 1)), VECTOR, r"NTKLinear\(5, 1\) on 4 features"),
+    "kernel too large": (nn.Sequential(conv(3, 4, 5)), IMAGE, "larger than the padded image"),
+    "reflect padding too large": (nn.Sequential(conv(3, 4, padding=4, padding_mode="reflect")), IMAGE, "reflect padding of 4"),
+    "circular padding too large": (nn.Sequential(conv(3, 4, padding=5, padding_mode="circular")), IMAGE, "circular padding of 5"),
+    "window too large": (after(nn.AvgPool2d(7), True), IMAGE, r"average over positions \(4, 5\)"),
+    "pooling of vectors": (after(lambda x: F.adaptive_avg_pool2d(x, 1)), VECTOR, "average over 2 axes"),
+    "nn.AvgPool2d of vectors": (after(nn.AvgPool2d(2)), VECTOR, "AvgPool2d on samples"),
+    "mean over channels": (after(lambda x: x.mean(1), True), IMAGE, "Only positions"),
+    "mean of everything": (after(lambda x: x.mean(), True), IMAGE, "mix the samples"),
+    "partial flatten": (after(lambda x: x.flatten(2), True), IMAGE, "flattening of axes 2"),
+    "reshape": (after(lambda x: x.view(-1, 2, 2, 4, 5), True), IMAGE, "reshaping"),
+    "index": (after(lambda x: x[:, 0]), VECTOR, "getitem"),
+    "cat of samples": (after(lambda x: torch.cat([x, x], 0)), VECTOR, "axis 0"),
+    "zero factor": (after(lambda x: 0 * x), VECTOR, "factor of 0"),
+    "PReLU": (after(nn.PReLU(dtype=torch.float64)), VECTOR, r"no elementwise activation at '1'.*trained"),
+    "noise": (after(lambda x: F.rrelu(x, training=True)), VECTOR, r"rrelu|deterministic"),
+    "active dropout": (after(lambda x: F.dropout(x, 0.5)), VECTOR, r"dropout.*training=self\.training"),
+    "log": (after(torch.log), VECTOR, "finite"),
+    "jump": (after(torch.sign), VECTOR, r"no elementwise activation at 'sign"),
+    "two features": (after(lambda x: torch.pow(x, x)), VECTOR, "elementwise function of two"),
+    "no layer": (nn.Sequential(nn.ReLU()), VECTOR, "depends on no random weights"),
+    "hook": (hooked(), VECTOR, r"ReLU with a forward hook.*'1'"),
+    "replaced forward": (replaced(), VECTOR, "replaced forward"),
+    "overwritten": (Written(in_place), VECTOR, r"in place.*overwrites 'a'"),
+    "overwritten through a view": (Written(in_place_through_a_view), VECTOR, "in place"),
+    "weight norm": (nn.Sequential(nn.utils.parametrizations.weight_norm(dense(4, 4))), VECTOR, "ParametrizedNTKLinear at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal(name: str) -> None:
+    net, shape, says = REFUSED[name]
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    for kernel in (analytic_ntk, analytic_nngp):
+        with pytest.raises(ValueError, match=rf"(?s)`model` must be.*({says})"):
+            kernel(net, x)
+
+
+def test_a_gain_that_is_not_one() -> None:
+    net = after(nn.LayerNorm(4, dtype=torch.float64))
+    with torch.no_grad():
+        net[1].weight[0] = 2
+    with pytest.raises(ValueError, match="Initialize its weight to 1"):
+        analytic_ntk(net, torch.randn(2, 4))
+    with torch.no_grad():
+        net[1].weight.fill_(1)
+        net[1].bias[1] = 0.5
+    with pytest.raises(ValueError, match="Initialize its bias to 0"):
+        analytic_ntk(net, torch.randn(2, 4))
+
+
+class Branching(nn.Module):
+    """Control flow by the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Two(nn.Module):
+    """Two inputs, and two outputs."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.a, self.pair = dense(4, 4), pair
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> object:
+        return (self.a(x), x) if self.pair else self.a(x)
+
+
+class Needs(nn.Module):
+    """A second tensor without a default."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (nn.Sequential(dense(4, 4), Branching()), r"traceable by torch.fx.*control flow"),
+        (Two(True), r"to one tensor.*tuple"),
+        (Needs(), r"of one tensor.*'y'"),
+        (lambda x: x, r"nn\.Module"),
+        (nn.ReLU, r"nn\.Module"),
+        (None, r"nn\.Module"),
+    ],
+    ids=["control flow", "two outputs", "two inputs", "function", "class", "None"],
+)
+def test_what_cannot_be_read(net: nn.Module, says: str) -> None:
+    with pytest.raises(TypeError, match=rf"(?s)`model` must be.*{says}"):
+        analytic_kernels(net, torch.randn(2, 4))
+
+
+def test_an_argument_with_a_default_is_left_at_it() -> None:
+    assert analytic_ntk(Two(False), torch.randn(2, 4)).shape == (2, 2)

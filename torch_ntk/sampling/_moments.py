@@ -1,0 +1,42 @@
+"""Mean and standard error of a stream of tensors, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningMoments:
+    """Welford's recurrences: no cancellation, however small the spread is beside the mean.
+
+    Attributes:
+        count: Tensors so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def add(self, value: Tensor) -> None:
+        """Take one more, of the same shape as those before."""
+        value = value.detach().to(torch.float64)
+        self.count += 1
+        if self._mean is None or self._squares is None:
+            self._mean, self._squares = value.clone(), torch.zeros_like(value)
+            return
+        change = value - self._mean
+        self._mean += change / self.count
+        self._squares += change * (value - self._mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean so far, float64."""
+        assert self._mean is not None
+        return self._mean
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of the mean, `√(Σ(v - mean)² / (n - 1) / n)`; needs two tensors."""
+        assert self._squares is not None
+        return torch.sqrt(self._squares / ((self.count - 1) * self.count))

@@ -1,0 +1,161 @@
+"""`monte_carlo_kernel`: what the kernel of a random network is on average."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .._checks import check_choice, check_positive_int, check_tensor, message
+from .._functional import quiet
+from ..empirical import empirical_nngp, empirical_ntk
+from ._moments import RunningMoments
+
+
+@dataclass(frozen=True, eq=False)
+class MonteCarloKernel:
+    """A kernel averaged over draws of a random network.
+
+    Attributes:
+        mean: `[N1, N2]`, float64.
+        standard_error: Of the mean, `[N1, N2]`: the deviation of one draw divided by √n_samples.
+        n_samples: How many networks were drawn.
+    """
+
+    mean: Tensor
+    standard_error: Tensor
+    n_samples: int
+
+
+def monte_carlo_kernel(
+    make_model: Callable[[], nn.Module],
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    n_samples: int,
+    kind: Literal["ntk", "nngp"] = "ntk",
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> MonteCarloKernel:
+    """The kernel of finite random networks, averaged over draws, with its standard error.
+
+    With Θ_s the kernel of the s-th of n networks,
+
+        mean = 1/n Σ_s Θ_s,    standard_error = √(Σ_s (Θ_s - mean)² / (n - 1) / n)
+
+    entry by entry. As the widths grow the mean converges to `torch_ntk.analytic_ntk` (or
+    `analytic_nngp`) of the network: the way to check a limit, or to have one that no recursion
+    gives. At a finite width the mean itself is off by O(1/width), which more draws do not change.
+
+    Every call of `make_model` sees generators (of torch, NumPy and Python) seeded from `seed` and
+    the number of the draw, so that the first draws of a longer run are those of a shorter one.
+    The caller's generators are afterwards as they were.
+
+    Args:
+        make_model: Makes a network with newly drawn weights at each call; it may also draw anew
+            in a module that it returns every time.
+        x1: Inputs `[N1, ...]`, in the type of the networks.
+        x2: Inputs `[N2, ...]`; None means x2 = x1.
+        n_samples: How many networks to draw, at least 2.
+        kind: `"ntk"`: `empirical_ntk(..., output="mean")`; `"nngp"`: `empirical_nngp`.
+        seed: Of all draws, at least 0.
+        batch_size: As for `empirical_ntk`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: `make_model` cannot be called or gives no module, or an argument is of the
+            wrong kind.
+        ValueError: Two draws have equal weights; fewer than two draws are wanted; or as
+            `empirical_ntk`.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk import NTKLinear
+        >>> k = monte_carlo_kernel(lambda: NTKLinear(2, 8), torch.eye(2), n_samples=3)
+        >>> k.mean.shape, k.n_samples
+        (torch.Size([2, 2]), 3)
+    """
+    _check(make_model, x1, n_samples, seed)
+    check_choice("kind", kind, ("ntk", "nngp"))
+    if x2 is not None:
+        check_tensor("x2", x2)
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**63 - 1, (n_samples,), generator=generator).tolist()
+    moments = RunningMoments()
+    before: list[Tensor] | None = None
+    for number in tqdm(seeds, disable=not progress, desc="draws", unit="network"):
+        with quiet(None, x1.device):
+            _seed_all(number, x1.device)
+            with torch.enable_grad():  # it may train what it makes
+                model = make_model()
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                message(
+                    "make_model",
+                    "a function that returns an nn.Module",
+                    f"one that returns {model!r:.60}",
+                    "Give the function itself, for example monte_carlo_kernel(lambda: Net(), x).",
+                )
+            )
+        before = _new_weights(model, before)
+        if kind == "ntk":
+            value = empirical_ntk(model, x1, x2, output="mean", batch_size=batch_size)
+        else:
+            value = empirical_nngp(model, x1, x2, batch_size=batch_size)
+        moments.add(value)
+    return MonteCarloKernel(moments.mean, moments.standard_error, n_samples)
+
+
+def _check(make_model: object, x1: object, n_samples: object, seed: object) -> None:
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            message(
+                "make_model",
+                "a function that makes a network with new weights",
+                make_model,
+                "A module has one set of weights: give lambda: Net(...), which makes one.",
+            )
+        )
+    check_tensor("x1", x1)
+    if check_positive_int("n_samples", n_samples) < 2:
+        raise ValueError(
+            message("n_samples", "at least 2", n_samples, "One draw has no standard error.")
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(message("seed", "an integer", seed))
+    if not 0 <= seed < 2**63:
+        raise ValueError(message("seed", "at least 0 and below 2**63", seed))
+
+
+def _seed_all(number: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002  # the global state is what make_model may use
+    random.seed(number)
+
+
+def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
+    """Copies of what the model holds, which must not be what the draw before held."""
+    weights = [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
+    if before is None or len(weights) != len(before):
+        return weights
+    if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(weights, before, strict=True)):
+        raise ValueError(
+            message(
+                "make_model",
+                "a function that draws new weights at each call",
+                "two networks with equal weights",
+                "Make the network inside of it, or draw its weights anew; and do not set the "
+                "seed there, which is done for each draw.",
+            )
+        )
+    return weights
