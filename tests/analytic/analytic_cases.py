@@ -262,6 +262,21 @@ def _scaled(n: int) -> nn.Module:
     return nn.Sequential(*body, Times(3.0), Abs(), dense(4 * n, n))
 
 
+def _one_position_grows(n: int) -> nn.Module:
+    body = [conv(3, n, 3), nn.ReLU(), conv(n, n, 3, padding=2), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(n, 2))
+
+
+def _pooled_beyond(n: int) -> nn.Module:
+    body = [conv(3, n, 3), nn.ReLU(), nn.AvgPool2d(2, 1, 1), conv(n, n, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.Flatten(), dense(n, 2))
+
+
+def _pooled_apart(n: int) -> nn.Module:
+    body = [conv(3, n, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]
+    return nn.Sequential(*body, nn.Flatten(), dense(4 * n, 2))
+
+
 STRUCTURES: tuple[Net, ...] = (
     Net("dense_only", (5,), lambda n: dense(5, n), True),
     Net("layers_after_gap", (3, 5, 6), _deep_end, True),
@@ -288,6 +303,9 @@ STRUCTURES: tuple[Net, ...] = (
         (2, 9),
         _one_axis(lambda: nn.Sequential(nn.AvgPool1d(3, 1, 1), nn.Flatten())),
     ),
+    Net("one_position_grows", (3, 3, 3), _one_position_grows),
+    Net("pooled_beyond", (3, 3, 3), _pooled_beyond),
+    Net("pooled_apart", (3, 3, 3), _pooled_apart),
     Net("frozen", (3, 5, 6), _frozen),
     Net("scaled", (3, 5, 6), _scaled),
 )

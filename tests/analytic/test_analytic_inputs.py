@@ -44,6 +44,33 @@ def test_zero_images_and_black_borders(gap: bool, sigma_b: float) -> None:
         assert not analytic_ntk(net, x)[0].any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.float32, 1e-15), (torch.float32, 1e10), (torch.float64, 1e-120), (torch.float64, 1e80)],
+)
+@pytest.mark.parametrize("gap", [True, False])
+def test_the_scale_of_the_inputs_is_no_matter(dtype: torch.dtype, factor: float, gap: bool) -> None:
+    """Without biases the kernel is homogeneous, also where products of variances underflow."""
+    x = torch.randn(3, 3, 2, 3, dtype=dtype)
+    kernel = CNTK(4, pooling="gap" if gap else "flatten", dtype=dtype)
+    small = kernel(x * factor) / factor / factor
+    torch.testing.assert_close(small, kernel(x), rtol=50 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_memory", -5), ("max_memory", 0)])
+def test_a_limit_must_be_positive(name: str, value: int) -> None:
+    for call in (lambda **k: analytic_ntk(mlp(), torch.ones(2, 4), **k), lambda **k: CNTK(3, **k)):
+        with pytest.raises(ValueError, match=name):
+            call(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_memory", "5"), ("compile", "yes")])
+def test_options_have_a_type(name: str, value: str) -> None:
+    for call in (lambda **k: mlp_kernels(torch.ones(2, 4), **k), lambda **k: CNTK(3, **k)):
+        with pytest.raises(TypeError, match=name):
+            call(**{name: value})
+
+
 def test_a_zero_vector() -> None:
     x = torch.tensor([[0.0] * 4, [1.0] * 4], dtype=torch.float64)
     got = analytic_kernels(mlp(0.0), x)

@@ -16,6 +16,12 @@ from ._dual import DualActivation
 # value changes, and `clamp` gives the derivative 0 where the true one is infinite.
 _LEAST = 1e-36
 
+# Products of two variances within this range have all their digits.
+_RANGE = {
+    dtype: (torch.finfo(dtype).tiny / torch.finfo(dtype).eps, torch.finfo(dtype).max)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
 # Below this angle sin θ - θ cos θ is summed as a series; above, the subtraction is accurate.
 _SERIES_BELOW = 0.25
 # (-1)^(m+1) 2m / (2m+1)!, the coefficients of θ^(2m+1) from m = 5 down to 1.
@@ -33,7 +39,7 @@ class DualRectifier(DualActivation):
     arc-cosine kernels of order 1 and 0 (Cho and Saul 2009, "Kernel Methods for Deep Learning").
 
     Where a variance is 0, κ = 0 and κ̇ = ((a₊ + a₋) / 2)², the value at correlation 0; a variance
-    whose square underflows (below about 1e-19 in float32, 1e-154 in float64) counts as 0 in κ̇.
+    below the normal range (about 1e-38 in float32, 1e-308 in float64) counts as 0 in κ̇.
     Where u = ±v, the derivative of κ̇ by k, which is infinite there, is given as 0.
 
     Args:
@@ -69,8 +75,14 @@ class DualRectifier(DualActivation):
         """κ and κ̇; see `DualActivation.pair`."""
         safe1, root1 = _positive_and_root(q1)
         safe2, root2 = _positive_and_root(q2)
-        # √(q q) is q exactly, which √q √q is not: equal arguments have correlation 1.
-        c = (k / torch.sqrt(safe1 * safe2)).clamp(-1.0, 1.0)
+        # √(q q) is q exactly, which √q √q is not: equal arguments have correlation 1. Where the
+        # product leaves the range of the type, √q √q does not.
+        product = safe1 * safe2
+        least, most = _RANGE[k.dtype]
+        inside = (product > least) & (product < most)
+        r = torch.where(inside, product, 1.0).sqrt()
+        r = torch.where(inside, r, safe1.sqrt() * safe2.sqrt())
+        c = (k / r).clamp(-1.0, 1.0)
         s = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
         slope = torch.atan2(s, -c) * self._bend
         if self._product:
@@ -145,8 +157,8 @@ class DualRectifier(DualActivation):
 
 
 def _is_zero(q: Tensor) -> Tensor:
-    """Where a variance is 0 or so small that a product of two would underflow; never at NaN."""
-    return q <= math.sqrt(torch.finfo(q.dtype).tiny)
+    """Where a variance is 0 or has lost digits to underflow; never at NaN."""
+    return q <= torch.finfo(q.dtype).tiny
 
 
 def _positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:

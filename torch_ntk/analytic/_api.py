@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_tensor, message
+from .._checks import check_finite, check_positive_int, check_tensor, message
 from .._functional import quiet, refuse_unsupported, unwrap
 from .engine import run
 from .lift import read
@@ -181,12 +181,21 @@ def _both(
                 "model", "an nn.Module", model, "Its structure is read, which a function has not."
             )
         )
+    check_options(max_memory, compile)
     model = unwrap(model)
     refuse_unsupported(model)
     a, b = inputs(x1, x2, dtype)
     with evaluation(a, b, model):
         program = read(model, a, b, a.dtype)
         return run(program, ntk=ntk, limit=max_memory, compile=compile, progress=progress)
+
+
+def check_options(max_memory: object, compile: object) -> None:
+    """Raise if one of the two is not what the functions of this folder take."""
+    if max_memory is not None:
+        check_positive_int("max_memory", max_memory, "It is in bytes; None chooses.")
+    if compile is not None and not isinstance(compile, bool):
+        raise TypeError(message("compile", "True, False or None", compile, "None decides itself."))
 
 
 @contextlib.contextmanager
@@ -201,7 +210,7 @@ def inputs(
     x1: Tensor, x2: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
     """Both inputs checked, in the type of the computation."""
-    wanted = _dtype(dtype)
+    wanted = check_dtype(dtype)
     a = _input("x1", x1, wanted)
     if x2 is None or x2 is x1:
         return a, None
@@ -220,7 +229,8 @@ def inputs(
     return a, b
 
 
-def _dtype(dtype: torch.dtype | None) -> torch.dtype:
+def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The type of a computation: float64 for None; float32 if that is asked for."""
     if dtype is None:
         return torch.float64
     if not isinstance(dtype, torch.dtype):

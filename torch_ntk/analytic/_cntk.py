@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_finite_number, check_positive_int, message
 from ..activations import DualActivation
-from ._api import evaluation, inputs
+from ._api import check_dtype, check_options, evaluation, inputs
 from ._axis import ONE, taps
 from ._ops import Affine, Program
 from .engine import run
@@ -118,7 +118,8 @@ class CNTK(nn.Module):
                     "Their kernel has no biases; use scaling='mean'.",
                 )
             )
-        self.dtype = dtype
+        check_options(max_memory, compile)
+        self.dtype = check_dtype(dtype)
         self.max_memory = max_memory
         self.compiled = compile
         self.progress = bool(progress)

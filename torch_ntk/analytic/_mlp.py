@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_finite_number, check_positive_int, message
 from ..activations import DualActivation
-from ._api import Kernels, evaluation, inputs
+from ._api import Kernels, check_options, evaluation, inputs
 from ._axis import ONE
 from ._ops import Affine, Program
 from .engine import run
@@ -73,6 +73,7 @@ def mlp_kernels(
     if sigma_w == 0:
         raise ValueError(message("sigma_w", "greater than 0", sigma_w))
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
+    check_options(max_memory, compile)
     known, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None

@@ -54,9 +54,10 @@ def plan(program: Program) -> Plan:
         for j in step.inputs:
             last_use[j] = i if last_use[j] == n else last_use[j]
             if isinstance(step.operation, Pool):
-                full[j] = full[j] or steps[j].positions != (1, 1)
+                several = steps[j].positions != (1, 1) or step.positions != (1, 1)
+                full[j] = full[j] or several
             elif not isinstance(step.operation, Flatten):
-                full[j] = full[j] or (full[i] and steps[j].positions != (1, 1))
+                full[j] = full[j] or full[i]
     distance = not any(full)
     mixed = [False] * n
     for i, step in enumerate(steps):
