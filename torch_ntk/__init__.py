@@ -1,6 +1,7 @@
 """The Neural Tangent Kernel for PyTorch.
 
-Layers in the NTK parameterization (`NTKLinear`, …), kernels of real modules (`empirical_ntk`),
+Layers in the NTK parameterization (`NTKLinear`, …), kernels of real modules (`empirical_ntk`) and
+of their infinite-width limits (`analytic_ntk`, `CNTK`), training in closed form (`predict`),
 linearized networks (`linearize`), and Lightning callbacks that show whether training is lazy
 (`torch_ntk.callbacks.NTKMonitor`).
 """
@@ -35,6 +36,8 @@ from .nn import Sin as Sin
 from .nn import ntk_param_groups as ntk_param_groups
 from .nn import ntk_parameterize as ntk_parameterize
 from .nn import standard_init_ as standard_init_
+from .sampling import MonteCarloKernel as MonteCarloKernel
+from .sampling import monte_carlo_kernel as monte_carlo_kernel
 
 __all__ = [
     "CNTK",
@@ -44,6 +47,7 @@ __all__ = [
     "Erf",
     "Kernels",
     "LinearizedModel",
+    "MonteCarloKernel",
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
@@ -61,6 +65,7 @@ __all__ = [
     "linearize",
     "metrics",
     "mlp_kernels",
+    "monte_carlo_kernel",
     "ntk_param_groups",
     "ntk_parameterize",
     "predict",
