@@ -18,6 +18,8 @@ from ._state import State, spread
 # Bytes of one array of a block, as in `_streamed.py`.
 _BLOCK = 1 << 20
 _BLOCK_ON_GPU = 1 << 27
+# Numbers that are kept of what activations need of the images.
+_KEPT = 1 << 23
 
 
 class Equal:
@@ -41,6 +43,7 @@ class Equal:
         self.rows = max(1, min(shape[0], pairs // columns))
         self.columns = columns
         self._fused = fused_layers(task.program, layout)
+        self._kept: dict[tuple[int, int, int, int], tuple[Tensor, ...]] = {}
         self._passes = Passes(
             task.program,
             layout,
@@ -128,12 +131,22 @@ class Equal:
         self, operation: Activation, before: int, one: Images, two: Images
     ) -> tuple[Tensor, ...]:
         """What an activation needs of the images of either side, shaped to go with the block."""
-        q1, q2 = one.variances[before], two.variances[before]
-        assert q1 is not None
-        assert q2 is not None
-        first = [spread(self._room(a), 0, False) for a in operation.dual.images(q1)]
-        second = [spread(self._room(a), 1, False) for a in operation.dual.images(q2)]
-        return (*first, *second)
+        first = self._image(operation, before, one, 0)
+        return (*first, *self._image(operation, before, two, 1))
+
+    def _image(
+        self, operation: Activation, before: int, images: Images, side: int
+    ) -> tuple[Tensor, ...]:
+        """The same of one side; kept, as a row of blocks has its images in common."""
+        key = (before, side, images.start, images.stop)
+        if key not in self._kept:
+            q = images.variances[before]
+            assert q is not None
+            if sum(a.numel() for kept in self._kept.values() for a in kept) > _KEPT:
+                self._kept.clear()
+            parts = operation.dual.images(q)
+            self._kept[key] = tuple(spread(self._room(a), side, False) for a in parts)
+        return self._kept[key]
 
     def _sums(self, i: int, one: Images, two: Images) -> tuple[Tensor, Tensor]:
         """The variances of step i on either side, shaped to go with the block."""
