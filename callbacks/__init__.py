@@ -1,7 +1,7 @@
 """Lightning callbacks that watch the Neural Tangent Kernel during training.
 
-`NTKMonitor` measures everything; `KernelDrift`, `KernelSpectrum` and `LinearizationGap` measure
-one thing each, on the same core.
+`NTKMonitor` measures everything; `KernelDrift`, `KernelSpectrum`, `LinearizationGap` and
+`StabilityEdge` measure one thing each, on the same core.
 """
 
 if __name__ != "torch_ntk.callbacks":
@@ -14,6 +14,7 @@ from ._kernel_drift import KernelDrift as KernelDrift
 from ._kernel_spectrum import KernelSpectrum as KernelSpectrum
 from ._linearization_gap import LinearizationGap as LinearizationGap
 from ._ntk_monitor import NTKMonitor as NTKMonitor
+from ._stability_edge import StabilityEdge as StabilityEdge
 
 __all__ = [
     "KernelCallback",
@@ -21,4 +22,5 @@ __all__ = [
     "KernelSpectrum",
     "LinearizationGap",
     "NTKMonitor",
+    "StabilityEdge",
 ]

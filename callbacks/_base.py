@@ -1,47 +1,47 @@
-"""What all callbacks of this package share: hooks of the Trainer around an `Observer`."""
+"""What all callbacks of this package share: hooks of the Trainer around a `Watch`."""
 
 from __future__ import annotations
 
-import time
-import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from torch_ntk._types import Output, ParameterSelection
 from torch_ntk.monitor import (
-    InputFn,
-    Observer,
-    Probe,
     ProbeLike,
-    Schedule,
+    SideFile,
+    Training,
     Verdict,
-    check_probe,
-    has_diverged,
-    probe_from_batch,
+    Watch,
+    WatchOptions,
+    moved_in,
     snapshot,
 )
 
 from . import _loggers
-from ._network import ForwardFn, adapted, adapted_selection, find_network, first_measurement
-from ._results import columns, judged, log_observation
+from ._layout import layout
+from ._network import find_network, first_measurement
+from ._results import log_observation
 from ._settings import check_settings, refuse_shared_names
 from ._trainer import (
+    batches_seen,
+    checkpoint_folder,
     has_averaged_weights,
     is_last_epoch,
     lent_weights,
     refuse_sharded,
+    resumed_folder,
     steps_taken,
     swaps_weights,
     unlogged,
     weights_of,
 )
-
-_LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
 
 
 class KernelCallback(Callback):
@@ -61,74 +61,72 @@ class KernelCallback(Callback):
 
     def __init__(
         self,
-        probe: ProbeLike,
+        probe: ProbeLike | None,
         *,
-        metrics: Sequence[str],
-        every_n_steps: int | None,
-        schedule: str,
-        output: Output,
-        log_figures: bool,
-        max_overhead: float,
-        on_error: str,
-        prefix: str,
-        network: str | None,
-        input_fn: InputFn | None,
-        forward_fn: ForwardFn | None,
-        params: ParameterSelection,
-        batch_size: int | None,
-        dtype: torch.dtype | None,
-        method: str,
+        network: str | None = None,
+        log_figures: bool = True,
+        figure_every: int | None = None,
+        tensorboard_layout: bool = True,
+        theta_0: str = "inside",
+        **options: Unpack[WatchOptions],
     ) -> None:
-        self._probe = check_probe(probe)
-        self._schedule = Schedule(every_n_steps, schedule, max_overhead)
-        self._observer = Observer(
-            metrics,
-            output=output,
-            params=params if forward_fn is None else adapted_selection(params),
-            batch_size=batch_size,
-            dtype=dtype,
-            method=method,
-        )
+        self._watch = Watch(probe, owner=type(self).__name__, own=self.own, **options)
         check_settings(
-            on_error=on_error,
-            prefix=prefix,
             network=network,
-            input_fn=input_fn,
-            forward_fn=forward_fn,
             log_figures=log_figures,
+            figure_every=figure_every,
+            tensorboard_layout=tensorboard_layout,
+            theta_0=theta_0,
         )
-        self.on_error = on_error
-        self.prefix = prefix
         self.network = network
         self.log_figures = log_figures
-        self._input_fn = input_fn
-        self._forward_fn = forward_fn
+        self.figure_every = figure_every
+        self.tensorboard_layout = tensorboard_layout
+        self.theta_0 = theta_0
         self._begin()
 
     def _begin(self) -> None:
-        self._observer.reset()
-        self._last_step: int | None = None
+        self._watch.begin()
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
-        self._diverged_at: int | None = None
+        self._side_file = SideFile()
+        self._folder: Path | None = None  # where checkpoints of the run go
+        self._resumed_from: Path | None = None
+        self._needs_theta_0 = True
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
-        self._measured: nn.Module | None = None
-        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one process: launchers send callbacks to others."""
-        return {**vars(self), "_module": None, "_measured": None}
+        return {**vars(self), "_module": None}
 
     # ------------------------------------------------------------------ results
     @property
+    def prefix(self) -> str:
+        """The first part of the logged names."""
+        return self._watch.prefix
+
+    @property
+    def on_error(self) -> str:
+        """What a failing measurement does: `"raise"` or `"warn"`."""
+        return self._watch.on_error
+
+    @property
     def history(self) -> dict[str, list[float]]:
         """Everything measured: `"step"` and each metric by its logged name; NaN where missing."""
-        return columns(self._observer.history, self._tag)
+        return self._watch.history
 
     @property
     def verdict(self) -> Verdict:
         """The regime of the training, with the reason; from the last measurement."""
-        return judged(self._observer, self._diverged_at)
+        return self._watch.verdict
+
+    def plot(self) -> tuple[Figure, np.ndarray[Any, Any]]:
+        """The curves, with the verdict above them: the figure and its axes `[panels]`.
+
+        Raises:
+            ValueError: Nothing was measured.
+        """
+        return self._watch.plot()
 
     # ------------------------------------------------------------------ hooks
     @property
@@ -147,17 +145,34 @@ class KernelCallback(Callback):
         if self._has_run and (is_other or steps_taken(trainer) == 0):
             self._begin()
         if not trainer.loggers and trainer.is_global_zero:
-            self._warn_once(
+            self._watch.warn_once(
                 "logger",
                 f"The Trainer has no logger: {type(self).__name__} measures, but its values are "
                 "only in its `history`. Pass logger=TensorBoardLogger(...) to see curves.",
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the time that measurements are a share of."""
+        """Begin to count the time that measurements are a share of; group the curves."""
         self._has_run = True
         self._module = weakref.ref(pl_module)
-        self._schedule.start()
+        self._watch.schedule.start()
+        self._folder = checkpoint_folder(trainer) if trainer.is_global_zero else None
+        # TensorBoard reads one layout for a run: the first callback speaks for all.
+        grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
+        if trainer.is_global_zero and grouped and grouped[0] is self:
+            _loggers.log_layout(trainer, layout(c._watch for c in grouped))
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the validation probe from the first batch that passes, if it is a number."""
+        if trainer.is_global_zero:
+            self._watch.offer_validation(batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -166,12 +181,8 @@ class KernelCallback(Callback):
         if not trainer.is_global_zero or has_averaged_weights(trainer):
             return
         step = steps_taken(trainer)
-        if step == self._last_step:  # the same parameters: an accumulating batch, or a restart
-            return
-        # Also where the first measurement failed: a network that cannot be measured is not
-        # tried again at every step.
-        if self._last_step is None or self._schedule.due(step):
-            self._guarded(trainer, pl_module, step, batch)
+        if self._watch.is_due(step):
+            self._measure(trainer, pl_module, step, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step here: at the end of training the weights may be averaged ones."""
@@ -191,10 +202,11 @@ class KernelCallback(Callback):
         elif self._trained is not None and self._trained[0] == steps_taken(trainer):
             with lent_weights(pl_module, self._trained[1]):
                 self._finish(trainer, pl_module)
-        self._trained = self._measured = None  # neither is kept alive by a callback
-        if self.verdict.regime != "unknown" and self._last_step is not None:
-            text = str(self.verdict)
-            _loggers.log_text(trainer, self._tag("verdict"), text, self._last_step)
+        self._trained = None
+        self._watch.release()
+        last, found = self._watch.last_step, self.verdict
+        if found.regime != "unknown" and last is not None:
+            _loggers.log_text(trainer, self._watch.tag("verdict"), str(found), last)
         _loggers.flush(trainer)
 
     def on_exception(
@@ -206,27 +218,42 @@ class KernelCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
-        return {
-            "observer": self._observer.state_dict(),
-            "last_step": self._last_step,
-            "diverged_at": self._diverged_at,
-        }
+        state = self._watch.state_dict()
+        if self.theta_0 == "inside" or self._folder is None:
+            return state
+        return self._side_file.moved_out(state, self._watch.observer.anchor, self._folder)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where the checkpoint lies; its state comes next."""
+        self._resumed_from = resumed_folder(trainer)
+        self._needs_theta_0 = trainer.is_global_zero  # other machines may not see the file
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, anchored where the first run was."""
-        self._observer.load_state_dict(state_dict["observer"])
-        last = state_dict["last_step"]
-        self._last_step = None if last is None else int(last)
-        self._diverged_at = state_dict.get("diverged_at")
+        """Go on from a checkpoint, anchored where the first run was.
+
+        Raises:
+            ValueError: It cannot be used. Without its file of θ_0, `on_error="warn"` begins anew.
+        """
+        folders = [] if self._resumed_from is None else [self._resumed_from]
+        try:
+            state = moved_in(state_dict, folders) if self._needs_theta_0 else state_dict
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise
+            self._watch.warn_once(str(error), f"{type(self).__name__} begins anew: {error}")
+            return
+        self._watch.load_state_dict(state)
         self._has_run = False
 
     # ------------------------------------------------------------------ measuring
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = steps_taken(trainer)
-        if self._observer.anchor is not None and step != self._last_step:
-            self._guarded(trainer, pl_module, step, None, last=True)
+        if self._watch.observer.anchor is not None and step != self._watch.last_step:
+            self._measure(trainer, pl_module, step, None, last=True)
 
-    def _guarded(
+    def _measure(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -234,66 +261,35 @@ class KernelCallback(Callback):
         batch: Any,
         last: bool = False,
     ) -> None:
-        """Measure and log; what goes wrong ends the run only if that is what a user expects."""
-        started = time.perf_counter()
-        self._last_step = step
-        network: nn.Module = pl_module
-        try:
-            with unlogged(pl_module):
-                if self._observer.anchor is None:
+        watch = self._watch
+        with watch.attempt(step, pl_module):
+            with unlogged(trainer, pl_module):
+                if watch.observer.anchor is None:
                     with first_measurement(type(self).__name__, pl_module):
-                        network = self._find(pl_module)
-                        self._observer.drop_anchor(network, self._take_probe(batch), step)
-                    if step > 0:
-                        self._warn_once("late", _LATE.format(type(self).__name__, step))
-                network = self._find(pl_module)
-                seen = self._observer.measure(network, step)
-            self._diverged_at = None
-            log_observation(
-                trainer, self._observer, seen, self._tag, draw=self.log_figures, last=last
-            )
-        except Exception as error:  # anything that a network's forward may raise
-            if has_diverged(network):
-                self._diverged_at = step if self._diverged_at is None else self._diverged_at
-                self._warn_once(
-                    "diverged",
-                    f"The network has NaN or infinite parameters at step {step}: the kernel is "
-                    "not measured. Lower the learning rate.",
+                        watch.drop_anchor(self._find(pl_module), batch, step)
+                training = Training(pl_module, trainer.optimizers)
+                seen = watch.measure(
+                    self._find(pl_module), step, training, batches=batches_seen(trainer)
                 )
-            elif self.on_error == "raise":
-                raise
-            else:
-                self._warn_once(str(error), f"No measurement at step {step}: {error}")
-        finally:
-            self._schedule.spend(time.perf_counter() - started)
+            log_observation(
+                trainer, watch, seen, draw=self.log_figures, every=self.figure_every, last=last
+            )
+
+    def _find(self, pl_module: LightningModule) -> nn.Module:
+        any_form = self._watch.forward_fn is not None
+        return find_network(pl_module, self.network, any_form=any_form)
 
     def _refuse_twins(self, trainer: Trainer) -> None:
         """Raise if another callback would write to the same curves or the same state."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if other is self or not isinstance(other, KernelCallback):
-                continue
-            if other.prefix == self.prefix:
-                mine, theirs = self._observer.metrics, other._observer.metrics
+        for other in kernel_callbacks(trainer):
+            if other is not self and other.prefix == self.prefix:
+                mine, theirs = self._watch.observer.metrics, other._watch.observer.metrics
                 refuse_shared_names(
                     self.prefix, type(self).__name__, mine, type(other).__name__, theirs
                 )
 
-    def _find(self, pl_module: LightningModule) -> nn.Module:
-        fn = self._forward_fn
-        network = find_network(pl_module, self.network, any_form=fn is not None)
-        self._measured = adapted(network, fn, self._measured)
-        return self._measured
 
-    def _take_probe(self, batch: Any) -> Probe:
-        if isinstance(self._probe, Probe):
-            return self._probe
-        return probe_from_batch(batch, self._probe, self._input_fn)
-
-    def _tag(self, name: str) -> str:
-        own = self.own if name in ("seconds", "verdict", "anchor_step") else ""
-        return f"{self.prefix}/{own}{name}"
-
-    def _warn_once(self, key: str, text: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(text, UserWarning, stacklevel=3)
+def kernel_callbacks(trainer: Trainer) -> list[KernelCallback]:
+    """The callbacks of this kind, in their order."""
+    every = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in every if isinstance(c, KernelCallback)]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from typing_extensions import Unpack
 
-from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import DEFAULT_PROBE, InputFn, ProbeLike
+from torch_ntk.monitor import ProbeLike
 
 from ._base import KernelCallback
-from ._network import ForwardFn
+from ._options import KernelOptions
 
 
 class KernelDrift(KernelCallback):
-    r"""Logs `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F on a fixed probe, with a heat map of the kernel.
+    r"""Logs how far and how fast the kernel on a fixed probe moves, with a heat map of the kernel.
+
+    That is `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, and `ntk/velocity` = ‖Θ_t - Θ_s‖_F /
+    (‖Θ_t‖_F (t - s)) with the measurement before, at step s.
 
     Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
     its time under a name of its own, here `drift_seconds`.
@@ -23,40 +25,9 @@ class KernelDrift(KernelCallback):
 
     own = "drift_"
 
-    def __init__(
-        self,
-        probe: ProbeLike = DEFAULT_PROBE,
-        *,
-        every_n_steps: int | None = None,
-        schedule: str = "linear",
-        output: Output = "mean",
-        log_figures: bool = True,
-        max_overhead: float = 0.05,
-        on_error: str = "raise",
-        prefix: str = "ntk",
-        network: str | None = None,
-        input_fn: InputFn | None = None,
-        forward_fn: ForwardFn | None = None,
-        params: ParameterSelection = None,
-        batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
-        method: str = "auto",
-    ) -> None:
+    def __init__(self, probe: ProbeLike | None = None, **options: Unpack[KernelOptions]) -> None:
         super().__init__(
             probe,
-            metrics=("drift",),
-            every_n_steps=every_n_steps,
-            schedule=schedule,
-            output=output,
-            log_figures=log_figures,
-            max_overhead=max_overhead,
-            on_error=on_error,
-            prefix=prefix,
-            network=network,
-            input_fn=input_fn,
-            forward_fn=forward_fn,
-            params=params,
-            batch_size=batch_size,
-            dtype=dtype,
-            method=method,
+            metrics=("drift", "velocity"),
+            **options,
         )

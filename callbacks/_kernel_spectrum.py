@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from typing_extensions import Unpack
 
-from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import DEFAULT_PROBE, SPECTRAL, InputFn, ProbeLike
+from torch_ntk.monitor import SPECTRAL, ProbeLike
 
 from ._base import KernelCallback
-from ._network import ForwardFn
+from ._options import KernelOptions
 
 
 class KernelSpectrum(KernelCallback):
     r"""Logs the spectrum of the kernel on a fixed probe.
 
-    That is `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition` and `ntk/effective_rank`, with a
-    figure of the eigenvalues and their history.
+    That is `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition`, `ntk/effective_rank`,
+    `ntk/numerical_rank` and `ntk/noise_floor`, with a figure of the eigenvalues and their history.
 
     Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
     its time under a name of its own, here `spectrum_seconds`.
@@ -26,40 +25,9 @@ class KernelSpectrum(KernelCallback):
 
     own = "spectrum_"
 
-    def __init__(
-        self,
-        probe: ProbeLike = DEFAULT_PROBE,
-        *,
-        every_n_steps: int | None = None,
-        schedule: str = "linear",
-        output: Output = "mean",
-        log_figures: bool = True,
-        max_overhead: float = 0.05,
-        on_error: str = "raise",
-        prefix: str = "ntk",
-        network: str | None = None,
-        input_fn: InputFn | None = None,
-        forward_fn: ForwardFn | None = None,
-        params: ParameterSelection = None,
-        batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
-        method: str = "auto",
-    ) -> None:
+    def __init__(self, probe: ProbeLike | None = None, **options: Unpack[KernelOptions]) -> None:
         super().__init__(
             probe,
             metrics=SPECTRAL,
-            every_n_steps=every_n_steps,
-            schedule=schedule,
-            output=output,
-            log_figures=log_figures,
-            max_overhead=max_overhead,
-            on_error=on_error,
-            prefix=prefix,
-            network=network,
-            input_fn=input_fn,
-            forward_fn=forward_fn,
-            params=params,
-            batch_size=batch_size,
-            dtype=dtype,
-            method=method,
+            **options,
         )

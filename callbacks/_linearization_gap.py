@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing_extensions import Unpack
 
-from torch_ntk._types import ParameterSelection
-from torch_ntk.monitor import DEFAULT_PROBE, InputFn, ProbeLike
+from torch_ntk.monitor import ProbeLike
 
 from ._base import KernelCallback
-from ._network import ForwardFn
+from ._options import CallbackOptions
 
 
 class LinearizationGap(KernelCallback):
@@ -27,38 +26,11 @@ class LinearizationGap(KernelCallback):
 
     own = "linearization_"
 
-    def __init__(
-        self,
-        probe: ProbeLike = DEFAULT_PROBE,
-        *,
-        every_n_steps: int | None = None,
-        schedule: str = "linear",
-        log_figures: bool = True,
-        max_overhead: float = 0.05,
-        on_error: str = "raise",
-        prefix: str = "ntk",
-        network: str | None = None,
-        input_fn: InputFn | None = None,
-        forward_fn: ForwardFn | None = None,
-        params: ParameterSelection = None,
-        batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, probe: ProbeLike | None = None, **options: Unpack[CallbackOptions]) -> None:
         super().__init__(
             probe,
             metrics=("linearization_gap", "param_drift"),
-            every_n_steps=every_n_steps,
-            schedule=schedule,
             output="mean",
-            log_figures=log_figures,
-            max_overhead=max_overhead,
-            on_error=on_error,
-            prefix=prefix,
-            network=network,
-            input_fn=input_fn,
-            forward_fn=forward_fn,
-            params=params,
-            batch_size=batch_size,
-            dtype=dtype,
             method="auto",
+            **options,
         )

@@ -17,6 +17,8 @@ from lightning.pytorch.loggers import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ._layout import Layout
+
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     """Log at `step` on every logger, whatever `log_every_n_steps` says, and write them out.
@@ -51,6 +53,13 @@ def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
             logger.experiment.log_figure(logger.run_id, figure, f"{tag}/{step:08d}.png")
         elif isinstance(logger, CometLogger):
             logger.experiment.log_figure(tag, figure, step=step)
+
+
+def log_layout(trainer: Trainer, groups: Layout) -> None:
+    """Tell TensorBoard which curves belong together, on its page of custom scalars."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(groups)
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:

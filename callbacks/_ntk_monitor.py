@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import DEFAULT_PROBE, METRICS, InputFn, ProbeLike
+from torch_ntk.monitor import METRICS, ForwardFn, InputFn, LossLike, ProbeLike
 
 from ._base import KernelCallback
-from ._network import ForwardFn
 
 
 class NTKMonitor(KernelCallback):
@@ -23,13 +22,19 @@ class NTKMonitor(KernelCallback):
     - `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition`: the spectrum's ends, which are the
       slowest and the fastest rates at which gradient descent fits the probe, and their ratio;
     - `ntk/effective_rank`: the exponential of the entropy of the spectrum;
+    - `ntk/noise_floor`: the size below which an eigenvalue means nothing, also where λ_min is
+      larger than 0 and below it; `ntk/numerical_rank`: how many are above it;
+    - `ntk/velocity` = ‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)) with the measurement before, at step s;
     - `ntk/alignment`: the cosine between Θ_t and the targets' Gram matrix;
     - `ntk/param_drift` = ‖θ_t - θ_0‖ / ‖θ_0‖;
     - `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖ with
       f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩;
     - `ntk/buffer_drift`, only for networks with floating-point buffers: how far the running
       statistics, through which f_t moves as well, have gone;
-    - `ntk/seconds`, the wall time of the measurement;
+    - `ntk/seconds`, the wall time of the measurement, and `ntk/overhead`, the share of the time
+      since training began (or was resumed) that measurements have taken, this one included;
+    - `ntk/batches`, how many training batches have been seen: the second axis beside the logged
+      step, which counts optimizer steps and falls behind under gradient accumulation;
     - `ntk/anchor_step`, once, only if the anchor is not at step 0, as for a monitor that was added
       when a run was resumed;
 
@@ -47,16 +52,38 @@ class NTKMonitor(KernelCallback):
     another model, it begins anew.
 
     Args:
-        probe: The number of samples to take from the first training batch as it passes, by
-            default up to 64, or the samples: `x` or `(x, y)`.
+        probe: The number of samples to take from the first training batch as it passes, where None
+            is up to 64; or the samples: `x`, `(x, y)`, or of a dataset
+            `(dataset, indices)` or `Subset(dataset, indices)`, read once. Samples that equal an
+            earlier one are left out.
+        validation_probe: Samples of the same forms on which drift, alignment and linearization gap
+            are measured as well, logged as `ntk/val_drift`, …; a number takes them from the first
+            validation batch, that of the sanity check.
         every_n_steps: Measure at multiples of this; None measures as often as `max_overhead`
             allows. The first and the last step are always measured.
+        at_steps: Measure at exactly these steps, besides the first and the last; instead of
+            `every_n_steps`, `schedule` and `max_overhead`.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
-        metrics: Which of the metrics above to measure, without the prefix.
-        log_figures: Whether to draw figures, at the 1st, 2nd, 4th, 8th, … and the last point.
+        metrics: Which of the metrics above to measure, without the prefix, and of these, which are
+            measured on request only, as in `metrics=(*torch_ntk.monitor.METRICS, "stability")`:
+            `"stability"` (see `StabilityEdge`), which takes the full kernel; `"module_drift"`, the
+            drift of the kernel's part Θ_m by the parameters of each module m, logged as
+            `ntk/module_drift/<module>`, Θ = Σ_m Θ_m; `"infinite_gap"` = ‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F,
+            for networks of NTK layers, with `torch_ntk.analytic_ntk` for the kernel Θ_∞ of the
+            infinitely wide network.
+        log_figures: Whether to draw figures, at the first and the last point and between them as
+            `figure_every` says.
+        figure_every: Draw at the first point at or after each multiple of so many steps; None
+            draws at the 1st, 2nd, 4th, 8th, … point.
+        tensorboard_layout: Whether to write the layout of TensorBoard's page "Custom scalars", on
+            which the curves stand in groups. A run has room for one layout: False leaves it to
+            `SummaryWriter.add_custom_scalars` calls of your own.
+        theta_0: `"inside"` keeps θ_0 in each checkpoint; `"beside"` writes it once, to a
+            safetensors file beside the checkpoints whose hash they know, which spares each of them
+            the size of the model and has to go where they go.
         max_overhead: The share of the running time that measurements may take when
-            `every_n_steps` is None.
+            neither `every_n_steps` nor `at_steps` is given.
         on_error: `"raise"` ends the run if a measurement fails, `"warn"` says so once and goes
             on. A network that has diverged to NaN only ever warns.
         prefix: The first part of the logged names. Several monitors need different ones.
@@ -74,9 +101,11 @@ class NTKMonitor(KernelCallback):
         dtype: `torch.float32` or `torch.float64` for the measurement; None is float64 where the
             device has it, because λ_min of a kernel computed in float32 is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
+        loss: For the metric `"stability"`, as in `StabilityEdge`.
 
     The state in a checkpoint holds tensors and plain values only and loads under
-    `weights_only=True`. It is about the size of the model, because of θ_0.
+    `weights_only=True`. It is about the size of the model, because of θ_0; with `theta_0="beside"`
+    it is that of the buffers, the probe and some kernels `[N, N]`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -92,13 +121,18 @@ class NTKMonitor(KernelCallback):
 
     def __init__(
         self,
-        probe: ProbeLike = DEFAULT_PROBE,
+        probe: ProbeLike | None = None,
         *,
+        validation_probe: ProbeLike | None = None,
         every_n_steps: int | None = None,
+        at_steps: Iterable[int] | None = None,
         schedule: str = "linear",
         output: Output = "mean",
         metrics: Sequence[str] = METRICS,
         log_figures: bool = True,
+        figure_every: int | None = None,
+        tensorboard_layout: bool = True,
+        theta_0: str = "inside",
         max_overhead: float = 0.05,
         on_error: str = "raise",
         prefix: str = "ntk",
@@ -109,14 +143,20 @@ class NTKMonitor(KernelCallback):
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
         method: str = "auto",
+        loss: LossLike = "auto",
     ) -> None:
         super().__init__(
             probe,
+            validation_probe=validation_probe,
             metrics=metrics,
             every_n_steps=every_n_steps,
+            at_steps=at_steps,
             schedule=schedule,
             output=output,
             log_figures=log_figures,
+            figure_every=figure_every,
+            tensorboard_layout=tensorboard_layout,
+            theta_0=theta_0,
             max_overhead=max_overhead,
             on_error=on_error,
             prefix=prefix,
@@ -127,4 +167,5 @@ class NTKMonitor(KernelCallback):
             batch_size=batch_size,
             dtype=dtype,
             method=method,
+            loss=loss,
         )

@@ -1,48 +1,51 @@
-"""What was measured: as columns, as a verdict, and in the loggers."""
+"""What was measured, in the loggers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 
-from torch_ntk.monitor import Observation, Observer, Verdict, verdict
+from torch_ntk.monitor import Observation, Watch
 
 from . import _loggers
 from ._drawing import figures
 
 
-def columns(
-    rows: Sequence[Mapping[str, float]], tag: Callable[[str], str]
-) -> dict[str, list[float]]:
-    """`"step"` and each metric by its logged name; NaN where a row lacks it."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    found = {n: [row.get(n, float("nan")) for row in rows] for n in names}
-    return {n if n == "step" else tag(n): column for n, column in found.items()}
-
-
-def judged(observer: Observer, diverged_at: int | None) -> Verdict:
-    """The verdict on the last measurement; at the anchor itself nothing is known yet."""
-    rows, anchor = observer.history, observer.anchor
-    has_moved = bool(rows) and anchor is not None and rows[-1]["step"] > anchor.step
-    return verdict(rows[-1] if has_moved else {}, diverged_at)
-
-
 def log_observation(
     trainer: Trainer,
-    observer: Observer,
+    watch: Watch,
     seen: Observation,
-    tag: Callable[[str], str],
     *,
     draw: bool,
+    every: int | None,
     last: bool,
 ) -> None:
-    """Log the scalars of a measurement, and its figures if `draw` and it is their turn."""
-    named = {tag(name): value for name, value in seen.scalars.items()}
+    """Log the scalars of a measurement, and its figures if `draw` and it is their turn.
+
+    Args:
+        trainer: Whose loggers are meant.
+        watch: What measured.
+        seen: The measurement.
+        draw: Whether there are figures at all.
+        every: Steps between figures, or None.
+        last: Whether it is the last measurement, which is drawn in any case.
+    """
+    named = {watch.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)
-    count = len(observer.history)
-    # Drawing costs more than a small kernel: figures come at the 1st, 2nd, 4th, 8th, … point.
-    is_turn = last or count & (count - 1) == 0
-    if draw and is_turn and _loggers.takes_figures(trainer):
-        for name, figure in figures(observer, seen):
-            _loggers.log_figure(trainer, tag(name), figure, seen.step)
+    steps = [int(row["step"]) for row in watch.observer.history]
+    if draw and (last or is_turn(steps, every)) and _loggers.takes_figures(trainer):
+        for name, figure in figures(watch.observer, seen):
+            _loggers.log_figure(trainer, watch.tag(name), figure, seen.step)
+
+
+def is_turn(steps: Sequence[int], every: int | None) -> bool:
+    """Whether the last of the measured steps is one for figures.
+
+    Drawing costs more than a small kernel, so that without `every` figures come at the 1st, 2nd,
+    4th, 8th, … measurement; with it, at the first one at or after each of its multiples.
+    """
+    count = len(steps)
+    if every is None or count < 2:
+        return count & (count - 1) == 0
+    return steps[-1] // every > steps[-2] // every

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch_ntk._checks import check_choice, describe, message
+from torch_ntk._checks import check_choice, check_positive_int, describe, message
 
 
 def check_settings(
     *,
-    on_error: object,
-    prefix: object,
     network: object,
-    input_fn: object,
-    forward_fn: object,
     log_figures: object,
+    figure_every: object,
+    tensorboard_layout: object,
+    theta_0: object,
 ) -> None:
     """Refuse what no run could use.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
     """
-    check_choice("on_error", on_error, ("raise", "warn"))
-    if not isinstance(prefix, str) or not prefix:
-        raise ValueError(
-            message("prefix", "a non-empty string", describe(prefix), "The default is 'ntk'.")
-        )
     if network is not None and not isinstance(network, str):
         raise TypeError(
             message(
@@ -35,26 +29,19 @@ def check_settings(
                 "Pass network='encoder' for what the LightningModule has as self.encoder.",
             )
         )
-    if input_fn is not None and not callable(input_fn):
-        raise TypeError(
-            message(
-                "input_fn",
-                "a function of a batch",
-                describe(input_fn),
-                "Pass input_fn=lambda batch: (x, y).",
-            )
+    check_choice(
+        "theta_0",
+        theta_0,
+        ("inside", "beside"),
+        "It is kept inside each checkpoint, or in one file.",
+    )
+    for name, value in (("log_figures", log_figures), ("tensorboard_layout", tensorboard_layout)):
+        if not isinstance(value, bool):
+            raise TypeError(message(name, "True or False", describe(value)))
+    if figure_every is not None:
+        check_positive_int(
+            "figure_every", figure_every, "None draws at the 1st, 2nd, 4th, … point."
         )
-    if forward_fn is not None and not callable(forward_fn):
-        raise TypeError(
-            message(
-                "forward_fn",
-                "a function of a network and its inputs",
-                describe(forward_fn),
-                "Pass forward_fn=lambda net, x: net(x)['logits'], for example.",
-            )
-        )
-    if not isinstance(log_figures, bool):
-        raise TypeError(message("log_figures", "True or False", describe(log_figures)))
 
 
 def refuse_shared_names(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -16,6 +23,10 @@ from torch_ntk._checks import message
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)
+_LOGGING = (
+    *("log_metrics", "log_hyperparams", "log_graph", "log_image", "log_text", "log_table"),
+    *("log_audio", "log_video"),
+)
 
 
 def steps_taken(trainer: Trainer) -> int:
@@ -24,6 +35,31 @@ def steps_taken(trainer: Trainer) -> int:
     `trainer.global_step` counts the steps of all optimizers together; loggers do not use it.
     """
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def batches_seen(trainer: Trainer) -> int:
+    """Training batches that have been used so far, whether an optimizer stepped or not."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return int(progress.total.processed)
+
+
+def checkpoint_folder(trainer: Trainer) -> Path | None:
+    """Where checkpoints of this run go; None if that is not a folder of this machine."""
+    saver = trainer.checkpoint_callback
+    chosen = saver.dirpath if isinstance(saver, ModelCheckpoint) else None
+    return _local(chosen or trainer.default_root_dir)
+
+
+def resumed_folder(trainer: Trainer) -> Path | None:
+    """Where the checkpoint lies that the run goes on from; None without one on this machine."""
+    path = _local(trainer.ckpt_path)
+    return None if path is None else path.parent
+
+
+def _local(path: object) -> Path | None:
+    if not isinstance(path, (str, os.PathLike)) or "://" in str(path):
+        return None
+    return Path(path).absolute()
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
@@ -69,23 +105,39 @@ def _write(pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def unlogged(pl_module: LightningModule) -> Iterator[None]:
-    """Within it, `self.log` in a forward does nothing.
+def unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Within it, `self.log` and calls of the Trainer's loggers in a forward do nothing.
 
     The Trainer would take what a measurement passes through the network for results of training.
     """
     modules = [m for m in pl_module.modules() if isinstance(m, LightningModule)]
-    own = [vars(m).get("log") for m in modules]
-    try:
+    loggers = trainer.loggers
+    with contextlib.ExitStack() as stack:
         for module in modules:
-            vars(module)["log"] = _ignore
+            stack.enter_context(_muted(module, ("log",)))
+        for logger in loggers:  # a forward may keep one of its own
+            kept = [n for n in _LOGGING if callable(getattr(logger, n, None))]
+            stack.enter_context(_muted(logger, kept))
+        # What a forward finds as `self.logger`, down to its `experiment`.
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
+
+
+@contextlib.contextmanager
+def _muted(target: object, names: Iterable[str]) -> Iterator[None]:
+    """Within it, these methods of one object do nothing."""
+    own = vars(target)
+    before = {name: own[name] for name in names if name in own}
+    try:
+        own.update(dict.fromkeys(names, _ignore))
         yield
     finally:
-        for module, log in zip(modules, own, strict=True):
-            if log is None:
-                del vars(module)["log"]
-            else:
-                vars(module)["log"] = log
+        for name in names:
+            own.pop(name, None)
+        own.update(before)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def main(rank: str, port: str, folder: str, watched: str) -> None:
@@ -25,13 +26,20 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
-    from lightning_runs import classifier, fit, with_batch_norm
+    from lightning_runs import classifier, data, fit, with_batch_norm
 
     from torch_ntk.callbacks import NTKMonitor
+    from torch_ntk.monitor import METRICS
 
+    settings: dict[str, Any] = {
+        "every_n_steps": 1,
+        "metrics": (*METRICS, "stability", "module_drift"),
+        "validation_probe": (data(60), range(40, 46)),
+        "theta_0": "beside",
+    }
     torch.set_num_threads(1)
     path = Path(folder)
-    monitor = NTKMonitor(4, every_n_steps=1)
+    monitor = NTKMonitor(4, **settings)
     saver = ModelCheckpoint(path / "checkpoints", save_last=True, every_n_train_steps=1)
     module = classifier(with_batch_norm)
     fit(
@@ -47,7 +55,7 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
     torch.save(monitor.history, path / f"history{rank}.pt")
 
     # Every process loads the state; the first one goes on measuring.
-    again = NTKMonitor(4, every_n_steps=1)
+    again = NTKMonitor(4, **settings)
     if watched == "watched":
         last = str(path / "checkpoints" / "last.ckpt")
         fit(

@@ -143,6 +143,12 @@ def fit(
     return run
 
 
+def untimed(history: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """A history without what the clock decides, None where nothing was measured."""
+    kept = {n: v for n, v in history.items() if not n.endswith(("seconds", "overhead"))}
+    return {n: [None if x != x else x for x in v] for n, v in kept.items()}
+
+
 class Watch(Callback):
     """Keeps a copy of the module's weights and buffers at every optimizer step."""
 

@@ -103,7 +103,7 @@ def test_no_argument_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_where_the_network_takes_floats(kind: type, tmp_path: Path) -> None:
-    probe = torch.ones(4, 6, dtype=torch.int64)
+    probe = torch.arange(24).reshape(4, 6)
     with pytest.raises(TypeError, match=r"`probe` must be floating-point .*\.to\("):
         fit(tmp_path, classifier(), [kind(probe)])
 

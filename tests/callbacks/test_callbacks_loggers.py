@@ -30,8 +30,14 @@ NAMES = {
     "ntk/alignment",
     "ntk/param_drift",
     "ntk/linearization_gap",
+    "ntk/numerical_rank",
+    "ntk/noise_floor",
+    "ntk/velocity",
     "ntk/seconds",
+    "ntk/overhead",
+    "ntk/batches",
 }
+OF_ONE = ("seconds", "overhead", "batches")
 
 
 def events(logger: TensorBoardLogger) -> EventAccumulator:
@@ -55,10 +61,11 @@ def test_tensorboard_and_csv_have_every_point(tmp_path: Path) -> None:
     seen = events(board)
     found = [row for row in rows(table) if row["ntk/drift"]]
     for name in NAMES:
+        start = 1 if name == "ntk/velocity" else 0  # no measurement before the first one
         points = seen.Scalars(name)
-        assert [p.step for p in points] == list(range(11))
-        assert [p.value for p in points] == pytest.approx(history[name], rel=1e-6)
-        assert [float(row[name]) for row in found] == history[name]
+        assert [p.step for p in points] == list(range(start, 11))
+        assert [p.value for p in points] == pytest.approx(history[name][start:], rel=1e-6)
+        assert [float(row[name]) for row in found[start:]] == history[name][start:]
     assert [int(row["step"]) for row in found] == list(range(11))
 
 
@@ -81,10 +88,11 @@ def test_the_parts_share_a_prefix_and_no_curve(tmp_path: Path) -> None:
     parts = [kind(6, every_n_steps=5) for kind in (KernelDrift, KernelSpectrum, LinearizationGap)]
     fit(tmp_path, classifier(), parts, logger=board)
     seen = events(board)
-    own = {"ntk/drift_seconds", "ntk/spectrum_seconds", "ntk/linearization_seconds"}
+    own = {f"ntk/{kind}_{n}" for kind in ("drift", "spectrum", "linearization") for n in OF_ONE}
     scalars = {tag for tag in seen.Tags()["scalars"] if tag.startswith("ntk/")}
-    assert scalars == (NAMES - {"ntk/alignment", "ntk/seconds"}) | own
-    assert all([p.step for p in seen.Scalars(tag)] == [0, 5, 10] for tag in scalars)
+    assert scalars == (NAMES - {"ntk/alignment", *(f"ntk/{n}" for n in OF_ONE)}) | own
+    for tag in scalars - {"ntk/velocity"}:
+        assert [p.step for p in seen.Scalars(tag)] == [0, 5, 10]
     assert set(seen.Tags()["images"]) == {"ntk/kernel", "ntk/spectrum", "ntk/linearization"}
     assert all(len(seen.Images(tag)) == 3 for tag in seen.Tags()["images"])
 
@@ -229,6 +237,24 @@ def test_a_forward_that_logs_adds_nothing_to_the_results(tmp_path: Path) -> None
         tables.append([row["in_forward"] for row in rows(table) if row["in_forward"]])
     assert tables[0] == tables[1]
     assert len(tables[0]) == 2
+
+
+def test_a_forward_that_calls_its_loggers_writes_nothing_more(tmp_path: Path) -> None:
+    """Whether it finds them in the Trainer or keeps one of them."""
+    from test_callbacks_identity import LogsDirectly
+
+    tables = []
+    for monitors in ([], [NTKMonitor(6, every_n_steps=1)]):
+        table = CSVLogger(tmp_path, version=len(tables))
+        module = classifier(with_batch_norm, LogsDirectly)
+        module.kept = table
+        run = fit(tmp_path, module, monitors, logger=table)
+        assert run.loggers == [table]
+        assert "log_metrics" not in vars(table)
+        names = ("direct", "experiment", "kept")
+        tables.append([{n: row[n] for n in names} for row in rows(table) if row["direct"]])
+    assert len(tables[0]) == 10
+    assert tables[0] == tables[1]
 
 
 class Interrupt(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_runs import (
     fit,
     loader,
     mlp,
+    untimed,
     with_batch_norm,
 )
 
@@ -82,6 +84,34 @@ def test_logarithmic(tmp_path: Path) -> None:
     assert monitor.history["step"] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 25]
 
 
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_exactly_these_steps(kind: type, accumulated: int, tmp_path: Path) -> None:
+    """Each once, however many batches pass at it; step 99 is never reached."""
+    monitor = kind(4, at_steps=[2, 3, 5, 99], log_figures=False)
+    fit(tmp_path, classifier(), [monitor], accumulate_grad_batches=accumulated)
+    assert monitor.history["step"] == [0, 2, 3, 5, 10 // accumulated + (accumulated > 1)]
+
+
+def test_both_axes(tmp_path: Path) -> None:
+    """Five batches in an epoch make three steps when two are accumulated."""
+    monitor = NTKMonitor(4, every_n_steps=1, metrics=("param_drift",))
+    fit(tmp_path, classifier(), [monitor], accumulate_grad_batches=2)
+    assert monitor.history["step"] == [0, 1, 2, 3, 4, 5, 6]
+    assert monitor.history["ntk/batches"] == [0, 2, 4, 5, 7, 9, 10]
+
+
+def test_the_overhead_is_a_share_of_the_time(tmp_path: Path) -> None:
+    monitor = NTKMonitor(4, every_n_steps=1)
+    started = time.perf_counter()
+    fit(tmp_path, classifier(), [monitor])
+    passed = time.perf_counter() - started
+    shares, seconds = monitor.history["ntk/overhead"], monitor.history["ntk/seconds"]
+    assert all(0.0 < share <= 1.0 for share in shares)
+    assert shares[0] > 0.5  # nothing but a measurement has happened yet
+    assert sum(seconds) / passed <= shares[-1]
+
+
 def test_without_a_budget_the_ends_remain(tmp_path: Path) -> None:
     monitor = NTKMonitor(4, max_overhead=0.0)
     fit(tmp_path, classifier(), [monitor])
@@ -91,7 +121,7 @@ def test_without_a_budget_the_ends_remain(tmp_path: Path) -> None:
 def test_a_whole_budget_measures_every_step(tmp_path: Path) -> None:
     monitor = NTKMonitor(4, max_overhead=1.0, metrics=("param_drift",))
     fit(tmp_path, classifier(), [monitor], max_epochs=1)
-    assert len(monitor.history["step"]) >= 3
+    assert monitor.history["step"] == list(range(6))
 
 
 @pytest.mark.parametrize("stop", [StopAt(batch=4), StopAt(epoch=0)])
@@ -189,9 +219,7 @@ def test_a_new_trainer_begins_anew(tmp_path: Path) -> None:
     assert "ntk/buffer_drift" not in first
     assert "ntk/buffer_drift" in monitor.history
     fit(tmp_path, classifier(), [monitor])
-    assert {n: v for n, v in monitor.history.items() if n != "ntk/seconds"} == {
-        n: v for n, v in first.items() if n != "ntk/seconds"
-    }
+    assert untimed(monitor.history) == untimed(first)
 
 
 def test_a_run_without_batches(tmp_path: Path) -> None:

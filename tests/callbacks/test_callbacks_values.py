@@ -23,6 +23,7 @@ from torch_ntk.callbacks import (
 )
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_SAYS]
+CLOCKS = ("seconds", "overhead", "batches")
 CALLBACKS = [NTKMonitor, KernelDrift, KernelSpectrum, LinearizationGap]
 
 
@@ -192,13 +193,27 @@ def test_the_parts_agree_with_the_whole(tmp_path: Path) -> None:
         fit(tmp_path, classifier(with_batch_norm), [whole, *parts])
     seen: set[str] = set()
     for part in parts:
-        names = [n for n in part.history if n != "step" and not n.endswith("seconds")]
+        names = [n for n in part.history if n != "step" and not n.endswith(CLOCKS)]
         for name in names:
-            assert part.history[name] == whole.history[name.replace("ntk/", "all/")]
+            expected = whole.history[name.replace("ntk/", "all/")]
+            assert part.history[name] == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
         assert not seen & set(names)
         seen |= set(names)
     every = {n.replace("all/", "ntk/") for n in whole.history}
-    assert seen == every - {"step", "ntk/seconds", "ntk/alignment"}
+    assert seen == every - {"step", "ntk/alignment", *(f"ntk/{n}" for n in CLOCKS)}
+
+
+def test_the_plot_and_the_verdict(tmp_path: Path) -> None:
+    monitor = NTKMonitor(6, every_n_steps=2)
+    with pytest.raises(ValueError, match="at least one measurement"):
+        monitor.plot()
+    with pytest.warns(UserWarning, match="no logger"):
+        fit(tmp_path, classifier(), [monitor])
+    figure, axes = monitor.plot()
+    drift = axes[0].get_lines()[0]
+    assert drift.get_xdata().tolist() == monitor.history["step"]
+    assert drift.get_ydata().tolist() == monitor.history["ntk/drift"]
+    assert monitor.verdict.regime in figure.get_suptitle()
 
 
 def test_buffer_drift_is_the_movement_of_running_statistics(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_probe_is_a_copy() -> None:
 
 def test_a_probe_made_in_inference_mode() -> None:
     with torch.inference_mode():
-        x: Tensor = torch.ones(2, 2)
+        x: Tensor = torch.eye(2)
     taken = probe_from_batch(x, 2)
     assert not taken.x.is_inference()
 

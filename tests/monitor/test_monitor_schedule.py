@@ -83,6 +83,27 @@ def test_fixed_steps_do_not_ask_for_the_time() -> None:
     assert due(schedule, 5) == [0, 2, 4]
 
 
+def test_exactly_these_steps() -> None:
+    clock = Clock()
+    schedule = Schedule(at_steps=[7, 2, 2, 11], max_overhead=0.0, clock=clock)
+    schedule.start()
+    schedule.spend(1e9)  # no budget applies to them
+    assert due(schedule, 13) == [2, 7, 11]
+    assert due(Schedule(at_steps=range(0, 10, 4)), 10) == [0, 4, 8]
+
+
+def test_the_share_of_the_time() -> None:
+    clock = Clock()
+    schedule = Schedule(clock=clock)
+    assert schedule.share(3.0) == 0.0  # nothing runs yet
+    schedule.start()
+    clock.now += 10.0
+    schedule.spend(1.0)
+    assert schedule.share() == schedule.overhead == pytest.approx(0.1)
+    assert schedule.share(2.0) == pytest.approx(0.3)
+    assert schedule.share(100.0) == 1.0
+
+
 def test_starting_again_forgets_the_time_between() -> None:
     clock = Clock()
     schedule = Schedule(max_overhead=0.1, clock=clock)
@@ -108,6 +129,14 @@ def test_starting_again_forgets_the_time_between() -> None:
         ({"max_overhead": 5}, ValueError, "max_overhead"),
         ({"max_overhead": float("nan")}, ValueError, "max_overhead"),
         ({"max_overhead": "5%"}, TypeError, "max_overhead"),
+        ({"at_steps": 5}, TypeError, "at_steps"),
+        ({"at_steps": "12"}, TypeError, "at_steps"),
+        ({"at_steps": [1, 2.0]}, TypeError, "at_steps"),
+        ({"at_steps": [True]}, TypeError, "at_steps"),
+        ({"at_steps": [3, -1]}, ValueError, "at_steps"),
+        ({"at_steps": []}, ValueError, "at_steps"),
+        ({"at_steps": [1], "every_n_steps": 5}, ValueError, "at_steps"),
+        ({"at_steps": [1], "kind": "log"}, ValueError, "at_steps"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], names: str) -> None:

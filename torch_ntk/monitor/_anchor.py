@@ -26,6 +26,8 @@ class Anchor:
         probe: The samples.
         outputs: f_0 on the probe, `[N, O]`.
         kernel: Θ_0 on the probe, or None if no metric needs it.
+        parts: Its parts by module, or None if no metric needs them.
+        infinite: The kernel of the limit of infinite width, or None.
     """
 
     step: int
@@ -35,6 +37,8 @@ class Anchor:
     probe: Probe
     outputs: Tensor
     kernel: Tensor | None
+    parts: Parameters | None = None
+    infinite: Tensor | None = None
 
     def check_matches(self, network: nn.Module) -> None:
         """Raise `ValueError` if `network` has other parameters than the anchor was taken of."""
@@ -64,6 +68,8 @@ class Anchor:
             probe=self.probe.to(device),
             outputs=self.outputs.to(device),
             kernel=None if self.kernel is None else self.kernel.to(device),
+            parts=None if self.parts is None else move(self.parts),
+            infinite=None if self.infinite is None else self.infinite.to(device),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,6 +83,8 @@ class Anchor:
             "y": self.probe.y,
             "outputs": self.outputs,
             "kernel": self.kernel,
+            "parts": None if self.parts is None else dict(self.parts),
+            "infinite": self.infinite,
         }
 
     @staticmethod
@@ -94,6 +102,8 @@ class Anchor:
             probe=Probe(state["x"], state["y"]),
             outputs=state["outputs"],
             kernel=state["kernel"],
+            parts=state.get("parts"),
+            infinite=state.get("infinite"),
         )
 
 

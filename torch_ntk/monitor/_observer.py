@@ -5,46 +5,27 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import metrics as m
-from .._checks import check_choice, check_positive_int, describe, message
+from .._checks import describe, message
 from .._functional import model_function, quiet, refuse_unsupported, unwrap
-from .._types import Output, ParameterSelection
-from ..empirical import empirical_ntk
+from .._types import Method, Output, ParameterSelection
 from ..empirical._trial import try_out
 from ._anchor import Anchor, snapshot
+from ._observation import Observation
 from ._outputs import check_linearizable, current_outputs, linearized_outputs
 from ._probe import Probe
 from ._scalars import METRICS, NEED_KERNEL, Scalars
-
-_OUTPUTS = ("mean", "trace", "pseudo", "full")
-_CHUNK = 16  # samples whose intermediate results are held at once
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One measurement.
-
-    Attributes:
-        step: Number of optimizer steps taken.
-        scalars: The metrics by name, and `"seconds"`, the wall time that they took.
-        kernel: Θ_t, or None if no metric needs it.
-        eigenvalues: The spectrum of Θ_t, ascending, or None.
-        outputs: f_t on the probe, or None.
-        linearized: f_t^lin on the probe, or None.
-    """
-
-    step: int
-    scalars: dict[str, float]
-    kernel: Tensor | None = field(default=None, repr=False)
-    eigenvalues: Tensor | None = field(default=None, repr=False)
-    outputs: Tensor | None = field(default=None, repr=False)
-    linearized: Tensor | None = field(default=None, repr=False)
+from ._settings import check_measurement, check_metrics, check_selection
+from ._stability import Stability, Training, stability
+from ._step_rule import read_optimizers
+from ._take import Take, infinite_kernel
+from ._training_loss import LossLike, check_loss, find_loss
 
 
 class Observer:
@@ -56,7 +37,7 @@ class Observer:
     `buffer_drift`.
 
     Args:
-        metrics: Which of `METRICS` to measure.
+        metrics: Which of `METRICS` and `OPTIONAL` to measure.
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
         params: Which parameters the kernel is taken by; see `torch_ntk.empirical_ntk`. They are
             determined at the anchor, so that Θ_t and Θ_0 stay comparable when layers are frozen
@@ -65,6 +46,8 @@ class Observer:
         dtype: Precision of the measurement; None is float64 (float32 on devices without it): in
             float32 the smallest eigenvalue of a kernel is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
+        loss: The loss in training, for `stability`; see `find_loss`.
+        names: Begins the names of metrics in warnings.
     """
 
     def __init__(
@@ -76,32 +59,15 @@ class Observer:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
         method: str = "auto",
+        loss: LossLike = "auto",
+        names: str = "",
     ) -> None:
-        if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
-            raise TypeError(
-                message(
-                    "metrics",
-                    "a sequence of metric names",
-                    describe(metrics),
-                    f"Choose from {', '.join(METRICS)}, as in metrics=('drift',).",
-                )
-            )
-        for name in metrics:
-            check_choice("metrics", name, METRICS)
-        if batch_size is not None:
-            check_positive_int("batch_size", batch_size)
-        self.metrics = tuple(dict.fromkeys(metrics))
-        self.output: Output = output
-        check_choice("output", output, _OUTPUTS)
-        check_choice("method", method, ("auto", "structured", "jacobian", "vector_product"))
-        if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(
-                message("dtype", "None, torch.float32 or torch.float64", str(dtype), "")
-            )
-        self.params = _check_selection(params)
-        self.batch_size = batch_size
-        self.dtype = dtype
-        self.method = method
+        self._names = names
+        self.metrics = check_metrics(metrics)
+        check_measurement(output=output, batch_size=batch_size, dtype=dtype, method=method)
+        self.params = check_selection(params)
+        self.take = Take(output, cast(Method, method), batch_size, dtype)
+        self.loss = check_loss(loss)
         self.reset()
 
     def reset(self) -> None:
@@ -109,6 +75,7 @@ class Observer:
         self.anchor: Anchor | None = None
         self.history: list[dict[str, float]] = []
         self.spectra: list[tuple[int, Tensor]] = []
+        self._previous: tuple[int, Tensor] | None = None
         self._said: set[str] = set()
         self._anchor_seconds = 0.0
 
@@ -124,28 +91,38 @@ class Observer:
         network = unwrap(network)
         first = next(network.parameters(), None)
         device = probe.x.device if first is None else first.device
-        precision = self._precision(device)
+        precision = self.take.precision(device)
         probe = probe.to(device)
         with quiet(network, device):
             fn = model_function(network, self.params, precision)
             trained = tuple(fn.params)
             try_out(fn, "probe", fn.input("probe", probe.x))
+        kernel, parts = self._kernels(network, trained, probe)
         anchor = Anchor(
             step=step,
             trained=trained,
             params=snapshot(dict(network.named_parameters())),
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
-            outputs=current_outputs(network, trained, probe.x, precision, self._chunk),
-            kernel=self._kernel(network, trained, probe) if self._needs_kernel else None,
+            outputs=current_outputs(network, trained, probe.x, precision, self.take.chunk),
+            kernel=kernel,
+            parts=parts,
+            infinite=self._infinite(network, trained, probe),
         )
         if "linearization_gap" in self.metrics:
             check_linearizable(network, anchor, precision)
         self.anchor = anchor
         self._anchor_seconds = time.perf_counter() - started
 
-    def measure(self, network: nn.Module, step: int) -> Observation:
+    def measure(
+        self, network: nn.Module, step: int, training: Training | None = None
+    ) -> Observation:
         """Measure `network` against the anchor and add the result to the history.
+
+        Args:
+            network: The module that the anchor was taken of.
+            step: Optimizer steps taken.
+            training: What moves it, for `stability`.
 
         Raises:
             ValueError: There is no anchor, the network is another one, or it has NaN or infinite
@@ -157,17 +134,29 @@ class Observer:
         refuse_unsupported(network)
         at_anchor = step == anchor.step and not self.history
         scalars = Scalars()
-        kernel = eigenvalues = outputs = linearized = None
+        kernel = parts = eigenvalues = outputs = linearized = None
         if self._needs_kernel:
-            known = anchor.kernel if at_anchor else None
-            kernel = self._kernel(network, anchor.trained, anchor.probe) if known is None else known
+            kernel, parts = anchor.kernel, anchor.parts
+            if kernel is None or not at_anchor:
+                kernel, parts = self._kernels(network, anchor.trained, anchor.probe)
+        if kernel is not None:
             eigenvalues = scalars.put_kernel(kernel, anchor, self.metrics)
-        if "linearization_gap" in self.metrics:
-            precision = self._precision(anchor.probe.x.device)
+            if "velocity" in self.metrics:
+                scalars.put_velocity(kernel, step, self._previous)
+            if "infinite_gap" in self.metrics:
+                scalars.put_infinite_gap(kernel, self.take.output, anchor)
+        if parts is not None:
+            scalars.put_parts(parts, anchor)
+        if {"linearization_gap", "stability"} & set(self.metrics):
+            precision = self.take.precision(anchor.probe.x.device)
             outputs = current_outputs(
-                network, anchor.trained, anchor.probe.x, precision, self._chunk
+                network, anchor.trained, anchor.probe.x, precision, self.take.chunk
             )
-            linearized = linearized_outputs(network, anchor, precision, self._chunk)
+        if outputs is not None and "stability" in self.metrics:
+            found = partial(self._stability, network, anchor, training or Training(), outputs)
+            scalars.put_stability(found)
+        if outputs is not None and "linearization_gap" in self.metrics:
+            linearized = linearized_outputs(network, anchor, precision, self.take.chunk)
             gap = m.linearization_gap(outputs, linearized, anchor.outputs)
             scalars.values["linearization_gap"] = float(gap)
         if "param_drift" in self.metrics:
@@ -179,33 +168,58 @@ class Observer:
         if at_anchor:
             values["seconds"] += self._anchor_seconds
         self.history.append({"step": float(step), **values})
+        if kernel is not None and "velocity" in self.metrics:
+            self._previous = (step, kernel)
         if eigenvalues is not None:
             self.spectra.append((step, eigenvalues.cpu()))
         self._say_undefined(scalars.undefined)
         return Observation(step, values, kernel, eigenvalues, outputs, linearized)
 
+    def note(self, seen: Observation, **values: float) -> None:
+        """Add what only the caller knows to the last measurement `seen`, also in the history."""
+        seen.scalars.update(values)
+        self.history[-1].update(values)
+
     @property
     def _needs_kernel(self) -> bool:
         return any(name in NEED_KERNEL for name in self.metrics)
 
-    @property
-    def _chunk(self) -> int:
-        return self.batch_size or _CHUNK
+    def _kernels(
+        self, network: nn.Module, trained: tuple[str, ...], probe: Probe
+    ) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+        """Θ and its parts by module, as far as the metrics need them."""
+        if "module_drift" in self.metrics:
+            parts = self.take.by_module(network, trained, probe)
+            return torch.stack(list(parts.values())).sum(0), parts
+        whole = self.take.kernel(network, trained, probe) if self._needs_kernel else None
+        return whole, None
 
-    def _precision(self, device: torch.device) -> torch.dtype:
-        if self.dtype is not None:
-            return self.dtype
-        return torch.float32 if device.type == "mps" else torch.float64
+    def _infinite(
+        self, network: nn.Module, trained: tuple[str, ...], probe: Probe
+    ) -> Tensor | None:
+        if "infinite_gap" not in self.metrics:
+            return None
+        try:
+            return infinite_kernel(network, trained, probe)
+        except (TypeError, ValueError) as error:  # most networks have no such limit
+            self._say_undefined({"infinite_gap": str(error)})
+            return None
 
-    def _kernel(self, network: nn.Module, trained: tuple[str, ...], probe: Probe) -> Tensor:
-        return empirical_ntk(
-            network,
-            probe.x,
-            output=self.output,
-            method=self.method,  # type: ignore[arg-type]
-            params=list(trained),
-            batch_size=self.batch_size,
-            dtype=self._precision(probe.x.device),
+    def _stability(
+        self, network: nn.Module, anchor: Anchor, training: Training, outputs: Tensor
+    ) -> Stability:
+        rule = read_optimizers(training.optimizers, network, anchor.trained)
+        y = anchor.probe.y
+        if y is None:
+            raise ValueError(anchor.probe.why_none)
+        loss = find_loss(self.loss, training.module, outputs, y)
+        return stability(
+            rule,
+            loss,
+            outputs,
+            y,
+            lambda names: self.take.kernel(network, names, anchor.probe, "full"),
+            lambda names: self.take.operator(network, names, anchor.probe),
         )
 
     def _anchor_for(self, network: nn.Module) -> Anchor:
@@ -228,16 +242,18 @@ class Observer:
         for name, reason in reasons.items():
             if name not in self._said:
                 self._said.add(name)
-                warnings.warn(f"{name!r} is not measured: {reason}", UserWarning, stacklevel=3)
+                text = f"{self._names + name!r} is not measured: {reason}"
+                warnings.warn(text, UserWarning, stacklevel=3)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain Python values only. Its size is about that of the model (θ_0)."""
         return {
             "version": 1,
-            "output": self.output,
+            "output": self.take.output,
             "anchor": None if self.anchor is None else self.anchor.state_dict(),
             "history": [dict(row) for row in self.history],
+            "previous": None if self._previous is None else list(self._previous),
             "spectra": [[step, values] for step, values in self.spectra],
         }
 
@@ -252,32 +268,22 @@ class Observer:
                 message("state", "a state of version 1", describe(state), "Start a new monitor.")
             )
         try:
-            if state["output"] != self.output:  # kernels of two outputs cannot be compared
+            if state["output"] != self.take.output:  # kernels of two outputs cannot be compared
                 raise ValueError(
                     message(
                         "output",
                         f"{state['output']!r}, as in the run that is resumed",
-                        repr(self.output),
+                        repr(self.take.output),
                         "Resume with the same one, or start a new run.",
                     )
                 )
             anchor = None if state["anchor"] is None else Anchor.from_state_dict(state["anchor"])
             history = [dict(row) for row in state["history"]]
+            previous = None if (last := state.get("previous")) is None else (int(last[0]), last[1])
             spectra = [(int(step), values) for step, values in state["spectra"]]
         except KeyError as error:
             raise ValueError(
                 message("state", "complete", f"one without {error}", "Start a new monitor.")
             ) from error
         self.anchor, self.history, self.spectra = anchor, history, spectra
-
-
-def _check_selection(params: ParameterSelection) -> ParameterSelection:
-    """What can be told of `params` before there is a network."""
-    is_list = isinstance(params, Sequence) and not isinstance(params, (str, bytes))
-    if params is None or callable(params):
-        return params
-    if not is_list or not all(isinstance(name, str) for name in params):
-        raise TypeError(
-            message("params", "None, names of parameters or a predicate", describe(params), "")
-        )
-    return params
+        self._previous = previous

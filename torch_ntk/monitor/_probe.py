@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .._checks import check_positive_int, check_tensor, describe, message
+from ._samples import batch_of, first_of_each
 
-ProbeLike: TypeAlias = int | Tensor | tuple[Tensor, Tensor]
-"""A number of samples to take from the first training batch, inputs `x`, or `(x, y)`."""
+ProbeLike: TypeAlias = (
+    int | Tensor | tuple[Tensor, Tensor] | Dataset[Any] | tuple[Dataset[Any], Iterable[int]]
+)
+"""A number of samples to take from the first training batch; or the samples: inputs `x`, `(x, y)`,
+a dataset such as `Subset(dataset, indices)`, or `(dataset, indices)`."""
 
 InputFn: TypeAlias = Callable[[Any], Any]
 """From a batch of the training loader to `x` or `(x, y)`."""
@@ -70,10 +75,54 @@ class Probe:
             y = y.long() if y.ndim == 1 else y.to(torch.get_default_dtype())
         return replace(self, x=self.x[:n].detach().clone(), y=y)
 
+    def distinct(self) -> Probe:
+        """Without samples that equal an earlier one: they would make every kernel singular."""
+        kept = first_of_each(self.x)
+        if len(kept) == self.x.shape[0]:
+            return self
+        y = None if self.y is None else self.y[kept]
+        return replace(self, x=self.x[kept], y=y)
+
     def to(self, device: torch.device) -> Probe:
         """The same samples on `device`."""
         y = None if self.y is None else self.y.to(device)
         return replace(self, x=self.x.to(device), y=y)
+
+
+def read_probe(name: str, probe: object, input_fn: InputFn | None = None) -> int | Probe:
+    """A number of samples, or the probe itself, in which no sample repeats.
+
+    Args:
+        name: The argument's name.
+        probe: What the caller gave.
+        input_fn: From a batch, also one made from a dataset, to `x` or `(x, y)`.
+
+    Raises:
+        TypeError, ValueError: As `check_probe`.
+    """
+    is_pair = isinstance(probe, (tuple, list)) and len(probe) == 2
+    try:
+        if isinstance(probe, Dataset):
+            found = _from_batch(batch_of(probe), input_fn)
+        elif is_pair and isinstance(probe[0], Dataset):  # type: ignore[index]
+            found = _from_batch(batch_of(*probe), input_fn)  # type: ignore[misc]
+        else:
+            checked = check_probe(probe)
+            if not isinstance(checked, Probe):
+                return checked
+            found = checked
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`probe", f"`{name}")) from error
+    kept = found.distinct()
+    left_out = found.x.shape[0] - kept.x.shape[0]
+    if left_out:
+        warnings.warn(
+            f"{left_out} of the {found.x.shape[0]} samples of `{name}` equal an earlier one and "
+            "are left out: they would make the kernel singular.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return kept.first(kept.x.shape[0])
 
 
 def check_probe(probe: object) -> int | Probe:
@@ -96,7 +145,7 @@ def check_probe(probe: object) -> int | Probe:
     raise TypeError(
         message(
             "probe",
-            "a number of samples, a tensor x or a pair (x, y) of tensors",
+            "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
             describe(probe),
             "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
         )
@@ -104,7 +153,7 @@ def check_probe(probe: object) -> int | Probe:
 
 
 def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Probe:
-    """The first `n` samples of a training batch.
+    """The first `n` samples of a training batch that equal no earlier one.
 
     Understood are a tensor, a sequence that begins with the inputs (and goes on with the
     targets), and a mapping with one of the usual names; `input_fn` is for everything else. A
@@ -119,16 +168,22 @@ def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Pro
         TypeError: The batch is of another form.
         ValueError: The batch is empty.
     """
-    found = _guess(batch) if input_fn is None else _pair(input_fn(batch))
+    given = _from_batch(batch, input_fn)
+    found = given.distinct()
     size = int(found.x.shape[0])
+    kind = "" if size == given.x.shape[0] else " different ones"
     if size < n and not isinstance(n, _DefaultCount):
         warnings.warn(
-            f"`probe` asks for {n} samples but the first training batch has {size}: the probe "
-            f"has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
+            f"`probe` asks for {n} samples but the first training batch has {size}{kind}: the "
+            f"probe has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
             UserWarning,
             stacklevel=2,
         )
     return found.first(min(n, size))
+
+
+def _from_batch(batch: Any, input_fn: InputFn | None) -> Probe:
+    return _guess(batch) if input_fn is None else _pair(input_fn(batch))
 
 
 def _guess(batch: Any) -> Probe:

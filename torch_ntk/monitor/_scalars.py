@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .. import metrics as m
+from .._types import Output, Parameters
 from ._anchor import Anchor
+from ._stability import Stability
+from ._take import mean_kernel
 
 METRICS = (
     "drift",
@@ -19,9 +22,20 @@ METRICS = (
     "alignment",
     "param_drift",
     "linearization_gap",
+    "velocity",
+    "numerical_rank",
+    "noise_floor",
 )
-SPECTRAL = ("lambda_min", "lambda_max", "condition", "effective_rank")
-NEED_KERNEL = (*SPECTRAL, "drift", "alignment")
+OPTIONAL = ("stability", "module_drift", "infinite_gap")
+SPECTRAL = (
+    "lambda_min",
+    "lambda_max",
+    "condition",
+    "effective_rank",
+    "numerical_rank",
+    "noise_floor",
+)
+NEED_KERNEL = (*SPECTRAL, "drift", "alignment", "velocity", "module_drift", "infinite_gap")
 
 
 @dataclass
@@ -53,8 +67,56 @@ class Scalars:
         if not any(name in SPECTRAL for name in names):
             return None
         summary = m.spectral_summary(kernel)
-        self.values.update({n: getattr(summary, n) for n in SPECTRAL if n in names})
+        found = {n: float(getattr(summary, n)) for n in SPECTRAL if n in names}
+        self.values.update(found)
         return summary.eigenvalues
+
+    def put_velocity(self, kernel: Tensor, step: int, previous: tuple[int, Tensor] | None) -> None:
+        """Add how fast the kernel moves, from the second measurement on.
+
+        That is ‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)), s the step of the measurement before.
+        """
+        if previous is None or step <= previous[0]:
+            return
+        before = previous[1].to(kernel.device)
+        self.put("velocity", lambda: m.kernel_drift(before, kernel) / (step - previous[0]))
+
+    def put_parts(self, parts: Parameters, anchor: Anchor) -> None:
+        """Add the drift of each module's part of the kernel."""
+        if anchor.parts is None:
+            self.undefined["module_drift"] = "the run was anchored without the parts of the kernel."
+            return
+        still = []
+        for name, part in parts.items():
+            start = anchor.parts[name]
+            if bool(start.any()):
+                self.values[f"module_drift/{name}"] = float(m.kernel_drift(part, start))
+            else:
+                still.append(name)
+        if still:
+            self.undefined[f"module_drift of {', '.join(still)}"] = (
+                "the part of the kernel was 0 at the anchor, as it is behind a layer of zeros."
+            )
+
+    def put_infinite_gap(self, kernel: Tensor, output: Output, anchor: Anchor) -> None:
+        """Add the distance to the kernel of the limit of infinite width, where there is one."""
+        limit = anchor.infinite
+        if limit is None:
+            self.undefined["infinite_gap"] = "the run was anchored without the infinite kernel."
+            return
+        now = mean_kernel(kernel, output, anchor.outputs.shape[1]).to(limit.dtype)
+        self.put("infinite_gap", lambda: m.kernel_drift(now, limit))
+
+    def put_stability(self, measured: Callable[[], Stability]) -> None:
+        """Add the step size against the curvature, its limit, and the curvature."""
+        try:
+            found = measured()
+        except ValueError as error:
+            self.undefined["stability"] = str(error)
+            return
+        self.values.update(stability=found.value, stability_limit=found.limit)
+        if found.sharpness is not None:
+            self.values["sharpness"] = found.sharpness
 
     def put_movement(self, network: nn.Module, anchor: Anchor) -> None:
         """Add how far the parameters by which the kernel is taken, and the buffers, have moved."""
