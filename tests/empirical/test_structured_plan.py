@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
 from torch_ntk._functional import model_function, quiet
-from torch_ntk.empirical import _jacobian, _structured, _uses, _weights
+from torch_ntk.empirical import _jacobian, _pairs, _prepare, _uses, _weights
 from torch_ntk.empirical._trial import try_out
 from torch_ntk.empirical.rules import RULES
 from torch_ntk.empirical.rules._linear import LinearUse
@@ -19,11 +19,11 @@ from torch_ntk.empirical.rules._linear import LinearUse
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 
-def structure_of(model: nn.Module, x: Tensor, output: str = "full") -> _structured.Structure:
+def structure_of(model: nn.Module, x: Tensor, output: str = "full") -> _prepare.Structure:
     with quiet(model, x.device):
         fn = model_function(model)
         x = fn.input("x1", x)
-        return _structured.prepare(fn, x, None, try_out(fn, "x1", x).outputs, output)
+        return _prepare.prepare(fn, x, None, try_out(fn, "x1", x).outputs, output)
 
 
 def covered(model: nn.Module, x: Tensor) -> set[str]:
@@ -53,8 +53,11 @@ def test_weights_of_linear_operations_are_covered() -> None:
     assert covered(Functional(), x) == {"w", "v", "scale"}
     assert covered(MLP([4, 5, 2]), x) == {"0.weight", "2.weight"}
     net = nn.Sequential(nn.Conv1d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(8, 2))
-    assert covered(net, torch.randn(3, 2, 4)) == {"0.weight", "2.weight"}
-    tokens = nn.Sequential(nn.Embedding(7, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 2))
+    every = {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert covered(net, torch.randn(3, 2, 4)) == every
+    tokens = nn.Sequential(
+        nn.Embedding(7, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 2, bias=False)
+    )
     assert covered(tokens, torch.randint(0, 7, (3, 2))) == {"0.weight", "2.weight"}
 
 
@@ -170,7 +173,79 @@ def test_perturbing_needs_the_planned_calls() -> None:
         assert torch.equal(out, fn.single(fn.params, x[0]))
         assert len(sources) == len(plan.uses)
         shorter = plan.without({plan.names[-1]}, fn.params)
-        reversed_plan = _uses.Plan(plan.uses[::-1], plan.shapes[::-1], plan.names[::-1], plan.rest)
+        reversed_plan = _uses.Plan(
+            plan.uses[::-1], plan.names[::-1], plan.calls[::-1], plan.shapes[::-1], plan.rest
+        )
         with pytest.raises(_uses.PlanChangedError):
             _uses.perturbed(fn, reversed_plan, zeros[::-1], rest, x[0])
     assert set(shorter.rest) == {*plan.rest, plan.names[-1]}
+
+
+class Biases(nn.Module):
+    """Weights that share a bias, a weight with two biases, and one with its own in two calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Parameter(torch.randn(16, 16) / 4) for _ in range(4))
+        self.shared, self.one, self.two, self.own = (
+            nn.Parameter(torch.randn(16)) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(F.linear(F.linear(x, self.a, self.shared), self.b, bias=self.shared))
+        h = torch.tanh(F.linear(torch.tanh(F.linear(h, self.c, self.one)), self.c, self.two))
+        return F.linear(torch.tanh(F.linear(h, self.d, self.own)), self.d, self.own)
+
+
+def test_a_bias_is_joined_with_its_weight_only_if_all_their_calls_are_the_same() -> None:
+    model, x = Biases().double(), torch.randn(5, 16, dtype=torch.float64)
+    assert structure_of(model, x).biases == {"d": "own"}
+    expected = empirical_ntk(model, x, method="jacobian")
+    for output in OUTPUTS:
+        kernel = empirical_ntk(model, x, output=output, method="structured")
+        assert relative_error(kernel, reduced(expected, output)) < 1e-12
+    for by in ("parameter", "module"):
+        parts = empirical_ntk(model, x, by=by, method="structured")
+        wanted = empirical_ntk(model, x, by=by, method="jacobian")
+        assert parts.keys() == wanted.keys()
+        assert all(relative_error(parts[k], wanted[k]) < 1e-12 for k in parts)
+    only = empirical_ntk(model, x, params=["own", "shared"], method="structured")
+    wanted = empirical_ntk(model, x, params=["own", "shared"], method="jacobian")
+    assert relative_error(only, wanted) < 1e-12
+
+
+class MaskedLast(nn.Module):
+    """A last layer whose cotangents are the identity for some samples only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(torch.tanh(self.first(x)))
+        return torch.where(x[:, :1] > 0, y, 2 * y)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_identity_cotangents_of_some_samples_are_not_taken_for_all(output: str) -> None:
+    model = MaskedLast().double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    expected = reduced(empirical_ntk(model, x, method="jacobian"), output)
+    for size in (None, 3, 2):
+        kernel = empirical_ntk(model, x, output=output, method="structured", batch_size=size)
+        assert relative_error(kernel, expected) < 1e-12
+    kernel = empirical_ntk(model, x[:3], x[3:], output=output, method="structured")
+    assert relative_error(kernel, expected[:3, 3:]) < 1e-12
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pairs, "_ROWS", 1)
+    case = by_name("mlp")
+    model, x = case.build(), case.inputs(21)
+    kernel = empirical_ntk(model, x, output=output, method="structured")
+    expected = empirical_ntk(model, x, x.clone(), output=output, method="structured")
+    assert relative_error(kernel, expected) < 1e-13
+    mirrored = kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
+    assert torch.equal(kernel, mirrored)

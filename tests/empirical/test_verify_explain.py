@@ -70,10 +70,10 @@ def test_explain_has_one_line_for_each_parameter() -> None:
     assert list(lines) == ["scale", "first.weight", "first.bias", "last.weight"]
     assert (lines["first.weight"].rule, lines["first.weight"].uses) == ("LinearUse", 2)
     assert lines["first.weight"].contraction == "gram"
-    assert lines["first.bias"].rule == "own Jacobian"
-    # Own Jacobian of 64 numbers: 2 · 64 · O² for each of N²/2 pairs.
-    assert lines["first.bias"].operations == 2 * 64 * 9 * 12.5
-    assert lines["first.bias"].bytes_per_sample == 3 * 64 * 4
+    # A bias of the same calls as its weight is one addition to the Gram matrix of the features.
+    assert (lines["first.bias"].rule, lines["first.bias"].contraction) == ("BiasUse", "joined")
+    assert lines["first.bias"].operations == 12.5 * 4
+    assert lines["first.bias"].bytes_per_sample == 0
     # The same, and 2 · 64 · O for each of N samples to form it.
     assert (lines["scale"].rule, lines["scale"].contraction) == ("ScaleUse", "jacobian")
     assert lines["scale"].operations == 2 * 64 * 9 * 12.5 + 2 * 5 * 3 * 64

@@ -256,6 +256,8 @@ def _run(
 
 
 def _rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    if kernel.dtype == dtype:
+        return kernel
     rounded = kernel.to(dtype)
     return check_finite(
         "kernel", rounded, f"Its entries exceed the range of {dtype}; use dtype=torch.float32."

@@ -11,6 +11,7 @@ from .._types import Output
 from . import _jacobian, _structured, _vector_product
 from ._blocks import budget
 from ._parts import Kernels, Keys
+from ._prepare import prepare
 from ._trial import Trial
 
 
@@ -31,7 +32,7 @@ def kernel(
     no forward-mode derivative for them, the reference method is left.
     """
     try:
-        structure = _structured.prepare(fn, x1, x2, trial.outputs, output)
+        structure = prepare(fn, x1, x2, trial.outputs, output, keys, trial.signature)
     except CANNOT_TRANSFORM:
         pass
     else:

@@ -11,7 +11,7 @@ from .._functional import model_function, plain_name, quiet
 from .._types import ModelLike, Output, ParameterSelection
 from ._api import _module_and_device
 from ._outputs import size_in_words
-from ._structured import prepare
+from ._prepare import Structure, prepare
 from ._trial import try_out
 
 
@@ -23,7 +23,8 @@ class Line:
         parameter: Its name.
         rule: The kind of operation that it was found in, or "own Jacobian".
         uses: In how many calls.
-        contraction: `"gram"` or `"jacobian"`.
+        contraction: `"gram"`, `"jacobian"`, or `"joined"` for a bias that is contracted together
+            with the weight of its calls.
         operations: Floating-point operations of its contraction for the whole kernel.
         bytes_per_sample: What is kept of it for one sample.
     """
@@ -95,7 +96,7 @@ def explain(
         >>> import torch
         >>> plan = explain(torch.nn.Linear(3, 2), torch.randn(4, 3))
         >>> [(line.parameter, line.rule) for line in plan.lines]
-        [('weight', 'LinearUse'), ('bias', 'own Jacobian')]
+        [('weight', 'LinearUse'), ('bias', 'BiasUse')]
     """
     with quiet(*_module_and_device(model, x)):
         fn = model_function(model, params, dtype)
@@ -106,26 +107,34 @@ def explain(
             fn = fn.pseudo()
         o = 1 if output == "pseudo" else outputs
         structure = prepare(fn, a, None, o, output)
-        item = torch.finfo(fn.dtype).bits // 8
         pairs = a.shape[0] ** 2 / 2
-        per_pair = o * o if output == "full" else o
+        weights = {bias: weight for weight, bias in structure.biases.items()}
         lines = []
         for name, tensor in fn.params.items():
-            indices = structure.groups.get(name, [])
-            cost = structure.costs.get(name)
-            by_gram = structure.by_gram(name)
-            own = 2.0 * pairs * per_pair * tensor.numel()
-            numbers = cost.gram_size if cost is not None and by_gram else o * tensor.numel()
-            operations = own if cost is None else (cost.gram if by_gram else cost.jacobian)
-            rule = type(structure.plan.uses[indices[0]]).__name__ if indices else "own Jacobian"
-            lines.append(
-                Line(
-                    plain_name(name),
-                    rule,
-                    len(indices),
-                    "gram" if by_gram else "jacobian",
-                    operations,
-                    numbers * item,
-                )
-            )
+            lines.append(_line(structure, name, tensor, weights.get(name), o, output, pairs))
         return Explanation(tuple(lines), a.shape[0], outputs, output)
+
+
+def _line(
+    structure: Structure,
+    name: str,
+    tensor: Tensor,
+    weight: str | None,
+    o: int,
+    output: Output,
+    pairs: float,
+) -> Line:
+    indices = structure.groups.get(name, [])
+    cost = structure.costs.get(name)
+    item = tensor.element_size()
+    rule = type(structure.plan.uses[indices[0]]).__name__ if indices else "own Jacobian"
+    if weight is not None:
+        t = structure.positions(weight)
+        operations, size, contraction = pairs * t * t, 0, "joined"
+    elif cost is not None and structure.by_gram(name):
+        operations, size, contraction = cost.gram, cost.gram_size, "gram"
+    else:
+        own = 2.0 * pairs * (o * o if output == "full" else o) * tensor.numel()
+        operations = own if cost is None else cost.jacobian
+        size, contraction = o * tensor.numel(), "jacobian"
+    return Line(plain_name(name), rule, len(indices), contraction, operations, size * item)

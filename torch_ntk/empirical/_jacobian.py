@@ -28,7 +28,7 @@ from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
 from ._trial import Trial
-from ._weights import Part
+from ._weights import of_jacobian
 
 Jacobians = dict[str, Tensor]
 """By parameter name `[n, O, p]`, p the number of entries of the parameter."""
@@ -168,7 +168,8 @@ def kernel(
     fits = plan(longest, each + row_bytes(output, longest, trial.outputs, fn.dtype), fn.device)
 
     def factors(x: Tensor) -> Factors:
-        return {(keys[name], name): Part(j=j) for name, j in jacobians(fn, x).items()}
+        found = jacobians(fn, x)
+        return {(keys[name], name): of_jacobian(j, output) for name, j in found.items()}
 
     return by_blocks(
         factors,

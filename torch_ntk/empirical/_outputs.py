@@ -45,21 +45,6 @@ def settled(block: Tensor, output: Output) -> Tensor:
     return block.permute(1, 2, 0) if output == "diagonal" else block
 
 
-def add_jacobians_(block: Tensor, j1: Tensor, j2: Tensor, output: Output) -> None:
-    """Add what parameters with the Jacobians `[n1, O, p]` and `[n2, O, p]` contribute.
-
-    `"mean"` is treated like `"trace"`; `finish` divides by O.
-    """
-    (n1, o, p), n2 = j1.shape, j2.shape[0]
-    if output == "full":
-        matrix = block.view(n1 * o, n2 * o)
-        matrix.addmm_(j1.reshape(n1 * o, p), j2.reshape(n2 * o, p).T)
-    elif output == "diagonal":
-        block.baddbmm_(j1.transpose(0, 1), j2.permute(1, 2, 0))
-    else:  # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too
-        block.addmm_(j1.reshape(n1, o * p), j2.reshape(n2, o * p).T)
-
-
 def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -> None:
     """Add columns of the full kernel to what `output` keeps of it.
 

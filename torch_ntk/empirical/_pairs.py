@@ -13,6 +13,10 @@ from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
 from ._weights import Part, add_
 
+# Products of fewer rows run below their speed; of more blocks the saving is small.
+_ROWS = 96
+_MOST_BLOCKS = 8
+
 Factors = dict[tuple[str, str], Part]
 """By key and parameter name what is known of a block of samples; see `_weights`."""
 
@@ -47,13 +51,8 @@ def by_blocks(
         left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)])
         if x2 is None:
             for key, result in results.items():
-                block = zeros(output, stop - start, stop - start, outputs, like)
-                for name, part in left.items():
-                    if name[0] == key:
-                        add_(block, part, part, output)
-                square = result[start:stop, start:stop]
-                square.copy_(settled(block, output))
-                symmetrize_(square)
+                parts = [part for name, part in left.items() if name[0] == key]
+                _add_square(result[start:stop, start:stop], parts, output, outputs)
         for a, b in ranges(stop if x2 is None else 0, n2, step):
             right = factors(other[a:b])
             for key, result in results.items():
@@ -70,21 +69,25 @@ def by_blocks(
     return results
 
 
+def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int) -> None:
+    """Write the kernel of some samples among themselves, of which half is computed.
+
+    Row after row of blocks: from the diagonal to the right, all contributions while the block is
+    in the cache, then mirrored.
+    """
+    n = square.shape[0]
+    rows = outputs if output == "full" else 1
+    for a, b in ranges(0, n, max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))):
+        block = zeros(output, b - a, n - a, outputs, square)
+        for part in parts:
+            add_(block, part.narrow(a, b), part.narrow(a, n), output)
+        square[a:b, a:] = settled(block, output)
+        symmetrize_(square[a:b, a:b])
+        square[b:, a:b] = transposed(square[a:b, b:])
+
+
 def _joined(blocks: list[Factors]) -> Factors:
     """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
     if len(blocks) == 1:
         return blocks[0]
-    return {name: _cat([block.pop(name) for block in blocks]) for name in list(blocks[0])}
-
-
-def _cat(parts: list[Part]) -> Part:
-    def cat(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [t for t in tensors if t is not None]
-        return torch.cat(present) if present else None
-
-    return Part(
-        j=cat([p.j for p in parts]),
-        a=cat([p.a for p in parts]),
-        b=cat([p.b for p in parts]),
-        use=parts[0].use,
-    )
+    return {name: Part.joined([block.pop(name) for block in blocks]) for name in list(blocks[0])}

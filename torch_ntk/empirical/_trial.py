@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .._checks import message
 from .._functional import ModelFunction, agree, is_out_of_memory, plain_name
+from ._known import Signature, known
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Trial:
         outputs: Number of outputs O per sample.
         flops: Floating-point operations of one forward pass, matrix products and convolutions.
         activation_bytes: Bytes of all intermediate results of one forward pass.
+        signature: Of the operations of the forward pass; see `_known`.
     """
 
     outputs: int
     flops: int
     activation_bytes: int
+    signature: Hashable = None
 
 
 class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -36,8 +40,9 @@ class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     compiled submodules take offence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signature: Signature) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.signature = signature
         self.bytes = 0
         self.flops = 0
 
@@ -45,6 +50,7 @@ class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.signature.add(func, args, kwargs)
         out = func(*args, **kwargs)
         # What is a view or written in place, such as the transpose of a weight, takes no memory.
         if not any(r.alias_info for r in func._schema.returns):
@@ -67,8 +73,9 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
         MemoryError: One forward pass does not fit in memory.
     """
     states = _random_states(fn.device)
-    with _Costs() as costs:
-        one = _forward(fn, name, x[:1])
+    first = x[:1]
+    with _Costs(Signature(fn)) as costs:
+        one = _forward(fn, name, first)
     if one.shape[1] == 0:
         raise ValueError(message("model", "a function with outputs", one, ""))
     if not bool(torch.isfinite(one).all()):
@@ -84,7 +91,7 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
     # The second pass finds what no generator of torch's shows: NumPy's, a counter, the time.
     with torch.enable_grad():
-        again = _forward(fn, name, x[:1])
+        again = _forward(fn, name, first)
     if drawn or not agree([one], [again.detach()]):
         raise ValueError(
             message(
@@ -96,8 +103,10 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
             )
         )
     _check_no_other_way(fn, again)
-    _check_uncoupled(fn, name, x)
-    return Trial(one.shape[1], costs.flops, costs.bytes)
+    signature, proved = costs.signature.key(), known(fn).uncoupled
+    if signature not in proved and _check_uncoupled(fn, name, x):
+        proved.add(signature)
+    return Trial(one.shape[1], costs.flops, costs.bytes, signature)
 
 
 def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
@@ -170,8 +179,10 @@ def _check_no_other_way(fn: ModelFunction, out: Tensor) -> None:
             )
 
 
-def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> None:
+def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> bool:
     """The outputs of a sample must not change with the samples before and after it.
+
+    Returns whether this was seen; a single sample may leave it open.
 
     Compared are two batches of the same size, in which a function of one sample at a time gives
     the same digits: a sample alone and in a batch may differ by rounding, which cancellation in
@@ -179,7 +190,7 @@ def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> None:
     """
     first, (other, made_up) = x[:1], _another(x)
     if other is None:
-        return
+        return False
 
     def changes(own: Tensor, neighbour: Tensor) -> bool:
         among_equals = _forward(fn, name, torch.cat([own, own, own]))[1]
@@ -191,7 +202,9 @@ def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> None:
         coupled = changes(first, other) or changes(other, first)
     except (TypeError, ValueError):
         if made_up:
-            return  # the caller's only sample was fine alone; nothing says that others must be
+            return (
+                False  # the caller's only sample was fine alone; nothing says that others must be
+            )
         raise
     if coupled:
         raise ValueError(
@@ -204,6 +217,7 @@ def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> None:
                 "dimension the model takes for the batch (batch_first=True).",
             )
         )
+    return not made_up
 
 
 def _another(x: Tensor) -> tuple[Tensor | None, bool]:

@@ -6,7 +6,7 @@ code, tied weights and layers that are called several times need no case of thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,26 +25,35 @@ class Plan:
 
     Attributes:
         uses: Calls that a rule understands, in the order in which they are made.
-        shapes: Shape of what each of them returns for one sample.
         names: Name of each use's weight.
+        calls: Index of the call that each use is in; a call may use several parameters.
+        shapes: Shape of what each call returns for one sample.
         rest: Names of all other parameters; they contribute through their own Jacobian.
     """
 
     uses: list[Use] = field(default_factory=list)
-    shapes: list[torch.Size] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
     rest: tuple[str, ...] = ()
 
     def without(self, names: set[str], params: Parameters) -> Plan:
         """The plan in which the parameters `names` belong to the rest."""
         keep = [i for i, n in enumerate(self.names) if n not in names]
         kept = [self.names[i] for i in keep]
+        calls = sorted({self.calls[i] for i in keep})
         return Plan(
             [self.uses[i] for i in keep],
-            [self.shapes[i] for i in keep],
             kept,
+            [calls.index(self.calls[i]) for i in keep],
+            [self.shapes[c] for c in calls],
             tuple(n for n in params if n not in kept),
         )
+
+    def description(self) -> tuple[Hashable, ...]:
+        """What distinguishes this plan from others of the same module, without its tensors."""
+        kinds = tuple((type(use), use.kind) for use in self.uses)
+        return (kinds, tuple(self.names), tuple(self.calls), tuple(self.shapes), self.rest)
 
 
 class _Tracked(TorchFunctionMode):
@@ -88,39 +97,42 @@ class _Recorder(_Tracked):
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
         names = [self._names[id(u.weight)] for u in uses]
-        self.plan.uses.extend(uses)
-        self.plan.shapes.extend(out.shape for _ in uses)
-        self.plan.names.extend(names)
+        if uses:
+            self.plan.uses.extend(uses)
+            self.plan.names.extend(names)
+            self.plan.calls.extend([len(self.plan.shapes)] * len(uses))
+            self.plan.shapes.append(out.shape)
         self.others.update(n for n in found if n not in names)
         return out
 
 
 class _Perturber(_Tracked):
-    """Adds a variable to the result of every planned use, and keeps the use's input."""
+    """Adds a variable to the result of every planned call, and keeps the inputs of its uses."""
 
     def __init__(self, params: Parameters, plan: Plan, added: Sequence[Tensor]) -> None:
         super().__init__(params)
         self._plan = plan
         self._added = added
         self.sources: list[Tensor] = []
+        self._call = -1
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
         first = len(self.sources)
         last = first + len(uses)
         names = [self._names[id(u.weight)] for u in uses]
+        self._call += 1
         if (
             sorted(names) != sorted(found)
             or self._plan.names[first:last] != names
-            or any(s != out.shape for s in self._plan.shapes[first:last])
+            or any(c != self._call for c in self._plan.calls[first:last])
+            or self._plan.shapes[self._call] != out.shape
         ):
             raise PlanChangedError(
                 "The model used its weights in another way than for the first sample."
             )
+        self.sources.extend(use.source for use in uses)
         # All uses of one call have the same cotangent.
-        for index, use in enumerate(uses, first):
-            self.sources.append(use.source)
-            out = out + self._added[index]
-        return out
+        return out + self._added[self._call]
 
 
 class PlanChangedError(RuntimeError):
@@ -142,9 +154,9 @@ def record(fn: ModelFunction, x: Tensor) -> Plan:
 def perturbed(
     fn: ModelFunction, plan: Plan, added: Sequence[Tensor], rest: Parameters, x: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs `[O]` with `added[k]` put onto the result of the k-th use, and the uses' inputs.
+    """Outputs `[O]` with `added[k]` put onto the result of the k-th call, and the uses' inputs.
 
-    ∂f/∂added[k] is the cotangent of the k-th use.
+    ∂f/∂added[k] is the cotangent of the uses in the k-th call.
 
     Raises:
         PlanChangedError: The model makes other calls than those planned.

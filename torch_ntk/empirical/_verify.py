@@ -15,7 +15,7 @@ from . import _jacobian
 from ._api import _module_and_device, empirical_ntk
 from ._outputs import finish, settled, zeros
 from ._trial import try_out
-from ._weights import Part, add_
+from ._weights import add_, of_jacobian
 
 _METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian", "vector_product")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -147,5 +147,6 @@ def _loop(
         o = 1 if output == "pseudo" else outputs
         block = zeros(output, a.shape[0], a.shape[0], o, a.new_zeros((), dtype=fn.dtype))
         for j in jacobians.values():
-            add_(block, Part(j=j), Part(j=j), output)
+            part = of_jacobian(j, output)
+            add_(block, part, part, output)
         return finish(settled(block, output).contiguous(), output, outputs), outputs

@@ -6,19 +6,19 @@ With features A[n, t, a] and cotangents B[n, i, t, b] of one weight, summed over
 
 with J[n, i] = Σ_t B[n, i, t] ⊗ A[n, t]. The first form costs about T² (a + O² b) per pair of
 samples, the second O² a b, so that many positions call for J and few for Gram matrices
-(Novak et al. 2022).
+(Novak et al. 2022). A bias of the same calls has the features 1 and the same cotangents: in the
+first form it adds 1 to ⟨A[n, t], A[m, s]⟩.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._types import Output
 from ._limit import limit
-from ._outputs import add_jacobians_
 from .rules import Use
 
 _CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
@@ -29,14 +29,87 @@ def _chunk() -> int:
     return _CHUNK_BYTES if allowed is None else min(_CHUNK_BYTES, allowed // 8)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
-    """One weight's factors for a block of samples: `a` and `b`, or the Jacobian `j`."""
+    """One weight's factors for a block of samples, laid out by `of_jacobian` or `of_factors`.
 
+    All are stacks of matrices whose rows run over samples before all else.
+
+    Attributes:
+        samples, outputs, positions: N, O and T.
+        j: The Jacobian: `[1, N·O, p]` for `"full"`, `[O, N, p]` for `"diagonal"`, and
+            `[1, N, O·p]` where the outputs are summed.
+        a: Features `[G, N·T, a]`.
+        b: Cotangents: `[G, N·O·T, b]`, `[G·O, N·T, b]` and `[G, N·T, O·b]`.
+        is_last: Whether the cotangents of every sample are the identity matrix.
+        use: Multiplies features.
+        shift: What a bias adds to products of features.
+    """
+
+    samples: int
+    outputs: int
+    positions: int = 1
     j: Tensor | None = None
     a: Tensor | None = None
     b: Tensor | None = None
     use: Use | None = None
+    shift: float = 0.0
+    is_last: bool = False
+
+    def narrow(self, start: int, stop: int) -> Part:
+        """The part for the samples `start … stop`, without a copy."""
+
+        def rows(t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            each = t.shape[1] // self.samples
+            return t[:, start * each : stop * each]
+
+        size = stop - start
+        return replace(self, samples=size, j=rows(self.j), a=rows(self.a), b=rows(self.b))
+
+    @staticmethod
+    def joined(parts: list[Part]) -> Part:
+        """Parts of consecutive blocks of samples as that of one block."""
+
+        def cat(tensors: list[Tensor | None]) -> Tensor | None:
+            present = [t for t in tensors if t is not None]
+            return torch.cat(present, dim=1) if present else None
+
+        return replace(
+            parts[0],
+            samples=sum(p.samples for p in parts),
+            j=cat([p.j for p in parts]),
+            a=cat([p.a for p in parts]),
+            b=cat([p.b for p in parts]),
+            is_last=all(p.is_last for p in parts),
+        )
+
+
+def of_jacobian(j: Tensor, output: Output) -> Part:
+    """A part from the Jacobian `[N, O, p]`."""
+    n, o, p = j.shape
+    if output == "full":
+        laid = j.reshape(1, n * o, p)
+    elif output == "diagonal":
+        laid = j.transpose(0, 1)
+    else:  # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too
+        laid = j.reshape(1, n, o * p)
+    return Part(n, o, j=laid)
+
+
+def of_factors(a: Tensor, b: Tensor, use: Use, output: Output, shift: float = 0.0) -> Part:
+    """A part from features `[N, G, T, a]` and cotangents `[N, O, G, T, b]`."""
+    n, o, g, t, units = b.shape
+    rows = a.transpose(0, 1).reshape(g, n * t, a.shape[3])
+    if output == "full":
+        laid = b.permute(2, 0, 1, 3, 4).reshape(g, n * o * t, units)
+    elif output == "diagonal":
+        laid = b.permute(2, 1, 0, 3, 4).reshape(g * o, n * t, units)
+    else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
+        laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
+    is_last = g * t == 1 and units == o and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
+    return Part(n, o, t, a=rows, b=laid, use=use, shift=shift, is_last=is_last)
 
 
 @dataclass(frozen=True)
@@ -70,7 +143,7 @@ def cost(use: Use, t: int, o: int, output: Output, samples: int, pairs: float) -
     entries = o * o if output == "full" else (o if output == "diagonal" else 1)
     gram = 2.0 * pairs * g * t * t * (use.gram_width + per_pair * b + entries)
     size = int(use.weight.numel())
-    jacobian = 2.0 * pairs * per_pair * size + 2.0 * samples * o * t * size
+    jacobian = 2.0 * pairs * per_pair * size + 2.0 * samples * o * use.forming(t)
     return Cost(gram, jacobian, g * t * (use.gram_width + o * b), o * size)
 
 
@@ -78,45 +151,61 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     """Add a parameter's contribution between two blocks of samples; see `_outputs.zeros`."""
     if p.j is not None:
         assert q.j is not None
-        add_jacobians_(block, p.j, q.j, output)
+        rights = q.j.transpose(1, 2)
+        if output == "diagonal":
+            block.baddbmm_(p.j, rights)
+        else:
+            block.view(p.j.shape[1], rights.shape[2]).addmm_(p.j[0], rights[0])
         return
+    assert p.a is not None
+    assert p.use is not None
+    groups, rows, _ = p.a.shape
+    t = p.positions
+    entries = p.outputs**2 if output == "full" else (p.outputs if output == "diagonal" else 1)
+    per_column = rows * groups * t * (entries + 1) * p.a.element_size()
+    step = q.samples if groups * t == 1 else max(1, _chunk() // per_column)
+    columns = 2 if output in ("full", "diagonal") else 1
+    for m in range(0, q.samples, step):
+        size = min(step, q.samples - m)
+        _add_grams_(block.narrow(columns, m, size), p, q.narrow(m, m + size), output)
+
+
+def _add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
+    assert p.use is not None
     assert p.a is not None
     assert p.b is not None
     assert q.a is not None
     assert q.b is not None
-    assert p.use is not None
-    n1, o, g, t, _ = p.b.shape
-    n2 = q.b.shape[0]
-    entries = o * o if output == "full" else (o if output == "diagonal" else 1)
-    per_column = n1 * g * t * t * (entries + 1) * p.b.element_size()
-    step = n2 if g * t == 1 else max(1, _chunk() // per_column)
-    columns = 2 if output in ("full", "diagonal") else 1
-    for m in range(0, n2, step):
-        part = block.narrow(columns, m, min(step, n2 - m))
-        _add_grams_(part, p.use, p.a, p.b, q.a[m : m + step], q.b[m : m + step], output)
-
-
-def _add_grams_(
-    block: Tensor, use: Use, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, output: Output
-) -> None:
-    n1, o, g, t, _ = b1.shape
-    n2 = b2.shape[0]
-    ga = use.gram(_rows(a1), _rows(a2)).view(g, n1, t, n2, t)
-    if output == "full":
-        f1 = b1.permute(2, 0, 1, 3, 4).reshape(g, n1 * o * t, -1)
-        f2 = b2.permute(2, 0, 1, 3, 4).reshape(g, n2 * o * t, -1)
-        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, o, t, n2, o, t)
-        _add_product_(block, gb, ga[:, :, None, :, :, None, :], (0, 3, 6))
+    n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
+    ga = p.use.gram(p.a, q.a)
+    if p.shift:
+        ga += p.shift
+    g = ga.shape[0]
+    if p.is_last and q.is_last:
+        _add_identity_(block, ga[0], output, o)
+        return
+    gb = torch.bmm(p.b, q.b.transpose(1, 2))
+    if output == "full" and g * t == 1:
+        # The outputs of the columns are the innermost axis: spread over it, the Gram matrix of
+        # the features multiplies long rows instead of short ones.
+        wide = ga.view(n1, 1, n2, 1).expand(n1, 1, n2, o).reshape(n1, 1, n2 * o)
+        block.view(n1, o, n2 * o).addcmul_(gb.view(n1, o, n2 * o), wide)
+    elif output == "full":
+        ga = ga.view(g, n1, 1, t, n2, 1, t)
+        _add_product_(block, gb.view(g, n1, o, t, n2, o, t), ga, (0, 3, 6))
     elif output == "diagonal":
-        f1 = b1.permute(2, 1, 0, 3, 4).reshape(g * o, n1 * t, -1)
-        f2 = b2.permute(2, 1, 0, 3, 4).reshape(g * o, n2 * t, -1)
-        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, o, n1, t, n2, t)
-        _add_product_(block, gb, ga.unsqueeze(1), (0, 3, 5))
-    else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
-        f1 = b1.permute(2, 0, 3, 1, 4).reshape(g, n1 * t, -1)
-        f2 = b2.permute(2, 0, 3, 1, 4).reshape(g, n2 * t, -1)
-        gb = torch.bmm(f1, f2.transpose(1, 2)).view(g, n1, t, n2, t)
-        _add_product_(block, gb, ga, (0, 2, 4))
+        ga = ga.view(g, 1, n1, t, n2, t)
+        _add_product_(block, gb.view(g, o, n1, t, n2, t), ga, (0, 3, 5))
+    else:
+        _add_product_(block, gb.view(g, n1, t, n2, t), ga.view(g, n1, t, n2, t), (0, 2, 4))
+
+
+def _add_identity_(block: Tensor, ga: Tensor, output: Output, o: int) -> None:
+    """Add what a last layer contributes, whose cotangents are the identity matrix."""
+    if output == "full":
+        block.diagonal(dim1=1, dim2=3).add_(ga.unsqueeze(2))
+    else:
+        block.add_(ga, alpha=1 if output == "diagonal" else o)
 
 
 def _add_product_(block: Tensor, gb: Tensor, ga: Tensor, dims: tuple[int, ...]) -> None:
@@ -125,8 +214,3 @@ def _add_product_(block: Tensor, gb: Tensor, ga: Tensor, dims: tuple[int, ...]) 
         block.addcmul_(gb.squeeze(dims), ga.squeeze(dims))
     else:
         block += gb.mul_(ga).sum(dims)
-
-
-def _rows(a: Tensor) -> Tensor:
-    """`[N, G, T, a]` to `[G, N·T, a]`."""
-    return a.transpose(0, 1).reshape(a.shape[1], -1, a.shape[3])

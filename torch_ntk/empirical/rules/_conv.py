@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._bias import with_bias
 from ._rule import Use, argument
 
 
@@ -85,8 +86,8 @@ def patches(
     return x.reshape(n, groups, -1, channels // groups * prod(kernel))
 
 
-def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]:
-    def conv(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]:
+    def conv(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
         source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
         stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
         padding = argument(args, kwargs, 4, "padding")
@@ -100,7 +101,8 @@ def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]
             pads = ((0, 0),) * dims
         else:
             pads = tuple((p, p) for p in as_tuple(padding, dims, 0))
-        return ConvUse(source, weight, stride, pads, dilation, int(groups))
+        use = ConvUse(source, weight, stride, pads, dilation, int(groups))
+        return with_bias(use, argument(args, kwargs, 2, "bias"), dims)
 
     return conv
 
@@ -115,7 +117,7 @@ def as_tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
     F.conv1d: _call(1),
     F.conv2d: _call(2),
     F.conv3d: _call(3),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._bias import with_bias
 from ._conv import as_tuple, patches
 from ._rule import Use, argument
 
@@ -63,19 +64,21 @@ class ConvTransposeUse(Use):
         return jacobian.transpose(3, 4).flatten(2)
 
 
-def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Use | None]:
-    def conv_transpose(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]:
+    def conv_transpose(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
         source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
         stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
         padding = as_tuple(argument(args, kwargs, 4, "padding"), dims, 0)
         groups = argument(args, kwargs, 6, "groups") or 1
         dilation = as_tuple(argument(args, kwargs, 7, "dilation"), dims, 1)
-        return ConvTransposeUse(source, weight, stride, padding, dilation, int(groups))
+        use = ConvTransposeUse(source, weight, stride, padding, dilation, int(groups))
+        # The weight's cotangents are patches, the bias's are not.
+        return with_bias(use, argument(args, kwargs, 2, "bias"), dims, joins=False)
 
     return conv_transpose
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
     F.conv_transpose1d: _call(1),
     F.conv_transpose2d: _call(2),
     F.conv_transpose3d: _call(3),

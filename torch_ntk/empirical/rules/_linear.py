@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._bias import with_bias
 from ._rule import Use, argument
 
 
@@ -42,10 +43,12 @@ class MatmulUse(LinearUse):
         return jacobian.transpose(3, 4).flatten(2)
 
 
-def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     """`F.linear(input, weight, bias)`."""
     source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
-    return LinearUse(source, weight) if weight.ndim == 2 else None
+    if weight.ndim != 2:
+        return ()
+    return with_bias(LinearUse(source, weight), argument(args, kwargs, 2, "bias"), 0)
 
 
 def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
@@ -59,7 +62,7 @@ def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
     return MatmulUse(source, weight)
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]] = {
     F.linear: linear,
     torch.matmul: matmul,
     torch.mm: matmul,

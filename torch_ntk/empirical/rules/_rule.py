@@ -59,6 +59,10 @@ class Use(ABC):
         product = torch.bmm(left, a.reshape(n * g, t, -1))
         return self.unpack(product.view(n, g, o, units, -1).transpose(1, 2))
 
+    def forming(self, t: int) -> int:
+        """Operations to form one row of the Jacobian from `t` positions, halved."""
+        return t * int(self.weight.numel())
+
     def unpack(self, jacobian: Tensor) -> Tensor:
         """From `[N, O, G, b, a]` to `[N, O, p]` in the weight's own layout."""
         return jacobian.flatten(2)

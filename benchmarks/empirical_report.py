@@ -1,0 +1,90 @@
+"""The page and the figure of `empirical.py`.
+
+python benchmarks/empirical_report.py      # again, from benchmarks/empirical.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import DOCS, HERE
+from empirical import WHO
+from matplotlib.figure import Figure
+
+COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}
+PANELS = (
+    ("n", "samples, O = 10, width 1024"),
+    ("outputs", "outputs, N = 64, width 1024"),
+    ("width", "width, N = 64, O = 10"),
+)
+
+
+def report(result: dict[str, Any], docs: Path) -> None:
+    """Write `benchmarks/empirical.md` and its figure below `docs`."""
+    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (docs / "images").mkdir(parents=True, exist_ok=True)
+    figure(result).savefig(docs / "images" / "benchmark-empirical.png", dpi=150)
+    (docs / "benchmarks" / "empirical.md").write_text(page(result), encoding="utf-8")
+
+
+def figure(result: dict[str, Any]) -> Figure:
+    """Growth of both in three panels, doubly logarithmic."""
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    for ax, (axis, label) in zip(fig.subplots(1, 3), PANELS, strict=True):
+        points = result["growth"][axis]
+        for who, colour in COLOURS.items():
+            found = [(p[axis], p[who]) for p in points if p[who] is not None]
+            if found:
+                ax.loglog(*zip(*found, strict=True), "o-", color=colour, label=WHO[who])
+        ticks = [p[axis] for p in points]
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel(label)
+        ax.set_ylabel("ms, full kernel of the MLP")
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    return fig
+
+
+def page(result: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    env = result["environment"]
+    lines = [
+        "# Finite-width kernels: speed and memory",
+        "",
+        f"`python benchmarks/empirical.py` on {env['cpu']}, {env['threads']} threads, float32,",
+        f"best of several; torch {env['torch']}, neural-tangents {env['neural_tangents']} with jax",
+        f"{env['jax']}, commit {env['commit']}. Each figure comes from a process of its own; the",
+        "time to compile does not count, nor the first call of this package, which proves its",
+        "plan. Memory is what a process takes above what it held before the kernel. For",
+        "neural-tangents the better of structured derivatives and Jacobian contraction stands.",
+        "A dash means that it does not fit in memory, is not installed, or lacks this output.",
+        "",
+        "| kernel | " + " | ".join(WHO.values()) + " |",
+        "|---" * (len(WHO) + 1) + "|",
+    ]
+    for row in result["rows"]:
+        cells = [_cell(row, who) for who in WHO]
+        lines.append(
+            f"| {row['name']}, N={row['n']}, {row['output']} | " + " | ".join(cells) + " |"
+        )
+    lines += [
+        "",
+        "![Growth with samples, outputs and width](../images/benchmark-empirical.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], who: str) -> str:
+    found = row["found"].get(who)
+    if found is None:
+        return "–"
+    ratio = "" if who == "ours" else f", {row['ratios'][who]:.3g}×"
+    return f"{1e3 * found['seconds']:.3g} ms{ratio}, {found['memory'] / 2**20:.0f} MB"
+
+
+if __name__ == "__main__":
+    report(json.loads((HERE / "empirical.json").read_text(encoding="utf-8")), DOCS)

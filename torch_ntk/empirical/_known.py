@@ -1,0 +1,87 @@
+"""What has been proved of a model already, so that repeated calls need not prove it again.
+
+Results are kept for each module object, as long as it lives, under a signature of the whole
+computation: every operation of a forward pass with its arguments, the parameters by their names
+and everything else by shape, dtype and value. Whatever changes one of them is checked anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .._functional import ModelFunction
+
+_MOST = 64  # signatures of one module; control flow may make ever new ones
+
+
+@dataclass
+class Known:
+    """Proofs about one module.
+
+    Attributes:
+        uncoupled: Signatures whose samples do not depend on each other.
+        wrong: By signature and plan the parameters whose plan did not agree with autograd.
+    """
+
+    uncoupled: set[Hashable] = field(default_factory=set)
+    wrong: dict[Hashable, frozenset[str]] = field(default_factory=dict)
+
+    def keep_few(self) -> None:
+        """Forget everything when it has become too much."""
+        if len(self.uncoupled) > _MOST or len(self.wrong) > _MOST:
+            self.uncoupled.clear()
+            self.wrong.clear()
+
+
+_known: dict[int, tuple[weakref.ref[nn.Module], Known]] = {}
+
+
+def known(fn: ModelFunction) -> Known:
+    """What is known of the module of `fn`; nothing for functions, of which no object remains."""
+    module = fn.module
+    if module is None:
+        return Known()
+    key = id(module)
+    found = _known.get(key)
+    if found is None or found[0]() is not module:
+        found = (weakref.ref(module, lambda _: _known.pop(key, None)), Known())
+        _known[key] = found
+    found[1].keep_few()
+    return found[1]
+
+
+class Signature:
+    """Collects the operations of one forward pass of `fn`."""
+
+    def __init__(self, fn: ModelFunction) -> None:
+        self._names = {id(p): n for n, p in fn.params.items()}
+        modules = [] if fn.module is None else [type(m) for m in fn.module.modules()]
+        self._fixed = (
+            tuple(modules),
+            tuple((n, tuple(p.shape)) for n, p in fn.params.items()),
+            fn.dtype,
+            fn.device,
+        )
+        self._operations = hashlib.sha256()
+
+    def add(self, func: Any, args: Sequence[Any], kwargs: Any) -> None:
+        """One call of an operation."""
+        words = [self._word(leaf) for leaf in tree_leaves((args, kwargs))]
+        self._operations.update(f"{func}({','.join(words)});".encode())
+
+    def _word(self, leaf: Any) -> str:
+        if isinstance(leaf, Tensor):
+            name = self._names.get(id(leaf))
+            return f"{tuple(leaf.shape)}{leaf.dtype}" if name is None else repr(name)
+        return repr(leaf)
+
+    def key(self) -> Hashable:
+        """Equal for two passes only if they made the same calls on the same parameters."""
+        return (*self._fixed, self._operations.hexdigest())

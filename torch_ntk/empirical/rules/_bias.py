@@ -1,0 +1,61 @@
+"""The bias of a linear layer or a convolution."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from ._rule import Use
+
+
+class BiasUse(Use):
+    """`y = op(x, W) + b`, b one number for each channel.
+
+    Its Jacobian is the sum of the cotangents over positions. Where the weight of the same call is
+    contracted by Gram matrices, it is one more feature, which is 1 at every position, and costs
+    nothing; see `joins`.
+
+    Args:
+        weight: The bias.
+        dims: How many dimensions of y follow the channels.
+        joins: The weight of the call, if its cotangents are those of this bias.
+    """
+
+    groups = inputs = 1
+
+    def __init__(self, weight: Tensor, dims: int = 0, joins: Tensor | None = None) -> None:
+        self.weight, self.dims, self.joins = weight, dims, joins
+        self.source = weight.new_ones(())
+        self.units = weight.numel()
+
+    def positions(self, result: object) -> int:
+        """One, after the sum."""
+        return 1
+
+    def features(self, source: Tensor) -> Tensor:
+        """A `[N, 1, 1, 1]`, all ones."""
+        return source.view(-1, 1, 1, 1)
+
+    def cotangents(self, b: Tensor) -> Tensor:
+        """B `[N, O, 1, 1, b]` of `[N, O, …, C, *out]`."""
+        n, o = b.shape[:2]
+        size = prod(b.shape[b.ndim - self.dims :])
+        b = b.reshape(n, o, -1, self.units, size)
+        one = b.shape[2] * size == 1
+        return (b if one else b.sum((2, 4))).view(n, o, 1, 1, self.units)
+
+    def forming(self, t: int) -> int:
+        """None: the cotangents are the Jacobian."""
+        return 0
+
+    def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
+        """The cotangents, summed over the uses."""
+        return (b if b.shape[3] == 1 else b.sum(3)).flatten(2)
+
+
+def with_bias(use: Use, bias: Tensor | None, dims: int, joins: bool = True) -> list[Use]:
+    """The use of a call's weight, and that of its bias if it has one."""
+    if bias is None or not bias.numel():
+        return [use]
+    return [use, BiasUse(bias, dims, use.weight if joins else None)]
