@@ -20,6 +20,8 @@ from .empirical import empirical_nngp as empirical_nngp
 from .empirical import empirical_ntk as empirical_ntk
 from .empirical import explain as explain
 from .empirical import verify as verify
+from .estimators import NTKClassifier as NTKClassifier
+from .estimators import NTKRegressor as NTKRegressor
 from .linearize import LinearizedModel as LinearizedModel
 from .linearize import TaylorModel as TaylorModel
 from .linearize import linearize as linearize
@@ -48,11 +50,13 @@ __all__ = [
     "Kernels",
     "LinearizedModel",
     "MonteCarloKernel",
+    "NTKClassifier",
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
     "NTKLinear",
     "NTKOperator",
+    "NTKRegressor",
     "Sin",
     "TaylorModel",
     "__version__",

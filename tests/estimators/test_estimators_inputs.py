@@ -1,0 +1,110 @@
+"""What estimators refuse, and how they say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_ntk.estimators import NTKClassifier, NTKRegressor
+
+RNG = np.random.default_rng(5)
+X, Y = RNG.normal(size=(8, 4)), RNG.normal(size=8)
+
+
+def rbf(x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    return torch.exp(-(torch.cdist(x1, x1 if x2 is None else x2) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"kernel": "rbf"}, ValueError, "`kernel` must be 'mlp', 'empirical'.*got 'rbf'"),
+        ({"kernel": 3}, TypeError, "`kernel` must be 'mlp'"),
+        ({"kernel": nn.Linear}, TypeError, "`kernel` must be 'mlp'"),
+        ({"kernel": "empirical"}, TypeError, "`network` must be an nn.Module with parameters"),
+        ({"kernel": "analytic", "network": nn.ReLU()}, TypeError, "`network` must be"),
+        ({"depth": 0}, ValueError, "`depth` must be a positive integer"),
+        ({"depth": 1.5}, TypeError, "`depth` must be a positive integer"),
+        ({"diag_reg": -1.0}, ValueError, "`diag_reg` must be a finite number, at least 0"),
+        ({"diag_reg": "1"}, TypeError, "`diag_reg` must be"),
+        ({"time": -1.0}, ValueError, "`time` must be a finite number, at least 0"),
+        ({"time": float("nan")}, ValueError, "`time` must be"),
+        ({"input_shape": (1, 3)}, ValueError, "`input_shape` must be a shape of 4 numbers"),
+        ({"input_shape": (-2, -2)}, ValueError, "`input_shape` must be a sequence of positive"),
+        ({"input_shape": 4}, TypeError, "`input_shape` must be a sequence of integers"),
+        ({"kernel": lambda a, b=None: a}, ValueError, "`kernel` must be a function that returns"),
+        (
+            {"kernel": lambda a, b=None: torch.full((8, 8), torch.nan)},
+            ValueError,
+            "`kernel` must be finite",
+        ),
+        (
+            {"kernel": lambda a, b=None: torch.arange(64.0).reshape(8, 8)},
+            ValueError,
+            "`kernel` must be symmetric on the training samples",
+        ),
+        (
+            {"kernel": lambda a, b=None: torch.zeros(8, 8)},
+            ValueError,
+            "`kernel` must be positive on the diagonal",
+        ),
+        (
+            {"kernel": lambda a, b=None: torch.ones(8, 8), "diag_reg": 0.0},
+            ValueError,
+            "numerically positive definite.*eigenvalues from.*Raise diag_reg",
+        ),
+        (
+            {"kernel": lambda a, b=None: torch.eye(8) - 0.9, "diag_reg": 1e-3},
+            ValueError,
+            "numerically positive definite",
+        ),
+        ({"kernel": "precomputed"}, ValueError, "`X` must be the square kernel"),
+    ],
+)
+@pytest.mark.parametrize("kind", [NTKRegressor, NTKClassifier])
+def test_refused_in_fit(
+    kind: type, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    model = kind(**options)
+    with pytest.raises(error, match=text):
+        model.fit(X, Y if kind is NTKRegressor else Y > 0)
+    assert not hasattr(model, "dual_coef_")
+
+
+def test_repeated_samples_need_a_ridge() -> None:
+    twice, targets = np.concatenate([X, X]), np.concatenate([Y, -Y])
+    with pytest.raises(ValueError, match="remove repeated samples"):
+        NTKRegressor(rbf, diag_reg=0.0).fit(twice, targets)
+    # With one, targets that contradict each other are averaged.
+    found = NTKRegressor(rbf, diag_reg=1e-6).fit(twice, targets).predict(X)
+    assert np.abs(found).max() < 1e-8
+
+
+def test_one_class() -> None:
+    with pytest.raises(ValueError, match="at least two classes; got the one class"):
+        NTKClassifier().fit(X, np.ones(8, dtype=int))
+
+
+def test_continuous_labels() -> None:
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        NTKClassifier().fit(X, Y)
+
+
+def test_another_number_of_features() -> None:
+    with pytest.raises(ValueError, match="X has 3 features, but NTKRegressor is expecting 4"):
+        NTKRegressor(rbf).fit(X, Y).predict(X[:, :3])
+
+
+def test_not_fitted() -> None:
+    with pytest.raises(ValueError, match="not fitted yet"):
+        NTKRegressor().predict(X)
+
+
+def test_images_of_another_shape() -> None:
+    images = RNG.normal(size=(8, 1, 2, 4))
+    with pytest.raises(ValueError, match="`X` must be samples of shape"):
+        NTKRegressor().fit(images, Y).predict(images.reshape(8, 2, 1, 4))

@@ -1,0 +1,157 @@
+"""What the regressor and the classifier share: data, kernel and solution."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator  # type: ignore[import-untyped]
+from sklearn.utils.validation import (  # type: ignore[import-untyped]
+    check_is_fitted,
+    validate_data,
+)
+from torch import Tensor
+
+from .._checks import describe, message
+from ._kernels import KernelSettings, evaluate
+from ._solve import Array, dual_coefficients, symmetric
+
+
+class KernelMachine(BaseEstimator):  # type: ignore[misc]
+    """f(x) = K(x, X) α with α from training by gradient flow; see `NTKRegressor`."""
+
+    def __init__(
+        self,
+        kernel: Any = "mlp",
+        *,
+        network: Any = None,
+        depth: int = 3,
+        activation: Any = "relu",
+        sigma_w: float = 2**0.5,
+        sigma_b: float = 0.1,
+        input_shape: Sequence[int] | None = None,
+        diag_reg: float = 1e-6,
+        time: float | None = None,
+    ) -> None:
+        # As scikit-learn asks: kept as they are, and checked when they are used.
+        self.kernel = kernel
+        self.network = network
+        self.depth = depth
+        self.activation = activation
+        self.sigma_w = sigma_w
+        self.sigma_b = sigma_b
+        self.input_shape = input_shape
+        self.diag_reg = diag_reg
+        self.time = time
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self._is_precomputed
+        return tags
+
+    @property
+    def _is_precomputed(self) -> bool:
+        return isinstance(self.kernel, str) and self.kernel == "precomputed"
+
+    def _settings(self) -> KernelSettings:
+        return KernelSettings(
+            self.kernel, self.network, self.depth, self.activation, self.sigma_w, self.sigma_b
+        )
+
+    # ------------------------------------------------------------------ data
+    def _training_data(self, X: Any, y: Any, **options: Any) -> tuple[Array, Any]:
+        """X as rows of float64 and y, both checked by scikit-learn; notes the samples' shape."""
+        rows, shape = _rows(X)
+        y = _array(y)
+        rows, y = validate_data(self, rows, y, dtype=np.float64, **options)
+        if self.input_shape is not None:
+            wanted = _shape(self.input_shape)
+            if math.prod(wanted) != rows.shape[1]:
+                raise ValueError(
+                    message(
+                        "input_shape",
+                        f"a shape of {rows.shape[1]} numbers, the features of a sample",
+                        f"{wanted}",
+                        "Give the shape of one sample without the batch: (1, 8, 8) for digits.",
+                    )
+                )
+            if shape not in (None, wanted):
+                raise ValueError(
+                    message("X", f"rows, or samples of input_shape={wanted}", f"shape {shape}")
+                )
+            shape = wanted
+        self.input_shape_ = shape if shape is not None else (rows.shape[1],)
+        return rows, y
+
+    def _samples(self, rows: Array) -> Tensor:
+        # A copy: an array may be read-only, which tensors do not know.
+        return torch.tensor(rows).reshape(-1, *self.input_shape_)
+
+    # ------------------------------------------------------------------ fit and evaluate
+    def _solve(self, rows: Array, y: Array) -> None:
+        """Set `dual_coef_` `[N, O]` from rows and targets `[N, O]`."""
+        if self._is_precomputed:
+            if rows.shape[0] != rows.shape[1]:
+                raise ValueError(
+                    message(
+                        "X",
+                        "the square kernel of the training samples for kernel='precomputed'",
+                        f"an array of shape {rows.shape}",
+                        "Pass K(X, X) to fit, and K(X_test, X) to predict.",
+                    )
+                )
+            kernel = rows
+            self._kernel = None
+        else:
+            # Copied: a network that is trained further, or parameters that are set anew, would
+            # make a kernel of predictions that does not fit to these coefficients.
+            settings = copy.deepcopy(self._settings())
+            samples = self._samples(rows)
+            kernel = evaluate(settings.function(), samples, None)
+            self._kernel, self._X = settings, samples
+        self.dual_coef_ = dual_coefficients(symmetric(kernel), y, self.diag_reg, self.time)
+
+    def _outputs(self, X: Any) -> Array:
+        """f(x) `[N, O]`."""
+        check_is_fitted(self)
+        rows, shape = _rows(X)
+        if shape is not None and shape != self.input_shape_:
+            raise ValueError(
+                message(
+                    "X",
+                    f"samples of shape {self.input_shape_}, as in fit",
+                    f"samples of shape {shape}",
+                )
+            )
+        rows = validate_data(self, rows, reset=False, dtype=np.float64)
+        if self._kernel is not None:
+            rows = evaluate(self._kernel.function(), self._samples(rows), self._X)
+        return np.asarray(rows @ self.dual_coef_)
+
+
+def _rows(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """X with flat samples, and the shape of a sample if they were not flat."""
+    X = _array(X)
+    if isinstance(X, np.ndarray) and X.ndim > 2:
+        return X.reshape(len(X), -1), X.shape[1:]
+    return X, None
+
+
+def _array(values: Any) -> Any:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            message("input_shape", "a sequence of integers", describe(given), "As in (1, 8, 8).")
+        ) from error
+    if not shape or min(shape) < 1:
+        raise ValueError(message("input_shape", "a sequence of positive integers", f"{shape}"))
+    return shape

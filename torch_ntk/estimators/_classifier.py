@@ -1,0 +1,103 @@
+"""`NTKClassifier`: classification by an infinitely wide trained network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin  # type: ignore[import-untyped]
+from sklearn.utils.multiclass import (  # type: ignore[import-untyped]
+    check_classification_targets,
+)
+from sklearn.utils.validation import column_or_1d  # type: ignore[import-untyped]
+
+from .._checks import message
+from ..predict import one_hot
+from ._base import KernelMachine
+from ._solve import Array
+
+
+class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
+    r"""Classification by kernel regression on zero-centred one-hot targets.
+
+    The targets of a sample of class c are y_c = 1 - 1/C and y_k = -1/C elsewhere, as for networks
+    of zero mean that are trained on ½ Σ‖f - y‖². From f = 0, with
+    K' = K(X, X) + diag_reg·(tr K / N)·1,
+
+        f_t(x) = K(x, X) K'⁻¹ (1 - exp(-K' t)) y,
+
+    in the limit t → ∞ kernel ridge regression; the prediction is the class of the largest output.
+
+    There is no `predict_proba`: outputs of a squared loss are no probabilities. Scikit-learn's
+    `CalibratedClassifierCV(NTKClassifier(...))` makes some from `decision_function`.
+
+    Args:
+        kernel: As in `NTKRegressor`: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a
+            network, or a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`.
+        network: For `"empirical"` and `"analytic"`.
+        depth: Dense layers of `"mlp"`, so that 1 is a linear model.
+        activation: Of `"mlp"`.
+        sigma_w: Of `"mlp"`.
+        sigma_b: Of `"mlp"`.
+        input_shape: The shape of one sample where the kernel wants more than a row of features.
+        diag_reg: What is added to the diagonal of K(X, X), in units of its mean.
+        time: How long to train by gradient flow on ½ Σ‖f - y‖²; None is the limit.
+
+    Attributes:
+        classes_: The class labels, sorted.
+        dual_coef_: α with f(x) = K(x, X) α, `[N, C]`.
+        input_shape_: The shape of one sample.
+        n_features_in_: The number of features.
+
+    Raises:
+        TypeError, ValueError: In `fit`: as `NTKRegressor`, or there is one class only.
+
+    References:
+        Arora, Du, Hu, Li, Salakhutdinov, Wang, "On exact computation with an infinitely wide
+        neural net" (2019).
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> from torch_ntk.estimators import NTKClassifier
+        >>> x, y = load_digits(return_X_y=True)
+        >>> model = NTKClassifier().fit(x[::4] / 16, y[::4])
+        >>> bool(model.score(x[1::4] / 16, y[1::4]) > 0.95)
+        True
+    """
+
+    def fit(self, X: Any, y: Any) -> NTKClassifier:
+        """Solve for the coefficients.
+
+        Args:
+            X: Samples `[N, D]`, or `[N, ...]`; arrays or tensors.
+            y: Class labels `[N]` of any kind that scikit-learn knows.
+        """
+        rows, y = self._training_data(X, y)
+        check_classification_targets(y)
+        labels = column_or_1d(y, warn=True)
+        self.classes_, index = np.unique(labels, return_inverse=True)
+        count = len(self.classes_)
+        if count < 2:
+            raise ValueError(
+                message(
+                    "y",
+                    "labels of at least two classes",
+                    f"the one class {self.classes_[0]!r}",
+                    "There is nothing to tell apart.",
+                )
+            )
+        targets = one_hot(torch.as_tensor(index), count, zero_centered=True)
+        self._solve(rows, targets.to(torch.float64).numpy())
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Outputs f(x) `[M, C]`; for two classes the difference f_1 - f_0 `[M]`, trained to ±1."""
+        outputs = self._outputs(X)
+        return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
+
+    def predict(self, X: Any) -> Array:
+        """The class of the largest output, `[M]`."""
+        scores = self.decision_function(X)
+        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[best])

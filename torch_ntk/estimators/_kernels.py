@@ -1,0 +1,125 @@
+"""From an estimator's parameters to a function that computes its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_finite, check_positive_int, describe, message
+from ..analytic import analytic_ntk, mlp_kernels
+from ..empirical import empirical_ntk
+
+KINDS = ("mlp", "empirical", "analytic", "precomputed")
+_CHOICES = (
+    "'mlp', 'empirical', 'analytic' or 'precomputed', a function (x1, x2=None) -> [N1, N2], or a "
+    "network (an nn.Module with parameters)"
+)
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """What an estimator was told about its kernel.
+
+    Attributes:
+        kernel: One of `KINDS`, a callable, or a network.
+        network: The network of the kinds `"empirical"` and `"analytic"`.
+        depth, activation, sigma_w, sigma_b: Of the kind `"mlp"`.
+    """
+
+    kernel: Any
+    network: Any
+    depth: Any
+    activation: Any
+    sigma_w: Any
+    sigma_b: Any
+
+    def function(self) -> Callable[[Tensor, Tensor | None], Any]:
+        """The kernel as a function of two batches, the second None where it is the first.
+
+        Raises:
+            TypeError, ValueError: The settings do not make a kernel.
+        """
+        kernel = self.kernel
+        if is_network(kernel):
+            return self._empirical(kernel, "kernel")
+        if callable(kernel) and not isinstance(kernel, type):
+            return lambda a, b: kernel(a) if b is None else kernel(a, b)
+        if kernel == "mlp":
+            return self._mlp()
+        if kernel == "empirical":
+            return self._empirical(self.network, "network")
+        if kernel == "analytic":
+            net = self._checked(self.network, "network")
+            return lambda a, b: analytic_ntk(net, a, b)
+        error = ValueError if isinstance(kernel, str) else TypeError
+        raise error(message("kernel", _CHOICES, describe(kernel)))
+
+    def _mlp(self) -> Callable[[Tensor, Tensor | None], Any]:
+        depth = int(self.depth) if isinstance(self.depth, Integral) else self.depth
+        check_positive_int("depth", depth)
+
+        def kernel(a: Tensor, b: Tensor | None) -> Tensor:
+            flat = None if b is None else b.flatten(1)
+            found = mlp_kernels(
+                a.flatten(1), flat, depth, self.activation, self.sigma_w, self.sigma_b
+            )
+            return found.ntk
+
+        return kernel
+
+    def _empirical(self, network: object, name: str) -> Callable[[Tensor, Tensor | None], Any]:
+        net = self._checked(network, name)
+        device = next(net.parameters()).device
+
+        def kernel(a: Tensor, b: Tensor | None) -> Tensor:
+            other = None if b is None else b.to(device)
+            return empirical_ntk(net, a.to(device), other, output="mean", dtype=torch.float64)
+
+        return kernel
+
+    def _checked(self, network: object, name: str) -> nn.Module:
+        if isinstance(network, nn.Module) and is_network(network):
+            return network
+        raise TypeError(
+            message(
+                name,
+                f"an nn.Module with parameters for kernel={self.kernel!r}",
+                describe(network),
+                "Pass network=MLP([...]), for example.",
+            )
+        )
+
+
+def is_network(kernel: object) -> bool:
+    """Whether it is a network, and not a kernel in the form of a module, such as `CNTK`."""
+    return isinstance(kernel, nn.Module) and any(True for _ in kernel.parameters())
+
+
+def evaluate(
+    function: Callable[[Tensor, Tensor | None], Any], a: Tensor, b: Tensor | None
+) -> np.ndarray[Any, Any]:
+    """The kernel as an array `[N1, N2]` in float64.
+
+    Raises:
+        ValueError: It has another shape, or is not finite.
+    """
+    found = function(a, b)
+    kernel = found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))
+    shape = (a.shape[0], (a if b is None else b).shape[0])
+    if kernel.shape != shape:
+        raise ValueError(
+            message(
+                "kernel",
+                f"a function that returns {list(shape)} for {shape[0]} and {shape[1]} samples",
+                kernel,
+                "Of an empirical kernel take output='mean': one number for each pair.",
+            )
+        )
+    kernel = check_finite("kernel", kernel.detach().cpu().to(torch.float64))
+    return np.asarray(kernel.numpy())

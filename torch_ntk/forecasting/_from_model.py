@@ -1,0 +1,167 @@
+"""A forecast for a network and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice, describe, message
+from .._functional import model_function, quiet, unwrap
+from .._types import Method, Output, ParameterSelection
+from ..empirical import empirical_ntk
+from ._forecast import Forecast
+from ._from_kernel import check_rates, forecast_from_kernel, read_steps
+from ._loss import LossLike, check_targets, read_loss
+
+_OUTPUTS = ("full", "mean", "pseudo")
+_CHUNK = 256
+
+
+def forecast(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss: LossLike = "mse",
+    lr: float,
+    steps: int | Sequence[int] | Tensor,
+    x_test: Tensor | None = None,
+    momentum: float = 0.0,
+    reduction: str = "mean",
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = torch.float64,
+    progress: bool = False,
+) -> Forecast:
+    r"""Predict the loss curve of full-batch training from the kernel at its start.
+
+    With the kernel Θ_0 of the network as it stands, training of the linearized network is known
+    without training it. For squared error, k steps of `torch.optim.SGD(lr, momentum)` are
+    predicted exactly as discrete steps, without momentum
+
+        f_k = y + (1 - lr·c·Θ_0)^k (f_0 - y);
+
+    for any other loss by gradient flow, ḟ = -Θ_0 ∂loss/∂f, which small steps follow. Step k is the
+    time lr·k without momentum, and with momentum μ, which first has to gather speed,
+    lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ). The real network does the same for as long as its kernel stays what
+    it was: the wider it is, the longer. The network is evaluated in eval mode, with the running
+    statistics that it has.
+
+    Args:
+        model: The network, at the parameters from which training starts.
+        x: All training samples `[N, ...]`: full batches are predicted.
+        y: Targets: `[N, O]` for squared error, class labels `[N]` or probabilities `[N, O]` for
+            cross-entropy, or what `loss` takes.
+        loss: `"mse"` is ½ (f - y)² averaged over all N·O entries (or summed, see `reduction`).
+            `torch.nn.functional.mse_loss` and `nn.MSELoss` are recognized as what they are, twice
+            as much. `"cross_entropy"`, and any twice differentiable function `loss(f, y) ->
+            scalar` of all outputs `[N, O]`.
+        lr: The learning rate.
+        steps: The number of steps: every step is predicted, or of more than a thousand 1,001
+            evenly spaced ones; or the steps to predict.
+        x_test: Test samples `[M, ...]`, whose outputs are predicted as well.
+        momentum: Of SGD: heavy ball, without dampening, not Nesterov's.
+        reduction: `"mean"` or `"sum"`, of the losses that are given by name or as torch's
+            function.
+        output: `"full"` takes the kernel with all outputs, `[N, N, O, O]`; `"mean"` and
+            `"pseudo"` one that acts on every output alike, `[N, N]`, which wide networks have and
+            which costs far less.
+        method: As in `torch_ntk.empirical_ntk`.
+        params: The parameters that are trained; see `torch_ntk.empirical_ntk`.
+        batch_size: As in `torch_ntk.empirical_ntk`.
+        dtype: Of the kernel; float64 by default, as small eigenvalues of a float32 kernel are
+            noise.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The forecast: losses, outputs, the time of each eigenmode, and the largest stable step.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: Shapes do not fit, something is not finite, `lr` is not positive, or the model
+            is not fit for a kernel; see `torch_ntk.empirical_ntk`.
+
+    References:
+        Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
+        descent" (2019).
+
+    Example:
+        A linear model is its own linearization:
+
+        >>> import torch
+        >>> from torch_ntk.forecasting import forecast
+        >>> model = torch.nn.Linear(1, 1, bias=False).double()
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> x, y = torch.ones(1, 1).double(), torch.ones(1, 1).double()
+        >>> print(forecast(model, x, y, lr=0.5, steps=3))
+        training loss 0.5 -> 0.007812 at step 3; lr 0.5, largest stable 2; 1 of 1 modes learned
+        by then
+    """
+    check_choice("output", output, _OUTPUTS, "'trace' would learn O times too fast.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(message("model", "an nn.Module", describe(model)))
+    check_rates(lr, momentum)  # what can be refused at once is not refused after the kernel
+    read_steps(steps)
+    read_loss(loss, reduction)
+    check_targets(y)
+
+    def kernel(a: Tensor, b: Tensor | None) -> Tensor:
+        return empirical_ntk(
+            model,
+            a,
+            b,
+            output=output,
+            method=method,
+            params=params,
+            batch_size=batch_size,
+            dtype=dtype,
+            progress=progress,
+        )
+
+    test = None if x_test is None else outputs_of(model, x_test, params, dtype, name="x_test")
+    return forecast_from_kernel(
+        kernel(x, None),
+        outputs_of(model, x, params, dtype),
+        y,
+        loss=loss,
+        lr=lr,
+        steps=steps,
+        momentum=momentum,
+        reduction=reduction,
+        k_test_train=None if x_test is None else kernel(x_test, x),
+        test_outputs=test,
+        progress=progress,
+    )
+
+
+def outputs_of(
+    model: nn.Module,
+    x: Tensor,
+    params: ParameterSelection = None,
+    dtype: torch.dtype | None = torch.float64,
+    *,
+    name: str = "x",
+) -> Tensor:
+    """The outputs of a network `[N, O]` in eval mode; nothing of the call can be seen afterwards.
+
+    Args:
+        model: The network.
+        x: Inputs `[N, ...]`.
+        params: As in `torch_ntk.empirical_ntk`.
+        dtype: In which it is evaluated; None is the model's own.
+        name: What the caller calls `x`, for messages.
+
+    Raises:
+        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+    """
+    network = unwrap(model)
+    first = next(network.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    with quiet(network, device):
+        fn = model_function(network, params, dtype)
+        parts = fn.input(name, x).split(_CHUNK)  # type: ignore[no-untyped-call]
+        return torch.cat([fn.batch(fn.params, part) for part in parts]).detach()

@@ -1,0 +1,159 @@
+"""Losses by name, by torch's functions, and by the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_finite, check_tensor, describe, message
+
+LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
+"""`"mse"`, `"cross_entropy"`, or a function `loss(f, y) -> scalar` of all outputs and targets."""
+
+_NAMES = ("mse", "cross_entropy")
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """(scale/2)·(f - y)², summed or averaged over all N·O entries.
+
+    Attributes:
+        scale: 1 for the loss with a half, 2 for torch's `mse_loss`, which has none.
+        reduction: `"sum"` or `"mean"`.
+    """
+
+    scale: float
+    reduction: str
+
+    def targets(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """Targets `[N, O]` in float64.
+
+        Raises:
+            ValueError: They are labels, or of another shape.
+        """
+        n, outputs = shape
+        if not y.is_floating_point():
+            raise ValueError(
+                message(
+                    "y",
+                    "floating-point targets for squared error",
+                    y,
+                    f"Of class labels make one_hot(y, {outputs}, zero_centered=True).",
+                )
+            )
+        if y.shape != shape and not (outputs == 1 and y.shape == (n,)):
+            raise ValueError(message("y", f"of the outputs' shape {tuple(shape)}", y))
+        return check_finite("y", y.detach().to(torch.float64).reshape(shape))
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        """The loss at each time of outputs `[T, N, O]`."""
+        squares = 0.5 * self.scale * (f - y).square().flatten(1)
+        return squares.sum(1) if self.reduction == "sum" else squares.mean(1)
+
+
+@dataclass(frozen=True)
+class SmoothLoss:
+    """Any differentiable loss.
+
+    Attributes:
+        function: `loss(f, y) -> scalar`.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def targets(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """The targets, in float64 if they are floating point.
+
+        Raises:
+            ValueError: There is not one per sample.
+        """
+        if y.ndim == 0 or y.shape[0] != shape[0]:
+            raise ValueError(message("y", f"one target for each of {shape[0]} samples", y))
+        if y.is_floating_point():
+            return check_finite("y", y.detach().to(torch.float64))
+        if isinstance(self.function, (_CrossEntropy, nn.CrossEntropyLoss)):
+            _check_labels(y, shape[1], getattr(self.function, "ignore_index", None))
+        return y.detach()
+
+    def values(self, f: Tensor, y: Tensor) -> Tensor:
+        """The loss at each time of outputs `[T, N, O]`."""
+        with torch.no_grad():
+            found = [self.function(outputs, y) for outputs in f]
+        return torch.stack([value.detach().to(torch.float64).reshape(()) for value in found])
+
+
+def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
+    """The loss that is meant.
+
+    Torch's own squared error is known by its identity: it has no factor ½, and for it discrete
+    steps have a closed form too.
+
+    Raises:
+        TypeError: It is neither a name nor a function.
+        ValueError: The name or the reduction is unknown.
+    """
+    check_choice("reduction", reduction, ("mean", "sum"), "'none' leaves no scalar to go down on.")
+    if isinstance(loss, str):
+        check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
+        if loss == "mse":
+            return SquaredError(1.0, str(reduction))
+        return SmoothLoss(_CrossEntropy(str(reduction)))
+    if loss is F.mse_loss:
+        return SquaredError(2.0, str(reduction))
+    if loss is F.cross_entropy:
+        return SmoothLoss(_CrossEntropy(str(reduction)))
+    if type(loss) is nn.MSELoss:
+        return SquaredError(2.0, check_choice("loss.reduction", loss.reduction, ("mean", "sum")))
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(
+            message(
+                "loss",
+                "'mse', 'cross_entropy' or a function loss(f, y) -> scalar",
+                describe(loss) if not isinstance(loss, type) else f"the class {loss.__name__}",
+            )
+        )
+    return SmoothLoss(loss)
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    """Cross-entropy on labels `[N]` or probabilities `[N, O]`; can be pickled."""
+
+    reduction: str
+
+    def __call__(self, f: Tensor, y: Any) -> Tensor:
+        return F.cross_entropy(f, y, reduction=self.reduction)
+
+
+def _check_labels(y: Tensor, classes: int, ignored: int | None) -> None:
+    """Refuse labels that are none of the outputs' numbers.
+
+    Raises:
+        ValueError: There are such, or no label that counts.
+    """
+    counted = y if ignored is None else y[y != ignored]
+    outside = (counted < 0) | (counted >= classes)
+    if bool(outside.any()) or not counted.numel():
+        came = f"{int(counted[outside][0])} among them" if counted.numel() else "none that counts"
+        raise ValueError(
+            message(
+                "y",
+                f"labels from 0 to {classes - 1}, as there are {classes} outputs",
+                came,
+                "Number the classes from 0, or give the network an output for each.",
+            )
+        )
+
+
+def check_targets(y: object) -> Tensor:
+    """`y` if it is a tensor.
+
+    Raises:
+        TypeError: It is not.
+    """
+    return check_tensor("y", y)

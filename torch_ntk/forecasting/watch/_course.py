@@ -1,0 +1,79 @@
+"""The predicted loss of one training, asked for step by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...linalg import as_float64
+from ...predict import FlowPredictor, MSEPredictor, gradient_flow
+from .._forecast import Forecast
+from .._from_kernel import descended, descent, flow_time, forecast_from_kernel
+from .._loss import LossLike, SquaredError, read_loss
+
+
+class Course:
+    """Predicted losses at ascending steps; decompositions and solutions are kept between them.
+
+    Args:
+        kernel: Θ_0 on the training samples, `[N, N, O, O]`.
+        outputs: f_0, `[N, O]`.
+        y: Targets.
+        loss: As in `torch_ntk.forecasting.forecast`; a mean.
+        lr: The learning rate.
+        momentum: Of SGD.
+        reached: A step, and the outputs that were predicted for it, from which to go on.
+
+    Raises:
+        TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
+    """
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        outputs: Tensor,
+        y: Tensor,
+        loss: LossLike,
+        lr: float,
+        momentum: float,
+        reached: tuple[int, Tensor] | None = None,
+    ) -> None:
+        self._arguments = (kernel, outputs, y, loss, lr, momentum)
+        theta = as_float64("kernel", kernel)
+        self._start = outputs.detach().to(theta)
+        self._rule = read_loss(loss, "mean")
+        self._y = self._rule.targets(y.to(theta.device), self._start.shape)
+        self._step = lr, momentum
+        self._predict: MSEPredictor | FlowPredictor
+        if isinstance(self._rule, SquaredError):
+            self._predict = descent(self._rule, theta, self._y, lr, momentum)
+        else:
+            self._predict = gradient_flow(
+                self._rule.function, theta, self._y, num_outputs=outputs.shape[1]
+            )
+        self.reached = (0, self._start) if reached is None else (reached[0], reached[1].to(theta))
+
+    def at_start(self) -> Forecast:
+        """The forecast of step 0: curvatures, the time of each mode, the largest stable step."""
+        kernel, outputs, y, loss, lr, momentum = self._arguments
+        return forecast_from_kernel(
+            kernel, outputs, y, loss=loss, lr=lr, momentum=momentum, steps=[0]
+        )
+
+    def loss_at(self, step: int) -> float:
+        """The predicted loss after `step` steps, not before the one that was last asked for."""
+        if isinstance(self._predict, MSEPredictor):
+            outputs, _ = descended(self._predict, torch.tensor([step]), self._start)
+            self.reached = (step, outputs[0])
+        elif step > self.reached[0]:
+            # The flow knows no past: it goes on from where it was.
+            before, at = self.reached
+            first, last = flow_time(torch.tensor([before, step]).double(), *self._step).tolist()
+            found, _ = self._predict(last - first, f0_train=at)
+            self.reached = (step, found)
+        return self.loss_of(self.reached[1])
+
+    def loss_of(self, outputs: Tensor) -> float:
+        """The loss of outputs `[N, O]`."""
+        value = float(self._rule.values(outputs.to(self._start)[None], self._y)[0])
+        return value if value == value else float("inf")

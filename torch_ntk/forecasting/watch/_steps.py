@@ -1,0 +1,104 @@
+"""How an optimizer moves a network, as far as a forecast can follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..._checks import message
+from ...monitor._step_rule import read_optimizers
+
+_REMEDY = "Train with torch.optim.SGD, or without this callback."
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Gradient descent with heavy-ball momentum.
+
+    Attributes:
+        lr: The largest learning rate of a parameter.
+        shares: The learning rate of each parameter in units of it, by name.
+        momentum: Of all of them.
+        weight_decay: The largest of a parameter group; a forecast does not count it.
+    """
+
+    lr: float
+    shares: dict[str, float]
+    momentum: float
+    weight_decay: float
+
+    def groups(self) -> dict[float, list[str]]:
+        """Names of parameters that move, by their share."""
+        found: dict[float, list[str]] = {}
+        for name, share in self.shares.items():
+            if share > 0.0:
+                found.setdefault(share, []).append(name)
+        return found
+
+
+def read_steps_of(
+    optimizers: Sequence[Optimizer], network: nn.Module, names: Sequence[str]
+) -> Steps:
+    """What the optimizer of these parameters does now.
+
+    Args:
+        optimizers: Those of the training.
+        network: The module whose training is forecast.
+        names: Parameters of it.
+
+    Raises:
+        ValueError: It is not one SGD with one momentum, without dampening and Nesterov's step, or
+            its learning rate is 0.
+    """
+    expected = "one torch.optim.SGD, whose steps a constant kernel predicts"
+    try:
+        rule = read_optimizers(optimizers, network, names)
+    except ValueError as error:
+        raise ValueError(message("optimizer", expected, f"this: {error}", _REMEDY)) from error
+    moved = {id(p) for n, p in network.named_parameters() if n in rule.rates}
+    groups = [
+        group
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if any(id(p) in moved for p in group["params"])
+    ]
+    momenta = {float(group["momentum"]) for group in groups}
+    odd = [
+        name
+        for name, is_there in (
+            ("nesterov=True", any(group["nesterov"] for group in groups)),
+            ("dampening", any(group["momentum"] and group["dampening"] for group in groups)),
+            ("momentum that differs between parameter groups", len(momenta) > 1),
+        )
+        if is_there
+    ]
+    if odd:
+        came = f"SGD with {' and '.join(odd)}"
+        raise ValueError(message("optimizer", expected, came, "Leave that out to see a forecast."))
+    if rule.lr <= 0.0:
+        raise ValueError(
+            message(
+                "optimizer",
+                "one with a positive learning rate",
+                f"lr={rule.lr:g}",
+                "A rate that is warmed up from 0 has no forecast.",
+            )
+        )
+    return Steps(
+        rule.lr,
+        {name: rate / rule.lr for name, rate in rule.rates.items()},
+        momenta.pop(),
+        max(float(group["weight_decay"]) for group in groups),
+    )
+
+
+def rates_now(optimizers: Sequence[Optimizer]) -> list[list[float]]:
+    """Learning rate and momentum of each parameter group, to see whether they change."""
+    return [
+        [float(group["lr"]), float(group.get("momentum", 0.0))]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]

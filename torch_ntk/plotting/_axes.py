@@ -1,0 +1,87 @@
+"""What all figures share: axes, colors, and arrays from tensors."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from .._checks import describe, message
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+# Okabe and Ito's palette, which people with any kind of color vision can tell apart; without
+# its yellow, which is hard to see as a line on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+GREY = "0.45"
+
+
+def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[Figure, Axes]:
+    """The figure of `ax` and `ax` itself, or new ones.
+
+    Raises:
+        TypeError: `ax` is not one `Axes`.
+    """
+    if ax is None:
+        figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots()
+    if not isinstance(ax, Axes):
+        raise TypeError(
+            message("ax", "None or one matplotlib Axes", describe(ax), "Pass axes[0], for example.")
+        )
+    owner: Figure | SubFigure | None = ax.figure
+    while isinstance(owner, SubFigure):
+        owner = owner.figure
+    if owner is None:
+        raise ValueError(message("ax", "part of a figure", "axes that were removed from theirs"))
+    return owner, ax
+
+
+def style(k: int) -> dict[str, Any]:
+    """Color and dash pattern of the k-th line; no two of the first 28 are alike."""
+    return {
+        "color": COLORS[k % len(COLORS)],
+        "linestyle": STYLES[k // len(COLORS) % len(STYLES)],
+    }
+
+
+def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
+    """A tensor or array as one of float64, with one of the numbers of dimensions `dims`.
+
+    Raises:
+        TypeError: It is not numeric.
+        ValueError: It has another number of dimensions, or no entry.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().to("cpu", torch.float64).numpy()
+    if value is None:
+        raise TypeError(message(name, "a tensor or an array of numbers", value))
+    try:
+        found = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            message(name, "a tensor or an array of numbers", describe(value))
+        ) from error
+    if found.ndim not in dims or found.size == 0:
+        wanted = " or ".join(map(str, dims))
+        raise ValueError(
+            message(name, f"non-empty with {wanted} dimensions", f"shape {found.shape}")
+        )
+    return found
+
+
+def legend(axes: Axes, *, beside: bool = False) -> None:
+    """A legend if there is anything to explain; `beside` the axes it hides nothing of them."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    if beside:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    else:
+        axes.legend(fontsize=8)

@@ -1,0 +1,171 @@
+"""A predicted loss curve beside the real one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .._checks import message
+from ._axes import COLORS, Array, array, axes_for, legend
+
+_MARK = "forecast"  # by which a predicted curve is found again in its axes
+
+
+class ForecastLike(Protocol):
+    """What `plot_forecast` reads; `torch_ntk.forecasting.Forecast` has it."""
+
+    @property
+    def steps(self) -> Any:
+        """Steps `[T]`."""
+
+    @property
+    def loss(self) -> Any:
+        """The predicted training loss `[T]`."""
+
+    @property
+    def mode_steps(self) -> Any:
+        """In how many steps each eigenmode is learned, `[D]`; infinite for those that are not."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+
+    @property
+    def max_lr(self) -> float:
+        """The largest stable learning rate."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether `lr` is below it."""
+
+
+def plot_forecast(
+    forecast: ForecastLike,
+    actual: Any = None,
+    *,
+    log_steps: bool = False,
+    modes: bool = True,
+    label: str = "",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """The predicted training loss over the steps, and the real one if there is one.
+
+    Small marks above the horizontal axis stand where an eigenmode of the kernel has decayed to
+    1/e, at 1/(η λ_i) steps.
+
+    Args:
+        forecast: As `torch_ntk.forecasting.forecast` returns it.
+        actual: The real losses at the steps of the forecast `[T]`, or `(steps, losses)`.
+        log_steps: Whether steps are drawn on a logarithmic axis; step 0 is then left out.
+        modes: Whether to mark the times of the eigenmodes.
+        label: Begins the names in the legend, for several forecasts in one `ax`.
+        title: A line above the axes; None says the learning rate and the largest stable one.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The figure and its axes.
+
+    Raises:
+        TypeError, ValueError: `actual` does not fit to the forecast.
+    """
+    steps = array("forecast.steps", forecast.steps, (1,))
+    loss = array("forecast.loss", forecast.loss, (1,))
+    real = None if actual is None else _actual(actual, steps)
+    figure, axes = axes_for(ax)
+    # A figure that holds a forecast already goes on with the next color.
+    number = sum(line.get_gid() == _MARK for line in axes.lines)
+    color = COLORS[number % len(COLORS)]
+    name = f"{label}: " if label else ""
+    kept = _shown(steps, log_steps)
+    if real is not None:
+        at = _shown(real[0], log_steps)
+        axes.plot(
+            real[0][at],
+            _positive(real[1][at]),
+            linestyle="none" if len(real[0]) <= 40 else "-",
+            marker="o" if len(real[0]) <= 40 else None,
+            markersize=4,
+            linewidth=2.6,
+            alpha=0.45,
+            color=color,
+            label=f"{name}trained network",
+        )
+    (line,) = axes.plot(
+        steps[kept],
+        _positive(loss[kept]),
+        linestyle="--",
+        linewidth=1.5,
+        color=color,
+        label=f"{name}predicted from Θ_0",
+    )
+    line.set_gid(_MARK)
+    values = np.concatenate([loss, *([] if real is None else [real[1]])])
+    if (np.isfinite(values) & (values > 0)).any():
+        axes.set_yscale("log")
+    if log_steps:
+        axes.set_xscale("log")
+    if modes:
+        inside = array("forecast.mode_steps", forecast.mode_steps, (1,))
+        _mark_modes(axes, inside, float(steps.max()), color, height=0.02 + 0.04 * number)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.25)
+    axes.set_title(_rates(forecast) if title is None else title, fontsize=10)
+    legend(axes)
+    return figure, axes
+
+
+def _rates(forecast: ForecastLike) -> str:
+    largest = "∞" if math.isinf(forecast.max_lr) else f"{forecast.max_lr:.3g}"
+    verdict = "" if forecast.stable else ": diverges"
+    return f"lr {forecast.lr:.3g}, largest stable {largest}{verdict}"
+
+
+def _actual(actual: Any, steps: Array) -> tuple[Array, Array]:
+    if isinstance(actual, tuple):
+        if len(actual) != 2:
+            raise ValueError(message("actual", "losses or (steps, losses)", actual))
+        at, losses = (array("actual", part, (1,)) for part in actual)
+    else:
+        at, losses = steps, array("actual", actual, (1,))
+    if at.shape != losses.shape:
+        raise ValueError(
+            message(
+                "actual",
+                f"one loss for each of the {len(at)} steps",
+                f"{len(losses)} losses",
+                "Pass (steps, losses) for losses at other steps.",
+            )
+        )
+    return at, losses
+
+
+def _shown(steps: Array, log_steps: bool) -> Array:
+    return np.asarray((steps > 0) if log_steps else np.isfinite(steps))
+
+
+def _positive(values: Array) -> Array:
+    """Without what a logarithmic axis cannot show: the line is broken there."""
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _mark_modes(axes: Axes, mode_steps: Array, last: float, color: str, *, height: float) -> None:
+    inside = mode_steps[(mode_steps > 0) & (mode_steps <= last)]
+    if not inside.size:
+        return
+    axes.plot(
+        inside,
+        np.full(inside.size, height),
+        transform=axes.get_xaxis_transform(),
+        linestyle="none",
+        marker="|",
+        markersize=8,
+        color=color,
+        alpha=0.7,
+        label=f"1/(η λ_i): {inside.size} of {mode_steps.size} modes",
+    )
