@@ -13,6 +13,7 @@ from ._base import KernelCallback as KernelCallback
 from ._kernel_drift import KernelDrift as KernelDrift
 from ._kernel_spectrum import KernelSpectrum as KernelSpectrum
 from ._linearization_gap import LinearizationGap as LinearizationGap
+from ._loss_forecast import LossForecast as LossForecast
 from ._ntk_monitor import NTKMonitor as NTKMonitor
 from ._stability_edge import StabilityEdge as StabilityEdge
 
@@ -21,6 +22,7 @@ __all__ = [
     "KernelDrift",
     "KernelSpectrum",
     "LinearizationGap",
+    "LossForecast",
     "NTKMonitor",
     "StabilityEdge",
 ]

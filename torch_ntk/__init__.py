@@ -22,6 +22,8 @@ from .empirical import explain as explain
 from .empirical import verify as verify
 from .estimators import NTKClassifier as NTKClassifier
 from .estimators import NTKRegressor as NTKRegressor
+from .forecasting import Forecast as Forecast
+from .forecasting import forecast as forecast
 from .linearize import LinearizedModel as LinearizedModel
 from .linearize import TaylorModel as TaylorModel
 from .linearize import linearize as linearize
@@ -47,6 +49,7 @@ __all__ = [
     "Abs",
     "Cos",
     "Erf",
+    "Forecast",
     "Kernels",
     "LinearizedModel",
     "MonteCarloKernel",
@@ -66,6 +69,7 @@ __all__ = [
     "empirical_nngp",
     "empirical_ntk",
     "explain",
+    "forecast",
     "linearize",
     "metrics",
     "mlp_kernels",

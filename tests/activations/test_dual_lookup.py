@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,12 @@ def _as_function(activation: Any) -> Callable[[Tensor], Tensor]:
     return activation
 
 
-@pytest.mark.parametrize(("activation", "kind"), KINDS, ids=lambda v: str(v)[:40])
+def name_of(value: Any) -> str:
+    """For the name of a test: no address, so that parallel workers agree on it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))[:60]
+
+
+@pytest.mark.parametrize(("activation", "kind"), KINDS, ids=name_of)
 def test_each_gets_the_dual_of_its_own_values(activation: Any, kind: type[DualActivation]) -> None:
     dual = dual_activation(activation)
     assert type(dual) is kind
@@ -156,7 +162,7 @@ def test_registered_activations() -> None:
         dual_activation(Mine())
 
 
-@pytest.mark.parametrize("key", [3, "relu", nn.ReLU(), int, torch.zeros(2)], ids=str)
+@pytest.mark.parametrize("key", [3, "relu", nn.ReLU(), int, torch.zeros(2)], ids=name_of)
 def test_keys_are_checked(key: Any) -> None:
     with pytest.raises(TypeError, match="`key` must be a class of modules or a function"):
         register_dual(key, lambda module: DualAffine())
@@ -181,7 +187,7 @@ def test_factories_are_checked() -> None:
         (lambda x: 1.0, "which makes 1.0"),
         (lambda x: torch.from_numpy(np.tanh(x.numpy())), "which fails on"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_is_no_function_of_an_entry(activation: Any, words: str) -> None:
     with pytest.raises(TypeError, match="`activation` must be") as caught:
@@ -214,7 +220,7 @@ def test_what_is_no_function_of_an_entry(activation: Any, words: str) -> None:
         (lambda x: x.abs().sqrt(), "grows without bound near x = 0."),
         (lambda x: x.detach().tanh(), "differentiable by autograd"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_has_no_dual(activation: Any, words: str) -> None:
     with pytest.raises(ValueError, match="`activation` must be") as caught:

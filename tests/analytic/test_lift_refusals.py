@@ -247,3 +247,15 @@ def test_what_cannot_be_read(net: nn.Module, says: str) -> None:
 
 def test_an_argument_with_a_default_is_left_at_it() -> None:
     assert analytic_ntk(Two(False), torch.randn(2, 4)).shape == (2, 2)
+
+
+def test_a_changed_root() -> None:
+    x = torch.randn(2, 4, dtype=torch.float64)
+    net = nn.Sequential(dense(4, 4), nn.ReLU(), dense(4, 1))
+    handle = net.register_forward_hook(lambda module, args, out: 2 * out)
+    with pytest.raises(ValueError, match="Sequential with a forward hook"):
+        analytic_ntk(net, x)
+    handle.remove()
+    net.forward = lambda x: 2 * x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="replaced forward"):
+        analytic_ntk(net, x)

@@ -47,9 +47,9 @@ def forecast(
 
     for any other loss by gradient flow, ḟ = -Θ_0 ∂loss/∂f, which small steps follow. Step k is the
     time lr·k without momentum, and with momentum μ, which first has to gather speed,
-    lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ). The real network does the same for as long as its kernel stays what
-    it was: the wider it is, the longer. The network is evaluated in eval mode, with the running
-    statistics that it has.
+    lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ). The real network does the same for as long as its kernel
+    stays what it was: the wider it is, the longer. The network is evaluated in eval mode, with the
+    running statistics that it has.
 
     Args:
         model: The network, at the parameters from which training starts.

@@ -39,8 +39,8 @@ class Equal:
         bytes_ = _BLOCK if like.device.type == "cpu" else _BLOCK_ON_GPU
         pairs = max(1, bytes_ // (like.element_size() * p * q))
         # Square, so that a symmetric matrix wastes little.
-        columns = min(shape[1], max(1, math.isqrt(pairs)))
-        self.rows = max(1, min(shape[0], pairs // columns))
+        columns = _even(shape[1], max(1, math.isqrt(pairs)))
+        self.rows = _even(shape[0], max(1, pairs // columns))
         self.columns = columns
         self._fused = fused_layers(task.program, layout)
         self._kept: dict[tuple[int, int, int, int], tuple[Tensor, ...]] = {}
@@ -160,3 +160,8 @@ class Equal:
         if a.shape[-2:] == (p, q):
             return a
         return F.pad(a, (0, q - a.shape[-1], 0, p - a.shape[-2]))
+
+
+def _even(number: int, most: int) -> int:
+    """The size of the fewest blocks of at most `most` that `number` can be divided into."""
+    return math.ceil(number / math.ceil(number / most))

@@ -77,9 +77,11 @@ def close_pairs(
     Returns:
         Indices into `d` (None if there are none), and the means of the squared differences.
     """
-    close = (d < _CLOSE[d.dtype] * (norms[0] + norms[1])).nonzero()
-    if not len(close):
+    share = _CLOSE[d.dtype]
+    near = d < norms[0] * share + norms[1] * share
+    if not bool(near.any()):
         return None, d.new_zeros(0)
+    close = near.nonzero()
     exact = [
         (x1[n, :, p, q] - x2[m, :, p, q]).square().mean(1)
         for n, m, p, q in (

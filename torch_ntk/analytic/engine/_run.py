@@ -47,8 +47,8 @@ def run(
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
     fast = _fast(task, like, shape, pairs, compile)
     sizes = blocks(program, task.plan, shape, like, limit, fast)
-    k = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    theta = torch.zeros_like(k) if ntk else None
+    k = torch.empty(shape, dtype=like.dtype, device=like.device)
+    theta = torch.empty_like(k) if ntk else None
     done = 0
     with tqdm(total=pairs, disable=not progress, unit="pair", desc="kernel") as bar:
         for one, two in _pairs(task, sizes, shape):
@@ -117,10 +117,12 @@ def _new_pairs(one: Images, two: Images, symmetric: bool) -> int:
     pairs = (one.stop - one.start) * (two.stop - two.start)
     if not symmetric:
         return pairs
-    # Of a block on the diagonal, what lies below it belongs to another pair.
-    return sum(
-        min(two.stop - max(two.start, n), two.stop - two.start) for n in range(one.start, one.stop)
-    )
+    # Of a block on the diagonal, what lies below it belongs to another pair: row n counts from
+    # column n on.
+    whole = max(0, min(one.stop, two.start) - one.start)
+    first, last = max(one.start, two.start), min(one.stop, two.stop)
+    rows = max(0, last - first)
+    return whole * (two.stop - two.start) + rows * two.stop - rows * (first + last - 1) // 2
 
 
 def _put(whole: Tensor, block: Tensor, one: Images, two: Images, symmetric: bool) -> None:
@@ -131,6 +133,9 @@ def _put(whole: Tensor, block: Tensor, one: Images, two: Images, symmetric: bool
     rows, columns = slice(one.start, one.stop), slice(two.start, two.stop)
     if not symmetric:
         whole[rows, columns] = block
+        return
+    if (one.start, one.stop) == (two.start, two.stop):
+        whole[rows, columns] = block.triu() + block.triu(1).T
         return
     if two.start < one.stop:
         n = torch.arange(one.start, one.stop, device=block.device)[:, None]

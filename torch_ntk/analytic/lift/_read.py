@@ -38,10 +38,11 @@ def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) ->
             to do.
         TypeError: It cannot be traced.
     """
-    graph_module = _traced(model)
     second = x1 if x2 is None else x2
     builder = Builder(dtype, (len(x1), len(second)), x2 is None)
-    return _Reader(graph_module, builder).read(Data(x1, second))
+    if _changed(model):
+        raise _refusal_of_change(builder, model)
+    return _Reader(_traced(model), builder).read(Data(x1, second))
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
@@ -177,12 +178,8 @@ class _Reader:
         if kind in REFUSED:
             why, remedy = REFUSED[kind]
             raise self._builder.refusal(_kind(kind), why, remedy)
-        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-            raise self._builder.refusal(
-                f"{kind.__name__} with a forward hook or a replaced forward",
-                "It may compute something else than its class says.",
-                "Remove the hook for the time of this call.",
-            )
+        if _changed(module):
+            raise _refusal_of_change(self._builder, module)
         rule = MODULES.get(kind)
         trained = next(module.parameters(), None) is not None
         if rule is not None and (random or trained):
@@ -212,6 +209,19 @@ class _Reader:
             return Data(one, one) if isinstance(one, Tensor) else one
         second = _side(args, 1), _side(kwargs, 1)
         return Data(one, function(*second[0], **second[1]))
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether a module may compute something else than its class says."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
+def _refusal_of_change(builder: Builder, module: nn.Module) -> ValueError:
+    return builder.refusal(
+        f"{type(module).__name__} with a forward hook or a replaced forward",
+        "It may compute something else than its class says.",
+        "Remove the hook for the time of this call.",
+    )
 
 
 _NO_RULE = "Nothing is known of its infinite-width limit."
