@@ -94,4 +94,6 @@ def test_dependencies_have_lower_bounds_and_nothing_more(metadata: Message) -> N
     assert {"torch", "lightning", "tensorboard", "numpy", "scipy", "scikit-learn"} <= main
     for requirement in requirements:
         assert requirement.url is None, requirement
+        if 'extra == "peers"' in str(requirement.marker):
+            continue  # what benchmarks compare with works in these versions only
         assert [s.operator for s in requirement.specifier] == [">="], requirement
