@@ -61,6 +61,13 @@ def check_positive_int(name: str, value: object, remedy: str = "") -> int:
     return value
 
 
+def check_bool(name: str, value: object, remedy: str = "") -> bool:
+    """Return `value` if it is True or False, else raise `TypeError`; "False" is not False."""
+    if not isinstance(value, bool):
+        raise TypeError(message(name, "True or False", describe(value), remedy))
+    return value
+
+
 def check_finite_number(
     name: str, value: object, *, minimum: float | None = None, remedy: str = ""
 ) -> float:

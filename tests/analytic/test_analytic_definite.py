@@ -55,8 +55,14 @@ def test_exact_copies_have_equal_rows(name: str) -> None:
     shape, kernels = KERNELS[name]
     x = alike(shape, ())
     for k in kernels(x):
-        # Between an image and its copy there is a rounded angle, on the diagonal there is none.
-        torch.testing.assert_close(k[:2], k[4:6], rtol=1e-7, atol=0)
+        torch.testing.assert_close(k[:2], k[4:6], rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_second_tensor_of_the_same_images(compile: bool) -> None:
+    x = alike((2, 3, 4), ())
+    kernel = CNTK(DEPTH, pooling="gap", compile=compile)
+    torch.testing.assert_close(kernel(x, x.clone()), kernel(x), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("pooling", ["flatten", "gap"])

@@ -64,11 +64,18 @@ def test_a_limit_must_be_positive(name: str, value: int) -> None:
             call(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_memory", "5"), ("compile", "yes")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_memory", "5"), ("compile", "yes"), ("progress", "False")]
+)
 def test_options_have_a_type(name: str, value: str) -> None:
     for call in (lambda **k: mlp_kernels(torch.ones(2, 4), **k), lambda **k: CNTK(3, **k)):
         with pytest.raises(TypeError, match=name):
             call(**{name: value})
+
+
+def test_the_name_of_false_is_not_false() -> None:
+    with pytest.raises(TypeError, match=r"`trained_ends` must be True or False; got 'False'"):
+        CNTK(3, trained_ends="False")  # type: ignore[arg-type]
 
 
 def test_a_zero_vector() -> None:

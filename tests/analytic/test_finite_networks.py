@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from analytic_cases import NETS, Net, mlp
@@ -81,6 +82,69 @@ def test_a_trained_gain_that_no_activation_follows() -> None:
     sampled = monte_carlo_kernel(lambda: build(WIDTH), x1, x2, n_samples=30)
     assert deviation(sampled, limit) < 3
     assert deviation(sampled, limit + 0.1 * limit.abs().max()) > 3
+
+
+def _gain_only(norm: nn.Module, activation: nn.Module, n: int, images: bool = False) -> nn.Module:
+    """A network of which nothing but the gain of its normalization is trained."""
+    first = [conv(3, n, padding=1), norm] if images else [dense(4, n), norm]
+    last = [nn.Flatten(), dense(n * 9, 8)] if images else [dense(n, 8)]
+    net = nn.Sequential(*first, activation, *last).requires_grad_(False)
+    norm.weight.requires_grad_(True)
+    return net
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Identity()])
+def test_a_trained_gain_before_an_activation(activation: nn.Module) -> None:
+    """E[u φ'(u) v φ'(v)] of the normalized features u, v, by integrals over a plane."""
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def build(n: int) -> nn.Module:
+        return _gain_only(nn.LayerNorm(n, dtype=torch.float64), activation, n)
+
+    limit = analytic_ntk(build(4), x)
+    covariance = 2 * x @ x.T / 4 + 0.01
+    scale = (covariance.diagonal() + 1e-5).rsqrt()
+    z, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(600))
+    z, w = 9 * z, 9 * w * torch.exp(-((9 * z) ** 2) / 2) / math.sqrt(2 * math.pi)
+    for i in range(3):
+        for j in range(3):
+            a, b = scale[i], scale[j]
+            q1, q2 = a * a * covariance[i, i], b * b * covariance[j, j]
+            k = a * b * covariance[i, j]
+            u = q1.sqrt() * z[:, None]
+            v = k / q1 * u + (q2 - k * k / q1).clamp(min=0).sqrt() * z
+            u = u.expand_as(v)
+            expected = (w[:, None] * w * _by_gain(activation, u) * _by_gain(activation, v)).sum()
+            # The grid does not know where the kink of ReLU is.
+            assert float(limit[i, j]) == pytest.approx(2 * float(expected), rel=1e-3)
+
+
+def _by_gain(activation: nn.Module, u: Tensor) -> Tensor:
+    gain = torch.ones_like(u, requires_grad=True)
+    (slope,) = torch.autograd.grad(activation(gain * u).sum(), gain)
+    return slope
+
+
+def test_a_trained_gain_before_a_function_with_jumps_in_its_slope() -> None:
+    """E[u² 1(|u| < 1)] = erf(1/√2) - √(2/π) e^(-1/2) for the variance 1."""
+
+    def build(n: int) -> nn.Module:
+        return _gain_only(nn.LayerNorm(n, eps=0, dtype=torch.float64), nn.Hardtanh(), n)
+
+    limit = analytic_ntk(build(4), torch.randn(3, 4, dtype=torch.float64))
+    expected = math.erf(0.5**0.5) - math.sqrt(2 / math.pi) * math.exp(-0.5)
+    torch.testing.assert_close(limit.diagonal(), torch.full((3,), 2 * expected).double())
+
+
+def test_positions_share_a_trained_gain_before_tanh() -> None:
+    def build(n: int) -> nn.Module:
+        return _gain_only(nn.GroupNorm(1, n, dtype=torch.float64), nn.Tanh(), n, images=True)
+
+    x1, x2 = (torch.randn(2, 3, 3, 3, dtype=torch.float64) for _ in "12")
+    limit = analytic_ntk(build(4), x1, x2)
+    sampled = monte_carlo_kernel(lambda: build(WIDTH), x1, x2, n_samples=30)
+    assert deviation(sampled, limit) < 3
+    assert deviation(sampled, 1.5 * limit) > 3
 
 
 def _errors(build, x: Tensor, widths: tuple[int, ...], draws: int) -> list[float]:  # type: ignore[no-untyped-def]

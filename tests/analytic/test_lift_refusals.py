@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small_nets import Beside, Function, Plus, conv, conv1d, dense
 from torch import Tensor, nn
 
-from torch_ntk import NTKConv3d, analytic_kernels, analytic_nngp, analytic_ntk
+from torch_ntk import NTKConv3d, NTKLinear, analytic_kernels, analytic_nngp, analytic_ntk
 
 VECTOR, IMAGE = (4,), (3, 4, 5)
 
@@ -99,8 +99,16 @@ def in_place_through_a_view(m: Written, x: Tensor) -> Tensor:
     return y.flatten(1) + z
 
 
-def group_norm_once() -> nn.Module:
-    return nn.Sequential(conv(3, 4), nn.GroupNorm(2, 4, dtype=torch.float64), nn.ReLU())
+def doubled_gain() -> nn.Module:
+    norm = nn.GroupNorm(2, 4, dtype=torch.float64)
+    return nn.Sequential(conv(3, 4), norm, Function(lambda x: 2 * x), nn.ReLU())
+
+
+class OwnDense(NTKLinear):
+    """A layer that computes something else than its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square()
 
 
 def cat_then_groups(pool: bool) -> nn.Module:
@@ -148,7 +156,8 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "groups on a concatenation": (cat_then_groups(False), IMAGE, r"groups on channels of several kinds"),
     "groups on a pooled concatenation": (cat_then_groups(True), IMAGE, r"groups on channels of several kinds"),
     "group norm of channels": (after(nn.GroupNorm(4, 4).double(), True), IMAGE, "one channel per group"),
-    "trained gain, then relu": (group_norm_once(), IMAGE, r"trained gain.*weight\.requires_grad_\(False\)"),
+    "trained gain, doubled, then relu": (doubled_gain(), IMAGE, r"trained gain.*something in between.*weight\.requires_grad_\(False\)"),
+    "subclass": (nn.Sequential(OwnDense(4, 4)), VECTOR, r"OwnDense at '0'.*subclass of NTKLinear"),
     "partial layer norm": (after(lambda x: F.layer_norm(x, (5,)), True), IMAGE, "layer normalization over"),
     "gain per position": (after(nn.LayerNorm((4, 4, 5)).double(), True), IMAGE, "gain per position"),
     "dense on positions": (nn.Sequential(conv(3, 4), dense(3, 2)), IMAGE, r"NTKLinear.*Flatten or pool"),

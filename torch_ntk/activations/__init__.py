@@ -10,6 +10,7 @@ from ._affine import DualAffine as DualAffine
 from ._dual import DualActivation as DualActivation
 from ._erf import DualErf as DualErf
 from ._exp import DualExp as DualExp
+from ._gain import gain_dual as gain_dual
 from ._gelu import DualGELU as DualGELU
 from ._lookup import ActivationLike as ActivationLike
 from ._lookup import dual_activation as dual_activation
@@ -33,5 +34,6 @@ __all__ = [
     "DualSin",
     "DualSquare",
     "dual_activation",
+    "gain_dual",
     "register_dual",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_positive_int, check_tensor, message
+from .._checks import check_bool, check_finite, check_positive_int, check_tensor, message
 from .._functional import quiet, refuse_unsupported, unwrap
 from .engine import run
 from .lift import read
@@ -55,9 +55,9 @@ def analytic_kernels(
     Understood are NTK layers (`NTKLinear`, `NTKConv1d`, `NTKConv2d` with every kernel size,
     stride, dilation and padding), elementwise activations (closed forms for ReLU, LeakyReLU, Abs,
     Erf, GELU, Sin, Cos, …, Gauss quadrature for any other function), average pooling, flattening,
-    sums of independent branches, concatenation of channels, layer and group normalization, and
-    dropout (which does nothing, as in eval mode); as modules, functions or methods. Whatever
-    stands before the first NTK layer is simply computed.
+    sums of independent branches, concatenation of channels, layer and group normalization (with
+    trained gain and shift), and dropout (which does nothing, as in eval mode); as modules,
+    functions or methods. Whatever stands before the first NTK layer is simply computed.
 
     Args:
         model: The network, of one tensor.
@@ -181,7 +181,7 @@ def _both(
                 "model", "an nn.Module", model, "Its structure is read, which a function has not."
             )
         )
-    check_options(max_memory, compile)
+    check_options(max_memory, compile, progress)
     model = unwrap(model)
     refuse_unsupported(model)
     a, b = inputs(x1, x2, dtype)
@@ -190,8 +190,9 @@ def _both(
         return run(program, ntk=ntk, limit=max_memory, compile=compile, progress=progress)
 
 
-def check_options(max_memory: object, compile: object) -> None:
-    """Raise if one of the two is not what the functions of this folder take."""
+def check_options(max_memory: object, compile: object, progress: object) -> None:
+    """Raise if one of them is not what the functions of this folder take."""
+    check_bool("progress", progress)
     if max_memory is not None:
         check_positive_int("max_memory", max_memory, "It is in bytes; None chooses.")
     if compile is not None and not isinstance(compile, bool):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_finite_number, check_positive_int, message
+from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, message
 from ..activations import DualActivation
 from ._api import check_dtype, check_options, evaluation, inputs
 from ._axis import ONE, taps
@@ -107,7 +107,7 @@ class CNTK(nn.Module):
             raise ValueError(message("sigma_w", "greater than 0", sigma_w))
         self.sigma_b = check_finite_number("sigma_b", sigma_b, minimum=0.0)
         self.padding = check_choice("padding", padding, _PADDINGS)
-        self.trained_ends = bool(trained_ends)
+        self.trained_ends = check_bool("trained_ends", trained_ends)
         self.scaling = check_choice("scaling", scaling, ("mean", "arora"))
         if scaling == "arora" and sigma_b != 0:
             raise ValueError(
@@ -118,11 +118,11 @@ class CNTK(nn.Module):
                     "Their kernel has no biases; use scaling='mean'.",
                 )
             )
-        check_options(max_memory, compile)
+        check_options(max_memory, compile, progress)
         self.dtype = check_dtype(dtype)
         self.max_memory = max_memory
         self.compiled = compile
-        self.progress = bool(progress)
+        self.progress = progress
 
     def forward(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """Θ between the images, `[N1, N2]`."""

@@ -73,7 +73,7 @@ def mlp_kernels(
     if sigma_w == 0:
         raise ValueError(message("sigma_w", "greater than 0", sigma_w))
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
-    check_options(max_memory, compile)
+    check_options(max_memory, compile, progress)
     known, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None

@@ -63,6 +63,14 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Gained:
+    """φ(g u) of a Gaussian value, with a trained gain g = 1: `K = K₁`, `Θ = Θ₁ + K₂`.
+
+    The first input is φ(u), the second u φ'(u), the derivative by the gain.
+    """
+
+
+@dataclass(frozen=True)
 class Scale:
     """A constant factor: `K ← c²K`, `Θ ← c²Θ`."""
 
@@ -128,7 +136,16 @@ class Normalization:
 
 
 Operation: TypeAlias = (
-    Input | Affine | Activation | Scale | Sum | Concatenation | Pool | Flatten | Normalization
+    Input
+    | Affine
+    | Activation
+    | Gained
+    | Scale
+    | Sum
+    | Concatenation
+    | Pool
+    | Flatten
+    | Normalization
 )
 
 

@@ -9,12 +9,16 @@ from ._ops import (
     Affine,
     Concatenation,
     Flatten,
+    Gained,
     Normalization,
     Pool,
     Program,
     Scale,
     Sum,
 )
+
+# Those whose variances follow from variances alone.
+_LINEAR = (Affine, Gained, Scale, Sum, Concatenation, Pool, Flatten)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _variances(program: Program, distance: bool) -> list[bool]:
     for i in reversed(range(len(steps))):
         step = steps[i]
         nonlinear = isinstance(step.operation, (Activation, Normalization))
-        linear = isinstance(step.operation, (Affine, Scale, Sum, Concatenation, Pool, Flatten))
+        linear = isinstance(step.operation, _LINEAR)
         for j in step.inputs:
             needed[j] = needed[j] or nonlinear or (linear and needed[i])
     return needed

@@ -58,6 +58,28 @@ class Task:
         second = operation.x1 if operation.x2 is None else operation.x2
         return operation.x1[one.start : one.stop], second[two.start : two.stop]
 
+    def equal(self, first: Tensor, second: Tensor) -> Tensor:
+        """Which of some pairs are an image with itself, or with an exact copy of it.
+
+        Their correlation at equal positions is exactly 1, of which a computed covariance knows
+        nothing: it fixes the angle to 1e-8 only.
+
+        Args:
+            first: Numbers of images of the first side.
+            second: Of the second side, with as many axes; they are broadcast.
+        """
+        same = first == second
+        if torch.is_grad_enabled():
+            # An image's exact value knows one image: the derivative by its copy would be lost.
+            return same if self.symmetric else torch.zeros_like(same)
+        same = torch.ones_like(same)
+        for step in self.program.steps:
+            if isinstance(step.operation, Input):
+                x1 = step.operation.x1
+                x2 = x1 if step.operation.x2 is None else step.operation.x2
+                same = same & (x1[first] == x2[second]).flatten(same.ndim).all(-1).to(same.device)
+        return same
+
 
 def evaluate(
     task: Task, one: Images, two: Images, known: dict[int, State] | None = None
@@ -125,23 +147,19 @@ def _variances(one: Images, two: Images, step: int, full: bool) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class _Twins:
-    """Images that stand on both sides of a block: their places in it."""
+    """Pairs of equal images: their places in a block."""
 
     rows: Tensor
     columns: Tensor
 
 
 def _twins(task: Task, one: Images, two: Images) -> _Twins | None:
-    """The images on both sides of the block, if they need any care.
-
-    For these the correlation at equal positions is exactly 1. Held as distances they come out
-    right; held as covariances the angle would be known to 1e-8 only.
-    """
-    start, stop = max(one.start, two.start), min(one.stop, two.stop)
-    if not task.symmetric or task.plan.distance or start >= stop:
+    """The pairs of equal images in a block, if they need any care; held as distances, none do."""
+    if task.plan.distance:
         return None
-    both = torch.arange(start, stop)
-    return _Twins(both - one.start, both - two.start)
+    numbers = torch.arange(one.start, one.stop)[:, None], torch.arange(two.start, two.stop)[None]
+    rows, columns = task.equal(*numbers).nonzero(as_tuple=True)
+    return _Twins(rows, columns) if len(rows) else None
 
 
 def _exact(

@@ -13,6 +13,7 @@ from .._ops import (
     Affine,
     Concatenation,
     Flatten,
+    Gained,
     Normalization,
     Operation,
     Pool,
@@ -68,6 +69,13 @@ def _(operation: Activation, inputs: Sequence[State], q: Sequence[Variances | No
     if ntk is not None and ntk.ndim:
         ntk = ntk * slope
     return State(first, ntk, s.distance, s.full)
+
+
+@apply.register
+def _(operation: Gained, inputs: Sequence[State], q: Sequence[Variances | None]) -> State:
+    s, by_gain = inputs
+    ntk = None if s.ntk is None else s.ntk + _covariance(by_gain, q[1])
+    return State(s.first, ntk, s.distance, s.full)
 
 
 @apply.register

@@ -119,9 +119,10 @@ class Streamed:
     def _twins(
         self, one: Images, two: Images, rows: Tensor, columns: Tensor
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Per activation the pairs of an image with itself, and the variances of these images."""
-        found = (rows + one.start == columns + two.start).nonzero()[:, 0]
-        if not self._task.symmetric or not len(found):
+        """Per activation the pairs of equal images, and the variances of these images."""
+        same = self._task.equal(rows + one.start, columns + two.start)
+        found = same.nonzero()[:, 0]
+        if not len(found):
             return {}
         return {
             i: (found, self._room(self._variances(i, one)[rows[found]]))

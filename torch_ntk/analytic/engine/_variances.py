@@ -11,6 +11,7 @@ from .._ops import (
     Activation,
     Affine,
     Concatenation,
+    Gained,
     Input,
     Normalization,
     Pool,
@@ -67,6 +68,8 @@ def _variance(step: Step, inputs: Sequence[Tensor], x: Tensor | None) -> Tensor:
             return at_positions(inputs[0], operation) * operation.sigma_w**2 + operation.sigma_b**2
         case Activation():
             return operation.dual.diagonal(inputs[0])[0]
+        case Gained():
+            return inputs[0]
         case Scale():
             return inputs[0] * operation.factor**2
         case Sum():

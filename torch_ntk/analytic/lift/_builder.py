@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import message
-from ...activations import dual_activation
+from ...activations import dual_activation, gain_dual
 from .._ops import (
     Activation,
     Affine,
     Concatenation,
     Flatten,
+    Gained,
     Input,
     Normalization,
     Operation,
@@ -156,18 +157,26 @@ class Builder:
             raise self.refusal(
                 "a function that is no elementwise activation", str(error)
             ) from error
-        v = self.step(
-            Activation(dual),
-            (base,),
-            base.channels,
-            base.spatial,
-            gaussian=False,
-            sources=frozenset(),
-            ancestors=base.ancestors,
-        )
+        v = self._of_entries(Activation(dual), base)
+        if base.by_gain:
+            v = self._of_entries(
+                Gained(), v, self._of_entries(Activation(gain_dual(dual, e.function)), base)
+            )
         if e.factor != 1:
             v = self.linear_step(Scale(e.factor), v)
         return self.flatten(v) if e.flat else v
+
+    def _of_entries(self, operation: Activation | Gained, *inputs: Value) -> Value:
+        v = inputs[0]
+        return self.step(
+            operation,
+            inputs,
+            v.channels,
+            v.spatial,
+            gaussian=False,
+            sources=frozenset(),
+            ancestors=v.ancestors,
+        )
 
     def _joined(self, joined: Joined) -> Value:
         parts = tuple(self.value(p) for p in joined.parts)
@@ -251,7 +260,8 @@ class Builder:
             return v
         size = math.prod(v.shape)
         if v.positions == (1, 1):
-            return replace(v, channels=size, spatial=())
+            plain = None if v.ungained is None else self.flatten(v.ungained)
+            return replace(v, channels=size, spatial=(), ungained=plain)
         return self.step(
             Flatten(),
             (v,),
@@ -273,14 +283,7 @@ class Builder:
                 f"a factor of {factor}", "The network's output would not depend on it."
             )
         if isinstance(features, Elementwise):
-            return Elementwise(
-                features.base,
-                features.function,
-                features.known,
-                features.factor * factor,
-                features.flat,
-                features.node,
-            )
+            return replace(features, factor=features.factor * factor, made=None)
         if isinstance(features, Joined):
             return Joined(tuple(self.scale(p, factor) for p in features.parts))  # type: ignore[misc]
         scaled = self.linear_step(Scale(factor), features)

@@ -60,19 +60,21 @@ def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: 
             "sum, average or normalization of such outputs.",
             "Put an NTK layer before it.",
         )
-    _check_gain(b, v)
-    return Elementwise(v, function, known, node=b.node)
+    return Elementwise(_without_gain(b, v), function, known, node=b.node)
 
 
-def _check_gain(b: Builder, v: Value) -> None:
-    if v.gained:
+def _without_gain(b: Builder, v: Value) -> Value:
+    """What a function is taken of: the gain's part of the kernel comes after the function."""
+    if v.gained and v.ungained is None:
         raise b.refusal(
-            "an elementwise function after a trained gain of a normalization",
+            "an elementwise function after a trained gain of a normalization with something in "
+            "between",
             "What the gain adds to the tangent kernel, the product of the normalized features "
             "channel by channel, is not independent of the function's slope there.",
-            "Freeze the gain, norm.weight.requires_grad_(False), or leave it out, "
-            "elementwise_affine=False or affine=False.",
+            "Put the function right after the normalization, or freeze the gain, "
+            "norm.weight.requires_grad_(False).",
         )
+    return v if v.ungained is None else v.ungained
 
 
 def resolve(named: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
@@ -89,11 +91,13 @@ def as_function(x: Features) -> Elementwise | None:
     """Features as a function of one Gaussian value, if they are."""
     if isinstance(x, Elementwise):
         return x
-    if isinstance(x, Value) and x.gaussian:
-        return Elementwise(x, lambda t: t, torch.nn.Identity())
-    if isinstance(x, Value) and x.unflattened is not None and x.unflattened.gaussian:
-        return Elementwise(x.unflattened, lambda t: t, torch.nn.Identity(), flat=True)
-    return None
+    if not isinstance(x, Value):
+        return None
+    v = x if x.gaussian or x.unflattened is None else x.unflattened
+    if not v.gaussian:
+        return None
+    base = v if v.ungained is None else v.ungained
+    return Elementwise(base, lambda t: t, torch.nn.Identity(), flat=v is not x)
 
 
 def combine(
@@ -110,8 +114,8 @@ def combine(
             return b.scale(x, 2.0)
         f, g = as_function(x), as_function(y)
         if f is not None and g is not None and f.base is g.base and f.flat == g.flat:
-            _check_gain(b, f.base)
-            return Elementwise(f.base, lambda t: operation(f(t), g(t)), flat=f.flat, node=b.node)
+            base = _without_gain(b, f.base)
+            return Elementwise(base, lambda t: operation(f(t), g(t)), flat=f.flat, node=b.node)
     if name in ("add", "sub"):
         second = y if name == "add" else _negative(b, y)
         return add(b, b.value(x, "a sum"), b.value(second, "a sum"))

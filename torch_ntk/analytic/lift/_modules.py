@@ -142,3 +142,27 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
     ),
     nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
 }
+
+UNKNOWN = (
+    "Nothing is known of its infinite-width limit.",
+    "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
+    "concatenation, LayerNorm, GroupNorm and flattening.",
+)
+
+_NTK_LAYERS = (ntk.NTKLinear, ntk.NTKConv1d, ntk.NTKConv2d, ntk.NTKConv3d)
+
+
+def stands_alone(module: nn.Module) -> bool:
+    """Whether a module is read, or refused, as a whole and not by what its forward calls."""
+    return type(module) in MODULES or type(module) in REFUSED or isinstance(module, _NTK_LAYERS)
+
+
+def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
+    """Why a class without a rule is refused, and what to do."""
+    for layer in _NTK_LAYERS:
+        if issubclass(kind, layer):
+            return (
+                f"It is a subclass of {layer.__name__} and may compute something else.",
+                f"Use {layer.__name__} itself; put what is added into a module around it.",
+            )
+    return UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +69,11 @@ def _normalize(b: Builder, v: Value, weight: Any, bias: Any, eps: float) -> Valu
                 f"Initialize its {name} to {value:g}.",
             )
     b.uses([p for p in (weight, bias) if _trained(p)])
-    return b.linear_step(Normalization(eps, _trained(weight), _trained(bias)), v)
+    made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias)), v)
+    if not made.gained:
+        return made
+    plain = b.linear_step(Normalization(eps, False, _trained(bias)), v)
+    return replace(made, ungained=replace(plain, gained=False, by_gain=True))
 
 
 def _all(parameter: Tensor, value: float) -> bool:

@@ -13,7 +13,7 @@ from .._ops import Program
 from ._builder import Builder
 from ._functions import ATTRIBUTES, METHOD_RULES, RULES
 from ._in_place import overwritten, read_later
-from ._modules import MODULES, REFUSED
+from ._modules import MODULES, REFUSED, UNKNOWN, stands_alone, why_unknown
 from ._values import Data, Elementwise, Joined, Value
 
 _RANDOM = (Value, Elementwise, Joined)
@@ -23,8 +23,7 @@ class _Tracer(fx.Tracer):
     """Stops at the modules that a rule reads, and at those that it refuses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = type(m) in MODULES or type(m) in REFUSED
-        return known or super().is_leaf_module(m, module_qualified_name)
+        return stands_alone(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> Program:
@@ -147,15 +146,13 @@ class _Reader:
         else:
             rule = RULES.get(node.target)
         if rule is None:
-            raise self._builder.refusal(f"{_named(node)}", _NO_RULE, _REMEDY)
+            raise self._builder.refusal(f"{_named(node)}", *UNKNOWN)
         try:
             return rule(self._builder, *args, **kwargs)
         except TypeError as error:
             if "argument" not in str(error) or not _signature_fails(rule, args, kwargs):
                 raise
-            raise self._builder.refusal(
-                f"{_named(node)} with these arguments", _NO_RULE, _REMEDY
-            ) from error
+            raise self._builder.refusal(f"{_named(node)} with these arguments", *UNKNOWN) from error
 
     def _writes(self, node: fx.Node) -> bool:
         """Whether the node overwrites its input, which nothing may read afterwards."""
@@ -185,7 +182,7 @@ class _Reader:
         if rule is not None and (random or trained):
             return rule(self._builder, module, *args, **kwargs)
         if random or trained:
-            raise self._builder.refusal(f"{kind.__name__}", _NO_RULE, _REMEDY)
+            raise self._builder.refusal(kind.__name__, *why_unknown(kind))
         return self._known(module, args, kwargs)
 
     def _attribute(self, target: str) -> Data:
@@ -222,13 +219,6 @@ def _refusal_of_change(builder: Builder, module: nn.Module) -> ValueError:
         "It may compute something else than its class says.",
         "Remove the hook for the time of this call.",
     )
-
-
-_NO_RULE = "Nothing is known of its infinite-width limit."
-_REMEDY = (
-    "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
-    "concatenation, LayerNorm, GroupNorm and flattening."
-)
 
 
 def _signature_fails(rule: Any, args: Any, kwargs: Any) -> bool:

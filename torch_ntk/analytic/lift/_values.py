@@ -42,6 +42,9 @@ class Value:
         unflattened: The value before positions were made features, if they were.
         alike: Whether all channels have one law, so that any group of them stands for all.
         gained: Whether a trained gain of a normalization is in it, with no layer after.
+        ungained: For the value of such a normalization itself, the same with the gain left out
+            of the tangent kernel.
+        by_gain: Whether it is one that a gain was left out of.
     """
 
     step: int
@@ -53,6 +56,8 @@ class Value:
     unflattened: Value | None = None
     alike: bool = True
     gained: bool = False
+    ungained: Value | None = None
+    by_gain: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
