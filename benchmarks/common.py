@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 
 
-def best(run: Callable[[], object], repeats: int = 5, seconds: float = 20.0) -> float:
+def best(run: Callable[[], object], repeats: int = 20, seconds: float = 15.0) -> float:
     """The shortest of some runs in seconds, after one that does not count.
 
     Args:

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import best, environment
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-import torch_ntk
 from torch_ntk import MLP, empirical_ntk
 
 HERE = Path(__file__).resolve().parent
@@ -84,16 +80,6 @@ METHODS = ("structured", "jacobian", "tutorial")
 SLOW = METHODS[1:]
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
-    """The shortest of some runs, in milliseconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
-
-
 def fits(model: nn.Module, n: int, dtype: torch.dtype) -> bool:
     """Whether the whole Jacobian, held three times while it is contracted, fits in 12 GB."""
     numbers = sum(p.numel() for p in model.parameters()) * n * 10
@@ -114,32 +100,11 @@ def measure(quick: bool) -> list[dict[str, Any]]:
                 run = partial(tutorial, model, x, output)
             else:
                 run = partial(empirical_ntk, model, x, output=output, method=method)
-            times[method] = best(run, 2 if method in SLOW else 5)
+            times[method] = 1e3 * best(run, 2 if method in SLOW else 5)
         rows.append({"net": name, "samples": n, "output": output, "dtype": str(dtype), "ms": times})
         cells = "  ".join(f"{m} {t:9.1f}" for m, t in times.items())
         print(f"{name:<20} N={n:<4} {output:<5} {str(dtype)[6:]:<8} {cells}", flush=True)
     return rows
-
-
-def environment() -> dict[str, Any]:
-    """What the times depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_ntk": torch_ntk.__version__,
-        "commit": commit,
-    }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Lightning callbacks that watch the Neural Tangent Kernel during training.
 
 `NTKMonitor` measures everything; `KernelDrift`, `KernelSpectrum`, `LinearizationGap` and
-`StabilityEdge` measure one thing each, on the same core.
+`StabilityEdge` measure one thing each, on the same core. `LossForecast` logs the loss that the
+kernel at the start predicts beside the real one.
 """
 
 if __name__ != "torch_ntk.callbacks":

@@ -11,6 +11,7 @@ Layout = dict[str, dict[str, list[object]]]
 
 CHARTS: dict[str, tuple[str, ...]] = {
     "is it lazy? (below 0.1)": ("drift", "linearization_gap", "val_drift", "val_linearization_gap"),
+    "loss: as the kernel at the start predicts it, and as it is": ("predicted", "actual"),
     "movement of parameters and buffers": ("param_drift", "buffer_drift"),
     "speed of the kernel per step": ("velocity",),
     "drift of each module": ("module_drift/.*",),
@@ -49,7 +50,7 @@ def _measures(watch: Watch, name: str) -> bool:
     metrics = watch.observer.metrics
     if name.startswith("val_"):
         return watch.validation is not None and name.removeprefix("val_") in metrics
-    if name == "overhead":
+    if name == "overhead" or name in watch.extra:
         return True
     if name == "buffer_drift":
         return "param_drift" in metrics

@@ -67,6 +67,8 @@ class Watch:
         TypeError, ValueError: An argument is wrong.
     """
 
+    extra: tuple[str, ...] = ()  # what a subclass measures besides the observer's metrics
+
     def __init__(
         self,
         probe: ProbeLike | None,

@@ -31,6 +31,8 @@ class ForecastWatch(Watch):
         **options: As in `Watch`.
     """
 
+    extra = ("actual", "predicted", "max_lr")
+
     def __init__(
         self, probe: ProbeLike | None, *, owner: str, own: str = "", **options: Unpack[WatchOptions]
     ) -> None:
