@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -122,10 +123,24 @@ class Equal:
         assert q2 is not None
         norms = q1[:, None], q2[None]
         from_products(channels, self._passes.loop)(products(x1, x2), *norms, into)
+        twins = self._twins(one, two, into)
+        if twins is not None:
+            twins.fill_(torch.inf)  # known already
         at, exact = close_pairs(into, x1, x2, norms)
         if at is not None:
             into[at] = exact
+        if twins is not None:
+            twins.zero_()
         return d, None
+
+    def _twins(self, one: Images, two: Images, d: Tensor) -> Tensor | None:
+        """The distances of images to themselves in a block `[n1, n2, P, Q]`, if it has any."""
+        start, stop = max(one.start, two.start), min(one.stop, two.stop)
+        if not self._task.symmetric or start >= stop:
+            return None
+        rows = slice(start - one.start, stop - one.start)
+        columns = slice(start - two.start, stop - two.start)
+        return d[rows, columns].diagonal(dim1=0, dim2=1)
 
     def _images(
         self, operation: Activation, before: int, one: Images, two: Images

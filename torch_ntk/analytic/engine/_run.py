@@ -135,7 +135,8 @@ def _put(whole: Tensor, block: Tensor, one: Images, two: Images, symmetric: bool
         whole[rows, columns] = block
         return
     if (one.start, one.stop) == (two.start, two.stop):
-        whole[rows, columns] = block.triu() + block.triu(1).T
+        upper = torch.ones_like(block, dtype=torch.bool).triu()
+        whole[rows, columns] = torch.where(upper, block, block.T)
         return
     if two.start < one.stop:
         n = torch.arange(one.start, one.stop, device=block.device)[:, None]
