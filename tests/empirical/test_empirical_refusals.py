@@ -198,6 +198,12 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "free of activation checkpointing",
     ),
+    # Its input requires grad by itself: the block's parameters would count as constants.
+    "checkpoint_of_own_input": (
+        lambda: Module(lambda f, x: checkpoint(f, x.requires_grad_(), use_reentrant=True)),
+        ValueError,
+        "free of activation checkpointing",
+    ),
     "not_callable": (lambda: [nn.Linear(5, 2)], TypeError, "`model` must be an nn.Module or"),
 }
 

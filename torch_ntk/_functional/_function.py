@@ -35,6 +35,7 @@ class ModelFunction:
         result_dtype: The floating type of the model, in which results are returned.
         originals: Names of the caller's own parameters by their identity.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
+        accumulate: In which products over parameters are added up; None is `dtype`.
     """
 
     call: Callable[[Parameters, Tensor], Tensor]
@@ -45,6 +46,12 @@ class ModelFunction:
     result_dtype: torch.dtype
     originals: Mapping[int, str]
     dtype_from_model: bool = True
+    accumulate: torch.dtype | None = None
+
+    @property
+    def products(self) -> torch.dtype:
+        """The floating type in which products over parameters are added up."""
+        return self.dtype if self.accumulate is None else self.accumulate
 
     def batch(self, params: Parameters, x: Tensor) -> Tensor:
         """Outputs `[N, O]` of a batch. The input is copied: a forward may write into it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -35,6 +36,7 @@ def quiet(model: nn.Module | None, device: torch.device) -> Iterator[None]:
         stack.enter_context(_full_precision(device))
         stack.enter_context(forward_mode(model))
         stack.enter_context(no_cached_weights())
+        stack.enter_context(_no_reentrant_checkpoints())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -74,6 +76,29 @@ def no_cached_weights() -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled, parametrize._cache = enabled, cache
+
+
+@contextlib.contextmanager
+def _no_reentrant_checkpoints() -> Iterator[None]:
+    """Within it, reentrant activation checkpointing raises instead of losing gradients.
+
+    Its backward pass gives parameters their gradients on the side. Where the input of a block
+    requires grad by itself, autograd asks for none of them and takes them for zero.
+    """
+    own = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _Refusing  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = own  # type: ignore[misc]
+
+
+class _Refusing:
+    @staticmethod
+    def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
+        if not torch.is_grad_enabled():  # nothing is differentiated: a plain call
+            return function(*inputs)
+        raise RuntimeError("torch.func refuses saved tensor hooks and activation checkpointing")
 
 
 @contextlib.contextmanager

@@ -17,15 +17,22 @@ Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...]]
 """Cotangents of the calls, gradients of the rest, and inputs of the uses."""
 
 
-def backward(fn: ModelFunction, plan_: Plan, x: Tensor) -> Backward:
+def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Backward:
     """For all samples of `x` and all outputs: `[N, O, ...]`, `[N, O, ...]` and `[N, ...]`.
 
     All at once under vmap, checked against one plain backward pass; sample by sample where an
     operation has no batching rule, or a wrong one.
+
+    Args:
+        fn: The function.
+        plan_: Its plan.
+        x: The samples.
+        right: Numbers of samples for which the batching was seen to be right: where a rule is
+            wrong, it is so for shapes and not for values. This call's number is added.
     """
     try:
         b, gradients, sources = vmap(lambda sample: of_sample(fn, plan_, sample, None))(x)
-        u = _direction(fn, b, gradients)
+        u = None if x.shape[0] in right else _direction(fn, b, gradients)
         if u is not None:
             alone_b, alone_gradients, _ = of_sample(fn, plan_, x[-1], u)
             batched = [*b, *(gradients[n] for n in plan_.rest)]
@@ -34,6 +41,7 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor) -> Backward:
                 {str(k): torch.tensordot(u, t[-1], dims=1) for k, t in enumerate(batched)},
                 {str(k): t for k, t in enumerate(alone)},
             )
+            right.add(x.shape[0])
         return b, gradients, sources
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error) or isinstance(error, PlanChangedError):

@@ -15,6 +15,10 @@ from ._prepare import prepare
 from ._trial import Trial
 
 
+class OnePrecisionError(Exception):
+    """Products over parameters cannot be added up in a precision of their own here."""
+
+
 def kernel(
     fn: ModelFunction,
     x1: Tensor,
@@ -30,6 +34,10 @@ def kernel(
     It does not fit if a parameter that no rule covers is so large that its Jacobian for a single
     sample exceeds the memory. Products with vectors never form a Jacobian; where an operation has
     no forward-mode derivative for them, the reference method is left.
+
+    Raises:
+        OnePrecisionError: The structured method does not fit, and products of more precision than
+            the network's are wanted: then the network is to be evaluated in that precision.
     """
     try:
         structure = prepare(fn, x1, x2, trial.outputs, output, keys, trial.signature)
@@ -40,6 +48,8 @@ def kernel(
             return _structured.kernel(
                 fn, x1, x2, output, trial, batch_size, advance, keys, structure=structure
             )
+    if fn.products != fn.dtype:
+        raise OnePrecisionError
     n2 = (x1 if x2 is None else x2).shape[0]
     if choose(fn, x1.shape[0], n2, output, trial) == "vector_product":
         try:

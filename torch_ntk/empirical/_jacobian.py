@@ -165,7 +165,7 @@ def kernel(
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     each = bytes_per_sample(fn, trial)
     check_enough(each + each // 2 if longest > 1 else each)  # a row is kept, a column computed
-    fits = plan(longest, each + row_bytes(output, longest, trial.outputs, fn.dtype), fn.device)
+    fits = plan(longest, each + row_bytes(output, longest, trial.outputs, fn.products), fn.device)
 
     def factors(x: Tensor) -> Factors:
         found = jacobians(fn, x)
@@ -177,7 +177,7 @@ def kernel(
         x2,
         output,
         trial.outputs,
-        fn.dtype,
+        fn.products,
         batch_size or fits,
         batch_size or max(1, fits // 4),
         advance,

@@ -8,7 +8,7 @@ own Jacobian.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from ._uses import Plan, record
 from ._weights import Cost, cost
 from .rules._bias import BiasUse
 
+# What an operation of a product in float64 takes, in those of float32.
+_DOUBLE = 2.0
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -35,12 +38,14 @@ class Structure:
         costs: By weight name the counts of operations; absent where the uses of one weight are of
             different kinds, which only its Jacobian joins.
         biases: By weight name that of the bias which is contracted with it.
+        right: Sizes of the batches for which the batched backward pass was seen to be right.
     """
 
     plan: Plan
     groups: dict[str, list[int]]
     costs: dict[str, Cost]
     biases: dict[str, str]
+    right: set[int] = field(default_factory=set)
 
     def by_gram(self, name: str) -> bool:
         """Whether this weight is contracted by Gram matrices."""
@@ -107,12 +112,13 @@ def prepare(
     for i, name in enumerate(found.names):
         groups.setdefault(name, []).append(i)
     costs = {}
+    price = 1.0 if fn.products == fn.dtype else _DOUBLE
     for name, indices in groups.items():
         uses = [found.uses[i] for i in indices]
         if len({u.kind for u in uses}) == 1:
             first = uses[0]
             sizes = [found.uses[i].positions(found.shapes[found.calls[i]]) for i in indices]
-            costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs)
+            costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs, price)
     structure = Structure(found, groups, costs, {})
     keys = dict.fromkeys(fn.params, WHOLE) if keys is None else keys
     structure.biases.update(

@@ -29,6 +29,8 @@ from ._weights import of_factors, of_jacobian
 # Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
 # and cleared anew by the operating system.
 _STEP_BYTES = 192 * 1024**2
+# So many samples are worth it all the same: passes of fewer are mostly overhead.
+_STEP_SAMPLES = 4
 
 # Jacobians of at most so many columns are joined before they are contracted.
 _SMALL = 4096
@@ -41,7 +43,7 @@ def factors(
     fn: ModelFunction, structure: Structure, x: Tensor, o: int, output: Output, keys: Keys
 ) -> Factors:
     """By key and parameter name what the contraction needs of the samples `x`."""
-    b, gradients, sources = backward(fn, structure.plan, x)
+    b, gradients, sources = backward(fn, structure.plan, x, structure.right)
     n = x.shape[0]
     parts: Factors = {}
     joined: dict[str, list[Tensor]] = {}  # by key; many small products take longer than one
@@ -127,19 +129,19 @@ def _by_plan(
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
     kept = structure.numbers_per_sample(fn, trial.outputs) * item
-    kept += row_bytes(output, longest, trial.outputs, fn.dtype)
+    kept += row_bytes(output, longest, trial.outputs, fn.products)
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)
     step = plan(longest, 4 * at_once, fn.device)
     if fn.device.type == "cpu":
-        step = max(1, min(step, _STEP_BYTES // at_once))
+        step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // at_once))
     return by_blocks(
         lambda x: factors(fn, structure, x, trial.outputs, output, keys),
         x1,
         x2,
         output,
         trial.outputs,
-        fn.dtype,
+        fn.products,
         batch_size or plan(longest, 2 * kept, fn.device),
         batch_size or step,
         advance,

@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .._checks import message
-from .._functional import ModelFunction, agree, is_out_of_memory, plain_name
+from .._functional import (
+    ModelFunction,
+    agree,
+    failure,
+    is_checkpointing,
+    is_out_of_memory,
+    plain_name,
+)
 from ._known import Signature, known
 
 
@@ -120,6 +127,8 @@ def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
             ) from error
         if isinstance(error, (TypeError, ValueError)) and str(error).startswith("`"):
             raise
+        if is_checkpointing(error):
+            raise failure(error, "call the model") from error
         kind = str(x.dtype).removeprefix("torch.")
         if not x.is_floating_point() and ("dtype" in str(error) or "Float" in str(error)):
             raise TypeError(

@@ -12,6 +12,7 @@ first form it adds 1 to ⟨A[n, t], A[m, s]⟩.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,10 @@ from ._limit import limit
 from .rules import Use
 
 _CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
+_CONVERTED_BYTES = 4 * 1024**2  # of Jacobians in the precision of the products
+# What writing and reading an entry of a Jacobian or a Gram matrix takes, in operations of a
+# product.
+_TRAFFIC = 100.0
 
 
 def _chunk() -> int:
@@ -114,20 +119,26 @@ def of_factors(a: Tensor, b: Tensor, use: Use, output: Output, shift: float = 0.
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations for the whole kernel by the two forms, and the numbers kept per sample."""
+    """Operations for the whole kernel by the two forms, and the numbers kept per sample.
+
+    Attributes:
+        gram: Operations by Gram matrices.
+        jacobian: Operations by the Jacobian.
+        gram_size: Numbers kept per sample for Gram matrices.
+        jacobian_size: Numbers kept per sample of the Jacobian.
+        by_gram: Whether Gram matrices are the faster form, memory traffic included.
+    """
 
     gram: float
     jacobian: float
     gram_size: int
     jacobian_size: int
-
-    @property
-    def by_gram(self) -> bool:
-        """Whether Gram matrices are the cheaper form."""
-        return self.gram <= self.jacobian
+    by_gram: bool
 
 
-def cost(use: Use, t: int, o: int, output: Output, samples: int, pairs: float) -> Cost:
+def cost(
+    use: Use, t: int, o: int, output: Output, samples: int, pairs: float, price: float = 1.0
+) -> Cost:
     """Count operations for a weight with `t` positions in all its uses together.
 
     Args:
@@ -137,25 +148,35 @@ def cost(use: Use, t: int, o: int, output: Output, samples: int, pairs: float) -
         output: The kernel's output.
         samples: How many samples' Jacobians would be formed.
         pairs: How many pairs of samples are contracted.
+        price: Of an operation in a contraction, where it is in another precision than what the
+            network is evaluated in.
     """
     g, b = use.groups, use.units
     per_pair = o * o if output == "full" else o
     entries = o * o if output == "full" else (o if output == "diagonal" else 1)
-    gram = 2.0 * pairs * g * t * t * (use.gram_width + per_pair * b + entries)
+    places = pairs * g * t * t
     size = int(use.weight.numel())
-    jacobian = 2.0 * pairs * per_pair * size + 2.0 * samples * o * use.forming(t)
-    return Cost(gram, jacobian, g * t * (use.gram_width + o * b), o * size)
+    gram = 2.0 * places * (use.gram_width + per_pair * b + entries)
+    forming, contracted = 2.0 * samples * o * use.forming(t), 2.0 * pairs * per_pair * size
+    by_gram = price * gram + _TRAFFIC * places * entries
+    by_jacobian = forming + price * contracted + _TRAFFIC * samples * o * size
+    kept = g * t * (use.gram_width + o * b)
+    return Cost(gram, forming + contracted, kept, o * size, by_gram <= by_jacobian)
 
 
 def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
-    """Add a parameter's contribution between two blocks of samples; see `_outputs.zeros`."""
+    """Add a parameter's contribution between two blocks of samples; see `_outputs.zeros`.
+
+    Factors of less precision than the block are converted to its own before they are multiplied.
+    """
     if p.j is not None:
         assert q.j is not None
-        rights = q.j.transpose(1, 2)
-        if output == "diagonal":
-            block.baddbmm_(p.j, rights)
-        else:
-            block.view(p.j.shape[1], rights.shape[2]).addmm_(p.j[0], rights[0])
+        whole = block if output == "diagonal" else block.view(1, p.j.shape[1], q.j.shape[1])
+        for left, right in _converted(p.j, q.j, block.dtype):
+            if len(whole) == 1:
+                whole[0].addmm_(left[0], right[0].T)
+            else:
+                whole.baddbmm_(left, right.transpose(1, 2))
         return
     assert p.a is not None
     assert p.use is not None
@@ -170,6 +191,26 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
         _add_grams_(block.narrow(columns, m, size), p, q.narrow(m, m + size), output)
 
 
+def _converted(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of column blocks in `dtype`; what is converted stands in buffers that stay in cache."""
+    if left.dtype == dtype:
+        yield left, right
+        return
+    columns, item = left.shape[2], torch.finfo(dtype).bits // 8
+    rows = left.shape[0] * max(left.shape[1], right.shape[1])
+    step = max(1, min(columns, _CONVERTED_BYTES // (rows * item)))
+    buffers = [t.new_empty((*t.shape[:2], step), dtype=dtype) for t in (left, right)]
+    for c in range(0, columns, step):
+        size = min(step, columns - c)
+        one, two = (b[..., :size] for b in buffers)
+        yield one.copy_(left[..., c : c + size]), two.copy_(right[..., c : c + size])
+
+
+def _to(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features that are indices stay what they are."""
+    return t.to(dtype) if t.is_floating_point() else t
+
+
 def _add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     assert p.use is not None
     assert p.a is not None
@@ -177,14 +218,14 @@ def _add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     assert q.a is not None
     assert q.b is not None
     n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
-    ga = p.use.gram(p.a, q.a)
+    ga = p.use.gram(_to(p.a, block.dtype), _to(q.a, block.dtype)).to(block.dtype)
     if p.shift:
         ga += p.shift
     g = ga.shape[0]
     if p.is_last and q.is_last:
         _add_identity_(block, ga[0], output, o)
         return
-    gb = torch.bmm(p.b, q.b.transpose(1, 2))
+    gb = torch.bmm(_to(p.b, block.dtype), _to(q.b, block.dtype).transpose(1, 2))
     if output == "full" and g * t == 1:
         # The outputs of the columns are the innermost axis: spread over it, the Gram matrix of
         # the features multiplies long rows instead of short ones.

@@ -43,8 +43,9 @@ class Observer:
             determined at the anchor, so that Θ_t and Θ_0 stay comparable when layers are frozen
             or unfrozen later.
         batch_size: Samples per block; None follows the free memory.
-        dtype: Precision of the measurement; None is float64 (float32 on devices without it): in
-            float32 the smallest eigenvalue of a kernel is mostly noise.
+        dtype: In which the network is evaluated; None is float64, and float32 for large networks
+            and on devices without float64. Products over parameters are added up in float64 in any
+            case: added up in float32, the smallest eigenvalue of a kernel is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
         loss: The loss in training, for `stability`; see `find_loss`.
         names: Begins the names of metrics in warnings.
@@ -94,7 +95,7 @@ class Observer:
         precision = self.take.precision(device)
         probe = probe.to(device)
         with quiet(network, device):
-            fn = model_function(network, self.params, precision)
+            fn = model_function(network, self.params, self.take.evaluation(network))
             trained = tuple(fn.params)
             try_out(fn, "probe", fn.input("probe", probe.x))
         kernel, parts = self._kernels(network, trained, probe)
@@ -110,7 +111,7 @@ class Observer:
             infinite=self._infinite(network, trained, probe),
         )
         if "linearization_gap" in self.metrics:
-            check_linearizable(network, anchor, precision)
+            check_linearizable(network, anchor, self.take.evaluation(network))
         self.anchor = anchor
         self._anchor_seconds = time.perf_counter() - started
 
@@ -140,7 +141,9 @@ class Observer:
             if kernel is None or not at_anchor:
                 kernel, parts = self._kernels(network, anchor.trained, anchor.probe)
         if kernel is not None:
-            eigenvalues = scalars.put_kernel(kernel, anchor, self.metrics)
+            eigenvalues = scalars.put_kernel(
+                kernel, anchor, self.metrics, self.take.rounding(network)
+            )
             if "velocity" in self.metrics:
                 scalars.put_velocity(kernel, step, self._previous)
             if "infinite_gap" in self.metrics:
@@ -156,7 +159,9 @@ class Observer:
             found = partial(self._stability, network, anchor, training or Training(), outputs)
             scalars.put_stability(found)
         if outputs is not None and "linearization_gap" in self.metrics:
-            linearized = linearized_outputs(network, anchor, precision, self.take.chunk)
+            linearized = linearized_outputs(
+                network, anchor, self.take.evaluation(network), self.take.chunk
+            )
             gap = m.linearization_gap(outputs, linearized, anchor.outputs)
             scalars.values["linearization_gap"] = float(gap)
         if "param_drift" in self.metrics:

@@ -29,7 +29,8 @@ def linearized_outputs(
 ) -> Tensor:
     """`f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩` on the probe, `[N, O]`.
 
-    The buffers are those of the anchor. Every parameter that has moved counts, also one that was
+    The gradients are taken in `dtype` and added to f_0 in its precision. The buffers are those of
+    the anchor. Every parameter that has moved counts, also one that was
     frozen when the anchor was taken.
 
     Raises:
@@ -40,7 +41,7 @@ def linearized_outputs(
     delta = {n: p - theta_0[n] for n, p in current.items()}
     moved = {n: d for n, d in delta.items() if bool(d.any())}
     slopes = _slopes(network, anchor, moved, dtype, batch_size, anchor.probe.x)
-    return anchor.outputs.to(dtype) + slopes
+    return anchor.outputs + slopes
 
 
 def check_linearizable(network: nn.Module, anchor: Anchor, dtype: torch.dtype) -> None:

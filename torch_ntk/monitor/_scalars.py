@@ -58,15 +58,24 @@ class Scalars:
         except (TypeError, ValueError) as error:
             self.undefined[name] = str(error)
 
-    def put_kernel(self, kernel: Tensor, anchor: Anchor, names: Sequence[str]) -> Tensor | None:
-        """Add what is known from Θ_t; returns its spectrum if that was computed."""
+    def put_kernel(
+        self, kernel: Tensor, anchor: Anchor, names: Sequence[str], eps: float
+    ) -> Tensor | None:
+        """Add what is known from Θ_t; returns its spectrum if that was computed.
+
+        Args:
+            kernel: Θ_t.
+            anchor: What it is compared with.
+            names: The metrics that are wanted.
+            eps: The relative precision of its eigenvalues.
+        """
         if "drift" in names:
             self.put("drift", lambda: _drift(kernel, anchor))
         if "alignment" in names:
             self.put("alignment", lambda: _alignment(kernel, anchor))
         if not any(name in SPECTRAL for name in names):
             return None
-        summary = m.spectral_summary(kernel)
+        summary = m.spectral_summary(kernel, eps=eps)
         found = {n: float(getattr(summary, n)) for n in SPECTRAL if n in names}
         self.values.update(found)
         return summary.eigenvalues

@@ -17,6 +17,13 @@ from ._probe import Probe
 _CHUNK = 16  # samples whose intermediate results are held at once
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
+LARGE = 4_000_000
+"""Networks of more parameters are evaluated in float32, which takes a third of the time."""
+
+# Gradients in float32 are off by some units of 2^-23; an eigenvalue λ of their Gram matrix means
+# nothing once √λ is as small as that beside √λ_max.
+_ROUNDED = (8 * 2.0**-23) ** 2
+
 
 @dataclass(frozen=True)
 class Take:
@@ -26,7 +33,8 @@ class Take:
         output: The kernel's output reduction.
         method: As in `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None follows the free memory.
-        dtype: Precision; None is float64, float32 on devices without it.
+        dtype: In which the network is evaluated; None is float64, or float32 for networks of more
+            than `LARGE` parameters. Products over parameters are added up in float64 in any case.
     """
 
     output: Output
@@ -40,10 +48,31 @@ class Take:
         return self.batch_size or _CHUNK
 
     def precision(self, device: torch.device) -> torch.dtype:
-        """The dtype to compute in."""
-        if self.dtype is not None:
-            return self.dtype
-        return torch.float32 if device.type == "mps" else torch.float64
+        """The dtype of outputs and kernels."""
+        return torch.float32 if device.type == "mps" else self.dtype or torch.float64
+
+    def evaluation(self, network: nn.Module) -> torch.dtype:
+        """The dtype in which gradients of the network are taken."""
+        parameters = list(network.parameters())
+        whole = self.precision(parameters[0].device)
+        if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
+            return whole
+        is_large = sum(p.numel() for p in parameters) > LARGE
+        return torch.float32 if is_large else whole
+
+    def accumulation(self, network: nn.Module) -> torch.dtype | None:
+        """The dtype of products over parameters, where it is not that of the gradients."""
+        lacks_it = next(network.parameters()).device.type == "mps"
+        return None if lacks_it or self.method == "vector_product" else torch.float64
+
+    def rounding(self, network: nn.Module) -> float:
+        """The relative precision of the kernel's eigenvalues."""
+        gradients = self.evaluation(network)
+        if gradients == torch.float64:
+            return float(torch.finfo(torch.float64).eps)
+        if self.accumulation(network) is None:
+            return float(torch.finfo(gradients).eps)
+        return _ROUNDED
 
     def kernel(
         self, network: nn.Module, names: Sequence[str], probe: Probe, output: Output | None = None
@@ -56,7 +85,8 @@ class Take:
             method=self.method,
             params=list(names),
             batch_size=self.batch_size,
-            dtype=self.precision(probe.x.device),
+            dtype=self.evaluation(network),
+            accumulate=self.accumulation(network),
         )
 
     def operator(self, network: nn.Module, names: Sequence[str], probe: Probe) -> NTKOperator:
@@ -67,7 +97,7 @@ class Take:
             output="full",
             params=list(names),
             batch_size=self.batch_size,
-            dtype=self.precision(probe.x.device),
+            dtype=self.evaluation(network),
         )
 
     def by_module(
@@ -82,7 +112,8 @@ class Take:
             params=list(names),
             by="module",
             batch_size=self.batch_size,
-            dtype=self.precision(probe.x.device),
+            dtype=self.evaluation(network),
+            accumulate=self.accumulation(network),
         )
         if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}

@@ -1,0 +1,66 @@
+"""Large networks are evaluated in float32, and their kernels still have small eigenvalues."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torch_ntk import empirical_ntk
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor import _take as take_
+from torch_ntk.monitor._observer import Observer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3))
+
+
+def observed(observer: Observer, model: nn.Module) -> dict[str, float]:
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    x[1] = x[0] + 1e-4 * x[2]  # an eigenvalue of about 1e-9 of the largest
+    observer.drop_anchor(model, Probe(x, torch.arange(6) % 3), 0)
+    observer.measure(model, 0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01 * torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view_as(p))
+    return dict(observer.measure(model, 1).scalars)
+
+
+def test_a_large_network_says_what_float64_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = observed(Observer(), network())
+    monkeypatch.setattr(take_, "LARGE", 100)
+    observer = Observer()
+    found = observed(observer, network())
+    assert observer.take.evaluation(network()) == torch.float32
+    assert observer.take.evaluation(network().double()) == torch.float64
+    for name in ("drift", "alignment", "linearization_gap", "velocity", "effective_rank"):
+        assert found[name] == pytest.approx(exact[name], rel=1e-4), name
+    assert found["lambda_min"] / found["lambda_max"] < 1e-8
+    assert found["lambda_min"] == pytest.approx(exact["lambda_min"], rel=1e-2)
+    assert found["noise_floor"] > 100 * exact["noise_floor"]
+    assert found["noise_floor"] < 1e-9 * found["lambda_max"]
+    assert found["numerical_rank"] == exact["numerical_rank"] == 6
+
+
+def test_the_precision_that_is_asked_for() -> None:
+    model = network()
+    assert Observer(dtype=torch.float32).take.evaluation(model) == torch.float32
+    assert Observer(dtype=torch.float64).take.evaluation(model) == torch.float64
+    x = torch.randn(4, 5)
+    observer = Observer(dtype=torch.float32)
+    observer.drop_anchor(model, Probe(x), 0)
+    assert observer.anchor is not None
+    kernel = empirical_ntk(model, x, output="mean", dtype=torch.float32, accumulate=torch.float64)
+    assert torch.equal(observer.anchor.kernel, kernel)
+
+
+def test_products_with_vectors_are_in_one_precision() -> None:
+    observer = Observer(dtype=torch.float32, method="vector_product")
+    model = network()
+    observer.drop_anchor(model, Probe(torch.randn(4, 5)), 0)
+    assert observer.anchor is not None
+    assert observer.anchor.kernel is not None
+    assert observer.anchor.kernel.dtype == torch.float32
+    assert observer.take.rounding(model) == torch.finfo(torch.float32).eps
