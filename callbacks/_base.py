@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +14,37 @@ from typing_extensions import Unpack
 
 from torch_ntk.monitor import (
     ProbeLike,
-    SideFile,
     Training,
     Verdict,
     Watch,
     WatchOptions,
-    moved_in,
     snapshot,
 )
 
 from . import _loggers
+from ._keeper import Keeper
 from ._layout import layout
 from ._network import find_network, first_measurement
 from ._results import log_observation
 from ._settings import check_settings, refuse_shared_names
 from ._trainer import (
     batches_seen,
-    checkpoint_folder,
     has_averaged_weights,
     is_last_epoch,
     lent_weights,
+    patience,
     refuse_sharded,
-    resumed_folder,
     steps_taken,
     swaps_weights,
     unlogged,
     weights_of,
+)
+
+_SLOW = 0.25
+"""The share of the time that processes wait for each other, from which on a warning says so."""
+_KEEPS_WAITING = (
+    "A measurement of {} took {:.3g} s while the other processes waited; they fail after {:.3g} s. "
+    "Take a smaller probe, or pass Trainer(strategy=DDPStrategy(timeout=...))."
 )
 
 
@@ -89,10 +93,7 @@ class KernelCallback(Callback):
         self._watch.begin()
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
-        self._side_file = SideFile()
-        self._folder: Path | None = None  # where checkpoints of the run go
-        self._resumed_from: Path | None = None
-        self._needs_theta_0 = True
+        self._keeper = Keeper(self.theta_0)
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class KernelCallback(Callback):
         self._has_run = True
         self._module = weakref.ref(pl_module)
         self._watch.schedule.start()
-        self._folder = checkpoint_folder(trainer) if trainer.is_global_zero else None
+        self._keeper.start(trainer)
         # TensorBoard reads one layout for a run: the first callback speaks for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
         if trainer.is_global_zero and grouped and grouped[0] is self:
@@ -190,7 +191,7 @@ class KernelCallback(Callback):
             return
         if is_last_epoch(trainer):
             self._finish(trainer, pl_module)
-        elif swaps_weights(trainer):  # training may yet be stopped by what runs after this hook
+        elif swaps_weights(trainer):  # what runs after this hook may stop the training
             self._trained = (steps_taken(trainer), snapshot(weights_of(pl_module)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,17 +219,13 @@ class KernelCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
-        state = self._watch.state_dict()
-        if self.theta_0 == "inside" or self._folder is None:
-            return state
-        return self._side_file.moved_out(state, self._watch.observer.anchor, self._folder)
+        return self._keeper.saved(self._watch)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note where the checkpoint lies; its state comes next."""
-        self._resumed_from = resumed_folder(trainer)
-        self._needs_theta_0 = trainer.is_global_zero  # other machines may not see the file
+        self._keeper.resume(trainer)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, anchored where the first run was.
@@ -236,9 +233,8 @@ class KernelCallback(Callback):
         Raises:
             ValueError: It cannot be used. Without its file of θ_0, `on_error="warn"` begins anew.
         """
-        folders = [] if self._resumed_from is None else [self._resumed_from]
         try:
-            state = moved_in(state_dict, folders) if self._needs_theta_0 else state_dict
+            state = self._keeper.found(state_dict)
         except ValueError as error:
             if self.on_error == "raise":
                 raise
@@ -274,6 +270,9 @@ class KernelCallback(Callback):
             log_observation(
                 trainer, watch, seen, draw=self.log_figures, every=self.figure_every, last=last
             )
+        spent, limit = watch.schedule.last_cost, patience(trainer)
+        if limit is not None and spent > _SLOW * limit:
+            watch.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
 
     def _find(self, pl_module: LightningModule) -> nn.Module:
         any_form = self._watch.forward_fn is not None

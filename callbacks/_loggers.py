@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
     from ._layout import Layout
 
 
+_MLFLOW_LONGEST = 250
+
+
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     """Log at `step` on every logger, whatever `log_every_n_steps` says, and write them out.
 
     `pl_module.log` would drop what falls between its intervals.
     """
     for logger in trainer.loggers:
-        logger.log_metrics(dict(scalars), step=step)
+        if isinstance(logger, MLFlowLogger):
+            named = {mlflow_name(name): value for name, value in scalars.items()}
+        else:
+            named = dict(scalars)
+        logger.log_metrics(named, step=step)
         logger.save()
 
 
@@ -50,7 +58,9 @@ def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
         elif isinstance(logger, WandbLogger):
             logger.log_image(key=tag, images=[image], step=step)
         elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_figure(logger.run_id, figure, f"{tag}/{step:08d}.png")
+            logger.experiment.log_figure(
+                logger.run_id, figure, f"{mlflow_name(tag)}/{step:08d}.png"
+            )
         elif isinstance(logger, CometLogger):
             logger.experiment.log_figure(tag, figure, step=step)
 
@@ -63,10 +73,18 @@ def log_layout(trainer: Trainer, groups: Layout) -> None:
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
-    """Log a line of text on the loggers that show text."""
+    """Log a line of text on the loggers that show text.
+
+    TensorBoard shows it at `step`; Weights & Biases keeps it in the summary and MLflow in the tags
+    of the run, by which their tables of runs can be filtered.
+    """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(tag, text, step)
+        elif isinstance(logger, WandbLogger):
+            logger.experiment.summary[tag] = text
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.set_tag(logger.run_id, mlflow_name(tag), text)
 
 
 def flush(trainer: Trainer) -> None:
@@ -75,6 +93,22 @@ def flush(trainer: Trainer) -> None:
         logger.save()
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
+
+
+def mlflow_name(name: str) -> str:
+    """The name under which MLflow takes a metric, a tag or a folder.
+
+    It takes few characters, at most 250 of them, and refuses what is not a plain relative path;
+    names of modules may be anything. Lightning would drop other characters with a warning, and
+    thereby join `a+` and `a*`: here each becomes its code point, as in `a_2b` and `a_2a`.
+    """
+    coded = re.sub("[^a-zA-Z0-9_/. -]", lambda found: f"_{ord(found[0]):x}", name)
+    plain = [re.sub(r"^\.+$", "_", part) for part in coded.split("/") if part]
+    short = "/".join(plain) or "_"
+    if len(short) <= _MLFLOW_LONGEST:
+        return short
+    half = (_MLFLOW_LONGEST - 1) // 2
+    return f"{short[:half]}_{short[-half:]}"
 
 
 def rendered(figure: Figure) -> np.ndarray[Any, Any]:

@@ -81,7 +81,8 @@ class NTKMonitor(KernelCallback):
             `SummaryWriter.add_custom_scalars` calls of your own.
         theta_0: `"inside"` keeps θ_0 in each checkpoint; `"beside"` writes it once, to a
             safetensors file beside the checkpoints whose hash they know, which spares each of them
-            the size of the model and has to go where they go.
+            the size of the model and has to go where they go. Where it cannot be written,
+            `on_error="warn"` keeps θ_0 inside.
         max_overhead: The share of the running time that measurements may take when
             neither `every_n_steps` nor `at_steps` is given.
         on_error: `"raise"` ends the run if a measurement fails, `"warn"` says so once and goes
@@ -98,14 +99,23 @@ class NTKMonitor(KernelCallback):
         params: Names of parameters, or a predicate `(name, tensor) -> bool`, by which the kernel
             is taken; by default every parameter that requires grad at the first step.
         batch_size: Samples per block of a measurement; None follows the free memory.
-        dtype: `torch.float32` or `torch.float64` for the measurement; None is float64 where the
-            device has it, because λ_min of a kernel computed in float32 is mostly noise.
+        dtype: `torch.float32` or `torch.float64`, in which the network is evaluated; None is
+            float64 where the device has it, and float32 for networks of more than 4 million
+            parameters. The products over parameters are added up in float64 in any case: added up
+            in float32, λ_min of a kernel is mostly noise (`accumulate` of `empirical_ntk`).
         method: As in `torch_ntk.empirical_ntk`.
         loss: For the metric `"stability"`, as in `StabilityEdge`.
 
     The state in a checkpoint holds tensors and plain values only and loads under
-    `weights_only=True`. It is about the size of the model, because of θ_0; with `theta_0="beside"`
-    it is that of the buffers, the probe and some kernels `[N, N]`.
+    `weights_only=True`. It is about the size of the model, because of θ_0 (the optimizer's state
+    is not in it); besides θ_0 it has the buffers, the probe, its outputs, Θ_0 and the last Θ_t
+    `[N, N]` in float64, and for each measurement N eigenvalues and one number per metric. With
+    `theta_0="beside"` it is all this without θ_0.
+
+    Under DDP the first process measures while the others wait for it where
+    gradients are exchanged next. It starts no communication, so that no process can wait for ever;
+    they wait at most for the `timeout` of `DDPStrategy`, by default 30 minutes, and a measurement
+    that takes more than a quarter of it says so.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

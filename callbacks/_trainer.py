@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def swaps_weights(trainer: Trainer) -> bool:
 def has_averaged_weights(trainer: Trainer) -> bool:
     """Whether this is the epoch that stochastic weight averaging adds for batch statistics."""
     return any(trainer.current_epoch > swa.swa_end for swa in _swa(trainer))
+
+
+def patience(trainer: Trainer) -> float | None:
+    """Seconds that other processes wait for this one before they fail; None if that is unknown."""
+    limit = getattr(trainer.strategy, "_timeout", None)
+    if trainer.world_size == 1 or not isinstance(limit, timedelta):
+        return None
+    return limit.total_seconds()
 
 
 @contextlib.contextmanager

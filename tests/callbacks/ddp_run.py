@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
+from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+COLLECTIVES = (
+    *("all_reduce", "reduce", "broadcast", "barrier", "all_gather", "gather", "scatter"),
+    *("all_gather_object", "broadcast_object_list", "gather_object", "all_gather_into_tensor"),
+    *("reduce_scatter", "all_to_all", "send", "recv", "monitored_barrier", "new_group"),
+)
+PATIENCE = 6.0  # seconds after which a process that waits for the other one fails
+SLOW = 2.0  # seconds that one measurement takes
 
 
 def main(rank: str, port: str, folder: str, watched: str) -> None:
@@ -21,15 +32,37 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
         LOCAL_RANK=rank,
         NODE_RANK="0",
     )
-    warnings.filterwarnings("ignore")
 
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
-    from lightning_runs import classifier, data, fit, with_batch_norm
+    from lightning.pytorch.strategies import DDPStrategy
+    from lightning_runs import Classifier, classifier, data, fit, loader, with_batch_norm
+    from torch import nn
 
-    from torch_ntk.callbacks import NTKMonitor
+    from torch_ntk.callbacks import LossForecast, NTKMonitor
     from torch_ntk.monitor import METRICS
+
+    called: Counter[str] = Counter()
+    for name in COLLECTIVES:
+        original = getattr(torch.distributed, name)
+
+        def counting(
+            *args: Any, _name: str = name, _original: Any = original, **options: Any
+        ) -> Any:
+            called[_name] += 1
+            return _original(*args, **options)
+
+        setattr(torch.distributed, name, counting)
+
+    class Slow(Classifier):
+        """Takes its time over one evaluation in the middle of the run."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training and self.global_step == 3 and not hasattr(Slow, "rested"):
+                Slow.rested = True
+                time.sleep(SLOW)
+            return super().forward(x)
 
     settings: dict[str, Any] = {
         "every_n_steps": 1,
@@ -41,33 +74,56 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
     path = Path(folder)
     monitor = NTKMonitor(4, **settings)
     saver = ModelCheckpoint(path / "checkpoints", save_last=True, every_n_train_steps=1)
-    module = classifier(with_batch_norm)
-    fit(
-        path,
-        module,
-        [saver, monitor] if watched == "watched" else [saver],
-        logger=CSVLogger(path, version=0),
-        strategy="ddp",
-        devices=2,
-        enable_checkpointing=True,
-    )
-    torch.save(dict(module.state_dict()), path / f"weights{rank}.pt")
-    torch.save(monitor.history, path / f"history{rank}.pt")
-
-    # Every process loads the state; the first one goes on measuring.
-    again = NTKMonitor(4, **settings)
-    if watched == "watched":
-        last = str(path / "checkpoints" / "last.ckpt")
-        fit(
+    module = classifier(with_batch_norm, Slow)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(
             path,
-            classifier(with_batch_norm),
-            [again],
-            ckpt_path=last,
-            strategy="ddp",
+            module,
+            [saver, monitor] if watched == "watched" else [saver],
+            logger=CSVLogger(path, version=0),
+            strategy=DDPStrategy(timeout=timedelta(seconds=PATIENCE)),
             devices=2,
-            max_epochs=3,
+            enable_checkpointing=True,
         )
-    torch.save(again.history, path / f"resumed{rank}.pt")
+    said = [str(w.message) for w in caught if "other processes waited" in str(w.message)]
+    warnings.filterwarnings("ignore")
+    found = {
+        "weights": dict(module.state_dict()),
+        "moments": [s["momentum_buffer"] for s in run.optimizers[0].state.values()],
+        "random": torch.get_rng_state(),
+        "collectives": dict(called),
+        "said": said,
+        "history": monitor.history,
+    }
+
+    if watched == "watched":
+        # Every process loads the state; the first one goes on measuring.
+        again = NTKMonitor(4, **settings)
+        last = str(path / "checkpoints" / "last.ckpt")
+        options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
+        fit(path, classifier(with_batch_norm), [again], ckpt_path=last, max_epochs=3, **options)
+        state = again.state_dict()
+        found["resumed"] = again.history
+        found["probe"] = state["observer"]["anchor"]["x"]
+        found["validation"] = state["validation"]["x"]
+
+        # A network that is linear in its parameters goes where its kernel says, also when each
+        # process has half of the samples.
+        x = data()[:][0]
+        y = x[:, :3] @ torch.eye(3)
+
+        class Regressor(Classifier):
+            def loss(self, batch: Any) -> torch.Tensor:
+                return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+        forecast = LossForecast((x, y), every_n_steps=5)
+        linear = classifier(lambda: nn.Sequential(nn.Linear(6, 3)), Regressor, lr=0.1)
+        halves = loader(torch.utils.data.TensorDataset(x, y), batch_size=20)
+        fit(path, linear, [forecast], halves, max_epochs=20, **options)
+        found["forecast"] = forecast.history
+
+    torch.save(found, path / f"found{rank}.pt")
 
     # Lightning leaves the group open. A process that ends while the other one still holds a
     # connection to it may be aborted by gloo's threads, after all work is done.

@@ -55,23 +55,45 @@ def load(path: Path) -> Any:
 @pytest.mark.timeout(400)
 def test_two_processes(tmp_path: Path) -> None:
     alone, watched = train(tmp_path / "alone", False), train(tmp_path / "watched", True)
+    plain = [load(alone / f"found{rank}.pt") for rank in "01"]
+    found = [load(watched / f"found{rank}.pt") for rank in "01"]
 
-    for rank in "01":  # also the batch statistics, which each process has of its own
-        a, b = load(alone / f"weights{rank}.pt"), load(watched / f"weights{rank}.pt")
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[n], b[n]) for n in a)
+    for a, b in zip(plain, found, strict=True):
+        # Also the batch statistics, which each process has of its own.
+        assert a["weights"].keys() == b["weights"].keys()
+        assert all(torch.equal(a["weights"][n], b["weights"][n]) for n in a["weights"])
+        assert len(a["moments"]) == len(b["moments"]) == 6
+        assert all(torch.equal(v, w) for v, w in zip(a["moments"], b["moments"], strict=True))
+        assert torch.equal(a["random"], b["random"])
+        # Not one communication more, on no process.
+        assert sum(a["collectives"].values()) > 0
+        assert a["collectives"] == b["collectives"]
 
-    history = load(watched / "history0.pt")
+    history = found[0]["history"]
     assert history["step"] == list(range(len(history["step"])))
     assert len(history["step"]) == 7  # two epochs of three steps, and the end
     assert history["ntk/drift"][0] == 0.0
     assert min(history["ntk/drift"][1:]) > 0.0
-    assert load(watched / "history1.pt") == {}
+    assert found[1]["history"] == {}
+
+    # The other process waited for a slow measurement, and was told how long it would have.
+    assert history["ntk/seconds"][3] > 2.0
+    (said,) = found[0]["said"]
+    assert "they fail after 6 s" in said
+    assert found[1]["said"] == plain[0]["said"] == []
 
     with open(watched / "lightning_logs" / "version_0" / "metrics.csv", newline="") as file:
         points = [row for row in csv.DictReader(file) if row["ntk/drift"]]
     assert [float(row["ntk/drift"]) for row in points] == history["ntk/drift"]
 
-    resumed = load(watched / "resumed0.pt")
+    resumed = found[0]["resumed"]
     assert resumed["step"] == list(range(10))
     assert resumed["ntk/drift"][:6] == history["ntk/drift"][:6]
+    for name in ("probe", "validation"):
+        assert torch.equal(found[0][name], found[1][name])
+
+    forecast = found[0]["forecast"]
+    assert forecast["step"] == [0, 5, 10, 15, 20]
+    assert forecast["forecast/predicted"] == pytest.approx(forecast["forecast/actual"], rel=1e-4)
+    assert forecast["forecast/actual"][-1] < 0.1 * forecast["forecast/actual"][0]
+    assert found[1]["forecast"] == {}

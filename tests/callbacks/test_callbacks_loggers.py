@@ -148,6 +148,7 @@ class Recorder(Logger):
 
     name = property(lambda self: "recorder")  # type: ignore[assignment]
     version = property(lambda self: 0)  # type: ignore[assignment]
+    experiment = property(lambda self: self)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -162,6 +163,7 @@ class Recorder(Logger):
 class FakeWandb(Recorder):
     def __init__(self) -> None:
         super().__init__()
+        self.summary: dict[str, str] = {}
         self.images: list[tuple[str, int, tuple[int, ...]]] = []
 
     def log_image(self, key: str, images: list[Any], step: int) -> None:
@@ -177,25 +179,22 @@ class FakeMLFlow(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.files: list[str] = []
-
-    @property
-    def experiment(self) -> FakeMLFlow:
-        return self
+        self.tags: dict[str, str] = {}
 
     def log_figure(self, run_id: str, figure: Any, artifact_file: str) -> None:
         assert run_id == "run"
         assert hasattr(figure, "savefig")
         self.files.append(artifact_file)
 
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        assert run_id == "run"
+        self.tags[key] = value
+
 
 class FakeComet(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.figures: list[tuple[str, int]] = []
-
-    @property
-    def experiment(self) -> FakeComet:
-        return self
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
         self.figures.append((name, step))
@@ -214,6 +213,7 @@ def test_each_kind_of_logger_in_its_own_way(
     assert [(k, s) for k, s, _ in wandb.images] == [(k, s) for s in (0, 10) for k in keys]
     assert all(len(shape) == 3 and shape[2] == 3 for *_, shape in wandb.images)
     assert mlflow.files == [f"{k}/{s:08d}.png" for s in (0, 10) for k in keys]
+    assert wandb.summary == mlflow.tags == {"ntk/verdict": str(monitor.verdict)}
     assert comet.figures == [(k, s) for s in (0, 10) for k in keys]
     for logger in (wandb, mlflow, comet, unknown):
         points = [(s, m) for s, m in logger.points if "ntk/drift" in m]

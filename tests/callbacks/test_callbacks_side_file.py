@@ -15,6 +15,7 @@ from lightning_runs import QUIET, classifier, fit, loader, untimed, with_batch_n
 from safetensors.torch import load_file
 from torch import Tensor
 
+import torch_ntk.monitor._side_file
 from torch_ntk.callbacks import LinearizationGap, NTKMonitor
 
 pytestmark = [
@@ -145,3 +146,26 @@ def test_other_processes_need_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_bad_argument() -> None:
     with pytest.raises(ValueError, match="`theta_0` must be one of 'inside', 'beside'"):
         NTKMonitor(theta_0="outside")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_folder_that_takes_no_file(
+    on_error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """θ_0 then stays where it is safe, and the run goes on if that is what is wanted."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch_ntk.monitor._side_file, "save", full)
+    monitor = beside(on_error=on_error)
+    if on_error == "raise":
+        with pytest.raises(OSError, match="no space left"):
+            run(tmp_path, monitor, 5)
+        return
+    with pytest.warns(UserWarning, match="θ_0 stays inside the checkpoints: no space") as caught:
+        start = run(tmp_path, monitor, 5)
+    assert sum("stays inside" in str(w.message) for w in caught) == 1
+    kept = state_of(tmp_path / "last.ckpt")["observer"]["anchor"]["params"]
+    assert kept.keys() == start.keys()
+    assert all(torch.equal(kept[n], start[n]) for n in start)

@@ -83,6 +83,11 @@ class Schedule:
         self._last_cost = seconds
 
     @property
+    def last_cost(self) -> float:
+        """The seconds that the last measurement took."""
+        return self._last_cost
+
+    @property
     def overhead(self) -> float:
         """The share of the running time that measurements have taken so far, in [0, 1]."""
         return self.share()

@@ -211,9 +211,10 @@ class Watch:
             step: Optimizer steps taken.
         """
         module = self._adapted(network)
-        self.observer.drop_anchor(module, self._take_probe(batch), step)
+        # First: it is taken again with the other one if that fails, which ends the attempts.
         if self.validation is not None and not self.validation.drop_anchor(module, step):
             self.warn_once("validation", _NO_VALIDATION)
+        self.observer.drop_anchor(module, self._take_probe(batch), step)
         if step > 0:
             self.warn_once("late", _LATE.format(self._owner, step))
 
