@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,49 @@ def test_products_with_vectors_are_in_one_precision() -> None:
     assert observer.anchor.kernel is not None
     assert observer.anchor.kernel.dtype == torch.float32
     assert observer.take.rounding(model) == torch.finfo(torch.float32).eps
+
+
+class Stops(nn.Module):
+    """A forward whose gradients stop where forward mode does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.no_grad():
+            scale = torch.sigmoid(self.first(x))
+        return self.last(h * scale)
+
+
+@pytest.mark.parametrize(("make", "forwards"), [(network, True), (Stops, False)])
+def test_slopes_of_large_networks_are_taken_forwards_where_that_is_right(
+    make: Callable[[], nn.Module], forwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Observer()
+    values = observed(exact, make())
+    assert exact.anchor is not None
+    assert not exact.anchor.forwards
+    monkeypatch.setattr(take_, "LARGE", 100)
+    observer = Observer()
+    found = observed(observer, make())
+    assert observer.anchor is not None
+    assert observer.anchor.forwards is forwards
+    assert found["linearization_gap"] == pytest.approx(values["linearization_gap"], rel=1e-4)
+    resumed = Observer()
+    resumed.load_state_dict(observer.state_dict())
+    assert resumed.anchor is not None
+    assert resumed.anchor.forwards is forwards
+
+
+def test_a_layer_unfrozen_later_is_not_taken_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(take_, "LARGE", 100)
+    gaps = []
+    for dtype in (None, torch.float64):
+        model = network()
+        model[0].requires_grad_(False)
+        observer = Observer(dtype=dtype)
+        gaps.append(observed(observer, model)["linearization_gap"])
+    assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)

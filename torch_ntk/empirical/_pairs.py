@@ -73,17 +73,26 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     """Write the kernel of some samples among themselves, of which half is computed.
 
     Row after row of blocks: from the diagonal to the right, all contributions while the block is
-    in the cache, then mirrored.
+    in the cache, then mirrored. Parts with many positions have many rows for a sample, and are
+    divided further.
     """
     n = square.shape[0]
     rows = outputs if output == "full" else 1
-    for a, b in ranges(0, n, max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))):
+    first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
+    for a, b in ranges(0, n, _samples(n, rows)):
         block = zeros(output, b - a, n - a, outputs, square)
         for part in parts:
-            add_(block, part.narrow(a, b), part.narrow(a, n), output)
+            for c, d in ranges(a, b, min(b - a, _samples(n, rows * part.positions))):
+                below = block.narrow(first, c - a, d - c).narrow(second, c - a, n - c)
+                add_(below, part.narrow(c, d), part.narrow(c, n), output)
         square[a:b, a:] = settled(block, output)
         symmetrize_(square[a:b, a:b])
         square[b:, a:b] = transposed(square[a:b, b:])
+
+
+def _samples(n: int, rows: int) -> int:
+    """Samples in a block, of `n` with so many rows each."""
+    return max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))
 
 
 def _joined(blocks: list[Factors]) -> Factors:

@@ -28,6 +28,8 @@ class Anchor:
         kernel: Θ_0 on the probe, or None if no metric needs it.
         parts: Its parts by module, or None if no metric needs them.
         infinite: The kernel of the limit of infinite width, or None.
+        forwards: Whether slopes of the outputs are taken in forward mode, once that was seen to
+            be right.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Anchor:
     kernel: Tensor | None
     parts: Parameters | None = None
     infinite: Tensor | None = None
+    forwards: bool = False
 
     def check_matches(self, network: nn.Module) -> None:
         """Raise `ValueError` if `network` has other parameters than the anchor was taken of."""
@@ -85,6 +88,7 @@ class Anchor:
             "kernel": self.kernel,
             "parts": None if self.parts is None else dict(self.parts),
             "infinite": self.infinite,
+            "forwards": self.forwards,
         }
 
     @staticmethod
@@ -104,6 +108,7 @@ class Anchor:
             kernel=state["kernel"],
             parts=state.get("parts"),
             infinite=state.get("infinite"),
+            forwards=bool(state.get("forwards", False)),
         )
 
 

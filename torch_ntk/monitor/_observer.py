@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from .._types import Method, Output, ParameterSelection
 from ..empirical._trial import try_out
 from ._anchor import Anchor, snapshot
 from ._observation import Observation
-from ._outputs import check_linearizable, current_outputs, linearized_outputs
+from ._outputs import check_linearizable, linearized_outputs
 from ._probe import Probe
 from ._scalars import METRICS, NEED_KERNEL, Scalars
 from ._settings import check_measurement, check_metrics, check_selection
@@ -92,7 +93,6 @@ class Observer:
         network = unwrap(network)
         first = next(network.parameters(), None)
         device = probe.x.device if first is None else first.device
-        precision = self.take.precision(device)
         probe = probe.to(device)
         with quiet(network, device):
             fn = model_function(network, self.params, self.take.evaluation(network))
@@ -105,13 +105,14 @@ class Observer:
             params=snapshot(dict(network.named_parameters())),
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
-            outputs=current_outputs(network, trained, probe.x, precision, self.take.chunk),
+            outputs=self.take.outputs(network, trained, probe),
             kernel=kernel,
             parts=parts,
             infinite=self._infinite(network, trained, probe),
         )
         if "linearization_gap" in self.metrics:
-            check_linearizable(network, anchor, self.take.evaluation(network))
+            forwards = check_linearizable(network, anchor, self.take.evaluation(network))
+            anchor = replace(anchor, forwards=forwards)
         self.anchor = anchor
         self._anchor_seconds = time.perf_counter() - started
 
@@ -151,10 +152,9 @@ class Observer:
         if parts is not None:
             scalars.put_parts(parts, anchor)
         if {"linearization_gap", "stability"} & set(self.metrics):
-            precision = self.take.precision(anchor.probe.x.device)
-            outputs = current_outputs(
-                network, anchor.trained, anchor.probe.x, precision, self.take.chunk
-            )
+            outputs = anchor.outputs
+            if not at_anchor:
+                outputs = self.take.outputs(network, anchor.trained, anchor.probe)
         if outputs is not None and "stability" in self.metrics:
             found = partial(self._stability, network, anchor, training or Training(), outputs)
             scalars.put_stability(found)

@@ -12,12 +12,13 @@ from .._types import Method, Output
 from ..analytic import analytic_ntk
 from ..empirical import NTKOperator, empirical_ntk
 from ._adapted import AdaptedNetwork
+from ._outputs import current_outputs
 from ._probe import Probe
 
 _CHUNK = 16  # samples whose intermediate results are held at once
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
-LARGE = 4_000_000
+LARGE = 1_000_000
 """Networks of more parameters are evaluated in float32, which takes a third of the time."""
 
 # Gradients in float32 are off by some units of 2^-23; an eigenvalue λ of their Gram matrix means
@@ -88,6 +89,13 @@ class Take:
             dtype=self.evaluation(network),
             accumulate=self.accumulation(network),
         )
+
+    def outputs(self, network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
+        """The outputs on the probe, `[N, O]`."""
+        outputs = current_outputs(
+            network, tuple(names), probe.x, self.evaluation(network), self.chunk
+        )
+        return outputs.to(self.precision(probe.x.device))
 
     def operator(self, network: nn.Module, names: Sequence[str], probe: Probe) -> NTKOperator:
         """The full Θ by the parameters called `names`, only to multiply with."""
