@@ -48,7 +48,8 @@ def by_blocks(
 
     def rows(start: int, stop: int) -> None:
         step = min(backoff.cut(small), stop - start)
-        left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)])
+        left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)], dtype)
+        left = {name: part.factors_in(dtype) for name, part in left.items()}
         if x2 is None:
             for key, result in results.items():
                 parts = [part for name, part in left.items() if name[0] == key]
@@ -78,13 +79,18 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     """
     n = square.shape[0]
     rows = outputs if output == "full" else 1
+    if len(range(0, n, _samples(n, rows))) > 1:
+        parts = [part.whole() for part in parts]
     first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
     for a, b in ranges(0, n, _samples(n, rows)):
         block = zeros(output, b - a, n - a, outputs, square)
         for part in parts:
             for c, d in ranges(a, b, min(b - a, _samples(n, rows * part.positions))):
                 below = block.narrow(first, c - a, d - c).narrow(second, c - a, n - c)
-                add_(below, part.narrow(c, d), part.narrow(c, n), output)
+                if d - c == n:
+                    add_(below, part, part, output)
+                else:
+                    add_(below, part.narrow(c, d), part.narrow(c, n), output)
         square[a:b, a:] = settled(block, output)
         symmetrize_(square[a:b, a:b])
         square[b:, a:b] = transposed(square[a:b, b:])
@@ -95,8 +101,12 @@ def _samples(n: int, rows: int) -> int:
     return max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))
 
 
-def _joined(blocks: list[Factors]) -> Factors:
+def _joined(blocks: list[Factors], dtype: torch.dtype) -> Factors:
     """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
     if len(blocks) == 1:
         return blocks[0]
-    return {name: Part.joined([block.pop(name) for block in blocks]) for name in list(blocks[0])}
+    found: Factors = {}
+    for name, first in list(blocks[0].items()):
+        in_pieces = first.j is not None and first.j.dtype != dtype
+        found[name] = Part.joined([block.pop(name) for block in blocks], in_pieces)
+    return found

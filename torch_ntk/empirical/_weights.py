@@ -12,7 +12,7 @@ first form it adds 1 to ⟨A[n, t], A[m, s]⟩.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,8 @@ class Part:
             `[1, N, O·p]` where the outputs are summed.
         a: Features `[G, N·T, a]`.
         b: Cotangents: `[G, N·O·T, b]`, `[G·O, N·T, b]` and `[G, N·T, O·b]`.
+        pieces: The Jacobian in pieces of consecutive samples, in place of `j`: what is converted
+            to another precision need not be put together first.
         is_last: Whether the cotangents of every sample are the identity matrix.
         use: Multiplies features.
         shift: What a bias adds to products of features.
@@ -55,14 +57,20 @@ class Part:
     outputs: int
     positions: int = 1
     j: Tensor | None = None
+    pieces: tuple[Tensor, ...] = ()
     a: Tensor | None = None
     b: Tensor | None = None
     use: Use | None = None
     shift: float = 0.0
     is_last: bool = False
 
+    @property
+    def jacobians(self) -> tuple[Tensor, ...]:
+        """The Jacobian in its pieces, of which there may be one; none if there are factors."""
+        return self.pieces if self.j is None else (self.j,)
+
     def narrow(self, start: int, stop: int) -> Part:
-        """The part for the samples `start … stop`, without a copy."""
+        """The part for the samples `start … stop`, without a copy; not of pieces."""
 
         def rows(t: Tensor | None) -> Tensor | None:
             if t is None:
@@ -73,8 +81,18 @@ class Part:
         size = stop - start
         return replace(self, samples=size, j=rows(self.j), a=rows(self.a), b=rows(self.b))
 
+    def whole(self) -> Part:
+        """The same with the Jacobian in one piece."""
+        return replace(self, j=torch.cat(self.pieces, dim=1), pieces=()) if self.pieces else self
+
+    def factors_in(self, dtype: torch.dtype) -> Part:
+        """The same with features and cotangents in `dtype`, for products with several others."""
+        if self.a is None or self.b is None:
+            return self
+        return replace(self, a=_to(self.a, dtype), b=_to(self.b, dtype))
+
     @staticmethod
-    def joined(parts: list[Part]) -> Part:
+    def joined(parts: list[Part], in_pieces: bool = False) -> Part:
         """Parts of consecutive blocks of samples as that of one block."""
 
         def cat(tensors: list[Tensor | None]) -> Tensor | None:
@@ -84,7 +102,8 @@ class Part:
         return replace(
             parts[0],
             samples=sum(p.samples for p in parts),
-            j=cat([p.j for p in parts]),
+            j=None if in_pieces else cat([p.j for p in parts]),
+            pieces=tuple(p.j for p in parts if p.j is not None) if in_pieces else (),
             a=cat([p.a for p in parts]),
             b=cat([p.b for p in parts]),
             is_last=all(p.is_last for p in parts),
@@ -126,14 +145,21 @@ class Cost:
         jacobian: Operations by the Jacobian.
         gram_size: Numbers kept per sample for Gram matrices.
         jacobian_size: Numbers kept per sample of the Jacobian.
-        by_gram: Whether Gram matrices are the faster form, memory traffic included.
+        gram_effort: Operations with memory traffic and precision weighed in.
+        jacobian_effort: The same by the Jacobian.
     """
 
     gram: float
     jacobian: float
     gram_size: int
     jacobian_size: int
-    by_gram: bool
+    gram_effort: float
+    jacobian_effort: float
+
+    @property
+    def by_gram(self) -> bool:
+        """Whether Gram matrices are the faster form."""
+        return self.gram_effort <= self.jacobian_effort
 
 
 def cost(
@@ -161,7 +187,7 @@ def cost(
     by_gram = price * gram + _TRAFFIC * places * entries
     by_jacobian = forming + price * contracted + _TRAFFIC * samples * o * size
     kept = g * t * (use.gram_width + o * b)
-    return Cost(gram, forming + contracted, kept, o * size, by_gram <= by_jacobian)
+    return Cost(gram, forming + contracted, kept, o * size, by_gram, by_jacobian)
 
 
 def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
@@ -169,10 +195,11 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
 
     Factors of less precision than the block are converted to its own before they are multiplied.
     """
-    if p.j is not None:
-        assert q.j is not None
-        whole = block if output == "diagonal" else block.view(1, p.j.shape[1], q.j.shape[1])
-        for left, right in _converted(p.j, q.j, block.dtype):
+    lefts, rights = p.jacobians, q.jacobians
+    if lefts:
+        n1, n2 = (sum(t.shape[1] for t in side) for side in (lefts, rights))
+        whole = block if output == "diagonal" else block.view(1, n1, n2)
+        for left, right in _converted(lefts, rights, block.dtype):
             if len(whole) == 1:
                 whole[0].addmm_(left[0], right[0].T)
             else:
@@ -191,19 +218,33 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
         _add_grams_(block.narrow(columns, m, size), p, q.narrow(m, m + size), output)
 
 
-def _converted(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def _converted(
+    lefts: Sequence[Tensor], rights: Sequence[Tensor], dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of column blocks in `dtype`; what is converted stands in buffers that stay in cache."""
-    if left.dtype == dtype:
-        yield left, right
+    first = lefts[0]
+    if first.dtype == dtype:
+        one, two = (s[0] if len(s) == 1 else torch.cat(list(s), dim=1) for s in (lefts, rights))
+        yield one, two
         return
-    columns, item = left.shape[2], torch.finfo(dtype).bits // 8
-    rows = left.shape[0] * max(left.shape[1], right.shape[1])
-    step = max(1, min(columns, _CONVERTED_BYTES // (rows * item)))
-    buffers = [t.new_empty((*t.shape[:2], step), dtype=dtype) for t in (left, right)]
+    is_square = len(lefts) == len(rights) and all(
+        a is b for a, b in zip(lefts, rights, strict=True)
+    )
+    sides = [lefts] if is_square else [lefts, rights]
+    heights = [sum(t.shape[1] for t in side) for side in sides]
+    columns, item = first.shape[2], torch.finfo(dtype).bits // 8
+    step = _CONVERTED_BYTES // (first.shape[0] * max(heights) * item)
+    step = max(1, min(columns, step))
+    buffers = [first.new_empty((len(first), h, step), dtype=dtype) for h in heights]
     for c in range(0, columns, step):
         size = min(step, columns - c)
-        one, two = (b[..., :size] for b in buffers)
-        yield one.copy_(left[..., c : c + size]), two.copy_(right[..., c : c + size])
+        for side, buffer in zip(sides, buffers, strict=True):
+            row = 0
+            for piece in side:
+                rows = piece.shape[1]
+                buffer[:, row : row + rows, :size].copy_(piece[..., c : c + size])
+                row += rows
+        yield buffers[0][..., :size], buffers[-1][..., :size]
 
 
 def _to(t: Tensor, dtype: torch.dtype) -> Tensor:

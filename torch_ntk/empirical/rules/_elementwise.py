@@ -48,8 +48,11 @@ class ScaleUse(Use):
         return t.reshape(*t.shape[:batch], self.groups, -1, 1)
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
-        """Cotangents times features, summed over positions."""
-        return torch.einsum("nogt,ngt->nog", b.squeeze(4), a.squeeze(3))
+        """Cotangents times features, summed over positions; no copy into a product's order."""
+        b, a = b.squeeze(4), a.squeeze(3).unsqueeze(1)
+        if a.stride(3) == 0 or a.shape[3] == 1:  # one feature at all positions
+            return b.sum(3).mul_(a[..., 0])
+        return (b * a).sum(3)
 
 
 class ShiftUse(ScaleUse):
