@@ -25,7 +25,7 @@ from . import _loggers
 from ._keeper import Keeper
 from ._layout import layout
 from ._network import find_network, first_measurement
-from ._results import log_observation
+from ._results import log_observation, writing
 from ._settings import check_settings, refuse_shared_names
 from ._trainer import (
     batches_seen,
@@ -161,7 +161,8 @@ class KernelCallback(Callback):
         # TensorBoard reads one layout for a run: the first callback speaks for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
         if trainer.is_global_zero and grouped and grouped[0] is self:
-            _loggers.log_layout(trainer, layout(c._watch for c in grouped))
+            with writing(self._watch):
+                _loggers.log_layout(trainer, layout(c._watch for c in grouped))
 
     def on_validation_batch_start(
         self,
@@ -206,16 +207,18 @@ class KernelCallback(Callback):
         self._trained = None
         self._watch.release()
         last, found = self._watch.last_step, self.verdict
-        if found.regime != "unknown" and last is not None:
-            _loggers.log_text(trainer, self._watch.tag("verdict"), str(found), last)
-        _loggers.flush(trainer)
+        with writing(self._watch):
+            if found.regime != "unknown" and last is not None:
+                _loggers.log_text(trainer, self._watch.tag("verdict"), str(found), last)
+            _loggers.flush(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write out what has been measured; an interrupted run ends here."""
         if trainer.is_global_zero:
-            _loggers.flush(trainer)
+            with writing(self._watch):
+                _loggers.flush(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from lightning.pytorch import Trainer
 
@@ -37,6 +38,17 @@ def log_observation(
     if draw and (last or is_turn(steps, every)) and _loggers.takes_figures(trainer):
         for name, figure in figures(watch.observer, seen):
             _loggers.log_figure(trainer, watch.tag(name), figure, seen.step)
+
+
+@contextlib.contextmanager
+def writing(watch: Watch) -> Iterator[None]:
+    """Within it, a logger that fails ends the run only if that is what a user expects."""
+    try:
+        yield
+    except Exception as error:  # anything that a logger may raise
+        if watch.on_error == "raise":
+            raise
+        watch.warn_once(str(error), f"A logger of the monitor failed: {error}")
 
 
 def is_turn(steps: Sequence[int], every: int | None) -> bool:
