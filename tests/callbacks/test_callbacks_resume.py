@@ -157,7 +157,7 @@ def test_the_state_is_plain(tmp_path: Path) -> None:
             for v in value:
                 check(v)
         else:
-            assert type(value) in (Tensor, int, float, str, type(None)), type(value)
+            assert type(value) in (Tensor, bool, int, float, str, type(None)), type(value)
 
     check(state)
     again = NTKMonitor(6)
