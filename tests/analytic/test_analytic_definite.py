@@ -65,6 +65,24 @@ def test_a_second_tensor_of_the_same_images(compile: bool) -> None:
     torch.testing.assert_close(kernel(x, x.clone()), kernel(x), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("name", ["mlp without bias", "abs", "cntk", "cntk gap"])
+@pytest.mark.parametrize("compile", [None, True])
+def test_multiples_of_an_input(name: str, compile: bool | None) -> None:
+    """Without biases the kernel of x, 2x and 3x has rank one."""
+    shape = KERNELS[name][0]
+    first = torch.randn(4, *shape, dtype=torch.float64)
+    # |x| and |-x| are equal only after a subtraction that leaves an angle of 1e-8.
+    opposite = [] if name == "abs" else [-first]
+    x = torch.cat([first, 3 * first, 2 * first, 0.1 * first, *opposite])
+    if name.startswith("cntk"):
+        kernels = (CNTK(DEPTH, pooling="gap" if "gap" in name else "flatten", compile=compile)(x),)
+    else:
+        activation = "abs" if name == "abs" else "relu"
+        kernels = mlp_kernels(x, depth=DEPTH, sigma_b=0, activation=activation, compile=compile)
+    for k in kernels:
+        assert lowest(k) > -1e-10
+
+
 @pytest.mark.parametrize("pooling", ["flatten", "gap"])
 def test_many_images(pooling: str) -> None:
     x = torch.rand(40, 1, 4, 4, dtype=torch.float64)

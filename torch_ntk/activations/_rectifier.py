@@ -115,9 +115,10 @@ class DualRectifier(DualActivation):
         """
         (root1, inverse1), (root2, inverse2) = one, two
         r = root1 * root2
-        excess = (d - (root1 - root2).square()) * (0.5 * inverse1 * inverse2)
+        scale = 0.5 * inverse1 * inverse2
+        excess = (d - (root1 - root2).square()) * scale
         # Where a variance is 0, the angle is a right one by convention.
-        excess = torch.where(r > 0, excess, 1.0).clamp(0.0, 2.0)
+        excess = _snapped(torch.where(r > 0, excess, 1.0), d * scale)
         angle, sine = angle_and_sine_beyond(excess)
         lag = sine - angle * (1.0 - excess)
         distance = (self._mean_square * d - (2 * self._bend) * r * lag).clamp(min=0.0)
@@ -136,8 +137,9 @@ class DualRectifier(DualActivation):
         _, root2 = _positive_and_root(q2)
         r = root1 * root2
         positive = r > 0
-        excess = (d - (root1 - root2).square()) / (2 * torch.where(positive, r, 1.0))
-        excess = torch.where(positive, excess, 1.0).clamp(0.0, 2.0)
+        twice = 2 * torch.where(positive, r, 1.0)
+        excess = (d - (root1 - root2).square()) / twice
+        excess = _snapped(torch.where(positive, excess, 1.0), d / twice)
         near = excess.clamp(min=_LEAST).sqrt()
         far = (2.0 - excess).clamp(min=_LEAST).sqrt()
         theta = 2 * torch.atan2(near, far)
@@ -154,6 +156,20 @@ class DualRectifier(DualActivation):
         distance = (linear - (2 * self._bend) * r * lag).clamp(min=0.0)
         # At d = 0 `clamp` would lose the derivative.
         return torch.where(d > 0, distance, linear), self._mean_square - self._bend * theta
+
+
+def _snapped(excess: Tensor, size: Tensor) -> Tensor:
+    """1 - cos θ in [0, 2], and 0 or 2 where it differs from that by its own rounding only.
+
+    So an input and its multiples are parallel in every layer, and not at an angle of 1e-8.
+
+    Args:
+        excess: 1 - cos θ as a difference.
+        size: The first of its two terms.
+    """
+    rounding = (16 * torch.finfo(excess.dtype).eps) * size
+    excess = torch.where(excess < rounding, 0.0 * excess, excess)
+    return torch.where(2.0 - excess < rounding, 2.0, excess).clamp(0.0, 2.0)
 
 
 def _is_zero(q: Tensor) -> Tensor:
