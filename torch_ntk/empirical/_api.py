@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._checks import check_choice, check_finite, check_positive_int, describe, message
+from .._checks import check_bool, check_choice, check_finite, check_positive_int, describe, message
 from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _choose, _jacobian, _structured, _vector_product
@@ -158,8 +158,7 @@ def empirical_ntk(
     check_choice("method", method, METHODS)
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-    if not isinstance(progress, bool):
-        raise TypeError(message("progress", "True or False", describe(progress)))
+    check_bool("progress", progress)
     if by is not None:
         check_choice("by", by, get_args(By), "None returns the whole kernel.")
     allowed = None if max_memory is None else in_bytes(max_memory)

@@ -27,7 +27,7 @@ from typing import Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, describe, message
+from .._checks import check_bool, check_finite_number, describe, message
 
 _AUTOCAST_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
@@ -79,11 +79,7 @@ def check_flag(name: str, value: object) -> bool:
 
     A number here is most likely `sigma_w` written by position, and would be taken for True.
     """
-    if not isinstance(value, bool):
-        raise TypeError(
-            message(name, "True or False", value, "Write sigma_w=... and sigma_b=... by name.")
-        )
-    return value
+    return check_bool(name, value, "Write sigma_w=... and sigma_b=... by name.")
 
 
 def check_dtype(dtype: object) -> None:
