@@ -167,9 +167,9 @@ def kernel(
     check_enough(each + each // 2 if longest > 1 else each)  # a row is kept, a column computed
     fits = plan(longest, each + row_bytes(output, longest, trial.outputs, fn.products), fn.device)
 
-    def factors(x: Tensor) -> Factors:
+    def factors(x: Tensor, _: bool) -> Factors:
         found = jacobians(fn, x)
-        return {(keys[name], name): of_jacobian(j, output) for name, j in found.items()}
+        return {(keys[name], name): of_jacobian(j) for name, j in found.items()}
 
     return by_blocks(
         factors,

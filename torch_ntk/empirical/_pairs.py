@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .._types import Output
 from ._blocks import Backoff, ranges
+from ._columns import blocks
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
-from ._weights import Part, add_
+from ._weights import Part, add_, add_product_
 
 # Products of fewer rows run below their speed; of more blocks the saving is small.
 _ROWS = 96
@@ -22,7 +23,7 @@ Factors = dict[tuple[str, str], Part]
 
 
 def by_blocks(
-    factors: Callable[[Tensor], Factors],
+    factors: Callable[[Tensor, bool], Factors],
     x1: Tensor,
     x2: Tensor | None,
     output: Output,
@@ -37,6 +38,8 @@ def by_blocks(
 
     Rows are taken in blocks of `size` whose factors are kept, and columns are streamed past them
     in blocks of `small`, so that the factors of a sample are computed about N/(2·size) + 1 times.
+    `factors` is told whether its samples meet only those of their own block: then a Jacobian is
+    contracted once, and need not be formed before.
     """
     n1 = x1.shape[0]
     other = x1 if x2 is None else x2
@@ -48,14 +51,17 @@ def by_blocks(
 
     def rows(start: int, stop: int) -> None:
         step = min(backoff.cut(small), stop - start)
-        left = _joined([factors(x1[a:b]) for a, b in ranges(start, stop, step)], dtype)
+        alone = x2 is None and (start, stop) == (0, n1)
+        left = _joined([factors(x1[a:b], alone) for a, b in ranges(start, stop, step)])
         left = {name: part.factors_in(dtype) for name, part in left.items()}
+        if not alone:
+            left = {name: part.ready(dtype, output) for name, part in left.items()}
         if x2 is None:
             for key, result in results.items():
                 parts = [part for name, part in left.items() if name[0] == key]
                 _add_square(result[start:stop, start:stop], parts, output, outputs)
         for a, b in ranges(stop if x2 is None else 0, n2, step):
-            right = factors(other[a:b])
+            right = factors(other[a:b], False)
             for key, result in results.items():
                 block = zeros(output, stop - start, b - a, outputs, like)
                 for name, part in left.items():
@@ -79,11 +85,21 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     """
     n = square.shape[0]
     rows = outputs if output == "full" else 1
-    if len(range(0, n, _samples(n, rows))) > 1:
-        parts = [part.whole() for part in parts]
+    by_columns = [part for part in parts if part.pieces]
+    parts = [part for part in parts if not part.pieces]
     first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
+    total = zeros(output, n, n, outputs, square) if by_columns else None
+    if total is not None:
+        matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
+        for part in by_columns:
+            for (j,) in blocks([part.pieces], output, square.dtype):
+                for a, b in ranges(0, n * rows, rows * _samples(n, rows)):
+                    add_product_(matrices[:, a:b, a:], j[:, a:b], j[:, a:])
     for a, b in ranges(0, n, _samples(n, rows)):
-        block = zeros(output, b - a, n - a, outputs, square)
+        if total is None:
+            block = zeros(output, b - a, n - a, outputs, square)
+        else:
+            block = total.narrow(first, a, b - a).narrow(second, a, n - a)
         for part in parts:
             for c, d in ranges(a, b, min(b - a, _samples(n, rows * part.positions))):
                 below = block.narrow(first, c - a, d - c).narrow(second, c - a, n - c)
@@ -101,12 +117,9 @@ def _samples(n: int, rows: int) -> int:
     return max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))
 
 
-def _joined(blocks: list[Factors], dtype: torch.dtype) -> Factors:
-    """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
-    if len(blocks) == 1:
-        return blocks[0]
-    found: Factors = {}
-    for name, first in list(blocks[0].items()):
-        in_pieces = first.j is not None and first.j.dtype != dtype
-        found[name] = Part.joined([block.pop(name) for block in blocks], in_pieces)
-    return found
+def _joined(found: list[Factors]) -> Factors:
+    """Factors of consecutive blocks of samples as those of one block; empties `found`."""
+    if len(found) == 1:
+        return found[0]
+    names = list(found[0])
+    return {name: Part.joined([block.pop(name) for block in found]) for name in names}

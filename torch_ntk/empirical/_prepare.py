@@ -61,14 +61,33 @@ class Structure:
         each = [(plan.uses[i], plan.shapes[plan.calls[i]]) for i in self.groups[name]]
         return sum(use.positions(shape) for use, shape in each)
 
-    def numbers_per_sample(self, fn: ModelFunction, o: int) -> int:
-        """How many numbers the factors of one sample are."""
+    def is_left_unformed(self, name: str, o: int) -> bool:
+        """Whether this weight's Jacobian is larger than what it is the product of."""
+        if name not in self.costs or self.by_gram(name):
+            return False
+        use = self.plan.uses[self.groups[name][0]]
+        return use.is_product and self._factors(name, o) < o * use.units * use.inputs
+
+    def _factors(self, name: str, o: int) -> int:
+        use = self.plan.uses[self.groups[name][0]]
+        return self.positions(name) * (use.inputs + o * use.units)
+
+    def numbers_per_sample(self, fn: ModelFunction, o: int, alone: bool = False) -> int:
+        """How many numbers the factors of one sample are.
+
+        Args:
+            fn: The function.
+            o: Outputs.
+            alone: Whether Jacobians are left unformed where that is less.
+        """
         total = o * sum(fn.params[n].numel() for n in self.plan.rest)
         for name, indices in self.groups.items():
             if self.is_joined(name):
                 continue
             if self.by_gram(name):
                 total += self.costs[name].gram_size
+            elif alone and self.is_left_unformed(name, o):
+                total += self._factors(name, o)
             else:
                 total += o * self.plan.uses[indices[0]].weight.numel()
         return total

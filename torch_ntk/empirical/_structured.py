@@ -17,6 +17,7 @@ from .._types import Output
 from . import _jacobian
 from ._backward import backward
 from ._blocks import plan
+from ._columns import Unformed
 from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
@@ -40,9 +41,18 @@ _JOINED = "(joined)"
 
 
 def factors(
-    fn: ModelFunction, structure: Structure, x: Tensor, o: int, output: Output, keys: Keys
+    fn: ModelFunction,
+    structure: Structure,
+    x: Tensor,
+    o: int,
+    output: Output,
+    keys: Keys,
+    alone: bool = False,
 ) -> Factors:
-    """By key and parameter name what the contraction needs of the samples `x`."""
+    """By key and parameter name what the contraction needs of the samples `x`.
+
+    Large Jacobians are left unformed where the samples are contracted `alone`, once.
+    """
     b, gradients, sources = backward(fn, structure.plan, x, structure.right)
     n = x.shape[0]
     parts: Factors = {}
@@ -52,7 +62,7 @@ def factors(
         if name in gradients or jacobian.shape[2] <= _SMALL:
             joined.setdefault(keys[name], []).append(jacobian)
         else:
-            parts[keys[name], name] = of_jacobian(jacobian, output)
+            parts[keys[name], name] = of_jacobian(jacobian)
 
     uses = structure.plan.uses
     for name, indices in structure.groups.items():
@@ -68,8 +78,11 @@ def factors(
             if structure.by_gram(name):
                 shift = float(name in structure.biases)
                 parts[keys[name], name] = of_factors(joined_a, joined_b, use, output, shift)
+            elif alone and structure.is_left_unformed(name, o):
+                left, right = use.matrices(joined_a, joined_b)
+                parts[keys[name], name] = of_jacobian(Unformed(left, right, o))
             else:
-                add(name, use.jacobian(joined_a, joined_b))
+                add(name, use.columns(joined_a, joined_b))
         else:
             each = [uses[i].jacobian(p, q) for i, p, q in zip(indices, a_all, b_all, strict=True)]
             add(name, torch.stack(each).sum(0))
@@ -77,7 +90,7 @@ def factors(
         add(name, gradient.reshape(n, o, fn.params[name].numel()))
     for key, jacobians in joined.items():
         one = jacobians[0] if len(jacobians) == 1 else torch.cat(jacobians, dim=2)
-        parts[key, _JOINED] = of_jacobian(one, output)
+        parts[key, _JOINED] = of_jacobian(one)
     return parts
 
 
@@ -136,7 +149,7 @@ def _by_plan(
     if fn.device.type == "cpu":
         step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // at_once))
     return by_blocks(
-        lambda x: factors(fn, structure, x, trial.outputs, output, keys),
+        lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
         x1,
         x2,
         output,

@@ -147,6 +147,6 @@ def _loop(
         o = 1 if output == "pseudo" else outputs
         block = zeros(output, a.shape[0], a.shape[0], o, a.new_zeros((), dtype=fn.dtype))
         for j in jacobians.values():
-            part = of_jacobian(j, output)
+            part = of_jacobian(j)
             add_(block, part, part, output)
         return finish(settled(block, output).contiguous(), output, outputs), outputs

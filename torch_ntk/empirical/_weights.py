@@ -12,18 +12,18 @@ first form it adds 1 to ⟨A[n, t], A[m, s]⟩.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._types import Output
+from ._columns import Formed, Piece, blocks, whole
 from ._limit import limit
 from .rules import Use
 
 _CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
-_CONVERTED_BYTES = 4 * 1024**2  # of Jacobians in the precision of the products
 # What writing and reading an entry of a Jacobian or a Gram matrix takes, in operations of a
 # product.
 _TRAFFIC = 100.0
@@ -42,12 +42,10 @@ class Part:
 
     Attributes:
         samples, outputs, positions: N, O and T.
-        j: The Jacobian: `[1, N·O, p]` for `"full"`, `[O, N, p]` for `"diagonal"`, and
-            `[1, N, O·p]` where the outputs are summed.
+        j: The Jacobian, as `_columns.laid` lays it out.
         a: Features `[G, N·T, a]`.
         b: Cotangents: `[G, N·O·T, b]`, `[G·O, N·T, b]` and `[G, N·T, O·b]`.
-        pieces: The Jacobian in pieces of consecutive samples, in place of `j`: what is converted
-            to another precision need not be put together first.
+        pieces: The Jacobian in pieces of consecutive samples, in place of `j`.
         is_last: Whether the cotangents of every sample are the identity matrix.
         use: Multiplies features.
         shift: What a bias adds to products of features.
@@ -57,17 +55,12 @@ class Part:
     outputs: int
     positions: int = 1
     j: Tensor | None = None
-    pieces: tuple[Tensor, ...] = ()
+    pieces: tuple[Piece, ...] = ()
     a: Tensor | None = None
     b: Tensor | None = None
     use: Use | None = None
     shift: float = 0.0
     is_last: bool = False
-
-    @property
-    def jacobians(self) -> tuple[Tensor, ...]:
-        """The Jacobian in its pieces, of which there may be one; none if there are factors."""
-        return self.pieces if self.j is None else (self.j,)
 
     def narrow(self, start: int, stop: int) -> Part:
         """The part for the samples `start … stop`, without a copy; not of pieces."""
@@ -81,9 +74,9 @@ class Part:
         size = stop - start
         return replace(self, samples=size, j=rows(self.j), a=rows(self.a), b=rows(self.b))
 
-    def whole(self) -> Part:
+    def whole(self, output: Output) -> Part:
         """The same with the Jacobian in one piece."""
-        return replace(self, j=torch.cat(self.pieces, dim=1), pieces=()) if self.pieces else self
+        return replace(self, j=whole(self.pieces, output), pieces=()) if self.pieces else self
 
     def factors_in(self, dtype: torch.dtype) -> Part:
         """The same with features and cotangents in `dtype`, for products with several others."""
@@ -91,8 +84,13 @@ class Part:
             return self
         return replace(self, a=_to(self.a, dtype), b=_to(self.b, dtype))
 
+    def ready(self, dtype: torch.dtype, output: Output) -> Part:
+        """For products with several others: whole, unless it is to be converted anyway."""
+        is_same = bool(self.pieces) and self.pieces[0].dtype == dtype
+        return self.whole(output) if is_same else self
+
     @staticmethod
-    def joined(parts: list[Part], in_pieces: bool = False) -> Part:
+    def joined(parts: list[Part]) -> Part:
         """Parts of consecutive blocks of samples as that of one block."""
 
         def cat(tensors: list[Tensor | None]) -> Tensor | None:
@@ -102,24 +100,17 @@ class Part:
         return replace(
             parts[0],
             samples=sum(p.samples for p in parts),
-            j=None if in_pieces else cat([p.j for p in parts]),
-            pieces=tuple(p.j for p in parts if p.j is not None) if in_pieces else (),
+            pieces=tuple(piece for p in parts for piece in p.pieces),
             a=cat([p.a for p in parts]),
             b=cat([p.b for p in parts]),
             is_last=all(p.is_last for p in parts),
         )
 
 
-def of_jacobian(j: Tensor, output: Output) -> Part:
-    """A part from the Jacobian `[N, O, p]`."""
-    n, o, p = j.shape
-    if output == "full":
-        laid = j.reshape(1, n * o, p)
-    elif output == "diagonal":
-        laid = j.transpose(0, 1)
-    else:  # Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i too
-        laid = j.reshape(1, n, o * p)
-    return Part(n, o, j=laid)
+def of_jacobian(*pieces: Tensor | Piece) -> Part:
+    """A part from the Jacobian `[N, O, p]`, or from pieces of it."""
+    found = tuple(Formed(p) if isinstance(p, Tensor) else p for p in pieces)
+    return Part(sum(p.samples for p in found), found[0].outputs, pieces=found)
 
 
 def of_factors(a: Tensor, b: Tensor, use: Use, output: Output, shift: float = 0.0) -> Part:
@@ -195,17 +186,12 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
 
     Factors of less precision than the block are converted to its own before they are multiplied.
     """
-    lefts, rights = p.jacobians, q.jacobians
-    if lefts:
-        n1, n2 = (sum(t.shape[1] for t in side) for side in (lefts, rights))
-        whole = block if output == "diagonal" else block.view(1, n1, n2)
-        for left, right in _converted(lefts, rights, block.dtype):
-            if len(whole) == 1:
-                whole[0].addmm_(left[0], right[0].T)
-            else:
-                whole.baddbmm_(left, right.transpose(1, 2))
+    if p.a is None:
+        n1, n2 = (s * p.outputs if output == "full" else s for s in (p.samples, q.samples))
+        into = block if output == "diagonal" else block.view(1, n1, n2)
+        for left, right in _jacobians(p, q, output, block.dtype):
+            add_product_(into, left, right)
         return
-    assert p.a is not None
     assert p.use is not None
     groups, rows, _ = p.a.shape
     t = p.positions
@@ -218,33 +204,26 @@ def add_(block: Tensor, p: Part, q: Part, output: Output) -> None:
         _add_grams_(block.narrow(columns, m, size), p, q.narrow(m, m + size), output)
 
 
-def _converted(
-    lefts: Sequence[Tensor], rights: Sequence[Tensor], dtype: torch.dtype
+def _jacobians(
+    p: Part, q: Part, output: Output, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of column blocks in `dtype`; what is converted stands in buffers that stay in cache."""
-    first = lefts[0]
-    if first.dtype == dtype:
-        one, two = (s[0] if len(s) == 1 else torch.cat(list(s), dim=1) for s in (lefts, rights))
-        yield one, two
+    """Both Jacobians whole, or in blocks of columns where they are to be converted."""
+    if p.pieces and q.pieces and p.pieces[0].dtype != dtype:
+        sides = [p.pieces] if p is q else [p.pieces, q.pieces]
+        yield from ((found[0], found[-1]) for found in blocks(sides, output, dtype))
         return
-    is_square = len(lefts) == len(rights) and all(
-        a is b for a, b in zip(lefts, rights, strict=True)
-    )
-    sides = [lefts] if is_square else [lefts, rights]
-    heights = [sum(t.shape[1] for t in side) for side in sides]
-    columns, item = first.shape[2], torch.finfo(dtype).bits // 8
-    step = _CONVERTED_BYTES // (first.shape[0] * max(heights) * item)
-    step = max(1, min(columns, step))
-    buffers = [first.new_empty((len(first), h, step), dtype=dtype) for h in heights]
-    for c in range(0, columns, step):
-        size = min(step, columns - c)
-        for side, buffer in zip(sides, buffers, strict=True):
-            row = 0
-            for piece in side:
-                rows = piece.shape[1]
-                buffer[:, row : row + rows, :size].copy_(piece[..., c : c + size])
-                row += rows
-        yield buffers[0][..., :size], buffers[-1][..., :size]
+    left, right = p.whole(output).j, q.whole(output).j
+    assert left is not None
+    assert right is not None
+    yield left, right
+
+
+def add_product_(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ rightᵀ` of stacks of matrices to a stack of matrices."""
+    if len(into) == 1:
+        into[0].addmm_(left[0], right[0].T)
+    else:
+        into.baddbmm_(left, right.transpose(1, 2))
 
 
 def _to(t: Tensor, dtype: torch.dtype) -> Tensor:

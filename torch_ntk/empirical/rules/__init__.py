@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._conv import CALLS as _CONV
+from ._conv import ConvUse as ConvUse
 from ._conv_transpose import CALLS as _CONV_TRANSPOSE
 from ._einsum import CALLS as _EINSUM
 from ._elementwise import CALLS as _ELEMENTWISE
@@ -32,4 +33,4 @@ RULES: dict[Any, Rule] = {
     **_ELEMENTWISE,
 }
 
-__all__ = ["RULES", "Rule", "Use"]
+__all__ = ["RULES", "ConvUse", "Rule", "Use"]

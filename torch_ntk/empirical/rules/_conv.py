@@ -15,7 +15,12 @@ from ._rule import Use, argument
 
 
 class ConvUse(Use):
-    """A convolution; its features are the patches under the filter, its positions the outputs."""
+    """A convolution; its features are the patches under the filter, its positions the outputs.
+
+    Attributes:
+        channels_last: Whether a pass is made with the channels last in memory, as in two dimensions
+            on a CPU (see `_uses.perturbed`). Entries of a patch then run over them last.
+    """
 
     def __init__(
         self,
@@ -31,13 +36,22 @@ class ConvUse(Use):
         self.groups = groups
         self.inputs = prod(weight.shape[1:])
         self.units = weight.shape[0] // groups
+        self.channels_last = weight.ndim == 4 and weight.device.type == "cpu"
 
     def features(self, source: Tensor) -> Tensor:
         """A `[N, G, T, a]`: patches, gathered by strided views and one copy."""
         kernel = tuple(self.weight.shape[2:])
         n = source.shape[0]
         images = source.reshape(n, -1, *source.shape[-len(kernel) - 1 :])
-        return patches(images, kernel, self.stride, self.padding, self.dilation, self.groups)
+        where = (kernel, self.stride, self.padding, self.dilation, self.groups)
+        return patches(images, *where, channels_last=self.channels_last)
+
+    def unpack(self, jacobian: Tensor) -> Tensor:
+        """Entries of the weight run over the channels first."""
+        if not self.channels_last:
+            return jacobian.flatten(2)
+        channels = self.weight.shape[1]
+        return jacobian.unflatten(4, (-1, channels)).transpose(4, 5).flatten(2)
 
     def cotangents(self, b: Tensor) -> Tensor:
         """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""
@@ -55,6 +69,7 @@ def patches(
     dilation: tuple[int, ...],
     groups: int,
     most: tuple[int, ...] | None = None,
+    channels_last: bool = False,
 ) -> Tensor:
     """What lies under a filter at all of its places: `[N, G, M·places, C/G·taps]`.
 
@@ -66,6 +81,7 @@ def patches(
         dilation: Between taps.
         groups: Of channels.
         most: Places to take in each dimension; None takes all.
+        channels_last: Whether entries of a patch run over taps before channels.
     """
     dims = len(kernel)
     n = images.shape[0]
@@ -79,10 +95,10 @@ def patches(
             x = x.narrow(2 + d, 0, most[d])
     channels, out = x.shape[1], x.shape[2 : 2 + dims]
     x = x.reshape(n, -1, groups, channels // groups, *out, *kernel)
-    # [N, M, G, C/G, *out, *kernel] to [N, G, M·out, C/G·kernel]
+    # [N, M, G, C/G, *out, *kernel] to [N, G, M·out, C/G·kernel], or kernel·C/G
     axes = list(range(x.ndim))
     positions, taps = axes[4 : 4 + dims], axes[4 + dims :]
-    x = x.permute(0, 2, 1, *positions, 3, *taps)
+    x = x.permute(0, 2, 1, *positions, *((*taps, 3) if channels_last else (3, *taps)))
     return x.reshape(n, groups, -1, channels // groups * prod(kernel))
 
 

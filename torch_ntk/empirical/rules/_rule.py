@@ -54,10 +54,34 @@ class Use(ABC):
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """The Jacobian `[N, O, p]` with respect to the flattened weight."""
+        return self.unpack(self._product(a, b))
+
+    def columns(self, a: Tensor, b: Tensor) -> Tensor:
+        """The Jacobian with its columns in an order that all uses of one kind have."""
+        is_product = type(self).jacobian is Use.jacobian
+        return self._product(a, b).flatten(2) if is_product else self.jacobian(a, b)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        n, o, g, t, units = b.shape
+        if g == 1 and t > 1 and units > 1 and b.stride(4) == 1:
+            # Units innermost, as channels are on a CPU: sample by sample they need not be copied.
+            product = b.new_empty(n, o, units, a.shape[3])
+            for one_a, one_b, out in zip(a, b, product, strict=True):
+                torch.bmm(one_b[:, 0].transpose(1, 2), one_a.expand(o, -1, -1), out=out)
+            return product.unsqueeze(2)
+        left, right = self.matrices(a, b)
+        return torch.bmm(left, right).view(n, g, o, units, -1).transpose(1, 2)
+
+    def matrices(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents `[N·G, O·b, T]` and features `[N·G, T, a]`, whose product `columns` is."""
         n, o, g, t, units = b.shape
         left = b.permute(0, 2, 1, 4, 3).reshape(n * g, o * units, t)
-        product = torch.bmm(left, a.reshape(n * g, t, -1))
-        return self.unpack(product.view(n, g, o, units, -1).transpose(1, 2))
+        return left, a.reshape(n * g, t, -1)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the Jacobian of all outputs is one product of matrices, and nothing else."""
+        return self.groups == 1 and type(self).jacobian is Use.jacobian
 
     def forming(self, t: int) -> int:
         """Operations to form one row of the Jacobian from `t` positions, halved."""
