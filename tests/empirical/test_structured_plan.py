@@ -249,3 +249,17 @@ def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert relative_error(kernel, expected) < 1e-13
     mirrored = kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
     assert torch.equal(kernel, mirrored)
+
+
+def test_layout_that_an_operation_gets_wrong_is_not_taken() -> None:
+    # torch's gradient of instance_norm is wrong for one image whose channels are innermost.
+    normed = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.Tanh(), nn.Conv2d(4, 1, 3)
+    )
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 3))
+    x = torch.randn(2, 2, 6, 6)
+    for model, expected in ((normed, False), (plain, True)):
+        fn = model_function(model, None, torch.float64)
+        structure = _prepare.prepare(fn, fn.input("x", x), None, 4, "full")
+        assert structure.plan.channels_last is expected
+        assert not structure.plan.rest

@@ -21,23 +21,36 @@ from .._functional import ModelFunction
 _MOST = 64  # signatures of one module; control flow may make ever new ones
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What the comparison of a plan with automatic differentiation found.
+
+    Attributes:
+        wrong: The parameters for which they did not agree.
+        channels_last: Whether the plan is right with channels innermost in memory.
+    """
+
+    wrong: frozenset[str]
+    channels_last: bool
+
+
 @dataclass
 class Known:
     """Proofs about one module.
 
     Attributes:
         uncoupled: Signatures whose samples do not depend on each other.
-        wrong: By signature and plan the parameters whose plan did not agree with autograd.
+        proofs: By signature and plan what was found.
     """
 
     uncoupled: set[Hashable] = field(default_factory=set)
-    wrong: dict[Hashable, frozenset[str]] = field(default_factory=dict)
+    proofs: dict[Hashable, Proof] = field(default_factory=dict)
 
     def keep_few(self) -> None:
         """Forget everything when it has become too much."""
-        if len(self.uncoupled) > _MOST or len(self.wrong) > _MOST:
+        if len(self.uncoupled) > _MOST or len(self.proofs) > _MOST:
             self.uncoupled.clear()
-            self.wrong.clear()
+            self.proofs.clear()
 
 
 _known: dict[int, tuple[weakref.ref[nn.Module], Known]] = {}

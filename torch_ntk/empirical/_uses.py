@@ -29,6 +29,7 @@ class Plan:
         calls: Index of the call that each use is in; a call may use several parameters.
         shapes: Shape of what each call returns for one sample.
         rest: Names of all other parameters; they contribute through their own Jacobian.
+        channels_last: Whether convolutions on a CPU run with the channels innermost in memory.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Plan:
     calls: list[int] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     rest: tuple[str, ...] = ()
+    channels_last: bool = True
 
     def without(self, names: set[str], params: Parameters) -> Plan:
         """The plan in which the parameters `names` belong to the rest."""
@@ -48,6 +50,7 @@ class Plan:
             [calls.index(self.calls[i]) for i in keep],
             [self.shapes[c] for c in calls],
             tuple(n for n in params if n not in kept),
+            self.channels_last,
         )
 
     def description(self) -> tuple[Hashable, ...]:
@@ -163,7 +166,7 @@ def perturbed(
     """
     covered = {n: fn.params[n] for n in plan.names}
     for use, name in zip(plan.uses, plan.names, strict=True):
-        if isinstance(use, ConvUse) and use.channels_last:
+        if plan.channels_last and isinstance(use, ConvUse) and use.channels_last:
             # oneDNN follows the layout of the weight; with the channels innermost it is up to five
             # times as fast where they are few, and patches are gathered by whole rows.
             covered[name] = fn.params[name].contiguous(memory_format=torch.channels_last)
