@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import has_finite_sum, message
 from ._unwrap import is_script, plain_name
 
 _BATCH_NORMS = (
@@ -131,7 +131,9 @@ def _refuse_tensor(
                 "write the network over the real and imaginary parts.",
             )
         )
-    if tensor.is_floating_point() and not bool(is_fine(tensor).all()):
+    if not tensor.is_floating_point() or has_finite_sum(tensor):
+        return
+    if not bool(is_fine(tensor).all()):
         raise ValueError(
             message(
                 argument,

@@ -145,3 +145,8 @@ def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Consecutive `(a, b)` of at most `size` that cover `start … stop`."""
     for a in range(start, stop, size):
         yield a, min(stop, a + size)
+
+
+def even(n: int, size: int) -> int:
+    """The size of as many blocks as `size` makes of `n`, but of about the same size."""
+    return -(-n // max(1, -(-n // size)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._types import Output
+from ._blocks import even
 
 _BYTES = 8 * 1024**2  # of a block of columns
 
@@ -141,11 +142,10 @@ def blocks(
     heights = [sum(piece.samples for piece in side) for side in sides]
     o, each, width = first.outputs, first.each, first.width
     row = o * each * (torch.finfo(dtype).bits // 8)
-    step = max(1, min(width, _BYTES // max(1, row * max(heights))))
-    step = -(-width // max(1, -(-width // step)))  # all of about the same size
+    step = max(1, even(width, max(1, _BYTES // max(1, row * max(heights)))))
     like = first.j if isinstance(first, Formed) else first.left
     buffers = [like.new_empty(h * o * each * step, dtype=dtype) for h in heights]
-    for start in range(0, width, max(1, step)):
+    for start in range(0, width, step):
         stop = min(width, start + step)
         columns = each * (stop - start)
         found = []

@@ -28,10 +28,12 @@ class Proof:
     Attributes:
         wrong: The parameters for which they did not agree.
         channels_last: Whether the plan is right with channels innermost in memory.
+        right: Sizes of the batches for which the batched backward pass was seen to be right.
     """
 
     wrong: frozenset[str]
     channels_last: bool
+    right: set[int] = field(default_factory=set)
 
 
 @dataclass

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from .._types import Output
-from ._blocks import Backoff, ranges
+from ._blocks import Backoff, even, ranges
 from ._columns import blocks
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
 from ._weights import Part, add_, add_product_
 
 # Products of fewer rows run below their speed; of more blocks the saving is small.
-_ROWS = 96
+_ROWS = 160
 _MOST_BLOCKS = 8
 
 Factors = dict[tuple[str, str], Part]
@@ -50,7 +50,7 @@ def by_blocks(
     backoff = Backoff(n1, size, within=small)
 
     def rows(start: int, stop: int) -> None:
-        step = min(backoff.cut(small), stop - start)
+        step = even(stop - start, backoff.cut(small))
         alone = x2 is None and (start, stop) == (0, n1)
         left = _joined([factors(x1[a:b], alone) for a, b in ranges(start, stop, step)])
         left = {name: part.factors_in(dtype) for name, part in left.items()}

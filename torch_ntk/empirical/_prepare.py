@@ -8,7 +8,7 @@ own Jacobian.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Structure:
     groups: dict[str, list[int]]
     costs: dict[str, Cost]
     biases: dict[str, str]
-    right: set[int] = field(default_factory=set)
+    right: set[int]
 
     def by_gram(self, name: str) -> bool:
         """Whether this weight is contracted by Gram matrices."""
@@ -140,7 +140,7 @@ def prepare(
             first = uses[0]
             sizes = [found.uses[i].positions(found.shapes[found.calls[i]]) for i in indices]
             costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs, price)
-    structure = Structure(found, groups, costs, {})
+    structure = Structure(found, groups, costs, {}, proof.right)
     keys = dict.fromkeys(fn.params, WHOLE) if keys is None else keys
     structure.biases.update(
         (w, b) for w, b in _biases(found, groups) if structure.by_gram(w) and keys[w] == keys[b]

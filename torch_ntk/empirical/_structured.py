@@ -29,7 +29,7 @@ from ._weights import of_factors, of_jacobian
 
 # Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
 # and cleared anew by the operating system.
-_STEP_BYTES = 192 * 1024**2
+_STEP_BYTES = 160 * 1024**2
 # So many samples are worth it all the same: passes of fewer are mostly overhead.
 _STEP_SAMPLES = 4
 
@@ -98,7 +98,12 @@ def bytes_per_sample(fn: ModelFunction, structure: Structure, trial: Trial) -> i
     """Memory of one sample's factors, and of the batched backward pass that makes them."""
     item = torch.finfo(fn.dtype).bits // 8
     kept = structure.numbers_per_sample(fn, trial.outputs) * item
-    return 2 * kept + 2 * (trial.outputs + 1) * trial.activation_bytes
+    return 2 * kept + _backward_bytes(trial)
+
+
+def _backward_bytes(trial: Trial) -> int:
+    """Memory of one sample's batched backward pass."""
+    return 2 * (trial.outputs + 1) * trial.activation_bytes
 
 
 def kernel(
@@ -147,7 +152,7 @@ def _by_plan(
     check_enough(at_once)
     step = plan(longest, 4 * at_once, fn.device)
     if fn.device.type == "cpu":
-        step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // at_once))
+        step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // max(1, _backward_bytes(trial))))
     return by_blocks(
         lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
         x1,
