@@ -153,8 +153,8 @@ def _biases(found: Plan, groups: dict[str, list[int]]) -> Iterator[tuple[str, st
     names = {id(use.weight): name for use, name in zip(found.uses, found.names, strict=True)}
     for bias, indices in groups.items():
         uses = [found.uses[i] for i in indices]
-        joins = {id(u.joins) if isinstance(u, BiasUse) else 0 for u in uses}
-        weight = names.get(joins.pop()) if len(joins) == 1 else None
+        joins = {u.joins if isinstance(u, BiasUse) else None for u in uses}
+        weight = names.get(joins.pop() or 0) if len(joins) == 1 else None
         if weight is None:
             continue
         calls, others = ([found.calls[i] for i in groups[n]] for n in (bias, weight))
@@ -185,10 +185,11 @@ def _prove(fn: ModelFunction, found: Plan, x: Tensor, o: int) -> Proof:
 
 def _disagreeing(fn: ModelFunction, found: Plan, x: Tensor, u: Tensor) -> set[str]:
     """Parameters whose gradient in the direction `u` is not what the plan implies."""
+    # In this order, so that weights in another layout and all gradients never stand together.
+    b, rest, sources = of_sample(fn, found, x, u)
     transformed = vjp(lambda p: fn.single(p, x), fn.params)
     truth: Parameters = dict(transformed[1](u)[0])
     del transformed
-    b, rest, sources = of_sample(fn, found, x, u)
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(found.names):
         groups.setdefault(name, []).append(i)

@@ -31,7 +31,7 @@ from ._weights import of_factors, of_jacobian
 # and cleared anew by the operating system.
 _STEP_BYTES = 160 * 1024**2
 # So many samples are worth it all the same: passes of fewer are mostly overhead.
-_STEP_SAMPLES = 4
+_STEP_SAMPLES = 2
 
 # Jacobians of at most so many columns are joined before they are contracted.
 _SMALL = 4096
@@ -127,9 +127,12 @@ def kernel(
             structure = prepare(fn, x1, x2, trial.outputs, output, keys, trial.signature)
         except CANNOT_TRANSFORM:
             return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
+    structure.plan.lay_out(fn.params)
     try:
         return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure)
     except PlanChangedError:  # control flow that depends on the sample
+        for name in structure.plan.convolved():
+            fn.params[name] = fn.params[name].clone(memory_format=torch.contiguous_format)
         return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
 
 

@@ -23,7 +23,7 @@ from ._columns import Formed, Piece, blocks, whole
 from ._limit import limit
 from .rules import Use
 
-_CHUNK_BYTES = 256 * 1024**2  # of the product over positions, before it is summed
+_CHUNK_BYTES = 64 * 1024**2  # of the product over positions, before it is summed
 # What writing and reading an entry of a Jacobian or a Gram matrix takes, in operations of a
 # product.
 _TRAFFIC = 100.0

@@ -19,12 +19,12 @@ class BiasUse(Use):
     Args:
         weight: The bias.
         dims: How many dimensions of y follow the channels.
-        joins: The weight of the call, if its cotangents are those of this bias.
+        joins: The `id` of the call's weight, if its cotangents are those of this bias.
     """
 
     groups = inputs = 1
 
-    def __init__(self, weight: Tensor, dims: int = 0, joins: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, dims: int = 0, joins: int | None = None) -> None:
         self.weight, self.dims, self.joins = weight, dims, joins
         self.source = weight.new_ones(())
         self.units = weight.numel()
@@ -58,4 +58,4 @@ def with_bias(use: Use, bias: Tensor | None, dims: int, joins: bool = True) -> l
     """The use of a call's weight, and that of its bias if it has one."""
     if bias is None or not bias.numel():
         return [use]
-    return [use, BiasUse(bias, dims, use.weight if joins else None)]
+    return [use, BiasUse(bias, dims, id(use.weight) if joins else None)]

@@ -51,7 +51,8 @@ class ConvUse(Use):
         if not self.channels_last:
             return jacobian.flatten(2)
         channels = self.weight.shape[1]
-        return jacobian.unflatten(4, (-1, channels)).transpose(4, 5).flatten(2)
+        split = jacobian.reshape(*jacobian.shape[:4], -1, channels)
+        return split.transpose(4, 5).flatten(2)
 
     def cotangents(self, b: Tensor) -> Tensor:
         """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""
