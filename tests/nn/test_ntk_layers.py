@@ -23,9 +23,6 @@ from torch.func import functional_call, jacrev, vmap
 
 from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKLinear
 
-# PyTorch remarks once that an even kernel under padding="same" costs it a copy.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def layer_case(request: pytest.FixtureRequest) -> Case:
