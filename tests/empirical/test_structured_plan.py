@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, by_name
-from oracles import contract_full, reduced, relative_error
+from cases import by_name
+from oracles import reduced, relative_error
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
 from torch_ntk._functional import model_function, quiet
-from torch_ntk.empirical import _jacobian, _pairs, _prepare, _uses, _weights
+from torch_ntk.empirical import _jacobian, _prepare, _uses
 from torch_ntk.empirical._trial import try_out
 from torch_ntk.empirical.rules import RULES
 from torch_ntk.empirical.rules._linear import LinearUse
@@ -137,30 +137,6 @@ def test_another_order_of_calls_falls_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert relative_error(kernel, empirical_ntk(model, x, method="jacobian")) < 1e-12
 
 
-@pytest.mark.parametrize("by_gram", [True, False])
-@pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
-def test_both_orders_of_contraction(
-    case: Case, by_gram: bool, monkeypatch: pytest.MonkeyPatch, oracle
-) -> None:
-    monkeypatch.setattr(_weights.Cost, "by_gram", by_gram)
-    monkeypatch.setattr(_weights, "_CHUNK_BYTES", 512)  # more than one piece of the columns
-    j1, j2 = oracle(case)
-    for output in OUTPUTS:
-        kernel = empirical_ntk(
-            case.build(), case.inputs(4), case.inputs(3, 1), output=output, method="structured"
-        )
-        assert relative_error(kernel, reduced(contract_full(j1, j2), output)) < 1e-10
-
-
-def test_gram_matrices_are_taken_for_few_positions_and_jacobians_for_many() -> None:
-    dense = MLP([64, 64, 64, 5])
-    assert all(structure_of(dense, torch.randn(8, 64)).by_gram(n) for n in ("0.weight", "2.weight"))
-    image = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 2))
-    structure = structure_of(image, torch.randn(8, 2, 8, 8))
-    assert not structure.by_gram("0.weight")
-    assert structure.by_gram("2.weight")
-
-
 def test_perturbing_needs_the_planned_calls() -> None:
     case = by_name("mlp")
     model, x = case.build(), case.inputs(2)
@@ -214,43 +190,6 @@ def test_a_bias_is_joined_with_its_weight_only_if_all_their_calls_are_the_same()
     assert relative_error(only, wanted) < 1e-12
 
 
-class MaskedLast(nn.Module):
-    """A last layer whose cotangents are the identity for some samples only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.last(torch.tanh(self.first(x)))
-        return torch.where(x[:, :1] > 0, y, 2 * y)
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_identity_cotangents_of_some_samples_are_not_taken_for_all(output: str) -> None:
-    model = MaskedLast().double()
-    x = torch.randn(6, 3, dtype=torch.float64)
-    x[:, 0] = torch.tensor([1.0, 1, 1, -1, -1, -1])
-    expected = reduced(empirical_ntk(model, x, method="jacobian"), output)
-    for size in (None, 3, 2):
-        kernel = empirical_ntk(model, x, output=output, method="structured", batch_size=size)
-        assert relative_error(kernel, expected) < 1e-12
-    kernel = empirical_ntk(model, x[:3], x[3:], output=output, method="structured")
-    assert relative_error(kernel, expected[:3, 3:]) < 1e-12
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pairs, "_ROWS", 1)
-    case = by_name("mlp")
-    model, x = case.build(), case.inputs(21)
-    kernel = empirical_ntk(model, x, output=output, method="structured")
-    expected = empirical_ntk(model, x, x.clone(), output=output, method="structured")
-    assert relative_error(kernel, expected) < 1e-13
-    mirrored = kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
-    assert torch.equal(kernel, mirrored)
-
-
 def test_layout_that_an_operation_gets_wrong_is_not_taken() -> None:
     # torch's gradient of instance_norm is wrong for one image whose channels are innermost.
     normed = nn.Sequential(
@@ -263,3 +202,75 @@ def test_layout_that_an_operation_gets_wrong_is_not_taken() -> None:
         structure = _prepare.prepare(fn, fn.input("x", x), None, 4, "full")
         assert structure.plan.channels_last is expected
         assert not structure.plan.rest
+
+
+def test_gradients_of_moved_parameters_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fn = model_function(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), None, torch.float64)
+    x = fn.input("x", torch.randn(2, 2, 5, 5))
+    asked = []
+
+    def disagreeing(fn, laid, plan, x, u):
+        asked.append((plan.channels_last, plan.rest))
+        wrong = {"0.weight"}
+        return wrong if answer(plan) else set()
+
+    monkeypatch.setattr(_prepare, "_disagreeing", disagreeing)
+
+    # Right only where the weight is left to automatic differentiation, without channels last.
+    def answer(plan):
+        return plan.channels_last or not plan.rest
+
+    structure = _prepare.prepare(fn, x, None, 27, "full")
+    assert structure.plan.rest == ("0.weight",)
+    assert not structure.plan.channels_last
+    assert asked == [(True, ()), (True, ("0.weight",)), (False, ()), (False, ("0.weight",))]
+
+    def answer(plan):  # noqa: F811
+        return True
+
+    with pytest.raises(RuntimeError, match="inside of a plan"):
+        _prepare.prepare(fn, x, None, 27, "full")
+
+
+class Turns(nn.Module):
+    """Convolutions in an order that depends on the sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(sample: Tensor) -> Tensor:
+            first, second = (self.a, self.b) if bool(sample.sum() > 0) else (self.b, self.a)
+            return second(torch.tanh(first(sample)))
+
+        return torch.cat([one(sample) for sample in x.split(1)])
+
+
+def test_falling_back_restores_the_layout_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = _jacobian.kernel
+
+    def reference(fn, *args):
+        seen.extend(p.is_contiguous() for p in fn.params.values())
+        return real(fn, *args)
+
+    monkeypatch.setattr(_jacobian, "kernel", reference)
+    model = Turns().double()
+    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    x = torch.cat([x, -x])
+    kernel = empirical_ntk(model, x, method="structured")
+    assert seen == [True] * 4
+    assert relative_error(kernel, empirical_ntk(model, x, method="jacobian")) < 1e-12
+
+
+@pytest.mark.parametrize("bytes_each", [1, 10**9])
+def test_large_gradients_are_compared_in_portions(bytes_each, monkeypatch) -> None:
+    monkeypatch.setattr(_prepare, "_PORTION_BYTES", bytes_each)
+    case = by_name("mlp")
+    fn = model_function(case.build(), None, None)
+    portions = list(_prepare._portions(fn.params))
+    assert [n for part in portions for n in part] == list(fn.params)
+    assert len(portions) == (1 if bytes_each > 1 else min(4, len(portions)))
+    x = case.inputs(3)
+    assert not _prepare.prepare(fn, x, None, try_out(fn, "x", x).outputs, "full").plan.rest

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import ntk_loop, relative_error
+from test_structured_contractions import forced
 from test_structured_plan import covered, structure_of
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.empirical import _weights
+from torch_ntk.empirical import _prepare
 
 
 class Weighted(nn.Module):
@@ -26,13 +27,13 @@ class Weighted(nn.Module):
 
 
 def check(model: nn.Module, x: Tensor, names: set[str], monkeypatch) -> None:
-    """The rules cover exactly `names`, and both orders of contraction are right."""
+    """The rules cover exactly `names`, and every order of contraction is right."""
     model = model.double()
     assert covered(model, x) == names
     expected = ntk_loop(model, x, x)
     assert relative_error(empirical_ntk(model, x, method="structured"), expected) < 1e-12
-    for by_gram in (True, False):
-        monkeypatch.setattr(_weights.Cost, "by_gram", by_gram)
+    for contraction in ("gram", "features", "jacobian"):
+        monkeypatch.setattr(_prepare, "cheapest", forced(contraction))
         kernel = empirical_ntk(model, x, method="structured")
         assert relative_error(kernel, expected) < 1e-12
     monkeypatch.undo()

@@ -6,104 +6,100 @@ even unformed, as the features and cotangents whose product it is,
 
     J[n, o, (b, a)] = Σ_t B[n, o, t, b] A[n, t, a],
 
-where these are smaller.
+where these are smaller. The features are then gathered for a block of columns at a time.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._types import Output
 from ._blocks import even
+from ._limit import limit
+from .rules import Use
+from .rules._rule import laid_out, product
 
 _BYTES = 8 * 1024**2  # of a block of columns
+# Products with fewer features read the cotangents too often; blocks then leave the cache instead.
+_FEATURES = 64
+# Matrices of other sizes are multiplied at up to a third less speed.
+_MULTIPLE = 16
+_MOST_BYTES = 256 * 1024**2
 
 
-@dataclass(frozen=True)
-class Formed:
-    """The Jacobian `[N, O, p]` of some samples."""
+class Piece(ABC):
+    """The Jacobian of some samples, of which blocks of columns are asked for.
 
-    j: Tensor
+    Columns are counted in steps, so that every piece of a weight is divided alike.
 
-    @property
-    def samples(self) -> int:
-        """N."""
-        return self.j.shape[0]
+    Attributes:
+        like: A tensor of its kind.
+        samples, outputs: N and O.
+        width: How many steps of columns there are.
+        each: Columns in a step.
+        least: In how few steps at once the columns are too slow.
+    """
 
-    @property
-    def outputs(self) -> int:
-        """O."""
-        return self.j.shape[1]
-
-    @property
-    def width(self) -> int:
-        """How many steps of columns there are: p."""
-        return self.j.shape[2]
-
-    @property
-    def each(self) -> int:
-        """Columns in a step."""
-        return 1
+    like: Tensor
+    samples: int
+    outputs: int
+    width: int
+    each: int
+    least: int
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the entries."""
-        return self.j.dtype
+        return self.like.dtype
 
+    @abstractmethod
     def fill(self, out: Tensor, start: int, stop: int) -> None:
         """Write the steps `start … stop` of columns into `out` `[N, O, columns]`."""
+
+
+class Formed(Piece):
+    """A Jacobian `j` `[N, O, p]`."""
+
+    def __init__(self, j: Tensor) -> None:
+        self.like = self.j = j
+        self.samples, self.outputs, self.width = j.shape
+        self.each = self.least = 1
+
+    def fill(self, out: Tensor, start: int, stop: int) -> None:
+        """Copy the columns."""
         out.copy_(self.j[..., start:stop])
 
 
-@dataclass(frozen=True)
-class Unformed:
-    """The Jacobian `[N, O, b·a]` of some samples as a product of matrices.
+class Unformed(Piece):
+    """A Jacobian as a product of matrices, for the calls of one weight.
 
-    Attributes:
-        left: Cotangents `[N, O·b, T]`.
-        right: Features `[N, T, a]`.
-        outputs: O.
+    Args:
+        b: Cotangents `[N, O, T, b]`, of all calls one after the other.
+        calls: Each call and what it `held` of its input.
     """
 
-    left: Tensor
-    right: Tensor
-    outputs: int
-
-    @property
-    def samples(self) -> int:
-        """N."""
-        return self.left.shape[0]
-
-    @property
-    def width(self) -> int:
-        """How many steps of columns there are: a."""
-        return self.right.shape[2]
-
-    @property
-    def each(self) -> int:
-        """Columns in a step: b."""
-        return self.left.shape[1] // self.outputs
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the entries."""
-        return self.left.dtype
+    def __init__(self, b: Tensor, calls: Sequence[tuple[Use, Tensor]]) -> None:
+        use = calls[0][0]
+        features = use.inputs // use.steps
+        self.like = self._b = laid_out(b)
+        self.samples, self.outputs = b.shape[:2]
+        self.width, self.each = use.steps, b.shape[3] * features
+        self.least = -(-_FEATURES // features)
+        self._calls = calls
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
-        """Write the steps `start … stop` of columns into `out` `[N, O, columns]`."""
-        shape = (self.samples, self.left.shape[1], stop - start)
-        right = self.right[..., start:stop]
+        """Multiply the cotangents with some of the features."""
+        found = [use.narrowed(held, start, stop).squeeze(1) for use, held in self._calls]
+        a = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        shape = (self.samples, self.outputs, self._b.shape[3], a.shape[2])
         if out.dtype == self.dtype:
-            torch.bmm(self.left, right, out=out.view(shape))
+            product(self._b, a, out.view(shape))
         else:
-            out.view(shape).copy_(torch.bmm(self.left, right))
-
-
-Piece = Formed | Unformed
+            out.view(shape).copy_(product(self._b, a))
 
 
 def laid(j: Tensor, output: Output) -> Tensor:
@@ -142,9 +138,8 @@ def blocks(
     heights = [sum(piece.samples for piece in side) for side in sides]
     o, each, width = first.outputs, first.each, first.width
     row = o * each * (torch.finfo(dtype).bits // 8)
-    step = max(1, even(width, max(1, _BYTES // max(1, row * max(heights)))))
-    like = first.j if isinstance(first, Formed) else first.left
-    buffers = [like.new_empty(h * o * each * step, dtype=dtype) for h in heights]
+    step = _step(width, first.least, row * sum(heights))
+    buffers = [first.like.new_empty(h * o * each * step, dtype=dtype) for h in heights]
     for start in range(0, width, step):
         stop = min(width, start + step)
         columns = each * (stop - start)
@@ -157,3 +152,14 @@ def blocks(
                 n += piece.samples
             found.append(laid(out, output))
         yield found
+
+
+def _step(width: int, least: int, size: int) -> int:
+    """How many of `width` steps of `size` bytes a block has."""
+    allowed = limit()
+    most = _MOST_BYTES if allowed is None else min(_MOST_BYTES, allowed // 8)
+    size = max(1, size)
+    steps = max(_BYTES // size, min(least, most // size), 1)
+    if steps > _MULTIPLE:
+        steps -= steps % _MULTIPLE
+    return max(1, even(width, steps))

@@ -23,8 +23,9 @@ class Line:
         parameter: Its name.
         rule: The kind of operation that it was found in, or "own Jacobian".
         uses: In how many calls.
-        contraction: `"gram"`, `"jacobian"`, or `"joined"` for a bias that is contracted together
-            with the weight of its calls.
+        contraction: `"gram"` for Gram matrices of inputs and of cotangents, multiplied entry by
+            entry, `"features"` for that of the inputs between the cotangents, `"jacobian"`, or
+            `"joined"` for a bias that is contracted together with the weight of its calls.
         operations: Floating-point operations of its contraction for the whole kernel.
         bytes_per_sample: What is kept of it for one sample.
     """
@@ -129,12 +130,11 @@ def _line(
     item = tensor.element_size()
     rule = type(structure.plan.uses[indices[0]]).__name__ if indices else "own Jacobian"
     if weight is not None:
-        t = structure.positions(weight)
-        operations, size, contraction = pairs * t * t, 0, "joined"
-    elif cost is not None and structure.by_gram(name):
-        operations, size, contraction = cost.gram, cost.gram_size, "gram"
+        operations, contraction = pairs * structure.positions(weight) ** 2, "joined"
+    elif cost is not None:
+        operations, contraction = cost.operations, cost.contraction
     else:
-        own = 2.0 * pairs * (o * o if output == "full" else o) * tensor.numel()
-        operations = own if cost is None else cost.jacobian
-        size, contraction = o * tensor.numel(), "jacobian"
-    return Line(plain_name(name), rule, len(indices), contraction, operations, size * item)
+        operations = 2.0 * pairs * (o * o if output == "full" else o) * tensor.numel()
+        contraction = "jacobian"
+    size = structure.size(name, tensor.numel(), alone=True) * item
+    return Line(plain_name(name), rule, len(indices), contraction, operations, size)

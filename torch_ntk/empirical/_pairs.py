@@ -10,9 +10,11 @@ from torch import Tensor
 from .._types import Output
 from ._blocks import Backoff, even, ranges
 from ._columns import blocks
+from ._contract import add_, add_product_
+from ._grams import TALL
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
-from ._weights import Part, add_, add_product_
+from ._weights import Part
 
 # Products of fewer rows run below their speed; of more blocks the saving is small.
 _ROWS = 160
@@ -85,36 +87,58 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     """
     n = square.shape[0]
     rows = outputs if output == "full" else 1
-    by_columns = [part for part in parts if part.pieces]
-    parts = [part for part in parts if not part.pieces]
-    first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
-    total = zeros(output, n, n, outputs, square) if by_columns else None
-    if total is not None:
-        matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
-        for part in by_columns:
+    # What is made for one weight at a time and not kept is contracted first, and all at once.
+    passing = [part for part in parts if part.pieces or part.sources]
+    kept = [part for part in parts if not (part.pieces or part.sources)]
+    strips = list(ranges(0, n, _samples(n, rows)))
+    total = zeros(output, n, n, outputs, square) if passing else None
+    for part in passing:
+        assert total is not None
+        if part.pieces:
+            matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
             for (j,) in blocks([part.pieces], output, square.dtype):
-                for a, b in ranges(0, n * rows, rows * _samples(n, rows)):
+                for a, b in ((a * rows, b * rows) for a, b in strips):
                     add_product_(matrices[:, a:b, a:], j[:, a:b], j[:, a:])
-    for a, b in ranges(0, n, _samples(n, rows)):
+        else:
+            gathered = part.gathered(square.dtype)
+            for a, b in strips:
+                _add_strip(_strip(total, a, b, output), gathered, a, b, output)
+    for a, b in strips:
         if total is None:
             block = zeros(output, b - a, n - a, outputs, square)
         else:
-            block = total.narrow(first, a, b - a).narrow(second, a, n - a)
-        for part in parts:
-            for c, d in ranges(a, b, min(b - a, _samples(n, rows * part.positions))):
-                below = block.narrow(first, c - a, d - c).narrow(second, c - a, n - c)
-                if d - c == n:
-                    add_(below, part, part, output)
-                else:
-                    add_(below, part.narrow(c, d), part.narrow(c, n), output)
+            block = _strip(total, a, b, output)
+        for part in kept:
+            _add_strip(block, part, a, b, output)
         square[a:b, a:] = settled(block, output)
         symmetrize_(square[a:b, a:b])
         square[b:, a:b] = transposed(square[a:b, b:])
 
 
-def _samples(n: int, rows: int) -> int:
-    """Samples in a block, of `n` with so many rows each."""
-    return max(-(-_ROWS // rows), -(-n // _MOST_BLOCKS))
+def _strip(total: Tensor, a: int, b: int, output: Output) -> Tensor:
+    """The samples `a … b` by `a …` of a block; see `_outputs.zeros`."""
+    first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
+    return total.narrow(first, a, b - a).narrow(second, a, total.shape[second] - a)
+
+
+def _add_strip(block: Tensor, part: Part, a: int, b: int, output: Output) -> None:
+    """Add a part between the samples `a … b` and `a …`, from the diagonal to the right."""
+    n = part.samples
+    rows = part.outputs if output == "full" else 1
+    step = _samples(n, rows * part.positions)
+    if part.between:
+        step = _samples(n, part.positions, TALL)
+    for c, d in ranges(a, b, min(b - a, step)):
+        if d - c == n:
+            add_(block, part, part, output)
+        else:
+            below = _strip(block, c - a, d - a, output)
+            add_(below, part.narrow(c, d), part.narrow(c, n), output)
+
+
+def _samples(n: int, rows: int, least: int | None = None) -> int:
+    """Samples in a block, of `n` with so many rows each, of which `least` are worth it."""
+    return max(-(-(least or _ROWS) // rows), -(-n // _MOST_BLOCKS))
 
 
 def _joined(found: list[Factors]) -> Factors:

@@ -18,15 +18,21 @@ from .._functional import ModelFunction, agree, is_out_of_memory
 from .._types import Output, Parameters
 from ._backward import of_sample
 from ._blocks import ONE_SAMPLE
+from ._cost import Way, cheapest, ways
 from ._known import Proof, known
 from ._parts import WHOLE, Keys
 from ._uses import Plan, record
-from ._weights import Cost, cost
 from .rules import Use
 from .rules._bias import BiasUse
 
 # What an operation of a product in float64 takes, in those of float32.
 _DOUBLE = 2.0
+
+# Gradients that are compared at once.
+_PORTION_BYTES = 16 * 1024**2
+
+# Jacobians of at most so many columns are joined before they are contracted.
+SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -35,63 +41,79 @@ class Structure:
 
     Attributes:
         plan: The uses, and the rest.
+        outputs: O.
         groups: By weight name the indices of its uses.
-        costs: By weight name the counts of operations; absent where the uses of one weight are of
+        costs: By weight name the order of contraction; absent where the uses of one weight are of
             different kinds, which only its Jacobian joins.
         biases: By weight name that of the bias which is contracted with it.
         right: Sizes of the batches for which the batched backward pass was seen to be right.
     """
 
     plan: Plan
+    outputs: int
     groups: dict[str, list[int]]
-    costs: dict[str, Cost]
+    costs: dict[str, Way]
     biases: dict[str, str]
     right: set[int]
 
     def by_gram(self, name: str) -> bool:
-        """Whether this weight is contracted by Gram matrices."""
-        return name in self.costs and self.costs[name].by_gram
+        """Whether this weight is contracted without its Jacobian."""
+        return name in self.costs and self.costs[name].contraction != "jacobian"
 
     def is_joined(self, name: str) -> bool:
         """Whether this is a bias that is contracted with its weight."""
         return name in self.biases.values()
 
+    def _positions(self, i: int) -> int:
+        return self.plan.uses[i].positions(self.plan.shapes[self.plan.calls[i]])
+
     def positions(self, name: str) -> int:
         """How many positions the uses of this weight have together."""
-        plan = self.plan
-        each = [(plan.uses[i], plan.shapes[plan.calls[i]]) for i in self.groups[name]]
-        return sum(use.positions(shape) for use, shape in each)
+        return sum(self._positions(i) for i in self.groups[name])
 
-    def is_left_unformed(self, name: str, o: int) -> bool:
-        """Whether this weight's Jacobian is larger than what it is the product of."""
-        if name not in self.costs or self.by_gram(name):
+    def is_late(self, name: str) -> bool:
+        """Whether less is kept of this weight if its Jacobian or its features are made last."""
+        if name not in self.costs:
             return False
         use = self.plan.uses[self.groups[name][0]]
-        return use.is_product and self._factors(name, o) < o * use.units * use.inputs
+        if self.by_gram(name):
+            return self._late_size(name) < self.costs[name].size
+        size = use.units * use.inputs
+        return use.is_product and size > SMALL and self._late_size(name) < self.outputs * size
 
-    def _factors(self, name: str, o: int) -> int:
-        use = self.plan.uses[self.groups[name][0]]
-        return self.positions(name) * (use.inputs + o * use.units)
+    def _late_size(self, name: str) -> int:
+        total = 0
+        for i in self.groups[name]:
+            use, t = self.plan.uses[i], self._positions(i)
+            total += use.held_size(use.source.shape, t) + self.outputs * t * use.groups * use.units
+        return total
 
-    def numbers_per_sample(self, fn: ModelFunction, o: int, alone: bool = False) -> int:
-        """How many numbers the factors of one sample are.
+    def done_after(self, name: str) -> set[int]:
+        """Calls whose cotangents no weight after this one asks for."""
+        asking = [n for n in self.groups if not self.is_joined(n)]
+        after = asking[asking.index(name) + 1 :]
+        own, later = (
+            {self.plan.calls[i] for n in ns for i in self.groups[n]} for ns in ([name], after)
+        )
+        return own - later
+
+    def size(self, name: str, entries: int, alone: bool) -> int:
+        """How many numbers are kept of one sample for a parameter with so many entries.
 
         Args:
-            fn: The function.
-            o: Outputs.
-            alone: Whether Jacobians are left unformed where that is less.
+            name: Of the parameter.
+            entries: Its size.
+            alone: Whether Jacobians and features are made last where that is less.
         """
-        total = o * sum(fn.params[n].numel() for n in self.plan.rest)
-        for name, indices in self.groups.items():
-            if self.is_joined(name):
-                continue
-            if self.by_gram(name):
-                total += self.costs[name].gram_size
-            elif alone and self.is_left_unformed(name, o):
-                total += self._factors(name, o)
-            else:
-                total += o * self.plan.uses[indices[0]].weight.numel()
-        return total
+        if self.is_joined(name):
+            return 0
+        if alone and self.is_late(name):
+            return self._late_size(name)
+        return self.costs[name].size if self.by_gram(name) else self.outputs * entries
+
+    def numbers_per_sample(self, fn: ModelFunction, alone: bool) -> int:
+        """How many numbers all factors of one sample are; see `size`."""
+        return sum(self.size(n, p.numel(), alone) for n, p in fn.params.items())
 
 
 def prepare(
@@ -139,8 +161,9 @@ def prepare(
         if len({u.kind for u in uses}) == 1:
             first = uses[0]
             sizes = [found.uses[i].positions(found.shapes[found.calls[i]]) for i in indices]
-            costs[name] = cost(first, sum(sizes), outputs, output, samples, pairs, price)
-    structure = Structure(found, groups, costs, {}, proof.right)
+            found_ways = ways(first, sum(sizes), outputs, output, samples, pairs, price)
+            costs[name] = cheapest(found_ways)
+    structure = Structure(found, outputs, groups, costs, {}, proof.right)
     keys = dict.fromkeys(fn.params, WHOLE) if keys is None else keys
     structure.biases.update(
         (w, b) for w, b in _biases(found, groups) if structure.by_gram(w) and keys[w] == keys[b]
@@ -170,36 +193,67 @@ def _prove(fn: ModelFunction, found: Plan, x: Tensor, o: int) -> Proof:
     """
     u = torch.linspace(1.0, 0.5, o, dtype=fn.dtype, device=fn.device)
     u = u * torch.linspace(0.0, 12.0, o, dtype=fn.dtype, device=fn.device).cos()
-    wrong = _disagreeing(fn, found, x, u)
-    if wrong:
-        # Some operations of torch are wrong for channels that are innermost: instance_norm
-        # returns wrong gradients for a single image of that layout.
-        plain = replace(found, channels_last=False)
-        wrong_plain = _disagreeing(fn, plain, x, u)
-        if wrong_plain != wrong:
-            found, wrong = plain, wrong_plain
-    if not wrong.isdisjoint(found.rest):
+    # Some operations of torch are wrong for channels that are innermost: instance_norm returns
+    # wrong gradients for a single image of that layout.
+    layouts = [found, replace(found, channels_last=False)] if found.convolved() else [found]
+    best: Proof | None = None
+    for plan in layouts:
+        laid = replace(fn, params={**fn.params, **plan.laid(fn.params)})
+        wrong = _disagreeing(fn, laid, plan, x, u)
+        if not wrong:
+            fn.params.update(laid.params)  # every pass wants them so
+            return Proof(frozenset(), plan.channels_last)
+        if best is not None and len(wrong) >= len(best.wrong):
+            continue
+        if not _disagreeing(fn, laid, plan.without(wrong, fn.params), x, u):
+            best = Proof(frozenset(wrong), plan.channels_last)
+    if best is None:
         raise RuntimeError("Automatic differentiation inside of a plan is not what it is outside.")
-    return Proof(frozenset(wrong), found.channels_last)
+    return best
 
 
-def _disagreeing(fn: ModelFunction, found: Plan, x: Tensor, u: Tensor) -> set[str]:
-    """Parameters whose gradient in the direction `u` is not what the plan implies."""
-    # In this order, so that weights in another layout and all gradients never stand together.
-    b, rest, sources = of_sample(fn, found, x, u)
-    transformed = vjp(lambda p: fn.single(p, x), fn.params)
-    truth: Parameters = dict(transformed[1](u)[0])
-    del transformed
+def _disagreeing(
+    fn: ModelFunction, laid: ModelFunction, found: Plan, x: Tensor, u: Tensor
+) -> set[str]:
+    """Parameters whose gradient in the direction `u` is not what the plan implies.
+
+    Args:
+        fn: The function with its weights as they came.
+        laid: The same with its weights in the layout of the plan.
+        found: The plan.
+        x: A sample.
+        u: The direction.
+    """
+    b, rest, sources = of_sample(laid, found, x, u)
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(found.names):
         groups.setdefault(name, []).append(i)
-    wrong = {n for n, gradient in rest.items() if not agree([gradient], [truth[n]])}
-    for name, indices in groups.items():
-        implied = sum(_implied(found.uses[i], sources[i], b[found.calls[i]]) for i in indices)
-        assert isinstance(implied, Tensor)
-        if not agree([implied], [truth.pop(name).reshape(-1)]):  # which may be large
-            wrong.add(name)
+    wrong = set()
+    for some in _portions(fn.params):
+        pull = vjp(lambda p: fn.single({**fn.params, **p}, x), some)[1]
+        truth: Parameters = pull(u)[0]
+        for name, gradient in truth.items():
+            implied = rest.pop(name, None)
+            if implied is None:
+                uses = [(found.uses[i], sources[i], b[found.calls[i]]) for i in groups[name]]
+                implied = torch.stack([_implied(*use) for use in uses]).sum(0)
+            if not agree([implied.reshape(-1)], [gradient.reshape(-1)]):
+                wrong.add(name)
+        del pull, truth
     return wrong
+
+
+def _portions(params: Parameters) -> Iterator[Parameters]:
+    """The parameters in a few parts, where their gradients together are large."""
+    sizes = {n: p.numel() * p.element_size() for n, p in params.items()}
+    most = max(_PORTION_BYTES, sum(sizes.values()) // 4)
+    part: Parameters = {}
+    for name, p in params.items():
+        if part and sum(sizes[n] for n in part) + sizes[name] > most:
+            yield part
+            part = {}
+        part[name] = p
+    yield part
 
 
 def _implied(use: Use, source: Tensor, b: Tensor) -> Tensor:

@@ -22,19 +22,16 @@ from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
-from ._prepare import Structure, prepare
+from ._prepare import SMALL, Structure, prepare
 from ._trial import Trial
 from ._uses import PlanChangedError
-from ._weights import of_factors, of_jacobian
+from ._weights import features, of_factors, of_jacobian
 
 # Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
 # and cleared anew by the operating system.
 _STEP_BYTES = 160 * 1024**2
 # So many samples are worth it all the same: passes of fewer are mostly overhead.
-_STEP_SAMPLES = 2
-
-# Jacobians of at most so many columns are joined before they are contracted.
-_SMALL = 4096
+_STEP_SAMPLES = 4
 
 _JOINED = "(joined)"
 """In place of the names of joined parameters; a parameter's name has no such characters."""
@@ -51,41 +48,54 @@ def factors(
 ) -> Factors:
     """By key and parameter name what the contraction needs of the samples `x`.
 
-    Large Jacobians are left unformed where the samples are contracted `alone`, once.
+    Where the samples are contracted `alone`, once, what is large is not made before that:
+    Jacobians are left unformed, and features are gathered from the inputs of their calls.
     """
-    b, gradients, sources = backward(fn, structure.plan, x, structure.right)
+    found, gradients, sources = backward(fn, structure.plan, x, structure.right)
+    b: list[Tensor | None] = list(found)
+    del found
     n = x.shape[0]
     parts: Factors = {}
     joined: dict[str, list[Tensor]] = {}  # by key; many small products take longer than one
 
     def add(name: str, jacobian: Tensor) -> None:
-        if name in gradients or jacobian.shape[2] <= _SMALL:
+        if name in gradients or jacobian.shape[2] <= SMALL:
             joined.setdefault(keys[name], []).append(jacobian)
         else:
             parts[keys[name], name] = of_jacobian(jacobian)
 
-    uses = structure.plan.uses
     for name, indices in structure.groups.items():
         if structure.is_joined(name):
             continue
-        a_all = [uses[i].features(sources[i]) for i in indices]
-        b_all = [uses[i].cotangents(b[structure.plan.calls[i]]) for i in indices]
-        if name in structure.costs:
-            # Several uses of one weight are more positions of one use.
-            joined_a = a_all[0] if len(a_all) == 1 else torch.cat(a_all, dim=2)
-            joined_b = b_all[0] if len(b_all) == 1 else torch.cat(b_all, dim=3)
-            use = uses[indices[0]]
-            if structure.by_gram(name):
-                shift = float(name in structure.biases)
-                parts[keys[name], name] = of_factors(joined_a, joined_b, use, output, shift)
-            elif alone and structure.is_left_unformed(name, o):
-                left, right = use.matrices(joined_a, joined_b)
-                parts[keys[name], name] = of_jacobian(Unformed(left, right, o))
-            else:
-                add(name, use.columns(joined_a, joined_b))
-        else:
-            each = [uses[i].jacobian(p, q) for i, p, q in zip(indices, a_all, b_all, strict=True)]
+        uses = [structure.plan.uses[i] for i in indices]
+        of_calls = [b[structure.plan.calls[i]] for i in indices]
+        cotangents = [u.cotangents(c) for u, c in zip(uses, of_calls, strict=True) if c is not None]
+        for call in structure.done_after(name):
+            b[call] = None  # as soon as may be: they are large
+        del of_calls
+        calls = [(use, sources[i]) for use, i in zip(uses, indices, strict=True)]
+        if name not in structure.costs:
+            each = [
+                u.jacobian(u.features(s), c) for (u, s), c in zip(calls, cotangents, strict=True)
+            ]
             add(name, torch.stack(each).sum(0))
+            continue
+        # Several uses of one weight of a kind are more positions of one use.
+        use = uses[0]
+        rows = cotangents[0] if len(cotangents) == 1 else torch.cat(cotangents, dim=3)
+        del cotangents
+        is_late = alone and structure.is_late(name)
+        if is_late:
+            calls = [(use, use.held(source)) for use, source in calls]
+        if structure.by_gram(name):
+            a = calls if is_late else features(calls)
+            shift = float(name in structure.biases)
+            between = structure.costs[name].contraction == "features"
+            parts[keys[name], name] = of_factors(a, rows, use, output, shift, between)
+        elif is_late:
+            parts[keys[name], name] = of_jacobian(Unformed(rows[:, :, 0], calls))
+        else:
+            add(name, use.columns(features(calls), rows))
     for name, gradient in gradients.items():
         add(name, gradient.reshape(n, o, fn.params[name].numel()))
     for key, jacobians in joined.items():
@@ -97,7 +107,7 @@ def factors(
 def bytes_per_sample(fn: ModelFunction, structure: Structure, trial: Trial) -> int:
     """Memory of one sample's factors, and of the batched backward pass that makes them."""
     item = torch.finfo(fn.dtype).bits // 8
-    kept = structure.numbers_per_sample(fn, trial.outputs) * item
+    kept = structure.numbers_per_sample(fn, alone=False) * item
     return 2 * kept + _backward_bytes(trial)
 
 
@@ -149,8 +159,12 @@ def _by_plan(
 ) -> Kernels:
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
-    kept = structure.numbers_per_sample(fn, trial.outputs) * item
-    kept += row_bytes(output, longest, trial.outputs, fn.products)
+    row = row_bytes(output, longest, trial.outputs, fn.products)
+    kept = structure.numbers_per_sample(fn, alone=False) * item + row
+    size = plan(longest, 2 * kept, fn.device)
+    if x2 is None:  # all at once, if only what is left of Jacobians unformed is kept
+        kept = structure.numbers_per_sample(fn, alone=True) * item + row
+        size = longest if plan(longest, 2 * kept, fn.device) == longest else size
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)
     step = plan(longest, 4 * at_once, fn.device)
@@ -163,7 +177,7 @@ def _by_plan(
         output,
         trial.outputs,
         fn.products,
-        batch_size or plan(longest, 2 * kept, fn.device),
+        batch_size or size,
         batch_size or step,
         advance,
         keys,

@@ -59,8 +59,12 @@ class Plan:
         found = {n for use, n in pairs if isinstance(use, ConvUse) and use.channels_last}
         return found if self.channels_last else set()
 
+    def laid(self, params: Parameters) -> Parameters:
+        """The weights of convolutions in the layout that every pass wants."""
+        return {name: channels_last(params[name]) for name in self.convolved()}
+
     def lay_out(self, params: Parameters) -> None:
-        """Put the weights of convolutions into `params` in the layout that every pass wants."""
+        """Put these weights into `params`, one after the other."""
         for name in self.convolved():
             params[name] = channels_last(params[name])
         for use, name in zip(self.uses, self.names, strict=True):
@@ -164,6 +168,8 @@ def record(fn: ModelFunction, x: Tensor) -> Plan:
     with _Recorder(fn.params) as recorder:
         fn.single(fn.params, x)
     plan: Plan = recorder.plan
+    for use in plan.uses:
+        use.source = use.source.to("meta")  # only its shape is asked for again
     return plan.without(recorder.others, fn.params)
 
 

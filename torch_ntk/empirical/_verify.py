@@ -13,9 +13,10 @@ from .._functional import model_function, quiet
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _jacobian
 from ._api import _module_and_device, empirical_ntk
+from ._contract import add_
 from ._outputs import finish, settled, zeros
 from ._trial import try_out
-from ._weights import add_, of_jacobian
+from ._weights import of_jacobian
 
 _METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian", "vector_product")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

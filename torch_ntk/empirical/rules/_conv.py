@@ -40,11 +40,35 @@ class ConvUse(Use):
 
     def features(self, source: Tensor) -> Tensor:
         """A `[N, G, T, a]`: patches, gathered by strided views and one copy."""
+        return self._patches(self._images(source))
+
+    def _images(self, source: Tensor) -> Tensor:
+        dims = self.weight.ndim - 2
+        return source.reshape(source.shape[0], -1, *source.shape[-dims - 1 :])
+
+    def _patches(self, images: Tensor) -> Tensor:
         kernel = tuple(self.weight.shape[2:])
-        n = source.shape[0]
-        images = source.reshape(n, -1, *source.shape[-len(kernel) - 1 :])
         where = (kernel, self.stride, self.padding, self.dilation, self.groups)
         return patches(images, *where, channels_last=self.channels_last)
+
+    def held(self, source: Tensor) -> Tensor:
+        """Images, of which patches are as many times as large as the filter has taps."""
+        return self._images(source) if self.groups == 1 else self.features(source)
+
+    def held_size(self, source: torch.Size, positions: int) -> int:
+        """Numbers of one source, or of its patches."""
+        return source.numel() if self.groups == 1 else super().held_size(source, positions)
+
+    @property
+    def steps(self) -> int:
+        """Channels, each with all taps."""
+        return self.weight.shape[1] if self.groups == 1 else self.inputs
+
+    def narrowed(self, kept: Tensor, start: int, stop: int) -> Tensor:
+        """Patches of some channels."""
+        if self.groups > 1:
+            return super().narrowed(kept, start, stop)
+        return self._patches(kept[:, :, start:stop])
 
     def unpack(self, jacobian: Tensor) -> Tensor:
         """Entries of the weight run over the channels first."""

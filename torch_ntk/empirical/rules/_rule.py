@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# From so many positions, and multiplications for a sample, on.
+_LONG, _LARGE = 128, 4 * 1024**2
+
 
 class Use(ABC):
     """One call in which a tracked parameter is the weight of a bilinear operation.
@@ -52,6 +55,23 @@ class Use(ABC):
         """Inner products of features `[G, n1·T, a]`, `[G, n2·T, a]`: `[G, n1·T, n2·T]`."""
         return torch.bmm(a1, a2.transpose(1, 2))
 
+    def held(self, source: Tensor) -> Tensor:
+        """What `narrowed` needs of stacked sources; no more than the features."""
+        return self.features(source)
+
+    def held_size(self, source: torch.Size, positions: int) -> int:
+        """Numbers that are `kept` of one source of that shape."""
+        return positions * self.groups * self.inputs
+
+    @property
+    def steps(self) -> int:
+        """In how many equal steps `narrowed` divides the features of a position."""
+        return self.inputs
+
+    def narrowed(self, kept: Tensor, start: int, stop: int) -> Tensor:
+        """The features of the steps `start … stop`, `[N, G, T, columns]`."""
+        return kept[..., start:stop]
+
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """The Jacobian `[N, O, p]` with respect to the flattened weight."""
         return self.unpack(self._product(a, b))
@@ -63,20 +83,11 @@ class Use(ABC):
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         n, o, g, t, units = b.shape
-        if g == 1 and t > 1 and units > 1 and b.stride(4) == 1:
-            # Units innermost, as channels are on a CPU: sample by sample they need not be copied.
-            product = b.new_empty(n, o, units, a.shape[3])
-            for one_a, one_b, out in zip(a, b, product, strict=True):
-                torch.bmm(one_b[:, 0].transpose(1, 2), one_a.expand(o, -1, -1), out=out)
-            return product.unsqueeze(2)
-        left, right = self.matrices(a, b)
-        return torch.bmm(left, right).view(n, g, o, units, -1).transpose(1, 2)
-
-    def matrices(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Cotangents `[N·G, O·b, T]` and features `[N·G, T, a]`, whose product `columns` is."""
-        n, o, g, t, units = b.shape
+        if g == 1:
+            return product(b[:, :, 0], a[:, 0]).unsqueeze(2)
         left = b.permute(0, 2, 1, 4, 3).reshape(n * g, o * units, t)
-        return left, a.reshape(n * g, t, -1)
+        right = a.reshape(n * g, t, -1)
+        return torch.bmm(left, right).view(n, g, o, units, -1).transpose(1, 2)
 
     @property
     def is_product(self) -> bool:
@@ -95,6 +106,29 @@ class Use(ABC):
     def gram_width(self) -> int:
         """Operations per entry of the feature Gram matrix, halved."""
         return self.inputs
+
+
+def product(b: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
+    """`J[n, o, b, a] = Σ_t B[n, o, t, b] A[n, t, a]`, of which `b` is best as `laid_out` has it."""
+    n, o, t, units = b.shape
+    out = b.new_empty(n, o, units, a.shape[2]) if out is None else out
+    if _is_long(b) and o * t * units * a.shape[2] >= _LARGE:
+        for one_b, one_a, one in zip(b, a, out, strict=True):
+            torch.bmm(one_b.transpose(1, 2), one_a.expand(o, -1, -1), out=one)
+        return out
+    left = b.transpose(2, 3).reshape(n, o * units, t)
+    torch.bmm(left, a, out=out.view(n, o * units, -1))
+    return out
+
+
+def laid_out(b: Tensor) -> Tensor:
+    """Cotangents `[N, O, T, b]` as several products with them want them in memory."""
+    return b if _is_long(b) else b.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def _is_long(b: Tensor) -> bool:
+    """Whether products sample by sample take less than laying out all samples for one product."""
+    return b.shape[2] >= _LONG and b.stride(3) == 1 and b.device.type == "cpu"
 
 
 def argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str) -> Any:

@@ -1,0 +1,147 @@
+"""Every order of contraction, each in pieces and whole, and the choice between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, Case, by_name
+from oracles import contract_full, reduced, relative_error
+from test_structured_plan import OUTPUTS, structure_of
+from torch import Tensor, nn
+
+from torch_ntk import MLP, empirical_ntk
+from torch_ntk.empirical import _columns, _cost, _grams, _pairs, _prepare
+from torch_ntk.empirical.rules import RULES
+
+
+def forced(contraction: str):
+    """Chooses that order of contraction wherever the output has it."""
+
+    def choose(found):
+        return found.get(contraction, found["gram"])
+
+    return choose
+
+
+@pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])
+@pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
+def test_every_order_of_contraction(
+    case: Case, contraction: str, monkeypatch: pytest.MonkeyPatch, oracle
+) -> None:
+    monkeypatch.setattr(_prepare, "cheapest", forced(contraction))
+    # Several pieces of everything.
+    monkeypatch.setattr(_grams, "_CHUNK_BYTES", 512)
+    monkeypatch.setattr(_grams, "_CACHE_BYTES", 512)
+    monkeypatch.setattr(_columns, "_BYTES", 512)
+    monkeypatch.setattr(_columns, "_FEATURES", 1)
+    monkeypatch.setattr(_prepare, "SMALL", 0)
+    j1, j2 = oracle(case)
+    model = case.build()
+    for output in OUTPUTS:
+        expected = reduced(contract_full(j1, j2), output)
+        options = {"output": output, "method": "structured"}
+        kernel = empirical_ntk(model, case.inputs(4), case.inputs(3, 1), **options)
+        assert relative_error(kernel, expected) < 1e-10
+        both = torch.cat([case.inputs(4), case.inputs(3, 1)])
+        kernel = empirical_ntk(model, both, **options)  # each Jacobian is contracted once
+        assert relative_error(kernel[:4, 4:], expected) < 1e-10
+        assert torch.equal(
+            kernel, kernel.transpose(0, 1).mT if output == "full" else kernel.transpose(0, 1)
+        )
+
+
+@pytest.mark.parametrize("accumulate", [torch.float64, None])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_blocks_of_columns(output, accumulate, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.wide = nn.Conv1d(4, 6, 2, padding=1)
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.conv(torch.tanh(self.conv(x))))
+            return self.last(torch.tanh(self.wide(x.flatten(2))).mean(2))
+
+    model, x = Shared(), torch.randn(5, 4, 6, 6)
+    monkeypatch.setattr(_prepare, "cheapest", forced("jacobian"))
+    options = {"output": output, "method": "structured", "accumulate": accumulate}
+    expected = empirical_ntk(model, x, **options)
+    monkeypatch.setattr(_prepare, "SMALL", 0)
+    monkeypatch.setattr(_prepare.Structure, "_late_size", lambda *_: 0)  # every one is late
+    made = []
+    real = _columns.Unformed.fill
+    monkeypatch.setattr(_columns.Unformed, "fill", lambda s, *a: (made.append(a[1:]), real(s, *a)))
+    monkeypatch.setattr(_columns, "_FEATURES", 1)
+    for size in (1, 300, 3000, 10**6):
+        monkeypatch.setattr(_columns, "_BYTES", size)
+        kernel = empirical_ntk(model, x, **options)
+        tolerance = 1e-5 if kernel.dtype == torch.float32 else 1e-6
+        assert relative_error(kernel, expected) < tolerance
+    assert len(set(made)) > 4
+
+
+def test_gram_matrices_are_taken_for_few_positions_and_jacobians_for_many() -> None:
+    dense = MLP([64, 64, 64, 5])
+    assert all(structure_of(dense, torch.randn(8, 64)).by_gram(n) for n in ("0.weight", "2.weight"))
+    image = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 2))
+    structure = structure_of(image, torch.randn(8, 2, 8, 8))
+    assert not structure.by_gram("0.weight")
+    assert structure.by_gram("2.weight")
+
+
+class MaskedLast(nn.Module):
+    """A last layer whose cotangents are the identity for some samples only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(torch.tanh(self.first(x)))
+        return torch.where(x[:, :1] > 0, y, 2 * y)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_identity_cotangents_of_some_samples_are_not_taken_for_all(output: str) -> None:
+    model = MaskedLast().double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    expected = reduced(empirical_ntk(model, x, method="jacobian"), output)
+    for size in (None, 3, 2):
+        kernel = empirical_ntk(model, x, output=output, method="structured", batch_size=size)
+        assert relative_error(kernel, expected) < 1e-12
+    kernel = empirical_ntk(model, x[:3], x[3:], output=output, method="structured")
+    assert relative_error(kernel, expected[:3, 3:]) < 1e-12
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pairs, "_ROWS", 1)
+    case = by_name("mlp")
+    model, x = case.build(), case.inputs(21)
+    kernel = empirical_ntk(model, x, output=output, method="structured")
+    expected = empirical_ntk(model, x, x.clone(), output=output, method="structured")
+    assert relative_error(kernel, expected) < 1e-13
+    mirrored = kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
+    assert torch.equal(kernel, mirrored)
+
+
+def test_few_positions_have_their_features_between_the_cotangents() -> None:
+    late = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 16, 10))
+    structure = structure_of(late, torch.randn(8, 32, 4, 4))
+    assert structure.costs["0.weight"].contraction == "features"
+    assert structure.biases == {"0.weight": "0.bias", "2.weight": "2.bias"}
+    assert structure_of(late, torch.randn(8, 32, 4, 4), "mean").by_gram("2.weight")
+
+
+@pytest.mark.parametrize("t", [1, 2, 5, 40])
+@pytest.mark.parametrize("o", [1, 3, 10])
+def test_operations_are_those_of_the_formulas(t: int, o: int) -> None:
+    use = RULES[nn.functional.linear]((torch.ones(t, 7), torch.ones(4, 7)), {})[0]
+    found = _cost.ways(use, t, o, "full", samples=6, pairs=18.0)
+    assert found["gram"].operations == 2 * 18 * t * t * (7 + o * o * 4 + o * o)
+    assert found["features"].operations == 2 * 18 * (t * t * (7 + o * 4) + t * o * o * 4)
+    assert found["jacobian"].operations == 2 * 6 * t * o * 28 + 2 * 18 * o * o * 28
+    assert set(_cost.ways(use, t, o, "mean", 6, 18.0)) == {"gram", "jacobian"}

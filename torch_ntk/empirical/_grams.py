@@ -1,0 +1,125 @@
+"""Contractions by the Gram matrix of the features, without any Jacobian; see `_cost`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._types import Output
+from ._blocks import ranges
+from ._limit import limit
+from ._weights import Part, to
+
+_CHUNK_BYTES = 64 * 1024**2  # of the product over positions, before it is summed
+_CACHE_BYTES = 8 * 1024**2  # of what is written and read again at once
+# Positions of rows that are multiplied at once; fewer run below their speed.
+TALL = 64
+
+
+def _within(size: int) -> int:
+    allowed = limit()
+    return size if allowed is None else min(size, allowed // 8)
+
+
+def add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
+    """Add the product, entry by entry, of the Gram matrices of features and of cotangents."""
+    assert p.a is not None
+    groups, rows, _ = p.a.shape
+    t = p.positions
+    entries = p.outputs**2 if output == "full" else (p.outputs if output == "diagonal" else 1)
+    per_column = rows * groups * t * (entries + 1) * p.a.element_size()
+    step = q.samples if groups * t == 1 else max(1, _within(_CHUNK_BYTES) // per_column)
+    columns = 2 if output in ("full", "diagonal") else 1
+    for m, stop in ranges(0, q.samples, step):
+        _add_piece_(block.narrow(columns, m, stop - m), p, q.narrow(m, stop), output)
+
+
+def add_between_(block: Tensor, p: Part, q: Part, output: Output) -> None:
+    """Add the cotangents of `p` times the Gram matrix of the features times those of `q`.
+
+        Θ[n, i, m, j] = Σ_{t,b} B[n, i, t, b] Σ_s G[n, t, m, s] B[m, j, s, b]
+
+    for the full kernel. Piece by piece, so that the inner sum stays in the cache.
+    """
+    assert p.b is not None
+    item = torch.finfo(block.dtype).bits // 8
+    groups, units = p.b.shape[0], p.b.shape[2]
+    each = groups * p.outputs * p.positions * (units + p.positions) * item
+    rows = max(1, min(p.samples, -(-TALL // p.positions)))
+    columns = max(1, _within(_CACHE_BYTES) // max(1, each * rows))
+    for n, n_stop in ranges(0, p.samples, rows):
+        left = p.narrow(n, n_stop)
+        for m, m_stop in ranges(0, q.samples, columns):
+            into = block.narrow(0, n, n_stop - n).narrow(2, m, m_stop - m)
+            into += _between(left, q.narrow(m, m_stop), block.dtype)
+
+
+def _between(p: Part, q: Part, dtype: torch.dtype) -> Tensor:
+    """`[n1, O, n2, O]`."""
+    assert p.b is not None
+    assert q.b is not None
+    n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
+    ga = _features(p, q, dtype)
+    g = ga.shape[0]
+    # The Gram matrix is small and repeated for every output; the cotangents stay as they are.
+    ga = ga.view(g, n1 * t, n2, 1, t).permute(0, 2, 3, 1, 4).expand(g, n2, o, n1 * t, t)
+    right = to(q.b, dtype).reshape(g * n2 * o, t, -1)
+    inner = torch.bmm(ga.reshape(g * n2 * o, n1 * t, t), right)  # [(g, m, j), (n, t), b]
+    left = to(p.b, dtype).reshape(g * n1, o, -1)
+    inner = inner.view(g, n2 * o, n1, left.shape[2]).permute(0, 2, 3, 1)
+    found = left.new_zeros(n1, o, n2 * o)
+    for k in range(g):
+        found.baddbmm_(left[k * n1 : (k + 1) * n1], inner[k])
+    return found.view(n1, o, n2, o)
+
+
+def _features(p: Part, q: Part, dtype: torch.dtype) -> Tensor:
+    """The Gram matrix of features `[G, n1·T, n2·T]`, with that of a bias of the same calls."""
+    assert p.use is not None
+    assert p.a is not None
+    assert q.a is not None
+    ga = p.use.gram(to(p.a, dtype), to(q.a, dtype)).to(dtype)
+    if p.shift:
+        ga += p.shift
+    return ga
+
+
+def _add_piece_(block: Tensor, p: Part, q: Part, output: Output) -> None:
+    assert p.b is not None
+    assert q.b is not None
+    n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
+    ga = _features(p, q, block.dtype)
+    g = ga.shape[0]
+    if p.is_last and q.is_last:
+        _add_identity_(block, ga[0], output, o)
+        return
+    gb = torch.bmm(to(p.b, block.dtype), to(q.b, block.dtype).transpose(1, 2))
+    if output == "full" and g * t == 1:
+        # The outputs of the columns are the innermost axis: spread over it, the Gram matrix of
+        # the features multiplies long rows instead of short ones.
+        wide = ga.view(n1, 1, n2, 1).expand(n1, 1, n2, o).reshape(n1, 1, n2 * o)
+        block.view(n1, o, n2 * o).addcmul_(gb.view(n1, o, n2 * o), wide)
+    elif output == "full":
+        ga = ga.view(g, n1, 1, t, n2, 1, t)
+        _add_product_(block, gb.view(g, n1, o, t, n2, o, t), ga, (0, 3, 6))
+    elif output == "diagonal":
+        ga = ga.view(g, 1, n1, t, n2, t)
+        _add_product_(block, gb.view(g, o, n1, t, n2, t), ga, (0, 3, 5))
+    else:
+        _add_product_(block, gb.view(g, n1, t, n2, t), ga.view(g, n1, t, n2, t), (0, 2, 4))
+
+
+def _add_identity_(block: Tensor, ga: Tensor, output: Output, o: int) -> None:
+    """Add what a last layer contributes, whose cotangents are the identity matrix."""
+    if output == "full":
+        block.diagonal(dim1=1, dim2=3).add_(ga.unsqueeze(2))
+    else:
+        block.add_(ga, alpha=1 if output == "diagonal" else o)
+
+
+def _add_product_(block: Tensor, gb: Tensor, ga: Tensor, dims: tuple[int, ...]) -> None:
+    """Add `gb ∘ ga` summed over groups and positions; without any, in one pass."""
+    if all(gb.shape[d] == 1 for d in dims):
+        block.addcmul_(gb.squeeze(dims), ga.squeeze(dims))
+    else:
+        block += gb.mul_(ga).sum(dims)
