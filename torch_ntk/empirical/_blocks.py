@@ -75,7 +75,12 @@ def budget(device: torch.device) -> int:
 
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
     """Samples per block so that a block of `bytes_per_sample` each stays within the budget."""
-    return max(1, min(n, budget(device) // max(1, bytes_per_sample)))
+    return within(budget(device), n, bytes_per_sample)
+
+
+def within(available: int, n: int, bytes_per_sample: int) -> int:
+    """How many of `n` samples fit in so many bytes; at least one is tried."""
+    return max(1, min(n, available // max(1, bytes_per_sample)))
 
 
 class Backoff:

@@ -16,7 +16,7 @@ from .._functional import CANNOT_TRANSFORM, ModelFunction
 from .._types import Output
 from . import _jacobian
 from ._backward import backward
-from ._blocks import plan
+from ._blocks import budget, within
 from ._columns import Unformed
 from ._limit import check_enough
 from ._outputs import row_bytes
@@ -31,7 +31,7 @@ from ._weights import features, of_factors, of_jacobian
 # and cleared anew by the operating system.
 _STEP_BYTES = 160 * 1024**2
 # So many samples are worth it all the same: passes of fewer are mostly overhead.
-_STEP_SAMPLES = 4
+_STEP_SAMPLES = 2
 
 _JOINED = "(joined)"
 """In place of the names of joined parameters; a parameter's name has no such characters."""
@@ -159,15 +159,16 @@ def _by_plan(
 ) -> Kernels:
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
+    available = budget(fn.device)  # asked for once: it reads files
     row = row_bytes(output, longest, trial.outputs, fn.products)
     kept = structure.numbers_per_sample(fn, alone=False) * item + row
-    size = plan(longest, 2 * kept, fn.device)
+    size = within(available, longest, 2 * kept)
     if x2 is None:  # all at once, if only what is left of Jacobians unformed is kept
         kept = structure.numbers_per_sample(fn, alone=True) * item + row
-        size = longest if plan(longest, 2 * kept, fn.device) == longest else size
+        size = longest if within(available, longest, 2 * kept) == longest else size
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)
-    step = plan(longest, 4 * at_once, fn.device)
+    step = within(available, longest, 4 * at_once)
     if fn.device.type == "cpu":
         step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // max(1, _backward_bytes(trial))))
     return by_blocks(
