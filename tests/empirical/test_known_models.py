@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from cases import by_name
 from oracles import ntk_loop, relative_error
 from torch import Tensor, nn
 
-from torch_ntk import empirical_ntk
+from torch_ntk import MLP, empirical_ntk
+from torch_ntk._functional import model_function
 from torch_ntk.empirical import _known, _prepare, _trial
+from torch_ntk.empirical._known import known
 
 
 @pytest.fixture
@@ -161,3 +164,45 @@ def test_few_signatures_are_kept() -> None:
     empirical_ntk(model, torch.randn(3, 2))
     assert len(kept.uncoupled) == 1
     del _known._known[id(model)]
+
+
+def test_a_plan_is_recorded_once_and_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    real = _prepare.record
+    monkeypatch.setattr(_prepare, "record", lambda *a: (recorded.append(1), real(*a))[1])
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 4)).double()
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    for _ in range(3):
+        kernel = empirical_ntk(model, x, method="structured")
+        assert relative_error(kernel, empirical_ntk(model, x, method="jacobian")) < 1e-12
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+    assert len(recorded) == 1
+    (found,) = known(model_function(model, None, None)).plans.values()
+    tensors = [t for use in found.uses for t in vars(use).values() if isinstance(t, torch.Tensor)]
+    assert tensors
+    assert all(t.device.type == "meta" for t in tensors)
+    bound = found.of(dict(model.named_parameters()))
+    weights = {id(use.weight) for use in bound.uses}
+    assert (
+        {use.joins for use in bound.uses if hasattr(use, "joins")}
+        == {
+            id(model[0].weight),
+            id(model[3].weight),
+        }
+        <= weights
+    )
+    empirical_ntk(model[:2], x, method="structured")  # another module has a plan of its own
+    assert len(recorded) == 2
+
+
+def test_a_plan_that_is_no_longer_followed_is_forgotten() -> None:
+    model, x = MLP([3, 4, 2]).double(), torch.randn(4, 3, dtype=torch.float64)
+    expected = empirical_ntk(model, x, method="structured")
+    plans = known(model_function(model, None, None)).plans
+    ((signature, found),) = plans.items()
+    plans[signature] = replace(found, shapes=[torch.Size([9])] * len(found.shapes))
+    for _ in range(2):
+        kernel = empirical_ntk(model, x, method="structured")
+        assert relative_error(kernel, expected) < 1e-12

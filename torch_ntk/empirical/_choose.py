@@ -44,9 +44,10 @@ def kernel(
     except CANNOT_TRANSFORM:
         pass
     else:
-        if _structured.bytes_per_sample(fn, structure, trial) <= budget(fn.device):
+        available = budget(fn.device)  # asked for once: that reads files
+        if _structured.bytes_per_sample(fn, structure, trial) <= available:
             return _structured.kernel(
-                fn, x1, x2, output, trial, batch_size, advance, keys, structure=structure
+                fn, x1, x2, output, trial, batch_size, advance, keys, structure, available
             )
     if fn.products != fn.dtype:
         raise OnePrecisionError

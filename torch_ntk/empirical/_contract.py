@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._types import Output
 from ._columns import blocks
+from ._gemm import add_times_transposed_
 from ._grams import add_between_, add_grams_
 from ._weights import Part
 
@@ -45,6 +46,6 @@ def _jacobians(
 def add_product_(into: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left @ rightᵀ` of stacks of matrices to a stack of matrices."""
     if len(into) == 1:
-        into[0].addmm_(left[0], right[0].T)
+        add_times_transposed_(into[0], left[0], right[0])
     else:
         into.baddbmm_(left, right.transpose(1, 2))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._types import Output
 from ._blocks import ranges
+from ._gemm import times_transposed
 from ._limit import limit
 from ._weights import Part, to
 
@@ -93,7 +94,11 @@ def _add_piece_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     if p.is_last and q.is_last:
         _add_identity_(block, ga[0], output, o)
         return
-    gb = torch.bmm(to(p.b, block.dtype), to(q.b, block.dtype).transpose(1, 2))
+    left, right = to(p.b, block.dtype), to(q.b, block.dtype)
+    if len(left) == 1:
+        gb = times_transposed(left[0], right[0]).unsqueeze(0)
+    else:
+        gb = torch.bmm(left, right.transpose(1, 2))
     if output == "full" and g * t == 1:
         # The outputs of the columns are the innermost axis: spread over it, the Gram matrix of
         # the features multiplies long rows instead of short ones.

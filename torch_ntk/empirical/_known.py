@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._functional import ModelFunction
+from ._uses import Plan
 
 _MOST = 64  # signatures of one module; control flow may make ever new ones
 
@@ -42,16 +43,19 @@ class Known:
 
     Attributes:
         uncoupled: Signatures whose samples do not depend on each other.
+        plans: By signature the plan, without its tensors.
         proofs: By signature and plan what was found.
     """
 
     uncoupled: set[Hashable] = field(default_factory=set)
+    plans: dict[Hashable, Plan] = field(default_factory=dict)
     proofs: dict[Hashable, Proof] = field(default_factory=dict)
 
     def keep_few(self) -> None:
         """Forget everything when it has become too much."""
-        if len(self.uncoupled) > _MOST or len(self.proofs) > _MOST:
+        if max(len(self.uncoupled), len(self.plans), len(self.proofs)) > _MOST:
             self.uncoupled.clear()
+            self.plans.clear()
             self.proofs.clear()
 
 

@@ -18,6 +18,7 @@ from . import _jacobian
 from ._backward import backward
 from ._blocks import budget, within
 from ._columns import Unformed
+from ._known import known
 from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
@@ -126,11 +127,12 @@ def kernel(
     advance: Callable[[int], None],
     keys: Keys,
     structure: Structure | None = None,
+    available: int | None = None,
 ) -> Kernels:
     """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None.
 
     A model whose operations cannot be transformed at all has its kernel taken by the reference
-    method.
+    method. `structure` and `available`, the `budget`, are asked for if they are not given.
     """
     if structure is None:
         try:
@@ -139,8 +141,9 @@ def kernel(
             return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
     structure.plan.lay_out(fn.params)
     try:
-        return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure)
+        return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure, available)
     except PlanChangedError:  # control flow that depends on the sample
+        known(fn).plans.pop(trial.signature, None)
         for name in structure.plan.convolved():
             fn.params[name] = fn.params[name].clone(memory_format=torch.contiguous_format)
         return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
@@ -156,10 +159,11 @@ def _by_plan(
     advance: Callable[[int], None],
     keys: Keys,
     structure: Structure,
+    available: int | None,
 ) -> Kernels:
     longest = max(x1.shape[0], 0 if x2 is None else x2.shape[0])
     item = torch.finfo(fn.dtype).bits // 8
-    available = budget(fn.device)  # asked for once: it reads files
+    available = budget(fn.device) if available is None else available
     row = row_bytes(output, longest, trial.outputs, fn.products)
     kept = structure.numbers_per_sample(fn, alone=False) * item + row
     size = within(available, longest, 2 * kept)

@@ -6,8 +6,9 @@ code, tied weights and layers that are called several times need no case of thei
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .._functional import ModelFunction
 from .._types import Parameters
 from .rules import RULES, ConvUse, Use
+from .rules._bias import BiasUse
 
 
 @dataclass
@@ -52,6 +54,17 @@ class Plan:
             tuple(n for n in params if n not in kept),
             self.channels_last,
         )
+
+    def of(self, params: Parameters) -> Plan:
+        """The same plan for other tensors of the same names."""
+        names = {id(use.weight): name for use, name in zip(self.uses, self.names, strict=True)}
+        uses = [copy.copy(use) for use in self.uses]
+        for use, name in zip(uses, self.names, strict=True):
+            use.weight = params[name]
+            if isinstance(use, BiasUse):
+                joined = names.get(use.joins or 0)
+                use.joins = None if joined is None else id(params[joined])
+        return replace(self, uses=uses)
 
     def convolved(self) -> set[str]:
         """Names of the weights that are to have channels innermost in memory."""
