@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ..._checks import check_choice, check_finite, check_positive_int, describe, message
+from ..._checks import check_bool, check_choice, check_finite, check_positive_int, message
 from ..._functional import model_function, quiet
 from ..._types import ModelLike, ParameterSelection
 from .. import _choose
@@ -91,8 +91,7 @@ class NTKOperator:
         check_choice("output", output, _OUTPUTS, "A diagonal is not a matrix between samples.")
         if batch_size is not None:
             check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-        if not isinstance(progress, bool):
-            raise TypeError(message("progress", "True or False", describe(progress)))
+        check_bool("progress", progress)
         self._surroundings = _module_and_device(model, x)
         self._memory = None if max_memory is None else in_bytes(max_memory)
         self._progress = progress
