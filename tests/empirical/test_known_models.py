@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
 from torch_ntk._functional import model_function
-from torch_ntk.empirical import _known, _prepare, _trial
+from torch_ntk.empirical import _known, _proof, _trial
 from torch_ntk.empirical._known import known
 
 
@@ -24,8 +24,8 @@ from torch_ntk.empirical._known import known
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A line for each proof that is carried out."""
     made: list[str] = []
-    plan, coupling = _prepare._disagreeing, _trial._check_uncoupled
-    monkeypatch.setattr(_prepare, "_disagreeing", lambda *a: (made.append("plan"), plan(*a))[1])
+    plan, coupling = _proof._disagreeing, _trial._check_uncoupled
+    monkeypatch.setattr(_proof, "_disagreeing", lambda *a: (made.append("plan"), plan(*a))[1])
     monkeypatch.setattr(
         _trial, "_check_uncoupled", lambda *a: (made.append("coupling"), coupling(*a))[1]
     )
@@ -168,8 +168,8 @@ def test_few_signatures_are_kept() -> None:
 
 def test_a_plan_is_recorded_once_and_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
-    real = _prepare.record
-    monkeypatch.setattr(_prepare, "record", lambda *a: (recorded.append(1), real(*a))[1])
+    real = _proof.record
+    monkeypatch.setattr(_proof, "record", lambda *a: (recorded.append(1), real(*a))[1])
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 4)).double()
     x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
     for _ in range(3):
@@ -206,3 +206,34 @@ def test_a_plan_that_is_no_longer_followed_is_forgotten() -> None:
     for _ in range(2):
         kernel = empirical_ntk(model, x, method="structured")
         assert relative_error(kernel, expected) < 1e-12
+        assert plans[signature].shapes == found.shapes  # recorded anew
+
+
+class Padded(nn.Module):
+    """One convolution in two spellings of the same operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.by_hand = nn.Conv2d(2, 3, 3), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.by_hand:
+            y = F.conv2d(F.pad(x, (1, 1, 1, 1)), self.conv.weight)
+        else:
+            y = F.conv2d(x, self.conv.weight, padding=1)
+        return torch.tanh(y).flatten(1)
+
+
+def test_a_plan_of_another_geometry_is_not_followed() -> None:
+    model, x = Padded().double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    expected = empirical_ntk(model, x, method="structured")
+    plans = known(model_function(model, None, None)).plans
+    ((first, padded),) = plans.items()
+    model.by_hand = False
+    assert relative_error(empirical_ntk(model, x, method="structured"), expected) < 1e-12
+    second = next(key for key in plans if key != first)
+    plans[second] = padded  # the same weight, call and result
+    assert padded.shapes == [torch.Size([1, 3, 4, 4])]
+    for _ in range(2):
+        assert relative_error(empirical_ntk(model, x, method="structured"), expected) < 1e-12
+    assert plans[second] is not padded

@@ -145,3 +145,46 @@ def test_operations_are_those_of_the_formulas(t: int, o: int) -> None:
     assert found["features"].operations == 2 * 18 * (t * t * (7 + o * 4) + t * o * o * 4)
     assert found["jacobian"].operations == 2 * 6 * t * o * 28 + 2 * 18 * o * o * 28
     assert set(_cost.ways(use, t, o, "mean", 6, 18.0)) == {"gram", "jacobian"}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("both", [True, False])
+def test_no_positions_at_all(output: str, both: bool) -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.last = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x[:, 0]) + self.tokens(x[:, :0]).sum(1)
+
+    model, x = Nothing().double(), torch.randn(3, 2, 4, dtype=torch.float64)
+    options = {"output": output, "x2": x[:2] if both else None}
+    kernel = empirical_ntk(model, x, method="structured", **options)
+    assert relative_error(kernel, empirical_ntk(model, x, method="jacobian", **options)) < 1e-12
+
+
+def test_blocks_are_of_even_sizes_that_multiply_fast() -> None:
+    size = _columns._BYTES // 48
+    assert _columns._step(512, 1, size) == 48
+    assert _columns._step(100, 1, size) == 48
+    assert _columns._step(40, 1, size) == 40
+    assert _columns._step(128, 1, _columns._BYTES // 22) == 16
+    assert _columns._step(7, 64, 1) == 7
+    assert _columns._step(500, 64, 2**22) == 64
+
+
+def test_patches_that_are_gathered_last_count_as_memory() -> None:
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 4, 10))
+    structure = structure_of(net, torch.randn(8, 64, 2, 2))
+    assert structure.is_late("0.weight")
+    assert structure.passing_per_sample() == 4 * 64 * 9
+    assert structure.size("0.weight", 64 * 64 * 9, alone=True) == 4 * 64 + 10 * 4 * 64
+
+
+def test_a_crop_does_not_keep_what_it_is_cut_from() -> None:
+    (use,) = RULES[nn.functional.conv2d]((torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)), {})
+    source = torch.randn(5, 1, 2, 40, 40)
+    held = use.held(source[..., :4, :4])
+    assert held.untyped_storage().nbytes() == 5 * 2 * 16 * 4
+    assert use.held(source).data_ptr() == source.data_ptr()

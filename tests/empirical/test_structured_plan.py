@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
 from torch_ntk._functional import model_function, quiet
-from torch_ntk.empirical import _jacobian, _prepare, _uses
+from torch_ntk.empirical import _jacobian, _prepare, _proof, _uses
 from torch_ntk.empirical._trial import try_out
 from torch_ntk.empirical.rules import RULES
 from torch_ntk.empirical.rules._linear import LinearUse
@@ -214,7 +214,7 @@ def test_gradients_of_moved_parameters_are_compared_again(monkeypatch: pytest.Mo
         wrong = {"0.weight"}
         return wrong if answer(plan) else set()
 
-    monkeypatch.setattr(_prepare, "_disagreeing", disagreeing)
+    monkeypatch.setattr(_proof, "_disagreeing", disagreeing)
 
     # Right only where the weight is left to automatic differentiation, without channels last.
     def answer(plan):
@@ -266,10 +266,10 @@ def test_falling_back_restores_the_layout_of_weights(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("bytes_each", [1, 10**9])
 def test_large_gradients_are_compared_in_portions(bytes_each, monkeypatch) -> None:
-    monkeypatch.setattr(_prepare, "_PORTION_BYTES", bytes_each)
+    monkeypatch.setattr(_proof, "_PORTION_BYTES", bytes_each)
     case = by_name("mlp")
     fn = model_function(case.build(), None, None)
-    portions = list(_prepare._portions(fn.params))
+    portions = list(_proof._portions(fn.params))
     assert [n for part in portions for n in part] == list(fn.params)
     assert len(portions) == (1 if bytes_each > 1 else min(4, len(portions)))
     x = case.inputs(3)

@@ -49,6 +49,7 @@ def kernel(
             return _structured.kernel(
                 fn, x1, x2, output, trial, batch_size, advance, keys, structure, available
             )
+        structure.plan.lay_back(fn.params)
     if fn.products != fn.dtype:
         raise OnePrecisionError
     n2 = (x1 if x2 is None else x2).shape[0]

@@ -160,6 +160,9 @@ def _step(width: int, least: int, size: int) -> int:
     most = _MOST_BYTES if allowed is None else min(_MOST_BYTES, allowed // 8)
     size = max(1, size)
     steps = max(_BYTES // size, min(least, most // size), 1)
+    if steps >= width:
+        return width
     if steps > _MULTIPLE:
         steps -= steps % _MULTIPLE
-    return max(1, even(width, steps))
+    balanced = even(width, steps)
+    return min(steps, -(-balanced // _MULTIPLE) * _MULTIPLE)

@@ -86,5 +86,5 @@ def ways(
 
 
 def cheapest(found: Mapping[Contraction, Way]) -> Way:
-    """The way of the least effort; of equal ones the first in the order above."""
+    """The way of the least effort; of equal ones the first of `ways`."""
     return min(found.values(), key=lambda way: way.effort)

@@ -27,7 +27,7 @@ class Line:
             entry, `"features"` for that of the inputs between the cotangents, `"jacobian"`, or
             `"joined"` for a bias that is contracted together with the weight of its calls.
         operations: Floating-point operations of its contraction for the whole kernel.
-        bytes_per_sample: What is kept of it for one sample.
+        bytes_per_sample: What is kept of it for one sample, where all samples fit at once.
     """
 
     parameter: str

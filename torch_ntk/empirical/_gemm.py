@@ -2,7 +2,8 @@
 
 PyTorch multiplies float32 matrices on a CPU with MKL, which on some processors runs far below what
 the machine can do. A convolution with a filter of one tap is the same product, and goes through
-oneDNN instead. Small products are not worth the choice.
+oneDNN instead. Small products are not worth the choice. The two routes round differently, and
+`torch.use_deterministic_algorithms` leaves only the first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def _takes_convolution(a: Tensor, b: Tensor) -> bool:
         return False
     size = a.shape[0] * b.shape[0] * a.shape[1]
     if size <= _SMALL or torch.are_deterministic_algorithms_enabled():
+        return False
+    if not torch.backends.mkldnn.enabled:  # as for recurrent networks, or by the caller
         return False
     threads = torch.get_num_threads()
     return (size >= _WORTH or threads in _measured) and _is_faster(threads)

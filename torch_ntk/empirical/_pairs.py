@@ -94,15 +94,7 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     total = zeros(output, n, n, outputs, square) if passing else None
     for part in passing:
         assert total is not None
-        if part.pieces:
-            matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
-            for (j,) in blocks([part.pieces], output, square.dtype):
-                for a, b in ((a * rows, b * rows) for a, b in strips):
-                    add_product_(matrices[:, a:b, a:], j[:, a:b], j[:, a:])
-        else:
-            gathered = part.gathered(square.dtype)
-            for a, b in strips:
-                _add_strip(_strip(total, a, b, output), gathered, a, b, output)
+        _add_passing(total, part, strips, output)
     for a, b in strips:
         if total is None:
             block = zeros(output, b - a, n - a, outputs, square)
@@ -113,6 +105,20 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
         square[a:b, a:] = settled(block, output)
         symmetrize_(square[a:b, a:b])
         square[b:, a:b] = transposed(square[a:b, b:])
+
+
+def _add_passing(total: Tensor, part: Part, strips: list[tuple[int, int]], output: Output) -> None:
+    """Add a part of which features or columns of the Jacobian are made here, and go with it."""
+    if part.pieces:
+        n, rows = part.samples, part.outputs if output == "full" else 1
+        matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
+        for (j,) in blocks([part.pieces], output, total.dtype):
+            for a, b in ((a * rows, b * rows) for a, b in strips):
+                add_product_(matrices[:, a:b, a:], j[:, a:b], j[:, a:])
+        return
+    gathered = part.gathered(total.dtype)
+    for a, b in strips:
+        _add_strip(_strip(total, a, b, output), gathered, a, b, output)
 
 
 def _strip(total: Tensor, a: int, b: int, output: Output) -> Tensor:

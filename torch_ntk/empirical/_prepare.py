@@ -1,8 +1,6 @@
-"""Plan the structured method for a model, and prove that the plan is complete.
+"""Plan the structured method for a model: the uses, and the contraction of each weight.
 
-The gradient that the plan implies for one sample and a random output direction is compared with
-that of automatic differentiation, parameter by parameter: whatever does not agree is moved to its
-own Jacobian.
+Whatever the proof of the plan does not find right is moved to its own Jacobian; see `_proof`.
 """
 
 from __future__ import annotations
@@ -10,26 +8,19 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
-from torch.func import vjp
 
-from .._functional import ModelFunction, agree, is_out_of_memory
-from .._types import Output, Parameters
-from ._backward import of_sample
+from .._functional import ModelFunction, is_out_of_memory
+from .._types import Output
 from ._blocks import ONE_SAMPLE
 from ._cost import Way, cheapest, ways
-from ._known import Proof, known
 from ._parts import WHOLE, Keys
-from ._uses import Plan, record
-from .rules import Use
+from ._proof import proved
+from ._uses import Plan
 from .rules._bias import BiasUse
 
 # What an operation of a product in float64 takes, in those of float32.
 _DOUBLE = 2.0
-
-# Gradients that are compared at once.
-_PORTION_BYTES = 16 * 1024**2
 
 # Jacobians of at most so many columns are joined before they are contracted.
 SMALL = 4096
@@ -88,6 +79,15 @@ class Structure:
             total += use.held_size(use.source.shape, t) + self.outputs * t * use.groups * use.units
         return total
 
+    def passing_per_sample(self) -> int:
+        """Numbers of one sample's features, where they are gathered last and for all samples."""
+        found = 0
+        for name, indices in self.groups.items():
+            if self.by_gram(name) and not self.is_joined(name) and self.is_late(name):
+                use = self.plan.uses[indices[0]]
+                found = max(found, self.positions(name) * use.groups * use.inputs)
+        return found
+
     def done_after(self, name: str) -> set[int]:
         """Calls whose cotangents no weight after this one asks for."""
         asking = [n for n in self.groups if not self.is_joined(n)]
@@ -135,13 +135,7 @@ def prepare(
         MemoryError: One sample does not fit.
     """
     try:
-        found = _planned(fn, x1[0], signature)
-        proofs, key = known(fn).proofs, (signature, output, outputs, *found.description())
-        proof = proofs.get(key) if signature is not None else None
-        if proof is None:
-            proof = _prove(fn, found, x1[0], outputs)
-            if signature is not None:
-                proofs[key] = proof
+        found, proof = proved(fn, x1[0], outputs, output, signature)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise MemoryError(ONE_SAMPLE) from error
@@ -162,27 +156,14 @@ def prepare(
             first = uses[0]
             sizes = [found.uses[i].positions(found.shapes[found.calls[i]]) for i in indices]
             found_ways = ways(first, sum(sizes), outputs, output, samples, pairs, price)
-            costs[name] = cheapest(found_ways)
+            # A contraction over no positions at all is not worth a form of its own.
+            costs[name] = cheapest(found_ways) if sum(sizes) else found_ways["jacobian"]
     structure = Structure(found, outputs, groups, costs, {}, proof.right)
     keys = dict.fromkeys(fn.params, WHOLE) if keys is None else keys
     structure.biases.update(
         (w, b) for w, b in _biases(found, groups) if structure.by_gram(w) and keys[w] == keys[b]
     )
     return structure
-
-
-def _planned(fn: ModelFunction, x: Tensor, signature: Hashable) -> Plan:
-    """The plan; that of an equal forward pass of the same module, if there was one.
-
-    Should the calls be others all the same, the first pass that follows the plan says so.
-    """
-    plans = known(fn).plans
-    if signature is None or signature not in plans:
-        found = record(fn, x)
-        if signature is None:
-            return found
-        plans[signature] = found.of({n: p.to("meta") for n, p in fn.params.items()})
-    return plans[signature].of(fn.params)
 
 
 def _biases(found: Plan, groups: dict[str, list[int]]) -> Iterator[tuple[str, str]]:
@@ -197,81 +178,3 @@ def _biases(found: Plan, groups: dict[str, list[int]]) -> Iterator[tuple[str, st
         calls, others = ([found.calls[i] for i in groups[n]] for n in (bias, weight))
         if calls == others and len(set(calls)) == len(calls):
             yield weight, bias
-
-
-def _prove(fn: ModelFunction, found: Plan, x: Tensor, o: int) -> Proof:
-    """Compare all gradients in a fixed direction with what the plan implies.
-
-    Raises:
-        RuntimeError: Parameters that the plan leaves to automatic differentiation are wrong.
-    """
-    u = torch.linspace(1.0, 0.5, o, dtype=fn.dtype, device=fn.device)
-    u = u * torch.linspace(0.0, 12.0, o, dtype=fn.dtype, device=fn.device).cos()
-    # Some operations of torch are wrong for channels that are innermost: instance_norm returns
-    # wrong gradients for a single image of that layout.
-    layouts = [found, replace(found, channels_last=False)] if found.convolved() else [found]
-    best: Proof | None = None
-    for plan in layouts:
-        laid = replace(fn, params={**fn.params, **plan.laid(fn.params)})
-        wrong = _disagreeing(fn, laid, plan, x, u)
-        if not wrong:
-            fn.params.update(laid.params)  # every pass wants them so
-            return Proof(frozenset(), plan.channels_last)
-        if best is not None and len(wrong) >= len(best.wrong):
-            continue
-        if not _disagreeing(fn, laid, plan.without(wrong, fn.params), x, u):
-            best = Proof(frozenset(wrong), plan.channels_last)
-    if best is None:
-        raise RuntimeError("Automatic differentiation inside of a plan is not what it is outside.")
-    return best
-
-
-def _disagreeing(
-    fn: ModelFunction, laid: ModelFunction, found: Plan, x: Tensor, u: Tensor
-) -> set[str]:
-    """Parameters whose gradient in the direction `u` is not what the plan implies.
-
-    Args:
-        fn: The function with its weights as they came.
-        laid: The same with its weights in the layout of the plan.
-        found: The plan.
-        x: A sample.
-        u: The direction.
-    """
-    b, rest, sources = of_sample(laid, found, x, u)
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(found.names):
-        groups.setdefault(name, []).append(i)
-    wrong = set()
-    for some in _portions(fn.params):
-        pull = vjp(lambda p: fn.single({**fn.params, **p}, x), some)[1]
-        truth: Parameters = pull(u)[0]
-        for name, gradient in truth.items():
-            implied = rest.pop(name, None)
-            if implied is None:
-                uses = [(found.uses[i], sources[i], b[found.calls[i]]) for i in groups[name]]
-                implied = torch.stack([_implied(*use) for use in uses]).sum(0)
-            if not agree([implied.reshape(-1)], [gradient.reshape(-1)]):
-                wrong.add(name)
-        del pull, truth
-    return wrong
-
-
-def _portions(params: Parameters) -> Iterator[Parameters]:
-    """The parameters in a few parts, where their gradients together are large."""
-    sizes = {n: p.numel() * p.element_size() for n, p in params.items()}
-    most = max(_PORTION_BYTES, sum(sizes.values()) // 4)
-    part: Parameters = {}
-    for name, p in params.items():
-        if part and sum(sizes[n] for n in part) + sizes[name] > most:
-            yield part
-            part = {}
-        part[name] = p
-    yield part
-
-
-def _implied(use: Use, source: Tensor, b: Tensor) -> Tensor:
-    """The flattened gradient by one use of a weight."""
-    features = use.features(source.unsqueeze(0))
-    cotangents = use.cotangents(b.unsqueeze(0).unsqueeze(0))
-    return use.jacobian(features, cotangents).reshape(-1)

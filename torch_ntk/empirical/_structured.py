@@ -144,8 +144,7 @@ def kernel(
         return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure, available)
     except PlanChangedError:  # control flow that depends on the sample
         known(fn).plans.pop(trial.signature, None)
-        for name in structure.plan.convolved():
-            fn.params[name] = fn.params[name].clone(memory_format=torch.contiguous_format)
+        structure.plan.lay_back(fn.params)
         return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
 
 
@@ -169,6 +168,7 @@ def _by_plan(
     size = within(available, longest, 2 * kept)
     if x2 is None:  # all at once, if only what is left of Jacobians unformed is kept
         kept = structure.numbers_per_sample(fn, alone=True) * item + row
+        kept += structure.passing_per_sample() * (torch.finfo(fn.products).bits // 8)
         size = longest if within(available, longest, 2 * kept) == longest else size
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)

@@ -83,6 +83,11 @@ class Plan:
         for use, name in zip(self.uses, self.names, strict=True):
             use.weight = params[name]  # the other one is not to be kept
 
+    def lay_back(self, params: Parameters) -> None:
+        """Put them back as they came, for methods that follow no plan."""
+        for name in self.convolved():
+            params[name] = params[name].clone(memory_format=torch.contiguous_format)
+
     def description(self) -> tuple[Hashable, ...]:
         """What distinguishes this plan from others of the same module, without its tensors."""
         kinds = tuple((type(use), use.kind) for use in self.uses)
@@ -159,6 +164,7 @@ class _Perturber(_Tracked):
             or self._plan.names[first:last] != names
             or any(c != self._call for c in self._plan.calls[first:last])
             or self._plan.shapes[self._call] != out.shape
+            or any(not _alike(u, p) for u, p in zip(uses, self._plan.uses[first:last], strict=True))
         ):
             raise PlanChangedError(
                 "The model used its weights in another way than for the first sample."
@@ -166,6 +172,15 @@ class _Perturber(_Tracked):
         self.sources.extend(use.source for use in uses)
         # All uses of one call have the same cotangent.
         return out + self._added[self._call]
+
+
+def _alike(use: Use, planned: Use) -> bool:
+    """Whether a use is made as it was planned, in the same geometry."""
+    given, other = vars(use), vars(planned)
+    own = type(use) is type(planned) and use.source.shape == planned.source.shape
+    return own and all(
+        v == other[k] for k, v in given.items() if k != "joins" and not isinstance(v, Tensor)
+    )
 
 
 class PlanChangedError(RuntimeError):

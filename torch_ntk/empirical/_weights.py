@@ -75,12 +75,22 @@ class Part:
 
     def gathered(self, dtype: torch.dtype) -> Part:
         """The same with features in place of sources."""
-        found = []
+        a: Tensor | None = None
+        start = 0
         for calls in self.sources:
             each = [use.narrowed(held, 0, use.steps) for use, held in calls]
-            found.append(_rows(_joined(each)))
-        a = found[0] if len(found) == 1 else torch.cat(found, dim=1)
-        return replace(self, a=to(a, dtype), sources=())
+            rows = _rows(_joined(each))
+            del each
+            if len(self.sources) == 1:
+                a = to(rows, dtype)
+                break
+            if a is None:  # written piece by piece, so that all pieces never stand beside it
+                length = self.samples * self.positions
+                kind = dtype if rows.is_floating_point() else rows.dtype
+                a = rows.new_empty(rows.shape[0], length, rows.shape[2], dtype=kind)
+            a[:, start : start + rows.shape[1]] = rows
+            start += rows.shape[1]
+        return replace(self, a=a, sources=())
 
     def ready(self, dtype: torch.dtype, output: Output) -> Part:
         """For products with several others: whole, unless it is to be converted anyway."""

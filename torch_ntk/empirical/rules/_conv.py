@@ -52,8 +52,12 @@ class ConvUse(Use):
         return patches(images, *where, channels_last=self.channels_last)
 
     def held(self, source: Tensor) -> Tensor:
-        """Images, of which patches are as many times as large as the filter has taps."""
-        return self._images(source) if self.groups == 1 else self.features(source)
+        """Images, which are smaller than their patches unless the stride is large."""
+        if self.groups > 1:
+            return self.features(source)
+        # A view would keep all of what it is cut from.
+        is_part = source.untyped_storage().nbytes() > source.numel() * source.element_size()
+        return self._images(source.clone() if is_part else source)
 
     def held_size(self, source: torch.Size, positions: int) -> int:
         """Numbers of one source, or of its patches."""

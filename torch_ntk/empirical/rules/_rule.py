@@ -56,11 +56,11 @@ class Use(ABC):
         return torch.bmm(a1, a2.transpose(1, 2))
 
     def held(self, source: Tensor) -> Tensor:
-        """What `narrowed` needs of stacked sources; no more than the features."""
+        """What `narrowed` needs of stacked sources."""
         return self.features(source)
 
     def held_size(self, source: torch.Size, positions: int) -> int:
-        """Numbers that are `kept` of one source of that shape."""
+        """Numbers that are `held` of one source of that shape."""
         return positions * self.groups * self.inputs
 
     @property
