@@ -171,6 +171,7 @@ def test_blocks_are_of_even_sizes_that_multiply_fast() -> None:
     assert _columns._step(40, 1, size) == 40
     assert _columns._step(128, 1, _columns._BYTES // 22) == 16
     assert _columns._step(7, 64, 1) == 7
+    assert _columns._step(0, 1, 1) == 1  # a weight without entries
     assert _columns._step(500, 64, 2**22) == 64
 
 

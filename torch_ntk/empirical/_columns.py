@@ -161,7 +161,7 @@ def _step(width: int, least: int, size: int) -> int:
     size = max(1, size)
     steps = max(_BYTES // size, min(least, most // size), 1)
     if steps >= width:
-        return width
+        return max(1, width)
     if steps > _MULTIPLE:
         steps -= steps % _MULTIPLE
     balanced = even(width, steps)
