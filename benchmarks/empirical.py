@@ -8,8 +8,8 @@ Compared are this package, the two ways of the torch.func tutorial on neural tan
 one of neural-tangents' structured derivatives and Jacobian contraction, compiled by jax. Every
 figure comes from a process of its own, ours before and after the others. Prints a table with the
 ratios and, without `--quick`, measures growth as well (beside neural-tangents' structured
-derivatives) and writes `benchmarks/empirical.json`, the
-page `docs/benchmarks/empirical.md` and its figure. Run it on an idle machine.
+derivatives) and writes `benchmarks/empirical.json`, the page `docs/benchmarks/empirical.md` and its
+figure. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -145,9 +145,7 @@ def prepare(
     found = replace(found, channels_last=proof.channels_last)
     if proof.wrong:
         found = found.without(set(proof.wrong), fn.params)
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(found.names):
-        groups.setdefault(name, []).append(i)
+    groups = found.groups()
     costs = {}
     price = 1.0 if fn.products == fn.dtype else _DOUBLE
     for name, indices in groups.items():

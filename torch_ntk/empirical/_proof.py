@@ -73,7 +73,7 @@ def _prove(fn: ModelFunction, found: Plan, x: Tensor, o: int) -> Proof:
     """Compare all gradients in a fixed direction with what the plan implies.
 
     Raises:
-        RuntimeError: Parameters that the plan leaves to automatic differentiation are wrong.
+        RuntimeError: Not even the parameters that it leaves to automatic differentiation agree.
     """
     u = torch.linspace(1.0, 0.5, o, dtype=fn.dtype, device=fn.device)
     u = u * torch.linspace(0.0, 12.0, o, dtype=fn.dtype, device=fn.device).cos()
@@ -111,9 +111,7 @@ def _disagreeing(
         u: The direction.
     """
     b, rest, sources = of_sample(laid, found, x, u)
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(found.names):
-        groups.setdefault(name, []).append(i)
+    groups = found.groups()
     wrong = set()
     for some in _portions(fn.params):
         pull = vjp(lambda p: fn.single({**fn.params, **p}, x), some)[1]

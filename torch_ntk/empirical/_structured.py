@@ -2,7 +2,7 @@
 
 The cotangents of all uses come from one batched backward pass that computes no weight gradient;
 a parameter that no rule covers has its own Jacobian taken in the same pass. The plan is checked
-before anything is trusted; see `_prepare`.
+before anything is trusted; see `_proof`.
 """
 
 from __future__ import annotations

@@ -66,6 +66,13 @@ class Plan:
                 use.joins = None if joined is None else id(params[joined])
         return replace(self, uses=uses)
 
+    def groups(self) -> dict[str, list[int]]:
+        """By weight name the indices of its uses."""
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            found.setdefault(name, []).append(i)
+        return found
+
     def convolved(self) -> set[str]:
         """Names of the weights that are to have channels innermost in memory."""
         pairs = zip(self.uses, self.names, strict=True)
@@ -84,7 +91,7 @@ class Plan:
             use.weight = params[name]  # the other one is not to be kept
 
     def lay_back(self, params: Parameters) -> None:
-        """Put them back as they came, for methods that follow no plan."""
+        """Put them into the usual layout again, for methods that follow no plan."""
         for name in self.convolved():
             params[name] = params[name].clone(memory_format=torch.contiguous_format)
 
