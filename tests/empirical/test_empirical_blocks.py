@@ -14,7 +14,7 @@ from oracles import relative_error
 from torch import Tensor
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _api, _blocks
+from torch_ntk.empirical import _blocks, _fits
 from torch_ntk.empirical._blocks import Backoff, _control_group_free, free_memory, plan
 
 METHODS = ["structured", "jacobian", "vector_product"]
@@ -158,7 +158,7 @@ def test_pieces_inside_of_a_block_are_halved_too() -> None:
 def test_a_result_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case = by_name("mlp")
     model, x = case.build(), case.inputs(20)
-    monkeypatch.setattr(_api, "free_memory", lambda device: 5000)
+    monkeypatch.setattr(_fits, "free_memory", lambda device: 5000)
     with pytest.raises(
         ValueError, match=r"(?s)`output`.*4.9 KiB.*'full', a kernel \[20, 20, 3, 3\]"
     ):
@@ -168,7 +168,7 @@ def test_a_result_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match=r"9.4 KiB.*'mean', 'trace' and 'pseudo' are 3 times"):
         empirical_ntk(model, x, output="diagonal")
     assert empirical_ntk(model, x, output="mean").shape == (20, 20)
-    monkeypatch.setattr(_api, "free_memory", lambda device: 100)
+    monkeypatch.setattr(_fits, "free_memory", lambda device: 100)
     with pytest.raises(ValueError, match="fewer samples"):
         empirical_ntk(model, x, output="mean")
 

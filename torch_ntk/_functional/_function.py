@@ -15,11 +15,10 @@ from .._checks import check_finite, check_tensor, describe, message
 from .._types import ModelLike, Parameters, ParameterSelection
 from ._agree import check_batching
 from ._failure import CANNOT_TRANSFORM, is_out_of_memory
+from ._parameters import common_device_and_dtype, copied, shareable, working_dtype
 from ._refuse import refuse_unsupported
 from ._select import select_parameters
-from ._unwrap import plain_name, unwrap
-
-_HALF = (torch.float16, torch.bfloat16)
+from ._unwrap import unwrap
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ModelFunction:
         originals: Names of the caller's own parameters by their identity.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
         accumulate: In which products over parameters are added up; None is `dtype`.
+        shared: Addresses of memory that the parameters share with the caller's.
     """
 
     call: Callable[[Parameters, Tensor], Tensor]
@@ -47,6 +47,7 @@ class ModelFunction:
     originals: Mapping[int, str]
     dtype_from_model: bool = True
     accumulate: torch.dtype | None = None
+    shared: frozenset[int] = frozenset()
 
     @property
     def products(self) -> torch.dtype:
@@ -134,6 +135,7 @@ def model_function(
     model: ModelLike,
     params: ParameterSelection = None,
     dtype: torch.dtype | None = None,
+    share: bool = False,
 ) -> ModelFunction:
     """Make a pure function of `model`; call and use it within `quiet`.
 
@@ -145,6 +147,8 @@ def model_function(
         model: A module, or a function `f(params, x)` together with a dictionary `params`.
         params: See `torch_ntk.empirical_ntk`.
         dtype: float32 or float64, or None for the model's own.
+        share: Leave parameters of that dtype where they are, instead of copying them. For callers
+            that look out for writes to what is `shared`.
 
     Raises:
         TypeError: `model` is neither module nor function, or its kind cannot be transformed.
@@ -169,26 +173,30 @@ def model_function(
             )
         )
     if isinstance(model, nn.Module):
-        return _of_module(unwrap(model), params, dtype)
+        return _of_module(unwrap(model), params, dtype, share)
     if callable(model):
-        return _of_function(model, params, dtype)
+        return _of_function(model, params, dtype, share)
     raise TypeError(
         message("model", "an nn.Module or a function f(params, x)", describe(model), "")
     )
 
 
 def _of_module(
-    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None
+    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None, share: bool
 ) -> ModelFunction:
     refuse_unsupported(model)
     chosen = select_parameters(model, params)
     every: Parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    device, own = _common_device_and_dtype("model", dict(model.named_parameters()), dtype)
-    working = _working_dtype(own, dtype)
+    device, own = common_device_and_dtype("model", dict(model.named_parameters()), dtype)
+    working = working_dtype(own, dtype)
     buffers = {n for n, _ in model.named_buffers()}
     # A buffer may be in another dtype than the parameters on purpose, unless all is converted.
     keep = buffers if dtype is None and own == working else set()
-    copies = {n: _copy(t, t.dtype if n in keep else working) for n, t in every.items()}
+    shared = shareable(every.keys() - buffers if share else (), every, working)
+    copies = {
+        n: t.detach() if n in shared else copied(t, t.dtype if n in keep else working)
+        for n, t in every.items()
+    }
     selected = {n: copies.pop(n) for n in chosen}
 
     def call(p: Parameters, x: Tensor) -> Tensor:
@@ -198,10 +206,22 @@ def _of_module(
 
     result = own if dtype is None else dtype
     originals = {id(p): n for n, p in model.named_parameters()}
-    return ModelFunction(call, selected, model, device, working, result, originals, dtype is None)
+    return ModelFunction(
+        call,
+        selected,
+        model,
+        device,
+        working,
+        result,
+        originals,
+        dtype is None,
+        shared=frozenset(shared.values()),
+    )
 
 
-def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) -> ModelFunction:
+def _of_function(
+    f: Any, params: ParameterSelection, dtype: torch.dtype | None, share: bool
+) -> ModelFunction:
     if not isinstance(params, Mapping) or not params:
         raise TypeError(
             message(
@@ -216,51 +236,27 @@ def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) 
         if not value.is_floating_point():
             raise TypeError(message(f"params[{name!r}]", "floating-point", value, ""))
         check_finite(f"params[{name!r}]", value)
-    device, own = _common_device_and_dtype("params", dict(params), dtype)
-    working = _working_dtype(own, dtype)
-    copies = {n: _copy(t, working) for n, t in params.items()}
+    device, own = common_device_and_dtype("params", dict(params), dtype)
+    working = working_dtype(own, dtype)
+    shared = shareable(params if share else (), params, working)
+    copies = {n: t.detach() if n in shared else copied(t, working) for n, t in params.items()}
 
     def call(p: Parameters, x: Tensor) -> Tensor:
         return _flat(f(dict(p), x), x, working)
 
     result = own if dtype is None else dtype
     originals = {id(p): n for n, p in params.items()}
-    return ModelFunction(call, copies, None, device, working, result, originals, dtype is None)
-
-
-def _working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype is not None:
-        return dtype
-    return torch.float32 if own in _HALF else own
-
-
-def _copy(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
-
-
-def _common_device_and_dtype(
-    argument: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    devices: dict[torch.device, str] = {}
-    dtypes: dict[torch.dtype, str] = {}
-    for name, t in tensors.items():
-        devices.setdefault(t.device, plain_name(name))
-        if t.is_floating_point():
-            dtypes.setdefault(t.dtype, plain_name(name))
-    if len(devices) > 1:
-        came = ", ".join(f"{n!r} on {d}" for d, n in devices.items())
-        raise ValueError(message(argument, "on one device", came, "Move it with .to(device)."))
-    if len(dtypes) > 1 and dtype is None:
-        came = ", ".join(f"{n!r} in {d}" for d, n in dtypes.items())
-        raise ValueError(
-            message(
-                argument,
-                "of one dtype",
-                came,
-                "Choose the one to compute in with dtype=torch.float32 or torch.float64.",
-            )
-        )
-    return next(iter(devices)), next(iter(dtypes)) if dtype is None else dtype
+    return ModelFunction(
+        call,
+        copies,
+        None,
+        device,
+        working,
+        result,
+        originals,
+        dtype is None,
+        shared=frozenset(shared.values()),
+    )
 
 
 def _flat(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:

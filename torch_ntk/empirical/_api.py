@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import get_args, overload
 
@@ -14,12 +13,13 @@ from .._checks import check_bool, check_choice, check_finite, check_positive_int
 from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _choose, _jacobian, _structured, _vector_product
-from ._blocks import free_memory
 from ._choose import OnePrecisionError
+from ._fits import check_fits, held
 from ._limit import in_bytes, limited
-from ._outputs import OUTPUTS, advice, finish, shape, size_in_words
+from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, Keys, distinct, keys_of
 from ._trial import Trial, try_out
+from ._watch import WrittenError
 
 METHODS: tuple[Method, ...] = get_args(Method)
 _NOT_FINITE = (
@@ -164,8 +164,10 @@ def empirical_ntk(
     allowed = None if max_memory is None else in_bytes(max_memory)
     check_accumulate(accumulate)
 
-    def compute(dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
-        fn = replace(model_function(model, params, dtype), accumulate=accumulate)
+    def compute(
+        dtype: torch.dtype | None, accumulate: torch.dtype | None, share: bool = True
+    ) -> Kernels:
+        fn = replace(model_function(model, params, dtype, share), accumulate=accumulate)
         if fn.products != fn.dtype and method == "vector_product":
             raise ValueError(
                 message(
@@ -177,14 +179,17 @@ def empirical_ntk(
             )
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
-        trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
+        try:
+            trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
+        except WrittenError:  # to the caller's own parameters, if they were not copied
+            return compute(dtype, accumulate, share=False)
         keys = keys_of(fn.params, by)
         n1, n2 = a.shape[0], (a if b is None else b).shape[0]
-        size = _check_fits(fn, output, n1, n2, trial.outputs, len(distinct(keys)), allowed)
+        size = check_fits(fn, output, n1, n2, trial.outputs, len(distinct(keys)), allowed)
         outputs = trial.outputs
         if output == "pseudo":
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
-        with limited(None if allowed is None else allowed - size - _held(fn)):
+        with limited(None if allowed is None else allowed - size - held(fn)):
             kernels = _run(fn, a, b, output, trial, batch_size, method, progress, keys)
         for key in kernels:
             kernel = finish(kernels[key], output, outputs)
@@ -229,40 +234,6 @@ def _second(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
             )
         )
     return b
-
-
-def _check_fits(
-    fn: ModelFunction,
-    output: Output,
-    n1: int,
-    n2: int,
-    o: int,
-    parts: int = 1,
-    allowed: int | None = None,
-) -> int:
-    """Bytes of the result, if they fit into what is free and what the caller allows."""
-    dims = shape(output, n1, n2, o)
-    size = parts * math.prod(dims) * (torch.finfo(fn.products).bits // 8)
-    free = free_memory(fn.device)
-    bound = f"the {size_in_words(free)} that are free"
-    if allowed is not None and allowed < free:
-        free, bound = allowed, f"max_memory, {size_in_words(allowed)}"
-    if size > free:
-        many = "a kernel" if parts == 1 else f"{parts} kernels"
-        raise ValueError(
-            message(
-                "output",
-                f"one whose result fits in {bound}",
-                f"{output!r}, {many} {list(dims)} of {size_in_words(size)}",
-                f"Instead: {advice(output, o)}.",
-            )
-        )
-    return size
-
-
-def _held(fn: ModelFunction) -> int:
-    """Bytes that are held in any case: a copy of the parameters, and gradients to check plans."""
-    return 4 * sum(p.numel() * p.element_size() for p in fn.params.values())
 
 
 def _run(

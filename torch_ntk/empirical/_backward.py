@@ -58,7 +58,9 @@ def of_sample(
     fn: ModelFunction, plan_: Plan, sample: Tensor, u: Tensor | None, loop: bool = False
 ) -> Backward:
     """One sample's backward pass in the direction `u`, or in every output's if that is None."""
-    zeros = tuple(torch.zeros(s, dtype=fn.dtype, device=fn.device) for s in plan_.shapes)
+    # Zeros without a layout of their own: results keep theirs, and nothing is read.
+    zero = torch.zeros((), dtype=fn.dtype, device=fn.device)
+    zeros = tuple(zero.expand(s) for s in plan_.shapes)
     rest = {n: fn.params[n] for n in plan_.rest}
     transformed: tuple[Any, ...] = vjp(
         lambda z, r: perturbed(fn, plan_, z, r, sample), zeros, rest, has_aux=True

@@ -27,7 +27,7 @@ _BYTES = 8 * 1024**2  # of a block of columns
 # Products with fewer features read the cotangents too often; blocks then leave the cache instead.
 _FEATURES = 64
 # Matrices of other sizes are multiplied at up to a third less speed.
-_MULTIPLE = 16
+_MULTIPLE = 8
 _MOST_BYTES = 256 * 1024**2
 
 
@@ -162,7 +162,7 @@ def _step(width: int, least: int, size: int) -> int:
     steps = max(_BYTES // size, min(least, most // size), 1)
     if steps >= width:
         return max(1, width)
-    if steps > _MULTIPLE:
+    if steps >= _MULTIPLE:
         steps -= steps % _MULTIPLE
     balanced = even(width, steps)
     return min(steps, -(-balanced // _MULTIPLE) * _MULTIPLE)

@@ -17,7 +17,7 @@ from ._parts import Kernels, Keys, distinct
 from ._weights import Part
 
 # Products of fewer rows run below their speed; of more blocks the saving is small.
-_ROWS = 160
+_ROWS = 80
 _MOST_BLOCKS = 8
 
 Factors = dict[tuple[str, str], Part]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from .._checks import message
 from .._functional import (
@@ -21,6 +18,7 @@ from .._functional import (
     plain_name,
 )
 from ._known import Signature, known
+from ._watch import Costs, NoWrites, WrittenError
 
 
 @dataclass(frozen=True)
@@ -40,36 +38,6 @@ class Trial:
     signature: Hashable = None
 
 
-class _Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations inside and the sizes of everything that they return.
-
-    `FlopCounterMode` has the same formulas, but also hooks into every module call, at which
-    compiled submodules take offence.
-    """
-
-    def __init__(self, signature: Signature) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.signature = signature
-        self.bytes = 0
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        self.signature.add(func, args, kwargs)
-        out = func(*args, **kwargs)
-        # What is a view or written in place, such as the transpose of a weight, takes no memory.
-        if not any(r.alias_info for r in func._schema.returns):
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, Tensor):
-                    self.bytes += t.numel() * t.element_size()
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=out))
-        return out
-
-
 def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     """Evaluate `fn` on the first sample of the batch `x`, called `name` in errors.
 
@@ -78,10 +46,18 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
         ValueError: Its outputs are not finite, are random, depend on the other samples of the
             batch or on parameters that `functional_call` cannot replace.
         MemoryError: One forward pass does not fit in memory.
+        WrittenError: It writes to a parameter whose memory is `shared`.
     """
+    if not fn.shared:
+        return _try_out(fn, name, x)
+    with NoWrites(fn.shared):
+        return _try_out(fn, name, x)
+
+
+def _try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     states = _random_states(fn.device)
     first = x[:1]
-    with _Costs(Signature(fn)) as costs:
+    with Costs(Signature(fn)) as costs:
         one = _forward(fn, name, first)
     if one.shape[1] == 0:
         raise ValueError(message("model", "a function with outputs", one, ""))
@@ -119,6 +95,8 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
 def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
     try:
         return fn.batch(fn.params, x)
+    except WrittenError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(

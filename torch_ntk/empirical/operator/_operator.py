@@ -14,7 +14,8 @@ from ..._checks import check_bool, check_choice, check_finite, check_positive_in
 from ..._functional import model_function, quiet
 from ..._types import ModelLike, ParameterSelection
 from .. import _choose
-from .._api import _NOT_FINITE, _check_fits, _module_and_device
+from .._api import _NOT_FINITE, _module_and_device
+from .._fits import check_fits
 from .._limit import in_bytes, limited
 from .._outputs import finish
 from .._parts import WHOLE, keys_of
@@ -175,7 +176,7 @@ class NTKOperator:
             ValueError: It does not fit in memory.
         """
         n, o = self._x.shape[0], self._outputs
-        size = _check_fits(self._fn, self.output, n, n, o, 1, self._memory)
+        size = check_fits(self._fn, self.output, n, n, o, 1, self._memory)
         keys = keys_of(self._fn.params, None)
         with (
             quiet(*self._surroundings),

@@ -112,18 +112,26 @@ def product(b: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
     """`J[n, o, b, a] = Σ_t B[n, o, t, b] A[n, t, a]`, of which `b` is best as `laid_out` has it."""
     n, o, t, units = b.shape
     out = b.new_empty(n, o, units, a.shape[2]) if out is None else out
-    if _is_long(b) and o * t * units * a.shape[2] >= _LARGE:
+    if b.stride() == (t * o * units, units, o * units, 1) and o > 1:
+        rows = b.transpose(1, 2).reshape(n, t, o * units)
+        torch.bmm(rows.transpose(1, 2), a, out=out.view(n, o * units, -1))
+    elif _is_long(b) and o * t * units * a.shape[2] >= _LARGE:
         for one_b, one_a, one in zip(b, a, out, strict=True):
             torch.bmm(one_b.transpose(1, 2), one_a.expand(o, -1, -1), out=one)
-        return out
-    left = b.transpose(2, 3).reshape(n, o * units, t)
-    torch.bmm(left, a, out=out.view(n, o * units, -1))
+    else:
+        left = b.transpose(2, 3).reshape(n, o * units, t)
+        torch.bmm(left, a, out=out.view(n, o * units, -1))
     return out
 
 
 def laid_out(b: Tensor) -> Tensor:
-    """Cotangents `[N, O, T, b]` as several products with them want them in memory."""
-    return b if _is_long(b) else b.transpose(2, 3).contiguous().transpose(2, 3)
+    """Cotangents `[N, O, T, b]` as several products with them want them in memory.
+
+    Positions run last where they are few, and before the outputs where they are many; the product
+    over positions is then one of whole matrices for each sample.
+    """
+    axes = (1, 2) if _is_long(b) else (2, 3)
+    return b.transpose(*axes).contiguous().transpose(*axes)
 
 
 def _is_long(b: Tensor) -> bool:
