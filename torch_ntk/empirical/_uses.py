@@ -20,6 +20,8 @@ from .._types import Parameters
 from .rules import RULES, ConvUse, Use
 from .rules._bias import BiasUse
 
+_WIDE = 2**20  # entries of a weight
+
 
 @dataclass
 class Plan:
@@ -74,10 +76,15 @@ class Plan:
         return found
 
     def convolved(self) -> set[str]:
-        """Names of the weights that are to have channels innermost in memory."""
+        """Names of the weights that are to have channels innermost in memory.
+
+        oneDNN reorders wide ones for every call all the same: a copy of them is but memory.
+        """
+        if not self.channels_last:
+            return set()
         pairs = zip(self.uses, self.names, strict=True)
-        found = {n for use, n in pairs if isinstance(use, ConvUse) and use.channels_last}
-        return found if self.channels_last else set()
+        found = {n: u for u, n in pairs if isinstance(u, ConvUse) and u.channels_last}
+        return {n for n, use in found.items() if use.weight.numel() <= _WIDE}
 
     def laid(self, params: Parameters) -> Parameters:
         """The weights of convolutions in the layout that every pass wants."""
