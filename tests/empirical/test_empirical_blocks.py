@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch_ntk import empirical_nngp, empirical_ntk
 from torch_ntk.empirical import _blocks, _fits
 from torch_ntk.empirical._blocks import Backoff, _control_group_free, free_memory, plan
+from torch_ntk.empirical._outputs import symmetrize_
 
 METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
@@ -214,3 +216,21 @@ def test_free_memory_is_the_smaller_of_machine_and_group(monkeypatch: pytest.Mon
     assert plan(50, 100, cpu) == 4
     assert plan(3, 100, cpu) == 3
     assert plan(50, 10**6, cpu) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (5, 5, 3), (5, 5, 3, 3), (1, 1, 1, 1)])
+@pytest.mark.parametrize("strided", [True, False])
+def test_the_upper_triangle_is_copied_to_the_lower(shape: tuple[int, ...], strided: bool) -> None:
+    whole = torch.randn(*(2 * s for s in shape))
+    kernel = whole[tuple(slice(0, s) for s in shape)]
+    kernel = kernel if strided else kernel.contiguous()
+    before = kernel.clone()
+    symmetrize_(kernel)
+    n, o = shape[0], shape[-1] if len(shape) == 4 else 1
+    for a, b in itertools.product(range(n), repeat=2):
+        for i, j in itertools.product(range(o), repeat=2):
+            first, second = sorted([(a, i), (b, j)])
+            if len(shape) == 4:
+                assert kernel[a, b, i, j] == before[first[0], second[0], first[1], second[1]]
+            else:
+                assert torch.equal(kernel[a, b], before[first[0], second[0]])

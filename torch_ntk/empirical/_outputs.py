@@ -70,24 +70,17 @@ def transposed(kernel: Tensor) -> Tensor:
     return kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
 
 
-def symmetrize_(kernel: Tensor) -> Tensor:
+def symmetrize_(kernel: Tensor) -> None:
     """Make `Θ(x, x)` exactly symmetric in place, by copying one triangle to the other.
 
     A matrix product need not round entry (a, b) and entry (b, a) alike. The triangle is that of
     the pairs (sample, output), so that the diagonal blocks of a full kernel are symmetric too.
     """
-    n = kernel.shape[0]
-    upper = torch.ones(n, n, dtype=torch.bool, device=kernel.device).triu(1)
-    mirrored = transposed(kernel)
-    if kernel.ndim == 2:
-        return kernel.copy_(torch.where(upper, kernel, mirrored))
-    if kernel.ndim == 3:
-        return kernel.copy_(torch.where(upper[:, :, None], kernel, mirrored))
-    o = kernel.shape[-1]
-    on_diagonal = torch.eye(n, dtype=torch.bool, device=kernel.device)[:, :, None, None]
-    inner = torch.ones(o, o, dtype=torch.bool, device=kernel.device).triu(1)
-    keep = upper[:, :, None, None] | (on_diagonal & inner)
-    return kernel.copy_(torch.where(keep, kernel, mirrored))
+    pairs = kernel
+    if kernel.ndim > 2:
+        pairs = kernel.permute(0, 2, 1, 3) if kernel.ndim == 4 else kernel.permute(2, 0, 1)
+    matrix = pairs.flatten(2).flatten(0, 1) if kernel.ndim == 4 else pairs
+    pairs.copy_((matrix.triu() + matrix.triu(1).mT).view(pairs.shape))
 
 
 def finish(kernel: Tensor, output: Output, o: int) -> Tensor:
