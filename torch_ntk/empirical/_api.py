@@ -180,7 +180,8 @@ def empirical_ntk(
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
         try:
-            trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
+            some = a if b is None or a.shape[0] > 1 else torch.cat([a, b])
+            trial = try_out(fn, "x1", some, followed=True)
         except WrittenError:  # to the caller's own parameters, if they were not copied
             return compute(dtype, accumulate, share=False)
         keys = keys_of(fn.params, by)
@@ -191,6 +192,8 @@ def empirical_ntk(
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
         with limited(None if allowed is None else allowed - size - held(fn)):
             kernels = _run(fn, a, b, output, trial, batch_size, method, progress, keys)
+        assert trial.repeat is not None
+        trial.repeat.settle()
         for key in kernels:
             kernel = finish(kernels[key], output, outputs)
             check_finite("kernel", kernel, _NOT_FINITE)

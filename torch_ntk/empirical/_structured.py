@@ -24,7 +24,7 @@ from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
 from ._prepare import SMALL, Structure, prepare
-from ._trial import Trial
+from ._trial import Repeat, Trial
 from ._uses import PlanChangedError
 from ._weights import features, of_factors, of_jacobian
 
@@ -46,13 +46,16 @@ def factors(
     output: Output,
     keys: Keys,
     alone: bool = False,
+    repeat: Repeat | None = None,
 ) -> Factors:
     """By key and parameter name what the contraction needs of the samples `x`.
 
     Where the samples are contracted `alone`, once, what is large is not made before that:
     Jacobians are left unformed, and features are gathered from the inputs of their calls.
     """
-    found, gradients, sources = backward(fn, structure.plan, x, structure.right)
+    found, gradients, sources, out = backward(fn, structure.plan, x, structure.right)
+    if repeat is not None:
+        repeat.meet(x, out)
     b: list[Tensor | None] = list(found)
     del found
     n = x.shape[0]
@@ -176,7 +179,9 @@ def _by_plan(
     if fn.device.type == "cpu":
         step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // max(1, _backward_bytes(trial))))
     return by_blocks(
-        lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
+        lambda x, alone: factors(
+            fn, structure, x, trial.outputs, output, keys, alone, trial.repeat
+        ),
         x1,
         x2,
         output,

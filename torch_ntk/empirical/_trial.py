@@ -30,16 +30,60 @@ class Trial:
         flops: Floating-point operations of one forward pass, matrix products and convolutions.
         activation_bytes: Bytes of all intermediate results of one forward pass.
         signature: Of the operations of the forward pass; see `_known`.
+        repeat: A second evaluation, if it was left to what follows.
     """
 
     outputs: int
     flops: int
     activation_bytes: int
     signature: Hashable = None
+    repeat: Repeat | None = None
 
 
-def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
+class Repeat:
+    """The second evaluation of a sample, which finds what no generator of torch's shows.
+
+    That is NumPy's, a counter, the time. A model of which the same operations were seen to agree
+    before need not be evaluated again just for this, if another pass of the sample follows.
+
+    Args:
+        fn, name, x: As for `try_out`.
+        first: Outputs `[1, O]` of the first evaluation.
+    """
+
+    def __init__(self, fn: ModelFunction, name: str, x: Tensor, first: Tensor) -> None:
+        self._fn, self._name, self._x, self._first = fn, name, x, first
+        self._agreed = False
+
+    def meet(self, x: Tensor, outputs: Tensor) -> None:
+        """Compare with outputs `[N, O]` of the samples `x`, if the sample is the first of them.
+
+        A batch may be rounded otherwise: that they do not agree is no verdict.
+        """
+        is_it = not self._agreed and x.data_ptr() == self._x.data_ptr() and len(outputs) > 0
+        self._agreed |= is_it and agree([self._first], [outputs[:1]])
+
+    def settle(self) -> None:
+        """Evaluate the sample again, unless it was seen to agree.
+
+        Raises:
+            ValueError: As `try_out` does.
+        """
+        if self._agreed:
+            return
+        with torch.enable_grad():
+            again = _forward(self._fn, self._name, self._x)
+        if not agree([self._first], [again.detach()]):
+            raise _not_deterministic()
+        _check_no_other_way(self._fn, again)
+        self._agreed = True
+
+
+def try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool = False) -> Trial:
     """Evaluate `fn` on the first sample of the batch `x`, called `name` in errors.
+
+    Where this is `followed` by other evaluations of that sample, the caller lets `Trial.repeat`
+    meet them and settle.
 
     Raises:
         TypeError: The model does not take these inputs, or does not return one tensor.
@@ -49,12 +93,12 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
         WrittenError: It writes to a parameter whose memory is `shared`.
     """
     if not fn.shared:
-        return _try_out(fn, name, x)
+        return _try_out(fn, name, x, followed)
     with NoWrites(fn.shared):
-        return _try_out(fn, name, x)
+        return _try_out(fn, name, x, followed)
 
 
-def _try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
+def _try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool) -> Trial:
     states = _random_states(fn.device)
     first = x[:1]
     with Costs(Signature(fn)) as costs:
@@ -71,25 +115,28 @@ def _try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
             )
         )
     after = _random_states(fn.device)
-    drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
-    # The second pass finds what no generator of torch's shows: NumPy's, a counter, the time.
-    with torch.enable_grad():
-        again = _forward(fn, name, first)
-    if drawn or not agree([one], [again.detach()]):
-        raise ValueError(
-            message(
-                "model",
-                "deterministic in eval mode",
-                "a forward whose outputs change from call to call, or that draws random numbers",
-                "Use nn.Dropout instead of F.dropout(x, training=True), or draw the noise "
-                "outside of the model.",
-            )
+    if any(not torch.equal(a, b) for a, b in zip(states, after, strict=True)):
+        raise _not_deterministic()
+    signature, of_model = costs.signature.key(), known(fn)
+    repeat = Repeat(fn, name, first, one)
+    if not followed or signature not in of_model.steady:
+        repeat.settle()
+        of_model.steady.add(signature)
+    if signature not in of_model.uncoupled and _check_uncoupled(fn, name, x):
+        of_model.uncoupled.add(signature)
+    return Trial(one.shape[1], costs.flops, costs.bytes, signature, repeat)
+
+
+def _not_deterministic() -> ValueError:
+    return ValueError(
+        message(
+            "model",
+            "deterministic in eval mode",
+            "a forward whose outputs change from call to call, or that draws random numbers",
+            "Use nn.Dropout instead of F.dropout(x, training=True), or draw the noise "
+            "outside of the model.",
         )
-    _check_no_other_way(fn, again)
-    signature, proved = costs.signature.key(), known(fn).uncoupled
-    if signature not in proved and _check_uncoupled(fn, name, x):
-        proved.add(signature)
-    return Trial(one.shape[1], costs.flops, costs.bytes, signature)
+    )
 
 
 def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
