@@ -6,10 +6,11 @@
 Compared are this package, the two ways of the torch.func tutorial on neural tangent kernels
 (Jacobian contraction and NTK-vector products), nngeometry where it is installed, and the better
 one of neural-tangents' structured derivatives and Jacobian contraction, compiled by jax. Every
-figure comes from a process of its own, ours before and after the others. Prints a table with the
-ratios and, without `--quick`, measures growth as well (beside neural-tangents' structured
-derivatives) and writes `benchmarks/empirical.json`, the page `docs/benchmarks/empirical.md` and its
-figure. Run it on an idle machine.
+figure comes from a process of its own, ours before and after the others, and once more to count
+operations and to see which stage takes how long. Prints a table with the ratios and, without
+`--quick`, measures growth as well (beside neural-tangents' structured derivatives) and writes
+`benchmarks/empirical.json`, the page `docs/benchmarks/empirical.md` and its figure. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import psutil
 import torch
 from common import DOCS, HERE, best, environment, peak_memory, version, worker, write_json
+from empirical_account import account, lines
 from empirical_nets import NAMES, net, stax_net
 from torch import Tensor
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
@@ -142,11 +144,13 @@ MAKERS = {
 }
 
 
-def measure(job: dict[str, Any]) -> dict[str, float] | None:
-    """Seconds of the best run, and bytes above what stood before the first."""
+def measure(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Seconds of the best run, and bytes above what stood before the first; or the account."""
     run = MAKERS[job["who"]](job)
     if run is None:
         return None
+    if job.get("account"):
+        return account(run)
     before = peak_memory()
     try:
         run()
@@ -196,7 +200,7 @@ def line(row: dict[str, Any]) -> str:
         must = f" (at least {row['must'][who]}×)" if who in row.get("must", {}) else ""
         memory = f"{found['memory'] / 2**20:.0f} MB"
         text.append(f"  {WHO[who]} {1e3 * found['seconds']:.1f} ms, {memory}{ratio}{must}")
-    return "\n".join(text)
+    return "\n".join(text + lines(row["account"]))
 
 
 def growth() -> dict[str, list[dict[str, Any]]]:
@@ -230,6 +234,8 @@ def main() -> None:
     rows = []
     for job in TABLE if args.row is None else [TABLE[args.row]]:
         rows.append(compare(job))
+        sizes = {k: v for k, v in job.items() if k != "must"}
+        rows[-1]["account"] = worker(SCRIPT, {"who": "ours", "account": True, **sizes})
         print(line(rows[-1]), flush=True)
     if args.quick or args.row is not None:
         return

@@ -11,6 +11,7 @@ from typing import Any
 
 from common import DOCS, HERE
 from empirical import WHO
+from empirical_account import STAGES
 from matplotlib.figure import Figure
 
 COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}
@@ -61,21 +62,55 @@ def page(result: dict[str, Any]) -> str:
         "plan. Memory is what a process takes above what it held before the kernel. For",
         "neural-tangents the better of structured derivatives and Jacobian contraction stands.",
         "A dash means that it does not fit in memory, is not installed, or lacks this output.",
+        "× is how many times as long as this package another one takes, and what stands after",
+        "≥ is the goal.",
         "",
         "| kernel | " + " | ".join(WHO.values()) + " |",
         "|---" * (len(WHO) + 1) + "|",
     ]
     for row in result["rows"]:
         cells = [_cell(row, who) for who in WHO]
-        lines.append(
-            f"| {row['name']}, N={row['n']}, {row['output']} | " + " | ".join(cells) + " |"
-        )
+        lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "![Growth with samples, outputs and width](../images/benchmark-empirical.png)",
         "",
+        "## Where our time goes",
+        "",
+        "Operations are those that are executed, a multiplication and an addition being two; times",
+        "are those inside of the operations of a stage, and what is left of the call is Python's.",
+        "The floor is what all operations together would take at the speed of the fastest product",
+        "of two matrices of 2048² that the same process could make.",
+        "",
+        "| kernel | " + " | ".join(STAGES.values()) + " | all | floor |",
+        "|---" * (len(STAGES) + 3) + "|",
     ]
-    return "\n".join(lines)
+    for row in result["rows"]:
+        lines.append(f"| {_title(row)} | " + " | ".join(_account(row)) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['name']}, N={row['n']}, {row['output']}"
+
+
+def _account(row: dict[str, Any]) -> list[str]:
+    found = row["account"]
+    cells = []
+    for stage in STAGES:
+        each = found["stages"].get(stage)
+        if each is None:
+            cells.append("–")
+            continue
+        counted = each["gflop"] > 0.005
+        work = f"{each['gflop']:.3g} GFLOP, " if counted else ""
+        speed = f", {1e3 * each['gflop'] / each['ms']:.0f} GFLOP/s" if counted else ""
+        cells.append(f"{work}{each['ms']:.3g} ms{speed}")
+    total = 1e3 * row["found"]["ours"]["seconds"]
+    floor = 1e3 * found["gflop"] / found["gemm"]
+    cells.append(f"{found['gflop']:.3g} GFLOP, {total:.3g} ms")
+    cells.append(f"{floor:.3g} ms at {found['gemm']:.0f} GFLOP/s")
+    return cells
 
 
 def _cell(row: dict[str, Any], who: str) -> str:
@@ -83,6 +118,8 @@ def _cell(row: dict[str, Any], who: str) -> str:
     if found is None:
         return "–"
     ratio = "" if who == "ours" else f", {row['ratios'][who]:.3g}×"
+    if who in row.get("must", {}):
+        ratio += f" (≥ {row['must'][who]}×)"
     return f"{1e3 * found['seconds']:.3g} ms{ratio}, {found['memory'] / 2**20:.0f} MB"
 
 

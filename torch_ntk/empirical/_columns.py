@@ -20,6 +20,7 @@ from torch import Tensor
 from .._types import Output
 from ._blocks import even
 from ._limit import limit
+from ._stages import stage
 from .rules import Use
 from .rules._rule import laid_out, product
 
@@ -147,9 +148,10 @@ def blocks(
         for side, height, buffer in zip(sides, heights, buffers, strict=True):
             out = buffer[: height * o * columns].view(height, o, columns)
             n = 0
-            for piece in side:
-                piece.fill(out[n : n + piece.samples], start, stop)
-                n += piece.samples
+            with stage("jacobian"):
+                for piece in side:
+                    piece.fill(out[n : n + piece.samples], start, stop)
+                    n += piece.samples
             found.append(laid(out, output))
         yield found
 

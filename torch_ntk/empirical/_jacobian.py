@@ -27,6 +27,7 @@ from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
+from ._stages import stage
 from ._trial import Trial
 from ._weights import of_jacobian
 
@@ -47,7 +48,8 @@ def jacobians(fn: ModelFunction, x: Tensor) -> Jacobians:
     first: Exception | None = None
     for way in (_batched, _by_sample, by_autograd):
         try:
-            return way(fn, x)
+            with stage("jacobian"):
+                return way(fn, x)
         except CANNOT_TRANSFORM as error:
             if is_out_of_memory(error):
                 raise

@@ -14,6 +14,7 @@ from ._contract import add_, add_product_
 from ._grams import TALL
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
+from ._stages import stage
 from ._weights import Part
 
 # Products of fewer rows run below their speed; of more blocks the saving is small.
@@ -61,15 +62,17 @@ def by_blocks(
         if x2 is None:
             for key, result in results.items():
                 parts = [part for name, part in left.items() if name[0] == key]
-                _add_square(result[start:stop, start:stop], parts, output, outputs)
+                with stage("products"):
+                    _add_square(result[start:stop, start:stop], parts, output, outputs)
         for a, b in ranges(stop if x2 is None else 0, n2, step):
             right = factors(other[a:b], False)
             for key, result in results.items():
                 block = zeros(output, stop - start, b - a, outputs, like)
-                for name, part in left.items():
-                    if name[0] == key:
-                        add_(block, part, right.pop(name), output)
-                result[start:stop, a:b] = settled(block, output)
+                with stage("products"):
+                    for name, part in left.items():
+                        if name[0] == key:
+                            add_(block, part, right.pop(name), output)
+                    result[start:stop, a:b] = settled(block, output)
                 if x2 is None:
                     result[a:b, start:stop] = transposed(result[start:stop, a:b])
         advance(stop - start)

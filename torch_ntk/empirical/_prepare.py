@@ -16,6 +16,7 @@ from ._blocks import ONE_SAMPLE
 from ._cost import Way, cheapest, ways
 from ._parts import WHOLE, Keys
 from ._proof import proved
+from ._stages import stage
 from ._uses import Plan
 from .rules._bias import BiasUse
 
@@ -135,7 +136,8 @@ def prepare(
         MemoryError: One sample does not fit.
     """
     try:
-        found, proof = proved(fn, x1[0], outputs, output, signature)
+        with stage("plan"):
+            found, proof = proved(fn, x1[0], outputs, output, signature)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise MemoryError(ONE_SAMPLE) from error

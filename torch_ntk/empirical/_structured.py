@@ -24,6 +24,7 @@ from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
 from ._prepare import SMALL, Structure, prepare
+from ._stages import stage
 from ._trial import Repeat, Trial
 from ._uses import PlanChangedError
 from ._weights import features, of_factors, of_jacobian
@@ -53,7 +54,8 @@ def factors(
     Where the samples are contracted `alone`, once, what is large is not made before that:
     Jacobians are left unformed, and features are gathered from the inputs of their calls.
     """
-    found, gradients, sources, out = backward(fn, structure.plan, x, structure.right)
+    with stage("backward"):
+        found, gradients, sources, out = backward(fn, structure.plan, x, structure.right)
     if repeat is not None:
         repeat.meet(x, out)
     b: list[Tensor | None] = list(found)
@@ -79,10 +81,12 @@ def factors(
         del of_calls
         calls = [(use, sources[i]) for use, i in zip(uses, indices, strict=True)]
         if name not in structure.costs:
-            each = [
-                u.jacobian(u.features(s), c) for (u, s), c in zip(calls, cotangents, strict=True)
-            ]
-            add(name, torch.stack(each).sum(0))
+            with stage("jacobian"):
+                each = [
+                    u.jacobian(u.features(s), c)
+                    for (u, s), c in zip(calls, cotangents, strict=True)
+                ]
+                add(name, torch.stack(each).sum(0))
             continue
         # Several uses of one weight of a kind are more positions of one use.
         use = uses[0]
@@ -99,7 +103,8 @@ def factors(
         elif is_late:
             parts[keys[name], name] = of_jacobian(Unformed(rows[:, :, 0], calls))
         else:
-            add(name, use.columns(features(calls), rows))
+            with stage("jacobian"):
+                add(name, use.columns(features(calls), rows))
     for name, gradient in gradients.items():
         add(name, gradient.reshape(n, o, fn.params[name].numel()))
     for key, jacobians in joined.items():
@@ -142,7 +147,8 @@ def kernel(
             structure = prepare(fn, x1, x2, trial.outputs, output, keys, trial.signature)
         except CANNOT_TRANSFORM:
             return _jacobian.kernel(fn, x1, x2, output, trial, batch_size, advance, keys)
-    structure.plan.lay_out(fn.params)
+    with stage("plan"):
+        structure.plan.lay_out(fn.params)
     try:
         return _by_plan(fn, x1, x2, output, trial, batch_size, advance, keys, structure, available)
     except PlanChangedError:  # control flow that depends on the sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from .._functional import (
     plain_name,
 )
 from ._known import Signature, known
+from ._stages import stage
 from ._watch import Costs, NoWrites, WrittenError
 
 
@@ -92,9 +94,7 @@ def try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool = False) -> 
         MemoryError: One forward pass does not fit in memory.
         WrittenError: It writes to a parameter whose memory is `shared`.
     """
-    if not fn.shared:
-        return _try_out(fn, name, x, followed)
-    with NoWrites(fn.shared):
+    with stage("trial"), NoWrites(fn.shared) if fn.shared else nullcontext():
         return _try_out(fn, name, x, followed)
 
 
