@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from traces import snapshot
 
-from torch_ntk import empirical_ntk
+from torch_ntk import NTKOperator, empirical_ntk
 from torch_ntk._functional import model_function
+from torch_ntk.empirical import _choose, _structured
 
 
 class Writes(nn.Module):
@@ -38,7 +39,6 @@ class Writes(nn.Module):
         return torch.tanh(x @ self.weight.T)
 
 
-# A jvp sees what is done under no_grad, so "vector_product" is not asked here.
 @pytest.mark.parametrize("method", ["structured", "jacobian", "auto"])
 @pytest.mark.parametrize("way", ["clamp", "data", "out", "list"])
 def test_a_forward_that_writes_to_its_parameters_gets_copies(way: str, method: str) -> None:
@@ -53,6 +53,35 @@ def test_a_forward_that_writes_to_its_parameters_gets_copies(way: str, method: s
     fixed.weight = nn.Parameter(model.weight.detach())
     expected = empirical_ntk(nn.Sequential(fixed, nn.Tanh()), x, method="jacobian")
     torch.testing.assert_close(kernel, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["clamp", "data", "out", "list"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_in_forward_mode_are_refused(way: str, dtype: torch.dtype) -> None:
+    model, x = Writes(way).to(dtype), torch.randn(5, 4, dtype=dtype)
+    before = snapshot(model, x)
+    with pytest.raises(ValueError, match="writes to its parameters in place"):
+        empirical_ntk(model, x, method="vector_product", dtype=torch.float64)
+    assert snapshot(model, x) == before
+
+
+def test_auto_goes_round_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_structured, "bytes_per_sample", lambda *_: 2**62)
+    monkeypatch.setattr(_choose, "choose", lambda *_: "vector_product")
+    model, x = Writes("clamp"), torch.randn(5, 4, dtype=torch.float64)
+    expected = empirical_ntk(Writes("clamp"), x, method="jacobian")
+    torch.testing.assert_close(empirical_ntk(model, x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["clamp", "data", "out", "list"])
+def test_an_operator_multiplies_by_the_kernel(way: str) -> None:
+    model, x = Writes(way), torch.randn(5, 4, dtype=torch.float64)
+    before = snapshot(model, x)
+    operator = NTKOperator(model, x)
+    products = operator @ torch.eye(15, dtype=torch.float64)
+    assert snapshot(model, x) == before
+    expected = empirical_ntk(model, x, method="jacobian").permute(0, 2, 1, 3).reshape(15, 15)
+    torch.testing.assert_close(products, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian", "auto"])

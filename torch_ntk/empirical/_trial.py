@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +19,10 @@ from .._functional import (
 )
 from ._known import Signature, known
 from ._stages import stage
-from ._watch import Costs, NoWrites, WrittenError
+from ._watch import Costs, NoWrites, WrittenError, storages
+
+# Embeddings with `max_norm` write with this; derivatives in forward mode stay what they are.
+_ONLY_VALUES = (torch.ops.aten.embedding_renorm_,)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Trial:
         activation_bytes: Bytes of all intermediate results of one forward pass.
         signature: Of the operations of the forward pass; see `_known`.
         repeat: A second evaluation, if it was left to what follows.
+        writes: Whether the forward writes to its parameters in place, and forward mode follows.
     """
 
     outputs: int
@@ -40,6 +43,7 @@ class Trial:
     activation_bytes: int
     signature: Hashable = None
     repeat: Repeat | None = None
+    writes: bool = False
 
 
 class Repeat:
@@ -94,8 +98,15 @@ def try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool = False) -> 
         MemoryError: One forward pass does not fit in memory.
         WrittenError: It writes to a parameter whose memory is `shared`.
     """
-    with stage("trial"), NoWrites(fn.shared) if fn.shared else nullcontext():
-        return _try_out(fn, name, x, followed)
+    with stage("trial"):
+        if fn.shared:
+            with NoWrites(fn.shared):
+                return _try_out(fn, name, x, followed)
+        try:
+            with NoWrites(storages(fn.params.values()), but=_ONLY_VALUES):
+                return _try_out(fn, name, x, followed)
+        except WrittenError:
+            return replace(_try_out(fn, name, x, followed), writes=True)
 
 
 def _try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool) -> Trial:

@@ -171,6 +171,16 @@ def kernel(
                 result[start:stop, stop:] = transposed(result[stop:, start:stop])
         advance(stop - start)
 
+    if trial.writes:
+        raise ValueError(
+            message(
+                "method",
+                "'structured' or 'jacobian' for this model",
+                "'vector_product', but its forward writes to its parameters in place, also to "
+                "their derivatives in forward mode",
+                "Let the forward use new tensors: self.weight.clamp(-1, 1).",
+            )
+        )
     try:
         Backoff(1, 1).run(lambda _start, _stop: _check_forward_mode(fn, x1, o))
         blocks.run(columns)

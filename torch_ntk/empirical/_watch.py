@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,18 +46,28 @@ class WrittenError(Exception):
     """The forward writes to a parameter that is shared with the caller."""
 
 
-class NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that would write to memory at some addresses, before they are made."""
+def storages(tensors: Iterable[Tensor]) -> frozenset[int]:
+    """Addresses of their memory; there are none where nothing is held."""
+    return frozenset(t.untyped_storage().data_ptr() for t in tensors) - {0}
 
-    def __init__(self, addresses: frozenset[int]) -> None:
+
+class NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that would write to memory at some addresses, before they are made.
+
+    Args:
+        addresses: Of storages.
+        but: Operations that may write there.
+    """
+
+    def __init__(self, addresses: frozenset[int], but: Sequence[Any] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._addresses = addresses
+        self._addresses, self._but = addresses, but
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if func._schema.is_mutable and func.overloadpacket not in self._but:
             for k, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     value = args[k] if k < len(args) else kwargs.get(argument.name)
