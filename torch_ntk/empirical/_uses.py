@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .._functional import ModelFunction
 from .._types import Parameters
+from ._flatten import Flattened
 from .rules import RULES, ConvUse, Use
 from .rules._bias import BiasUse
 
@@ -119,7 +120,7 @@ class _Tracked(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = self.call(func, args, kwargs)
         found = [self._names[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._names]
         # Shapes, dtypes and numbers read from a parameter carry no derivative.
         if not found or not any(True for _ in _tensors(out)):
@@ -130,6 +131,10 @@ class _Tracked(TorchFunctionMode):
         # A rule names every tensor that may be a weight; one that is used twice is not linear.
         uses = [u for u in uses if found.count(self.name_of(u) or "") == 1]
         return self.seen(uses, found, out)
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a call returns."""
+        return func(*args, **kwargs)
 
     def name_of(self, use: Use) -> str | None:
         """The name of the use's weight if it is tracked."""
@@ -167,6 +172,12 @@ class _Perturber(_Tracked):
         self._added = added
         self.sources: list[Tensor] = []
         self._call = -1
+        self._flattened = Flattened() if plan.channels_last else None
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a call returns, with cotangents in the layout of the images."""
+        flattened = self._flattened
+        return func(*args, **kwargs) if flattened is None else flattened.call(func, args, kwargs)
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
         first = len(self.sources)
