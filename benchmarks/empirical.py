@@ -1,7 +1,7 @@
 """Time finite-width kernels against other packages, with the same nets and sizes, in one run.
 
     pip install '.[peers]'      # in an environment of its own; nngeometry if you like
-    python benchmarks/empirical.py [--quick] [--row N]
+    python benchmarks/empirical.py [--quick] [--row N] [--accounts]
 
 Compared are this package, the two ways of the torch.func tutorial on neural tangent kernels
 (Jacobian contraction and NTK-vector products), nngeometry where it is installed, and the better
@@ -190,6 +190,12 @@ def compare(
     return {**job, "name": NAMES[job["net"]], "found": found, "ratios": ratios}
 
 
+def accounted(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Operations and times of the stages of our kernel."""
+    keys = ("net", "n", "output")
+    return worker(SCRIPT, {"who": "ours", "account": True, **{k: job[k] for k in keys}})
+
+
 def line(row: dict[str, Any]) -> str:
     """A row of the table as text."""
     text = [f"{row['name']:<27} N={row['n']:<4}{row['output']:<5}"]
@@ -224,24 +230,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the table; nothing is written")
     parser.add_argument("--row", type=int, help="only this row of the table; nothing is written")
+    parser.add_argument(
+        "--accounts", action="store_true", help="only the stages again, beside what is there"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         print(json.dumps(measure(json.loads(args.job))))
+        return
+    if args.accounts:
+        result = json.loads((HERE / "empirical.json").read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            row["account"] = accounted(row)
+            print(line(row), flush=True)
+        finish(result)
         return
     if version("neural-tangents") is None:
         print("neural-tangents is not installed here: pip install '.[peers]' to compare with it.")
     rows = []
     for job in TABLE if args.row is None else [TABLE[args.row]]:
         rows.append(compare(job))
-        sizes = {k: v for k, v in job.items() if k != "must"}
-        rows[-1]["account"] = worker(SCRIPT, {"who": "ours", "account": True, **sizes})
+        rows[-1]["account"] = accounted(job)
         print(line(rows[-1]), flush=True)
     if args.quick or args.row is not None:
         return
     result = {"environment": environment(), "rows": rows, "growth": {}}
     write_json(HERE / "empirical.json", result)  # before what may yet fail
     result["growth"] = growth()
+    finish(result)
+
+
+def finish(result: dict[str, Any]) -> None:
+    """Write the figures and the page."""
     write_json(HERE / "empirical.json", result)
     from empirical_report import report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
@@ -27,7 +26,7 @@ class ModuleState:
         self._module = module
         self._attributes = dict(vars(module))
         values = list(self._attributes.values())
-        self._containers = [(v, copy.copy(v)) for v in values if type(v) in _CONTAINERS]
+        self._containers = [(v, v.copy()) for v in values if type(v) in _CONTAINERS]
         # Inference tensors cannot be written to outside of inference mode.
         self._tensors = [
             (v, v.detach().clone())
