@@ -111,7 +111,8 @@ def empirical_ntk(
             (linear layers, convolutions, embeddings, products, norms, scales and shifts) in the
             cheapest order and takes the Jacobian of the other parameters only;
             `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian (Novak
-            et al. 2022). `"auto"` is `"structured"` wherever that fits.
+            et al. 2022), and is refused where the forward writes to its parameters in place.
+            `"auto"` is `"structured"` wherever that fits.
         params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
             parameter with `requires_grad`. Tied parameters count once, with their cross terms.
         by: Return the kernel in parts, `{name: Θ_name}` with `Θ = Σ Θ_name`: one for each
@@ -180,8 +181,7 @@ def empirical_ntk(
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
         try:
-            some = a if b is None or a.shape[0] > 1 else torch.cat([a, b])
-            trial = try_out(fn, "x1", some, followed=True)
+            trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
         except WrittenError:  # to the caller's own parameters, if they were not copied
             return compute(dtype, accumulate, share=False)
         keys = keys_of(fn.params, by)
@@ -192,8 +192,6 @@ def empirical_ntk(
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
         with limited(None if allowed is None else allowed - size - held(fn)):
             kernels = _run(fn, a, b, output, trial, batch_size, method, progress, keys)
-        assert trial.repeat is not None
-        trial.repeat.settle()
         for key in kernels:
             kernel = finish(kernels[key], output, outputs)
             check_finite("kernel", kernel, _NOT_FINITE)

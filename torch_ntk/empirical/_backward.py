@@ -13,16 +13,15 @@ from .._functional import CANNOT_TRANSFORM, ModelFunction, check_batching, is_ou
 from .._types import Parameters
 from ._uses import Plan, PlanChangedError, perturbed
 
-Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...], Tensor]
-"""Cotangents of the calls, gradients of the rest, inputs of the uses, and the outputs."""
+Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...]]
+"""Cotangents of the calls, gradients of the rest, and inputs of the uses."""
 
 
 def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Backward:
-    """For all samples of `x` and all outputs.
+    """For all samples of `x` and all outputs: `[N, O, ...]`, `[N, O, ...]` and `[N, ...]`.
 
-    These are `[N, O, ...]`, `[N, O, ...]`, `[N, ...]` and `[N, O]`. All at once under vmap,
-    checked against one plain backward pass; sample by sample where an operation has no batching
-    rule, or a wrong one.
+    All at once under vmap, checked against one plain backward pass; sample by sample where an
+    operation has no batching rule, or a wrong one.
 
     Args:
         fn: The function.
@@ -32,11 +31,10 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Back
             wrong, it is so for shapes and not for values. This call's number is added.
     """
     try:
-        found = vmap(lambda sample: of_sample(fn, plan_, sample, None))(x)
-        b, gradients, _, _ = found
+        b, gradients, sources = vmap(lambda sample: of_sample(fn, plan_, sample, None))(x)
         u = None if x.shape[0] in right else _direction(fn, b, gradients)
         if u is not None:
-            alone_b, alone_gradients, _, _ = of_sample(fn, plan_, x[-1], u)
+            alone_b, alone_gradients, _ = of_sample(fn, plan_, x[-1], u)
             batched = [*b, *(gradients[n] for n in plan_.rest)]
             alone = [*alone_b, *(alone_gradients[n] for n in plan_.rest)]
             check_batching(
@@ -44,7 +42,7 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Back
                 {str(k): t for k, t in enumerate(alone)},
             )
             right.add(x.shape[0])
-        return found
+        return b, gradients, sources
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error) or isinstance(error, PlanChangedError):
             raise
@@ -53,7 +51,6 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Back
         tuple(torch.stack(t) for t in zip(*(e[0] for e in each), strict=True)),
         {n: torch.stack([e[1][n] for e in each]) for n in plan_.rest},
         tuple(torch.stack(t) for t in zip(*(e[2] for e in each), strict=True)),
-        torch.stack([e[3] for e in each]),
     )
 
 
@@ -70,16 +67,15 @@ def of_sample(
     )
     out, pull, sources = transformed
     if u is not None:
-        return (*pull(u), sources, out)
+        return (*pull(u), sources)
     basis = torch.eye(out.shape[0], dtype=fn.dtype, device=fn.device)
     if not loop:
-        return (*vmap(pull)(basis), sources, out)
+        return (*vmap(pull)(basis), sources)
     rows = [pull(e) for e in basis]
     return (
         tuple(torch.stack(t) for t in zip(*(r[0] for r in rows), strict=True)),
         {n: torch.stack([r[1][n] for r in rows]) for n in plan_.rest},
         sources,
-        out,
     )
 
 

@@ -43,22 +43,20 @@ class Known:
 
     Attributes:
         uncoupled: Signatures whose samples do not depend on each other.
-        steady: Signatures of which two evaluations agreed, by the parameters that were given.
         plans: By signature the plan, without its tensors.
         proofs: By signature and plan what was found.
     """
 
     uncoupled: set[Hashable] = field(default_factory=set)
-    steady: set[Hashable] = field(default_factory=set)
     plans: dict[Hashable, Plan] = field(default_factory=dict)
     proofs: dict[Hashable, Proof] = field(default_factory=dict)
 
     def keep_few(self) -> None:
         """Forget everything when it has become too much."""
-        found = (self.uncoupled, self.steady, self.plans, self.proofs)
-        if max(len(each) for each in found) > _MOST:
-            for each in found:
-                each.clear()
+        if max(len(self.uncoupled), len(self.plans), len(self.proofs)) > _MOST:
+            self.uncoupled.clear()
+            self.plans.clear()
+            self.proofs.clear()
 
 
 _known: dict[int, tuple[weakref.ref[nn.Module], Known]] = {}
@@ -100,9 +98,7 @@ class Signature:
     def _word(self, leaf: Any) -> str:
         if isinstance(leaf, Tensor):
             name = self._names.get(id(leaf))
-            # One that requires grad is a parameter by another way, or was computed from one.
-            known_by = f"{tuple(leaf.shape)}{leaf.dtype}{leaf.requires_grad}"
-            return known_by if name is None else repr(name)
+            return f"{tuple(leaf.shape)}{leaf.dtype}" if name is None else repr(name)
         return repr(leaf)
 
     def key(self) -> Hashable:

@@ -110,7 +110,7 @@ def _disagreeing(
         x: A sample.
         u: The direction.
     """
-    b, rest, sources, _ = of_sample(laid, found, x, u)
+    b, rest, sources = of_sample(laid, found, x, u)
     groups = found.groups()
     wrong = set()
     for some in _portions(fn.params):

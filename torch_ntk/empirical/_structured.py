@@ -25,7 +25,7 @@ from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
 from ._prepare import SMALL, Structure, prepare
 from ._stages import stage
-from ._trial import Repeat, Trial
+from ._trial import Trial
 from ._uses import PlanChangedError
 from ._weights import features, of_factors, of_jacobian
 
@@ -47,7 +47,6 @@ def factors(
     output: Output,
     keys: Keys,
     alone: bool = False,
-    repeat: Repeat | None = None,
 ) -> Factors:
     """By key and parameter name what the contraction needs of the samples `x`.
 
@@ -55,9 +54,7 @@ def factors(
     Jacobians are left unformed, and features are gathered from the inputs of their calls.
     """
     with stage("backward"):
-        found, gradients, sources, out = backward(fn, structure.plan, x, structure.right)
-    if repeat is not None:
-        repeat.meet(x, out)
+        found, gradients, sources = backward(fn, structure.plan, x, structure.right)
     b: list[Tensor | None] = list(found)
     del found
     n = x.shape[0]
@@ -185,9 +182,7 @@ def _by_plan(
     if fn.device.type == "cpu":
         step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // max(1, _backward_bytes(trial))))
     return by_blocks(
-        lambda x, alone: factors(
-            fn, structure, x, trial.outputs, output, keys, alone, trial.repeat
-        ),
+        lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
         x1,
         x2,
         output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class Trial:
         flops: Floating-point operations of one forward pass, matrix products and convolutions.
         activation_bytes: Bytes of all intermediate results of one forward pass.
         signature: Of the operations of the forward pass; see `_known`.
-        repeat: A second evaluation, if it was left to what follows.
         writes: Whether the forward writes to its parameters in place, and forward mode follows.
     """
 
@@ -42,54 +41,11 @@ class Trial:
     flops: int
     activation_bytes: int
     signature: Hashable = None
-    repeat: Repeat | None = None
     writes: bool = False
 
 
-class Repeat:
-    """The second evaluation of a sample, which finds what no generator of torch's shows.
-
-    That is NumPy's, a counter, the time. A model of which the same operations were seen to agree
-    before need not be evaluated again just for this, if another pass of the sample follows.
-
-    Args:
-        fn, name, x: As for `try_out`.
-        first: Outputs `[1, O]` of the first evaluation.
-    """
-
-    def __init__(self, fn: ModelFunction, name: str, x: Tensor, first: Tensor) -> None:
-        self._fn, self._name, self._x, self._first = fn, name, x, first
-        self._agreed = False
-
-    def meet(self, x: Tensor, outputs: Tensor) -> None:
-        """Compare with outputs `[N, O]` of the samples `x`, if the sample is the first of them.
-
-        A batch may be rounded otherwise: that they do not agree is no verdict.
-        """
-        is_it = not self._agreed and x.data_ptr() == self._x.data_ptr() and len(outputs) > 0
-        self._agreed |= is_it and agree([self._first], [outputs[:1]])
-
-    def settle(self) -> None:
-        """Evaluate the sample again, unless it was seen to agree.
-
-        Raises:
-            ValueError: As `try_out` does.
-        """
-        if self._agreed:
-            return
-        with torch.enable_grad():
-            again = _forward(self._fn, self._name, self._x)
-        if not agree([self._first], [again.detach()]):
-            raise _not_deterministic()
-        _check_no_other_way(self._fn, again)
-        self._agreed = True
-
-
-def try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool = False) -> Trial:
+def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     """Evaluate `fn` on the first sample of the batch `x`, called `name` in errors.
-
-    Where this is `followed` by other evaluations of that sample, the caller lets `Trial.repeat`
-    meet them and settle.
 
     Raises:
         TypeError: The model does not take these inputs, or does not return one tensor.
@@ -101,15 +57,15 @@ def try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool = False) -> 
     with stage("trial"):
         if fn.shared:
             with NoWrites(fn.shared):
-                return _try_out(fn, name, x, followed)
+                return _try_out(fn, name, x)
         try:
             with NoWrites(storages(fn.params.values()), but=_ONLY_VALUES):
-                return _try_out(fn, name, x, followed)
+                return _try_out(fn, name, x)
         except WrittenError:
-            return replace(_try_out(fn, name, x, followed), writes=True)
+            return _try_out(fn, name, x, writes=True)
 
 
-def _try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool) -> Trial:
+def _try_out(fn: ModelFunction, name: str, x: Tensor, writes: bool = False) -> Trial:
     states = _random_states(fn.device)
     first = x[:1]
     with Costs(Signature(fn)) as costs:
@@ -126,16 +82,22 @@ def _try_out(fn: ModelFunction, name: str, x: Tensor, followed: bool) -> Trial:
             )
         )
     after = _random_states(fn.device)
-    if any(not torch.equal(a, b) for a, b in zip(states, after, strict=True)):
+    drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
+    # The second pass finds what no generator of torch's shows: NumPy's, a counter, the time.
+    with torch.enable_grad():
+        again = _forward(fn, name, first)
+    if drawn or not agree([one], [again.detach()]):
         raise _not_deterministic()
-    signature, of_model = costs.signature.key(), known(fn)
-    repeat = Repeat(fn, name, first, one)
-    if not followed or signature not in of_model.steady:
-        repeat.settle()
-        of_model.steady.add(signature)
-    if signature not in of_model.uncoupled and _check_uncoupled(fn, name, x):
-        of_model.uncoupled.add(signature)
-    return Trial(one.shape[1], costs.flops, costs.bytes, signature, repeat)
+    _check_no_other_way(fn, again)
+    signature, proved = costs.signature.key(), known(fn).uncoupled
+    if signature not in proved:
+        is_uncoupled = _check_uncoupled(fn, name, x)
+        # What larger batches have written is in place for this sample too.
+        if writes and not agree([one], [_forward(fn, name, first)]):
+            raise _not_deterministic()
+        if is_uncoupled:
+            proved.add(signature)
+    return Trial(one.shape[1], costs.flops, costs.bytes, signature, writes)
 
 
 def _not_deterministic() -> ValueError:

@@ -137,6 +137,16 @@ def kernel(
     keys: Keys,
 ) -> Kernels:
     """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
+    if trial.writes:
+        raise ValueError(
+            message(
+                "method",
+                "'structured' or 'jacobian' for this model",
+                "'vector_product', but its forward writes to its parameters in place, also to "
+                "their derivatives in forward mode",
+                "Let the forward use new tensors: self.weight.clamp(-1, 1).",
+            )
+        )
     other = x1 if x2 is None else x2
     n1, n2, o = x1.shape[0], other.shape[0], trial.outputs
     check_enough(bytes_per_column(fn, trial) + 4 * trial.activation_bytes)
@@ -171,16 +181,6 @@ def kernel(
                 result[start:stop, stop:] = transposed(result[stop:, start:stop])
         advance(stop - start)
 
-    if trial.writes:
-        raise ValueError(
-            message(
-                "method",
-                "'structured' or 'jacobian' for this model",
-                "'vector_product', but its forward writes to its parameters in place, also to "
-                "their derivatives in forward mode",
-                "Let the forward use new tensors: self.weight.clamp(-1, 1).",
-            )
-        )
     try:
         Backoff(1, 1).run(lambda _start, _stop: _check_forward_mode(fn, x1, o))
         blocks.run(columns)
