@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import CASES, Case, by_name
@@ -10,7 +12,7 @@ from test_structured_plan import OUTPUTS, structure_of
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk.empirical import _columns, _cost, _grams, _pairs, _prepare
+from torch_ntk.empirical import _columns, _cost, _pieces, _prepare
 from torch_ntk.empirical.rules import RULES
 
 
@@ -23,17 +25,19 @@ def forced(contraction: str):
     return choose
 
 
+def in_pieces(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Several pieces of everything, on every device."""
+    for name in ("ON_CPU", "ON_GPU"):
+        monkeypatch.setattr(_pieces, name, replace(getattr(_pieces, name), **sizes))
+
+
 @pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])
 @pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
 def test_every_order_of_contraction(
     case: Case, contraction: str, monkeypatch: pytest.MonkeyPatch, oracle
 ) -> None:
     monkeypatch.setattr(_prepare, "cheapest", forced(contraction))
-    # Several pieces of everything.
-    monkeypatch.setattr(_grams, "_CHUNK_BYTES", 512)
-    monkeypatch.setattr(_grams, "_CACHE_BYTES", 512)
-    monkeypatch.setattr(_columns, "_BYTES", 512)
-    monkeypatch.setattr(_columns, "_FEATURES", 1)
+    in_pieces(monkeypatch, chunk=512, again=512, columns=512, features=1)
     monkeypatch.setattr(_prepare, "SMALL", 0)
     j1, j2 = oracle(case)
     model = case.build()
@@ -73,9 +77,8 @@ def test_blocks_of_columns(output, accumulate, monkeypatch: pytest.MonkeyPatch) 
     made = []
     real = _columns.Unformed.fill
     monkeypatch.setattr(_columns.Unformed, "fill", lambda s, *a: (made.append(a[1:]), real(s, *a)))
-    monkeypatch.setattr(_columns, "_FEATURES", 1)
     for size in (1, 300, 3000, 10**6):
-        monkeypatch.setattr(_columns, "_BYTES", size)
+        in_pieces(monkeypatch, columns=size, features=1)
         kernel = empirical_ntk(model, x, **options)
         tolerance = 1e-5 if kernel.dtype == torch.float32 else 1e-6
         assert relative_error(kernel, expected) < tolerance
@@ -118,7 +121,7 @@ def test_identity_cotangents_of_some_samples_are_not_taken_for_all(output: str) 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pairs, "_ROWS", 1)
+    in_pieces(monkeypatch, rows=1)
     case = by_name("mlp")
     model, x = case.build(), case.inputs(21)
     kernel = empirical_ntk(model, x, output=output, method="structured")
@@ -165,14 +168,14 @@ def test_no_positions_at_all(output: str, both: bool) -> None:
 
 
 def test_blocks_are_of_even_sizes_that_multiply_fast() -> None:
-    size = _columns._BYTES // 48
-    assert _columns._step(512, 1, size) == 48
-    assert _columns._step(100, 1, size) == 40
-    assert _columns._step(40, 1, size) == 40
-    assert _columns._step(128, 1, _columns._BYTES // 22) == 16
-    assert _columns._step(7, 64, 1) == 7
-    assert _columns._step(0, 1, 1) == 1  # a weight without entries
-    assert _columns._step(500, 64, 2**22) == 64
+    most = 2**23
+    assert _columns._step(512, 1, most // 48, most) == 48
+    assert _columns._step(100, 1, most // 48, most) == 40
+    assert _columns._step(40, 1, most // 48, most) == 40
+    assert _columns._step(128, 1, most // 22, most) == 16
+    assert _columns._step(7, 64, 1, most) == 7
+    assert _columns._step(0, 1, 1, most) == 1  # a weight without entries
+    assert _columns._step(500, 64, most // 2, most) == 64
 
 
 def test_patches_that_are_gathered_last_count_as_memory() -> None:

@@ -30,9 +30,11 @@ ONE_SAMPLE = (
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + cached)
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        unreserved = max(0, min(free, int(share * total) - reserved))
+        return int(unreserved + reserved - torch.cuda.memory_allocated(device))
     available = int(psutil.virtual_memory().available)
     limit = _control_group_free()
     return available if limit is None else min(available, limit)

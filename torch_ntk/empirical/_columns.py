@@ -19,14 +19,11 @@ from torch import Tensor
 
 from .._types import Output
 from ._blocks import even
-from ._limit import limit
+from ._pieces import pieces, within
 from ._stages import stage
 from .rules import Use
 from .rules._rule import laid_out, product
 
-_BYTES = 8 * 1024**2  # of a block of columns
-# Products with fewer features read the cotangents too often; blocks then leave the cache instead.
-_FEATURES = 64
 # Matrices of other sizes are multiplied at up to a third less speed.
 _MULTIPLE = 8
 _MOST_BYTES = 256 * 1024**2
@@ -89,7 +86,7 @@ class Unformed(Piece):
         self.like = self._b = laid_out(b)
         self.samples, self.outputs = b.shape[:2]
         self.width, self.each = use.steps, b.shape[3] * features
-        self.least = -(-_FEATURES // features)
+        self.least = -(-pieces(b.device).features // features)
         self._calls = calls
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
@@ -139,7 +136,8 @@ def blocks(
     heights = [sum(piece.samples for piece in side) for side in sides]
     o, each, width = first.outputs, first.each, first.width
     row = o * each * (torch.finfo(dtype).bits // 8)
-    step = _step(width, first.least, row * sum(heights))
+    most = pieces(first.like.device).columns
+    step = _step(width, first.least, row * sum(heights), most)
     buffers = [first.like.new_empty(h * o * each * step, dtype=dtype) for h in heights]
     for start in range(0, width, step):
         stop = min(width, start + step)
@@ -156,12 +154,10 @@ def blocks(
         yield found
 
 
-def _step(width: int, least: int, size: int) -> int:
-    """How many of `width` steps of `size` bytes a block has."""
-    allowed = limit()
-    most = _MOST_BYTES if allowed is None else min(_MOST_BYTES, allowed // 8)
+def _step(width: int, least: int, size: int, columns: int) -> int:
+    """How many of `width` steps of `size` bytes a block of about so many bytes has."""
     size = max(1, size)
-    steps = max(_BYTES // size, min(least, most // size), 1)
+    steps = max(columns // size, min(least, within(_MOST_BYTES) // size), 1)
     if steps >= width:
         return max(1, width)
     if steps >= _MULTIPLE:

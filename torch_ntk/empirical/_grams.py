@@ -8,18 +8,8 @@ from torch import Tensor
 from .._types import Output
 from ._blocks import ranges
 from ._gemm import times_transposed
-from ._limit import limit
+from ._pieces import pieces, within
 from ._weights import Part, to
-
-_CHUNK_BYTES = 64 * 1024**2  # of the product over positions, before it is summed
-_CACHE_BYTES = 8 * 1024**2  # of what is written and read again at once
-# Positions of rows that are multiplied at once; fewer run below their speed.
-TALL = 64
-
-
-def _within(size: int) -> int:
-    allowed = limit()
-    return size if allowed is None else min(size, allowed // 8)
 
 
 def add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
@@ -29,7 +19,9 @@ def add_grams_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     t = p.positions
     entries = p.outputs**2 if output == "full" else (p.outputs if output == "diagonal" else 1)
     per_column = rows * groups * t * (entries + 1) * p.a.element_size()
-    step = q.samples if groups * t == 1 else max(1, _within(_CHUNK_BYTES) // per_column)
+    step = (
+        q.samples if groups * t == 1 else max(1, within(pieces(block.device).chunk) // per_column)
+    )
     columns = 2 if output in ("full", "diagonal") else 1
     for m, stop in ranges(0, q.samples, step):
         _add_piece_(block.narrow(columns, m, stop - m), p, q.narrow(m, stop), output)
@@ -46,8 +38,9 @@ def add_between_(block: Tensor, p: Part, q: Part, output: Output) -> None:
     item = torch.finfo(block.dtype).bits // 8
     groups, units = p.b.shape[0], p.b.shape[2]
     each = groups * p.outputs * p.positions * (units + p.positions) * item
-    rows = max(1, min(p.samples, -(-TALL // p.positions)))
-    columns = max(1, _within(_CACHE_BYTES) // max(1, each * rows))
+    size = pieces(block.device)
+    rows = max(1, min(p.samples, -(-size.tall // p.positions)))
+    columns = max(1, within(size.again) // max(1, each * rows))
     for n, n_stop in ranges(0, p.samples, rows):
         left = p.narrow(n, n_stop)
         for m, m_stop in ranges(0, q.samples, columns):

@@ -11,15 +11,13 @@ from .._types import Output
 from ._blocks import Backoff, even, ranges
 from ._columns import blocks
 from ._contract import add_, add_product_
-from ._grams import TALL
 from ._outputs import settled, shape, symmetrize_, transposed, zeros
 from ._parts import Kernels, Keys, distinct
+from ._pieces import pieces
 from ._stages import stage
 from ._weights import Part
 
-# Products of fewer rows run below their speed; of more blocks the saving is small.
-_ROWS = 80
-_MOST_BLOCKS = 8
+_MOST_BLOCKS = 8  # the saving of more is small
 
 Factors = dict[tuple[str, str], Part]
 """By key and parameter name what is known of a block of samples; see `_weights`."""
@@ -93,7 +91,7 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     # What is made for one weight at a time and not kept is contracted first, and all at once.
     passing = [part for part in parts if part.pieces or part.sources]
     kept = [part for part in parts if not (part.pieces or part.sources)]
-    strips = list(ranges(0, n, _samples(n, rows)))
+    strips = list(ranges(0, n, _samples(n, rows, pieces(square.device).rows)))
     total = zeros(output, n, n, outputs, square) if passing else None
     for part in passing:
         assert total is not None
@@ -134,9 +132,10 @@ def _add_strip(block: Tensor, part: Part, a: int, b: int, output: Output) -> Non
     """Add a part between the samples `a … b` and `a …`, from the diagonal to the right."""
     n = part.samples
     rows = part.outputs if output == "full" else 1
-    step = _samples(n, rows * part.positions)
+    size = pieces(block.device)
+    step = _samples(n, rows * part.positions, size.rows)
     if part.between:
-        step = _samples(n, part.positions, TALL)
+        step = _samples(n, part.positions, size.tall)
     for c, d in ranges(a, b, min(b - a, step)):
         if d - c == n:
             add_(block, part, part, output)
@@ -145,9 +144,9 @@ def _add_strip(block: Tensor, part: Part, a: int, b: int, output: Output) -> Non
             add_(below, part.narrow(c, d), part.narrow(c, n), output)
 
 
-def _samples(n: int, rows: int, least: int | None = None) -> int:
+def _samples(n: int, rows: int, least: int) -> int:
     """Samples in a block, of `n` with so many rows each, of which `least` are worth it."""
-    return max(-(-(least or _ROWS) // rows), -(-n // _MOST_BLOCKS))
+    return max(-(-least // rows), -(-n // _MOST_BLOCKS))
 
 
 def _joined(found: list[Factors]) -> Factors:

@@ -23,16 +23,14 @@ from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
+from ._pieces import pieces
 from ._prepare import SMALL, Structure, prepare
 from ._stages import stage
 from ._trial import Trial
 from ._uses import PlanChangedError
 from ._weights import features, of_factors, of_jacobian
 
-# Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
-# and cleared anew by the operating system.
-_STEP_BYTES = 160 * 1024**2
-# So many samples are worth it all the same: passes of fewer are mostly overhead.
+# A backward pass of fewer samples is mostly overhead.
 _STEP_SAMPLES = 2
 
 _JOINED = "(joined)"
@@ -179,8 +177,9 @@ def _by_plan(
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)
     step = within(available, longest, 4 * at_once)
-    if fn.device.type == "cpu":
-        step = min(step, max(_STEP_SAMPLES, _STEP_BYTES // max(1, _backward_bytes(trial))))
+    most = pieces(fn.device).backward
+    if most is not None:
+        step = min(step, max(_STEP_SAMPLES, most // max(1, _backward_bytes(trial))))
     return by_blocks(
         lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
         x1,

@@ -26,7 +26,7 @@ _DEFAULT_VECTORS = 20  # the least that ARPACK keeps
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues at one end of the spectrum of a kernel.
+    """Eigenvalues at one end of the spectrum of a kernel; all tensors are on the CPU.
 
     Attributes:
         values: `[k]`, float64, from the end inwards: the largest (or the smallest) first.

@@ -1,0 +1,69 @@
+"""How much is worked on at once: pieces that stay in the caches of a CPU, or fill a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ._limit import limit
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Sizes for one kind of device.
+
+    Attributes:
+        columns: Bytes of a block of columns of a Jacobian.
+        features: Products with fewer features read the cotangents too often; blocks of columns
+            then become larger.
+        chunk: Bytes of a product over positions, before it is summed.
+        again: Bytes of what is written and read again at once.
+        rows: Products of fewer rows run below their speed.
+        tall: Positions of rows that are multiplied at once; fewer run below their speed.
+        backward: Bytes of a batch of a backward pass; None fills the memory.
+    """
+
+    columns: int
+    features: int
+    chunk: int
+    again: int
+    rows: int
+    tall: int
+    backward: int | None
+
+
+# Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
+# and cleared anew by the operating system.
+ON_CPU = Pieces(
+    columns=8 * _MIB,
+    features=64,
+    chunk=64 * _MIB,
+    again=8 * _MIB,
+    rows=80,
+    tall=64,
+    backward=160 * _MIB,
+)
+# Every piece is a few launches, which take longer than a small product.
+ON_GPU = Pieces(
+    columns=256 * _MIB,
+    features=64,
+    chunk=512 * _MIB,
+    again=256 * _MIB,
+    rows=2048,
+    tall=2048,
+    backward=None,
+)
+
+
+def pieces(device: torch.device) -> Pieces:
+    """The sizes for a device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
+
+
+def within(size: int) -> int:
+    """At most so many bytes, and less where little memory is allowed."""
+    allowed = limit()
+    return size if allowed is None else min(size, allowed // 8)
