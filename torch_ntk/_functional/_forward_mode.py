@@ -10,6 +10,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ._recurrent import PlainRecurrent
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
 # What torch says about itself while it transforms; the caller can do nothing about it.
 _ABOUT_ITSELF = (
     "There is a performance drop because we have not yet implemented the batching rule",
@@ -24,10 +28,11 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
     """Within it, attention and recurrent layers can be differentiated forwards and backwards.
 
     The fused attention kernels and the transformer fast path have no forward-mode derivative,
-    neither has oneDNN's LSTM; cuDNN's recurrent layers have no backward in eval mode. The
-    choices are put back afterwards, also after an exception.
+    neither have oneDNN's LSTM and the fused cells of a GPU; cuDNN's recurrent layers have no
+    backward in eval mode. The choices are put back afterwards, also after an exception.
     """
-    recurrent = network is not None and any(isinstance(m, nn.RNNBase) for m in network.modules())
+    found = [] if network is None else [m for m in network.modules() if isinstance(m, _RECURRENT)]
+    recurrent = any(isinstance(m, nn.RNNBase) for m in found)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     mkldnn, cudnn = bool(torch.backends.mkldnn.enabled), torch.backends.cudnn.enabled
     try:
@@ -35,7 +40,8 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
         if recurrent:
             _enable_mkldnn(False)
             torch.backends.cudnn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        plain = PlainRecurrent() if found else contextlib.nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), plain, warnings.catch_warnings():
             for text in _ABOUT_ITSELF:
                 warnings.filterwarnings("ignore", message=text)
             yield
