@@ -166,7 +166,7 @@ class WritesIntoZeros(nn.Module):
         self.layer = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.zeros(x.shape[0], 3, dtype=x.dtype)
+        out = torch.zeros(x.shape[0], 3, dtype=x.dtype, device=x.device)
         out[:, 1:] = self.layer(x)
         return out.tanh()
 

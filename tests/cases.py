@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from case import Case as Case
 from case_models import (
     CountingNet,
     ExpSquare,
@@ -33,48 +33,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from torch_ntk.nn import MLP, NTKConv2d, NTKLinear
-
-Inputs = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model with its inputs.
-
-    Attributes:
-        name: Of the row.
-        make: Builds the module; called with the generator seeded.
-        sample: The shape of one input; with `tokens`, of one row of indices.
-        tokens: The number of indices, for models that take them instead of numbers.
-        no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
-        no_second_derivative: Of which operation torch lacks one, so that a linearized network
-            cannot be trained.
-        slow: Whether it takes more than about ten seconds.
-        is_heavy: Whether only a few of the combinations of arguments are tested.
-    """
-
-    name: str
-    make: Callable[[], nn.Module]
-    sample: tuple[int, ...]
-    tokens: int = 0
-    no_forward_mode: str = ""
-    no_second_derivative: str = ""
-    slow: bool = False
-    is_heavy: bool = False
-
-    def build(self) -> nn.Module:
-        """The model in float64, in train mode unless the row says otherwise."""
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning)
-            torch.manual_seed(1)
-            return self.make().double()
-
-    def inputs(self, n: int, seed: int = 0) -> Tensor:
-        """`n` samples; other ones for every `seed`."""
-        generator = torch.Generator().manual_seed(100 + seed)
-        if self.tokens:
-            return torch.randint(self.tokens, (n, *self.sample), generator=generator)
-        return torch.randn(n, *self.sample, generator=generator, dtype=torch.float64)
 
 
 def _part_in_eval(model: nn.Sequential, index: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import case as case_module
 import pytest
 import torch
 from cases import CASES, Case
@@ -9,6 +10,18 @@ from oracles import jacobian_loop
 
 # The models of the tests are so small that threads only wait for each other.
 torch.set_num_threads(1)
+
+_CPU = torch.device("cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """With `--device cuda` the tests that go through the table run there, and only they."""
+    parser.addoption("--device", default="cpu", help="where the models of the table are")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the models of the table onto the device that was asked for."""
+    case_module.DEVICE = torch.device(config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +31,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def oracle() -> _Oracle:
-    """Jacobians of the cases by plain autograd, each computed once per session."""
+    """Jacobians of the cases by plain autograd on the CPU, each computed once per session."""
     return _Oracle()
 
 
@@ -30,8 +43,8 @@ class _Oracle:
         """Jacobians `[4, O, P]` and `[3, O, P]` on `case.inputs(4)` and `case.inputs(3, 1)`."""
         if case.name not in self._known:
             self._known[case.name] = (
-                jacobian_loop(case.build(), case.inputs(4)),
-                jacobian_loop(case.build(), case.inputs(3, 1)),
+                jacobian_loop(case.build(_CPU), case.inputs(4, device=_CPU)),
+                jacobian_loop(case.build(_CPU), case.inputs(3, 1, _CPU)),
             )
         return self._known[case.name]
 
@@ -63,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         given = {} if callspec is None else callspec.params
         case = given.get("case")
         if not isinstance(case, Case):
-            kept.append(item)
+            (kept if case_module.DEVICE == _CPU else dropped).append(item)
             continue
         if case.no_second_derivative and item.path.parent.name == "linearize":
             reason = f"torch has no second derivative of {case.no_second_derivative}"

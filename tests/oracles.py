@@ -66,7 +66,7 @@ def reduced(full: Tensor, output: str) -> Tensor:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """The largest deviation, relative to the largest entry."""
+    """The largest deviation, relative to the largest entry, on whatever devices."""
     assert value.shape == expected.shape, f"{tuple(value.shape)} != {tuple(expected.shape)}"
-    difference = (value.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
+    value, expected = value.double().cpu(), expected.double().cpu()
+    return float((value - expected).abs().max() / expected.abs().max())

@@ -29,6 +29,7 @@ def settings() -> dict[str, Any]:
     """The random states and the switches of the process."""
     return {
         "torch random": _bytes(torch.get_rng_state()),
+        "cuda random": [_bytes(s) for s in torch.cuda.get_rng_state_all()],
         "numpy random": repr(np.random.get_state()),  # noqa: NPY002
         "python random": random.getstate(),
         "mha fastpath": torch.backends.mha.get_fastpath_enabled(),
@@ -40,18 +41,21 @@ def settings() -> dict[str, Any]:
             torch.backends.cuda.math_sdp_enabled(),
             torch.backends.cuda.cudnn_sdp_enabled(),
         ),
-        "matmul precision": torch.get_float32_matmul_precision(),
+        "matmul precision": _matmul_precision(),
         "fp32 precision": [
             str(s.fp32_precision)
             for s in (
                 torch.backends.cuda.matmul,
                 torch.backends.cudnn.conv,
+                torch.backends.cudnn.rnn,
                 torch.backends.mkldnn.matmul,
                 torch.backends.mkldnn.conv,
                 torch.backends.mkldnn.rnn,
             )
         ],
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "autocast": [
+            (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")
+        ],
         "autocast cache": torch.is_autocast_cache_enabled(),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
@@ -65,8 +69,15 @@ def settings() -> dict[str, Any]:
     }
 
 
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # once it has been set by backend, torch has no answer for all of them
+        return "by backend"
+
+
 def _bytes(t: Tensor) -> bytes:
-    return t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return t.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
 
 
 def _frozen(value: Any) -> Any:

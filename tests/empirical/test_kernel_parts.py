@@ -31,7 +31,7 @@ def check(parts: dict[str, Tensor], expected: dict[str, Tensor], scale: float) -
     assert list(parts) == list(expected)
     for name, part in parts.items():
         assert part.shape == expected[name].shape
-        assert float((part - expected[name]).abs().max()) < 1e-10 * scale
+        assert float((part.cpu() - expected[name].cpu()).abs().max()) < 1e-10 * scale
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])

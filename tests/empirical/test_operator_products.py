@@ -37,9 +37,10 @@ def test_agrees_with_autograd(case: Case, output: str, oracle) -> None:
     assert theta.shape == expected.shape
     assert theta.dtype == torch.float64
     v = torch.randn(expected.shape[0], 3, dtype=torch.float64)
+    there = v.to(x.device)
     state = torch.get_rng_state()
-    assert relative_error(theta @ v, expected @ v) < 1e-10
-    assert relative_error(theta @ v[:, 0], expected @ v[:, 0]) < 1e-10
+    assert relative_error(theta @ there, expected @ v) < 1e-10
+    assert relative_error(theta @ there[:, 0], expected @ v[:, 0]) < 1e-10
     assert relative_error(theta.to_dense(), expected) < 1e-10
     assert torch.equal(torch.get_rng_state(), state)
     before["torch random"] = snapshot(model, x)["torch random"]  # drawn by this test

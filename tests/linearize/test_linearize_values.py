@@ -23,7 +23,7 @@ def moved(lin: LinearizedModel, size: float = 0.3) -> Tensor:
         for p in lin.parameters():
             if p.requires_grad:
                 step = size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-                p.add_(step)
+                p.add_(step.to(p.device))
                 steps.append(step.reshape(-1))
     return torch.cat(steps)
 
@@ -42,7 +42,8 @@ def test_value_and_gradient_are_those_of_the_jacobian(case: Case, oracle: Oracle
     lin = linearize(case.build())
     if refuses(lin, case):
         return
-    x, jacobian = case.inputs(4), oracle(case)[0]
+    x = case.inputs(4)
+    jacobian = oracle(case)[0].to(x.device)
     anchor = {k: b.clone() for k, b in lin.named_buffers()}
     f_0 = case.build().eval()(x.clone()).detach()
     at_anchor = lin(x)
