@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from cases import Case, by_name
 from torch import nn
 from torch.nn.utils import parametrize
-from traces import snapshot
+from traces import settings, snapshot
 
 from torch_ntk import empirical_nngp, empirical_ntk
 
+_CPU = torch.device("cpu")
 METHODS = ["structured", "jacobian", "vector_product", "auto"]
 
 
@@ -159,3 +161,21 @@ def test_training_goes_on_as_if_nothing_had_been() -> None:
 
     for a, b in zip(train(False), train(True), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("level", ["everything", "operation"])
+def test_a_precision_that_is_inherited_stays_so(level: str) -> None:
+    """A reduced precision of float32 products, set for all, goes when that is taken back."""
+    backends: Any = torch.backends
+    setting = {"everything": backends, "operation": backends.mkldnn.matmul}[level]
+    before, own = settings(), setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        during = settings()
+        assert during != before
+        model, x = by_name("mlp").build(_CPU).float(), by_name("mlp").inputs(3, device=_CPU).float()
+        empirical_ntk(model, x)
+        assert settings() == during
+    finally:
+        setting.fp32_precision = own
+    assert settings() == before

@@ -117,24 +117,33 @@ def _random_state(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 products in float32, whatever the caller allows for training."""
-    reduced = _reduced_precision(device)
+    operations, levels = _precisions(device)
+    if all(s.fp32_precision in ("none", "ieee") for s in operations):
+        yield
+        return
+    saved = []
     try:
-        for setting, _ in reduced:
+        # What is unset reads as what the level above it says. With that out of the way, each
+        # gives its own value, and can be put back to it.
+        for setting in levels:
+            saved.append((setting, str(setting.fp32_precision)))
+            setting.fp32_precision = "none"
+        for setting in operations:
             setting.fp32_precision = "ieee"
         yield
     finally:
-        for setting, value in reduced:
+        for setting, value in saved:
             setting.fp32_precision = value
 
 
-def _reduced_precision(device: torch.device) -> list[tuple[Any, str]]:
-    """Settings under which float32 products on this device are not computed in float32."""
+def _precisions(device: torch.device) -> tuple[list[Any], list[Any]]:
+    """Settings of the precision of float32 products on a device, and all levels of them."""
     backends: Any = torch.backends
     if device.type == "cuda":
-        settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    elif device.type == "cpu":
-        settings = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    else:
-        settings = []
-    current = [(s, str(s.fp32_precision)) for s in settings]
-    return [(s, value) for s, value in current if value not in ("none", "ieee")]
+        operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        return operations, [backends, backends.cudnn, *operations]
+    if device.type == "cpu":
+        operations = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+        # What torch calls the setting of this backend sets that of all.
+        return operations, [backends, *operations]
+    return [], []
