@@ -25,6 +25,7 @@ class Case:
         no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
         no_second_derivative: Of which operation torch lacks one, so that a linearized network
             cannot be trained.
+        inexact_on_gpu: Of which operation torch makes errors in float64 on a GPU.
         slow: Whether it takes more than about ten seconds.
         is_heavy: Whether only a few of the combinations of arguments are tested.
     """
@@ -35,6 +36,7 @@ class Case:
     tokens: int = 0
     no_forward_mode: str = ""
     no_second_derivative: str = ""
+    inexact_on_gpu: str = ""
     slow: bool = False
     is_heavy: bool = False
 

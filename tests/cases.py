@@ -183,6 +183,7 @@ CASES: tuple[Case, ...] = (
         lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)),
         (5,),
         no_forward_mode="forward AD.*method='jacobian'",
+        inexact_on_gpu="weight_norm",
     ),
     Case(
         "weight_norm_parametrized",
@@ -191,6 +192,7 @@ CASES: tuple[Case, ...] = (
         ),
         (5,),
         no_forward_mode="forward AD.*method='jacobian'",
+        inexact_on_gpu="weight_norm",
     ),
     Case("rnn", lambda: Lambda(lambda r, x: r(x)[0], nn.RNN(3, 4, batch_first=True)), (2, 3)),
     Case(

@@ -81,6 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if case.no_second_derivative and item.path.parent.name == "linearize":
             reason = f"torch has no second derivative of {case.no_second_derivative}"
             item.add_marker(pytest.mark.xfail(reason=reason, raises=RuntimeError))
+        if case.inexact_on_gpu and case_module.DEVICE.type == "cuda":
+            reason = f"torch's {case.inexact_on_gpu} has errors of 1e-8 in float64 on a GPU"
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         fits = all(given.get(name, values[0]) in values for name, values in few.items())
         (kept if fits or not case.is_heavy else dropped).append(item)
     if dropped:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_pieces import in_pieces
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
@@ -99,14 +100,12 @@ def test_it_is_positive_semidefinite(method: Any) -> None:
 
 
 def test_large_jacobians_are_converted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_ntk.empirical import _columns
-
     model, x = cnn(), inputs(2, False)
     for output in OUTPUTS:
         options: dict[str, Any] = {"output": output, "method": "jacobian"}
         whole = empirical_ntk(model, x, accumulate=torch.float64, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(_columns, "_BYTES", 1000)
+            in_pieces(patch, columns=1000)
             cut = empirical_ntk(model, x, accumulate=torch.float64, **options)
         torch.testing.assert_close(cut, whole, rtol=1e-13, atol=1e-15)
 

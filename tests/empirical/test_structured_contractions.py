@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from cases import CASES, Case, by_name
 from oracles import contract_full, reduced, relative_error
+from small_pieces import in_pieces
 from test_structured_plan import OUTPUTS, structure_of
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk.empirical import _columns, _cost, _pieces, _prepare
+from torch_ntk.empirical import _columns, _cost, _prepare
 from torch_ntk.empirical.rules import RULES
 
 
@@ -23,12 +22,6 @@ def forced(contraction: str):
         return found.get(contraction, found["gram"])
 
     return choose
-
-
-def in_pieces(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
-    """Several pieces of everything, on every device."""
-    for name in ("ON_CPU", "ON_GPU"):
-        monkeypatch.setattr(_pieces, name, replace(getattr(_pieces, name), **sizes))
 
 
 @pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])

@@ -85,6 +85,7 @@ REDUCED = {
     "as torch has it": contextlib.nullcontext,
     "matmul": lambda: _backend(torch.backends.cuda.matmul, "tf32"),
     "convolutions": lambda: _backend(torch.backends.cudnn.conv, "tf32"),
+    "backend": lambda: _backend(torch.backends.cudnn, "tf32"),
     "everything": lambda: _backend(torch.backends, "tf32"),
     "high": _high,
     "autocast": lambda: torch.autocast("cuda", torch.float16),
@@ -99,10 +100,13 @@ def test_float32_is_not_reduced(
 ) -> None:
     """Tensor cores multiply float32 with ten bits, which the caller may allow for training."""
     model, x = make().to(gpu), data(64).to(gpu)
+    outside = settings()
     with REDUCED[reduced]():
         before = settings()
         kernel = empirical_ntk(model, x, method=method)
         assert settings() == before
+    if reduced != "high":  # which torch itself does not take back
+        assert settings() == outside
     assert kernel.device == gpu
     jacobian = exact(make, data)
     assert relative_error(kernel, contract_full(jacobian, jacobian)) < 3e-6

@@ -50,12 +50,13 @@ def test_value_and_gradient_are_those_of_the_jacobian(case: Case, oracle: Oracle
     assert at_anchor.shape == f_0.shape
     torch.testing.assert_close(at_anchor, f_0, rtol=1e-13, atol=1e-13)
 
-    delta = moved(lin)
+    delta = moved(lin).to(x.device)
     out = lin(x)
     expected = f_0 + (jacobian @ delta).reshape(f_0.shape)
     assert relative_error(out.detach(), expected) < 1e-12 or not expected.any()
 
-    cotangent = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)
+    cotangent = torch.linspace(-1, 2, out.numel(), dtype=out.dtype, device=out.device)
+    cotangent = cotangent.reshape(out.shape)
     out.backward(cotangent)
     grads = [
         (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1)

@@ -136,7 +136,7 @@ def blocks(
     heights = [sum(piece.samples for piece in side) for side in sides]
     o, each, width = first.outputs, first.each, first.width
     row = o * each * (torch.finfo(dtype).bits // 8)
-    most = pieces(first.like.device).columns
+    most = within(pieces(first.like.device).columns)
     step = _step(width, first.least, row * sum(heights), most)
     buffers = [first.like.new_empty(h * o * each * step, dtype=dtype) for h in heights]
     for start in range(0, width, step):
