@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -23,6 +24,11 @@ _GATHER = (
     "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
     "options=StateDictOptions(full_state_dict=True)), into an unsharded twin."
 )
+
+
+def _once(test: Callable[[type], bool]) -> Callable[[type], bool]:
+    """The test, made once for each class: there are few, of many modules."""
+    return functools.cache(test)
 
 
 def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
@@ -59,7 +65,7 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
                 "torch.jit.script or torch.jit.trace.",
             )
         )
-    if any(c.__name__ == "FullyShardedDataParallel" for c in type(module).__mro__):
+    if _is_sharded(type(module)):
         raise TypeError(
             message(
                 argument,
@@ -68,8 +74,7 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
                 _GATHER,
             )
         )
-    # Only torch's own: "quantized" in the name of a user's file says nothing.
-    if re.match(r"torch(ao)?\..*quantized", type(module).__module__):
+    if _is_quantized(type(module)):
         raise TypeError(
             message(
                 argument,
@@ -97,6 +102,17 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
                 "Build it with track_running_stats=True, or use GroupNorm or LayerNorm.",
             )
         )
+
+
+@_once
+def _is_sharded(kind: type) -> bool:
+    return any(c.__name__ == "FullyShardedDataParallel" for c in kind.__mro__)
+
+
+@_once
+def _is_quantized(kind: type) -> bool:
+    # Only torch's own: "quantized" in the name of a user's file says nothing.
+    return re.match(r"torch(ao)?\..*quantized", kind.__module__) is not None
 
 
 def _refuse_tensor(

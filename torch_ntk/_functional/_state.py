@@ -52,6 +52,8 @@ class ModuleState:
 
 
 def _same_members(a: Any, b: Any) -> bool:
+    if not a and not b:  # most: a module has a dozen dictionaries of hooks
+        return True
     if isinstance(a, dict):
         return list(a) == list(b) and all(a[k] is b[k] for k in b)
     if isinstance(a, set):

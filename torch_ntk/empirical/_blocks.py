@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,15 +56,21 @@ def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         ),
     ):
         try:
-            limit = (root / limit_at).read_text().strip()
-            used = (root / used_at).read_text().strip()
-            pairs = [line.split() for line in (root / stat_at).read_text().splitlines()]
+            limit = _text(f"{root}/{limit_at}").strip()
+            if not limit.isdigit():  # "max"
+                continue
+            used = _text(f"{root}/{used_at}").strip()
+            found = re.search(rf"^{cache} (\d+)$", _text(f"{root}/{stat_at}"), re.MULTILINE)
         except OSError:
             continue
-        if limit.isdigit() and used.isdigit():
-            given_back = sum(int(p[1]) for p in pairs if len(p) == 2 and p[0] == cache)
-            return max(0, int(limit) - int(used) + given_back)
+        if used.isdigit():
+            return max(0, int(limit) - int(used) + (0 if found is None else int(found[1])))
     return None
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def budget(device: torch.device) -> int:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .._functional import ModelFunction
 from ._uses import Plan
@@ -90,16 +89,22 @@ class Signature:
         )
         self._operations = hashlib.sha256()
 
-    def add(self, func: Any, args: Sequence[Any], kwargs: Any) -> None:
-        """One call of an operation."""
-        words = [self._word(leaf) for leaf in tree_leaves((args, kwargs))]
-        self._operations.update(f"{func}({','.join(words)});".encode())
+    def add(self, func: Any, args: Sequence[Any], kwargs: Any) -> str:
+        """One call of an operation, in words."""
+        words = f"{func}({self._word(args)}{self._word(kwargs)});"
+        self._operations.update(words.encode())
+        return words
 
-    def _word(self, leaf: Any) -> str:
-        if isinstance(leaf, Tensor):
-            name = self._names.get(id(leaf))
-            return f"{tuple(leaf.shape)}{leaf.dtype}" if name is None else repr(name)
-        return repr(leaf)
+    def _word(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            name = self._names.get(id(value))
+            shape = f"{tuple(value.shape)}{value.dtype}"
+            return shape if name is None else f"{name!r}{shape}"
+        if isinstance(value, (tuple, list)):
+            return f"({','.join(map(self._word, value))})"
+        if isinstance(value, dict):
+            return f"{{{','.join(f'{k}:{self._word(v)}' for k, v in value.items())}}}"
+        return repr(value)
 
     def key(self) -> Hashable:
         """Equal for two passes only if they made the same calls on the same parameters."""

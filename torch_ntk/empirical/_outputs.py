@@ -83,6 +83,23 @@ def symmetrize_(kernel: Tensor) -> None:
     pairs.copy_((matrix.triu() + matrix.triu(1).mT).view(pairs.shape))
 
 
+def mirror_(block: Tensor, samples: int, output: Output) -> None:
+    """Copy what stands above the diagonal of a block to below it, exactly.
+
+    Args:
+        block: As `zeros` made it; its rows are its first columns.
+        samples: Samples of its rows.
+        output: The kernel's output.
+    """
+    if output == "full":
+        rows = samples * block.shape[1]
+        block = block.view(rows, -1)[:, :rows]
+    else:
+        block = block[..., :samples]
+    above = block.triu(1)
+    block.triu_().add_(above.mT)
+
+
 def finish(kernel: Tensor, output: Output, o: int) -> Tensor:
     """What is done once, when all parameters are summed: the division of `"mean"`."""
     return kernel.div_(o) if output == "mean" else kernel

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from .._types import Output
 from ._blocks import Backoff, even, ranges
 from ._columns import blocks
 from ._contract import add_, add_product_
-from ._outputs import settled, shape, symmetrize_, transposed, zeros
+from ._outputs import mirror_, settled, shape, transposed, zeros
 from ._parts import Kernels, Keys, distinct
 from ._pieces import pieces
 from ._stages import stage
@@ -91,7 +92,7 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
     # What is made for one weight at a time and not kept is contracted first, and all at once.
     passing = [part for part in parts if part.pieces or part.sources]
     kept = [part for part in parts if not (part.pieces or part.sources)]
-    strips = list(ranges(0, n, _samples(n, rows, pieces(square.device).rows)))
+    strips = list(ranges(0, n, _samples(n, rows, pieces(square.device).rows, _blocks(parts))))
     total = zeros(output, n, n, outputs, square) if passing else None
     for part in passing:
         assert total is not None
@@ -103,8 +104,8 @@ def _add_square(square: Tensor, parts: list[Part], output: Output, outputs: int)
             block = _strip(total, a, b, output)
         for part in kept:
             _add_strip(block, part, a, b, output)
+        mirror_(block, b - a, output)
         square[a:b, a:] = settled(block, output)
-        symmetrize_(square[a:b, a:b])
         square[b:, a:b] = transposed(square[a:b, b:])
 
 
@@ -133,9 +134,9 @@ def _add_strip(block: Tensor, part: Part, a: int, b: int, output: Output) -> Non
     n = part.samples
     rows = part.outputs if output == "full" else 1
     size = pieces(block.device)
-    step = _samples(n, rows * part.positions, size.rows)
+    step = _samples(n, rows * part.positions, size.rows, _blocks([part]))
     if part.between:
-        step = _samples(n, part.positions, size.tall)
+        step = _samples(n, part.positions, size.tall, _MOST_BLOCKS)
     for c, d in ranges(a, b, min(b - a, step)):
         if d - c == n:
             add_(block, part, part, output)
@@ -144,9 +145,22 @@ def _add_strip(block: Tensor, part: Part, a: int, b: int, output: Output) -> Non
             add_(below, part.narrow(c, d), part.narrow(c, n), output)
 
 
-def _samples(n: int, rows: int, least: int) -> int:
+def _blocks(parts: Sequence[Part]) -> int:
+    """In how many blocks of rows all products take the least time.
+
+    Of the M multiplications of a product, k blocks of rows leave (1 + 1/k) M / 2 and set up k
+    products, each worth c multiplications: the least is at k² = M / (2 c).
+    """
+    if not parts:
+        return 1
+    total = sum(part.multiplications for part in parts)
+    overhead = pieces(parts[0].device).overhead * len(parts)
+    return max(1, min(_MOST_BLOCKS, round(math.sqrt(total / (2 * overhead)))))
+
+
+def _samples(n: int, rows: int, least: int, most: int) -> int:
     """Samples in a block, of `n` with so many rows each, of which `least` are worth it."""
-    return max(-(-least // rows), -(-n // _MOST_BLOCKS))
+    return max(-(-least // rows), -(-n // most))
 
 
 def _joined(found: list[Factors]) -> Factors:

@@ -22,6 +22,8 @@ class Pieces:
         chunk: Bytes of a product over positions, before it is summed.
         again: Bytes of what is written and read again at once.
         rows: Products of fewer rows run below their speed.
+        overhead: Multiplications that could be made while the product of one piece of one weight
+            is set up.
         tall: Positions of rows that are multiplied at once; fewer run below their speed.
         backward: Bytes of a batch of a backward pass; None fills the memory.
     """
@@ -31,6 +33,7 @@ class Pieces:
     chunk: int
     again: int
     rows: int
+    overhead: float
     tall: int
     backward: int | None
 
@@ -42,7 +45,8 @@ ON_CPU = Pieces(
     features=64,
     chunk=64 * _MIB,
     again=8 * _MIB,
-    rows=80,
+    rows=160,
+    overhead=3e6,
     tall=64,
     backward=160 * _MIB,
 )
@@ -52,7 +56,8 @@ ON_GPU = Pieces(
     features=64,
     chunk=512 * _MIB,
     again=256 * _MIB,
-    rows=2048,
+    rows=256,
+    overhead=1.5e9,
     tall=2048,
     backward=None,
 )

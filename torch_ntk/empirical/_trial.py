@@ -56,19 +56,20 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     """
     with stage("trial"):
         if fn.shared:
-            with NoWrites(fn.shared):
-                return _try_out(fn, name, x)
+            return _try_out(fn, name, x, NoWrites(fn.shared))
         try:
-            with NoWrites(storages(fn.params.values()), but=_ONLY_VALUES):
-                return _try_out(fn, name, x)
+            guard = NoWrites(storages(fn.params.values()), but=_ONLY_VALUES)
+            return _try_out(fn, name, x, guard)
         except WrittenError:
-            return _try_out(fn, name, x, writes=True)
+            return _try_out(fn, name, x, NoWrites(frozenset()), writes=True)
 
 
-def _try_out(fn: ModelFunction, name: str, x: Tensor, writes: bool = False) -> Trial:
+def _try_out(
+    fn: ModelFunction, name: str, x: Tensor, guard: NoWrites, writes: bool = False
+) -> Trial:
     states = _random_states(fn.device)
     first = x[:1]
-    with Costs(Signature(fn)) as costs:
+    with Costs(Signature(fn), guard) as costs:
         one = _forward(fn, name, first)
     if one.shape[1] == 0:
         raise ValueError(message("model", "a function with outputs", one, ""))
@@ -84,14 +85,15 @@ def _try_out(fn: ModelFunction, name: str, x: Tensor, writes: bool = False) -> T
     after = _random_states(fn.device)
     drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
     # The second pass finds what no generator of torch's shows: NumPy's, a counter, the time.
-    with torch.enable_grad():
+    with torch.enable_grad(), guard:
         again = _forward(fn, name, first)
     if drawn or not agree([one], [again.detach()]):
         raise _not_deterministic()
     _check_no_other_way(fn, again)
     signature, proved = costs.signature.key(), known(fn).uncoupled
     if signature not in proved:
-        is_uncoupled = _check_uncoupled(fn, name, x)
+        with guard:
+            is_uncoupled = _check_uncoupled(fn, name, x)
         # What larger batches have written is in place for this sample too.
         if writes and not agree([one], [_forward(fn, name, first)]):
             raise _not_deterministic()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,36 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ._known import Signature
-
-
-class Costs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations inside and the sizes of everything that they return.
-
-    `FlopCounterMode` has the same formulas, but also hooks into every module call, at which
-    compiled submodules take offence.
-    """
-
-    def __init__(self, signature: Signature) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.signature = signature
-        self.bytes = 0
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        self.signature.add(func, args, kwargs)
-        out = func(*args, **kwargs)
-        # What is a view or written in place, such as the transpose of a weight, takes no memory.
-        if not any(r.alias_info for r in func._schema.returns):
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, Tensor):
-                    self.bytes += t.numel() * t.element_size()
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += int(formula(*args, **kwargs, out_val=out))
-        return out
 
 
 class WrittenError(Exception):
@@ -61,20 +32,75 @@ class NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, addresses: frozenset[int], but: Sequence[Any] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._addresses, self._but = addresses, but
+        self.addresses, self.but = addresses, but
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable and func.overloadpacket not in self._but:
+        self.check(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def check(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise `WrittenError` if the call would write there."""
+        if self.addresses and func._schema.is_mutable and func.overloadpacket not in self.but:
             for k, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     value = args[k] if k < len(args) else kwargs.get(argument.name)
                     for t in value if isinstance(value, (list, tuple)) else (value,):
                         if isinstance(t, Tensor) and self._is_shared(t):
                             raise WrittenError
-        return func(*args, **kwargs)
 
     def _is_shared(self, t: Tensor) -> bool:
-        return t.untyped_storage().data_ptr() in self._addresses
+        return t.untyped_storage().data_ptr() in self.addresses
+
+
+class Costs(NoWrites):  # type: ignore[no-untyped-call]
+    """Adds up the operations inside and the sizes of everything that they return.
+
+    `FlopCounterMode` has the same formulas, but also hooks into every module call, at which
+    compiled submodules take offence.
+
+    Args:
+        signature: To which every operation is added.
+        guard: Whose refusals hold inside; two modes would take twice the time.
+    """
+
+    def __init__(self, signature: Signature, guard: NoWrites) -> None:
+        super().__init__(guard.addresses, guard.but)
+        self.signature = signature
+        self.bytes = 0
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        words = self.signature.add(func, args, kwargs)
+        self.check(func, args, kwargs)
+        out = func(*args, **kwargs)
+        # What is a view or written in place, such as the transpose of a weight, takes no memory.
+        if _is_new(func):
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(t, Tensor):
+                    self.bytes += t.numel() * t.element_size()
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            # The formulas take longer than a small product.
+            flops = _flops.get(words)
+            if flops is None:
+                if len(_flops) > _MOST:
+                    _flops.clear()
+                flops = _flops[words] = int(formula(*args, **kwargs, out_val=out))
+            self.flops += flops
+        return out
+
+
+_MOST = 4096
+_flops: dict[str, int] = {}
+"""Of calls as `Signature` writes them, with all shapes."""
+
+
+@functools.cache
+def _is_new(func: Any) -> bool:
+    return not any(r.alias_info for r in func._schema.returns)
