@@ -1,7 +1,7 @@
 """Time finite-width kernels against other packages, with the same nets and sizes, in one run.
 
     pip install '.[peers]'      # in an environment of its own; nngeometry if you like
-    python benchmarks/empirical.py [--quick] [--row N] [--accounts]
+    python benchmarks/empirical.py [--quick] [--row N] [--accounts] [--device cuda]
 
 Compared are this package, the two ways of the torch.func tutorial on neural tangent kernels
 (Jacobian contraction and NTK-vector products), nngeometry where it is installed, and the better
@@ -10,23 +10,23 @@ figure comes from a process of its own, ours before and after the others, and on
 operations and to see which stage takes how long. Prints a table with the ratios and, without
 `--quick`, measures growth as well (beside neural-tangents' structured derivatives) and writes
 `benchmarks/empirical.json`, the page `docs/benchmarks/empirical.md` and its figure. Run it on an
-idle machine.
+idle machine. With `--device cuda` the same kernels and some larger ones are timed on a GPU, in one
+process and without neural-tangents, and written to `benchmarks/empirical_gpu.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from common import DOCS, HERE, best, environment, peak_memory, version, worker, write_json
-from empirical_account import account, lines
-from empirical_nets import NAMES, net, stax_net
-from torch import Tensor
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from empirical_account import account, lines, operations
+from empirical_nets import NAMES
+from empirical_ways import MAKERS, is_on_gpu
 
 SCRIPT = Path(__file__).resolve()
 TABLE: list[dict[str, Any]] = [
@@ -39,6 +39,12 @@ TABLE: list[dict[str, Any]] = [
     {"net": "resnet", "n": 8, "output": "full", "must": {"peer": 1.8, "tutorial": 6}},
     {"net": "cnn", "n": 4, "output": "full", "must": {}},
 ]
+ON_GPU: list[dict[str, Any]] = [
+    *({k: v for k, v in job.items() if k != "must"} for job in TABLE),
+    {"net": "cnn", "n": 256, "output": "full"},
+    {"net": "resnet", "n": 64, "output": "full"},
+    {"net": "resnet", "n": 64, "output": "mean"},
+]
 WHO = {
     "ours": "torch_ntk",
     "peer": "neural-tangents",
@@ -48,107 +54,13 @@ WHO = {
 }
 
 
-def ours(job: dict[str, Any]) -> Any:
-    """The kernel with this package."""
-    from torch_ntk import empirical_ntk
-
-    model, x = net(job)
-    return lambda: empirical_ntk(model, x, output=job["output"])
-
-
-def tutorial(job: dict[str, Any]) -> Any:
-    """The tutorial's contraction of Jacobians; None where they do not fit in memory."""
-    model, x = net(job)
-    params = {k: v.detach() for k, v in model.named_parameters()}
-    numbers = sum(p.numel() for p in params.values()) * job["n"] * job.get("outputs", 10)
-    if 1.5 * 4 * numbers > psutil.virtual_memory().available:
-        return None
-    equation = "Naf,Mbf->NMab" if job["output"] == "full" else "Naf,Maf->NM"
-
-    def single(p: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, p, (sample.unsqueeze(0),)).squeeze(0)
-
-    def run() -> Tensor:
-        jac = vmap(jacrev(single), (None, 0))(params, x)
-        flat = [j.flatten(2) for j in jac.values()]
-        return torch.stack([torch.einsum(equation, j, j) for j in flat]).sum(0)
-
-    return run
-
-
-def vectors(job: dict[str, Any]) -> Any:
-    """The tutorial's NTK-vector products; None where its vectors do not fit in memory."""
-    model, x = net(job)
-    params = {k: v.detach() for k, v in model.named_parameters()}
-    numbers = sum(p.numel() for p in params.values()) * job["n"] ** 2 * 10
-    if job["output"] != "full" or 3 * 4 * numbers > psutil.virtual_memory().available:
-        return None
-    eye = torch.eye(10)
-
-    def single(p: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, p, (sample.unsqueeze(0),)).squeeze(0)
-
-    def pair(a: Tensor, b: Tensor) -> Tensor:
-        pull = vjp(lambda p: single(p, a), params)[1]
-
-        def column(v: Tensor) -> Tensor:
-            return jvp(lambda p: single(p, b), (params,), pull(v))[1]
-
-        return vmap(column)(eye)
-
-    return lambda: vmap(vmap(pair, (None, 0)), (0, None))(x, x)
-
-
-def nngeometry(job: dict[str, Any]) -> Any:
-    """The Gram matrix of nngeometry's Jacobians; None where it is not installed."""
-    try:
-        from nngeometry.gram import GramMatrix
-    except ImportError:
-        return None
-    model, x = net(job)
-    # Its layers are modules of a few kinds, each called once, and it has the full kernel only.
-    if job["output"] != "full" or job["net"] == "resnet":
-        return None
-    data = torch.utils.data.TensorDataset(x)
-    loader = torch.utils.data.DataLoader(data, batch_size=job["n"])
-    return lambda: GramMatrix(model, loader)
-
-
-def peer(job: dict[str, Any]) -> Any:
-    """The kernel with neural-tangents; None where it is not installed."""
-    try:
-        import jax
-        import neural_tangents as nt
-    except ImportError:
-        return None
-    (init, apply, _), shape = stax_net(job)
-    key = jax.random.PRNGKey(0)
-    _, params = init(key, shape)
-    x = jax.random.normal(key, shape)
-    kernel = nt.empirical_ntk_fn(
-        apply,
-        trace_axes=() if job["output"] == "full" else (-1,),
-        vmap_axes=0,
-        implementation=getattr(nt.NtkImplementation, job["implementation"]),
-    )
-    compiled = jax.jit(lambda p, a: kernel(a, None, p))
-    return lambda: jax.block_until_ready(compiled(params, x))
-
-
-MAKERS = {
-    "ours": ours,
-    "tutorial": tutorial,
-    "vectors": vectors,
-    "nngeometry": nngeometry,
-    "peer": peer,
-}
-
-
 def measure(job: dict[str, Any]) -> dict[str, Any] | None:
     """Seconds of the best run, and bytes above what stood before the first; or the account."""
     run = MAKERS[job["who"]](job)
     if run is None:
         return None
+    if is_on_gpu(job):
+        return on_gpu(run, bool(job.get("account")))
     if job.get("account"):
         return account(run)
     before = peak_memory()
@@ -162,8 +74,38 @@ def measure(job: dict[str, Any]) -> dict[str, Any] | None:
     return {"memory": peak_memory() - before, "seconds": best(run)}
 
 
+def on_gpu(run: Callable[[], Any], is_account: bool) -> dict[str, Any]:
+    """The same on a GPU, where work goes on after a call returns."""
+
+    def waited() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    waited()
+    if is_account:
+        return operations(waited)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    waited()
+    memory = torch.cuda.max_memory_allocated() - before
+    return {"memory": memory, "seconds": best(waited, seconds=2.0)}
+
+
 WAYS = ("STRUCTURED_DERIVATIVES", "JACOBIAN_CONTRACTION")
 """The implementations of neural-tangents."""
+
+
+def done(job: dict[str, Any], what: dict[str, Any]) -> dict[str, Any] | None:
+    """A measurement: on a GPU in this process, whose start takes long there, else in its own."""
+    if not is_on_gpu(job):
+        return worker(SCRIPT, what)
+    try:
+        return measure(what)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        torch.cuda.empty_cache()
 
 
 def compare(
@@ -173,15 +115,15 @@ def compare(
 ) -> dict[str, Any]:
     """Times of all, each in a process of its own; the shorter of our two runs."""
     sizes = {k: v for k, v in job.items() if k != "must"}
-    found = {"ours": worker(SCRIPT, {"who": "ours", **sizes})}
+    found = {"ours": done(job, {"who": "ours", **sizes})}
     for who in others:
-        if who == "peer":
-            tried = [worker(SCRIPT, {"who": who, "implementation": w, **sizes}) for w in ways]
-            done = [t for t in tried if t is not None]
-            found[who] = min(done, key=lambda t: t["seconds"]) if done else None
-        else:
-            found[who] = worker(SCRIPT, {"who": who, **sizes})
-    again = worker(SCRIPT, {"who": "ours", **sizes})
+        if who == "peer" and not is_on_gpu(job):
+            tried = [done(job, {"who": who, "implementation": w, **sizes}) for w in ways]
+            ran = [t for t in tried if t is not None]
+            found[who] = min(ran, key=lambda t: t["seconds"]) if ran else None
+        elif who != "peer":
+            found[who] = done(job, {"who": who, **sizes})
+    again = done(job, {"who": "ours", **sizes})
     first = found["ours"]
     assert first is not None
     assert again is not None
@@ -192,8 +134,9 @@ def compare(
 
 def accounted(job: dict[str, Any]) -> dict[str, Any] | None:
     """Operations and times of the stages of our kernel."""
-    keys = ("net", "n", "output")
-    return worker(SCRIPT, {"who": "ours", "account": True, **{k: job[k] for k in keys}})
+    keys = ("net", "n", "output", "device")
+    sizes = {k: job[k] for k in keys if k in job}
+    return done(job, {"who": "ours", "account": True, **sizes})
 
 
 def line(row: dict[str, Any]) -> str:
@@ -233,6 +176,9 @@ def main() -> None:
     parser.add_argument(
         "--accounts", action="store_true", help="only the stages again, beside what is there"
     )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="where the kernels are computed"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -244,6 +190,9 @@ def main() -> None:
             row["account"] = accounted(row)
             print(line(row), flush=True)
         finish(result)
+        return
+    if args.device == "cuda":
+        on_a_gpu(args)
         return
     if version("neural-tangents") is None:
         print("neural-tangents is not installed here: pip install '.[peers]' to compare with it.")
@@ -258,6 +207,20 @@ def main() -> None:
     write_json(HERE / "empirical.json", result)  # before what may yet fail
     result["growth"] = growth()
     finish(result)
+
+
+def on_a_gpu(args: argparse.Namespace) -> None:
+    """The table there; the page takes it up when it is next written."""
+    # What the tutorial computes with: float32, as this package does in any case.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    rows = []
+    for job in ON_GPU if args.row is None else [ON_GPU[args.row]]:
+        rows.append(compare({**job, "device": args.device}))
+        rows[-1]["account"] = accounted(rows[-1])
+        print(line(rows[-1]), flush=True)
+    if not (args.quick or args.row is not None):
+        write_json(HERE / "empirical_gpu.json", {"environment": environment(), "rows": rows})
 
 
 def finish(result: dict[str, Any]) -> None:

@@ -87,6 +87,28 @@ def account(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
+def operations(run: Callable[[], Any]) -> dict[str, Any]:
+    """GFLOP, ms, and the speed of a large product on a GPU, without times of the stages."""
+    run()
+    start = time.perf_counter()
+    run()
+    whole = time.perf_counter() - start
+    with Account() as found:
+        run()
+    a = torch.randn(8192, 8192, device="cuda")
+
+    def product() -> None:
+        a @ a.T
+        torch.cuda.synchronize()
+
+    return {
+        "stages": {},
+        "gflop": sum(found.flops.values()) / 1e9,
+        "ms": 1e3 * whole,
+        "gemm": 2e-9 * 8192**3 / best(product, seconds=1.0),
+    }
+
+
 def fastest_product(size: int = 2048) -> float:
     """GFLOP/s of the faster one of a matrix product and of the same product as a convolution."""
     a, b = torch.randn(size, size), torch.randn(size, size)

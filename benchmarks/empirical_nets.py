@@ -36,7 +36,13 @@ def conv(inputs: int, outputs: int, stride: int = 1, padding: int = 0) -> list[n
 
 
 def net(job: dict[str, Any]) -> tuple[nn.Module, Tensor]:
-    """The network of a job and its inputs."""
+    """The network of a job and its inputs, on its device."""
+    model, x = _net(job)
+    device = job.get("device", "cpu")
+    return model.to(device), x.to(device)
+
+
+def _net(job: dict[str, Any]) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     width, outputs = job.get("width", 1024), job.get("outputs", 10)
     if job["net"] == "mlp":
