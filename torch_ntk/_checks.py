@@ -6,7 +6,7 @@ Every message names the argument, what was expected, what came, and what to do a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,16 @@ def has_finite_sum(value: Tensor) -> bool:
     It takes a tenth of the time that a test of every entry does; if it is not, only that tells.
     """
     return value.is_floating_point() and bool(value.detach().sum().isfinite())
+
+
+def have_finite_sums(values: Iterable[Tensor]) -> bool:
+    """Whether `has_finite_sum` holds for all of them, with one number read from each device."""
+    sums: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for value in values:
+        if not value.is_floating_point():
+            return False
+        sums.setdefault((value.device, value.dtype), []).append(value.detach().sum())
+    return all(bool(torch.stack(group).isfinite().all()) for group in sums.values())
 
 
 def check_finite(name: str, value: Tensor, remedy: str = "") -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import has_finite_sum, message
+from .._checks import has_finite_sum, have_finite_sums, message
 from ._unwrap import is_script, plain_name
 
 _BATCH_NORMS = (
@@ -44,10 +44,8 @@ def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
     for name, module in model.named_modules():
         where = f"{type(module).__name__} at {plain_name(name)!r}" if name else _kind(module)
         _refuse_module(module, where, argument)
-    for name, parameter in model.named_parameters():
-        _refuse_tensor(plain_name(name), parameter, argument, torch.isfinite)
-    for name, buffer in model.named_buffers():
-        _refuse_tensor(plain_name(name), buffer, argument, lambda t: ~torch.isnan(t))
+    _refuse_tensors(model.named_parameters(), argument, torch.isfinite)
+    _refuse_tensors(model.named_buffers(), argument, lambda t: ~torch.isnan(t))
 
 
 def _kind(module: nn.Module) -> str:
@@ -115,9 +113,30 @@ def _is_quantized(kind: type) -> bool:
     return re.match(r"torch(ao)?\..*quantized", kind.__module__) is not None
 
 
-def _refuse_tensor(
-    name: str, tensor: Tensor, argument: str, is_fine: Callable[[Tensor], Tensor]
+def _refuse_tensors(
+    named: Iterable[tuple[str, Tensor]], argument: str, is_fine: Callable[[Tensor], Tensor]
 ) -> None:
+    floating = {}
+    for name, tensor in named:
+        _refuse_kind(plain_name(name), tensor, argument)
+        if tensor.is_floating_point():
+            floating[plain_name(name)] = tensor
+    if have_finite_sums(floating.values()):
+        return
+    for name, tensor in floating.items():
+        if not has_finite_sum(tensor) and not bool(is_fine(tensor).all()):
+            raise ValueError(
+                message(
+                    argument,
+                    "finite in every parameter and free of NaN in every buffer",
+                    f"NaN or infinite entries in {name!r}",
+                    "Training may have diverged: lower the learning rate, or load an "
+                    "earlier checkpoint.",
+                )
+            )
+
+
+def _refuse_kind(name: str, tensor: Tensor, argument: str) -> None:
     kind = type(tensor).__name__
     if kind == "DTensor" or hasattr(tensor, "placements"):
         raise TypeError(
@@ -145,17 +164,5 @@ def _refuse_tensor(
                 f"the complex parameter or buffer {name!r}",
                 "The kernel of a complex-valued network has several definitions; "
                 "write the network over the real and imaginary parts.",
-            )
-        )
-    if not tensor.is_floating_point() or has_finite_sum(tensor):
-        return
-    if not bool(is_fine(tensor).all()):
-        raise ValueError(
-            message(
-                argument,
-                "finite in every parameter and free of NaN in every buffer",
-                f"NaN or infinite entries in {name!r}",
-                "Training may have diverged: lower the learning rate, or load an "
-                "earlier checkpoint.",
             )
         )
