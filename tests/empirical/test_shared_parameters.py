@@ -14,6 +14,8 @@ from traces import snapshot
 from torch_ntk import NTKOperator, empirical_ntk
 from torch_ntk._functional import model_function
 from torch_ntk.empirical import _choose, _structured
+from torch_ntk.empirical._trial import try_out
+from torch_ntk.empirical._watch import unwritten
 
 
 class Writes(nn.Module):
@@ -94,6 +96,39 @@ def test_writing_for_some_sizes_of_the_batch_only_is_refused(method: str) -> Non
     assert model.weight._version == version
 
 
+class WritesLater(nn.Module):
+    """Leaves its scale alone in the first calls, and changes it in those that follow.
+
+    torch.func refuses this by itself where it does not differentiate by that parameter.
+    """
+
+    def __init__(self, calls: int, trainable: bool) -> None:
+        super().__init__()
+        self.calls = calls
+        self.linear = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.ones(3), requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            with torch.no_grad():
+                self.scale.mul_(0.5)
+        return self.linear(x) * self.scale
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
+def test_a_write_in_a_later_call_is_refused(method: str, trainable: bool) -> None:
+    model, x = WritesLater(2**40, trainable), torch.randn(5, 4)
+    empirical_ntk(model, x, method=method)
+    model.calls = 2**40
+    trial = model_function(model, share=True)
+    try_out(trial, "x1", x)
+    model.calls = 2**40 - model.calls  # as many as the trial makes
+    with pytest.raises(ValueError, match=r"written to 'scale'|mutate a captured"):
+        empirical_ntk(model, x, method=method)
+
+
 def test_an_embedding_that_normalizes_its_weight_gets_a_copy() -> None:
     model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2)).double()
     weight = model[0].weight.detach().clone()
@@ -146,7 +181,7 @@ def test_what_is_shared() -> None:
     own = {n: p.data_ptr() for n, p in model.named_parameters()}
     same = {n for n, p in fn.params.items() if p.data_ptr() == own[n]}
     assert same == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert fn.shared == {own[n] for n in same}
+    assert {n: p.data_ptr() for n, p in fn.shared.items()} == {n: own[n] for n in same}
     assert not any(p.requires_grad for p in fn.params.values())
     assert not model_function(model, dtype=torch.float64, share=True).shared
     assert not model_function(model).shared
@@ -154,3 +189,15 @@ def test_what_is_shared() -> None:
         made = nn.Linear(2, 3)
     with torch.inference_mode(False):
         assert not model_function(made, share=True).shared
+
+
+def test_writes_are_reported_by_name() -> None:
+    model = nn.Linear(2, 3)
+    shared = model_function(model, share=True).shared
+    with (
+        pytest.raises(ValueError, match=r"`model`.*written to 'bias'.*in-place"),
+        unwritten(shared),
+    ):
+        model.bias.detach().add_(1.0)
+    with unwritten(shared):
+        model.bias.detach().sum()

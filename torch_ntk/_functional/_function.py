@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class ModelFunction:
         originals: Names of the caller's own parameters by their identity.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
         accumulate: In which products over parameters are added up; None is `dtype`.
-        shared: Addresses of memory that the parameters share with the caller's.
+        shared: Parameters, selected or not, that are in the caller's own memory.
     """
 
     call: Callable[[Parameters, Tensor], Tensor]
@@ -47,7 +47,7 @@ class ModelFunction:
     originals: Mapping[int, str]
     dtype_from_model: bool = True
     accumulate: torch.dtype | None = None
-    shared: frozenset[int] = frozenset()
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def products(self) -> torch.dtype:
@@ -194,7 +194,7 @@ def _of_module(
     keep = buffers if dtype is None and own == working else set()
     shared = shareable(every.keys() - buffers if share else (), every, working)
     copies = {
-        n: t.detach() if n in shared else copied(t, t.dtype if n in keep else working)
+        n: shared[n] if n in shared else copied(t, t.dtype if n in keep else working)
         for n, t in every.items()
     }
     selected = {n: copies.pop(n) for n in chosen}
@@ -215,7 +215,7 @@ def _of_module(
         result,
         originals,
         dtype is None,
-        shared=frozenset(shared.values()),
+        shared=shared,
     )
 
 
@@ -239,7 +239,7 @@ def _of_function(
     device, own = common_device_and_dtype("params", dict(params), dtype)
     working = working_dtype(own, dtype)
     shared = shareable(params if share else (), params, working)
-    copies = {n: t.detach() if n in shared else copied(t, working) for n, t in params.items()}
+    copies = {n: shared[n] if n in shared else copied(t, working) for n, t in params.items()}
 
     def call(p: Parameters, x: Tensor) -> Tensor:
         return _flat(f(dict(p), x), x, working)
@@ -255,7 +255,7 @@ def _of_function(
         result,
         originals,
         dtype is None,
-        shared=frozenset(shared.values()),
+        shared=shared,
     )
 
 

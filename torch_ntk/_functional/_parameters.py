@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import message
+from .._types import Parameters
 from ._unwrap import plain_name
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -22,8 +23,8 @@ def working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 
 def shareable(
     names: Iterable[str], tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> dict[str, int]:
-    """Those of the names whose tensors can stay where they are, and at which addresses.
+) -> Parameters:
+    """Those of the tensors that can stay where they are, without their history.
 
     What was made in inference mode cannot be differentiated, and two parameters in the same memory
     must not be one for the functions that are made of them.
@@ -34,7 +35,7 @@ def shareable(
         if tensors[n].dtype == dtype and not tensors[n].is_inference() and tensors[n].numel()
     }
     addresses = list(found.values())
-    return {n: a for n, a in found.items() if addresses.count(a) == 1}
+    return {n: tensors[n].detach() for n, a in found.items() if addresses.count(a) == 1}
 
 
 def copied(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from ._limit import in_bytes, limited
 from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, Keys, distinct, keys_of
 from ._trial import Trial, try_out
-from ._watch import WrittenError
+from ._watch import WrittenError, unwritten
 
 METHODS: tuple[Method, ...] = get_args(Method)
 _NOT_FINITE = (
@@ -190,7 +190,8 @@ def empirical_ntk(
         outputs = trial.outputs
         if output == "pseudo":
             fn, trial = fn.pseudo(), replace(trial, outputs=1)
-        with limited(None if allowed is None else allowed - size - held(fn)):
+        limit = limited(None if allowed is None else allowed - size - held(fn))
+        with limit, unwritten(fn.shared):
             kernels = _run(fn, a, b, output, trial, batch_size, method, progress, keys)
         for key in kernels:
             kernel = finish(kernels[key], output, outputs)

@@ -29,6 +29,9 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Back
         x: The samples.
         right: Numbers of samples for which the batching was seen to be right: where a rule is
             wrong, it is so for shapes and not for values. This call's number is added.
+
+    Raises:
+        PlanChangedError: The model makes other calls than planned, or fails.
     """
     try:
         b, gradients, sources = vmap(lambda sample: of_sample(fn, plan_, sample, None))(x)
@@ -46,7 +49,12 @@ def backward(fn: ModelFunction, plan_: Plan, x: Tensor, right: set[int]) -> Back
     except CANNOT_TRANSFORM as error:
         if is_out_of_memory(error) or isinstance(error, PlanChangedError):
             raise
-    each = [of_sample(fn, plan_, sample, None, loop=True) for sample in x]
+    try:
+        each = [of_sample(fn, plan_, sample, None, loop=True) for sample in x]
+    except CANNOT_TRANSFORM as error:
+        if is_out_of_memory(error) or isinstance(error, PlanChangedError):
+            raise
+        raise PlanChangedError("The model fails where its plan was made without it.") from error
     return (
         tuple(torch.stack(t) for t in zip(*(e[0] for e in each), strict=True)),
         {n: torch.stack([e[1][n] for e in each]) for n in plan_.rest},

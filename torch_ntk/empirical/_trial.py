@@ -56,7 +56,7 @@ def try_out(fn: ModelFunction, name: str, x: Tensor) -> Trial:
     """
     with stage("trial"):
         if fn.shared:
-            return _try_out(fn, name, x, NoWrites(fn.shared))
+            return _try_out(fn, name, x, NoWrites(storages(fn.shared.values())))
         try:
             guard = NoWrites(storages(fn.params.values()), but=_ONLY_VALUES)
             return _try_out(fn, name, x, guard)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .._checks import message
+from .._functional import plain_name
 from ._known import Signature
 
 
@@ -20,6 +23,33 @@ class WrittenError(Exception):
 def storages(tensors: Iterable[Tensor]) -> frozenset[int]:
     """Addresses of their memory; there are none where nothing is held."""
     return frozenset(t.untyped_storage().data_ptr() for t in tensors) - {0}
+
+
+@contextlib.contextmanager
+def unwritten(shared: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raise if one of these parameters is written to within it.
+
+    A forward may do in a later call what it did not do in those that `NoWrites` has seen, and what
+    is computed from changing parameters is no kernel. Torch counts no writes through `.data`.
+
+    Raises:
+        ValueError: One was. It keeps its new value, as no copy of the old one was made.
+    """
+    versions = {n: t._version for n, t in shared.items()}
+    try:
+        yield
+    finally:
+        for name, version in versions.items():
+            if shared[name]._version != version:
+                raise ValueError(
+                    message(
+                        "model",
+                        "a function whose parameters stay as they are while the kernel is computed",
+                        f"one that has written to {plain_name(name)!r}, and has changed it",
+                        "Look for an in-place operation in its forward that not every call makes, "
+                        "or for another thread that trains it; write to a buffer instead.",
+                    )
+                )
 
 
 class NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
