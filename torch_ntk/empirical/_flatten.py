@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import _wide
+
 _FLATTENING = (torch.flatten, torch.reshape, Tensor.flatten, Tensor.reshape)
 _MOST = 2**20  # entries of a weight, which is permuted for every pass
 
 
 class Flattened:
-    """Calls functions, and linear ones on what was flattened in the order of the image."""
+    """Calls functions, each in the layout that is the fastest for it.
+
+    Those are linear ones on what was flattened, and convolutions with a wide weight (see `_wide`).
+    """
 
     def __init__(self) -> None:
         self._images: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}
@@ -33,7 +38,7 @@ class Flattened:
                 c, h, w = image.shape[1:]
                 inner = weight.reshape(-1, c, h, w).permute(0, 2, 3, 1).flatten(1)
                 return F.linear(image.permute(0, 2, 3, 1).flatten(1), inner, *args[2:], **kwargs)
-        out = func(*args, **kwargs)
+        out = _wide.call(func, args, kwargs)
         if func in _FLATTENING and args and _is_flattened(args[0], out):
             # Both are kept, so that no other tensor has the same number.
             self._images[id(out)] = (out, args[0], (out._version, args[0]._version))

@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from .._functional import ModelFunction
 from .._types import Parameters
 from ._flatten import Flattened
+from ._wide import is_wide
 from .rules import RULES, ConvUse, Use
 from .rules._bias import BiasUse
-
-_WIDE = 2**20  # entries of a weight
 
 
 @dataclass
@@ -79,13 +78,13 @@ class Plan:
     def convolved(self) -> set[str]:
         """Names of the weights that are to have channels innermost in memory.
 
-        oneDNN reorders wide ones for every call all the same: a copy of them is but memory.
+        Not those of wide ones, which stay as they are; see `_wide`.
         """
         if not self.channels_last:
             return set()
         pairs = zip(self.uses, self.names, strict=True)
         found = {n: u for u, n in pairs if isinstance(u, ConvUse) and u.channels_last}
-        return {n for n, use in found.items() if use.weight.numel() <= _WIDE}
+        return {n for n, use in found.items() if not is_wide(use.weight)}
 
     def laid(self, params: Parameters) -> Parameters:
         """The weights of convolutions in the layout that every pass wants."""
