@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Put the models of the table onto the device that was asked for."""
     case_module.DEVICE = torch.device(config.getoption("--device"))
+    # Files are dealt out as they are sorted below, and not by how many tests they have.
+    config.option.loadscopereorder = False
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the rows of the table say about the tests that run for them.
 
-    Of networks with millions of parameters only a few combinations run, to save minutes.
+    Of networks with millions of parameters only a few combinations run, to save minutes; and
+    files with slow tests come first, so that in the end no process waits for another's.
     """
     few = {"output": ("full",), "nth": (2,), "x2": (None,)}
     kept: list[pytest.Item] = []
@@ -85,7 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = f"torch's {case.inexact_on_gpu} has errors of 1e-8 in float64 on a GPU"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         fits = all(given.get(name, values[0]) in values for name, values in few.items())
-        (kept if fits or not case.is_heavy else dropped).append(item)
+        (kept if fits or not case.slow else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
+    slow = {item.path for item in kept if item.get_closest_marker("slow")}
+    items[:] = sorted(kept, key=lambda item: item.path not in slow)

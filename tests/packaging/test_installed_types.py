@@ -23,14 +23,18 @@ Mypy = Callable[[Environment, Path], str]
 
 @pytest.fixture(scope="module")
 def mypy(tmp_path_factory: pytest.TempPathFactory) -> Mypy:
-    """Runs mypy on the snippet in a folder; what it has read of torch is kept for the next."""
+    """Runs mypy on the snippet in a folder.
+
+    What it has read of torch is kept for the next, which has the same settings wherever it runs.
+    """
     folder = tmp_path_factory.mktemp("mypy")
     snippet = folder / "snippet.py"
     snippet.write_text(SNIPPET)
 
     def check(environment: Environment, cwd: Path) -> str:
         where = ("--python-executable", environment.python, "--cache-dir", folder / "cache")
-        return run([sys.executable, "-m", "mypy", "--strict", *where, snippet], cwd)
+        strict = ("--config-file=", "--strict")
+        return run([sys.executable, "-m", "mypy", *strict, *where, snippet], cwd)
 
     return check
 
