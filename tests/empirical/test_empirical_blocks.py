@@ -18,6 +18,7 @@ from torch_ntk import empirical_nngp, empirical_ntk
 from torch_ntk.empirical import _blocks, _fits
 from torch_ntk.empirical._blocks import Backoff, _control_group_free, free_memory, plan
 from torch_ntk.empirical._outputs import symmetrize_
+from torch_ntk.empirical._pieces import ON_CPU, ON_GPU
 
 METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
@@ -234,3 +235,12 @@ def test_the_upper_triangle_is_copied_to_the_lower(shape: tuple[int, ...], strid
                 assert kernel[a, b, i, j] == before[first[0], second[0], first[1], second[1]]
             else:
                 assert torch.equal(kernel[a, b], before[first[0], second[0]])
+
+
+def test_samples_of_a_backward_pass() -> None:
+    """As many as are small together, a few that are not, and two of the largest."""
+    most = ON_CPU.backward
+    assert most is not None
+    each = [0, 1, most // 100, most // 4, most // 2, most, 4 * most // 3, 2 * most, 100 * most]
+    assert [ON_CPU.samples(e) for e in each] == [most, most, 100, 4, 4, 4, 3, 2, 2]
+    assert ON_GPU.samples(100 * most) > 2**40

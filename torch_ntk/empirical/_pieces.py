@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ._limit import limit
 
 _MIB = 1024**2
+_FEW, _LEAST = 4, 2  # samples
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,19 @@ class Pieces:
     overhead: float
     tall: int
     backward: int | None
+
+    def samples(self, each: int) -> int:
+        """How many samples of `each` bytes a backward pass takes at once.
+
+        Passes of few samples are to a large part overhead: calls, and weights that oneDNN reorders
+        for each. Samples that are large leave the caches all the same, so that a few of them go
+        together, but not of the largest, whose overhead is small.
+        """
+        if self.backward is None:
+            return sys.maxsize
+        fitting = self.backward // max(1, each)
+        few = min(_FEW, _FEW * self.backward // max(1, each))
+        return max(fitting, few, _LEAST)
 
 
 # Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped

@@ -30,9 +30,6 @@ from ._trial import Trial
 from ._uses import PlanChangedError
 from ._weights import features, of_factors, of_jacobian
 
-# A backward pass of fewer samples is mostly overhead.
-_STEP_SAMPLES = 2
-
 _JOINED = "(joined)"
 """In place of the names of joined parameters; a parameter's name has no such characters."""
 
@@ -177,9 +174,7 @@ def _by_plan(
     at_once = bytes_per_sample(fn, structure, trial)
     check_enough(at_once)
     step = within(available, longest, 4 * at_once)
-    most = pieces(fn.device).backward
-    if most is not None:
-        step = min(step, max(_STEP_SAMPLES, most // max(1, _backward_bytes(trial))))
+    step = min(step, pieces(fn.device).samples(_backward_bytes(trial)))
     return by_blocks(
         lambda x, alone: factors(fn, structure, x, trial.outputs, output, keys, alone),
         x1,
