@@ -26,8 +26,8 @@ class Case:
         no_second_derivative: Of which operation torch lacks one, so that a linearized network
             cannot be trained.
         inexact_on_gpu: Of which operation torch makes errors in float64 on a GPU.
-        slow: Whether it takes so long that only a few combinations of arguments are tested.
-        is_deep: Whether rounding to float32 adds up to more than in the other rows.
+        slow: Whether it takes more than about ten seconds.
+        is_heavy: Whether only a few of the combinations of arguments are tested.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Case:
     no_second_derivative: str = ""
     inexact_on_gpu: str = ""
     slow: bool = False
-    is_deep: bool = False
+    is_heavy: bool = False
 
     def build(self, device: torch.device | None = None) -> nn.Module:
         """The model in float64, in train mode unless the row says otherwise."""

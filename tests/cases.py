@@ -312,10 +312,10 @@ CASES: tuple[Case, ...] = (
         (3, 32, 32),
         no_second_derivative="hardsigmoid",
         slow=True,
-        is_deep=True,
+        is_heavy=True,
     ),
-    Case("convnext_tiny", convnext, (3, 32, 32), slow=True, is_deep=True),
-    Case("densenet121", densenet, (3, 32, 32), slow=True, is_deep=True),
+    Case("convnext_tiny", convnext, (3, 32, 32), slow=True, is_heavy=True),
+    Case("densenet121", densenet, (3, 32, 32), slow=True, is_heavy=True),
 )
 
 

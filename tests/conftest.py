@@ -68,8 +68,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the rows of the table say about the tests that run for them.
 
-    Of networks with millions of parameters only a few combinations run, to save minutes; and
-    files with slow tests come first, so that in the end no process waits for another's.
+    Of networks with millions of parameters only a few combinations run, to save minutes, and of
+    slow ones the reference method for one output: it takes all from the same Jacobian. Files with
+    slow tests come first, so that in the end no process waits for another's.
     """
     few = {"output": ("full",), "nth": (2,), "x2": (None,)}
     kept: list[pytest.Item] = []
@@ -88,7 +89,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = f"torch's {case.inexact_on_gpu} has errors of 1e-8 in float64 on a GPU"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         fits = all(given.get(name, values[0]) in values for name, values in few.items())
-        (kept if fits or not case.slow else dropped).append(item)
+        again = given.get("method") == "jacobian" and given.get("output", "full") != "full"
+        is_left_out = (case.is_heavy and not fits) or (case.slow and again)
+        (dropped if is_left_out else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     slow = {item.path for item in kept if item.get_closest_marker("slow")}

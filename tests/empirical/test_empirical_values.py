@@ -43,7 +43,7 @@ def test_agrees_in_float32(case: Case, method: str, oracle) -> None:
     if x1.is_floating_point():
         x1, x2 = x1.float(), x2.float()
     kernel = empirical_ntk(model, x1, x2, method=method)
-    tolerance = 1e-4 if case.is_deep else 1e-5
+    tolerance = 1e-4 if case.is_heavy else 1e-5  # rounding grows with depth
     assert kernel.dtype == torch.float32
     assert relative_error(kernel, expected) < tolerance
     # The same in float64, from the float32 model; the weights themselves were rounded.

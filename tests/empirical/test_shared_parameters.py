@@ -201,3 +201,20 @@ def test_writes_are_reported_by_name() -> None:
         model.bias.detach().add_(1.0)
     with unwritten(shared):
         model.bias.detach().sum()
+
+
+@pytest.mark.parametrize(
+    ("error", "reported"), [(RuntimeError, ValueError), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_write_is_the_reason_of_an_error_but_not_of_an_interruption(
+    error: type[BaseException], reported: type[BaseException]
+) -> None:
+    model = nn.Linear(2, 3)
+
+    def write() -> None:
+        with unwritten(model_function(model, share=True).shared):
+            model.weight.detach().zero_()
+            raise error
+
+    with pytest.raises(reported):
+        write()

@@ -48,6 +48,14 @@ def test_images_go_to_the_layout_of_a_wide_weight(monkeypatch: pytest.MonkeyPatc
 def test_the_kernel_is_right(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all weights wide, one of two, or none, and one that is used twice and in place."""
     monkeypatch.setattr(_wide, "_MOST", most)
+    found: list[bool] = []
+    differ = _wide._differ
+
+    def watched(image: Tensor, weight: Tensor) -> bool:
+        found.append(differ(image, weight))
+        return found[-1]
+
+    monkeypatch.setattr(_wide, "_differ", watched)
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -63,6 +71,9 @@ def test_the_kernel_is_right(most: int, monkeypatch: pytest.MonkeyPatch) -> None
     net, x = Net().double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
     expected = ntk_loop(net, x, x)
     assert relative_error(empirical_ntk(net, x, method="structured"), expected) < 1e-12
+    # Where all are wide, no image has its channels innermost; nor is the first one's input so.
+    assert any(found) == (most == 2 * 8 * 9)
+    assert not all(found)
     net.two.weight.requires_grad_(False)
     part = empirical_ntk(net, x, method="structured")
     assert relative_error(part, ntk_loop(net, x, x)) < 1e-12

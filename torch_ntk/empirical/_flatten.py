@@ -47,7 +47,6 @@ class Flattened:
 
 def _is_flattened(image: Tensor, out: Tensor) -> bool:
     """Whether `out` `[N, C·H·W]` is an image with its channels innermost, in another order."""
-    if image.ndim != 4 or out.ndim != 2 or len(out) != len(image) or image.is_inference():
+    if not _wide.are_innermost(image) or out.ndim != 2 or len(out) != len(image):
         return False
-    _, c, h, w = image.shape
-    return min(c, h * w) > 1 and image.stride()[1:] == (1, w * c, c)
+    return not image.is_inference()

@@ -38,18 +38,24 @@ def unwritten(shared: Mapping[str, Tensor]) -> Iterator[None]:
     versions = {n: t._version for n, t in shared.items()}
     try:
         yield
-    finally:
-        for name, version in versions.items():
-            if shared[name]._version != version:
-                raise ValueError(
-                    message(
-                        "model",
-                        "a function whose parameters stay as they are while the kernel is computed",
-                        f"one that has written to {plain_name(name)!r}, and has changed it",
-                        "Look for an in-place operation in its forward that not every call makes, "
-                        "or for another thread that trains it; write to a buffer instead.",
-                    )
+    except Exception:  # likely a consequence; an interruption stays what it is
+        _check_versions(shared, versions)
+        raise
+    _check_versions(shared, versions)
+
+
+def _check_versions(shared: Mapping[str, Tensor], versions: Mapping[str, int]) -> None:
+    for name, version in versions.items():
+        if shared[name]._version != version:
+            raise ValueError(
+                message(
+                    "model",
+                    "a function whose parameters stay as they are while the kernel is computed",
+                    f"one that has written to {plain_name(name)!r}, and has changed it",
+                    "Look for an in-place operation in its forward that not every call makes, "
+                    "or for another thread that trains it; write to a buffer instead.",
                 )
+            )
 
 
 class NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -34,7 +34,14 @@ def call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 def _differ(image: Tensor, weight: Tensor) -> bool:
     """Whether only the images have their channels innermost, and the weight is wide."""
-    if image.ndim != 4 or weight.ndim != 4 or not is_wide(weight) or not weight.is_contiguous():
+    on_cpu = image.device.type == "cpu"  # elsewhere oneDNN has no part in it
+    is_plain = weight.ndim == 4 and is_wide(weight) and weight.is_contiguous()
+    return on_cpu and is_plain and are_innermost(image)
+
+
+def are_innermost(image: Tensor) -> bool:
+    """Whether an image `[N, C, H, W]` has its channels innermost in memory, and only so."""
+    if image.ndim != 4:
         return False
     _, c, h, w = image.shape
     return min(c, h * w) > 1 and image.stride()[1:] == (1, w * c, c)
