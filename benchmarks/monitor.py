@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from torch_ntk.callbacks import NTKMonitor
-from torch_ntk.empirical._blocks import budget
+from torch_ntk.memory import budget
 
 SCRIPT = Path(__file__).resolve()
 PROBE, BATCH = 32, 64

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from torch_ntk._checks import message
+from torch_ntk._checks import value_error
 
 
 def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool) -> nn.Module:
@@ -31,8 +31,8 @@ def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool
         try:
             return pl_module.get_submodule(name)
         except AttributeError as error:
-            raise ValueError(
-                message("network", f"one of {list(children)}", repr(name), "Name a submodule.")
+            raise value_error(
+                "network", f"one of {list(children)}", repr(name), "Name a submodule."
             ) from error
     if type(pl_module).forward is not LightningModule.forward:
         return pl_module
@@ -40,13 +40,11 @@ def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool
         return next(iter(children.values()))
     if any_form:
         return pl_module
-    raise ValueError(
-        message(
-            "network",
-            f"named when {type(pl_module).__name__} has no forward",
-            f"{len(children)} submodules with parameters: {list(children)}",
-            "Pass network='...', or define forward(self, x) on the LightningModule.",
-        )
+    raise value_error(
+        "network",
+        f"named when {type(pl_module).__name__} has no forward",
+        f"{len(children)} submodules with parameters: {list(children)}",
+        "Pass network='...', or define forward(self, x) on the LightningModule.",
     )
 
 

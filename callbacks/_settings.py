@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch_ntk._checks import check_choice, check_positive_int, describe, message
+from torch_ntk._checks import check_choice, check_positive_int, describe, type_error, value_error
 
 
 def check_settings(
@@ -21,13 +21,11 @@ def check_settings(
         TypeError, ValueError: An argument is wrong.
     """
     if network is not None and not isinstance(network, str):
-        raise TypeError(
-            message(
-                "network",
-                "the name of a submodule, or None",
-                describe(network),
-                "Pass network='encoder' for what the LightningModule has as self.encoder.",
-            )
+        raise type_error(
+            "network",
+            "the name of a submodule, or None",
+            describe(network),
+            "Pass network='encoder' for what the LightningModule has as self.encoder.",
         )
     check_choice(
         "theta_0",
@@ -37,7 +35,7 @@ def check_settings(
     )
     for name, value in (("log_figures", log_figures), ("tensorboard_layout", tensorboard_layout)):
         if not isinstance(value, bool):
-            raise TypeError(message(name, "True or False", describe(value)))
+            raise type_error(name, "True or False", describe(value))
     if figure_every is not None:
         check_positive_int(
             "figure_every", figure_every, "None draws at the 1st, 2nd, 4th, … point."
@@ -53,11 +51,9 @@ def refuse_shared_names(
         ValueError: The two are of one kind, or measure the same.
     """
     if name == other or set(metrics) & set(other_metrics):
-        raise ValueError(
-            message(
-                "prefix",
-                "different for callbacks of a Trainer that measure the same",
-                f"prefix={prefix!r} for {name} and {other}",
-                "Pass prefix='...' to each, or their curves and states would mix.",
-            )
+        raise value_error(
+            "prefix",
+            "different for callbacks of a Trainer that measure the same",
+            f"prefix={prefix!r} for {name} and {other}",
+            "Pass prefix='...' to each, or their curves and states would mix.",
         )

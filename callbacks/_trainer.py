@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from torch_ntk._checks import message
+from torch_ntk._checks import value_error
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)
@@ -168,11 +168,9 @@ def refuse_sharded(trainer: Trainer, name: str) -> None:
         ValueError: The strategy splits parameters over processes.
     """
     if isinstance(trainer.strategy, _SHARDED):
-        raise ValueError(
-            message(
-                "strategy",
-                f"one that keeps the whole network in each process while {name} is used",
-                type(trainer.strategy).__name__,
-                "Use strategy='ddp', or remove the callback from this run.",
-            )
+        raise value_error(
+            "strategy",
+            f"one that keeps the whole network in each process while {name} is used",
+            type(trainer.strategy).__name__,
+            "Use strategy='ddp', or remove the callback from this run.",
         )

@@ -39,11 +39,37 @@ def message(name: str, expected: str, got: object, remedy: str = "") -> str:
     return f"{text} {remedy}" if remedy else text
 
 
+class ArgumentError(Exception):
+    """A mistake of the caller, told in the form of `message`.
+
+    Code that guards torch's own transformations catches what these raise (`ValueError`,
+    `RuntimeError`, ...) and lets an `ArgumentError` through.
+    """
+
+
+class ArgumentValueError(ArgumentError, ValueError):
+    """An argument has a wrong value."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is of a wrong type."""
+
+
+def value_error(name: str, expected: str, got: object, remedy: str = "") -> ArgumentValueError:
+    """The error for a wrong value, to be raised; the arguments are those of `message`."""
+    return ArgumentValueError(message(name, expected, got, remedy))
+
+
+def type_error(name: str, expected: str, got: object, remedy: str = "") -> ArgumentTypeError:
+    """The error for a wrong type, to be raised; the arguments are those of `message`."""
+    return ArgumentTypeError(message(name, expected, got, remedy))
+
+
 def check_choice(name: str, value: object, choices: Sequence[str], remedy: str = "") -> str:
     """Return `value` if it is one of `choices`, else raise `ValueError`."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(c) for c in choices)
-        raise ValueError(message(name, f"one of {listed}", describe(value), remedy))
+        raise value_error(name, f"one of {listed}", describe(value), remedy)
     return value
 
 
@@ -55,16 +81,16 @@ def check_positive_int(name: str, value: object, remedy: str = "") -> int:
         ValueError: It is less than 1.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(message(name, "a positive integer", describe(value), remedy))
+        raise type_error(name, "a positive integer", describe(value), remedy)
     if value < 1:
-        raise ValueError(message(name, "a positive integer", describe(value), remedy))
+        raise value_error(name, "a positive integer", describe(value), remedy)
     return value
 
 
 def check_bool(name: str, value: object, remedy: str = "") -> bool:
     """Return `value` if it is True or False, else raise `TypeError`; "False" is not False."""
     if not isinstance(value, bool):
-        raise TypeError(message(name, "True or False", describe(value), remedy))
+        raise type_error(name, "True or False", describe(value), remedy)
     return value
 
 
@@ -74,9 +100,9 @@ def check_finite_number(
     """Return `value` as a float if it is a finite real number of at least `minimum`."""
     expected = "a finite number" if minimum is None else f"a finite number, at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(message(name, expected, describe(value), remedy))
+        raise type_error(name, expected, describe(value), remedy)
     if not math.isfinite(value) or (minimum is not None and value < minimum):
-        raise ValueError(message(name, expected, describe(value), remedy))
+        raise value_error(name, expected, describe(value), remedy)
     return float(value)
 
 
@@ -84,13 +110,13 @@ def check_tensor(name: str, value: Any, remedy: str = "") -> Tensor:
     """Return `value` if it is a strided, materialized tensor, else raise `TypeError`."""
     if not isinstance(value, Tensor):
         hint = remedy or "Convert it with torch.as_tensor(...)."
-        raise TypeError(message(name, "a torch.Tensor", describe(value), hint))
+        raise type_error(name, "a torch.Tensor", describe(value), hint)
     if value.layout != torch.strided:
-        raise TypeError(
-            message(name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first.")
+        raise type_error(
+            name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first."
         )
     if value.device.type == "meta":
-        raise TypeError(message(name, "a tensor with data", "a tensor on the meta device", remedy))
+        raise type_error(name, "a tensor with data", "a tensor on the meta device", remedy)
     return value
 
 
@@ -126,12 +152,10 @@ def check_finite(name: str, value: Tensor, remedy: str = "") -> Tensor:
     nans = int(torch.isnan(value).sum())
     infinities = int((~finite).sum()) - nans
     first = tuple(int(i) for i in (~finite).nonzero()[0])
-    raise ValueError(
-        message(
-            name,
-            "finite",
-            f"{nans} NaN and {infinities} infinite of {value.numel()} entries "
-            f"(the first at index {first})",
-            remedy,
-        )
+    raise value_error(
+        name,
+        "finite",
+        f"{nans} NaN and {infinities} infinite of {value.numel()} entries "
+        f"(the first at index {first})",
+        remedy,
     )

@@ -15,10 +15,11 @@ from oracles import relative_error
 from torch import Tensor
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _blocks, _fits
-from torch_ntk.empirical._blocks import Backoff, _control_group_free, free_memory, plan
+from torch_ntk.empirical import _fits
 from torch_ntk.empirical._outputs import symmetrize_
 from torch_ntk.empirical._pieces import ON_CPU, ON_GPU
+from torch_ntk.memory import Backoff, _budget, free_memory, plan
+from torch_ntk.memory._budget import _control_group_free
 
 METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
@@ -51,7 +52,7 @@ def test_few_outputs_at_a_time(method: str, monkeypatch: pytest.MonkeyPatch) -> 
     case = by_name("ntk_conv")
     model, x1, x2 = case.build(), case.inputs(5), case.inputs(3, 1)
     expected = {o: empirical_ntk(model, x1, x2, method=method, output=o) for o in OUTPUTS}
-    monkeypatch.setattr(_blocks, "_MOST_BYTES", 1)
+    monkeypatch.setattr(_budget, "_MOST_BYTES", 1)
     for output in OUTPUTS:
         kernel = empirical_ntk(model, x1, x2, method=method, output=output)
         assert relative_error(kernel, expected[output]) < 1e-12
@@ -209,11 +210,11 @@ def test_limits_of_control_groups(files: dict[str, str], free: int | None, tmp_p
 
 def test_free_memory_is_the_smaller_of_machine_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(_blocks, "_control_group_free", lambda: GIB // 64)
+    monkeypatch.setattr(_budget, "_control_group_free", lambda: GIB // 64)
     assert free_memory(cpu) == GIB // 64
-    monkeypatch.setattr(_blocks, "_control_group_free", lambda: None)
+    monkeypatch.setattr(_budget, "_control_group_free", lambda: None)
     assert GIB // 64 < free_memory(cpu) <= psutil.virtual_memory().total
-    monkeypatch.setattr(_blocks, "_control_group_free", lambda: 1000)
+    monkeypatch.setattr(_budget, "_control_group_free", lambda: 1000)
     assert plan(50, 100, cpu) == 4
     assert plan(3, 100, cpu) == 3
     assert plan(50, 10**6, cpu) == 1

@@ -13,8 +13,8 @@ from cases import by_name
 from oracles import relative_error
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk.empirical import NTKOperator, _blocks
-from torch_ntk.empirical._limit import in_bytes, limit, limited
+from torch_ntk.empirical import NTKOperator
+from torch_ntk.memory import _budget, in_bytes, limit, limited
 
 METHODS = ["structured", "jacobian", "vector_product", "auto"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
@@ -111,9 +111,9 @@ def test_operators_follow_a_limit(output: str) -> None:
 
 
 def test_a_limit_above_what_is_free_is_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(_budget, "free_memory", lambda device: 1000)
     with limited(10**9):
-        assert _blocks.budget(torch.device("cpu")) == 1000
+        assert _budget.budget(torch.device("cpu")) == 1000
 
 
 PEAK = """

@@ -10,7 +10,6 @@ from ._agree import check_batching as check_batching
 from ._failure import CANNOT_TRANSFORM as CANNOT_TRANSFORM
 from ._failure import failure as failure
 from ._failure import is_checkpointing as is_checkpointing
-from ._failure import is_out_of_memory as is_out_of_memory
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function
 from ._quiet import quiet as quiet

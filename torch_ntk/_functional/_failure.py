@@ -4,20 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-import torch
-
-from .._checks import message
-
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory ran out; on a CPU this is a plain RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(part in text for part in _CPU_OUT_OF_MEMORY)
-
+from .._checks import value_error
 
 # What a forward that ran untransformed may raise inside torch.func.
 CANNOT_TRANSFORM = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
@@ -41,22 +28,18 @@ def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
         remedy: What the caller may do instead, if the cause is none of the known ones.
     """
     if is_checkpointing(error):
-        return ValueError(
-            message(
-                "model",
-                "free of activation checkpointing",
-                "a forward that calls torch.utils.checkpoint, which torch.func refuses and "
-                "which recomputes with other parameters than those asked for",
-                "Switch checkpointing off while the kernel is computed.",
-            )
+        return value_error(
+            "model",
+            "free of activation checkpointing",
+            "a forward that calls torch.utils.checkpoint, which torch.func refuses and "
+            "which recomputes with other parameters than those asked for",
+            "Switch checkpointing off while the kernel is computed.",
         )
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
-    return ValueError(
-        message(
-            "model",
-            "a function that torch.func can differentiate",
-            f"{type(error).__name__} while trying to {doing}: {first}",
-            f"{remedy} The error above this one shows where in the model it happened.".strip(),
-        )
+    return value_error(
+        "model",
+        "a function that torch.func can differentiate",
+        f"{type(error).__name__} while trying to {doing}: {first}",
+        f"{remedy} The error above this one shows where in the model it happened.".strip(),
     )

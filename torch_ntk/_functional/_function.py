@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from .._checks import check_finite, check_tensor, describe, message
+from .._checks import check_finite, check_tensor, describe, type_error, value_error
 from .._types import ModelLike, Parameters, ParameterSelection
+from ..memory import is_out_of_memory
 from ._agree import check_batching
-from ._failure import CANNOT_TRANSFORM, is_out_of_memory
+from ._failure import CANNOT_TRANSFORM
 from ._parameters import common_device_and_dtype, copied, shareable, working_dtype
 from ._refuse import refuse_unsupported
 from ._select import select_parameters
@@ -95,37 +96,31 @@ class ModelFunction:
         """
         x = check_tensor(name, x).detach()
         if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
-            raise ValueError(
-                message(
-                    name,
-                    "a batch [N, ...] of at least one sample",
-                    x,
-                    "Put a batch dimension first, for example with x.unsqueeze(0).",
-                )
+            raise value_error(
+                name,
+                "a batch [N, ...] of at least one sample",
+                x,
+                "Put a batch dimension first, for example with x.unsqueeze(0).",
             )
         if x.device != self.device:
-            raise ValueError(
-                message(
-                    name,
-                    f"on the model's device {self.device}",
-                    x,
-                    f"Move it with {name}.to({str(self.device)!r}).",
-                )
+            raise value_error(
+                name,
+                f"on the model's device {self.device}",
+                x,
+                f"Move it with {name}.to({str(self.device)!r}).",
             )
         if x.is_complex():
-            raise TypeError(message(name, "real", x, "Pass real and imaginary parts."))
+            raise type_error(name, "real", x, "Pass real and imaginary parts.")
         if not x.is_floating_point():
             return torch.clone(x)
         allowed = (self.result_dtype, self.dtype)
         if self.dtype_from_model and x.dtype not in allowed:
-            raise TypeError(
-                message(
-                    name,
-                    f"of the model's dtype {self.result_dtype}",
-                    x,
-                    f"Convert it with {name}.to({self.result_dtype}), or choose the precision "
-                    "of the whole computation with dtype=torch.float64.",
-                )
+            raise type_error(
+                name,
+                f"of the model's dtype {self.result_dtype}",
+                x,
+                f"Convert it with {name}.to({self.result_dtype}), or choose the precision "
+                "of the whole computation with dtype=torch.float64.",
             )
         check_finite(name, x, "Remove or impute those entries.")
         return torch.clone(x.to(self.dtype))
@@ -155,30 +150,24 @@ def model_function(
         ValueError: See `refuse_unsupported`, `select_parameters`; mixed dtypes or devices.
     """
     if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(
-            message(
-                "dtype",
-                "None, torch.float32 or torch.float64",
-                str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
-                "A kernel accumulated in half precision has about two digits.",
-            )
+        raise value_error(
+            "dtype",
+            "None, torch.float32 or torch.float64",
+            str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
+            "A kernel accumulated in half precision has about two digits.",
         )
     if isinstance(model, type):
-        raise TypeError(
-            message(
-                "model",
-                "an instance of a module",
-                f"the class {model.__name__}",
-                f"Make one first: {model.__name__}(...).",
-            )
+        raise type_error(
+            "model",
+            "an instance of a module",
+            f"the class {model.__name__}",
+            f"Make one first: {model.__name__}(...).",
         )
     if isinstance(model, nn.Module):
         return _of_module(unwrap(model), params, dtype, share)
     if callable(model):
         return _of_function(model, params, dtype, share)
-    raise TypeError(
-        message("model", "an nn.Module or a function f(params, x)", describe(model), "")
-    )
+    raise type_error("model", "an nn.Module or a function f(params, x)", describe(model), "")
 
 
 def _of_module(
@@ -223,18 +212,16 @@ def _of_function(
     f: Any, params: ParameterSelection, dtype: torch.dtype | None, share: bool
 ) -> ModelFunction:
     if not isinstance(params, Mapping) or not params:
-        raise TypeError(
-            message(
-                "params",
-                "a dictionary of parameter tensors when `model` is a function",
-                describe(params),
-                "Pass params={name: tensor, ...}, the point at which f is differentiated.",
-            )
+        raise type_error(
+            "params",
+            "a dictionary of parameter tensors when `model` is a function",
+            describe(params),
+            "Pass params={name: tensor, ...}, the point at which f is differentiated.",
         )
     for name, value in params.items():
         check_tensor(f"params[{name!r}]", value)
         if not value.is_floating_point():
-            raise TypeError(message(f"params[{name!r}]", "floating-point", value, ""))
+            raise type_error(f"params[{name!r}]", "floating-point", value, "")
         check_finite(f"params[{name!r}]", value)
     device, own = common_device_and_dtype("params", dict(params), dtype)
     working = working_dtype(own, dtype)
@@ -262,35 +249,28 @@ def _of_function(
 def _flat(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Outputs as `[N, O]` in `dtype`; a batch of one may come without its batch dimension."""
     if not isinstance(out, Tensor):
-        raise TypeError(
-            message(
-                "model",
-                "a function that returns one tensor [N, ...]",
-                describe(out),
-                "Wrap it in a module whose forward returns the part you mean, "
-                "for example its logits.",
-            )
+        raise type_error(
+            "model",
+            "a function that returns one tensor [N, ...]",
+            describe(out),
+            "Wrap it in a module whose forward returns the part you mean, for example its logits.",
         )
     if not out.is_floating_point():
-        raise TypeError(
-            message(
-                "model",
-                "a function with real floating-point outputs",
-                out,
-                "Return logits instead of classes, and real and imaginary parts "
-                "(torch.view_as_real) instead of complex numbers.",
-            )
+        raise type_error(
+            "model",
+            "a function with real floating-point outputs",
+            out,
+            "Return logits instead of classes, and real and imaginary parts "
+            "(torch.view_as_real) instead of complex numbers.",
         )
     n = x.shape[0]
     if n == 1:
         return out.reshape(1, -1).to(dtype)
     if out.ndim == 0 or out.shape[0] != n:
-        raise ValueError(
-            message(
-                "model",
-                "a function that returns one row of outputs per sample",
-                out,
-                "Its forward must keep the batch dimension first, and return outputs, not a loss.",
-            )
+        raise value_error(
+            "model",
+            "a function that returns one row of outputs per sample",
+            out,
+            "Its forward must keep the batch dimension first, and return outputs, not a loss.",
         )
     return out.reshape(n, -1).to(dtype)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from .._checks import message
+from .._checks import value_error
 from .._types import Parameters
 from ._unwrap import plain_name
 
@@ -59,15 +59,13 @@ def common_device_and_dtype(
             dtypes.setdefault(t.dtype, plain_name(name))
     if len(devices) > 1:
         came = ", ".join(f"{n!r} on {d}" for d, n in devices.items())
-        raise ValueError(message(argument, "on one device", came, "Move it with .to(device)."))
+        raise value_error(argument, "on one device", came, "Move it with .to(device).")
     if len(dtypes) > 1 and dtype is None:
         came = ", ".join(f"{n!r} in {d}" for d, n in dtypes.items())
-        raise ValueError(
-            message(
-                argument,
-                "of one dtype",
-                came,
-                "Choose the one to compute in with dtype=torch.float32 or torch.float64.",
-            )
+        raise value_error(
+            argument,
+            "of one dtype",
+            came,
+            "Choose the one to compute in with dtype=torch.float32 or torch.float64.",
         )
     return next(iter(devices)), next(iter(dtypes)) if dtype is None else dtype

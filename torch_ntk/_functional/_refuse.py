@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .._checks import has_finite_sum, have_finite_sums, message
+from .._checks import has_finite_sum, have_finite_sums, type_error, value_error
 from ._unwrap import is_script, plain_name
 
 _BATCH_NORMS = (
@@ -54,51 +54,41 @@ def _kind(module: nn.Module) -> str:
 
 def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
     if is_script(module):
-        raise TypeError(
-            message(
-                argument,
-                "made of Python modules",
-                f"a TorchScript module ({where})",
-                "torch.func cannot transform TorchScript: pass the module before "
-                "torch.jit.script or torch.jit.trace.",
-            )
+        raise type_error(
+            argument,
+            "made of Python modules",
+            f"a TorchScript module ({where})",
+            "torch.func cannot transform TorchScript: pass the module before "
+            "torch.jit.script or torch.jit.trace.",
         )
     if _is_sharded(type(module)):
-        raise TypeError(
-            message(
-                argument,
-                "held whole by this process",
-                f"a module whose parameters are sharded ({where})",
-                _GATHER,
-            )
+        raise type_error(
+            argument,
+            "held whole by this process",
+            f"a module whose parameters are sharded ({where})",
+            _GATHER,
         )
     if _is_quantized(type(module)):
-        raise TypeError(
-            message(
-                argument,
-                "differentiable in its parameters",
-                f"a quantized module ({where})",
-                "Pass the floating-point module from before quantization.",
-            )
+        raise type_error(
+            argument,
+            "differentiable in its parameters",
+            f"a quantized module ({where})",
+            "Pass the floating-point module from before quantization.",
         )
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        raise TypeError(
-            message(
-                argument,
-                "initialized",
-                f"a lazy module with no parameters yet ({where})",
-                "Run one forward pass first.",
-            )
+        raise type_error(
+            argument,
+            "initialized",
+            f"a lazy module with no parameters yet ({where})",
+            "Run one forward pass first.",
         )
     if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
-        raise ValueError(
-            message(
-                argument,
-                "a function of one sample at a time",
-                f"batch normalization without running statistics ({where}), "
-                "which couples the samples of a batch even in eval mode",
-                "Build it with track_running_stats=True, or use GroupNorm or LayerNorm.",
-            )
+        raise value_error(
+            argument,
+            "a function of one sample at a time",
+            f"batch normalization without running statistics ({where}), "
+            "which couples the samples of a batch even in eval mode",
+            "Build it with track_running_stats=True, or use GroupNorm or LayerNorm.",
         )
 
 
@@ -125,44 +115,36 @@ def _refuse_tensors(
         return
     for name, tensor in floating.items():
         if not has_finite_sum(tensor) and not bool(is_fine(tensor).all()):
-            raise ValueError(
-                message(
-                    argument,
-                    "finite in every parameter and free of NaN in every buffer",
-                    f"NaN or infinite entries in {name!r}",
-                    "Training may have diverged: lower the learning rate, or load an "
-                    "earlier checkpoint.",
-                )
+            raise value_error(
+                argument,
+                "finite in every parameter and free of NaN in every buffer",
+                f"NaN or infinite entries in {name!r}",
+                "Training may have diverged: lower the learning rate, or load an "
+                "earlier checkpoint.",
             )
 
 
 def _refuse_kind(name: str, tensor: Tensor, argument: str) -> None:
     kind = type(tensor).__name__
     if kind == "DTensor" or hasattr(tensor, "placements"):
-        raise TypeError(
-            message(
-                argument,
-                "held whole by this process",
-                f"the sharded parameter {name!r} ({kind})",
-                _GATHER,
-            )
+        raise type_error(
+            argument,
+            "held whole by this process",
+            f"the sharded parameter {name!r} ({kind})",
+            _GATHER,
         )
     if tensor.device.type == "meta":
-        raise TypeError(
-            message(
-                argument,
-                "materialized",
-                f"{name!r} on the meta device",
-                "Call .to_empty(device=...) and initialize it first.",
-            )
+        raise type_error(
+            argument,
+            "materialized",
+            f"{name!r} on the meta device",
+            "Call .to_empty(device=...) and initialize it first.",
         )
     if tensor.is_complex():
-        raise TypeError(
-            message(
-                argument,
-                "real",
-                f"the complex parameter or buffer {name!r}",
-                "The kernel of a complex-valued network has several definitions; "
-                "write the network over the real and imaginary parts.",
-            )
+        raise type_error(
+            argument,
+            "real",
+            f"the complex parameter or buffer {name!r}",
+            "The kernel of a complex-valued network has several definitions; "
+            "write the network over the real and imaginary parts.",
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 from .._types import ParameterSelection
 from ._unwrap import plain_name
 
@@ -25,35 +25,29 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
     if params is None:
         chosen = [n for n, p in named.items() if p.requires_grad]
         if not chosen:
-            raise ValueError(
-                message(
-                    "model",
-                    "a module with at least one parameter that requires grad",
-                    f"{len(named)} parameters, none of which does",
-                    "Unfreeze some, or name the ones to differentiate by with params=[...].",
-                )
+            raise value_error(
+                "model",
+                "a module with at least one parameter that requires grad",
+                f"{len(named)} parameters, none of which does",
+                "Unfreeze some, or name the ones to differentiate by with params=[...].",
             )
     elif isinstance(params, Mapping):
-        raise TypeError(
-            message(
-                "params",
-                "names or a predicate when `model` is a module",
-                "a mapping",
-                "A dictionary of tensors goes with a function f(params, x); for a module write "
-                "lambda p, x: torch.func.functional_call(model, p, (x,)).",
-            )
+        raise type_error(
+            "params",
+            "names or a predicate when `model` is a module",
+            "a mapping",
+            "A dictionary of tensors goes with a function f(params, x); for a module write "
+            "lambda p, x: torch.func.functional_call(model, p, (x,)).",
         )
     elif callable(params):
         _check_predicate(params, next(iter(named.items()), None))
         chosen = [n for n, p in named.items() if params(plain_name(n), p)]
         if not chosen:
-            raise ValueError(
-                message(
-                    "params",
-                    "a predicate that selects at least one parameter",
-                    f"none of {len(named)} selected",
-                    f"The names are {_listed(list(named))}.",
-                )
+            raise value_error(
+                "params",
+                "a predicate that selects at least one parameter",
+                f"none of {len(named)} selected",
+                f"The names are {_listed(list(named))}.",
             )
     else:
         chosen = _by_names(model, named, params)
@@ -69,63 +63,53 @@ def _check_predicate(predicate: Callable[..., object], one: tuple[str, Tensor] |
     try:
         signature.bind(*(one or ("name", None)))
     except TypeError as error:
-        raise TypeError(
-            message(
-                "params",
-                "a predicate of two arguments, (name, tensor) -> bool",
-                f"one with the signature {signature}",
-                "Write lambda name, tensor: ....",
-            )
+        raise type_error(
+            "params",
+            "a predicate of two arguments, (name, tensor) -> bool",
+            f"one with the signature {signature}",
+            "Write lambda name, tensor: ....",
         ) from error
 
 
 def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> list[str]:
     if isinstance(params, (str, bytes)) or not hasattr(params, "__iter__"):
-        raise TypeError(
-            message("params", "None, a list of names or a predicate", describe(params), "")
-        )
+        raise type_error("params", "None, a list of names or a predicate", describe(params), "")
     first = {id(p): n for n, p in named.items()}
     every = {plain_name(n): first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     wanted = list(params)
     if any(isinstance(n, Tensor) for n in wanted):
-        raise TypeError(
-            message(
-                "params",
-                "names of parameters",
-                f"a list with {sum(isinstance(n, Tensor) for n in wanted)} tensors",
-                "Write params=[name for name, _ in model.named_parameters()].",
-            )
+        raise type_error(
+            "params",
+            "names of parameters",
+            f"a list with {sum(isinstance(n, Tensor) for n in wanted)} tensors",
+            "Write params=[name for name, _ in model.named_parameters()].",
         )
     unknown = [n for n in wanted if not isinstance(n, str) or plain_name(n) not in every]
     if unknown:
-        raise ValueError(
-            message(
-                "params",
-                "names of parameters of the model",
-                _listed([str(n) for n in unknown]),
-                f"The names are {_listed(list(every))}.",
-            )
+        raise value_error(
+            "params",
+            "names of parameters of the model",
+            _listed([str(n) for n in unknown]),
+            f"The names are {_listed(list(every))}.",
         )
     chosen = [every[plain_name(n)] for n in wanted]
     if len(set(chosen)) != len(chosen):
-        raise ValueError(
-            message(
-                "params",
-                "names that each stand for another parameter",
-                f"{_listed(wanted)}, some of which are the same (tied) parameter",
-                "Each parameter counts once: remove the repeated names.",
-            )
+        raise value_error(
+            "params",
+            "names that each stand for another parameter",
+            f"{_listed(wanted)}, some of which are the same (tied) parameter",
+            "Each parameter counts once: remove the repeated names.",
         )
     if not chosen:
-        raise ValueError(message("params", "at least one name", "an empty list", ""))
+        raise value_error("params", "at least one name", "an empty list", "")
     return chosen
 
 
 def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
     for name in chosen:
         if not named[name].is_floating_point():
-            raise TypeError(
-                message("params", "floating-point parameters", f"{name!r}: {describe(named[name])}")
+            raise type_error(
+                "params", "floating-point parameters", f"{name!r}: {describe(named[name])}"
             )
 
 

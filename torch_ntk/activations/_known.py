@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import value_error
 from ._affine import DualAffine
 from ._dual import DualActivation
 from ._erf import DualErf
@@ -51,14 +51,14 @@ def _prelu(module: nn.PReLU) -> DualActivation:
     what = f"a PReLU of {module.num_parameters} slopes"
     if module.num_parameters != 1:
         remedy = "Units must be exchangeable in the limit of infinite width: use nn.PReLU(1)."
-        raise ValueError(message("activation", "a PReLU of one slope", what, remedy))
+        raise value_error("activation", "a PReLU of one slope", what, remedy)
     if module.weight.requires_grad:
         remedy = (
             "A kernel of infinite width has no place for a trained slope: freeze it with "
             "module.requires_grad_(False), or use nn.LeakyReLU."
         )
         came = "a PReLU whose slope is trained"
-        raise ValueError(message("activation", "an activation that is not trained", came, remedy))
+        raise value_error("activation", "an activation that is not trained", came, remedy)
     return DualRectifier(1.0, float(module.weight.detach()), "prelu")
 
 
@@ -76,7 +76,7 @@ def _check_evaluates(module: nn.Module, what: str) -> None:
     if module.training:
         came = f"{type(module).__name__} in training mode, which {what} at random"
         remedy = "Call .eval() on it first."
-        raise ValueError(message("activation", "deterministic", came, remedy))
+        raise value_error("activation", "deterministic", came, remedy)
 
 
 def _option(activation: Any, name: str, default: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .._checks import check_choice, describe, message
+from .._checks import check_choice, describe, type_error, value_error
 from ._dual import DualActivation
 from ._known import FUNCTIONS, MODULES, NAMES, NOT_ELEMENTWISE
 from ._probe import half_lines
@@ -61,15 +61,13 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
     key = _key(activation)
     if key in NOT_ELEMENTWISE:
         name = getattr(key, "__name__", describe(activation))
-        raise ValueError(
-            message("activation", _EXPECTED, f"{name}, {NOT_ELEMENTWISE[key]}", _REMEDY)
-        )
+        raise value_error("activation", _EXPECTED, f"{name}, {NOT_ELEMENTWISE[key]}", _REMEDY)
     factory = _registered.get(key) or MODULES.get(key) or FUNCTIONS.get(key)
     if factory is not None:
         made: Any = factory(activation)
         if not isinstance(made, DualActivation):
             what = f"{describe(made)} from the factory registered for {describe(activation)}"
-            raise TypeError(message("factory", "a function that makes a DualActivation", what))
+            raise type_error("factory", "a function that makes a DualActivation", what)
         return made
     if isinstance(activation, nn.Module):
         _check_not_trained(activation)
@@ -105,9 +103,9 @@ def register_dual(
     is_function = callable(key) and not isinstance(key, (type, nn.Module))
     if not (is_class or is_function):
         remedy = "For a module, give its class."
-        raise TypeError(message("key", "a class of modules or a function", describe(key), remedy))
+        raise type_error("key", "a class of modules or a function", describe(key), remedy)
     if not callable(factory):
-        raise TypeError(message("factory", "a function that makes a DualActivation", factory))
+        raise type_error("factory", "a function that makes a DualActivation", factory)
     _registered[key] = factory
 
 
@@ -123,9 +121,9 @@ def _key(activation: Any) -> Any:
 def _check_callable(activation: object) -> None:
     if isinstance(activation, type):
         came = f"the class {activation.__name__}"
-        raise TypeError(message("activation", _EXPECTED, came, "Give an instance of the class."))
+        raise type_error("activation", _EXPECTED, came, "Give an instance of the class.")
     if not callable(activation):
-        raise TypeError(message("activation", _EXPECTED, describe(activation), _REMEDY))
+        raise type_error("activation", _EXPECTED, describe(activation), _REMEDY)
 
 
 def _check_not_trained(module: nn.Module) -> None:
@@ -136,6 +134,6 @@ def _check_not_trained(module: nn.Module) -> None:
             "A kernel of infinite width has no place for them; freeze them with "
             "module.requires_grad_(False) if it is an activation."
         )
-        raise ValueError(
-            message("activation", "an elementwise activation that is not trained", what, remedy)
+        raise value_error(
+            "activation", "an elementwise activation that is not trained", what, remedy
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 
 # Kinks are looked for on a grid of this spacing, over [-_REACH, _REACH].
 _SPACING = 1 / 64
@@ -52,17 +52,17 @@ def _check_elementwise(f: Callable[[Tensor], Tensor]) -> None:
     order = torch.arange(24).roll(7).flip(0)
     first = _apply(f, x)
     if not bool(torch.isfinite(first).all()):
-        raise ValueError(message("activation", "finite on [-3, 3]", _came(f), _REMEDY))
+        raise value_error("activation", "finite on [-3, 3]", _came(f), _REMEDY)
     if not torch.equal(first, _apply(f, x)):
         what = f"{_came(f)}, which gives two results for one input"
-        raise ValueError(message("activation", "deterministic", what, _REMEDY))
+        raise value_error("activation", "deterministic", what, _REMEDY)
     shaped = (x[order], x.view(2, 3, 4), x.view(1, 4, 6), x[:5])
     wanted = (first[order], first.view(2, 3, 4), first.view(1, 4, 6), first[:5])
     for given, expected in zip(shaped, wanted, strict=True):
         # Vectorized and scalar code may round differently.
         if not torch.allclose(_apply(f, given), expected, rtol=1e-12, atol=1e-14):
             what = f"{_came(f)}, whose value at an entry depends on the others or on its place"
-            raise ValueError(message("activation", "an elementwise function", what, _REMEDY))
+            raise value_error("activation", "an elementwise function", what, _REMEDY)
 
 
 def find_kinks(f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -92,11 +92,11 @@ def find_kinks(f: Callable[[Tensor], Tensor]) -> Tensor:
         if jump and len(kinks):
             what = f"{_came(f)}, which jumps near x = {_place(kinks[0])}"
             remedy = "A function with a jump has no derivative dual κ̇; smooth the jump."
-            raise ValueError(message("activation", "continuous", what, remedy))
+            raise value_error("activation", "continuous", what, remedy)
     steep = kinks[torch.maximum(at_high.abs(), at_low.abs())[persists] > _STEEP * scale]
     if len(steep):
         what = f"{_came(f)}, whose derivative grows without bound near x = {_place(steep[0])}"
-        raise ValueError(message("activation", "of bounded slope", what, _REMEDY))
+        raise value_error("activation", "of bounded slope", what, _REMEDY)
     return kinks
 
 
@@ -121,13 +121,13 @@ def _apply(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             value = f(x.clone().requires_grad_().clone())
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         what = f"{_came(f)}, which fails on {describe(x)} ({error})"
-        raise TypeError(message("activation", "an elementwise function", what, _REMEDY)) from error
+        raise type_error("activation", "an elementwise function", what, _REMEDY) from error
     if not isinstance(value, Tensor) or value.shape != x.shape or value.is_complex():
         what = f"{_came(f)}, which makes {describe(value)} of {describe(x)}"
-        raise TypeError(message("activation", "an elementwise function", what, _REMEDY))
+        raise type_error("activation", "an elementwise function", what, _REMEDY)
     if not value.requires_grad:
         what = f"{_came(f)}, whose result does not depend on its input for autograd"
-        raise ValueError(message("activation", "differentiable by autograd", what, _REMEDY))
+        raise value_error("activation", "differentiable by autograd", what, _REMEDY)
     return value.detach().to(x.dtype)
 
 

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_finite, check_positive_int, check_tensor, message
+from .._checks import (
+    check_bool,
+    check_finite,
+    check_positive_int,
+    check_tensor,
+    type_error,
+    value_error,
+)
 from .._functional import quiet, refuse_unsupported, unwrap
 from .engine import run
 from .lift import read
@@ -176,10 +183,8 @@ def _both(
     ntk: bool,
 ) -> tuple[Tensor, Tensor | None]:
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            message(
-                "model", "an nn.Module", model, "Its structure is read, which a function has not."
-            )
+        raise type_error(
+            "model", "an nn.Module", model, "Its structure is read, which a function has not."
         )
     check_options(max_memory, compile, progress)
     model = unwrap(model)
@@ -196,7 +201,7 @@ def check_options(max_memory: object, compile: object, progress: object) -> None
     if max_memory is not None:
         check_positive_int("max_memory", max_memory, "It is in bytes; None chooses.")
     if compile is not None and not isinstance(compile, bool):
-        raise TypeError(message("compile", "True, False or None", compile, "None decides itself."))
+        raise type_error("compile", "True, False or None", compile, "None decides itself.")
 
 
 @contextlib.contextmanager
@@ -217,16 +222,14 @@ def inputs(
         return a, None
     b = _input("x2", x2, wanted)
     if b.shape[1:] != a.shape[1:]:
-        raise ValueError(
-            message(
-                "x2",
-                f"of samples of shape {tuple(a.shape[1:])}, as those of `x1`",
-                x2,
-                "A kernel compares inputs of one shape.",
-            )
+        raise value_error(
+            "x2",
+            f"of samples of shape {tuple(a.shape[1:])}, as those of `x1`",
+            x2,
+            "A kernel compares inputs of one shape.",
         )
     if b.device != a.device:
-        raise ValueError(message("x2", f"on {a.device}, where `x1` is", x2, "Move it there."))
+        raise value_error("x2", f"on {a.device}, where `x1` is", x2, "Move it there.")
     return a, b
 
 
@@ -235,15 +238,13 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
     if dtype is None:
         return torch.float64
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(message("dtype", "a torch.dtype or None", dtype))
+        raise type_error("dtype", "a torch.dtype or None", dtype)
     if dtype not in _DTYPES:
-        raise ValueError(
-            message(
-                "dtype",
-                "torch.float64 or torch.float32",
-                str(dtype),
-                "In half precision the recursion over layers loses every digit.",
-            )
+        raise value_error(
+            "dtype",
+            "torch.float64 or torch.float32",
+            str(dtype),
+            "In half precision the recursion over layers loses every digit.",
         )
     return dtype
 
@@ -251,21 +252,19 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
 def _input(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     check_tensor(name, x)
     if x.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            message(
-                name,
-                "of float32 or float64",
-                x,
-                "Inputs that were rounded to half precision are other inputs: convert them "
-                "with .float() or .double() if that is meant.",
-            )
+        raise type_error(
+            name,
+            "of float32 or float64",
+            x,
+            "Inputs that were rounded to half precision are other inputs: convert them "
+            "with .float() or .double() if that is meant.",
         )
     if not x.is_floating_point():
-        raise TypeError(message(name, "real floating-point", x, "Convert it with .double()."))
+        raise type_error(name, "real floating-point", x, "Convert it with .double().")
     if x.ndim < 2:
-        raise ValueError(message(name, "a batch [N, ...]", x, "Add the axis: x[None]."))
+        raise value_error(name, "a batch [N, ...]", x, "Add the axis: x[None].")
     if x.numel() == 0:
-        raise ValueError(message(name, "of at least one sample and feature", x))
+        raise value_error(name, "of at least one sample and feature", x)
     check_finite(name, x.detach())
     with torch.inference_mode(False):
         # A tensor made under inference_mode cannot take part in anything that is differentiated.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, message
+from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
 from ._api import check_dtype, check_options, evaluation, inputs
 from ._axis import ONE, taps
@@ -92,10 +92,8 @@ class CNTK(nn.Module):
         super().__init__()
         check_positive_int("depth", depth)
         if depth < 2:
-            raise ValueError(
-                message(
-                    "depth", "at least 2", depth, "It counts the convolutions and the dense layer."
-                )
+            raise value_error(
+                "depth", "at least 2", depth, "It counts the convolutions and the dense layer."
             )
         self.depth = depth
         self.pooling = check_choice("pooling", pooling, ("flatten", "gap"))
@@ -104,19 +102,17 @@ class CNTK(nn.Module):
         resolve(activation)  # unknown ones are refused here and not at the first call
         self.sigma_w = check_finite_number("sigma_w", sigma_w, minimum=0.0)
         if sigma_w == 0:
-            raise ValueError(message("sigma_w", "greater than 0", sigma_w))
+            raise value_error("sigma_w", "greater than 0", sigma_w)
         self.sigma_b = check_finite_number("sigma_b", sigma_b, minimum=0.0)
         self.padding = check_choice("padding", padding, _PADDINGS)
         self.trained_ends = check_bool("trained_ends", trained_ends)
         self.scaling = check_choice("scaling", scaling, ("mean", "arora"))
         if scaling == "arora" and sigma_b != 0:
-            raise ValueError(
-                message(
-                    "sigma_b",
-                    "0 with scaling='arora'",
-                    sigma_b,
-                    "Their kernel has no biases; use scaling='mean'.",
-                )
+            raise value_error(
+                "sigma_b",
+                "0 with scaling='arora'",
+                sigma_b,
+                "Their kernel has no biases; use scaling='mean'.",
             )
         check_options(max_memory, compile, progress)
         self.dtype = check_dtype(dtype)
@@ -129,8 +125,8 @@ class CNTK(nn.Module):
         a, b = inputs(x1, x2, self.dtype)
         for name, x in (("x1", a), ("x2", b)):
             if x is not None and x.ndim != 4:
-                raise ValueError(
-                    message(name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None].")
+                raise value_error(
+                    name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None]."
                 )
         with evaluation(a, b, None):
             theta = run(
@@ -154,13 +150,11 @@ class CNTK(nn.Module):
             rows, columns = (self._taps(n) for n in spatial)
             spatial = (rows.size_out, columns.size_out)
             if min(spatial) < 1:
-                raise ValueError(
-                    message(
-                        "x1",
-                        "larger images",
-                        f"{sizes[0]}×{sizes[1]} positions, none of which is left after {b.node}",
-                        "Use padding='zeros', fewer layers, or a smaller kernel_size.",
-                    )
+                raise value_error(
+                    "x1",
+                    "larger images",
+                    f"{sizes[0]}×{sizes[1]} positions, none of which is left after {b.node}",
+                    "Use padding='zeros', fewer layers, or a smaller kernel_size.",
                 )
             trained = self.trained_ends or i > 0
             operation = Affine(rows, columns, self.sigma_w, self.sigma_b, trained, trained)

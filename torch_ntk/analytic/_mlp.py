@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite_number, check_positive_int, message
+from .._checks import check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
 from ._api import Kernels, check_options, evaluation, inputs
 from ._axis import ONE
@@ -71,7 +71,7 @@ def mlp_kernels(
     check_positive_int("depth", depth)
     check_finite_number("sigma_w", sigma_w, minimum=0.0)
     if sigma_w == 0:
-        raise ValueError(message("sigma_w", "greater than 0", sigma_w))
+        raise value_error("sigma_w", "greater than 0", sigma_w)
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
     check_options(max_memory, compile, progress)
     known, function = resolve(activation)

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._checks import check_bool, check_choice, check_finite, check_positive_int, describe, message
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive_int,
+    describe,
+    value_error,
+)
 from .._functional import ModelFunction, model_function, quiet, unwrap
 from .._types import Method, ModelLike, Output, ParameterSelection
+from ..memory import in_bytes, limited
 from . import _choose, _jacobian, _structured, _vector_product
 from ._choose import OnePrecisionError
 from ._fits import check_fits, held
-from ._limit import in_bytes, limited
 from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, Keys, distinct, keys_of
 from ._trial import Trial, try_out
@@ -170,13 +177,11 @@ def empirical_ntk(
     ) -> Kernels:
         fn = replace(model_function(model, params, dtype, share), accumulate=accumulate)
         if fn.products != fn.dtype and method == "vector_product":
-            raise ValueError(
-                message(
-                    "accumulate",
-                    "None for method='vector_product'",
-                    str(accumulate),
-                    "It never forms the products: compute all in dtype=torch.float64.",
-                )
+            raise value_error(
+                "accumulate",
+                "None for method='vector_product'",
+                str(accumulate),
+                "It never forms the products: compute all in dtype=torch.float64.",
             )
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
@@ -211,7 +216,7 @@ def check_accumulate(accumulate: object) -> None:
     """Raise if it is not what `empirical_ntk` takes."""
     if accumulate not in (None, torch.float64):
         came = str(accumulate) if isinstance(accumulate, torch.dtype) else describe(accumulate)
-        raise ValueError(message("accumulate", "None or torch.float64", came))
+        raise value_error("accumulate", "None or torch.float64", came)
 
 
 def _module_and_device(model: ModelLike, x: object) -> tuple[nn.Module | None, torch.device]:
@@ -227,13 +232,11 @@ def _module_and_device(model: ModelLike, x: object) -> tuple[nn.Module | None, t
 def _second(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
     b = fn.input("x2", x2)
     if b.shape[1:] != a.shape[1:] or b.dtype != a.dtype:
-        raise ValueError(
-            message(
-                "x2",
-                f"samples like x1's ({a.dtype}, {tuple(a.shape[1:])} each)",
-                b,
-                "Both are inputs of the same model; only their number may differ.",
-            )
+        raise value_error(
+            "x2",
+            f"samples like x1's ({a.dtype}, {tuple(a.shape[1:])} each)",
+            b,
+            "Both are inputs of the same model; only their number may differ.",
         )
     return b
 

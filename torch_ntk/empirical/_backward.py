@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from .._functional import CANNOT_TRANSFORM, ModelFunction, check_batching, is_out_of_memory
+from .._functional import CANNOT_TRANSFORM, ModelFunction, check_batching
 from .._types import Parameters
+from ..memory import is_out_of_memory
 from ._uses import Plan, PlanChangedError, perturbed
 
 Backward = tuple[tuple[Tensor, ...], Parameters, tuple[Tensor, ...]]

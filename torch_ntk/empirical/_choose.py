@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from .._functional import CANNOT_TRANSFORM, ModelFunction
 from .._types import Output
+from ..memory import budget
 from . import _jacobian, _structured, _vector_product
-from ._blocks import budget
 from ._parts import Kernels, Keys
 from ._prepare import prepare
 from ._trial import Trial

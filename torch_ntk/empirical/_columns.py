@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._types import Output
-from ._blocks import even
+from ..memory import even
 from ._pieces import pieces, within
 from ._stages import stage
 from .rules import Use

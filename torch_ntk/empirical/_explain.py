@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._functional import model_function, plain_name, quiet
 from .._types import ModelLike, Output, ParameterSelection
+from ..memory import size_in_words
 from ._api import _module_and_device
-from ._outputs import size_in_words
 from ._prepare import Structure, prepare
 from ._trial import try_out
 

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from .._checks import message
+from .._checks import value_error
 from .._functional import ModelFunction
 from .._types import Output
-from ._blocks import free_memory
-from ._outputs import advice, shape, size_in_words
+from ..memory import free_memory, size_in_words
+from ._outputs import advice, shape
 
 
 def check_fits(
@@ -31,13 +31,11 @@ def check_fits(
         free, bound = allowed, f"max_memory, {size_in_words(allowed)}"
     if size > free:
         many = "a kernel" if parts == 1 else f"{parts} kernels"
-        raise ValueError(
-            message(
-                "output",
-                f"one whose result fits in {bound}",
-                f"{output!r}, {many} {list(dims)} of {size_in_words(size)}",
-                f"Instead: {advice(output, o)}.",
-            )
+        raise value_error(
+            "output",
+            f"one whose result fits in {bound}",
+            f"{output!r}, {many} {list(dims)} of {size_in_words(size)}",
+            f"Instead: {advice(output, o)}.",
         )
     return size
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._types import Output
-from ._blocks import ranges
+from ..memory import ranges
 from ._gemm import times_transposed
 from ._pieces import pieces, within
 from ._weights import Part, to

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
-from .._checks import message
+from .._checks import value_error
 from .._functional import (
     CANNOT_TRANSFORM,
     ModelFunction,
     check_batching,
     failure,
     is_checkpointing,
-    is_out_of_memory,
 )
 from .._types import Output, Parameters
-from ._blocks import plan
-from ._limit import check_enough
+from ..memory import check_enough, is_out_of_memory, plan
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys
@@ -113,13 +111,11 @@ def no_stray_gradients(module: nn.Module | None) -> Iterator[None]:
             p.grad = None
         yield
         if any(p.grad is not None for p in own):
-            raise ValueError(
-                message(
-                    "model",
-                    "a function that can be differentiated without recomputation",
-                    "an autograd.Function whose backward runs parts of the model again",
-                    "Switch checkpointing off while the kernel is computed.",
-                )
+            raise value_error(
+                "model",
+                "a function that can be differentiated without recomputation",
+                "an autograd.Function whose backward runs parts of the model again",
+                "Switch checkpointing off while the kernel is computed.",
             )
     finally:
         for p, grad in zip(own, before, strict=True):

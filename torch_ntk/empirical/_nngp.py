@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .._checks import check_finite, check_positive_int, message
+from .._checks import check_finite, check_positive_int, type_error
 from .._functional import ModelFunction, model_function, quiet, refuse_unsupported
 from .._types import ModelLike, ParameterSelection
+from ..memory import Backoff, plan
 from ._api import _module_and_device, _rounded, _second
-from ._blocks import Backoff, plan
 from ._trial import Trial, try_out
 
 
@@ -53,13 +53,11 @@ def empirical_nngp(
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
     if isinstance(model, nn.Module) and params is not None:
-        raise TypeError(
-            message(
-                "params",
-                "None when `model` is a module",
-                params,
-                "The NNGP kernel does not differentiate: there is nothing to select.",
-            )
+        raise type_error(
+            "params",
+            "None when `model` is a module",
+            params,
+            "The NNGP kernel does not differentiate: there is nothing to select.",
         )
     with quiet(*_module_and_device(model, x1)):
         # Frozen parameters do not matter here, as nothing is differentiated.

@@ -115,9 +115,3 @@ def advice(output: Output, o: int) -> str:
     if output == "diagonal" and o > 1:
         return f"output='mean', 'trace' and 'pseudo' are {o} times smaller"
     return "compute it for fewer samples at a time, block by block"
-
-
-def size_in_words(size: int) -> str:
-    """Bytes as people read them."""
-    power = min(4, int(math.log(max(1, size), 1024)))
-    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._types import Output
-from ._blocks import Backoff, even, ranges
+from ..memory import Backoff, even, ranges
 from ._columns import blocks
 from ._contract import add_, add_product_
 from ._outputs import mirror_, settled, shape, transposed, zeros

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._limit import limit
+from ..memory import limit
 
 _MIB = 1024**2
 _FEW, _LEAST = 4, 2  # samples

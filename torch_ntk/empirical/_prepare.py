@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .._functional import ModelFunction, is_out_of_memory
+from .._functional import ModelFunction
 from .._types import Output
-from ._blocks import ONE_SAMPLE
+from ..memory import ONE_SAMPLE, is_out_of_memory
 from ._cost import Way, cheapest, ways
 from ._parts import WHOLE, Keys
 from ._proof import proved

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from .._functional import CANNOT_TRANSFORM, ModelFunction
 from .._types import Output
+from ..memory import budget, check_enough, within
 from . import _jacobian
 from ._backward import backward
-from ._blocks import budget, within
 from ._columns import Unformed
 from ._known import known
-from ._limit import check_enough
 from ._outputs import row_bytes
 from ._pairs import Factors, by_blocks
 from ._parts import Kernels, Keys

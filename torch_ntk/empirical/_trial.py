@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import message
+from .._checks import ArgumentError, type_error, value_error
 from .._functional import (
     ModelFunction,
     agree,
     failure,
     is_checkpointing,
-    is_out_of_memory,
     plain_name,
 )
+from ..memory import is_out_of_memory
 from ._known import Signature, known
 from ._stages import stage
 from ._watch import Costs, NoWrites, WrittenError, storages
@@ -72,15 +72,13 @@ def _try_out(
     with Costs(Signature(fn), guard) as costs:
         one = _forward(fn, name, first)
     if one.shape[1] == 0:
-        raise ValueError(message("model", "a function with outputs", one, ""))
+        raise value_error("model", "a function with outputs", one, "")
     if not bool(torch.isfinite(one).all()):
-        raise ValueError(
-            message(
-                "model",
-                f"a function with finite outputs on `{name}`",
-                "NaN or infinite outputs for its first sample",
-                "Look for an overflow, or for a log or a division of zero in the forward.",
-            )
+        raise value_error(
+            "model",
+            f"a function with finite outputs on `{name}`",
+            "NaN or infinite outputs for its first sample",
+            "Look for an overflow, or for a log or a division of zero in the forward.",
         )
     after = _random_states(fn.device)
     drawn = any(not torch.equal(a, b) for a, b in zip(states, after, strict=True))
@@ -103,14 +101,12 @@ def _try_out(
 
 
 def _not_deterministic() -> ValueError:
-    return ValueError(
-        message(
-            "model",
-            "deterministic in eval mode",
-            "a forward whose outputs change from call to call, or that draws random numbers",
-            "Use nn.Dropout instead of F.dropout(x, training=True), or draw the noise "
-            "outside of the model.",
-        )
+    return value_error(
+        "model",
+        "deterministic in eval mode",
+        "a forward whose outputs change from call to call, or that draws random numbers",
+        "Use nn.Dropout instead of F.dropout(x, training=True), or draw the noise "
+        "outside of the model.",
     )
 
 
@@ -125,30 +121,26 @@ def _forward(fn: ModelFunction, name: str, x: Tensor) -> Tensor:
                 f"The forward pass of the model on {x.shape[0]} samples needs more memory than "
                 f"there is: {_first_line(error)}."
             ) from error
-        if isinstance(error, (TypeError, ValueError)) and str(error).startswith("`"):
+        if isinstance(error, ArgumentError):
             raise
         if is_checkpointing(error):
             raise failure(error, "call the model") from error
         kind = str(x.dtype).removeprefix("torch.")
         if not x.is_floating_point() and ("dtype" in str(error) or "Float" in str(error)):
-            raise TypeError(
-                message(
-                    name,
-                    "floating-point for this model",
-                    f"{kind} samples, on which its forward fails ({_first_line(error)})",
-                    f"Convert it with {name}.to({fn.result_dtype}).",
-                )
-            ) from error
-        raise ValueError(
-            message(
+            raise type_error(
                 name,
-                "a batch of inputs that the model takes",
-                f"{kind} samples of shape {tuple(x.shape[1:])}, on which its forward fails with "
-                f"{type(error).__name__}: {_first_line(error)}",
-                "Give it inputs [N, ...] as in training."
-                if fn.module is not None
-                else "The function is called as f(params, x) with a batch x [N, ...].",
-            )
+                "floating-point for this model",
+                f"{kind} samples, on which its forward fails ({_first_line(error)})",
+                f"Convert it with {name}.to({fn.result_dtype}).",
+            ) from error
+        raise value_error(
+            name,
+            "a batch of inputs that the model takes",
+            f"{kind} samples of shape {tuple(x.shape[1:])}, on which its forward fails with "
+            f"{type(error).__name__}: {_first_line(error)}",
+            "Give it inputs [N, ...] as in training."
+            if fn.module is not None
+            else "The function is called as f(params, x) with a batch x [N, ...].",
         ) from error
 
 
@@ -167,24 +159,20 @@ def _check_no_other_way(fn: ModelFunction, out: Tensor) -> None:
         nodes.extend(following for following, _ in node.next_functions)
         name = fn.originals.get(id(getattr(node, "variable", None)))
         if name is not None and fn.module is None:
-            raise ValueError(
-                message(
-                    "model",
-                    "a function f(params, x) that uses its parameters from `params`",
-                    f"one that reaches {name!r} by itself, through a closure",
-                    "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
-                    "or pass the module itself.",
-                )
+            raise value_error(
+                "model",
+                "a function f(params, x) that uses its parameters from `params`",
+                f"one that reaches {name!r} by itself, through a closure",
+                "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
+                "or pass the module itself.",
             )
         if name is not None:
-            raise ValueError(
-                message(
-                    "model",
-                    "a module that uses its parameters as attributes (self.weight)",
-                    f"a forward that uses {plain_name(name)!r} through another reference, such "
-                    "as a list, a closure or a tensor computed from it before",
-                    "Use the attribute, or nn.ParameterList instead of a list.",
-                )
+            raise value_error(
+                "model",
+                "a module that uses its parameters as attributes (self.weight)",
+                f"a forward that uses {plain_name(name)!r} through another reference, such "
+                "as a list, a closure or a tensor computed from it before",
+                "Use the attribute, or nn.ParameterList instead of a list.",
             )
 
 
@@ -216,15 +204,13 @@ def _check_uncoupled(fn: ModelFunction, name: str, x: Tensor) -> bool:
             )
         raise
     if coupled:
-        raise ValueError(
-            message(
-                "model",
-                "a function of one sample at a time",
-                "outputs of a sample that change with the other samples of its batch",
-                "Replace statistics over the batch (batch normalization without running "
-                "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
-                "dimension the model takes for the batch (batch_first=True).",
-            )
+        raise value_error(
+            "model",
+            "a function of one sample at a time",
+            "outputs of a sample that change with the other samples of its batch",
+            "Replace statistics over the batch (batch normalization without running "
+            "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
+            "dimension the model takes for the batch (batch_first=True).",
         )
     return not made_up
 

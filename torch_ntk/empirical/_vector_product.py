@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from .._checks import message
+from .._checks import ArgumentError, value_error
 from .._functional import (
     CANNOT_TRANSFORM,
     ModelFunction,
     check_batching,
     failure,
-    is_out_of_memory,
 )
 from .._types import Output, Parameters
-from ._blocks import Backoff, plan, ranges
-from ._limit import check_enough
+from ..memory import Backoff, check_enough, is_out_of_memory, plan, ranges
 from ._outputs import add_columns_, shape, symmetrize_, transposed
 from ._parts import Kernels, Keys, distinct
 from ._trial import Trial
@@ -108,15 +106,13 @@ def _check_forward_mode(fn: ModelFunction, x: Tensor, outputs: int) -> None:
     if not math.isfinite(backwards):
         return  # the kernel will not be finite either, and says more about it
     if not abs(forwards - backwards) <= 100 * torch.finfo(fn.dtype).eps ** 0.5 * backwards:
-        raise ValueError(
-            message(
-                "method",
-                "'jacobian' for this model",
-                "'vector_product', but its derivative in forward mode is not the one of its "
-                f"backward pass ({forwards:.6g} instead of {backwards:.6g})",
-                "Its forward may use torch.no_grad(), which forward mode ignores: "
-                "x.detach() works in both.",
-            )
+        raise value_error(
+            "method",
+            "'jacobian' for this model",
+            "'vector_product', but its derivative in forward mode is not the one of its "
+            f"backward pass ({forwards:.6g} instead of {backwards:.6g})",
+            "Its forward may use torch.no_grad(), which forward mode ignores: "
+            "x.detach() works in both.",
         )
 
 
@@ -138,14 +134,12 @@ def kernel(
 ) -> Kernels:
     """The kernels `Θ(x1, x2)`, or the exactly symmetric `Θ(x1, x1)` if `x2` is None."""
     if trial.writes:
-        raise ValueError(
-            message(
-                "method",
-                "'structured' or 'jacobian' for this model",
-                "'vector_product', but its forward writes to its parameters in place, also to "
-                "their derivatives in forward mode",
-                "Let the forward use new tensors: self.weight.clamp(-1, 1).",
-            )
+        raise value_error(
+            "method",
+            "'structured' or 'jacobian' for this model",
+            "'vector_product', but its forward writes to its parameters in place, also to "
+            "their derivatives in forward mode",
+            "Let the forward use new tensors: self.weight.clamp(-1, 1).",
         )
     other = x1 if x2 is None else x2
     n1, n2, o = x1.shape[0], other.shape[0], trial.outputs
@@ -185,7 +179,7 @@ def kernel(
         Backoff(1, 1).run(lambda _start, _stop: _check_forward_mode(fn, x1, o))
         blocks.run(columns)
     except CANNOT_TRANSFORM as error:
-        if is_out_of_memory(error) or str(error).startswith("`"):
+        if is_out_of_memory(error) or isinstance(error, ArgumentError):
             raise
         raise failure(
             error,

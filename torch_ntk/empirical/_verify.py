@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import message
+from .._checks import type_error
 from .._functional import model_function, quiet
 from .._types import Method, ModelLike, Output, ParameterSelection
 from . import _jacobian
@@ -115,7 +115,7 @@ def verify(
         True
     """
     if not isinstance(x, Tensor) or x.ndim == 0:
-        raise TypeError(message("x", "a batch [N, ...]", x, "Pass a tensor of inputs."))
+        raise type_error("x", "a batch [N, ...]", x, "Pass a tensor of inputs.")
     x = x[:samples]
     reference, outputs = _loop(model, x, output, params)
     scale = float(reference.abs().max()) or 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .._checks import message
+from .._checks import value_error
 from .._functional import plain_name
 from ._known import Signature
 
@@ -47,14 +47,12 @@ def unwritten(shared: Mapping[str, Tensor]) -> Iterator[None]:
 def _check_versions(shared: Mapping[str, Tensor], versions: Mapping[str, int]) -> None:
     for name, version in versions.items():
         if shared[name]._version != version:
-            raise ValueError(
-                message(
-                    "model",
-                    "a function whose parameters stay as they are while the kernel is computed",
-                    f"one that has written to {plain_name(name)!r}, and has changed it",
-                    "Look for an in-place operation in its forward that not every call makes, "
-                    "or for another thread that trains it; write to a buffer instead.",
-                )
+            raise value_error(
+                "model",
+                "a function whose parameters stay as they are while the kernel is computed",
+                f"one that has written to {plain_name(name)!r}, and has changed it",
+                "Look for an in-place operation in its forward that not every call makes, "
+                "or for another thread that trains it; write to a buffer instead.",
             )
 
 

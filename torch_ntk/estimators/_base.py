@@ -16,7 +16,7 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 )
 from torch import Tensor
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 from ._kernels import KernelSettings, evaluate
 from ._solve import Array, dual_coefficients, symmetric
 
@@ -71,17 +71,15 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         if self.input_shape is not None:
             wanted = _shape(self.input_shape)
             if math.prod(wanted) != rows.shape[1]:
-                raise ValueError(
-                    message(
-                        "input_shape",
-                        f"a shape of {rows.shape[1]} numbers, the features of a sample",
-                        f"{wanted}",
-                        "Give the shape of one sample without the batch: (1, 8, 8) for digits.",
-                    )
+                raise value_error(
+                    "input_shape",
+                    f"a shape of {rows.shape[1]} numbers, the features of a sample",
+                    f"{wanted}",
+                    "Give the shape of one sample without the batch: (1, 8, 8) for digits.",
                 )
             if shape not in (None, wanted):
-                raise ValueError(
-                    message("X", f"rows, or samples of input_shape={wanted}", f"shape {shape}")
+                raise value_error(
+                    "X", f"rows, or samples of input_shape={wanted}", f"shape {shape}"
                 )
             shape = wanted
         self.input_shape_ = shape if shape is not None else (rows.shape[1],)
@@ -96,13 +94,11 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         """Set `dual_coef_` `[N, O]` from rows and targets `[N, O]`."""
         if self._is_precomputed:
             if rows.shape[0] != rows.shape[1]:
-                raise ValueError(
-                    message(
-                        "X",
-                        "the square kernel of the training samples for kernel='precomputed'",
-                        f"an array of shape {rows.shape}",
-                        "Pass K(X, X) to fit, and K(X_test, X) to predict.",
-                    )
+                raise value_error(
+                    "X",
+                    "the square kernel of the training samples for kernel='precomputed'",
+                    f"an array of shape {rows.shape}",
+                    "Pass K(X, X) to fit, and K(X_test, X) to predict.",
                 )
             kernel = rows
             self._kernel = None
@@ -120,12 +116,10 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         rows, shape = _rows(X)
         if shape is not None and shape != self.input_shape_:
-            raise ValueError(
-                message(
-                    "X",
-                    f"samples of shape {self.input_shape_}, as in fit",
-                    f"samples of shape {shape}",
-                )
+            raise value_error(
+                "X",
+                f"samples of shape {self.input_shape_}, as in fit",
+                f"samples of shape {shape}",
             )
         rows = validate_data(self, rows, reset=False, dtype=np.float64)
         if self._kernel is not None:
@@ -149,9 +143,9 @@ def _shape(given: Any) -> tuple[int, ...]:
     try:
         shape = tuple(int(size) for size in given)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            message("input_shape", "a sequence of integers", describe(given), "As in (1, 8, 8).")
+        raise type_error(
+            "input_shape", "a sequence of integers", describe(given), "As in (1, 8, 8)."
         ) from error
     if not shape or min(shape) < 1:
-        raise ValueError(message("input_shape", "a sequence of positive integers", f"{shape}"))
+        raise value_error("input_shape", "a sequence of positive integers", f"{shape}")
     return shape

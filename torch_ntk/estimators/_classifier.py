@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import (  # type: ignore[import-untyped]
 )
 from sklearn.utils.validation import column_or_1d  # type: ignore[import-untyped]
 
-from .._checks import message
+from .._checks import value_error
 from ..predict import one_hot
 from ._base import KernelMachine
 from ._solve import Array
@@ -79,13 +79,11 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         self.classes_, index = np.unique(labels, return_inverse=True)
         count = len(self.classes_)
         if count < 2:
-            raise ValueError(
-                message(
-                    "y",
-                    "labels of at least two classes",
-                    f"the one class {self.classes_[0]!r}",
-                    "There is nothing to tell apart.",
-                )
+            raise value_error(
+                "y",
+                "labels of at least two classes",
+                f"the one class {self.classes_[0]!r}",
+                "There is nothing to tell apart.",
             )
         targets = one_hot(torch.as_tensor(index), count, zero_centered=True)
         self._solve(rows, targets.to(torch.float64).numpy())

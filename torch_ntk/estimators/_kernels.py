@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_positive_int, describe, message
+from .._checks import check_finite, check_positive_int, describe, message, type_error, value_error
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
 
@@ -86,13 +86,11 @@ class KernelSettings:
     def _checked(self, network: object, name: str) -> nn.Module:
         if isinstance(network, nn.Module) and is_network(network):
             return network
-        raise TypeError(
-            message(
-                name,
-                f"an nn.Module with parameters for kernel={self.kernel!r}",
-                describe(network),
-                "Pass network=MLP([...]), for example.",
-            )
+        raise type_error(
+            name,
+            f"an nn.Module with parameters for kernel={self.kernel!r}",
+            describe(network),
+            "Pass network=MLP([...]), for example.",
         )
 
 
@@ -113,13 +111,11 @@ def evaluate(
     kernel = found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))
     shape = (a.shape[0], (a if b is None else b).shape[0])
     if kernel.shape != shape:
-        raise ValueError(
-            message(
-                "kernel",
-                f"a function that returns {list(shape)} for {shape[0]} and {shape[1]} samples",
-                kernel,
-                "Of an empirical kernel take output='mean': one number for each pair.",
-            )
+        raise value_error(
+            "kernel",
+            f"a function that returns {list(shape)} for {shape[0]} and {shape[1]} samples",
+            kernel,
+            "Of an empirical kernel take output='mean': one number for each pair.",
         )
     kernel = check_finite("kernel", kernel.detach().cpu().to(torch.float64))
     return np.asarray(kernel.numpy())

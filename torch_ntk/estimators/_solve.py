@@ -14,7 +14,7 @@ from scipy.linalg import (  # type: ignore[import-untyped]
     lapack,
 )
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ..predict import gradient_flow_mse
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -31,13 +31,11 @@ def symmetric(kernel: Array) -> Array:
     difference = float(np.abs(kernel - kernel.T).max())
     largest = float(np.abs(kernel).max())
     if difference > _LOOSE_SYMMETRY * largest:
-        raise ValueError(
-            message(
-                "kernel",
-                "symmetric on the training samples",
-                f"one with max|K - Kᵀ| = {difference:.3g} and max|K| = {largest:.3g}",
-                "A kernel takes the same two samples to the same number in either order.",
-            )
+        raise value_error(
+            "kernel",
+            "symmetric on the training samples",
+            f"one with max|K - Kᵀ| = {difference:.3g} and max|K| = {largest:.3g}",
+            "A kernel takes the same two samples to the same number in either order.",
         )
     return 0.5 * kernel + 0.5 * kernel.T
 
@@ -61,13 +59,11 @@ def dual_coefficients(kernel: Array, y: Array, diag_reg: object, time: object) -
     n = kernel.shape[0]
     unit = float(np.trace(kernel)) / n
     if not unit > 0.0:
-        raise ValueError(
-            message(
-                "kernel",
-                "positive on the diagonal",
-                f"a mean of {unit:.3g}",
-                "All samples are zero, or the kernel is none; sigma_b > 0 gives a zero sample one.",
-            )
+        raise value_error(
+            "kernel",
+            "positive on the diagonal",
+            f"a mean of {unit:.3g}",
+            "All samples are zero, or the kernel is none; sigma_b > 0 gives a zero sample one.",
         )
     if _is_limit(time):
         return _limit(kernel + ridge * unit * np.eye(n), y, ridge)
@@ -109,12 +105,10 @@ def _limit(kernel: Array, y: Array, ridge: float) -> Array:
 
 def _singular(kernel: Array, ridge: float) -> ValueError:
     values = np.linalg.eigvalsh(kernel)
-    return ValueError(
-        message(
-            "kernel",
-            f"numerically positive definite on the training samples with diag_reg={ridge:g}",
-            f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}",
-            "Raise diag_reg (1e-3, for example; its unit is the mean diagonal), or remove "
-            "repeated samples. A kernel with negative eigenvalues beyond rounding is none.",
-        )
+    return value_error(
+        "kernel",
+        f"numerically positive definite on the training samples with diag_reg={ridge:g}",
+        f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}",
+        "Raise diag_reg (1e-3, for example; its unit is the mean diagonal), or remove "
+        "repeated samples. A kernel with negative eigenvalues beyond rounding is none.",
     )

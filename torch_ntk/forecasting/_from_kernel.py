@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_finite_number, check_tensor, describe, message
+from .._checks import (
+    check_finite,
+    check_finite_number,
+    check_tensor,
+    describe,
+    type_error,
+    value_error,
+)
 from ..linalg import as_float64
 from ..predict import MSEPredictor, gradient_descent_mse, gradient_flow
 from ._curvature import curvatures
@@ -72,7 +79,7 @@ def forecast_from_kernel(
     theta = as_float64("kernel", kernel)
     start = check_tensor("outputs", outputs)
     if start.ndim != 2 or start.shape[0] != theta.shape[0]:
-        raise ValueError(message("outputs", f"[{theta.shape[0]}, O], as the kernel", start))
+        raise value_error("outputs", f"[{theta.shape[0]}, O], as the kernel", start)
     start = check_finite("outputs", start.detach().to(theta.device, torch.float64))
     targets = rule.targets(check_targets(y).to(theta.device), start.shape)
     test = _test(k_test_train, test_outputs, theta)
@@ -189,9 +196,7 @@ def _test(kernel: Tensor | None, outputs: Tensor | None, theta: Tensor) -> _Test
         return None
     if kernel is None or outputs is None:
         missing = "k_test_train" if kernel is None else "test_outputs"
-        raise ValueError(
-            message(missing, "given together with the other of the two", describe(None))
-        )
+        raise value_error(missing, "given together with the other of the two", describe(None))
     return (
         as_float64("k_test_train", kernel).to(theta.device),
         as_float64("test_outputs", outputs).to(theta.device),
@@ -207,14 +212,12 @@ def check_rates(lr: object, momentum: object) -> tuple[float, float]:
     """
     rate = check_finite_number("lr", lr)
     if rate <= 0.0:
-        raise ValueError(
-            message("lr", "positive", f"{rate:g}", "Pass that of the optimizer, such as lr=0.1.")
+        raise value_error(
+            "lr", "positive", f"{rate:g}", "Pass that of the optimizer, such as lr=0.1."
         )
     mu = check_finite_number("momentum", momentum, minimum=0.0)
     if mu >= 1.0:
-        raise ValueError(
-            message("momentum", "in [0, 1)", f"{mu:g}", "With 1, nothing ever comes to rest.")
-        )
+        raise value_error("momentum", "in [0, 1)", f"{mu:g}", "With 1, nothing ever comes to rest.")
     return rate, mu
 
 
@@ -232,15 +235,15 @@ def read_steps(steps: object) -> Tensor:
     expected = "a number of steps, or a sequence of step numbers"
     if isinstance(steps, int) and not isinstance(steps, bool):
         if steps < 1:
-            raise ValueError(message("steps", "at least 1", steps))
+            raise value_error("steps", "at least 1", steps)
         points = min(steps, _MOST_STEPS)
         return torch.tensor([round(k * steps / points) for k in range(points + 1)])
     if isinstance(steps, Tensor):
         steps = steps.tolist()
     if not isinstance(steps, Sequence) or isinstance(steps, (str, bytes)):
-        raise TypeError(message("steps", expected, describe(steps)))
+        raise type_error("steps", expected, describe(steps))
     if not all(isinstance(k, int) and not isinstance(k, bool) for k in steps):
-        raise TypeError(message("steps", expected, "a sequence of other things than integers"))
+        raise type_error("steps", expected, "a sequence of other things than integers")
     if not steps or min(steps) < 0:
-        raise ValueError(message("steps", "not empty and not negative", f"{list(steps)[:5]}"))
+        raise value_error("steps", "not empty and not negative", f"{list(steps)[:5]}")
     return torch.tensor(sorted(set(steps)))

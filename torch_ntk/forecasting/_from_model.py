@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, describe, message
+from .._checks import check_choice, describe, type_error
 from .._functional import model_function, quiet, unwrap
 from .._types import Method, Output, ParameterSelection
 from ..empirical import empirical_ntk
@@ -103,7 +103,7 @@ def forecast(
     """
     check_choice("output", output, _OUTPUTS, "'trace' would learn O times too fast.")
     if not isinstance(model, nn.Module):
-        raise TypeError(message("model", "an nn.Module", describe(model)))
+        raise type_error("model", "an nn.Module", describe(model))
     check_rates(lr, momentum)  # what can be refused at once is not refused after the kernel
     read_steps(steps)
     read_loss(loss, reduction)

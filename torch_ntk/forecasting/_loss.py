@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_finite, check_tensor, describe, message
+from .._checks import check_choice, check_finite, check_tensor, describe, type_error, value_error
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 """`"mse"`, `"cross_entropy"`, or a function `loss(f, y) -> scalar` of all outputs and targets."""
@@ -38,16 +38,14 @@ class SquaredError:
         """
         n, outputs = shape
         if not y.is_floating_point():
-            raise ValueError(
-                message(
-                    "y",
-                    "floating-point targets for squared error",
-                    y,
-                    f"Of class labels make one_hot(y, {outputs}, zero_centered=True).",
-                )
+            raise value_error(
+                "y",
+                "floating-point targets for squared error",
+                y,
+                f"Of class labels make one_hot(y, {outputs}, zero_centered=True).",
             )
         if y.shape != shape and not (outputs == 1 and y.shape == (n,)):
-            raise ValueError(message("y", f"of the outputs' shape {tuple(shape)}", y))
+            raise value_error("y", f"of the outputs' shape {tuple(shape)}", y)
         return check_finite("y", y.detach().to(torch.float64).reshape(shape))
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ class SmoothLoss:
             ValueError: There is not one per sample.
         """
         if y.ndim == 0 or y.shape[0] != shape[0]:
-            raise ValueError(message("y", f"one target for each of {shape[0]} samples", y))
+            raise value_error("y", f"one target for each of {shape[0]} samples", y)
         if y.is_floating_point():
             return check_finite("y", y.detach().to(torch.float64))
         if isinstance(self.function, (_CrossEntropy, nn.CrossEntropyLoss)):
@@ -110,12 +108,10 @@ def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
     if type(loss) is nn.MSELoss:
         return SquaredError(2.0, check_choice("loss.reduction", loss.reduction, ("mean", "sum")))
     if isinstance(loss, type) or not callable(loss):
-        raise TypeError(
-            message(
-                "loss",
-                "'mse', 'cross_entropy' or a function loss(f, y) -> scalar",
-                describe(loss) if not isinstance(loss, type) else f"the class {loss.__name__}",
-            )
+        raise type_error(
+            "loss",
+            "'mse', 'cross_entropy' or a function loss(f, y) -> scalar",
+            describe(loss) if not isinstance(loss, type) else f"the class {loss.__name__}",
         )
     return SmoothLoss(loss)
 
@@ -140,13 +136,11 @@ def _check_labels(y: Tensor, classes: int, ignored: int | None) -> None:
     outside = (counted < 0) | (counted >= classes)
     if bool(outside.any()) or not counted.numel():
         came = f"{int(counted[outside][0])} among them" if counted.numel() else "none that counts"
-        raise ValueError(
-            message(
-                "y",
-                f"labels from 0 to {classes - 1}, as there are {classes} outputs",
-                came,
-                "Number the classes from 0, or give the network an output for each.",
-            )
+        raise value_error(
+            "y",
+            f"labels from 0 to {classes - 1}, as there are {classes} outputs",
+            came,
+            "Number the classes from 0, or give the network an output for each.",
         )
 
 

@@ -9,7 +9,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_finite, check_positive_int, describe, message
+from .._checks import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
+)
 from ..analytic import CNTK, Kernels, analytic_nngp, analytic_ntk
 
 Which: TypeAlias = Literal["ntk", "nngp"]
@@ -55,25 +62,21 @@ class RowKernel:
         which: Which = "ntk",
     ) -> None:
         if not callable(kernel) or isinstance(kernel, type):
-            raise TypeError(
-                message(
-                    "kernel",
-                    "a network of NTK layers, a CNTK, or a function (x1, x2=None) -> [N1, N2]",
-                    describe(kernel),
-                    "Pass torch_ntk.mlp_kernels for an infinitely wide MLP.",
-                )
+            raise type_error(
+                "kernel",
+                "a network of NTK layers, a CNTK, or a function (x1, x2=None) -> [N1, N2]",
+                describe(kernel),
+                "Pass torch_ntk.mlp_kernels for an infinitely wide MLP.",
             )
         self.which: Which = (
             "ntk" if check_choice("which", which, ("ntk", "nngp")) == "ntk" else "nngp"
         )
         if isinstance(kernel, CNTK) and self.which == "nngp":
-            raise ValueError(
-                message(
-                    "which",
-                    "'ntk' for a CNTK",
-                    "'nngp'",
-                    "Pass the network itself, built from NTKConv2d and NTKLinear, for its NNGP.",
-                )
+            raise value_error(
+                "which",
+                "'ntk' for a CNTK",
+                "'nngp'",
+                "Pass the network itself, built from NTKConv2d and NTKLinear, for its NNGP.",
             )
         self.kernel = kernel
         self.input_shape = None if input_shape is None else _shape(input_shape)
@@ -90,13 +93,11 @@ class RowKernel:
         found = self._evaluate(a, b)
         shape = (len(a), len(a if b is None else b))
         if found.shape != shape:
-            raise ValueError(
-                message(
-                    "kernel",
-                    f"a function that returns {list(shape)} for {shape[0]} and {shape[1]} samples",
-                    found,
-                    "Of an empirical kernel take output='mean': one number for each pair.",
-                )
+            raise value_error(
+                "kernel",
+                f"a function that returns {list(shape)} for {shape[0]} and {shape[1]} samples",
+                found,
+                "Of an empirical kernel take output='mean': one number for each pair.",
             )
         check_finite("kernel", found.detach())
         return found.to(x1.dtype)
@@ -104,7 +105,7 @@ class RowKernel:
     def diagonal(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """k(x1_n, x2_n), `[N]`, in blocks of a few samples: nothing of size `[N, N]` is formed."""
         if x2 is not None and x2.shape != x1.shape:
-            raise ValueError(message("x2", f"as many rows as x1, of shape {tuple(x1.shape)}", x2))
+            raise value_error("x2", f"as many rows as x1, of shape {tuple(x1.shape)}", x2)
         if not len(x1):
             return x1.new_zeros(0)
         found = []
@@ -115,17 +116,15 @@ class RowKernel:
 
     def _samples(self, name: str, rows: Tensor) -> Tensor:
         if rows.ndim != 2:
-            raise ValueError(message(name, "rows [N, d]", rows, "Flatten them: x.flatten(1)."))
+            raise value_error(name, "rows [N, d]", rows, "Flatten them: x.flatten(1).")
         if self.input_shape is None:
             return rows
         if math.prod(self.input_shape) != rows.shape[1]:
-            raise ValueError(
-                message(
-                    "input_shape",
-                    f"a shape of {rows.shape[1]} numbers, the length of a row of `{name}`",
-                    f"{self.input_shape}",
-                    "Give the shape of one sample without the batch: (1, 8, 8) for digits.",
-                )
+            raise value_error(
+                "input_shape",
+                f"a shape of {rows.shape[1]} numbers, the length of a row of `{name}`",
+                f"{self.input_shape}",
+                "Give the shape of one sample without the batch: (1, 8, 8) for digits.",
             )
         return rows.reshape(-1, *self.input_shape)
 
@@ -137,15 +136,13 @@ class RowKernel:
         if isinstance(found, Kernels):
             return found.ntk if self.which == "ntk" else found.nngp
         if not isinstance(found, Tensor):
-            raise TypeError(message("kernel", "a function that returns a tensor or Kernels", found))
+            raise type_error("kernel", "a function that returns a tensor or Kernels", found)
         if self.which == "nngp":
-            raise ValueError(
-                message(
-                    "which",
-                    "'ntk' for a function that returns one kernel",
-                    "'nngp'",
-                    "Leave it out: what the function returns is taken as it is.",
-                )
+            raise value_error(
+                "which",
+                "'ntk' for a function that returns one kernel",
+                "'nngp'",
+                "Leave it out: what the function returns is taken as it is.",
             )
         return found
 
@@ -156,7 +153,7 @@ def _is_network(kernel: object) -> bool:
 
 def _shape(given: object) -> tuple[int, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise TypeError(
-            message("input_shape", "a sequence of integers", describe(given), "As in (1, 8, 8).")
+        raise type_error(
+            "input_shape", "a sequence of integers", describe(given), "As in (1, 8, 8)."
         )
     return tuple(check_positive_int("input_shape", size) for size in given)

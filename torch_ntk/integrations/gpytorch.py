@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import type_error, value_error
 from ._rows import RowKernel, Which
 
 try:
@@ -91,7 +91,7 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
             kernel = copy.deepcopy(kernel)
         rows = RowKernel(kernel, input_shape=input_shape, which=which)
         if cache is not None and not isinstance(cache, bool):
-            raise TypeError(message("cache", "True, False or None", cache))
+            raise type_error("cache", "True, False or None", cache)
         super().__init__(active_dims=active_dims)
         # Not a submodule: the weights of a network that is lifted are not this one's parameters,
         # and an optimizer must not get them.
@@ -114,13 +114,11 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     ) -> Tensor:
         """The matrix `[..., N1, N2]`, or with `diag` its diagonal `[..., N]`."""
         if last_dim_is_batch:
-            raise ValueError(
-                message(
-                    "last_dim_is_batch",
-                    "False",
-                    True,
-                    "A network sees all features together; use active_dims for some of them.",
-                )
+            raise value_error(
+                "last_dim_is_batch",
+                "False",
+                True,
+                "A network sees all features together; use active_dims for some of them.",
             )
         if x1.ndim == x2.ndim == 2:
             return self._one(x1, x2, diag)

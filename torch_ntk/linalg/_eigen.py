@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, message
+from .._checks import check_tensor, value_error
 from ._floats import as_float64
 
 
@@ -78,7 +78,7 @@ def symmetric_eigen(
     """
     given = check_tensor(name, matrix)
     if given.ndim != 2 or given.shape[0] != given.shape[1]:
-        raise ValueError(message(name, "a square matrix [D, D]", given))
+        raise value_error(name, "a square matrix [D, D]", given)
     a = as_float64(name, given)
     precision = torch.finfo(given.dtype).eps if eps is None else eps
     _check_symmetric(name, a, math.sqrt(precision))
@@ -101,15 +101,13 @@ def _check_symmetric(name: str, a: Tensor, tolerance: float) -> None:
     if worst <= tolerance * largest:
         return
     row, column = divmod(int(difference.argmax()), a.shape[0])
-    raise ValueError(
-        message(
-            name,
-            f"symmetric to a relative tolerance of {tolerance:.2g}",
-            f"a matrix with max|A - Aᵀ| = {worst:.3g}, which is {worst / largest:.3g} of its "
-            f"largest entry, between rows {row} and {column}",
-            "The kernel of the training inputs with themselves is symmetric: the kernel between "
-            "two different sets of inputs, or axes in another order, are not.",
-        )
+    raise value_error(
+        name,
+        f"symmetric to a relative tolerance of {tolerance:.2g}",
+        f"a matrix with max|A - Aᵀ| = {worst:.3g}, which is {worst / largest:.3g} of its "
+        f"largest entry, between rows {row} and {column}",
+        "The kernel of the training inputs with themselves is symmetric: the kernel between "
+        "two different sets of inputs, or axes in another order, are not.",
     )
 
 
@@ -119,14 +117,12 @@ def _check_semidefinite(name: str, values: Tensor, floor: float, remedy: str) ->
         return
     negative = int((values < -floor).sum())
     relative = f"{-low / high:.3g} of the largest, {high:.3g}" if high > 0 else "with none positive"
-    raise ValueError(
-        message(
-            name,
-            "positive semi-definite to within its noise floor",
-            f"a matrix with {negative} of {values.numel()} eigenvalues below -{floor:.3g}; the "
-            f"smallest is {low:.6g} ({relative})",
-            remedy
-            or "Every kernel is positive semi-definite: compute it in float64, and check that it "
-            "is one kernel of one set of inputs.",
-        )
+    raise value_error(
+        name,
+        "positive semi-definite to within its noise floor",
+        f"a matrix with {negative} of {values.numel()} eigenvalues below -{floor:.3g}; the "
+        f"smallest is {low:.6g} ({relative})",
+        remedy
+        or "Every kernel is positive semi-definite: compute it in float64, and check that it "
+        "is one kernel of one set of inputs.",
     )

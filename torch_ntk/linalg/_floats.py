@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_tensor, message
+from .._checks import check_finite, check_tensor, type_error, value_error
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,16 +37,14 @@ def as_float64(name: str, value: object, remedy: str = "") -> Tensor:
     """
     tensor = check_tensor(name, value)
     if tensor.dtype not in _FLOATS:
-        raise TypeError(
-            message(
-                name,
-                "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
-                tensor,
-                remedy or "Convert it with .to(torch.float64) if its entries are real numbers.",
-            )
+        raise type_error(
+            name,
+            "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
+            tensor,
+            remedy or "Convert it with .to(torch.float64) if its entries are real numbers.",
         )
     if tensor.numel() == 0:
-        raise ValueError(message(name, "non-empty", tensor, "Pass at least one sample."))
+        raise value_error(name, "non-empty", tensor, "Pass at least one sample.")
     tensor = tensor.detach()
     # Two steps: a device without float64 cannot convert before it has sent the data.
     tensor = tensor.to(float64_device(tensor.device)).to(torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from .._checks import message
+from .._checks import value_error
 from .._types import Parameters
 from ._expand import derivatives_along
 from ._plain_norms import PlainNorms
@@ -48,20 +48,18 @@ def check_derivatives_agree(
         one = float(term.sum())
         scale = max(float(term.abs().sum()), abs(other), size if k == 1 else 0.0)
         if not abs(one - other) <= tolerance * scale:
-            raise ValueError(
-                message(
-                    "model",
-                    "a module with the same derivatives in forward mode as in its backward pass",
-                    f"{one:.6g} forwards and {other:.6g} backwards for the derivative of order {k}",
-                    "Its forward may use torch.no_grad(), which forward mode ignores "
-                    "(x.detach() works in both)"
-                    + (
-                        "."
-                        if order == 1
-                        else ", or an operation for which torch's forward mode is not right at "
-                        "higher orders: try order=1."
-                    ),
-                )
+            raise value_error(
+                "model",
+                "a module with the same derivatives in forward mode as in its backward pass",
+                f"{one:.6g} forwards and {other:.6g} backwards for the derivative of order {k}",
+                "Its forward may use torch.no_grad(), which forward mode ignores "
+                "(x.detach() works in both)"
+                + (
+                    "."
+                    if order == 1
+                    else ", or an operation for which torch's forward mode is not right at "
+                    "higher orders: try order=1."
+                ),
             )
 
 

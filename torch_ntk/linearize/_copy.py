@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import value_error
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -27,14 +27,12 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, computed)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            message(
-                "model",
-                "a module that copy.deepcopy can copy",
-                f"{type(model).__name__}, for which it fails with {error}",
-                "Remove what cannot be copied (open files, locks, tensors with a history) "
-                "from its attributes.",
-            )
+        raise value_error(
+            "model",
+            "a module that copy.deepcopy can copy",
+            f"{type(model).__name__}, for which it fails with {error}",
+            "Remove what cannot be copied (open files, locks, tensors with a history) "
+            "from its attributes.",
         ) from error
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .._checks import check_positive_int, check_tensor, describe, message
+from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
 from .._functional import (
     failure,
     is_checkpointing,
-    is_out_of_memory,
     refuse_unsupported,
     unwrap,
 )
 from .._types import Parameters
+from ..memory import is_out_of_memory
 from ._agreement import check_derivatives_agree
 from ._copy import copied
 from ._expand import expand
@@ -58,21 +58,17 @@ class TaylorModel(nn.Module):
     def __init__(self, model: nn.Module, order: int = 1) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                message("model", "an nn.Module", describe(model), "Pass the network itself.")
-            )
+            raise type_error("model", "an nn.Module", describe(model), "Pass the network itself.")
         self.order = check_positive_int("order", order)
         model = unwrap(model)
         refuse_unsupported(model)
         theta_0 = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         if not theta_0:
-            raise ValueError(
-                message(
-                    "model",
-                    "a module with floating-point parameters",
-                    "one without",
-                    "There is nothing to expand in.",
-                )
+            raise value_error(
+                "model",
+                "a module with floating-point parameters",
+                "one without",
+                "There is nothing to expand in.",
             )
         with torch.inference_mode(False):  # what is made in inference mode cannot be trained
             self.network = copied(model)
@@ -131,13 +127,11 @@ class TaylorModel(nn.Module):
                 self.network, {**buffers_0.tensors(), **params}, (x.clone(),)
             )
             if not isinstance(out, Tensor) or not out.is_floating_point():
-                raise TypeError(
-                    message(
-                        "model",
-                        "a module that returns one real floating-point tensor",
-                        describe(out),
-                        "Wrap it in a module whose forward returns the part you mean.",
-                    )
+                raise type_error(
+                    "model",
+                    "a module that returns one real floating-point tensor",
+                    describe(out),
+                    "Wrap it in a module whose forward returns the part you mean.",
                 )
             return out
 
@@ -150,13 +144,11 @@ class TaylorModel(nn.Module):
                 self._function(x)(theta_0)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
-            raise ValueError(
-                message(
-                    "x",
-                    "a batch of inputs that the network takes",
-                    f"{describe(x)}, on which its forward fails with {first}",
-                    "Give it inputs as the network gets them in training, in its dtype.",
-                )
+            raise value_error(
+                "x",
+                "a batch of inputs that the network takes",
+                f"{describe(x)}, on which its forward fails with {first}",
+                "Give it inputs as the network gets them in training, in its dtype.",
             ) from error
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from .._checks import message
+from .._checks import value_error
 from .._functional._forward_mode import forward_mode
 from .._functional._quiet import no_cached_weights, python_state
 from ._plain_norms import PlainNorms
@@ -49,12 +49,10 @@ def _no_saved_tensors_hooks() -> Iterator[None]:
         try:
             stack.enter_context(disable_saved_tensors_hooks("no saved tensor hooks here"))
         except RuntimeError as error:
-            raise ValueError(
-                message(
-                    "x",
-                    "passed outside of saved tensor hooks",
-                    "a call within torch.utils.checkpoint, save_on_cpu or other such hooks",
-                    "Call the linearized or expanded model outside of them.",
-                )
+            raise value_error(
+                "x",
+                "passed outside of saved tensor hooks",
+                "a call within torch.utils.checkpoint, save_on_cpu or other such hooks",
+                "Call the linearized or expanded model outside of them.",
             ) from error
         yield

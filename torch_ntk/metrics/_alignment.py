@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_positive_int, check_tensor, message
+from .._checks import check_positive_int, check_tensor, type_error, value_error
 from ._kernels import (
     LOOSE_SYMMETRY,
     as_float64,
@@ -115,39 +115,33 @@ def _target_matrix(
     given = check_tensor("targets", targets)
     labels = given.dtype in _INTEGERS
     if not labels and not given.is_floating_point():
-        raise TypeError(
-            message(
-                "targets",
-                "real targets in a floating-point dtype or class labels in an integer dtype",
-                given,
-                "Convert with .to(torch.int64) for labels or .to(torch.float64) for real targets.",
-            )
+        raise type_error(
+            "targets",
+            "real targets in a floating-point dtype or class labels in an integer dtype",
+            given,
+            "Convert with .to(torch.int64) for labels or .to(torch.float64) for real targets.",
         )
     if given.ndim not in ((1,) if labels else (1, 2)) or given.shape[0] != samples:
-        raise ValueError(
-            message(
-                "targets",
-                f"of shape [{samples}] (class labels), or [{samples}] or [{samples}, C] (real "
-                "targets), one row for each sample of `kernel`",
-                given,
-                "Integers are class labels; convert real targets with .to(torch.float64).",
-            )
+        raise value_error(
+            "targets",
+            f"of shape [{samples}] (class labels), or [{samples}] or [{samples}, C] (real "
+            "targets), one row for each sample of `kernel`",
+            given,
+            "Integers are class labels; convert real targets with .to(torch.float64).",
         )
     if labels:
         return _class_targets(given, outputs, zero_centered, num_classes)
     if num_classes is not None:
-        raise ValueError(
-            message("num_classes", "None for real targets", num_classes, "It belongs to labels.")
+        raise value_error(
+            "num_classes", "None for real targets", num_classes, "It belongs to labels."
         )
     y = as_float64("targets", given).reshape(samples, -1)
     if outputs is not None and y.shape[1] != outputs:
-        raise ValueError(
-            message(
-                "targets",
-                f"of shape [{samples}, {outputs}] for a kernel with {outputs} outputs",
-                given,
-                'Pass one column for each output, or a kernel of output="mean".',
-            )
+        raise value_error(
+            "targets",
+            f"of shape [{samples}, {outputs}] for a kernel with {outputs} outputs",
+            given,
+            'Pass one column for each output, or a kernel of output="mean".',
         )
     return y
 
@@ -162,32 +156,26 @@ def _class_targets(
     if num_classes is not None:
         check_positive_int("num_classes", num_classes)
         if outputs is not None and num_classes != outputs:
-            raise ValueError(
-                message(
-                    "num_classes",
-                    f"{outputs}, the number of outputs of `kernel`",
-                    num_classes,
-                    'Leave it out, or pass a kernel of output="mean".',
-                )
+            raise value_error(
+                "num_classes",
+                f"{outputs}, the number of outputs of `kernel`",
+                num_classes,
+                'Leave it out, or pass a kernel of output="mean".',
             )
     count = num_classes or outputs or high + 1
     if low < 0 or high >= count:
-        raise ValueError(
-            message(
-                "targets",
-                f"class labels from 0 to {count - 1}" if high >= count else "class labels from 0",
-                f"labels from {low} to {high}",
-                "Number the classes from 0; real targets such as -1 and 1 must be floats.",
-            )
+        raise value_error(
+            "targets",
+            f"class labels from 0 to {count - 1}" if high >= count else "class labels from 0",
+            f"labels from {low} to {high}",
+            "Number the classes from 0; real targets such as -1 and 1 must be floats.",
         )
     if low == high:
-        raise ValueError(
-            message(
-                "targets",
-                "labels of at least two classes",
-                f"{classes.numel()} labels that are all {low}",
-                "One class gives a kernel nothing to align with; take a sample of several.",
-            )
+        raise value_error(
+            "targets",
+            "labels of at least two classes",
+            f"{classes.numel()} labels that are all {low}",
+            "One class gives a kernel nothing to align with; take a sample of several.",
         )
     y = torch.nn.functional.one_hot(classes, count).to(torch.float64)
     if zero_centered:
@@ -199,4 +187,4 @@ def _refuse_zero(name: str, is_zero: bool, what: str) -> None:
     if is_zero:
         expected = "other than zero" if what == "zero" else "not constant over the samples"
         got = "zero throughout" if what == "zero" else "nothing but rounding after centering"
-        raise ValueError(message(name, expected, got, "The angle to it is not defined."))
+        raise value_error(name, expected, got, "The angle to it is not defined.")

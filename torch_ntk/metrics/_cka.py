@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import message
+from .._checks import value_error
 from ._kernels import (
     LOOSE_SYMMETRY,
     as_kernel,
@@ -67,12 +67,10 @@ def _unit(name: str, kernel: Tensor, given: Tensor) -> Tensor:
     """The centred kernel, scaled to Frobenius norm 1."""
     centered = sample_centered(kernel)
     if is_constant(centered, kernel, given.dtype):
-        raise ValueError(
-            message(
-                name,
-                "a kernel that differs between samples",
-                "one of which nothing but rounding is left after centering",
-                "Pass at least two different samples.",
-            )
+        raise value_error(
+            name,
+            "a kernel that differs between samples",
+            "one of which nothing but rounding is left after centering",
+            "Pass at least two different samples.",
         )
     return centered / frobenius(centered)

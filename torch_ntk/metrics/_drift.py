@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import type_error, value_error
 from ._kernels import (
     as_float64,
     check_same_device,
@@ -53,24 +53,20 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
     if start.ndim not in _KERNEL_DIMENSIONS or (
         start.ndim == 4 and start.shape[2] != start.shape[3]
     ):
-        raise ValueError(
-            message(
-                "theta_0",
-                "a kernel of shape [N1, N2], [N1, N2, O] or [N1, N2, O, O]",
-                theta_0,
-                "Pass what empirical_ntk returned, unflattened.",
-            )
+        raise value_error(
+            "theta_0",
+            "a kernel of shape [N1, N2], [N1, N2, O] or [N1, N2, O, O]",
+            theta_0,
+            "Pass what empirical_ntk returned, unflattened.",
         )
     size = frobenius(start)
     if size == 0.0:
-        raise ValueError(
-            message(
-                "theta_0",
-                "a kernel other than zero",
-                "a kernel whose entries are all 0",
-                "A change relative to it is not defined; check that the parameters require grad "
-                "and that the network is not dead on these samples.",
-            )
+        raise value_error(
+            "theta_0",
+            "a kernel other than zero",
+            "a kernel whose entries are all 0",
+            "A change relative to it is not defined; check that the parameters require grad "
+            "and that the network is not dead on these samples.",
         )
     return scalar(frobenius(now - start) / size, now)
 
@@ -111,13 +107,11 @@ def param_drift(
         0.2
     """
     if isinstance(params_t, Mapping) != isinstance(params_0, Mapping):
-        raise TypeError(
-            message(
-                "params_t",
-                "a mapping if `params_0` is one, and otherwise not",
-                params_t,
-                "Pass both as dict(model.named_parameters()), cloned at the start.",
-            )
+        raise type_error(
+            "params_t",
+            "a mapping if `params_0` is one, and otherwise not",
+            params_t,
+            "Pass both as dict(model.named_parameters()), cloned at the start.",
         )
     now = _entries("params_t", params_t)
     start = _entries("params_0", params_0)
@@ -131,25 +125,21 @@ def param_drift(
         value_0 = as_float64(name_0, tensor_0, may_be_empty=True)
         check_same_device(name_t, tensor_t.device, name_0, tensor_0.device)
         if value_t.shape != value_0.shape:
-            raise ValueError(
-                message(
-                    name_t,
-                    f"of the shape of `{name_0}`, {tuple(value_0.shape)}",
-                    f"shape {tuple(value_t.shape)}",
-                    "Both must come from one architecture.",
-                )
+            raise value_error(
+                name_t,
+                f"of the shape of `{name_0}`, {tuple(value_0.shape)}",
+                f"shape {tuple(value_t.shape)}",
+                "Both must come from one architecture.",
             )
         moved.append(frobenius(value_t - value_0))
         sizes.append(frobenius(value_0))
     size = math.hypot(*sizes)
     if size == 0.0:
-        raise ValueError(
-            message(
-                "params_0",
-                "other than zero",
-                "parameters that are all 0",
-                "A distance relative to them is not defined.",
-            )
+        raise value_error(
+            "params_0",
+            "other than zero",
+            "parameters that are all 0",
+            "A distance relative to them is not defined.",
         )
     return scalar(math.hypot(*moved) / size, value_t)
 
@@ -159,17 +149,15 @@ def _entries(name: str, params: object) -> dict[str | int, Tensor]:
     remedy = "Pass dict(model.named_parameters()) or list(model.parameters())."
     # A tensor is an iterable of its rows, which is never what is meant here.
     if isinstance(params, (Tensor, nn.Module, str)) or not isinstance(params, Iterable):
-        raise TypeError(
-            message(name, "a mapping from name to tensor, or tensors in order", params, remedy)
-        )
+        raise type_error(name, "a mapping from name to tensor, or tensors in order", params, remedy)
     pairs = params.items() if isinstance(params, Mapping) else enumerate(params)
     entries: dict[str | int, Tensor] = {}
     for key, value in pairs:
         if not isinstance(value, Tensor):
-            raise TypeError(message(f"{name}[{key!r}]", "a torch.Tensor", value, remedy))
+            raise type_error(f"{name}[{key!r}]", "a torch.Tensor", value, remedy)
         entries[key] = value
     if not entries:
-        raise ValueError(message(name, "non-empty", "no parameters", remedy))
+        raise value_error(name, "non-empty", "no parameters", remedy)
     return entries
 
 
@@ -177,14 +165,12 @@ def _check_same_names(now: dict[str | int, Tensor], start: dict[str | int, Tenso
     missing = [key for key in start if key not in now]
     unexpected = [key for key in now if key not in start]
     if missing or unexpected:
-        raise ValueError(
-            message(
-                "params_t",
-                "of the same entries as `params_0`",
-                f"{len(now)} for {len(start)} entries: missing {_some(missing)}, "
-                f"unexpected {_some(unexpected)}",
-                "Both must come from one architecture and one selection of parameters.",
-            )
+        raise value_error(
+            "params_t",
+            "of the same entries as `params_0`",
+            f"{len(now)} for {len(start)} entries: missing {_some(missing)}, "
+            f"unexpected {_some(unexpected)}",
+            "Both must come from one architecture and one selection of parameters.",
         )
 
 

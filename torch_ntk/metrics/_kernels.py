@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_tensor, message
+from .._checks import check_finite, check_tensor, type_error, value_error
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAYOUTS = "a kernel of shape [N, N], [N, N, O] or [N, N, O, O]"
@@ -54,16 +54,14 @@ def as_float64(name: str, value: object, *, may_be_empty: bool = False) -> Tenso
     """
     tensor = check_tensor(name, value)
     if tensor.dtype not in _FLOATS:
-        raise TypeError(
-            message(
-                name,
-                "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
-                tensor,
-                "Convert it with .to(torch.float64) if its entries are real numbers.",
-            )
+        raise type_error(
+            name,
+            "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
+            tensor,
+            "Convert it with .to(torch.float64) if its entries are real numbers.",
         )
     if tensor.numel() == 0 and not may_be_empty:
-        raise ValueError(message(name, "non-empty", tensor, "Pass at least one sample."))
+        raise value_error(name, "non-empty", tensor, "Pass at least one sample.")
     tensor = tensor.detach()
     # Two steps: a device without float64 cannot convert before it has sent the data.
     tensor = tensor.to(float64_device(tensor.device)).to(torch.float64)
@@ -85,7 +83,7 @@ def as_kernel(name: str, value: object) -> Tensor:
         or shape[0] != shape[1]
         or (tensor.ndim == 4 and shape[2] != shape[3])
     ):
-        raise ValueError(message(name, _LAYOUTS, tensor, _LAYOUT_REMEDY))
+        raise value_error(name, _LAYOUTS, tensor, _LAYOUT_REMEDY)
     return as_float64(name, tensor)
 
 
@@ -111,40 +109,34 @@ def check_symmetric(name: str, kernel: Tensor, tolerance: float, remedy: str = "
     difference = float((kernel - transposed(kernel)).abs().max())
     if difference <= tolerance * largest:
         return kernel
-    raise ValueError(
-        message(
-            name,
-            f"symmetric to a relative tolerance of {tolerance:.2g}",
-            f"a kernel with max|Θ - Θᵀ| = {difference:.3g}, which is {difference / largest:.3g} "
-            "of its largest entry",
-            remedy or "The kernel between two different sets of inputs cannot be measured so.",
-        )
+    raise value_error(
+        name,
+        f"symmetric to a relative tolerance of {tolerance:.2g}",
+        f"a kernel with max|Θ - Θᵀ| = {difference:.3g}, which is {difference / largest:.3g} "
+        "of its largest entry",
+        remedy or "The kernel between two different sets of inputs cannot be measured so.",
     )
 
 
 def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     """Raise `ValueError` unless both tensors have one shape."""
     if a.shape != b.shape:
-        raise ValueError(
-            message(
-                name_a,
-                f"of the shape of `{name_b}`, {tuple(b.shape)}",
-                f"shape {tuple(a.shape)}",
-                "Compute both on the same samples, with the same `output`.",
-            )
+        raise value_error(
+            name_a,
+            f"of the shape of `{name_b}`, {tuple(b.shape)}",
+            f"shape {tuple(a.shape)}",
+            "Compute both on the same samples, with the same `output`.",
         )
 
 
 def check_same_device(name_a: str, a: torch.device, name_b: str, b: torch.device) -> None:
     """Raise `ValueError` unless both devices are the same."""
     if a != b:
-        raise ValueError(
-            message(
-                name_a,
-                f"on the device of `{name_b}`, {b}",
-                f"a tensor on {a}",
-                f"Move one of them, for instance with .to({str(b)!r}).",
-            )
+        raise value_error(
+            name_a,
+            f"on the device of `{name_b}`, {b}",
+            f"a tensor on {a}",
+            f"Move one of them, for instance with .to({str(b)!r}).",
         )
 
 

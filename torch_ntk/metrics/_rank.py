@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ._kernels import scalar
 from ._summary import spectral_summary
 
@@ -38,15 +38,13 @@ def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) ->
     """
     summary = spectral_summary(kernel, eps=eps)
     if not summary.is_psd:
-        raise ValueError(
-            message(
-                "kernel",
-                "positive semi-definite to within its noise floor",
-                f"smallest eigenvalue {summary.lambda_min:.3g} with a noise floor of "
-                f"{summary.noise_floor:.3g}",
-                "Compute the kernel in float64, or say with `eps` how precisely it was computed; "
-                "spectrum(kernel) shows all eigenvalues.",
-            )
+        raise value_error(
+            "kernel",
+            "positive semi-definite to within its noise floor",
+            f"smallest eigenvalue {summary.lambda_min:.3g} with a noise floor of "
+            f"{summary.noise_floor:.3g}",
+            "Compute the kernel in float64, or say with `eps` how precisely it was computed; "
+            "spectrum(kernel) shows all eigenvalues.",
         )
     return scalar(summary.effective_rank, summary.eigenvalues)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, type_error, value_error
 from ._kernels import as_kernel, as_matrices, check_symmetric, frobenius
 
 
@@ -134,20 +134,18 @@ def _precision(dtype: torch.dtype, eps: object) -> float:
         return stored
     if isinstance(eps, torch.dtype):
         if not eps.is_floating_point:
-            raise TypeError(
-                message("eps", "a number or a floating-point dtype", str(eps), "Try torch.float32.")
+            raise type_error(
+                "eps", "a number or a floating-point dtype", str(eps), "Try torch.float32."
             )
         value = torch.finfo(eps).eps
     else:
         value = check_finite_number("eps", eps)
     if not stored <= value < 1.0:
-        raise ValueError(
-            message(
-                "eps",
-                f"at least {stored:.3g}, the precision of {dtype}, and below 1",
-                f"{value:.3g}",
-                "A kernel is not known better than its dtype can hold; leave `eps` out.",
-            )
+        raise value_error(
+            "eps",
+            f"at least {stored:.3g}, the precision of {dtype}, and below 1",
+            f"{value:.3g}",
+            "A kernel is not known better than its dtype can hold; leave `eps` out.",
         )
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import value_error
 from .._types import Parameters
 from ._probe import Probe
 
@@ -49,13 +49,11 @@ class Anchor:
         kept = {n: p.shape for n, p in self.params.items()}
         if current != kept:
             names = sorted(set(current.items()) ^ set(kept.items()))
-            raise ValueError(
-                message(
-                    "network",
-                    f"the one that was observed from step {self.step} on",
-                    f"other parameters or shapes: {', '.join(sorted({n for n, _ in names})[:6])}",
-                    "Resume with the same architecture, or start a new run with a new monitor.",
-                )
+            raise value_error(
+                "network",
+                f"the one that was observed from step {self.step} on",
+                f"other parameters or shapes: {', '.join(sorted({n for n, _ in names})[:6])}",
+                "Resume with the same architecture, or start a new run with a new monitor.",
             )
 
     def to(self, device: torch.device) -> Anchor:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .._checks import message
+from .._checks import value_error
 
 _MOST_LINES = 12
 _MOST_CLASSES = 24
@@ -47,7 +47,7 @@ def kernel_heatmap(
     if theta.ndim == 4:
         theta = theta.diagonal(dim1=2, dim2=3).mean(-1)
     if theta.ndim != 2 or theta.shape[0] != theta.shape[1]:
-        raise ValueError(message("kernel", "[N, N] or [N, N, O, O]", kernel, ""))
+        raise value_error("kernel", "[N, N] or [N, N, O, O]", kernel, "")
     values = theta.cpu().double().numpy()
     figure, axes = _new()
     classes = _classes(labels, values.shape[0])
@@ -102,7 +102,7 @@ def spectrum_plot(
         title: A line above the axes.
     """
     if not spectra:
-        raise ValueError(message("spectra", "at least one spectrum", "none", ""))
+        raise value_error("spectra", "at least one spectrum", "none", "")
     figure, axes = _new()
     chosen = _spread(list(spectra), _MOST_LINES)
     steps = [step for step, _ in chosen]
@@ -157,7 +157,7 @@ def linearization_scatter(
         title: A line above the axes.
     """
     if outputs.shape != linearized.shape:
-        raise ValueError(message("linearized", f"of shape {tuple(outputs.shape)}", linearized, ""))
+        raise value_error("linearized", f"of shape {tuple(outputs.shape)}", linearized, "")
     figure, axes = _new(4.8, 4.6)
     f = outputs.detach().cpu().double().numpy().reshape(outputs.shape[0], -1)
     g = linearized.detach().cpu().double().numpy().reshape(f.shape)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .._checks import message
+from .._checks import value_error
 from ._verdict import LAZY_BELOW
 
 _WORDS = {
@@ -68,7 +68,7 @@ def history_plot(
     panels = [(t, [n for n in names if _belongs(n, curves)], log) for t, curves, log in _PANELS]
     panels = [panel for panel in panels if panel[1]]
     if not panels:
-        raise ValueError(message("history", "of at least one measurement", "an empty one"))
+        raise value_error("history", "of at least one measurement", "an empty one")
     columns = min(_COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.9 * columns, 2.8 * lines), dpi=110, layout="constrained")

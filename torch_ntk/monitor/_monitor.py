@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 from ._observation import Observation
 from ._options import WatchOptions
 from ._probe import ProbeLike
@@ -82,13 +82,11 @@ class Monitor:
         _check_log(log)
         self._watch = Watch(probe, owner=type(self).__name__, **options)
         if self._watch.validation is not None and self._watch.validation.wants_batch:
-            raise ValueError(
-                message(
-                    "validation_probe",
-                    "samples where no Trainer brings validation batches",
-                    "a number of them",
-                    "Pass validation_probe=(x, y) or (dataset, indices).",
-                )
+            raise value_error(
+                "validation_probe",
+                "samples where no Trainer brings validation batches",
+                "a number of them",
+                "Pass validation_probe=(x, y) or (dataset, indices).",
             )
         self._log = log
         self._calls = 0
@@ -120,19 +118,17 @@ class Monitor:
                 be measured and `on_error` is `"raise"`.
         """
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-            raise ValueError(message("step", "an integer of at least 0", describe(step)))
+            raise value_error("step", "an integer of at least 0", describe(step))
         now = self._calls if step is None else step
         batches = self._calls
         self._calls += 1
         self._steps = now if step is not None else self._calls
         if self._watch.observer.anchor is None and batch is None and self._watch.needs_batch:
-            raise ValueError(
-                message(
-                    "batch",
-                    "given at the first step where `probe` is a number of samples",
-                    describe(None),
-                    "Pass monitor.step(model, optimizer, batch), or Monitor(probe=(x, y)).",
-                )
+            raise value_error(
+                "batch",
+                "given at the first step where `probe` is a number of samples",
+                describe(None),
+                "Pass monitor.step(model, optimizer, batch), or Monitor(probe=(x, y)).",
             )
         if not self._watch.schedule.is_running:
             self._watch.schedule.start()
@@ -220,7 +216,7 @@ def _check_log(log: object) -> None:
     if log is not None and not callable(log):
         expected = "a function of metrics and a step"
         remedy = "Pass log=lambda scalars, step: ..."
-        raise TypeError(message("log", expected, describe(log), remedy))
+        raise type_error("log", expected, describe(log), remedy)
 
 
 def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> Sequence[Optimizer]:

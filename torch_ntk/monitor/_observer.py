@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import metrics as m
-from .._checks import describe, message
+from .._checks import describe, value_error
 from .._functional import model_function, quiet, refuse_unsupported, unwrap
 from .._types import Method, Output, ParameterSelection
 from ..empirical._trial import try_out
@@ -229,13 +229,11 @@ class Observer:
 
     def _anchor_for(self, network: nn.Module) -> Anchor:
         if self.anchor is None:
-            raise ValueError(
-                message(
-                    "network",
-                    "anchored before it is measured",
-                    "no anchor yet",
-                    "Call drop_anchor(network, probe, step) first.",
-                )
+            raise value_error(
+                "network",
+                "anchored before it is measured",
+                "no anchor yet",
+                "Call drop_anchor(network, probe, step) first.",
             )
         self.anchor.check_matches(network)
         first = next(network.parameters())
@@ -269,26 +267,24 @@ class Observer:
             ValueError: It is not a state of this version, or of another `output`.
         """
         if not isinstance(state, Mapping) or state.get("version") != 1:
-            raise ValueError(
-                message("state", "a state of version 1", describe(state), "Start a new monitor.")
+            raise value_error(
+                "state", "a state of version 1", describe(state), "Start a new monitor."
             )
         try:
             if state["output"] != self.take.output:  # kernels of two outputs cannot be compared
-                raise ValueError(
-                    message(
-                        "output",
-                        f"{state['output']!r}, as in the run that is resumed",
-                        repr(self.take.output),
-                        "Resume with the same one, or start a new run.",
-                    )
+                raise value_error(
+                    "output",
+                    f"{state['output']!r}, as in the run that is resumed",
+                    repr(self.take.output),
+                    "Resume with the same one, or start a new run.",
                 )
             anchor = None if state["anchor"] is None else Anchor.from_state_dict(state["anchor"])
             history = [dict(row) for row in state["history"]]
             previous = None if (last := state.get("previous")) is None else (int(last[0]), last[1])
             spectra = [(int(step), values) for step, values in state["spectra"]]
         except KeyError as error:
-            raise ValueError(
-                message("state", "complete", f"one without {error}", "Start a new monitor.")
+            raise value_error(
+                "state", "complete", f"one without {error}", "Start a new monitor."
             ) from error
         self.anchor, self.history, self.spectra = anchor, history, spectra
         self._previous = previous

@@ -12,11 +12,11 @@ from .._functional import (
     ModelFunction,
     agree,
     failure,
-    is_out_of_memory,
     model_function,
     quiet,
 )
 from .._types import Parameters
+from ..memory import is_out_of_memory
 from ._anchor import Anchor
 
 _NO_CHECKPOINTING = "saved tensor hooks, which activation checkpointing uses, are refused here"

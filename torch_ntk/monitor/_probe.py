@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_positive_int, check_tensor, describe, message
+from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
 from ._samples import batch_of, first_of_each
 
 ProbeLike: TypeAlias = (
@@ -57,12 +57,12 @@ class Probe:
         """Check the two against each other."""
         check_tensor("probe", self.x)
         if self.x.ndim == 0 or self.x.shape[0] == 0:
-            raise ValueError(message("probe", "at least one sample [N, ...]", self.x, _REMEDY))
+            raise value_error("probe", "at least one sample [N, ...]", self.x, _REMEDY)
         if self.y is not None:
             check_tensor("probe targets", self.y)
             if self.y.ndim == 0 or self.y.shape[0] != self.x.shape[0]:
-                raise ValueError(
-                    message("probe", f"(x, y) with {self.x.shape[0]} targets", self.y, _REMEDY)
+                raise value_error(
+                    "probe", f"(x, y) with {self.x.shape[0]} targets", self.y, _REMEDY
                 )
 
     def first(self, n: int) -> Probe:
@@ -142,13 +142,11 @@ def check_probe(probe: object) -> int | Probe:
         return Probe(x, y).first(x.shape[0])
     if isinstance(probe, int) and not isinstance(probe, bool):
         return check_positive_int("probe", probe)
-    raise TypeError(
-        message(
-            "probe",
-            "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
-            describe(probe),
-            "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
-        )
+    raise type_error(
+        "probe",
+        "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
+        describe(probe),
+        "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
     )
 
 
@@ -214,24 +212,20 @@ def _pair(batch: Any) -> Probe:
         y = next((batch[k] for k in _TARGET_KEYS if isinstance(batch.get(k), Tensor)), None)
         if x is not None:
             return Probe(x, _matching(x, y))
-        raise TypeError(
-            message(
-                "probe",
-                "taken from a batch with one of the keys " + ", ".join(_INPUT_KEYS),
-                f"a batch with the keys {sorted(map(str, batch))}",
-                _REMEDY,
-            )
+        raise type_error(
+            "probe",
+            "taken from a batch with one of the keys " + ", ".join(_INPUT_KEYS),
+            f"a batch with the keys {sorted(map(str, batch))}",
+            _REMEDY,
         )
     if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
         y = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
         return Probe(batch[0], _matching(batch[0], y))
-    raise TypeError(
-        message(
-            "probe",
-            "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
-            describe(batch),
-            _REMEDY,
-        )
+    raise type_error(
+        "probe",
+        "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
+        describe(batch),
+        _REMEDY,
     )
 
 

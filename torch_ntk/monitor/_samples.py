@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 from .._functional import quiet
 
 _MOST = 4096
@@ -29,24 +29,20 @@ def batch_of(dataset: Dataset[Any], indices: object = None) -> Any:
         ValueError: There are too many, or one is out of range.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        raise TypeError(
-            message(
-                "probe",
-                "a dataset with __getitem__",
-                describe(dataset),
-                "Pass samples of it as tensors, probe=(x, y).",
-            )
+        raise type_error(
+            "probe",
+            "a dataset with __getitem__",
+            describe(dataset),
+            "Pass samples of it as tensors, probe=(x, y).",
         )
     size = len(dataset) if isinstance(dataset, Sized) else None
     chosen = range(size or 0) if indices is None else _checked(indices, size)
     if not 0 < len(chosen) <= _MOST:
-        raise ValueError(
-            message(
-                "probe",
-                f"1 to {_MOST} samples of a dataset",
-                f"{len(chosen)} of {describe(dataset)}",
-                "Choose some by index: probe=(dataset, range(64)).",
-            )
+        raise value_error(
+            "probe",
+            f"1 to {_MOST} samples of a dataset",
+            f"{len(chosen)} of {describe(dataset)}",
+            "Choose some by index: probe=(dataset, range(64)).",
         )
     with quiet(None, torch.device("cpu")):
         return default_collate([dataset[k] for k in chosen])
@@ -58,14 +54,14 @@ def _checked(indices: object, size: int | None) -> list[int]:
     if isinstance(indices, Tensor):
         indices = indices.tolist()
     if not isinstance(indices, Iterable) or isinstance(indices, (str, bytes)):
-        raise TypeError(message("probe", expected, describe(indices), remedy))
+        raise type_error("probe", expected, describe(indices), remedy)
     chosen = list(indices)
     for k in chosen:
         if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(message("probe", expected, f"{describe(k)} among them", remedy))
+            raise type_error("probe", expected, f"{describe(k)} among them", remedy)
         if k < 0 or (size is not None and k >= size):
             limit = "" if size is None else f" below {size}"
-            raise ValueError(message("probe", f"{expected}, from 0 and{limit}", f"{k}", remedy))
+            raise value_error("probe", f"{expected}, from 0 and{limit}", f"{k}", remedy)
     return chosen
 
 

@@ -6,7 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from .._checks import check_choice, check_finite_number, check_positive_int, describe, message
+from .._checks import (
+    check_choice,
+    check_finite_number,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
+)
 
 _PER_DOUBLING = 4  # points of the logarithmic schedule between a step and its double
 
@@ -48,19 +55,15 @@ class Schedule:
         self.kind = check_choice("schedule", kind, ("linear", "log"))
         self.max_overhead = check_finite_number("max_overhead", max_overhead, minimum=0.0)
         if self.max_overhead > 1.0:
-            raise ValueError(
-                message("max_overhead", "a share from 0 to 1", max_overhead, "0.05 means 5%.")
-            )
+            raise value_error("max_overhead", "a share from 0 to 1", max_overhead, "0.05 means 5%.")
         self.at_steps = None if at_steps is None else _check_steps(at_steps)
         if self.at_steps is not None and (every_n_steps is not None or kind != "linear"):
             other = "every_n_steps" if every_n_steps is not None else "schedule='log'"
-            raise ValueError(
-                message(
-                    "at_steps",
-                    "the only argument that fixes the steps",
-                    f"at_steps together with {other}",
-                    "Put all steps in one list, as in at_steps=sorted({*range(0, 1000, 50), 7}).",
-                )
+            raise value_error(
+                "at_steps",
+                "the only argument that fixes the steps",
+                f"at_steps together with {other}",
+                "Put all steps in one list, as in at_steps=sorted({*range(0, 1000, 50), 7}).",
             )
         self._clock = clock
         self._start: float | None = None
@@ -131,12 +134,12 @@ def _check_steps(steps: object) -> frozenset[int]:
     expected = "a sequence of step numbers"
     remedy = "Pass at_steps=[0, 10, 100], for example."
     if not isinstance(steps, (Sequence, set, frozenset)) or isinstance(steps, (str, bytes)):
-        raise TypeError(message("at_steps", expected, describe(steps), remedy))
+        raise type_error("at_steps", expected, describe(steps), remedy)
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, int):
-            raise TypeError(message("at_steps", expected, f"{describe(step)} in it", remedy))
+            raise type_error("at_steps", expected, f"{describe(step)} in it", remedy)
         if step < 0:
-            raise ValueError(message("at_steps", "steps of at least 0", f"{step} in it", remedy))
+            raise value_error("at_steps", "steps of at least 0", f"{step} in it", remedy)
     if not steps:
-        raise ValueError(message("at_steps", "not empty", "no step", remedy))
+        raise value_error("at_steps", "not empty", "no step", remedy)
     return frozenset(steps)

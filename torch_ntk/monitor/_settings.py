@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_choice, check_positive_int, describe, message
+from .._checks import check_choice, check_positive_int, describe, type_error, value_error
 from .._types import ParameterSelection
 from ._scalars import METRICS, OPTIONAL
 
@@ -23,13 +23,11 @@ def check_metrics(metrics: object) -> tuple[str, ...]:
     """
     known = (*METRICS, *OPTIONAL)
     if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
-        raise TypeError(
-            message(
-                "metrics",
-                "a sequence of metric names",
-                describe(metrics),
-                f"Choose from {', '.join(known)}, as in metrics=('drift',).",
-            )
+        raise type_error(
+            "metrics",
+            "a sequence of metric names",
+            describe(metrics),
+            f"Choose from {', '.join(known)}, as in metrics=('drift',).",
         )
     return tuple(dict.fromkeys(check_choice("metrics", name, known) for name in metrics))
 
@@ -45,7 +43,7 @@ def check_measurement(*, output: object, batch_size: object, dtype: object, meth
     check_choice("output", output, _OUTPUTS)
     check_choice("method", method, _METHODS)
     if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(message("dtype", "None, torch.float32 or torch.float64", str(dtype), ""))
+        raise value_error("dtype", "None, torch.float32 or torch.float64", str(dtype), "")
 
 
 def check_selection(params: ParameterSelection) -> ParameterSelection:
@@ -58,9 +56,7 @@ def check_selection(params: ParameterSelection) -> ParameterSelection:
     if params is None or callable(params):
         return params
     if not is_list or not all(isinstance(name, str) for name in params):
-        raise TypeError(
-            message("params", "None, names of parameters or a predicate", describe(params), "")
-        )
+        raise type_error("params", "None, names of parameters or a predicate", describe(params), "")
     return params
 
 
@@ -74,24 +70,18 @@ def check_conduct(
     """
     check_choice("on_error", on_error, ("raise", "warn"))
     if not isinstance(prefix, str) or not prefix:
-        raise ValueError(
-            message("prefix", "a non-empty string", describe(prefix), "The default is 'ntk'.")
-        )
+        raise value_error("prefix", "a non-empty string", describe(prefix), "The default is 'ntk'.")
     if input_fn is not None and not callable(input_fn):
-        raise TypeError(
-            message(
-                "input_fn",
-                "a function of a batch",
-                describe(input_fn),
-                "Pass input_fn=lambda batch: (x, y).",
-            )
+        raise type_error(
+            "input_fn",
+            "a function of a batch",
+            describe(input_fn),
+            "Pass input_fn=lambda batch: (x, y).",
         )
     if forward_fn is not None and not callable(forward_fn):
-        raise TypeError(
-            message(
-                "forward_fn",
-                "a function of a network and its inputs",
-                describe(forward_fn),
-                "Pass forward_fn=lambda net, x: net(x)['logits'], for example.",
-            )
+        raise type_error(
+            "forward_fn",
+            "a function of a network and its inputs",
+            describe(forward_fn),
+            "Pass forward_fn=lambda net, x: net(x)['logits'], for example.",
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load, save
 
-from .._checks import message
+from .._checks import value_error
 from ._anchor import Anchor
 
 _DIGITS = 16  # of the hash in the file's name
@@ -65,23 +65,19 @@ def moved_in(state: Mapping[str, Any], folders: Iterable[Path]) -> dict[str, Any
     places = [*folders, Path(record["folder"])]
     found = next((p for f in places if (p := _path(record, f)).is_file()), None)
     if found is None:
-        raise ValueError(
-            message(
-                "theta_0",
-                f"in {record['file']}, beside the checkpoint",
-                f"no such file in {' or '.join(str(p) for p in dict.fromkeys(places))}",
-                "Copy it there from where the checkpoint was written, or begin without the state.",
-            )
+        raise value_error(
+            "theta_0",
+            f"in {record['file']}, beside the checkpoint",
+            f"no such file in {' or '.join(str(p) for p in dict.fromkeys(places))}",
+            "Copy it there from where the checkpoint was written, or begin without the state.",
         )
     content = found.read_bytes()
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise ValueError(
-            message(
-                "theta_0",
-                f"the content that {found} had when it was written",
-                "another one",
-                "The file was changed or damaged; restore it, or begin without the state.",
-            )
+        raise value_error(
+            "theta_0",
+            f"the content that {found} had when it was written",
+            "another one",
+            "The file was changed or damaged; restore it, or begin without the state.",
         )
     anchor = {**state["observer"]["anchor"], "params": load(content)}
     return {**state, "observer": {**state["observer"], "anchor": anchor}}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from .._checks import check_choice, describe, message
+from .._checks import check_choice, describe, type_error, value_error
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 """`"auto"`, `"cross_entropy"`, `"mse_loss"`, or `loss(f, y) -> scalar` of outputs and targets."""
@@ -34,9 +34,7 @@ def check_loss(loss: object) -> LossLike:
         return check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
     if isinstance(loss, type) or not callable(loss):
         came = f"the class {loss.__name__}" if isinstance(loss, type) else describe(loss)
-        raise TypeError(
-            message("loss", "a name or a function loss(f, y) -> scalar", came, "Or 'auto'.")
-        )
+        raise type_error("loss", "a name or a function loss(f, y) -> scalar", came, "Or 'auto'.")
     _refuse_sum(loss)
     return loss
 
@@ -109,11 +107,9 @@ def _is_plain_cross_entropy(loss: object) -> bool:
 def _refuse_sum(loss: object) -> None:
     reduction = getattr(loss, "reduction", "mean") if isinstance(loss, nn.Module) else "mean"
     if reduction in ("sum", "none"):
-        raise ValueError(
-            message(
-                "loss",
-                "a mean over samples, whose curvature does not grow with their number",
-                f"{type(loss).__name__} with reduction={reduction!r}",
-                "Pass loss=lambda f, y: batch_size * mean_loss(f, y) for a sum over a batch.",
-            )
+        raise value_error(
+            "loss",
+            "a mean over samples, whose curvature does not grow with their number",
+            f"{type(loss).__name__} with reduction={reduction!r}",
+            "Pass loss=lambda f, y: batch_size * mean_loss(f, y) for a sum over a batch.",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import message
+from .._checks import value_error
 from ._anchor import Anchor
 from ._observer import Observer
 from ._probe import InputFn, Probe, ProbeLike, probe_from_batch, read_probe
@@ -37,12 +37,10 @@ class Validation:
         self._input_fn = input_fn
         metrics = [name for name in of.metrics if name in OF_VALIDATION]
         if not metrics:
-            raise ValueError(
-                message(
-                    "validation_probe",
-                    f"given with one of the metrics {', '.join(OF_VALIDATION)}",
-                    f"the metrics {', '.join(of.metrics)}",
-                )
+            raise value_error(
+                "validation_probe",
+                f"given with one of the metrics {', '.join(OF_VALIDATION)}",
+                f"the metrics {', '.join(of.metrics)}",
             )
         self.observer = Observer(
             metrics,

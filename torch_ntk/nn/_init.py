@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._checks import message
+from .._checks import value_error
 from ._inventory import (
     NTK_TYPES,
     STANDARD_TYPES,
@@ -75,9 +75,7 @@ def standard_init_(
             _want(wanted, layer.bias, sigma_b, name)
     if not wanted:
         remedy = "There is nothing to draw."
-        raise ValueError(
-            message("model", "a module with an nn.Linear or nn.ConvNd layer", model, remedy)
-        )
+        raise value_error("model", "a module with an nn.Linear or nn.ConvNd layer", model, remedy)
     for parameter, std in wanted.items():
         draw_normal_(parameter, std, generator)
     return model
@@ -85,24 +83,20 @@ def standard_init_(
 
 def _check_not_ntk(name: str, layer: nn.Module) -> None:
     if isinstance(layer, NTK_TYPES):
-        raise ValueError(
-            message(
-                "model",
-                "in standard parameterization",
-                f"one with {where(name, layer)}",
-                "Call its reset_parameters() for N(0, 1), or build it with nn.Linear or nn.ConvNd.",
-            )
+        raise value_error(
+            "model",
+            "in standard parameterization",
+            f"one with {where(name, layer)}",
+            "Call its reset_parameters() for N(0, 1), or build it with nn.Linear or nn.ConvNd.",
         )
 
 
 def _want(wanted: dict[Tensor, float], parameter: Tensor, std: float, name: str) -> None:
     if wanted.setdefault(parameter, std) != std:
-        raise ValueError(
-            message(
-                "model",
-                "a module whose shared parameters have one scale",
-                f"one whose layer {name!r} shares a parameter that another layer wants with "
-                f"standard deviation {wanted[parameter]:g} and this one with {std:g}",
-                "Untie the layers, or draw them by hand.",
-            )
+        raise value_error(
+            "model",
+            "a module whose shared parameters have one scale",
+            f"one whose layer {name!r} shares a parameter that another layer wants with "
+            f"standard deviation {wanted[parameter]:g} and this one with {std:g}",
+            "Untie the layers, or draw them by hand.",
         )

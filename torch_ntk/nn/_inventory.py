@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from .._checks import message
+from .._checks import type_error, value_error
 from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
 from ._linear import NTKLinear
 
@@ -65,32 +65,28 @@ def is_uninitialized(module: nn.Module) -> bool:
 def check_is_module(model: object) -> None:
     """Refuse what is not an eager `nn.Module`."""
     if not isinstance(model, nn.Module):
-        raise TypeError(message("model", "a torch.nn.Module", model))
+        raise type_error("model", "a torch.nn.Module", model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            message("model", "an eager torch.nn.Module", model, "Convert it before scripting it.")
+        raise type_error(
+            "model", "an eager torch.nn.Module", model, "Convert it before scripting it."
         )
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        raise TypeError(
-            message(
-                "model",
-                "an eager torch.nn.Module",
-                model,
-                "Pass the module that was compiled, and call torch.compile on the result.",
-            )
+        raise type_error(
+            "model",
+            "an eager torch.nn.Module",
+            model,
+            "Pass the module that was compiled, and call torch.compile on the result.",
         )
 
 
 def check_own_weights(name: str, layer: nn.Module) -> None:
     """Refuse a layer whose weight or bias is not a parameter of its own with a shape."""
     if is_uninitialized(layer):
-        raise ValueError(
-            message(
-                "model",
-                "a module whose parameters have shapes",
-                f"one with {where(name, layer)}",
-                "Run one batch through the model first.",
-            )
+        raise value_error(
+            "model",
+            "a module whose parameters have shapes",
+            f"one with {where(name, layer)}",
+            "Run one batch through the model first.",
         )
     # Parametrizations keep the weight elsewhere and change the type; the older hooks of
     # nn.utils.weight_norm, spectral_norm and prune leave the type and set a plain tensor.
@@ -98,13 +94,11 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer) or any(
         role not in own or (role == "weight" and own[role] is None) for role in ("weight", "bias")
     ):
-        raise ValueError(
-            message(
-                "model",
-                "a module whose weights and biases are parameters of their layers",
-                f"one with {where(name, layer)} whose weight or bias is computed",
-                "Remove the parametrization, weight norm, spectral norm or pruning first.",
-            )
+        raise value_error(
+            "model",
+            "a module whose weights and biases are parameters of their layers",
+            f"one with {where(name, layer)} whose weight or bias is computed",
+            "Remove the parametrization, weight norm, spectral norm or pruning first.",
         )
 
 
@@ -134,14 +128,12 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
     }
     for name, module in model.named_modules():
         if isinstance(module, NO_NTK_LAYER) and whole:
-            raise ValueError(
-                message(
-                    "model",
-                    "made of layers that have an NTK counterpart, nn.Linear and nn.ConvNd",
-                    f"one with {where(name, module)}",
-                    "It would stay in standard parameterization. Replace it, or use "
-                    'mode="preserve", which leaves it as it is.',
-                )
+            raise value_error(
+                "model",
+                "made of layers that have an NTK counterpart, nn.Linear and nn.ConvNd",
+                f"one with {where(name, module)}",
+                "It would stay in standard parameterization. Replace it, or use "
+                'mode="preserve", which leaves it as it is.',
             )
         if id(module) in untouched or not isinstance(module, STANDARD_TYPES):
             continue
@@ -152,13 +144,11 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
         else:
             standard[name] = module
     if not standard and not ntk:
-        raise ValueError(
-            message(
-                "model",
-                "a module with an nn.Linear or nn.ConvNd layer",
-                model,
-                "There is nothing to convert.",
-            )
+        raise value_error(
+            "model",
+            "a module with an nn.Linear or nn.ConvNd layer",
+            model,
+            "There is nothing to convert.",
         )
     return Inventory(standard, ntk)
 
@@ -166,23 +156,19 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
 def _check_own_forward(name: str, layer: nn.Module) -> None:
     if not isinstance(layer, NTK_TYPES) and type(layer) not in NTK_TYPE_OF:
         base = next(kind for kind in STANDARD_TYPES if isinstance(layer, kind))
-        raise ValueError(
-            message(
-                "model",
-                "made of plain nn.Linear and nn.ConvNd layers",
-                f"one with {where(name, layer)}",
-                f"A subclass of nn.{base.__name__} may compute something else. Use the base "
-                "class, or build the network with NTK layers.",
-            )
+        raise value_error(
+            "model",
+            "made of plain nn.Linear and nn.ConvNd layers",
+            f"one with {where(name, layer)}",
+            f"A subclass of nn.{base.__name__} may compute something else. Use the base "
+            "class, or build the network with NTK layers.",
         )
     if "forward" in vars(layer):
-        raise ValueError(
-            message(
-                "model",
-                "made of layers with their class's forward",
-                f"one with {where(name, layer)} whose forward was replaced on the instance",
-                "Remove the replacement first.",
-            )
+        raise value_error(
+            "model",
+            "made of layers with their class's forward",
+            f"one with {where(name, layer)} whose forward was replaced on the instance",
+            "Remove the replacement first.",
         )
 
 

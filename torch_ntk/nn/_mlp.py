@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from .._checks import check_choice, check_positive_int, describe, message
+from .._checks import check_choice, check_positive_int, describe, type_error, value_error
 from ._activations import Abs, Cos, Erf, Sin
 from ._gain import DEFAULT_GAIN, module_gain
 from ._init import standard_init_
@@ -141,9 +141,9 @@ class MLP(nn.Sequential):
 def _check_widths(widths: object) -> tuple[int, ...]:
     remedy = "Give the sizes from input to output, [784, 512, 10]."
     if isinstance(widths, str) or not isinstance(widths, Sequence):
-        raise TypeError(message("widths", "a sequence of integers", widths, remedy))
+        raise type_error("widths", "a sequence of integers", widths, remedy)
     if len(widths) < 2:
-        raise ValueError(message("widths", "at least two sizes", f"{len(widths)}", remedy))
+        raise value_error("widths", "at least two sizes", f"{len(widths)}", remedy)
     return tuple(check_positive_int(f"widths[{i}]", w, remedy) for i, w in enumerate(widths))
 
 
@@ -156,7 +156,7 @@ def _activation_factory(activation: Activation) -> Callable[[], nn.Module]:
         template = activation
         return lambda: copy.deepcopy(template)
     if not callable(activation):
-        raise TypeError(message("activation", expected, activation))
+        raise type_error("activation", expected, activation)
     factory = activation
     remedy = (
         "A factory takes no arguments and returns an nn.Module: nn.ReLU, or "
@@ -167,11 +167,11 @@ def _activation_factory(activation: Activation) -> Callable[[], nn.Module]:
         try:
             made = factory()
         except TypeError as error:
-            raise TypeError(
-                message("activation", expected, f"{describe(factory)}: {error}", remedy)
+            raise type_error(
+                "activation", expected, f"{describe(factory)}: {error}", remedy
             ) from error
         if not isinstance(made, nn.Module):
-            raise TypeError(message("activation", "one that makes modules", made, remedy))
+            raise type_error("activation", "one that makes modules", made, remedy)
         return made
 
     return make

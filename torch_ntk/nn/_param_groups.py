@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._checks import check_finite_number, describe, message
+from .._checks import check_finite_number, describe, type_error, value_error
 from ._inventory import NTK_TYPES, check_is_module, check_own_weights, parameter_places, where
 
 _SGD_OPTIONS = frozenset(
@@ -63,13 +63,11 @@ def ntk_param_groups(
         weight_decay = check_finite_number("weight_decay", weight_decay, minimum=0.0)
     for option in options:
         if option not in _SGD_OPTIONS:
-            raise TypeError(
-                message(
-                    "options",
-                    f"options of torch.optim.SGD ({', '.join(sorted(_SGD_OPTIONS))})",
-                    repr(option),
-                    "Only for SGD are these rates exact.",
-                )
+            raise type_error(
+                "options",
+                f"options of torch.optim.SGD ({', '.join(sorted(_SGD_OPTIONS))})",
+                repr(option),
+                "Only for SGD are these rates exact.",
             )
     groups: dict[tuple[float, float | None], dict[str, Any]] = {}
     for parameter, (rate, decay) in _square_scales(model).items():
@@ -80,7 +78,7 @@ def ntk_param_groups(
                 groups[key]["weight_decay"] = key[1]
         groups[key]["params"].append(parameter)
     if not groups:
-        raise ValueError(message("model", "a module with a trainable parameter", describe(model)))
+        raise value_error("model", "a module with a trainable parameter", describe(model))
     return list(groups.values())
 
 
@@ -104,14 +102,12 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
             elif role == "bias":
                 factors = _bias_factors(name, module, module.sigma_b)
         if found.setdefault(parameter, factors) != factors:
-            raise ValueError(
-                message(
-                    "model",
-                    "one whose shared parameters have one scale",
-                    f"one where {where(name, module)} and {holders[parameter]} share a parameter "
-                    "and scale it differently",
-                    "Untie them, or give them equal scales.",
-                )
+            raise value_error(
+                "model",
+                "one whose shared parameters have one scale",
+                f"one where {where(name, module)} and {holders[parameter]} share a parameter "
+                "and scale it differently",
+                "Untie them, or give them equal scales.",
             )
         holders.setdefault(parameter, where(name, module))
     return found
@@ -119,12 +115,10 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
 
 def _bias_factors(name: str, layer: nn.Module, sigma_b: float) -> tuple[float, float]:
     if sigma_b == 0.0:
-        raise ValueError(
-            message(
-                "model",
-                "one whose trainable biases act on the function",
-                f"one with {where(name, layer)} with sigma_b=0",
-                "Freeze it, layer.bias.requires_grad_(False), or build the layer with bias=False.",
-            )
+        raise value_error(
+            "model",
+            "one whose trainable biases act on the function",
+            f"one with {where(name, layer)} with sigma_b=0",
+            "Freeze it, layer.bias.requires_grad_(False), or build the layer with bias=False.",
         )
     return 1.0 / sigma_b**2, sigma_b**2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._checks import check_choice, message
+from .._checks import check_choice, message, value_error
 from ._follow import Uses, find_uses
 from ._gain import DEFAULT_GAIN
 from ._inventory import (
@@ -159,13 +159,11 @@ def _divide_(parameter: Tensor, factor: float, name: str) -> None:
     parameter.div_(factor)
     if bool((parameter.isfinite() != before).any()):
         dtype = str(parameter.dtype).removeprefix("torch.")
-        raise ValueError(
-            message(
-                "model",
-                f"one whose weights divided by their scale stay finite in {dtype}",
-                f"one whose layer {name!r} divided by {factor:g} does not",
-                "Convert it in float32.",
-            )
+        raise value_error(
+            "model",
+            f"one whose weights divided by their scale stay finite in {dtype}",
+            f"one whose layer {name!r} divided by {factor:g} does not",
+            "Convert it in float32.",
         )
 
 
@@ -196,13 +194,11 @@ def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
 def _check_not_read(inventory: Inventory, uses: Uses) -> None:
     for name, layer in inventory.standard.items():
         if any(parameter in uses.read for parameter in _weight_and_bias(layer)):
-            raise ValueError(
-                message(
-                    "model",
-                    "one that uses its layers' weights only by calling the layers",
-                    f"one whose code reads the weight or bias of {name!r} itself",
-                    "Call the layer there, or build the network with NTK layers.",
-                )
+            raise value_error(
+                "model",
+                "one that uses its layers' weights only by calling the layers",
+                f"one whose code reads the weight or bias of {name!r} itself",
+                "Call the layer there, or build the network with NTK layers.",
             )
 
 
@@ -218,13 +214,11 @@ def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
             continue
         holder = holders.setdefault((tensor.device, tensor.data_ptr()), tensor)
         if holder is not tensor and holder in names:
-            raise ValueError(
-                message(
-                    "model",
-                    "one whose tied weights are one and the same nn.Parameter",
-                    f"one where a weight of {names[holder]!r} shares memory with another tensor",
-                    "Tie them by assignment: a.weight = b.weight.",
-                )
+            raise value_error(
+                "model",
+                "one whose tied weights are one and the same nn.Parameter",
+                f"one where a weight of {names[holder]!r} shares memory with another tensor",
+                "Tie them by assignment: a.weight = b.weight.",
             )
 
 
@@ -237,13 +231,11 @@ def _preserving_factors(
         wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer.weight))}
         if layer.bias is not None:
             if sigma_b == 0.0 and (layer.bias.is_meta or bool(layer.bias.any())):
-                raise ValueError(
-                    message(
-                        "sigma_b",
-                        'greater than 0 where mode="preserve" meets a bias other than 0',
-                        f"0.0, with the bias of layer {name!r}",
-                        "Give a sigma_b above 0.",
-                    )
+                raise value_error(
+                    "sigma_b",
+                    'greater than 0 where mode="preserve" meets a bias other than 0',
+                    f"0.0, with the bias of layer {name!r}",
+                    "Give a sigma_b above 0.",
                 )
             wanted[layer.bias] = sigma_b
         for parameter, factor in wanted.items():

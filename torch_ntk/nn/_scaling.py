@@ -27,7 +27,7 @@ from typing import Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_finite_number, describe, message
+from .._checks import check_bool, check_finite_number, describe, type_error, value_error
 
 _AUTOCAST_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
@@ -39,11 +39,11 @@ def check_sigma_w(value: object, name: str = "sigma_w", expected: str = _POSITIV
     """Return `value` as a float if it is a finite number above 0."""
     remedy = "It is the standard deviation of the scaled weights."
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(message(name, expected, describe(value), remedy))
+        raise type_error(name, expected, describe(value), remedy)
     if value == 0:
         remedy = "With 0 the layer would not depend on its input."
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(message(name, expected, describe(value), remedy))
+        raise value_error(name, expected, describe(value), remedy)
     return float(value)
 
 
@@ -53,7 +53,7 @@ def check_sigma_w_or_gain(value: object, name: str = "sigma_w") -> float | Liter
     if not isinstance(value, str):
         return check_sigma_w(value, name, expected)
     if value != "gain":
-        raise ValueError(message(name, expected, describe(value)))
+        raise value_error(name, expected, describe(value))
     return "gain"
 
 
@@ -67,10 +67,10 @@ def check_sigma_b(value: object, name: str = "sigma_b") -> float:
 def check_size(name: str, value: SupportsIndex) -> int:
     """Return `value` as an int if it is an integer of at least 0."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(message(name, "an integer, at least 0", value))
+        raise type_error(name, "an integer, at least 0", value)
     number = operator.index(value)
     if number < 0:
-        raise ValueError(message(name, "an integer, at least 0", number))
+        raise value_error(name, "an integer, at least 0", number)
     return number
 
 
@@ -87,13 +87,11 @@ def check_dtype(dtype: object) -> None:
     if dtype is None:
         return
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(
-            message(
-                "dtype",
-                "a real floating-point torch.dtype",
-                str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
-                "The weights are drawn from a real normal distribution; give torch.float32, say.",
-            )
+        raise type_error(
+            "dtype",
+            "a real floating-point torch.dtype",
+            str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
+            "The weights are drawn from a real normal distribution; give torch.float32, say.",
         )
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from .._checks import describe, message
+from .._checks import describe, type_error, value_error
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -33,14 +33,14 @@ def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[
         FigureCanvasAgg(figure)
         return figure, figure.subplots()
     if not isinstance(ax, Axes):
-        raise TypeError(
-            message("ax", "None or one matplotlib Axes", describe(ax), "Pass axes[0], for example.")
+        raise type_error(
+            "ax", "None or one matplotlib Axes", describe(ax), "Pass axes[0], for example."
         )
     owner: Figure | SubFigure | None = ax.figure
     while isinstance(owner, SubFigure):
         owner = owner.figure
     if owner is None:
-        raise ValueError(message("ax", "part of a figure", "axes that were removed from theirs"))
+        raise value_error("ax", "part of a figure", "axes that were removed from theirs")
     return owner, ax
 
 
@@ -62,18 +62,14 @@ def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
     if isinstance(value, Tensor):
         value = value.detach().to("cpu", torch.float64).numpy()
     if value is None:
-        raise TypeError(message(name, "a tensor or an array of numbers", value))
+        raise type_error(name, "a tensor or an array of numbers", value)
     try:
         found = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            message(name, "a tensor or an array of numbers", describe(value))
-        ) from error
+        raise type_error(name, "a tensor or an array of numbers", describe(value)) from error
     if found.ndim not in dims or found.size == 0:
         wanted = " or ".join(map(str, dims))
-        raise ValueError(
-            message(name, f"non-empty with {wanted} dimensions", f"shape {found.shape}")
-        )
+        raise value_error(name, f"non-empty with {wanted} dimensions", f"shape {found.shape}")
     return found
 
 

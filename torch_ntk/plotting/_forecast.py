@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .._checks import message
+from .._checks import value_error
 from ._axes import COLORS, Array, array, axes_for, legend
 
 _MARK = "forecast"  # by which a predicted curve is found again in its axes
@@ -129,18 +129,16 @@ def _rates(forecast: ForecastLike) -> str:
 def _actual(actual: Any, steps: Array) -> tuple[Array, Array]:
     if isinstance(actual, tuple):
         if len(actual) != 2:
-            raise ValueError(message("actual", "losses or (steps, losses)", actual))
+            raise value_error("actual", "losses or (steps, losses)", actual)
         at, losses = (array("actual", part, (1,)) for part in actual)
     else:
         at, losses = steps, array("actual", actual, (1,))
     if at.shape != losses.shape:
-        raise ValueError(
-            message(
-                "actual",
-                f"one loss for each of the {len(at)} steps",
-                f"{len(losses)} losses",
-                "Pass (steps, losses) for losses at other steps.",
-            )
+        raise value_error(
+            "actual",
+            f"one loss for each of the {len(at)} steps",
+            f"{len(losses)} losses",
+            "Pass (steps, losses) for losses at other steps.",
         )
     return at, losses
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .._checks import message
+from .._checks import value_error
 from ._axes import Array, array, axes_for
 
 _SEVERAL = 24  # more class boundaries than this would hide the kernel
@@ -58,8 +58,8 @@ def plot_kernel(
         values = values.diagonal(axis1=2, axis2=3).mean(-1)
     finite = np.isfinite(values)
     if not finite.any():
-        raise ValueError(
-            message("kernel", "finite somewhere", "only NaN and infinities", "Nothing to show.")
+        raise value_error(
+            "kernel", "finite somewhere", "only NaN and infinities", "Nothing to show."
         )
     classes = None if labels is None else _classes(labels, values.shape)
     if classes is not None and sort:
@@ -99,12 +99,10 @@ def plot_kernel(
 def _classes(labels: Any, shape: tuple[int, ...]) -> Array:
     found = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
     if found.shape != shape[:1] or shape[0] != shape[1]:
-        raise ValueError(
-            message(
-                "labels",
-                f"one label for each row of a square kernel, here of shape {shape}",
-                f"shape {found.shape}",
-            )
+        raise value_error(
+            "labels",
+            f"one label for each row of a square kernel, here of shape {shape}",
+            f"shape {found.shape}",
         )
     return found
 

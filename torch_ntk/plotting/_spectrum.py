@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ..metrics import spectral_summary
 from ._axes import Array, array, axes_for, legend, style
 
@@ -52,7 +52,7 @@ def plot_spectrum(
         floor = check_finite_number("floor", floor, minimum=0.0)
     named = kernels if isinstance(kernels, Mapping) else {"": kernels}
     if not named:
-        raise ValueError(message("kernels", "at least one kernel", "an empty mapping"))
+        raise value_error("kernels", "at least one kernel", "an empty mapping")
     spectra = {str(name): _spectrum(name, kernel, floor) for name, kernel in named.items()}
     figure, axes = axes_for(ax, 7.0)
     positive = [values[values > 0] for values, _ in spectra.values()]
@@ -82,7 +82,7 @@ def _spectrum(name: object, kernel: Any, floor: float | None) -> tuple[Array, fl
         found = array(argument, kernel, (1,))
         values = np.sort(found[np.isfinite(found)])[::-1]
         if not values.size:
-            raise ValueError(message(argument, "finite somewhere", "only NaN and infinities"))
+            raise value_error(argument, "finite somewhere", "only NaN and infinities")
         eps = float(np.finfo(np.float64).eps)
         return values, len(values) * eps * float(abs(values).max()) if floor is None else floor
     array(argument, kernel, (2, 3, 4))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ._axes import GREY, Array, array, axes_for, legend, style
 
 _BAND = 0.2  # opacity
@@ -70,20 +70,18 @@ def plot_trajectories(
     spread = None if std is None else _lines("std", std, t)
     if middle is None:
         if runs is None:
-            raise ValueError(message("mean", "given where there are no samples", "None"))
+            raise value_error("mean", "given where there are no samples", "None")
         middle = runs.mean(0)
         if spread is None and len(runs) > 1:
             spread = runs.std(0, ddof=1)
     for name, other in (("std", spread), ("samples", None if runs is None else runs[0])):
         if other is not None and other.shape != middle.shape:
-            raise ValueError(
-                message(name, f"of {middle.shape[1]} lines as mean", f"{other.shape[1]}")
-            )
+            raise value_error(name, f"of {middle.shape[1]} lines as mean", f"{other.shape[1]}")
     if labels is not None and len(labels) != middle.shape[1]:
-        raise ValueError(message("labels", f"{middle.shape[1]} names", f"{len(labels)}"))
+        raise value_error("labels", f"{middle.shape[1]} names", f"{len(labels)}")
     kept = np.isfinite(t) & ((t > 0) | (not log_time))
     if not kept.any():
-        raise ValueError(message("times", "finite" + (" and positive" if log_time else ""), f"{t}"))
+        raise value_error("times", "finite" + (" and positive" if log_time else ""), f"{t}")
     figure, axes = axes_for(ax, 7.0)
     if log_time:
         axes.set_xscale("log")
@@ -116,12 +114,10 @@ def _lines(name: str, value: object, t: Array, leading: int = 0) -> Array:
     """`value` as `[..., T, L]`."""
     found = array(name, value, (leading + 1, leading + 2))
     if found.shape[leading] != len(t):
-        raise ValueError(
-            message(
-                name,
-                f"of {len(t)} times in dimension {leading}, as `times`",
-                f"shape {found.shape}",
-            )
+        raise value_error(
+            name,
+            f"of {len(t)} times in dimension {leading}, as `times`",
+            f"shape {found.shape}",
         )
     return found[..., None] if found.ndim == leading + 1 else found
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, describe, message
+from .._checks import check_choice, describe, type_error
 from ._gaussian import (
     Gaussian,
     HasKernels,
@@ -215,10 +215,8 @@ def _nngp_of(k_test_test: object) -> Tensor | None:
         return k_test_test
     if hasattr(k_test_test, "nngp") and isinstance(k_test_test.nngp, Tensor):
         return k_test_test.nngp
-    raise TypeError(
-        message(
-            "k_test_test",
-            "the NNGP kernel of the test samples, or a pair of kernels that has it as `nngp`",
-            describe(k_test_test),
-        )
+    raise type_error(
+        "k_test_test",
+        "the NNGP kernel of the test samples, or a pair of kernels that has it as `nngp`",
+        describe(k_test_test),
     )

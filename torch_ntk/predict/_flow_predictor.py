@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, describe, message
+from .._checks import check_tensor, describe, value_error
 from ._flow_state import FlowState
 from ._gaussian import promoted
 from ._layout import Layout
@@ -149,19 +149,17 @@ class FlowPredictor:
     def _with_outputs_of(self, f0_train: Tensor | None) -> Modes:
         """The modes for as many outputs as f0 has."""
         if f0_train is None:
-            raise ValueError(
-                message(
-                    "num_outputs",
-                    "given to gradient_flow, or `f0_train` in the call, as neither the kernel nor "
-                    "`y` shows how many outputs there are",
-                    describe(None),
-                    "For class indices pass the number of classes.",
-                )
+            raise value_error(
+                "num_outputs",
+                "given to gradient_flow, or `f0_train` in the call, as neither the kernel nor "
+                "`y` shows how many outputs there are",
+                describe(None),
+                "For class indices pass the number of classes.",
             )
         start = check_tensor("f0_train", f0_train)
         samples = self._modes.layout.samples
         if start.ndim not in (1, 2) or start.shape[0] != samples or start.numel() == 0:
-            raise ValueError(message("f0_train", f"of shape [{samples}] or [{samples}, O]", start))
+            raise value_error("f0_train", f"of shape [{samples}] or [{samples}, O]", start)
         layout = replace(
             self._modes.layout,
             outputs=start.shape[1] if start.ndim == 2 else 1,
@@ -180,12 +178,10 @@ def _check_memory(size: int) -> None:
     needed = _MATRICES * 8 * size**2
     free = int(psutil.virtual_memory().available)
     if needed > free:
-        raise ValueError(
-            message(
-                "k_train_train",
-                "small enough for matrices of (N·O)² entries",
-                f"N·O = {size}, which takes about {needed / 2**30:.1f} GiB with "
-                f"{free / 2**30:.1f} GiB free",
-                "Use fewer training samples; squared error has the closed form gradient_flow_mse.",
-            )
+        raise value_error(
+            "k_train_train",
+            "small enough for matrices of (N·O)² entries",
+            f"N·O = {size}, which takes about {needed / 2**30:.1f} GiB with "
+            f"{free / 2**30:.1f} GiB free",
+            "Use fewer training samples; squared error has the closed form gradient_flow_mse.",
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, message
+from .._checks import check_tensor, type_error, value_error
 from ._layout import Layout
 
 
@@ -62,13 +62,11 @@ def check_pair(name: str, value: object) -> HasKernels:
     if hasattr(value, "nngp") and hasattr(value, "ntk"):
         pair: HasKernels = value
         return pair
-    raise TypeError(
-        message(
-            name,
-            "a pair of kernels with the attributes `nngp` and `ntk`",
-            value,
-            "Use analytic_kernels(model, x1, x2), or KernelPair(nngp=..., ntk=...).",
-        )
+    raise type_error(
+        name,
+        "a pair of kernels with the attributes `nngp` and `ntk`",
+        value,
+        "Use analytic_kernels(model, x1, x2), or KernelPair(nngp=..., ntk=...).",
     )
 
 
@@ -85,13 +83,11 @@ def read_square(layout: Layout, name: str, value: object, samples: int) -> Tenso
     worst = float((matrix - matrix.mT).abs().max())
     tolerance = float(torch.finfo(tensor.dtype).eps) ** 0.5
     if worst > tolerance * largest:
-        raise ValueError(
-            message(
-                name,
-                f"symmetric to a relative tolerance of {tolerance:.2g}",
-                f"a matrix with max|A - Aᵀ| = {worst:.3g}, its largest entry being {largest:.3g}",
-                "It is the kernel of the test samples with themselves.",
-            )
+        raise value_error(
+            name,
+            f"symmetric to a relative tolerance of {tolerance:.2g}",
+            f"a matrix with max|A - Aᵀ| = {worst:.3g}, its largest entry being {largest:.3g}",
+            "It is the kernel of the test samples with themselves.",
         )
     return 0.5 * matrix + 0.5 * matrix.mT
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ._heavy_ball import decay_and_gain
 from ._max_learning_rate import check_momentum
 from ._modes import read_modes, read_targets
@@ -116,7 +116,7 @@ def check_learning_rate(value: object) -> float:
     """
     lr = check_finite_number("lr", value)
     if lr <= 0.0:
-        raise ValueError(
-            message("lr", "positive", f"{lr:g}", "max_learning_rate(k) gives the largest stable.")
+        raise value_error(
+            "lr", "positive", f"{lr:g}", "max_learning_rate(k) gives the largest stable."
         )
     return lr

@@ -11,7 +11,8 @@ from .._checks import (
     check_finite_number,
     check_positive_int,
     describe,
-    message,
+    type_error,
+    value_error,
 )
 from ._flow_predictor import FlowPredictor
 from ._layout import check_train_kernel
@@ -81,7 +82,7 @@ def gradient_flow(
         (torch.Size([2, 2, 3]), tensor([0, 2]))
     """
     if not callable(loss):
-        raise TypeError(message("loss", "a function (f, y) -> scalar", describe(loss)))
+        raise type_error("loss", "a function (f, y) -> scalar", describe(loss))
     check_choice("method", method, METHODS, "They are solvers of scipy.integrate.")
     options = Tolerances(
         method,
@@ -96,12 +97,10 @@ def gradient_flow(
         any_shape = (kernel.shape[0],) if shape is None else shape
         modes = read_modes("k_train_train", kernel, any_shape, of, diag_reg)
         if targets.shape[0] != modes.layout.samples:
-            raise ValueError(
-                message(
-                    "y",
-                    f"of shape [{modes.layout.samples}, ...], one row per sample of the kernel",
-                    targets,
-                )
+            raise value_error(
+                "y",
+                f"of shape [{modes.layout.samples}, ...], one row per sample of the kernel",
+                targets,
             )
         for_loss = targets.to(modes.layout.work_device)
         if for_loss.dtype.is_floating_point:
@@ -127,7 +126,7 @@ def _shape_of_outputs(
 def _check_tolerance(name: str, value: object, above: float) -> float:
     number = check_finite_number(name, value)
     if not above < number < 1.0:
-        raise ValueError(
-            message(name, f"above {above:g} and below 1", f"{number:g}", "1e-8 is a good choice.")
+        raise value_error(
+            name, f"above {above:g} and below 1", f"{number:g}", "1e-8 is a good choice."
         )
     return number

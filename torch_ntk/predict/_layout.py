@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, message
+from .._checks import check_tensor, value_error
 from ..linalg import as_float64, float64_device
 
 _SHAPES = "a kernel of shape [N, N] or [N, N, O, O]"
@@ -92,13 +92,11 @@ class Layout:
         expected = self.shape(samples)
         if tuple(tensor.shape) != expected:
             hint = "the kernel and `y`" if samples is None else "`k_test_train` and `y`"
-            raise ValueError(
-                message(
-                    name,
-                    f"of shape {expected}",
-                    tensor,
-                    f"That follows from {hint}: one row per sample, one column per output.",
-                )
+            raise value_error(
+                name,
+                f"of shape {expected}",
+                tensor,
+                f"That follows from {hint}: one row per sample, one column per output.",
             )
         self.check_device(name, tensor)
         return self.columns(as_float64(name, tensor))
@@ -127,13 +125,11 @@ class Layout:
                 remedy = "It seems to be transposed; samples of the test set come first"
             elif tensor.ndim >= 2 and rows is None and tensor.shape[0] == columns:
                 remedy += ": this one seems to be transposed"
-            raise ValueError(
-                message(
-                    name,
-                    f"of shape {expected}",
-                    tensor,
-                    f"{remedy}, and the layout is that of the train kernel.",
-                )
+            raise value_error(
+                name,
+                f"of shape {expected}",
+                tensor,
+                f"{remedy}, and the layout is that of the train kernel.",
             )
         self.check_device(name, tensor)
         return self.matrix(as_float64(name, tensor))
@@ -141,13 +137,11 @@ class Layout:
     def check_device(self, name: str, tensor: Tensor) -> None:
         """Raise `ValueError` unless the tensor lies where the train kernel does."""
         if tensor.device != self.device:
-            raise ValueError(
-                message(
-                    name,
-                    f"on the device of the train kernel, {self.device}",
-                    f"a tensor on {tensor.device}",
-                    f"Move it with .to({str(self.device)!r}).",
-                )
+            raise value_error(
+                name,
+                f"on the device of the train kernel, {self.device}",
+                f"a tensor on {tensor.device}",
+                f"Move it with .to({str(self.device)!r}).",
             )
 
     @property
@@ -166,7 +160,7 @@ def check_train_kernel(name: str, value: object) -> Tensor:
     kernel = check_tensor(name, value)
     shape = tuple(kernel.shape)
     if kernel.numel() == 0:
-        raise ValueError(message(name, "non-empty", kernel, "Pass at least one sample."))
+        raise value_error(name, "non-empty", kernel, "Pass at least one sample.")
     if kernel.ndim in (2, 4) and shape[0] == shape[1] and shape[2:3] == shape[3:4]:
         return kernel
     remedy = _SHAPE_REMEDY
@@ -177,7 +171,7 @@ def check_train_kernel(name: str, value: object) -> Tensor:
             "A kernel per output, [N, N, O], is a full kernel without coupling: use "
             "torch.diag_embed(k). " + remedy
         )
-    raise ValueError(message(name, _SHAPES, kernel, remedy))
+    raise value_error(name, _SHAPES, kernel, remedy)
 
 
 def layout_for(name: str, kernel: Tensor, shape: tuple[int, ...], of: str) -> Layout:
@@ -206,6 +200,4 @@ def layout_for(name: str, kernel: Tensor, shape: tuple[int, ...], of: str) -> La
         )
     elif len(shape) == 2 and shape[1] == n:
         remedy += " They seem to be transposed."
-    raise ValueError(
-        message(of, f"of shape {expected} to fit `{name}`", f"shape {tuple(shape)}", remedy)
-    )
+    raise value_error(of, f"of shape {expected} to fit `{name}`", f"shape {tuple(shape)}", remedy)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, describe, message
+from .._checks import check_tensor, describe, type_error, value_error
 from ._layout import Layout
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -64,30 +64,24 @@ class OutputLoss:
             value = self.function(outputs, self.targets)
         expected = "a function (f, y) whose value is a scalar tensor (0-dim)"
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            raise TypeError(message("loss", expected, f"the value {describe(value)}"))
+            raise type_error("loss", expected, f"the value {describe(value)}")
         if value.ndim != 0:
-            raise ValueError(
-                message(
-                    "loss",
-                    expected,
-                    f"the value {describe(value)}",
-                    "Reduce it, for instance with .sum() or reduction='sum': the kernel "
-                    "multiplies the gradient of one number.",
-                )
+            raise value_error(
+                "loss",
+                expected,
+                f"the value {describe(value)}",
+                "Reduce it, for instance with .sum() or reduction='sum': the kernel "
+                "multiplies the gradient of one number.",
             )
         if not value.requires_grad:
-            raise ValueError(
-                message(
-                    "loss",
-                    "differentiable in its first argument",
-                    "a value that does not depend on f by differentiable operations",
-                    "It is called as loss(f, y), outputs first.",
-                )
+            raise value_error(
+                "loss",
+                "differentiable in its first argument",
+                "a value that does not depend on f by differentiable operations",
+                "It is called as loss(f, y), outputs first.",
             )
         if not bool(torch.isfinite(value)):
-            raise ValueError(
-                message("loss", "finite where training starts", f"{float(value)} at f0")
-            )
+            raise value_error("loss", "finite where training starts", f"{float(value)} at f0")
 
     def _of_outputs(self, outputs: Tensor) -> Tensor:
         return self.function(outputs, self.targets)
@@ -100,13 +94,11 @@ class OutputLoss:
 def _check_derivative(what: str, value: Tensor, t: float) -> None:
     if bool(torch.isfinite(value).all()):
         return
-    raise ValueError(
-        message(
-            "loss",
-            "twice differentiable where training goes",
-            f"a {what} that is not finite at t = {t:.6g}",
-            "Look for a logarithm or a square root of 0 in it.",
-        )
+    raise value_error(
+        "loss",
+        "twice differentiable where training goes",
+        f"a {what} that is not finite at t = {t:.6g}",
+        "Look for a logarithm or a square root of 0 in it.",
     )
 
 
@@ -119,11 +111,11 @@ def read_loss_targets(y: object, device: torch.device) -> Tensor:
     """
     tensor = check_tensor("y", y)
     if tensor.dtype.is_complex:
-        raise TypeError(message("y", "a tensor of real numbers", tensor))
+        raise type_error("y", "a tensor of real numbers", tensor)
     if tensor.ndim == 0:
-        raise ValueError(message("y", "of shape [N, ...]", tensor, "One row per sample."))
+        raise value_error("y", "of shape [N, ...]", tensor, "One row per sample.")
     if tensor.device != device:
-        raise ValueError(
-            message("y", f"on the device of the train kernel, {device}", tensor, "Move it there.")
+        raise value_error(
+            "y", f"on the device of the train kernel, {device}", tensor, "Move it there."
         )
     return tensor.detach().clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, check_positive_int, message
+from .._checks import check_finite_number, check_positive_int, value_error
 from ._layout import check_train_kernel
 from ._modes import read_modes
 from ._reduction import Reduction, rate_of
@@ -56,8 +56,8 @@ def max_learning_rate(
     if num_outputs is not None:
         given = check_positive_int("num_outputs", num_outputs)
         if kernel.ndim == 4 and given != outputs:
-            raise ValueError(
-                message("num_outputs", f"{outputs}, as the kernel has", given, "Leave it out.")
+            raise value_error(
+                "num_outputs", f"{outputs}, as the kernel has", given, "Leave it out."
             )
         outputs = given
     modes = read_modes("k", kernel, (kernel.shape[0], outputs), "k", 0.0)
@@ -73,12 +73,10 @@ def check_momentum(value: object) -> float:
     """
     momentum = check_finite_number("momentum", value)
     if not 0.0 <= momentum < 1.0:
-        raise ValueError(
-            message(
-                "momentum",
-                "in [0, 1)",
-                f"{momentum:g}",
-                "With 1 or more, nothing ever comes to rest.",
-            )
+        raise value_error(
+            "momentum",
+            "in [0, 1)",
+            f"{momentum:g}",
+            "With 1 or more, nothing ever comes to rest.",
         )
     return momentum

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._checks import check_finite_number, message
+from .._checks import check_finite_number, value_error
 from ..linalg import SymmetricEigen, as_float64, symmetric_eigen, warn_singular
 from ._layout import Layout, check_train_kernel, layout_for
 
@@ -168,12 +168,10 @@ def read_targets(name: str, kernel_name: str, kernel: object, y: object) -> tupl
         "Class labels are not regression targets: use torch_ntk.predict.one_hot(labels, C).",
     )
     if isinstance(y, Tensor) and y.device != given.device:
-        raise ValueError(
-            message(
-                name,
-                f"on the device of `{kernel_name}`, {given.device}",
-                f"a tensor on {y.device}",
-                f"Move it with .to({str(given.device)!r}).",
-            )
+        raise value_error(
+            name,
+            f"on the device of `{kernel_name}`, {given.device}",
+            f"a tensor on {y.device}",
+            f"Move it with .to({str(given.device)!r}).",
         )
     return given, targets

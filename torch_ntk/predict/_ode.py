@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.integrate import BDF, LSODA, Radau  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 
-from .._checks import message
+from .._checks import value_error
 
 Method: TypeAlias = Literal["BDF", "Radau", "LSODA"]
 """Implicit solvers of `scipy.integrate`."""
@@ -134,12 +134,10 @@ def _no_rest(t: float, remaining: float) -> ValueError:
         still = "the loss still slopes without curvature"
     else:
         still = f"the outputs still have {remaining:.3g} times their tolerance to go"
-    return ValueError(
-        message(
-            "t",
-            "finite for a loss without a finite minimum",
-            f"a limit that is not reached at t = {t:.3g}, where {still}",
-            "Cross-entropy on labels has no limit, as the outputs grow for ever: ask for a finite "
-            "time.",
-        )
+    return value_error(
+        "t",
+        "finite for a loss without a finite minimum",
+        f"a limit that is not reached at t = {t:.3g}, where {still}",
+        "Cross-entropy on labels has no limit, as the outputs grow for ever: ask for a finite "
+        "time.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_positive_int, check_tensor, describe, message
+from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -47,30 +47,26 @@ def one_hot(
     tensor = check_tensor("labels", labels).detach()
     classes = check_positive_int("num_classes", num_classes)
     if not isinstance(zero_centered, bool):
-        raise TypeError(message("zero_centered", "True or False", describe(zero_centered)))
+        raise type_error("zero_centered", "True or False", describe(zero_centered))
     if dtype is None:
         dtype = torch.get_default_dtype()
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(message("dtype", "a floating-point torch.dtype", str(dtype)))
+        raise type_error("dtype", "a floating-point torch.dtype", str(dtype))
     if tensor.dtype not in _INTEGERS:
-        raise TypeError(
-            message(
-                "labels",
-                "a tensor of integers",
-                tensor,
-                "Labels are class indices; convert them with .long() if they are whole numbers.",
-            )
+        raise type_error(
+            "labels",
+            "a tensor of integers",
+            tensor,
+            "Labels are class indices; convert them with .long() if they are whole numbers.",
         )
     if tensor.numel() == 0:
-        raise ValueError(message("labels", "non-empty", tensor))
+        raise value_error("labels", "non-empty", tensor)
     low, high = int(tensor.min()), int(tensor.max())
     if low < 0 or high >= classes:
-        raise ValueError(
-            message(
-                "labels",
-                f"from 0 to {classes - 1}, as `num_classes` is {classes}",
-                f"labels from {low} to {high}",
-            )
+        raise value_error(
+            "labels",
+            f"from 0 to {classes - 1}, as `num_classes` is {classes}",
+            f"labels from {low} to {high}",
         )
     eye = torch.eye(classes, dtype=torch.float64 if tensor.device.type != "mps" else dtype)
     if zero_centered:

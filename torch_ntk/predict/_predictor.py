@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, describe, message
+from .._checks import check_tensor, describe, value_error
 from ._gaussian import promoted
 from ._modes import Dynamics, Modes
 from ._times import Time, read_times
@@ -155,25 +155,21 @@ class MSEPredictor:
 
     def _check_limit(self, learning_rate: float) -> None:
         if learning_rate >= self.max_learning_rate:
-            raise ValueError(
-                message(
-                    "lr",
-                    f"below {self.max_learning_rate:.9g} for the limit to exist",
-                    f"{learning_rate:g}",
-                    "At this step size gradient descent does not converge. Ask for a finite "
-                    "number of steps to see it, or take a smaller step (max_learning_rate).",
-                )
+            raise value_error(
+                "lr",
+                f"below {self.max_learning_rate:.9g} for the limit to exist",
+                f"{learning_rate:g}",
+                "At this step size gradient descent does not converge. Ask for a finite "
+                "number of steps to see it, or take a smaller step (max_learning_rate).",
             )
 
     def _diverged(self) -> ValueError:
-        return ValueError(
-            message(
-                "t",
-                "a number of steps after which the outputs are finite",
-                f"one after which they exceed float64, as lr={self.learning_rate} is above the "
-                f"largest stable step, {self.max_learning_rate:.9g}",
-                "Take a smaller step, or fewer steps.",
-            )
+        return value_error(
+            "t",
+            "a number of steps after which the outputs are finite",
+            f"one after which they exceed float64, as lr={self.learning_rate} is above the "
+            f"largest stable step, {self.max_learning_rate:.9g}",
+            "Take a smaller step, or fewer steps.",
         )
 
     def _read_start(self, f0_train: Tensor | None) -> Tensor:
@@ -200,13 +196,11 @@ def read_test(
     layout = modes.layout
     if k_test_train is None:
         if f0_test is not None:
-            raise ValueError(
-                message(
-                    "k_test_train",
-                    "given with `f0_test`",
-                    describe(None),
-                    "Test outputs move with the kernel between test and training samples.",
-                )
+            raise value_error(
+                "k_test_train",
+                "given with `f0_test`",
+                describe(None),
+                "Test outputs move with the kernel between test and training samples.",
             )
         return None
     kernel = layout.read_kernel("k_test_train", k_test_train, None, layout.samples)

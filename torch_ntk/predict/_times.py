@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, describe, message
+from .._checks import check_tensor, describe, type_error, value_error
 
 Time = float | int | Tensor | None
 """A time: a number, a 0-dim or 1-D tensor of times, or `None` (like infinity) for the limit."""
@@ -36,14 +36,10 @@ def read_times(t: object, device: torch.device, *, steps: bool = False) -> tuple
     elif isinstance(t, Tensor):
         times, single = _from_tensor(t)
     else:
-        raise TypeError(
-            message("t", _EXPECTED, describe(t), "Put several times into torch.tensor([...]).")
-        )
+        raise type_error("t", _EXPECTED, describe(t), "Put several times into torch.tensor([...]).")
     if bool((~(times >= 0)).any()):  # NaN is caught as well
         bad = float(times[~(times >= 0)][0])
-        raise ValueError(
-            message("t", "not negative", f"{bad:g}", "Training starts at t = 0, with f0.")
-        )
+        raise value_error("t", "not negative", f"{bad:g}", "Training starts at t = 0, with f0.")
     if steps:
         _check_whole(times)
     return times.to(device), single
@@ -52,9 +48,9 @@ def read_times(t: object, device: torch.device, *, steps: bool = False) -> tuple
 def _from_tensor(t: Tensor) -> tuple[Tensor, bool]:
     check_tensor("t", t)
     if t.dtype == torch.bool or t.dtype.is_complex:
-        raise TypeError(message("t", _EXPECTED, t))
+        raise type_error("t", _EXPECTED, t)
     if t.ndim > 1 or t.numel() == 0:
-        raise ValueError(message("t", _EXPECTED, t, "Flatten it with .flatten()."))
+        raise value_error("t", _EXPECTED, t, "Flatten it with .flatten().")
     return t.detach().cpu().to(torch.float64).reshape(-1), t.ndim == 0
 
 
@@ -62,20 +58,16 @@ def _check_whole(times: Tensor) -> None:
     finite = times[torch.isfinite(times)]
     if bool((finite != finite.round()).any()):
         bad = float(finite[finite != finite.round()][0])
-        raise ValueError(
-            message(
-                "t",
-                "a whole number of steps",
-                f"{bad:g}",
-                "Between steps there are no outputs; gradient_flow_mse is continuous in time.",
-            )
+        raise value_error(
+            "t",
+            "a whole number of steps",
+            f"{bad:g}",
+            "Between steps there are no outputs; gradient_flow_mse is continuous in time.",
         )
     if bool((finite > 2.0**53).any()):
-        raise ValueError(
-            message(
-                "t",
-                "at most 2**53 steps",
-                f"{float(finite.max()):g}",
-                "Use t=None for the limit.",
-            )
+        raise value_error(
+            "t",
+            "at most 2**53 steps",
+            f"{float(finite.max()):g}",
+            "Use t=None for the limit.",
         )

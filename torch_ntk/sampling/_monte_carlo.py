@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._checks import check_choice, check_positive_int, check_tensor, message
+from .._checks import check_choice, check_positive_int, check_tensor, type_error, value_error
 from .._functional import quiet
 from ..empirical import empirical_nngp, empirical_ntk
 from ._moments import RunningMoments
@@ -96,13 +96,11 @@ def monte_carlo_kernel(
             with torch.enable_grad():  # it may train what it makes
                 model = make_model()
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                message(
-                    "make_model",
-                    "a function that returns an nn.Module",
-                    f"one that returns {model!r:.60}",
-                    "Give the function itself, for example monte_carlo_kernel(lambda: Net(), x).",
-                )
+            raise type_error(
+                "make_model",
+                "a function that returns an nn.Module",
+                f"one that returns {model!r:.60}",
+                "Give the function itself, for example monte_carlo_kernel(lambda: Net(), x).",
             )
         before = _new_weights(model, before)
         if kind == "ntk":
@@ -115,23 +113,19 @@ def monte_carlo_kernel(
 
 def _check(make_model: object, x1: object, n_samples: object, seed: object) -> None:
     if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise TypeError(
-            message(
-                "make_model",
-                "a function that makes a network with new weights",
-                make_model,
-                "A module has one set of weights: give lambda: Net(...), which makes one.",
-            )
+        raise type_error(
+            "make_model",
+            "a function that makes a network with new weights",
+            make_model,
+            "A module has one set of weights: give lambda: Net(...), which makes one.",
         )
     check_tensor("x1", x1)
     if check_positive_int("n_samples", n_samples) < 2:
-        raise ValueError(
-            message("n_samples", "at least 2", n_samples, "One draw has no standard error.")
-        )
+        raise value_error("n_samples", "at least 2", n_samples, "One draw has no standard error.")
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(message("seed", "an integer", seed))
+        raise type_error("seed", "an integer", seed)
     if not 0 <= seed < 2**63:
-        raise ValueError(message("seed", "at least 0 and below 2**63", seed))
+        raise value_error("seed", "at least 0 and below 2**63", seed)
 
 
 def _seed_all(number: int, device: torch.device) -> None:
@@ -149,13 +143,11 @@ def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
     if before is None or len(weights) != len(before):
         return weights
     if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(weights, before, strict=True)):
-        raise ValueError(
-            message(
-                "make_model",
-                "a function that draws new weights at each call",
-                "two networks with equal weights",
-                "Make the network inside of it, or draw its weights anew; and do not set the "
-                "seed there, which is done for each draw.",
-            )
+        raise value_error(
+            "make_model",
+            "a function that draws new weights at each call",
+            "two networks with equal weights",
+            "Make the network inside of it, or draw its weights anew; and do not set the "
+            "seed there, which is done for each draw.",
         )
     return weights

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._checks import message
+from ..._checks import value_error
 from ...activations import dual_activation, gain_dual
 from .._ops import (
     Activation,
@@ -60,7 +60,7 @@ class Builder:
             remedy: What to do.
         """
         detail = f"{why} {remedy}".strip()
-        return ValueError(message("model", _EXPECTED, f"{what} at {self.node!r}", detail))
+        return value_error("model", _EXPECTED, f"{what} at {self.node!r}", detail)
 
     def layer(self, module: nn.Module) -> int:
         """A number for the layer, whose weights only one node may use."""
@@ -196,13 +196,11 @@ class Builder:
             return self._inputs[id(data.first)]
         first, second = (self._features(t, n) for t, n in ((data.first, 0), (data.second, 1)))
         if first.shape[1:] != second.shape[1:]:
-            raise ValueError(
-                message(
-                    "x2",
-                    "of samples of the same shape as those of `x1`",
-                    f"{tuple(second.shape[1:])} against {tuple(first.shape[1:])} at "
-                    f"{self.node!r}, the input of {what}",
-                )
+            raise value_error(
+                "x2",
+                "of samples of the same shape as those of `x1`",
+                f"{tuple(second.shape[1:])} against {tuple(first.shape[1:])} at "
+                f"{self.node!r}, the input of {what}",
             )
         positions = first.reshape(*first.shape, *[1] * (4 - first.ndim))
         other = None if self.same else second.reshape(*second.shape, *[1] * (4 - second.ndim))

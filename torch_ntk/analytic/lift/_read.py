@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..._checks import message
+from ..._checks import type_error, value_error
 from .._ops import Program
 from ._builder import Builder
 from ._functions import ATTRIBUTES, METHOD_RULES, RULES
@@ -51,15 +51,13 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-        raise TypeError(
-            message(
-                "model",
-                "traceable by torch.fx",
-                f"a {type(model).__name__} that is not: {error}".rstrip(". "),
-                "A forward whose Python control flow depends on the data of its input has no "
-                "fixed graph. Move that part out of the network, or build the network from "
-                "modules.",
-            )
+        raise type_error(
+            "model",
+            "traceable by torch.fx",
+            f"a {type(model).__name__} that is not: {error}".rstrip(". "),
+            "A forward whose Python control flow depends on the data of its input has no "
+            "fixed graph. Move that part out of the network, or build the network from "
+            "modules.",
         ) from error
     return fx.GraphModule(tracer.root, graph)
 
@@ -91,34 +89,28 @@ class _Reader:
             return x
         if node.args:
             return node.args[0]
-        raise TypeError(
-            message(
-                "model",
-                "a function of one tensor",
-                f"a forward with the argument {node.target!r} besides",
-                "Wrap the module so that the other arguments are fixed.",
-            )
+        raise type_error(
+            "model",
+            "a function of one tensor",
+            f"a forward with the argument {node.target!r} besides",
+            "Wrap the module so that the other arguments are fixed.",
         )
 
     def _output(self, output: Any) -> Program:
         if isinstance(output, _RANDOM):
             return self._builder.program(output)
         if isinstance(output, Data):
-            raise ValueError(
-                message(
-                    "model",
-                    "a network with an NTK layer",
-                    "one whose output depends on no random weights",
-                    "There is no kernel to take the limit of.",
-                )
-            )
-        raise TypeError(
-            message(
+            raise value_error(
                 "model",
-                "a function to one tensor",
-                f"one whose output is {type(output).__name__}",
-                "Wrap it so that it returns the tensor whose kernel is meant.",
+                "a network with an NTK layer",
+                "one whose output depends on no random weights",
+                "There is no kernel to take the limit of.",
             )
+        raise type_error(
+            "model",
+            "a function to one tensor",
+            f"one whose output is {type(output).__name__}",
+            "Wrap it so that it returns the tensor whose kernel is meant.",
         )
 
     def _of(self, argument: Any) -> Any:

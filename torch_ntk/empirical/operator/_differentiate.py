@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ..._checks import message
+from ..._checks import ArgumentError, value_error
 from ..._functional import (
     CANNOT_TRANSFORM,
     ModelFunction,
@@ -22,11 +22,10 @@ from ..._functional import (
     check_batching,
     failure,
     is_checkpointing,
-    is_out_of_memory,
 )
 from ..._types import Parameters
+from ...memory import ONE_SAMPLE, is_out_of_memory
 from .. import _jacobian
-from .._blocks import ONE_SAMPLE
 from .._trial import Trial
 
 
@@ -223,18 +222,16 @@ def choose(fn: ModelFunction, x: Tensor) -> Way:
             if is_checkpointing(error):
                 # Plain autograd would run, with the recomputation at other parameters.
                 raise failure(error, "differentiate the outputs of the model") from error
-            if isinstance(error, ValueError) and str(error).startswith("`"):
+            if isinstance(error, ArgumentError):
                 raise
             first = first or error
     if first is not None:
         raise failure(first, "multiply by the Jacobian of the model") from first
-    raise ValueError(
-        message(
-            "model",
-            "a function with one derivative",
-            "one whose backward pass on a batch is not that on its samples",
-            "Look for an autograd.Function with an inconsistent backward.",
-        )
+    raise value_error(
+        "model",
+        "a function with one derivative",
+        "one whose backward pass on a batch is not that on its samples",
+        "Look for an autograd.Function with an inconsistent backward.",
     )
 
 
@@ -250,13 +247,11 @@ def _is_right(way: Way, fn: ModelFunction, x: Tensor) -> bool:
     if not torch.isfinite(torch.tensor(squared)):
         return True  # no product will be finite either, and says more about it
     if not agree(together.values(), (total[k] for k in together)):
-        raise ValueError(
-            message(
-                "model",
-                "a function of one sample at a time",
-                "derivatives of a sample that change with the other samples of its batch",
-                "Replace what is computed over the batch by what is computed over a sample.",
-            )
+        raise value_error(
+            "model",
+            "a function of one sample at a time",
+            "derivatives of a sample that change with the other samples of its batch",
+            "Replace what is computed over the batch by what is computed over a sample.",
         )
     forwards = float((way.push(fn, x, together)[0] * u).sum())
     eps = torch.finfo(fn.dtype).eps

@@ -13,9 +13,8 @@ from scipy.sparse.linalg import (  # type: ignore[import-untyped]
 )
 from torch import Tensor
 
-from ..._checks import check_choice, check_finite_number, check_positive_int, message
-from .._blocks import budget
-from .._outputs import size_in_words
+from ..._checks import check_choice, check_finite_number, check_positive_int, value_error
+from ...memory import budget, size_in_words
 
 if TYPE_CHECKING:
     from ._operator import NTKOperator
@@ -55,7 +54,7 @@ def extreme(
         tolerance = check_finite_number("tol", tol, minimum=0.0)
     size = operator.shape[0]
     if k > size:
-        raise ValueError(message("k", f"at most {size}, the size of the operator", k))
+        raise value_error("k", f"at most {size}, the size of the operator", k)
     if which == "SA":
         _check_smallest(operator)
     # With few dimensions ARPACK would build a basis of about all of the space anyway.
@@ -76,27 +75,23 @@ def extreme(
 
 def _check_smallest(operator: NTKOperator) -> None:
     if operator.dtype != torch.float64:
-        raise ValueError(
-            message(
-                "which",
-                f"'LA' for an operator in {operator.dtype}",
-                "'SA'",
-                "Rounding hides the smallest eigenvalues there: make the operator with "
-                "dtype=torch.float64.",
-            )
+        raise value_error(
+            "which",
+            f"'LA' for an operator in {operator.dtype}",
+            "'SA'",
+            "Rounding hides the smallest eigenvalues there: make the operator with "
+            "dtype=torch.float64.",
         )
     need = 4 * 8 * operator.shape[0] ** 2  # the matrix, its eigenvectors, and room to work in
     free = budget(operator.device)
     if need > free:
-        raise ValueError(
-            message(
-                "which",
-                f"'LA' for an operator of shape {operator.shape}",
-                "'SA'",
-                f"The smallest eigenvalues need the dense matrix, {size_in_words(need)} with its "
-                f"decomposition where {size_in_words(free)} may be used; iterative methods "
-                "return values that are too large. Use fewer samples or output='mean'.",
-            )
+        raise value_error(
+            "which",
+            f"'LA' for an operator of shape {operator.shape}",
+            "'SA'",
+            f"The smallest eigenvalues need the dense matrix, {size_in_words(need)} with its "
+            f"decomposition where {size_in_words(free)} may be used; iterative methods "
+            "return values that are too large. Use fewer samples or output='mean'.",
         )
 
 

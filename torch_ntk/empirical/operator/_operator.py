@@ -10,13 +10,20 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ..._checks import check_bool, check_choice, check_finite, check_positive_int, message
+from ..._checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive_int,
+    type_error,
+    value_error,
+)
 from ..._functional import model_function, quiet
 from ..._types import ModelLike, ParameterSelection
+from ...memory import in_bytes, limited
 from .. import _choose
 from .._api import _NOT_FINITE, _module_and_device
 from .._fits import check_fits
-from .._limit import in_bytes, limited
 from .._outputs import finish
 from .._parts import WHOLE, keys_of
 from .._trial import Trial, try_out
@@ -132,7 +139,7 @@ class NTKOperator:
         if isinstance(other, np.ndarray):
             if other.dtype.kind not in "fiub":
                 came = f"an array of {other.dtype}"
-                raise TypeError(message("v", "an array of real numbers", came))
+                raise type_error("v", "an array of real numbers", came)
             tensor = torch.as_tensor(np.ascontiguousarray(other), dtype=self.dtype)
             return (self @ tensor.to(self.device)).cpu().numpy()
         v = self._checked(other)
@@ -143,11 +150,11 @@ class NTKOperator:
     def _checked(self, v: object) -> Tensor:
         if not isinstance(v, Tensor) or v.dtype != self.dtype:
             remedy = f"Convert it, for example with v.to({self.dtype})."
-            raise TypeError(message("v", f"a tensor of {self.dtype}", v, remedy))
+            raise type_error("v", f"a tensor of {self.dtype}", v, remedy)
         if v.ndim not in (1, 2) or v.shape[0] != self.shape[0] or v.device != self.device:
             size = self.shape[0]
             expected = f"a vector [{size}] or a matrix [{size}, M] on {self.device}"
-            raise ValueError(message("v", expected, v))
+            raise value_error("v", expected, v)
         with torch.inference_mode(False), torch.no_grad():
             return check_finite("v", v.detach()).clone()
 
@@ -276,11 +283,11 @@ class NTKOperator:
             if not 2 <= half < size:
                 expected = f"at least 4 and less than {2 * size} for 'xtrace'"
                 remedy = "For a small operator take to_dense().trace()."
-                raise ValueError(message("n_samples", expected, n_samples, remedy))
+                raise value_error("n_samples", expected, n_samples, remedy)
             return xtrace(self.in_double, on_sphere(half, size, generator).T.cpu())
         if n_samples < 2:
             expected = "at least 2, for the error of the estimate"
-            raise ValueError(message("n_samples", expected, n_samples))
+            raise value_error("n_samples", expected, n_samples)
         # The traces of the full kernel and of "trace" are the same sum over outputs, so that
         # signs for samples and outputs serve both, with one pass for each vector.
         n, o = self._x.shape[0], self._trial.outputs

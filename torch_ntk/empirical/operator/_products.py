@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 
 from ..._functional import ModelFunction, agree
 from ..._types import Parameters
-from .._blocks import Backoff, budget, ranges
-from .._limit import check_enough
+from ...memory import Backoff, budget, check_enough, ranges
 from .._trial import Trial
 from ._differentiate import Way, choose
 

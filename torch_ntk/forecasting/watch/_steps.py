@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from ..._checks import message
+from ..._checks import value_error
 from ...monitor._step_rule import read_optimizers
 
 _REMEDY = "Train with torch.optim.SGD, or without this callback."
@@ -57,7 +57,7 @@ def read_steps_of(
     try:
         rule = read_optimizers(optimizers, network, names)
     except ValueError as error:
-        raise ValueError(message("optimizer", expected, f"this: {error}", _REMEDY)) from error
+        raise value_error("optimizer", expected, f"this: {error}", _REMEDY) from error
     moved = {id(p) for n, p in network.named_parameters() if n in rule.rates}
     groups = [
         group
@@ -77,15 +77,13 @@ def read_steps_of(
     ]
     if odd:
         came = f"SGD with {' and '.join(odd)}"
-        raise ValueError(message("optimizer", expected, came, "Leave that out to see a forecast."))
+        raise value_error("optimizer", expected, came, "Leave that out to see a forecast.")
     if rule.lr <= 0.0:
-        raise ValueError(
-            message(
-                "optimizer",
-                "one with a positive learning rate",
-                f"lr={rule.lr:g}",
-                "A rate that is warmed up from 0 has no forecast.",
-            )
+        raise value_error(
+            "optimizer",
+            "one with a positive learning rate",
+            f"lr={rule.lr:g}",
+            "A rate that is warmed up from 0 has no forecast.",
         )
     return Steps(
         rule.lr,

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from .._checks import describe, message
-from ._outputs import size_in_words
+from .._checks import describe, type_error, value_error
+from ._words import size_in_words
 
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
@@ -24,19 +24,19 @@ def in_bytes(max_memory: int | str) -> int:
     remedy = "Write for example 2 * 1024**3, '2GB' or '512MiB'."
     expected = "None, a positive number of bytes, or a size with its unit"
     if isinstance(max_memory, bool) or not isinstance(max_memory, (int, str)):
-        raise TypeError(message("max_memory", expected, describe(max_memory), remedy))
+        raise type_error("max_memory", expected, describe(max_memory), remedy)
     if isinstance(max_memory, int):
         size = max_memory
     else:
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?)B\s*", max_memory.upper())
         if found is None:
-            raise ValueError(message("max_memory", expected, describe(max_memory), remedy))
+            raise value_error("max_memory", expected, describe(max_memory), remedy)
         number, prefix, binary = found.groups()
         power = _UNITS[prefix]
         base = 1 if not prefix else (1024 if binary else 1000)
         size = int(float(number) * base**power)
     if size < 1:
-        raise ValueError(message("max_memory", expected, describe(max_memory), remedy))
+        raise value_error("max_memory", expected, describe(max_memory), remedy)
     return size
 
 
@@ -63,13 +63,11 @@ def check_enough(least: int) -> None:
     """
     allowed = limit()
     if allowed is not None and least > allowed:
-        raise ValueError(
-            message(
-                "max_memory",
-                f"larger by {size_in_words(least - allowed)}",
-                f"a limit that leaves {size_in_words(max(0, allowed))} for blocks, where a single "
-                f"sample takes {size_in_words(least)}",
-                "Raise it, or use a cheaper output (output='pseudo' needs O times less) or fewer "
-                "parameters (params=[...]).",
-            )
+        raise value_error(
+            "max_memory",
+            f"larger by {size_in_words(least - allowed)}",
+            f"a limit that leaves {size_in_words(max(0, allowed))} for blocks, where a single "
+            f"sample takes {size_in_words(least)}",
+            "Raise it, or use a cheaper output (output='pseudo' needs O times less) or fewer "
+            "parameters (params=[...]).",
         )
