@@ -252,8 +252,10 @@ def test_a_forward_that_calls_its_loggers_writes_nothing_more(tmp_path: Path) ->
         assert run.loggers == [table]
         assert "log_metrics" not in vars(table)
         names = ("direct", "experiment", "kept")
-        tables.append([{n: row[n] for n in names} for row in rows(table) if row["direct"]])
-    assert len(tables[0]) == 10
+        # Each of the three calls writes a row of its own: look at all of them.
+        written = [{n: row[n] for n in names} for row in rows(table)]
+        tables.append([row for row in written if any(row.values())])
+    assert len(tables[0]) == 3 * 10
     assert tables[0] == tables[1]
 
 

@@ -49,6 +49,13 @@ class Regressor(Classifier):
         return torch.optim.SGD(groups, momentum=0.6)
 
 
+class WithoutMomentum(Regressor):
+    """Plain gradient descent: a step depends on nothing before it."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
 class Scheduled(Classifier):
     """The learning rate halves after the third step."""
 
@@ -118,6 +125,22 @@ def test_squared_error_is_that_of_the_linearized_network(tmp_path: Path) -> None
     text = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "forecast/predicted" in text
     assert f"{history['forecast/predicted'][2]}"[:12] in text
+
+
+def test_a_forecast_that_begins_at_a_later_step(tmp_path: Path) -> None:
+    """Steps count from where Θ_0 was taken, at the parameters of that step."""
+    saver = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=5)
+    options: dict[str, Any] = {"enable_checkpointing": True}
+    module = classifier(kind=WithoutMomentum, lr=0.3)
+    fit(tmp_path, module, [saver], whole(NUMBERS), max_epochs=5, **options)
+    expected = linear_losses(module, (X, NUMBERS), 8)
+    forecast, path = LossForecast((X, NUMBERS), every_n_steps=4), str(tmp_path / "last.ckpt")
+    module = classifier(kind=WithoutMomentum, lr=0.3)
+    with pytest.warns(UserWarning, match="starts at step 5"):
+        fit(tmp_path, module, [forecast], whole(NUMBERS), max_epochs=13, ckpt_path=path)
+    assert forecast.history["step"] == [5, 8, 12, 13]
+    meant = [expected[step - 5] for step in (5, 8, 12, 13)]
+    assert forecast.history["forecast/predicted"] == pytest.approx(meant, rel=1e-8)
 
 
 def test_cross_entropy_follows_small_steps(tmp_path: Path) -> None:

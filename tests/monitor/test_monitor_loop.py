@@ -148,6 +148,35 @@ def test_state_and_back() -> None:
     assert again.history["ntk/drift"][4] > 0
 
 
+def test_a_resumed_run_measures_what_the_run_would_have() -> None:
+    """Both probes, to the last digit: running statistics have moved since the reference.
+
+    The linearization is taken with the buffers of the reference, which a state holds once, for
+    the training probe; the validation probe has to find them there.
+    """
+    x, y = batches()[0]
+
+    def monitor() -> Monitor:
+        return Monitor((x, y), validation_probe=(x.flip(1) + 1.0, y), every_n_steps=2)
+
+    whole, model = monitor(), network()
+    train(whole, model, last=6)
+    again = monitor()
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    train(None, model, first=6)
+    for one in (whole, again):
+        one.step(model, step=STEPS)
+    assert "ntk/val_linearization_gap" in whole.history
+    found, expected = again.history, whole.history
+    assert found.keys() == expected.keys()
+    for name in expected.keys() - {"ntk/seconds", "ntk/overhead"}:
+        assert np.array_equal(found[name], expected[name], equal_nan=True), name
+    assert whole.history["ntk/buffer_drift"][-1] > 0.1
+
+
 def test_a_wrapped_network_and_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     compiled = torch.compile(model, backend="eager")

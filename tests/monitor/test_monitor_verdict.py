@@ -69,6 +69,10 @@ def test_moving_buffers_leave_it_undecided() -> None:
     assert "50.0%" in result.reason
     assert "running statistics of normalization moved by 40.0% of their norm" in result.reason
     assert verdict({**seen, "buffer_drift": 0.1}).regime == "feature learning"
+    # Already where the parameters alone would be called neither lazy nor feature learning.
+    between = {"drift": 0.2, "linearization_gap": 0.2, "buffer_drift": 0.4}
+    assert verdict(between).regime == "undecided"
+    assert verdict({**between, "buffer_drift": 0.1}).regime == "in between"
     still = {"drift": 0.05, "linearization_gap": 0.02, "buffer_drift": 0.4}
     assert verdict(still).regime == "lazy"  # with the buffers' part it is small still
 
