@@ -21,8 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_types", "_checks", "_functional", "_version", "memory"}),
     frozenset({"nn", "linalg", "activations"}),
     frozenset({"empirical", "analytic", "linearize"}),
-    frozenset({"predict", "metrics", "monitor", "sampling", "scale"}),
-    frozenset({"estimators", "forecasting", "plotting", "integrations"}),
+    frozenset({"predict", "metrics", "plotting", "monitor", "sampling", "scale"}),
+    frozenset({"estimators", "forecasting", "integrations"}),
     frozenset({"callbacks"}),
 )
 # Besides these, (importer, imported), within a row.
@@ -31,7 +31,9 @@ WITHIN_A_LAYER = {
     ("_functional", "_types"),
     ("_functional", "memory"),
     ("memory", "_checks"),
+    ("plotting", "metrics"),
     ("monitor", "metrics"),
+    ("monitor", "plotting"),
 }
 # The shell around the library: what it may use of the library's private modules.
 PRIVATE_FOR_CALLBACKS = {"_checks", "_types"}

@@ -57,7 +57,7 @@ def test_without_classes_the_order_is_kept(labels: Tensor | None) -> None:
     theta = kernel()
     _, axes = kernel_heatmap(theta, labels)
     assert np.array_equal(np.asarray(axes.images[0].get_array()), theta.numpy())
-    assert axes.get_xlabel() == "sample"
+    assert axes.get_xlabel() == "sample x′"
 
 
 def test_a_full_kernel_shows_the_mean_over_outputs() -> None:

@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .._checks import value_error
+from ..plotting import plot_kernel
 
 _MOST_LINES = 12
-_MOST_CLASSES = 24
 _MOST_POINTS = 4000
 _FEW = 16  # eigenvalues that are marked one by one
 
@@ -36,59 +36,28 @@ def _new(width: float = 5.6, height: float = 4.6) -> tuple[Figure, Axes]:
 def kernel_heatmap(
     kernel: Tensor, labels: Tensor | None = None, *, title: str = ""
 ) -> tuple[Figure, Axes]:
-    """The kernel as a heat map, its samples ordered by class, classes separated by lines.
+    """The kernel on a probe, as `torch_ntk.plotting.plot_kernel` draws it.
+
+    Targets that are not one integer class for each sample say nothing about an order of the
+    samples: they are left aside.
 
     Args:
         kernel: `[N, N]`, or `[N, N, O, O]`, of which the mean over equal outputs is shown.
-        labels: Integer class labels `[N]`; without them the order is kept.
+        labels: The targets of the probe, or None.
         title: A line above the map.
+
+    Raises:
+        ValueError: `kernel` is not square, or nowhere finite.
     """
-    theta = kernel.detach()
-    if theta.ndim == 4:
-        theta = theta.diagonal(dim1=2, dim2=3).mean(-1)
-    if theta.ndim != 2 or theta.shape[0] != theta.shape[1]:
+    if kernel.ndim not in (2, 4) or kernel.shape[0] != kernel.shape[1]:
         raise value_error("kernel", "[N, N] or [N, N, O, O]", kernel, "")
-    values = theta.cpu().double().numpy()
-    figure, axes = _new()
-    classes = _classes(labels, values.shape[0])
-    if classes is not None:
-        order = np.argsort(classes, kind="stable")
-        values, classes = values[np.ix_(order, order)], classes[order]
-    low, high = float(values.min()), float(values.max())
-    signed = low < 0 and -low > 0.02 * high
-    top = max(abs(low), abs(high))
-    image = axes.imshow(
-        values,
-        cmap="RdBu_r" if signed else "viridis",
-        vmin=-top if signed else low,
-        vmax=top if signed else high,
-        interpolation="nearest",
+    is_class = (
+        labels is not None
+        and labels.shape == kernel.shape[:1]
+        and not labels.is_floating_point()
+        and not labels.is_complex()
     )
-    figure.colorbar(image, ax=axes, label="Θ(x, x′)", shrink=0.9)
-    axes.set_title(title, fontsize=10)
-    if classes is None:
-        axes.set_xlabel("sample")
-        axes.set_ylabel("sample")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-        return figure, axes
-    axes.set_xlabel("class of x′")
-    axes.set_ylabel("class of x")
-    edges = np.flatnonzero(np.diff(classes)) + 1
-    bounds = np.concatenate([[0], edges, [len(classes)]])
-    if len(edges) <= _MOST_CLASSES:  # more lines than that would hide the kernel
-        for edge in edges:
-            for draw in (axes.axhline, axes.axvline):
-                draw(edge - 0.5, color="0.3" if signed else "white", linewidth=0.6)
-    shown: list[int] = []
-    middles = (bounds[:-1] + bounds[1:] - 1) / 2
-    for k in np.argsort(-np.diff(bounds), kind="stable"):  # large classes first
-        if all(abs(middles[k] - middles[j]) >= len(classes) / 20 for j in shown):
-            shown.append(int(k))
-    names = [str(classes[bounds[k]]) for k in shown]
-    axes.set_xticks(middles[shown], names)
-    axes.set_yticks(middles[shown], names)
-    return figure, axes
+    return plot_kernel(kernel, labels if is_class else None, title=title)
 
 
 def spectrum_plot(
@@ -192,15 +161,6 @@ def linearization_scatter(
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=10)
     return figure, axes
-
-
-def _classes(labels: Tensor | None, n: int) -> np.ndarray | None:
-    """Labels if they are one integer class per sample, else None."""
-    if labels is None or labels.ndim != 1 or labels.shape[0] != n:
-        return None
-    if labels.is_floating_point() or labels.is_complex():
-        return None
-    return np.asarray(labels.detach().cpu())
 
 
 def _spread(items: list, most: int) -> list:  # type: ignore[type-arg]
