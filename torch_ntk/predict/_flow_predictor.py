@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from .._checks import check_tensor, describe, value_error
+from ..memory import free_memory
 from ._flow_state import FlowState
 from ._gaussian import promoted
 from ._layout import Layout
@@ -176,7 +176,7 @@ def _finish(layout: Layout, columns: Tensor, single: bool, dtype: torch.dtype) -
 def _check_memory(size: int) -> None:
     """Refuse a problem whose Jacobian does not fit, before the solver tries."""
     needed = _MATRICES * 8 * size**2
-    free = int(psutil.virtual_memory().available)
+    free = free_memory(torch.device("cpu"))  # the solver's, which works there
     if needed > free:
         raise value_error(
             "k_train_train",

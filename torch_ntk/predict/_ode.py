@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.integrate import BDF, LSODA, Radau  # type: ignore[import-untyped]
-from tqdm.auto import tqdm
 
 from .._checks import value_error
 
 Method: TypeAlias = Literal["BDF", "Radau", "LSODA"]
 """Implicit solvers of `scipy.integrate`."""
 
-_SOLVERS: dict[str, Any] = {"BDF": BDF, "Radau": Radau, "LSODA": LSODA}
-METHODS = tuple(_SOLVERS)
+METHODS: tuple[Method, ...] = get_args(Method)
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -68,6 +65,9 @@ def solve(
         RuntimeError: The solver fails, or needs more evaluations than allowed.
         ValueError: There is no state of rest before the horizon.
     """
+    from scipy import integrate  # type: ignore[import-untyped]  # slow to import
+    from tqdm.auto import tqdm
+
     states = np.zeros((len(times), size))
     finite = int(np.isfinite(times).sum())
     done = int((times == 0.0).sum())
@@ -78,7 +78,7 @@ def solve(
         raise ValueError("a state of rest needs a horizon and a criterion")
     last = float(times[finite - 1]) if finite else 0.0
     bound = max(last, horizon or 0.0) if endless else last
-    solver = _SOLVERS[options.method](
+    solver = getattr(integrate, options.method)(
         velocity, 0.0, np.zeros(size), bound, rtol=options.rtol, atol=options.atol, jac=jacobian
     )
     total = None if endless else bound
