@@ -12,6 +12,7 @@ import torch
 from covariance_oracle import kernels
 from small_nets import Function, conv, conv1d, dense, frozen
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torch_ntk import CNTK, MLP, analytic_kernels, analytic_nngp, analytic_ntk, mlp_kernels
 
@@ -57,17 +58,49 @@ def test_the_scale_of_the_inputs_is_no_matter(dtype: torch.dtype, factor: float,
     torch.testing.assert_close(small, kernel(x), rtol=50 * torch.finfo(dtype).eps, atol=0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_memory", -5), ("max_memory", 0)])
-def test_a_limit_must_be_positive(name: str, value: int) -> None:
+@pytest.mark.parametrize("value", [-5, 0, "5", "-1GB", "2GG"])
+def test_a_limit_is_a_size(value: int | str) -> None:
     for call in (lambda **k: analytic_ntk(mlp(), torch.ones(2, 4), **k), lambda **k: CNTK(3, **k)):
-        with pytest.raises(ValueError, match=name):
-            call(**{name: value})
+        with pytest.raises(ValueError, match=r"`max_memory` must be .*'2GB' or '512MiB'"):
+            call(max_memory=value)
+
+
+class Largest(TorchFunctionMode):
+    """The size in bytes of the largest tensor that torch's functions return within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_memory", "5"), ("compile", "yes"), ("progress", "False")]
+    ("limit", "size"), [("400KB", 400_000), ("0.4 MiB", 419_430), (10**6, 10**6)]
 )
-def test_options_have_a_type(name: str, value: str) -> None:
+def test_a_limit_in_words_is_followed(limit: int | str, size: int) -> None:
+    x = torch.randn(12, 3, 6, 5)
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), nn.AvgPool2d(2, 1), conv(4, 4, 2), nn.ReLU())
+    with Largest() as whole:
+        wanted = analytic_ntk(net, x)
+    with Largest() as blocks:
+        got = analytic_ntk(net, x, max_memory=limit)
+    assert blocks.bytes < size < whole.bytes
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+    assert torch.equal(analytic_ntk(net, x, max_memory="2GB"), wanted)
+    rows = x.flatten(1)
+    assert torch.equal(mlp_kernels(rows, max_memory="2GB").ntk, mlp_kernels(rows).ntk)
+    assert torch.equal(CNTK(3, max_memory="2 GiB")(x), CNTK(3)(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_memory", 5.0), ("compile", "yes"), ("progress", "False")]
+)
+def test_options_have_a_type(name: str, value: object) -> None:
     for call in (lambda **k: mlp_kernels(torch.ones(2, 4), **k), lambda **k: CNTK(3, **k)):
         with pytest.raises(TypeError, match=name):
             call(**{name: value})

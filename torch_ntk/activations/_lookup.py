@@ -63,6 +63,8 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
         name = getattr(key, "__name__", describe(activation))
         raise value_error("activation", _EXPECTED, f"{name}, {NOT_ELEMENTWISE[key]}", _REMEDY)
     factory = _registered.get(key) or MODULES.get(key) or FUNCTIONS.get(key)
+    if key in _registered and isinstance(activation, nn.Module):
+        _check_not_trained(activation)  # the factories of this package look themselves
     if factory is not None:
         made: Any = factory(activation)
         if not isinstance(made, DualActivation):
@@ -80,6 +82,10 @@ def register_dual(
     key: type[nn.Module] | Callable[..., Any], factory: Callable[[Any], DualActivation]
 ) -> None:
     """Have `dual_activation` use `factory` for a module type or a function.
+
+    So do `analytic_ntk` and the like, where a network calls such a module, or calls such a
+    function that its forward finds as a global name or that one of its modules has as an
+    attribute. A function reached in another way is read by what it calls.
 
     Args:
         key: A class of modules, matched exactly (not its subclasses), or a function, matched by
@@ -107,6 +113,16 @@ def register_dual(
     if not callable(factory):
         raise type_error("factory", "a function that makes a DualActivation", factory)
     _registered[key] = factory
+
+
+def is_registered(key: Any) -> bool:
+    """Whether `register_dual` was told of this class of modules or function."""
+    return type(key).__hash__ is not None and key in _registered
+
+
+def registered_functions() -> tuple[Callable[..., Any], ...]:
+    """The functions, and not the classes of modules, that `register_dual` was told of."""
+    return tuple(key for key in _registered if not isinstance(key, type))
 
 
 def _key(activation: Any) -> Any:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import (
-    check_bool,
     check_finite,
-    check_positive_int,
     check_tensor,
     type_error,
     value_error,
 )
 from .._functional import quiet, refuse_unsupported, unwrap
-from .engine import run
+from .engine import Options, checked_options, run
 from .lift import read
 
 _DTYPES = (torch.float32, torch.float64)
@@ -41,7 +39,7 @@ def analytic_kernels(
     x2: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
@@ -72,7 +70,8 @@ def analytic_kernels(
         x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is exactly symmetric.
         dtype: `torch.float64` (also if None, whatever the inputs are) or `torch.float32`, which
             loses about half of the digits and, for deep networks, positive definiteness.
-        max_memory: Bytes that the computation may plan with; None chooses from what is free.
+        max_memory: What the blocks of the computation may take together, in bytes or as `"2GB"`,
+            `"512MiB"`; None chooses from what is free.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
             compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
@@ -100,7 +99,8 @@ def analytic_kernels(
         >>> k.ntk.shape
         torch.Size([2, 2])
     """
-    nngp, theta = _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=True)
+    options = checked_options(max_memory, compile, progress)
+    nngp, theta = _both(model, x1, x2, dtype, options, ntk=True)
     assert theta is not None
     return Kernels(nngp, theta)
 
@@ -111,7 +111,7 @@ def analytic_ntk(
     x2: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     compile: bool | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -122,7 +122,7 @@ def analytic_ntk(
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: Bytes that the computation may plan with.
+        max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
             compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
@@ -138,7 +138,8 @@ def analytic_ntk(
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]], dtype=torch.float64)
     """
-    ntk = _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=True)[1]
+    options = checked_options(max_memory, compile, progress)
+    ntk = _both(model, x1, x2, dtype, options, ntk=True)[1]
     assert ntk is not None
     return ntk
 
@@ -149,7 +150,7 @@ def analytic_nngp(
     x2: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     compile: bool | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -160,7 +161,7 @@ def analytic_nngp(
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: Bytes that the computation may plan with.
+        max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
             compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
@@ -168,7 +169,8 @@ def analytic_nngp(
     Raises:
         TypeError, ValueError: As `analytic_kernels`.
     """
-    return _both(model, x1, x2, dtype, max_memory, compile, progress, ntk=False)[0]
+    options = checked_options(max_memory, compile, progress)
+    return _both(model, x1, x2, dtype, options, ntk=False)[0]
 
 
 def _both(
@@ -176,9 +178,7 @@ def _both(
     x1: Tensor,
     x2: Tensor | None,
     dtype: torch.dtype | None,
-    max_memory: int | None,
-    compile: bool | None,
-    progress: bool,
+    options: Options,
     *,
     ntk: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -186,22 +186,12 @@ def _both(
         raise type_error(
             "model", "an nn.Module", model, "Its structure is read, which a function has not."
         )
-    check_options(max_memory, compile, progress)
     model = unwrap(model)
     refuse_unsupported(model)
     a, b = inputs(x1, x2, dtype)
     with evaluation(a, b, model):
         program = read(model, a, b, a.dtype)
-        return run(program, ntk=ntk, limit=max_memory, compile=compile, progress=progress)
-
-
-def check_options(max_memory: object, compile: object, progress: object) -> None:
-    """Raise if one of them is not what the functions of this folder take."""
-    check_bool("progress", progress)
-    if max_memory is not None:
-        check_positive_int("max_memory", max_memory, "It is in bytes; None chooses.")
-    if compile is not None and not isinstance(compile, bool):
-        raise type_error("compile", "True, False or None", compile, "None decides itself.")
+        return run(program, options, ntk=ntk)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
-from ._api import check_dtype, check_options, evaluation, inputs
+from ._api import check_dtype, evaluation, inputs
 from ._axis import ONE, taps
 from ._ops import Affine, Program
-from .engine import run
+from .engine import checked_options, run
 from .lift import Builder, Data, average, over_all_positions, resolve
 from .lift import activation as activate
 
@@ -50,7 +50,8 @@ class CNTK(nn.Module):
             converges. `"arora"`: the units of Arora et al., larger by the number of channels, and
             for `"flatten"` also by the number of positions; needs `sigma_b=0`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: Bytes that a computation may plan with; None chooses from what is free.
+        max_memory: What the blocks of a computation may take together, in bytes or as `"2GB"`;
+            None chooses from what is free.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
             compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
@@ -85,7 +86,7 @@ class CNTK(nn.Module):
         trained_ends: bool = True,
         scaling: Literal["mean", "arora"] = "mean",
         dtype: torch.dtype | None = None,
-        max_memory: int | None = None,
+        max_memory: int | str | None = None,
         compile: bool | None = None,
         progress: bool = False,
     ) -> None:
@@ -114,7 +115,7 @@ class CNTK(nn.Module):
                 sigma_b,
                 "Their kernel has no biases; use scaling='mean'.",
             )
-        check_options(max_memory, compile, progress)
+        checked_options(max_memory, compile, progress)
         self.dtype = check_dtype(dtype)
         self.max_memory = max_memory
         self.compiled = compile
@@ -128,14 +129,9 @@ class CNTK(nn.Module):
                 raise value_error(
                     name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None]."
                 )
+        options = checked_options(self.max_memory, self.compiled, self.progress)
         with evaluation(a, b, None):
-            theta = run(
-                self.program(a, b),
-                ntk=True,
-                limit=self.max_memory,
-                compile=self.compiled,
-                progress=self.progress,
-            )[1]
+            theta = run(self.program(a, b), options, ntk=True)[1]
         assert theta is not None
         return theta * self._units(a)
 

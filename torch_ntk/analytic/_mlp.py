@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .._checks import check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
-from ._api import Kernels, check_options, evaluation, inputs
+from ._api import Kernels, evaluation, inputs
 from ._axis import ONE
 from ._ops import Affine, Program
-from .engine import run
+from .engine import checked_options, run
 from .lift import Builder, Data, resolve
 from .lift import activation as activate
 
@@ -27,7 +27,7 @@ def mlp_kernels(
     sigma_b: float = 0.1,
     *,
     dtype: torch.dtype | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
@@ -73,13 +73,13 @@ def mlp_kernels(
     if sigma_w == 0:
         raise value_error("sigma_w", "greater than 0", sigma_w)
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
-    check_options(max_memory, compile, progress)
+    options = checked_options(max_memory, compile, progress)
     known, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None
     with evaluation(a, b, None):
         program = _program(a, b, depth, known, function, sigma_w, sigma_b)
-        nngp, ntk = run(program, ntk=True, limit=max_memory, progress=progress, compile=compile)
+        nngp, ntk = run(program, options, ntk=True)
         assert ntk is not None
         return Kernels(nngp, ntk)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from ...memory import budget
 from .._ops import Program
 from .._plan import Plan
 from ._equal import Equal
@@ -21,9 +20,6 @@ _ON_GPU = 1 << 25
 # Arrays of the largest value that are alive at once: what is taken, what is made, and what an
 # activation or a filter needs in between.
 _ALIVE = 8
-# Share of the free memory that may be planned with.
-_SHARE = 0.4
-_MOST_BYTES = 4 << 30
 # Images on a side of a block whose pairs are computed one after the other.
 _SIDE = 8
 
@@ -45,15 +41,6 @@ class Blocks:
     fixed: bool = False
 
 
-def budget(device: torch.device) -> int:
-    """Bytes that a computation may plan with."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = int(psutil.virtual_memory().available)
-    return min(_MOST_BYTES, int(_SHARE * free))
-
-
 def entries_per_pair(program: Program, plan: Plan) -> int:
     """Entries of the largest array for one pair of images."""
     most = 1
@@ -68,7 +55,6 @@ def blocks(
     plan: Plan,
     shape: tuple[int, int],
     like: torch.Tensor,
-    limit: int | None,
     fast: Streamed | Equal | None = None,
 ) -> Blocks:
     """Blocks for a matrix of `shape`.
@@ -78,11 +64,10 @@ def blocks(
         plan: How its values are held.
         shape: Images of x1, images of x2.
         like: A tensor of the type and on the device of the computation.
-        limit: Bytes that may be used; None chooses from the free memory.
         fast: What evaluates the blocks, if it has sizes of its own.
     """
     device, size = like.device, like.element_size()
-    bytes_ = budget(device) if limit is None else limit
+    bytes_ = budget(device)
     most = _CACHED if device.type == "cpu" else _ON_GPU
     entries = entries_per_pair(program, plan)
     pairs = max(1, min(most // entries, bytes_ // (2 * _ALIVE * entries * size)))
@@ -101,9 +86,3 @@ def blocks(
     )
     images = max(1, rows, columns, bytes_ // (4 * size * max(1, held)))
     return Blocks(rows, columns, images, isinstance(fast, Equal))
-
-
-def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of at most `size`."""
-    for a in range(start, stop, size):
-        yield a, min(a + size, stop)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...memory import limited, ranges
 from .._ops import Input, Program
 from .._plan import plan
-from ._blocks import Blocks, blocks, ranges
+from ._blocks import Blocks, blocks
 from ._displacement import equal_layout, layout
 from ._equal import Equal
 from ._evaluate import Images, Task, evaluate
+from ._options import Options
 from ._streamed import Streamed
 from ._variances import variances
 
@@ -22,22 +24,13 @@ from ._variances import variances
 _WORTH_COMPILING = 5e8
 
 
-def run(
-    program: Program,
-    *,
-    ntk: bool,
-    limit: int | None = None,
-    progress: bool = False,
-    compile: bool | None = None,
-) -> tuple[Tensor, Tensor | None]:
+def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tensor | None]:
     """K and Θ `[N1, N2]` of a program.
 
     Args:
         program: The network with its inputs.
+        options: How it is computed.
         ntk: Whether Θ is wanted.
-        limit: Bytes that may be used; None chooses from the free memory.
-        progress: Whether to show a progress bar.
-        compile: Whether to compile the loops over pairs of positions; None decides by the work.
     """
     first = next(s.operation for s in program.steps if isinstance(s.operation, Input))
     like = first.x1
@@ -45,12 +38,13 @@ def run(
     shape = (len(first.x1), len(first.x1 if first.x2 is None else first.x2))
     task = Task(program, plan(program), ntk, symmetric)
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
-    fast = _fast(task, like, shape, pairs, compile)
-    sizes = blocks(program, task.plan, shape, like, limit, fast)
+    fast = _fast(task, like, shape, pairs, options.compile)
+    with limited(options.max_memory):
+        sizes = blocks(program, task.plan, shape, like, fast)
     k = torch.empty(shape, dtype=like.dtype, device=like.device)
     theta = torch.empty_like(k) if ntk else None
     done = 0
-    with tqdm(total=pairs, disable=not progress, unit="pair", desc="kernel") as bar:
+    with tqdm(total=pairs, disable=not options.progress, unit="pair", desc="kernel") as bar:
         for one, two in _pairs(task, sizes, shape):
             known = None
             if fast is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...activations._lookup import is_registered
 from . import _norms, _positions
 from ._builder import Builder
 from ._elementwise import FUNCTIONS, METHODS, activation, combine
@@ -36,9 +38,17 @@ def _applied(function: Callable[..., Any]) -> Rule:
         if any(_random(v) for v in (*rest, *named.values())):
             raise b.refusal("an elementwise function of two features", "Only one may vary.")
         plain = not rest and not {k: v for k, v in named.items() if k != "training"}
-        return activation(b, x, lambda t: function(t, *rest, **named), function if plain else None)
+        known = function if plain else None
+        if not plain and not rest and is_registered(function):
+            known = functools.partial(function, **named)
+        return activation(b, x, lambda t: function(t, *rest, **named), known)
 
     return rule
+
+
+def function_rule(function: Any) -> Rule | None:
+    """What reads calls of a function; one of the user's through `register_dual`."""
+    return _applied(function) if is_registered(function) else RULES.get(function)
 
 
 def _others(

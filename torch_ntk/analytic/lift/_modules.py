@@ -9,6 +9,7 @@ from torch import nn
 
 from ... import nn as ntk
 from ...activations import DualActivation, dual_activation, register_dual
+from ...activations._lookup import is_registered
 from . import _layers, _norms, _positions
 from ._builder import Builder
 from ._elementwise import activation
@@ -73,6 +74,10 @@ def _flatten(b: Builder, m: nn.Flatten, x: Any) -> Features:
     return _positions.flattened(b, x, m.start_dim, m.end_dim)
 
 
+def _activation(b: Builder, m: Any, x: Any) -> Features:
+    return activation(b, x, m, m)
+
+
 MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKLinear: _layers.dense,
     ntk.NTKConv1d: _layers.convolution,
@@ -91,7 +96,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.AdaptiveAvgPool2d: _adaptive,
     nn.LayerNorm: _norms.layer_norm,
     nn.GroupNorm: _norms.group_norm,
-    **dict.fromkeys(ACTIVATIONS, lambda b, m, x: activation(b, x, m, m)),
+    **dict.fromkeys(ACTIVATIONS, _activation),
 }
 
 # Why the rest has no limit, and what to do, by exact type.
@@ -146,15 +151,22 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
 UNKNOWN = (
     "Nothing is known of its infinite-width limit.",
     "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
-    "concatenation, LayerNorm, GroupNorm and flattening.",
+    "concatenation, LayerNorm, GroupNorm and flattening. If it is an elementwise activation of "
+    "yours, make its dual known with torch_ntk.activations.register_dual.",
 )
 
 _NTK_LAYERS = (ntk.NTKLinear, ntk.NTKConv1d, ntk.NTKConv2d, ntk.NTKConv3d)
 
 
+def module_rule(kind: type[nn.Module]) -> ModuleRule | None:
+    """What reads modules of exactly this type; a type of the user's through `register_dual`."""
+    return _activation if is_registered(kind) else MODULES.get(kind)
+
+
 def stands_alone(module: nn.Module) -> bool:
     """Whether a module is read, or refused, as a whole and not by what its forward calls."""
-    return type(module) in MODULES or type(module) in REFUSED or isinstance(module, _NTK_LAYERS)
+    kind = type(module)
+    return module_rule(kind) is not None or kind in REFUSED or isinstance(module, _NTK_LAYERS)
 
 
 def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..._checks import type_error, value_error
+from ...activations._lookup import is_registered, registered_functions
 from .._ops import Program
 from ._builder import Builder
-from ._functions import ATTRIBUTES, METHOD_RULES, RULES
+from ._functions import ATTRIBUTES, METHOD_RULES, function_rule
 from ._in_place import overwritten, read_later
-from ._modules import MODULES, REFUSED, UNKNOWN, stands_alone, why_unknown
+from ._modules import REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
 from ._values import Data, Elementwise, Joined, Value
 
 _RANDOM = (Value, Elementwise, Joined)
 
 
 class _Tracer(fx.Tracer):
-    """Stops at the modules that a rule reads, and at those that it refuses."""
+    """Stops at what a rule reads: modules, those that it refuses, and registered functions.
+
+    `torch.fx` follows the calls of a Python function to the functions of torch. One that was given
+    to `register_dual` must become a node of its own instead; `autowrap_functions` does so where
+    the forward of a module finds it as a global name, `_recorded` where it is an attribute.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=registered_functions())
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return stands_alone(m) or super().is_leaf_module(m, module_qualified_name)
@@ -49,7 +61,8 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     if tracer.is_leaf_module(model, ""):  # a single layer, which would else be opened
         model = nn.Sequential(model)
     try:
-        graph = tracer.trace(model)
+        with _recorded(model):
+            graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise type_error(
             "model",
@@ -60,6 +73,42 @@ def _traced(model: nn.Module) -> fx.GraphModule:
             "modules.",
         ) from error
     return fx.GraphModule(tracer.root, graph)
+
+
+@contextlib.contextmanager
+def _recorded(model: nn.Module) -> Iterator[None]:
+    """Within it, registered functions that modules hold as attributes are recorded when called."""
+    held = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if is_registered(value.func if isinstance(value, functools.partial) else value)
+    ]
+    for module, name, value in held:
+        vars(module)[name] = _recording(value)
+    try:
+        yield
+    finally:
+        for module, name, value in held:
+            vars(module)[name] = value
+
+
+def _recording(function: Any) -> Any:
+    """`function`, or the partial of one, that becomes a node when it is called with a proxy."""
+    named: dict[str, Any] = {}
+    if isinstance(function, functools.partial):
+        if function.args:
+            return function
+        function, named = function.func, function.keywords
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs = {**named, **kwargs}
+        for argument in _leaves((args, kwargs)):
+            if isinstance(argument, fx.Proxy):
+                return argument.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 class _Reader:
@@ -136,7 +185,7 @@ class _Reader:
             rule = ATTRIBUTES.get(args[1])
             args = args[:1]
         else:
-            rule = RULES.get(node.target)
+            rule = function_rule(node.target)
         if rule is None:
             raise self._builder.refusal(f"{_named(node)}", *UNKNOWN)
         try:
@@ -169,7 +218,7 @@ class _Reader:
             raise self._builder.refusal(_kind(kind), why, remedy)
         if _changed(module):
             raise _refusal_of_change(self._builder, module)
-        rule = MODULES.get(kind)
+        rule = module_rule(kind)
         trained = next(module.parameters(), None) is not None
         if rule is not None and (random or trained):
             return rule(self._builder, module, *args, **kwargs)
