@@ -10,42 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from common import DOCS, HERE
-from matplotlib.figure import Figure
+from figures import growth_figure
 
-COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}
-LABELS = {"ours": "torch_ntk", "peer": "neural-tangents"}
-PANELS = (
-    ("depth", "depth, CNTK-GAP, 32×32×3", "ms per pair"),
-    ("side", "side of the image, CNTK-GAP, depth 4", "ms per pair"),
-    ("samples", "samples, MLP of depth 4, d = 784", "ms, the matrix"),
-)
+AXES = {
+    "depth": ("depth, CNTK-GAP, 32×32×3", "ms per pair"),
+    "side": ("side of the image, CNTK-GAP, depth 4", "ms per pair"),
+    "samples": ("samples, MLP of depth 4, d = 784", "ms, the matrix"),
+}
 
 
 def report(result: dict[str, Any], docs: Path) -> None:
     """Write `benchmarks/analytic.md` and its figure below `docs`."""
     (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    figure(result).savefig(docs / "images" / "benchmark-analytic.png", dpi=150)
+    figure = growth_figure(result["growth"], AXES, "neural-tangents")
+    figure.savefig(docs / "images" / "benchmark-analytic.png", dpi=150)
     (docs / "benchmarks" / "analytic.md").write_text(page(result), encoding="utf-8")
-
-
-def figure(result: dict[str, Any]) -> Figure:
-    """Growth of both in three panels, doubly logarithmic."""
-    fig = Figure(figsize=(11, 3.6), layout="constrained")
-    for ax, (axis, label, unit) in zip(fig.subplots(1, 3), PANELS, strict=True):
-        points = result["growth"][axis]
-        for who, colour in COLOURS.items():
-            found = [(p[axis], p[who]) for p in points if p[who] is not None]
-            if found:
-                ax.loglog(*zip(*found, strict=True), "o-", color=colour, label=LABELS[who])
-        ticks = [p[axis] for p in points]
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
-        ax.set_xlabel(label)
-        ax.set_ylabel(unit)
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
-    return fig
 
 
 def page(result: dict[str, Any]) -> str:

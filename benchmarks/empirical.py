@@ -26,7 +26,7 @@ import torch
 from common import DOCS, HERE, best, environment, peak_memory, version, worker, write_json
 from empirical_account import account, lines, operations
 from empirical_nets import NAMES
-from empirical_ways import MAKERS, is_on_gpu
+from empirical_ways import MAKERS, WHO, is_on_gpu
 
 SCRIPT = Path(__file__).resolve()
 TABLE: list[dict[str, Any]] = [
@@ -45,13 +45,6 @@ ON_GPU: list[dict[str, Any]] = [
     {"net": "resnet", "n": 64, "output": "full"},
     {"net": "resnet", "n": 64, "output": "mean"},
 ]
-WHO = {
-    "ours": "torch_ntk",
-    "peer": "neural-tangents",
-    "tutorial": "torch.func, Jacobians",
-    "vectors": "torch.func, NTK-vector products",
-    "nngeometry": "nngeometry",
-}
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -226,7 +219,7 @@ def on_a_gpu(args: argparse.Namespace) -> None:
 def finish(result: dict[str, Any]) -> None:
     """Write the figures and the page."""
     write_json(HERE / "empirical.json", result)
-    from empirical_report import report
+    from empirical_report import report  # draws: not in the processes that are measured
 
     report(result, DOCS)
 

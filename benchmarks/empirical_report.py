@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from common import DOCS, HERE
-from empirical import WHO
 from empirical_account import STAGES
-from matplotlib.figure import Figure
+from empirical_ways import WHO
+from figures import growth_figure
 
 ON_GPU = HERE / "empirical_gpu.json"
-COLOURS = {"ours": "#0072B2", "peer": "#D55E00"}
-PANELS = (
-    ("n", "samples, O = 10, width 1024"),
-    ("outputs", "outputs, N = 64, width 1024"),
-    ("width", "width, N = 64, O = 10"),
-)
+AXES = {
+    "n": ("samples, O = 10, width 1024", "ms, full kernel of the MLP"),
+    "outputs": ("outputs, N = 64, width 1024", ""),
+    "width": ("width, N = 64, O = 10", ""),
+}
 TIMES = (10, 20, 50, 100, 200, 500)
 
 
@@ -28,29 +27,9 @@ def report(result: dict[str, Any], docs: Path) -> None:
     """Write `benchmarks/empirical.md` and its figure below `docs`."""
     (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    figure(result).savefig(docs / "images" / "benchmark-empirical.png", dpi=150)
+    figure = growth_figure(result["growth"], AXES, WHO["peer"], TIMES)
+    figure.savefig(docs / "images" / "benchmark-empirical.png", dpi=150)
     (docs / "benchmarks" / "empirical.md").write_text(page(result), encoding="utf-8")
-
-
-def figure(result: dict[str, Any]) -> Figure:
-    """Growth of both in three panels, doubly logarithmic."""
-    fig = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = fig.subplots(1, 3, sharey=True)
-    for ax, (axis, label) in zip(axes, PANELS, strict=True):
-        points = result["growth"][axis]
-        for who, colour in COLOURS.items():
-            found = [(p[axis], p[who]) for p in points if p[who] is not None]
-            if found:
-                ax.loglog(*zip(*found, strict=True), "o-", color=colour, label=WHO[who])
-        ticks = [p[axis] for p in points]
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.set_yticks(TIMES, [str(t) for t in TIMES])
-        ax.minorticks_off()
-        ax.set_xlabel(label)
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
-    axes[0].set_ylabel("ms, full kernel of the MLP")
-    return fig
 
 
 def page(result: dict[str, Any]) -> str:

@@ -10,6 +10,14 @@ from empirical_nets import net, stax_net
 from torch import Tensor
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
+WHO = {
+    "ours": "torch_ntk",
+    "peer": "neural-tangents",
+    "tutorial": "torch.func, Jacobians",
+    "vectors": "torch.func, NTK-vector products",
+    "nngeometry": "nngeometry",
+}
+
 
 def free(job: dict[str, Any]) -> int:
     """Bytes that a job may take where it runs."""

@@ -25,6 +25,7 @@ import torch
 from common import DOCS, HERE, environment, peak_memory, worker, write_json
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from monitor_report import BATCH, PROBE, in_words, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -34,8 +35,6 @@ from torch_ntk.callbacks import NTKMonitor
 from torch_ntk.memory import budget
 
 SCRIPT = Path(__file__).resolve()
-PROBE, BATCH = 32, 64
-MOST_STEPS, MOST_POINTS, SHARE = 8.0, 2.0, 0.05
 
 
 class Classifier(LightningModule):
@@ -166,45 +165,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def in_words(result: dict[str, Any]) -> list[str]:
-    """The figures, a sentence each."""
-    f, m = result["firing"], result["memory"]
-    lines = [
-        f"ResNet-18, batch {BATCH}, probe {PROBE}: a step takes {f['step']:.2f} s, a measurement "
-        f"{f['steps_of_later']:.1f} steps (at most {MOST_STEPS:g}), the first one "
-        f"{f['steps_of_first']:.1f}."
-    ]
-    s = result["share"]
-    lines.append(
-        f"{s['steps']} steps of {s['step']:.2f} s within the default budget of {SHARE:.0%}: "
-        f"{s['points']} measurements, {s['share']:.1%} of the time (logged: {s['logged']:.1%}; "
-        f"at most {MOST_POINTS:g} points from the budget)."
-    )
-    lines.append(
-        f"Memory: {m['more'] / 2**20:.0f} MB above the {m['without'] / 2**20:.0f} MB of the "
-        f"training without a monitor; a copy of the model is {m['model'] / 2**20:.0f} MB, and the "
-        f"budget of a kernel {m['budget'] / 2**20:.0f} MB."
-    )
-    return lines
-
-
-def page(result: dict[str, Any]) -> str:
-    """The page in Markdown."""
-    env = result["environment"]
-    lines = [
-        "# What a monitor costs",
-        "",
-        f"`python benchmarks/monitor.py` on {env['cpu']}, {env['threads']} threads; torch",
-        f"{env['torch']}, commit {env['commit']}. A measurement is everything that `NTKMonitor`",
-        "does at a step with its defaults: kernel, spectrum, gap, alignment, movement,",
-        "figures, and writing to TensorBoard.",
-        "",
-        *(f"- {line}" for line in in_words(result)),
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -230,8 +190,7 @@ def main() -> None:
     print("\n".join(in_words(result)))
     if not args.quick:
         write_json(HERE / "monitor.json", result)
-        (DOCS / "benchmarks").mkdir(parents=True, exist_ok=True)
-        (DOCS / "benchmarks" / "monitor.md").write_text(page(result), encoding="utf-8")
+        report(result, DOCS)
 
 
 if __name__ == "__main__":
