@@ -35,7 +35,6 @@ class Case:
     sample: tuple[int, ...]
     tokens: int = 0
     no_forward_mode: str = ""
-    no_second_derivative: str = ""
     inexact_on_gpu: str = ""
     slow: bool = False
     is_heavy: bool = False

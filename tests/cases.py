@@ -310,7 +310,6 @@ CASES: tuple[Case, ...] = (
         "mobilenet_v3_small",
         mobilenet,
         (3, 32, 32),
-        no_second_derivative="hardsigmoid",
         slow=True,
         is_heavy=True,
     ),

@@ -82,9 +82,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not isinstance(case, Case):
             (kept if case_module.DEVICE == _CPU else dropped).append(item)
             continue
-        if case.no_second_derivative and item.path.parent.name == "linearize":
-            reason = f"torch has no second derivative of {case.no_second_derivative}"
-            item.add_marker(pytest.mark.xfail(reason=reason, raises=RuntimeError))
         if case.inexact_on_gpu and case_module.DEVICE.type == "cuda":
             reason = f"torch's {case.inexact_on_gpu} has errors of 1e-8 in float64 on a GPU"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))

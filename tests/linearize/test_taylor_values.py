@@ -7,6 +7,7 @@ from math import factorial
 import pytest
 import torch
 from cases import by_name
+from linearize_cases import ROWS
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -161,8 +162,9 @@ def test_expand_of_a_function_by_hand() -> None:
         assert float(value) == pytest.approx(sum(terms[: order + 1]), rel=1e-14)
 
 
-def test_an_operation_that_torch_gets_wrong_at_second_order_is_refused() -> None:
-    """`det` loses a term in nested forward mode; no error of torch's says so."""
+@pytest.mark.parametrize("order", [2, 3])
+def test_an_operation_that_torch_gets_wrong_in_nested_forward_mode(order: int) -> None:
+    """`det` loses a term there, and no error of torch's says so; it is a cubic polynomial."""
 
     class Det(nn.Module):
         def __init__(self) -> None:
@@ -172,10 +174,71 @@ def test_an_operation_that_torch_gets_wrong_at_second_order_is_refused() -> None
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.det(self.weight * x[:, None, None])
 
-    x = torch.rand(2, dtype=torch.float64) + 1
-    assert linearize(Det())(x).shape == (2,)
-    with pytest.raises(ValueError, match=r"derivative of order 2.*try order=1"):
-        taylor_expand(Det(), 2)(x)
+    net, x = Det(), torch.rand(2, dtype=torch.float64) + 1
+    model = taylor_expand(net, order)
+    move(model, 0.3)
+    with torch.no_grad():
+        delta, exact = model.network.weight - net.weight, model.network(x)
+        third = torch.linalg.det(delta * x[:, None, None])
+    expected = exact if order == 3 else exact - third
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+class DropsASlope(torch.autograd.Function):
+    """`x²`, with a backward pass that is right once and takes its factor for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.slope = 2 * x.detach()
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return ctx.slope * g
+
+
+def test_a_second_derivative_that_is_wrong_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return DropsASlope.apply(self.layer(x))
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert linearize(Net())(x).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"same derivatives.*order 2.*try order=1"):
+        taylor_expand(Net(), 2)(x)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", ["function_of_the_old_kind", "weight_norm_parametrized"])
+def test_without_forward_mode(name: str, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested backward passes, also for training.
+
+    In the oracle weight normalization is written out: torch's second derivative is wrong.
+    """
+
+    def weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
+        assert dim == 0
+        return g * v / v.square().sum(1, keepdim=True).sqrt()
+
+    make, batches = ROWS[name].make, ROWS[name].batches
+    x, _ = batches()
+    torch.manual_seed(1)
+    model = taylor_expand(make(), order)
+    move(model, 0.3)
+    delta = {k: v.detach().requires_grad_() for k, v in model.displacement().items()}
+    out = model(x)
+    monkeypatch.setattr(torch, "_weight_norm", weight_norm)
+    torch.manual_seed(1)
+    expected = taylor_loop(make(), delta, x, order)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    for k, p in model.network.named_parameters():
+        torch.testing.assert_close(p.grad, delta[k].grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("order", [True, 1.0, 2.0, "2", None])

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
-from .._functional import (
-    failure,
-    is_checkpointing,
-    refuse_unsupported,
-    unwrap,
-)
+from .._functional import failure, faithful_copy, is_checkpointing, refuse_unsupported, unwrap
 from .._types import Parameters
 from ..memory import is_out_of_memory
-from ._agreement import check_derivatives_agree
-from ._copy import copied
-from ._expand import expand
+from ._choice import WAYS, Probe, terms_by
+from ._derivatives import leaves_of, row_by_row, taylor_sum
+from ._network_function import NetworkFunction
+from ._plain_gradient import with_plain_gradient
 from ._steady import steady
 
 
@@ -71,10 +66,12 @@ class TaylorModel(nn.Module):
                 "There is nothing to expand in.",
             )
         with torch.inference_mode(False):  # what is made in inference mode cannot be trained
-            self.network = copied(model)
+            self.network, self._origin = faithful_copy(model)
             self._theta_0 = _Anchor(theta_0)
             self._buffers_0 = _Anchor(dict(model.named_buffers()))
-        self._agrees = False
+        self._ways = WAYS if order == 1 else tuple(w for w in WAYS if w is not row_by_row)
+        self._checked: set[Hashable] = set()
+        self._checks = 0
         self.training = model.training
 
     def displacement(self) -> Parameters:
@@ -86,62 +83,72 @@ class TaylorModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The expansion at a batch `x`, in the shape that the network gives.
 
-        The first call also makes sure that forward mode sees the function that is trained.
+        The first call, and each with a batch of another shape or of integers, also makes sure
+        by plain backward passes that the function which is expanded is the one that is trained.
 
         Args:
             x: What the network takes, on its device and in its dtype.
 
         Raises:
             TypeError: The network does not return one real floating-point tensor.
-            ValueError: An operation of the network has no forward-mode derivative, or not the
-                one of its backward pass; it uses activation checkpointing; saved tensor hooks
+            ValueError: The network reaches parameters in another way than as attributes; torch
+                has no right derivatives for one of its operations; saved tensor hooks
                 (`torch.utils.checkpoint`, `save_on_cpu`) are set around this call.
         """
         x = check_tensor("x", x)
-        theta_0 = self._theta_0.tensors()
-        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-            x = x.to(next(iter(theta_0.values())).dtype)
+        # Someone else differentiates this call by torch.func, which tracks what it needs.
         transformed = torch._C._functorch.maybe_current_level() is not None
         tracked = torch.is_grad_enabled() or transformed
-        with steady(self.network, x.device, through_input=x.requires_grad or transformed):
+        rounded = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        around = partial(steady, self.network, x.device)
+        with around():
+            theta_0 = self._theta_0.tensors()
+            x = x.to(_real_dtype(theta_0)) if rounded else x
+            x = x.clone() if x.is_inference() else x
+            f = self._function(x if tracked else _detached(x))
             delta = self.displacement()
-            if not tracked:  # `steady` has turned grad mode on; without tracked tensors it is off
-                x, delta = x.detach(), {k: d.detach() for k, d in delta.items()}
             try:
-                if not self._agrees and not transformed:
-                    check_derivatives_agree(self._function(x.detach()), theta_0, self.order)
-                    self._agrees = True
-                return expand(self._function(x), theta_0, delta, self.order)
+                if not transformed:
+                    self._check(self._function(_detached(x)), theta_0, x)
+                way = self._ways[0]
+                by_input = x.requires_grad and tracked and way is not row_by_row
+                if transformed or by_input or (self.order > 1 and tracked):
+                    return taylor_sum(terms_by(way, f, theta_0, delta, self.order, True))
+                with torch.no_grad():
+                    still = {k: d.detach() for k, d in delta.items()}
+                    value = taylor_sum(terms_by(way, f, theta_0, still, self.order))
+                if not (tracked and any(d.requires_grad for d in delta.values())):
+                    return value
+                return with_plain_gradient(value, f, theta_0, delta, x, around)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 if not is_checkpointing(error):
-                    self._check_takes(x, theta_0)
+                    self._check_takes(f, x, theta_0)
                 raise failure(error, "expand the outputs of the model") from error
 
-    def _function(self, x: Tensor) -> Callable[[Parameters], Tensor]:
-        buffers_0 = self._buffers_0
+    def _function(self, x: Tensor) -> NetworkFunction:
+        return NetworkFunction(self.network, self._buffers_0.tensors, x)
 
-        def f(params: Parameters) -> Tensor:
-            out: Any = functional_call(
-                self.network, {**buffers_0.tensors(), **params}, (x.clone(),)
-            )
-            if not isinstance(out, Tensor) or not out.is_floating_point():
-                raise type_error(
-                    "model",
-                    "a module that returns one real floating-point tensor",
-                    describe(out),
-                    "Wrap it in a module whose forward returns the part you mean.",
-                )
-            return out
+    def _check(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
+        """See that the copy is one, and choose a way that is right, for batches of a new kind."""
+        kind = x.dtype, x.shape
+        if kind in self._checked and x.is_floating_point():
+            return
+        sample_kind = x.dtype, x.shape[1:]
+        if sample_kind not in self._checked:
+            at = {**self._buffers_0.tensors(), **leaves_of(theta_0)}
+            self._origin.check(self.network, at, f.of_another)
+        probe = Probe(f, theta_0, self.order, seed=self._checks)
+        self._checks += 1
+        way = probe.right_way(self._ways)
+        self._ways = self._ways[self._ways.index(way) :]
+        self._checked |= {kind, sample_kind}
 
-        return f
-
-    def _check_takes(self, x: Tensor, theta_0: Parameters) -> None:
+    def _check_takes(self, f: NetworkFunction, x: Tensor, theta_0: Parameters) -> None:
         """Raise for inputs on which the network itself fails, before anything is expanded."""
         try:
-            with torch.no_grad():
-                self._function(x)(theta_0)
+            f(theta_0)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise value_error(
@@ -154,6 +161,15 @@ class TaylorModel(nn.Module):
     def extra_repr(self) -> str:
         """What `repr` shows besides the network."""
         return f"order={self.order}"
+
+
+def _real_dtype(theta: Parameters) -> torch.dtype:
+    return next(iter(theta.values())).dtype.to_real()
+
+
+def _detached(x: Tensor) -> Tensor:
+    """Without history; some forwards differentiate by their inputs, if these require grad."""
+    return x.detach().requires_grad_(x.requires_grad)
 
 
 class LinearizedModel(TaylorModel):
@@ -169,6 +185,10 @@ def linearize(model: nn.Module) -> LinearizedModel:
     `f_lin(x; θ) = f(x; θ_0) + ⟨θ - θ_0, ∇_θ f(x; θ_0)⟩`: nonlinear in x, linear in θ. Trained by
     gradient descent it follows exactly the dynamics of the constant kernel Θ_0. The original is
     copied and not changed.
+
+    The term ⟨θ - θ_0, ∇f⟩ is computed in forward mode, or by two backward passes where forward
+    mode is missing or wrong, which plain backward passes show on the first batch of each shape
+    and on every batch of integers. Gradients by θ are one plain backward pass.
 
     Args:
         model: The network. It must return one tensor.
@@ -207,9 +227,10 @@ def taylor_expand(model: nn.Module, order: int) -> TaylorModel:
         order: The degree, at least 1. Each order multiplies the cost by about 3: a forward pass
             of order 2 costs about 14 of the network's, of order 3 about 40.
 
-    Some operations (`torch.linalg.det`, an `autograd.Function` with a `jvp`) have forward-mode
-    rules in torch that are right once but not twice. The first call compares with nested backward
-    passes and refuses such a network; `layer_norm` and `instance_norm` are computed around it.
+    Derivatives are taken in nested forward mode, or by nested backward passes where forward mode
+    is missing or wrong (`torch.linalg.det`, an `autograd.Function` without a `jvp`). The first
+    call compares the two, or one of them with differences of the order below, and refuses a
+    network of which neither is right.
 
     Raises:
         TypeError, ValueError: As `linearize`; `order` is not a positive integer.

@@ -11,34 +11,29 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 from .._checks import value_error
 from .._functional._forward_mode import forward_mode
-from .._functional._quiet import no_cached_weights, python_state
-from ._plain_norms import PlainNorms
+from .._functional._quiet import _no_reentrant_checkpoints, no_cached_weights
 
 
 @contextlib.contextmanager
-def steady(network: nn.Module, device: torch.device, through_input: bool) -> Iterator[None]:
+def steady(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it, `network` can be expanded, and the expansion be differentiated by θ.
 
-    - Every module is in eval mode, and gets the attributes back that its forward assigns.
     - Autocast is off: a derivative rounded to half precision is no linearization.
     - `torch.compile` inside of the network is off: it would trace each transformation anew.
-    - Grad mode is on, also in `no_grad` and inference mode: some forward-mode rules need
-      it. It is the caller's part to detach what is not to be tracked.
+    - Grad mode is on and inference mode off, also in `no_grad`: some forward-mode rules need
+      it, and so do backward passes. It is the caller's part to detach what is not to be tracked.
     - Saved tensor hooks raise. They are what activation checkpointing is made of, which would
       recompute with θ what was computed with θ_0, for silently wrong gradients.
-    - With `through_input`, when the gradient by the input may be wanted, normalizations are
-      written out: that gradient differentiates their forward-mode rules once more.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(python_state(network))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(forward_mode(network))
         stack.enter_context(no_cached_weights())
         stack.enter_context(torch.enable_grad())
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if through_input:
-            stack.enter_context(PlainNorms())
+        stack.enter_context(_no_reentrant_checkpoints())
         stack.enter_context(_no_saved_tensors_hooks())
         yield
 

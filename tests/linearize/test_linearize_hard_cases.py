@@ -1,0 +1,128 @@
+"""`linearize` on networks that a transformation gets wrong easily, against plain backward passes.
+
+The oracle loops over the outputs of the user's own module, evaluated on the whole batch with its
+own parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from linearize_cases import ROWS, Row
+from torch import Tensor, nn
+
+from torch_ntk import TaylorModel, linearize
+
+pytestmark = [
+    pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys()),
+    pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning"),
+]
+
+
+def outputs_and_jacobian(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`f(x)` `[N, O]` and `J` `[N·O, P]` by the trained parameters, of a copy nobody else uses."""
+    net.eval()
+    params = [p for p in net.parameters() if p.requires_grad]
+    out = net(x.clone())
+    rows = []
+    for entry in out.reshape(-1):
+        found = torch.autograd.grad(entry, params, retain_graph=True, allow_unused=True)
+        pairs = zip(found, params, strict=True)
+        rows.append(flat([torch.zeros_like(p) if g is None else g.to_dense() for g, p in pairs]))
+    return out.detach(), torch.stack(rows)
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """All entries, of complex ones real and imaginary parts."""
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    return torch.cat([t.detach().reshape(-1) for t in real])
+
+
+def build(row: Row, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return row.make()
+
+
+def trained(model: TaylorModel) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def move(model: TaylorModel, size: float = 0.3) -> Tensor:
+    """Move the parameters that are trained; the displacement `[P]`."""
+    before = flat(list(trained(model))).clone()
+    with torch.no_grad():
+        for p in trained(model):
+            p.add_(size * torch.randn_like(p))
+    return flat(list(trained(model))) - before
+
+
+def test_value_and_gradient(row: Row) -> None:
+    first, second = row.batches()
+    lin = linearize(build(row))
+    for x in (first, second):
+        f_0, _ = outputs_and_jacobian(build(row), x)
+        torch.testing.assert_close(lin(x), f_0, rtol=1e-12, atol=1e-12)
+    torch.manual_seed(2)
+    delta = move(lin)
+    for x in (first, second):
+        f_0, jacobian = outputs_and_jacobian(build(row), x)
+        expected = f_0 + (jacobian @ delta).reshape(f_0.shape)
+        assert (expected - f_0).abs().max() > 1e-3
+        out = lin(x)
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+        with torch.no_grad():
+            torch.testing.assert_close(lin(x), expected, rtol=1e-10, atol=1e-10)
+        u = torch.linspace(-1, 2, out.numel(), dtype=out.dtype)
+        lin.zero_grad()
+        out.backward(u.reshape(out.shape))
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(lin)]
+        torch.testing.assert_close(flat(grads), jacobian.T @ u, rtol=1e-10, atol=1e-10)
+
+
+def test_gradient_descent_follows_the_constant_kernel(row: Row) -> None:
+    """`f_t = y + (1 - η Θ_0)^t (f_0 - y)`, which training does not leave the original for."""
+    _, x = row.batches()
+    net = build(row)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    lin = linearize(net)
+    f_0, jacobian = outputs_and_jacobian(build(row), x)
+    y = torch.randn_like(f_0)
+    kernel = jacobian @ jacobian.T
+    lr = 0.5 / float(torch.linalg.eigvalsh(kernel)[-1])
+    optimizer = torch.optim.SGD(lin.parameters(), lr=lr)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (0.5 * (lin(x) - y).square().sum()).backward()
+        optimizer.step()
+    decay = torch.matrix_power(torch.eye(len(kernel), dtype=torch.float64) - lr * kernel, 3)
+    expected = y + (decay @ (f_0 - y).reshape(-1)).reshape(f_0.shape)
+    torch.testing.assert_close(lin(x), expected, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_the_copy_does_not_follow_the_original(row: Row) -> None:
+    _, x = row.batches()
+    net = build(row)
+    lin = linearize(net)
+    move(lin)
+    expected = copy.deepcopy(lin)(x)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1)
+    torch.testing.assert_close(lin(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_state_dict_goes_into_another_one(row: Row) -> None:
+    _, x = row.batches()
+    lin = linearize(build(row))
+    move(lin)
+    file = io.BytesIO()
+    torch.save(lin.state_dict(), file)
+    file.seek(0)
+    other = linearize(build(row, seed=3))
+    assert not torch.allclose(other(x), lin(x))
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    torch.testing.assert_close(other(x), lin(x), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,215 @@
+"""Deep copies of networks, and whether such a copy computes with tensors of its own.
+
+`copy.deepcopy` copies what a module holds in attributes, but no function: a lambda over `self`, a
+default argument or an object outside of the module goes on to reach the layers of the original.
+The copy then computes with parameters that are not its own. Nothing about it can be seen before
+the first evaluation, so that is when `Origin.check` looks for the tensors that are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .._checks import value_error
+from .._types import Parameters
+from ._agree import agree
+from ._unwrap import plain_name
+
+
+class Origin:
+    """What is known of the network that another one is a copy of.
+
+    It holds the original weakly: where nothing else reaches it, the copy does not either.
+    Pickled, it forgets the original, which is not there in another process.
+    """
+
+    def __init__(self, model: nn.Module, computed: Iterable[tuple[Tensor, str]]) -> None:
+        """Remember `model`, and tensors of the copy with a parameter that each is made from."""
+        self._model: Callable[[], nn.Module | None] = weakref.ref(model)
+        self._tensors = [(weakref.ref(t), n) for n, t in _named_tensors(model)]
+        self._computed = list(computed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        twin = copy.copy(self)
+        twin._model, twin._tensors = self._model, self._tensors
+        twin._computed = copy.deepcopy(self._computed, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_model": _nothing, "_tensors": [], "_computed": self._computed}
+
+    def check(
+        self,
+        duplicate: nn.Module,
+        at: Parameters,
+        run: Callable[[nn.Module, Parameters, AbstractContextManager[Any]], Tensor],
+        argument: str = "model",
+    ) -> None:
+        """Raise unless `duplicate` computes with the tensors `at` and as the original does.
+
+        - None of the original's tensors, and none of those that the duplicate holds while `at` is
+          in their place, is used by its forward, with or without gradients.
+        - As long as the original has the values `at`, the outputs are equal, and each parameter
+          that the outputs of the original depend on is one that those of the duplicate do.
+
+        Args:
+            duplicate: The copy.
+            at: Its parameters and buffers by name. Those that may be differentiated by are leaves
+                that require grad.
+            run: Evaluates a module with tensors in the place of its own, with gradients enabled
+                and without a trace, and its forward within a context.
+            argument: What the caller calls the original.
+
+        Raises:
+            ValueError: A tensor is used past the attributes of the module, or the outputs differ.
+        """
+        original = self._model()
+        alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
+        others = {id(t): n for t, n in (*alive, *self._computed)}
+        others |= {id(t): n for n, t in _named_tensors(duplicate) if at.get(n, t) is not t}
+        watch = _Watch(others)
+        out = run(duplicate, at, watch)
+        leaves = set(_leaves(out))
+        for name in [*watch.found, *(others[i] for i in leaves if i in others)]:
+            raise another_reference(name, argument)
+        if original is None or not _has_values(original, at):
+            return
+        # On copies as well: a forward may write to its parameters.
+        own = {n: t.detach().clone() for n, t in _named_tensors(original)}
+        own = {n: t.requires_grad_(n in at and at[n].requires_grad) for n, t in own.items()}
+        expected = run(original, own, nullcontext())
+        if not agree([out.detach()], [expected.detach()]):
+            raise value_error(
+                argument,
+                "a module of which copy.deepcopy makes one that computes the same",
+                f"a {type(original).__name__}, whose outputs and those of its copy differ",
+                "Its forward may depend on an object outside of the module, or its class define "
+                "how it is copied.",
+            )
+        reached = set(_leaves(expected))
+        for name, tensor in original.named_parameters():
+            used = id(tensor) in reached or id(own[name]) in reached
+            if used and id(at.get(name)) not in leaves:
+                raise another_reference(name, argument)
+
+
+def another_reference(name: str, argument: str = "model") -> Exception:
+    """The error for a forward that reaches a tensor in another way than as an attribute."""
+    return value_error(
+        argument,
+        "a module that uses its parameters as attributes (self.weight)",
+        f"a forward that uses {plain_name(name)!r} through another reference, such "
+        "as a list, a closure or a tensor computed from it before",
+        "Use the attribute, or nn.ParameterList instead of a list.",
+    )
+
+
+def faithful_copy(model: nn.Module, argument: str = "model") -> tuple[nn.Module, Origin]:
+    """A deep copy of `model` without gradients, and what `check` needs at its first evaluation.
+
+    `copy.deepcopy` refuses tensors that have a history, such as the weight that
+    `torch.nn.utils.spectral_norm` computes or an activation kept for later; the copy gets their
+    values.
+
+    Raises:
+        ValueError: The model holds something that cannot be copied.
+    """
+    with_history = [t for m in model.modules() for t in _held(m) if not t.is_leaf]
+    # What copy.deepcopy finds here it takes for the copy of the tensor with that identity.
+    memo = {id(t): t.detach().clone() for t in with_history}
+    names = {id(p): n for n, p in model.named_parameters()}
+    computed = []
+    for t in with_history:
+        made_from = [names[i] for i in _leaves(t) if i in names]
+        computed += [(memo[id(t)], made_from[0])] if made_from else []
+    try:
+        duplicate = copy.deepcopy(model, dict(memo))
+    except (RuntimeError, TypeError) as error:
+        raise value_error(
+            argument,
+            "a module that copy.deepcopy can copy",
+            f"{type(model).__name__}, for which it fails with {error}",
+            "Remove what cannot be copied (open files, locks, tensors with a history) "
+            "from its attributes.",
+        ) from error
+    return duplicate, Origin(model, computed)
+
+
+class _Watch(TorchFunctionMode):
+    """Which of some tensors, given by identity, are computed with.
+
+    Their shape, device and dtype may be asked for; a function that makes a tensor or a number
+    of one of them has used its values.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, float) or next(_tensors_in(result), None) is not None:
+            given = _tensors_in((args, kwargs))
+            self.found += [self._names[id(t)] for t in given if id(t) in self._names]
+        return result
+
+
+def _leaves(out: Tensor) -> Iterator[int]:
+    """Identities of the tensors that gradients of `out` would be accumulated in."""
+    nodes, seen = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield id(leaf)
+
+
+def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:
+    return all(
+        n in values
+        and (t.shape, t.dtype, t.device) == (values[n].shape, values[n].dtype, values[n].device)
+        and torch.equal(t.detach(), values[n].detach())
+        for n, t in _named_tensors(model)
+    )
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors in the attributes of `module`, and in plain containers there, one level deep."""
+    for value in vars(module).values():
+        members: Any = value.values() if isinstance(value, dict) else (value,)
+        if isinstance(value, (list, tuple)):
+            members = value
+        yield from (v for v in members if isinstance(v, Tensor))
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _tensors_in(v)
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+
+
+def _nothing() -> None:
+    return None
