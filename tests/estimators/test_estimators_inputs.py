@@ -94,6 +94,29 @@ def test_continuous_labels() -> None:
         NTKClassifier().fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("y", "text"),
+    [
+        (["a", None, "b"], r"`y` must be a label for each sample; got 1 missing of 3 .*index 1\)"),
+        ([1, 2, None], "`y` must be a label for each sample"),
+        (np.array(["a", np.nan, "b"], dtype=object), "`y` must be a label for each sample"),
+        (["a", 1, "b"], "`y` must be labels of one kind; got 2 texts among 3 labels"),
+    ],
+    ids=["none", "none-of-numbers", "nan", "mixed"],
+)
+def test_labels_that_cannot_be_sorted(y: Any, text: str) -> None:
+    y = np.array(y, dtype=object)
+    with pytest.raises(ValueError, match=text):
+        NTKClassifier().fit(X[:3], y)
+    with pytest.raises(ValueError, match=text):
+        NTKClassifier().fit(X[:3], y.tolist())
+
+
+def test_a_target_that_is_missing() -> None:
+    with pytest.raises(ValueError, match=r"`y` must be finite; .* index \(1,\)\).*missing target"):
+        NTKRegressor().fit(X[:3], [0.5, None, 1.0])
+
+
 def test_another_number_of_features() -> None:
     with pytest.raises(ValueError, match="X has 3 features, but NTKRegressor is expecting 4"):
         NTKRegressor(rbf).fit(X, Y).predict(X[:, :3])

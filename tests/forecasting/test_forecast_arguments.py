@@ -76,8 +76,11 @@ def test_bad_arguments(changed: dict[str, Any], error: type[Exception], text: st
         (torch.tensor([0, 1, -1, 0, 1]), "labels from 0 to 1, .*; got -1 among them"),
         (torch.tensor([0, 1]), "`y` must be one target for each of 5 samples"),
         (torch.full((5, 2), math.inf), "`y` must be finite"),
+        (torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), r"`y` must be class labels \[5\] .*y.long\(\)"),
+        (torch.full((5, 3), 0.5), r"or probabilities \[5, 2\]"),
+        (torch.zeros(5, 1, dtype=torch.int64), r"`y` must be class labels \[5\]"),
     ],
-    ids=["too-large", "negative", "too-few", "infinite"],
+    ids=["too-large", "negative", "too-few", "infinite", "floats", "columns", "axis"],
 )
 @pytest.mark.parametrize("loss", ["cross_entropy", F.cross_entropy, nn.CrossEntropyLoss()])
 def test_bad_labels(loss: Any, y: Tensor, text: str) -> None:

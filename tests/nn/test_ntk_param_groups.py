@@ -150,7 +150,9 @@ def test_layers_of_one_shape_share_a_group() -> None:
 
 
 def test_no_inputs() -> None:
-    groups = ntk_param_groups(NTKLinear(0, 3), 0.1)
+    layer = NTKLinear(1, 3)
+    layer.weight, layer.in_features = nn.Parameter(torch.ones(3, 0)), 0
+    groups = ntk_param_groups(layer, 0.1)
     assert all(math.isfinite(group["lr"]) for group in groups)
 
 

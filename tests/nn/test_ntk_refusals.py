@@ -124,6 +124,18 @@ REFUSED_IN_BOTH: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.TransformerEncoderLayer(4, 2, 8), nn.MultiheadAttention(4, 2), nn.LSTM(2, 2)]
+)
+def test_layers_that_belong_to_a_kind_without_counterpart(layer: nn.Module) -> None:
+    kind = type(layer).__name__
+    words = f"whose layers belong to the {kind} itself. There is nothing to convert: that has no"
+    with pytest.raises(ValueError, match=words):
+        ntk_parameterize(layer, mode="preserve")
+    with pytest.raises(ValueError, match=f"got one with the {kind} itself. It would stay"):
+        ntk_parameterize(layer)
+
+
 @pytest.mark.parametrize("mode", ["preserve", "reinit"])
 @pytest.mark.parametrize(
     ("make", "error", "words"), REFUSED_IN_BOTH.values(), ids=REFUSED_IN_BOTH.keys()

@@ -36,7 +36,8 @@ def test_defaults_script() -> None:
 
 
 def test_an_empty_sum_scripts() -> None:
-    layer = NTKLinear(0, 2, dtype=torch.float64)
+    layer = NTKLinear(1, 2, dtype=torch.float64)
+    layer.weight, layer.in_features = nn.Parameter(layer.weight[:, :0].detach()), 0
     x = torch.ones(3, 0, dtype=torch.float64)
     close(torch.jit.script(layer)(x), (0.1 * layer.bias).expand(3, 2))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from predict_problems import coupled, draw, shared
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_ntk.predict import SingularKernelWarning, gradient_flow, gradient_flow_mse, one_hot
 
@@ -213,6 +215,63 @@ def test_losses_that_are_none(name: str) -> None:
     p = coupled()
     with pytest.raises(error, match=text):
         gradient_flow(loss, p.train_train, p.y)(1.0)  # type: ignore[arg-type]
+
+
+CROSS_ENTROPIES = [
+    F.cross_entropy,
+    nn.CrossEntropyLoss(),
+    partial(F.cross_entropy, reduction="sum"),
+]
+
+
+@pytest.mark.parametrize("loss", CROSS_ENTROPIES, ids=["function", "module", "partial"])
+def test_labels_that_are_no_class_are_refused(loss: Any) -> None:
+    p = shared()
+    words = "`y` must be labels from 0 to 1, as there are 2 outputs; got 2 among them"
+    with pytest.raises(ValueError, match=words):  # as soon as the number of outputs is known
+        gradient_flow(loss, p.train_train, LABELS + 1, num_outputs=2)
+    with pytest.raises(ValueError, match=words):
+        gradient_flow(loss, p.train_train, LABELS + 1)(1.0, p.f0_train)
+    with pytest.raises(ValueError, match=r"`y` must be class labels \[6\] in an integer dtype"):
+        gradient_flow(loss, p.train_train, LABELS.double())
+
+
+@pytest.mark.parametrize("loss", CROSS_ENTROPIES, ids=["function", "module", "partial"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_of_any_integer_dtype(loss: Any, dtype: torch.dtype) -> None:
+    p = shared()
+    expected, _ = gradient_flow(loss, p.train_train, LABELS, num_outputs=2)(1.0)
+    found, _ = gradient_flow(loss, p.train_train, LABELS.to(dtype), num_outputs=2)(1.0)
+    assert torch.equal(found, expected)
+
+
+def test_a_label_that_is_ignored_does_not_move_its_output() -> None:
+    p = shared()
+    kernel = torch.eye(6, dtype=torch.float64)
+    labels = LABELS.clone()
+    for ignored, loss in (
+        (-100, F.cross_entropy),
+        (7, partial(F.cross_entropy, ignore_index=7)),
+        (-1, nn.CrossEntropyLoss(ignore_index=-1)),
+    ):
+        labels[3] = ignored
+        found, _ = gradient_flow(loss, kernel, labels, num_outputs=2)(1.0, p.f0_train)
+        moved = (found - p.f0_train).abs().amax(1) > 1e-3
+        assert moved.tolist() == [True, True, True, False, True, True]
+
+
+def test_an_error_of_the_loss_is_told_with_what_it_was_given() -> None:
+    p = shared()
+    words = (
+        r"`loss` must be a function .* takes these .*; got one that raises IndexError \(.*out of "
+        r"bounds.*f is a float64 tensor of shape \(6, 2\).* y a int64 tensor of shape \(6,\)"
+    )
+    predictor = gradient_flow(
+        lambda f, y: F.nll_loss(f.log_softmax(1), y), p.train_train, LABELS + 1, num_outputs=2
+    )
+    with pytest.raises(ValueError, match=words) as caught:
+        predictor(1.0)
+    assert isinstance(caught.value.__cause__, IndexError)
 
 
 @pytest.mark.parametrize("method", ["BDF", "LSODA"])

@@ -51,7 +51,8 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         n_features_in_: The number of features.
 
     Raises:
-        TypeError, ValueError: In `fit`: as `NTKRegressor`, or there is one class only.
+        TypeError, ValueError: In `fit`: as `NTKRegressor`; a label is missing, labels are of
+            several kinds, or there is one class only.
 
     References:
         Arora, Du, Hu, Li, Salakhutdinov, Wang, "On exact computation with an infinitely wide
@@ -73,6 +74,8 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
             X: Samples `[N, D]`, or `[N, ...]`; arrays or tensors.
             y: Class labels `[N]` of any kind that scikit-learn knows.
         """
+        if y is not None:
+            _check_labels(y)
         rows, y = self._training_data(X, y)
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
@@ -99,3 +102,24 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         scores = self.decision_function(X)
         best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[best])
+
+
+def _check_labels(y: Any) -> None:
+    """Refuse what NumPy cannot sort: labels that are missing (None, NaN), or texts and numbers."""
+    labels = [] if isinstance(y, torch.Tensor) else np.asarray(y, dtype=object).ravel().tolist()
+    missing = [k for k, label in enumerate(labels) if label is None or label != label]
+    if missing:
+        raise value_error(
+            "y",
+            "a label for each sample",
+            f"{len(missing)} missing of {len(labels)} (the first at index {missing[0]})",
+            "Leave these samples out, or give them a class of their own.",
+        )
+    texts = sum(isinstance(label, str) for label in labels)
+    if 0 < texts < len(labels):
+        raise value_error(
+            "y",
+            "labels of one kind",
+            f"{texts} texts among {len(labels)} labels",
+            "Make all of them texts, with str(label) for example.",
+        )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import RegressorMixin  # type: ignore[import-untyped]
 
+from .._checks import check_finite
 from ._base import KernelMachine
 from ._solve import Array
 
@@ -74,6 +76,7 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
         """
         rows, y = self._training_data(X, y, multi_output=True, y_numeric=True)
         targets = np.asarray(y, dtype=np.float64)
+        check_finite("y", torch.tensor(targets), "A missing target (None) is not a number.")
         self._one_output = targets.ndim == 1
         self._solve(rows, targets.reshape(len(rows), -1))
         return self

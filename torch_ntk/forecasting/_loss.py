@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_finite, check_tensor, describe, type_error, value_error
+from ..predict._class_targets import class_targets
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 """`"mse"`, `"cross_entropy"`, or a function `loss(f, y) -> scalar` of all outputs and targets."""
@@ -65,18 +67,17 @@ class SmoothLoss:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def targets(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """The targets, in float64 if they are floating point.
+        """The targets, in float64 if they are floating point, labels of cross-entropy in int64.
 
         Raises:
-            ValueError: There is not one per sample.
+            ValueError: There is not one per sample, or cross-entropy does not take them.
         """
         if y.ndim == 0 or y.shape[0] != shape[0]:
             raise value_error("y", f"one target for each of {shape[0]} samples", y)
+        y = y.detach()
         if y.is_floating_point():
-            return check_finite("y", y.detach().to(torch.float64))
-        if isinstance(self.function, (_CrossEntropy, nn.CrossEntropyLoss)):
-            _check_labels(y, shape[1], getattr(self.function, "ignore_index", None))
-        return y.detach()
+            y = check_finite("y", y.to(torch.float64))
+        return class_targets(self.function, y, shape)
 
     def values(self, f: Tensor, y: Tensor) -> Tensor:
         """The loss at each time of outputs `[T, N, O]`."""
@@ -98,13 +99,12 @@ def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
     check_choice("reduction", reduction, ("mean", "sum"), "'none' leaves no scalar to go down on.")
     if isinstance(loss, str):
         check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
-        if loss == "mse":
-            return SquaredError(1.0, str(reduction))
-        return SmoothLoss(_CrossEntropy(str(reduction)))
+    if loss == "mse":
+        return SquaredError(1.0, str(reduction))
     if loss is F.mse_loss:
         return SquaredError(2.0, str(reduction))
-    if loss is F.cross_entropy:
-        return SmoothLoss(_CrossEntropy(str(reduction)))
+    if loss == "cross_entropy" or loss is F.cross_entropy:
+        return SmoothLoss(partial(F.cross_entropy, reduction=str(reduction)))
     if type(loss) is nn.MSELoss:
         return SquaredError(2.0, check_choice("loss.reduction", loss.reduction, ("mean", "sum")))
     if isinstance(loss, type) or not callable(loss):
@@ -114,34 +114,6 @@ def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
             describe(loss) if not isinstance(loss, type) else f"the class {loss.__name__}",
         )
     return SmoothLoss(loss)
-
-
-@dataclass(frozen=True)
-class _CrossEntropy:
-    """Cross-entropy on labels `[N]` or probabilities `[N, O]`; can be pickled."""
-
-    reduction: str
-
-    def __call__(self, f: Tensor, y: Any) -> Tensor:
-        return F.cross_entropy(f, y, reduction=self.reduction)
-
-
-def _check_labels(y: Tensor, classes: int, ignored: int | None) -> None:
-    """Refuse labels that are none of the outputs' numbers.
-
-    Raises:
-        ValueError: There are such, or no label that counts.
-    """
-    counted = y if ignored is None else y[y != ignored]
-    outside = (counted < 0) | (counted >= classes)
-    if bool(outside.any()) or not counted.numel():
-        came = f"{int(counted[outside][0])} among them" if counted.numel() else "none that counts"
-        raise value_error(
-            "y",
-            f"labels from 0 to {classes - 1}, as there are {classes} outputs",
-            came,
-            "Number the classes from 0, or give the network an output for each.",
-        )
 
 
 def check_targets(y: object) -> Tensor:

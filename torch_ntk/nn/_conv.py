@@ -97,8 +97,8 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
 
     Raises:
         TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
-            `nn.Conv1d` refuses its arguments.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.Conv1d` refuses its arguments.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         check_dtype(dtype)
         nn.Conv1d.__init__(
             self,
-            check_size("in_channels", in_channels),
+            check_size("in_channels", in_channels, 1),
             check_size("out_channels", out_channels),
             kernel_size,
             stride,
@@ -164,8 +164,8 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
 
     Raises:
         TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
-            `nn.Conv2d` refuses its arguments.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.Conv2d` refuses its arguments.
 
     Example:
         >>> layer = NTKConv2d(6, 4, 3, padding=1, groups=2, sigma_w=2**0.5, sigma_b=0.0)
@@ -196,7 +196,7 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         check_dtype(dtype)
         nn.Conv2d.__init__(
             self,
-            check_size("in_channels", in_channels),
+            check_size("in_channels", in_channels, 1),
             check_size("out_channels", out_channels),
             kernel_size,
             stride,
@@ -238,8 +238,8 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
 
     Raises:
         TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
-            `nn.Conv3d` refuses its arguments.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.Conv3d` refuses its arguments.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         check_dtype(dtype)
         nn.Conv3d.__init__(
             self,
-            check_size("in_channels", in_channels),
+            check_size("in_channels", in_channels, 1),
             check_size("out_channels", out_channels),
             kernel_size,
             stride,

@@ -126,12 +126,15 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
         if isinstance(module, READS_WEIGHTS_ITSELF)
         for inner in module.modules()
     }
+    staying = ""
     for name, module in model.named_modules():
-        if isinstance(module, NO_NTK_LAYER) and whole:
+        if isinstance(module, NO_NTK_LAYER) and not staying:
+            staying = where(name, module)
+        if staying and whole:
             raise value_error(
                 "model",
                 "made of layers that have an NTK counterpart, nn.Linear and nn.ConvNd",
-                f"one with {where(name, module)}",
+                f"one with {staying}",
                 "It would stay in standard parameterization. Replace it, or use "
                 'mode="preserve", which leaves it as it is.',
             )
@@ -147,8 +150,8 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
         raise value_error(
             "model",
             "a module with an nn.Linear or nn.ConvNd layer",
-            model,
-            "There is nothing to convert.",
+            f"one whose layers belong to {staying}" if staying else model,
+            f"There is nothing to convert{': that has no NTK counterpart' if staying else ''}.",
         )
     return Inventory(standard, ntk)
 

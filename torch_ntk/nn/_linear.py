@@ -35,8 +35,7 @@ class NTKLinear(nn.Linear):
     function here: `torch_ntk.ntk_parameterize(model, mode="preserve")` converts it.
 
     Args:
-        in_features: Size of each input sample, at least 0. With 0 the sum is empty and the output
-            is `sigma_b · b`, as `nn.Linear(0, n)` gives its bias.
+        in_features: Size of each input sample, at least 1.
         out_features: Size of each output sample, at least 0.
         bias: Whether the layer adds `sigma_b · b`.
         sigma_w: Standard deviation of the scaled weights times `sqrt(in_features)`; above 0.
@@ -53,7 +52,7 @@ class NTKLinear(nn.Linear):
         TypeError: An argument is of the wrong kind (`sigma_w` given by position, say), or `dtype`
             is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
-            a size is negative.
+            a size is too small.
 
     Example:
         >>> import torch
@@ -79,7 +78,7 @@ class NTKLinear(nn.Linear):
         sigma_b = check_sigma_b(sigma_b)
         check_dtype(dtype)
         super().__init__(
-            check_size("in_features", in_features),
+            check_size("in_features", in_features, 1),
             check_size("out_features", out_features),
             check_flag("bias", bias),
             device=device,

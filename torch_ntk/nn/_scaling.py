@@ -64,13 +64,15 @@ def check_sigma_b(value: object, name: str = "sigma_b") -> float:
     )
 
 
-def check_size(name: str, value: SupportsIndex) -> int:
-    """Return `value` as an int if it is an integer of at least 0."""
+def check_size(name: str, value: SupportsIndex, least: int = 0) -> int:
+    """Return `value` as an int if it is an integer of at least `least`."""
+    expected = f"an integer, at least {least}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise type_error(name, "an integer, at least 0", value)
+        raise type_error(name, expected, value)
     number = operator.index(value)
-    if number < 0:
-        raise value_error(name, "an integer, at least 0", number)
+    if number < least:
+        remedy = "Without inputs there is no scale sigma_w / sqrt(fan_in)." if number == 0 else ""
+        raise value_error(name, expected, number, remedy)
     return number
 
 

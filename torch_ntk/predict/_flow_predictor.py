@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._checks import check_tensor, describe, value_error
 from ..memory import free_memory
+from ._class_targets import class_targets
 from ._flow_state import FlowState
 from ._gaussian import promoted
 from ._layout import Layout
@@ -113,7 +114,8 @@ class FlowPredictor:
         else:
             start = layout.read_outputs("f0_train", f0_train)
         test = read_test(modes, f0_test, k_test_train)
-        loss = OutputLoss(self.loss, self._loss_targets, layout)
+        targets = class_targets(self.loss, self._loss_targets, layout.shape())
+        loss = OutputLoss(self.loss, targets, layout)
         loss.check(start)
         _check_memory(start.numel())
         floating = self.targets if self.targets.dtype.is_floating_point else None

@@ -14,6 +14,7 @@ from .._checks import (
     type_error,
     value_error,
 )
+from ._class_targets import class_targets
 from ._flow_predictor import FlowPredictor
 from ._layout import check_train_kernel
 from ._loss import Loss, read_loss_targets
@@ -68,8 +69,9 @@ def gradient_flow(
 
     Raises:
         TypeError: `loss` is not callable, or an argument is of the wrong type or dtype.
-        ValueError: Shapes do not fit, something is not finite or out of range, or the kernel is
-            not symmetric or not positive semi-definite beyond its precision.
+        ValueError: Shapes do not fit, something is not finite or out of range, a label of
+            cross-entropy is no class, or the kernel is not symmetric or not positive
+            semi-definite beyond its precision.
 
     Example:
         >>> import torch
@@ -105,6 +107,8 @@ def gradient_flow(
         for_loss = targets.to(modes.layout.work_device)
         if for_loss.dtype.is_floating_point:
             for_loss = check_finite("y", for_loss.to(torch.float64))
+        if shape is not None:
+            for_loss = class_targets(loss, for_loss, shape)
     known = shape is not None
     return FlowPredictor(loss, targets, options, bool(progress), modes, for_loss, known)
 

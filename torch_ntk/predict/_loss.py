@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_tensor, describe, type_error, value_error
+from ..memory import is_out_of_memory
 from ._layout import Layout
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -57,11 +58,23 @@ class OutputLoss:
 
         Raises:
             TypeError: It does not return a tensor of real floating-point numbers.
-            ValueError: What it returns is not a scalar, not finite, or does not depend on f.
+            ValueError: It raises an error, or what it returns is not a scalar, not finite, or does
+                not depend on f.
         """
         with torch.enable_grad():
             outputs = self._outputs(columns).requires_grad_()
-            value = self.function(outputs, self.targets)
+            try:
+                value = self.function(outputs, self.targets)
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise value_error(
+                    "loss",
+                    "a function (f, y) that takes these outputs and targets",
+                    f"one that raises {type(error).__name__} ({error}) where f is "
+                    f"{describe(outputs)} and y {describe(self.targets)}",
+                    "It is called with the outputs first, in float64.",
+                ) from error
         expected = "a function (f, y) whose value is a scalar tensor (0-dim)"
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
             raise type_error("loss", expected, f"the value {describe(value)}")
