@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
 from ._api import check_dtype, evaluation, inputs
-from ._axis import ONE, taps
-from ._ops import Affine, Program
+from ._program import Program
 from .engine import checked_options, run
 from .lift import Builder, Data, average, over_all_positions, resolve
 from .lift import activation as activate
+from .operations import ONE, Affine, Taps, taps
 
 _PADDINGS = ("zeros", "circular", "valid")
 
@@ -164,7 +164,7 @@ class CNTK(nn.Module):
         x = b.affine(b.flatten(x), operation, self.depth, 1, (), "the dense layer")
         return b.program(x)
 
-    def _taps(self, size: int) -> Any:
+    def _taps(self, size: int) -> Taps:
         total = self.kernel_size - 1
         if self.padding == "valid":
             return taps(size, self.kernel_size)

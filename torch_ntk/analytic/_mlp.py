@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .._checks import check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
 from ._api import Kernels, evaluation, inputs
-from ._axis import ONE
-from ._ops import Affine, Program
+from ._program import Program
 from .engine import checked_options, run
 from .lift import Builder, Data, resolve
 from .lift import activation as activate
+from .operations import ONE, Affine
 
 
 def mlp_kernels(

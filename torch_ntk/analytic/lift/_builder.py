@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from ..._checks import value_error
 from ...activations import dual_activation, gain_dual
-from .._ops import (
+from .._program import Program, Step
+from ..operations import (
     Activation,
     Affine,
-    Concatenation,
     Flatten,
     Gained,
     Input,
     Normalization,
     Operation,
-    Program,
-    Scale,
-    Step,
+    WeightedSum,
 )
-from ._prune import needed
 from ._values import Data, Elementwise, Features, Joined, Value
 
 _EXPECTED = "a network with an infinite-width limit"
@@ -83,52 +80,49 @@ class Builder:
 
     def step(
         self,
-        operation: Operation,
+        operation: Input | Operation,
         inputs: tuple[Value, ...],
-        channels: int,
-        spatial: tuple[int, ...],
+        channels: int | None = None,
+        spatial: tuple[int, ...] | None = None,
         *,
-        gaussian: bool,
-        sources: frozenset[int],
-        ancestors: frozenset[int],
+        gaussian: bool = False,
+        sources: frozenset[int] = frozenset(),
         unflattened: Value | None = None,
+        alike: bool = True,
     ) -> Value:
-        """Add a step; the value that it makes."""
+        """Add a step; the value that it makes.
+
+        Args:
+            operation: What is done.
+            inputs: The values that it takes.
+            channels: Of the value; None if they are those of the first input.
+            spatial: Its axes of positions; None likewise.
+            gaussian: See `Value`, as all that follows.
+            sources: The layers that the value is a sum of.
+            unflattened: The value before positions were made features.
+            alike: Whether its channels have one law if those of the inputs have.
+        """
         layer = isinstance(operation, Affine)
+        gain = isinstance(operation, Normalization) and operation.gain_trained
         value = Value(
             len(self._steps),
-            channels,
-            spatial,
+            inputs[0].channels if channels is None else channels,
+            inputs[0].spatial if spatial is None else spatial,
             gaussian,
             sources,
-            ancestors,
+            frozenset(sources if layer else ()).union(*(v.ancestors for v in inputs)),
             unflattened,
-            alike=layer
-            or (not isinstance(operation, (Input, Concatenation)) and all(v.alike for v in inputs)),
-            gained=not layer
-            and (
-                any(v.gained for v in inputs)
-                or (isinstance(operation, Normalization) and operation.gain_trained)
-            ),
+            alike=layer or (alike and all(v.alike for v in inputs)),
+            gained=not layer and (gain or any(v.gained for v in inputs)),
         )
-        self._steps.append(
-            Step(operation, tuple(v.step for v in inputs), value.positions, self.node)
-        )
+        self._steps.append(Step(operation, tuple(v.step for v in inputs), value.positions))
         return value
 
-    def linear_step(self, operation: Operation, v: Value, **changes: Any) -> Value:
-        """A step that keeps everything but what is named of its input's description."""
-        described = replace(v, unflattened=None, **changes)
-        return self.step(
-            operation,
-            (v,),
-            described.channels,
-            described.spatial,
-            gaussian=described.gaussian,
-            sources=described.sources,
-            ancestors=described.ancestors,
-            unflattened=described.unflattened,
-        )
+    def linear_step(
+        self, operation: Operation, v: Value, spatial: tuple[int, ...] | None = None
+    ) -> Value:
+        """A linear map of each channel: the law of the features stays of the same kind."""
+        return self.step(operation, (v,), spatial=spatial, gaussian=v.gaussian, sources=v.sources)
 
     # -- forms of features ---------------------------------------------------------------
 
@@ -157,39 +151,19 @@ class Builder:
             raise self.refusal(
                 "a function that is no elementwise activation", str(error)
             ) from error
-        v = self._of_entries(Activation(dual), base)
+        v = self.step(Activation(dual), (base,))
         if base.by_gain:
-            v = self._of_entries(
-                Gained(), v, self._of_entries(Activation(gain_dual(dual, e.function)), base)
-            )
+            by_gain = self.step(Activation(gain_dual(dual, e.function)), (base,))
+            v = self.step(Gained(), (v, by_gain))
         if e.factor != 1:
-            v = self.linear_step(Scale(e.factor), v)
+            v = self.linear_step(WeightedSum((e.factor**2,)), v)
         return self.flatten(v) if e.flat else v
-
-    def _of_entries(self, operation: Activation | Gained, *inputs: Value) -> Value:
-        v = inputs[0]
-        return self.step(
-            operation,
-            inputs,
-            v.channels,
-            v.spatial,
-            gaussian=False,
-            sources=frozenset(),
-            ancestors=v.ancestors,
-        )
 
     def _joined(self, joined: Joined) -> Value:
         parts = tuple(self.value(p) for p in joined.parts)
         total = joined.shape[0]
-        return self.step(
-            Concatenation(tuple(p.channels / total for p in parts)),
-            parts,
-            total,
-            parts[0].spatial,
-            gaussian=False,
-            sources=frozenset(),
-            ancestors=frozenset().union(*(p.ancestors for p in parts)),
-        )
+        shares = WeightedSum(tuple(p.channels / total for p in parts))
+        return self.step(shares, parts, total, alike=False)
 
     def _input(self, data: Data, what: str) -> Value:
         if id(data.first) in self._inputs:
@@ -204,15 +178,8 @@ class Builder:
             )
         positions = first.reshape(*first.shape, *[1] * (4 - first.ndim))
         other = None if self.same else second.reshape(*second.shape, *[1] * (4 - second.ndim))
-        v = self.step(
-            Input(positions, other),
-            (),
-            first.shape[1],
-            tuple(first.shape[2:]),
-            gaussian=False,
-            sources=frozenset(),
-            ancestors=frozenset(),
-        )
+        known = Input(positions, other)
+        v = self.step(known, (), first.shape[1], tuple(first.shape[2:]), alike=False)
         self._inputs[id(data.first)] = v
         self._keep.append(data.first)
         return v
@@ -243,13 +210,7 @@ class Builder:
         """A layer of independent weights."""
         v = self.value(features, what)
         return self.step(
-            operation,
-            (v,),
-            channels,
-            spatial,
-            gaussian=True,
-            sources=frozenset({layer}),
-            ancestors=v.ancestors | {layer},
+            operation, (v,), channels, spatial, gaussian=True, sources=frozenset({layer})
         )
 
     def flatten(self, v: Value) -> Value:
@@ -260,17 +221,8 @@ class Builder:
         if v.positions == (1, 1):
             plain = None if v.ungained is None else self.flatten(v.ungained)
             return replace(v, channels=size, spatial=(), ungained=plain)
-        return self.step(
-            Flatten(),
-            (v,),
-            size,
-            (),
-            # Features from different positions have different variances.
-            gaussian=False,
-            sources=v.sources,
-            ancestors=v.ancestors,
-            unflattened=v,
-        )
+        # Features from different positions have different variances: not Gaussian of one law.
+        return self.step(Flatten(), (v,), size, (), sources=v.sources, unflattened=v)
 
     def scale(self, features: Features, factor: float) -> Features:
         """A constant factor."""
@@ -284,12 +236,11 @@ class Builder:
             return replace(features, factor=features.factor * factor, made=None)
         if isinstance(features, Joined):
             return Joined(tuple(self.scale(p, factor) for p in features.parts))  # type: ignore[misc]
-        scaled = self.linear_step(Scale(factor), features)
+        scaled = self.linear_step(WeightedSum((factor**2,)), features)
         if features.unflattened is not None:
             return self.flatten(self.scale(features.unflattened, factor))  # type: ignore[arg-type]
         return scaled
 
     def program(self, output: Any) -> Program:
         """The steps that lead to `output`, whose positions become features."""
-        last = self.flatten(self.value(output, "the output")).step
-        return Program(needed(self._steps, last))
+        return Program.to(self._steps, self.flatten(self.value(output, "the output")).step)

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from ...nn import NTKConv1d, NTKConv2d, NTKLinear
-from .._axis import ONE, taps
-from .._ops import Affine
+from ..operations import ONE, Affine, taps
 from ._builder import Builder
 from ._values import Data, Value
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._ops import Normalization
+from ..operations import Normalization
 from ._builder import Builder
 from ._values import Value
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._ops import Pool
+from ..operations import Pool
 from ._builder import Builder
 from ._values import Elementwise, Features, Joined, Value
 

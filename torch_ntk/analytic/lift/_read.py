@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..._checks import type_error, value_error
 from ...activations._lookup import is_registered, registered_functions
-from .._ops import Program
+from .._program import Program
 from ._builder import Builder
 from ._functions import ATTRIBUTES, METHOD_RULES, function_rule
 from ._in_place import overwritten, read_later

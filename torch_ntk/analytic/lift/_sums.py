@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._ops import Sum
+from ..operations import WeightedSum
 from ._builder import Builder
 from ._values import Value
 
@@ -25,13 +25,10 @@ def add(builder: Builder, a: Value, b: Value) -> Value:
     if both[0] is not None and both[1] is not None and both[0].shape == both[1].shape:
         return builder.flatten(add(builder, *both))  # type: ignore[arg-type]
     return builder.step(
-        Sum(),
+        WeightedSum((1.0, 1.0)),
         (a, b),
-        a.channels,
-        a.spatial,
         gaussian=a.gaussian and b.gaussian,
         sources=a.sources | b.sources if a.centred and b.centred else frozenset(),
-        ancestors=a.ancestors | b.ancestors,
     )
 
 

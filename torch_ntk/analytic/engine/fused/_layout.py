@@ -11,26 +11,15 @@ while it stays in cache.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .._axis import Taps
-from .._ops import (
-    Activation,
-    Affine,
-    Concatenation,
-    Flatten,
-    Input,
-    Pool,
-    Program,
-    Scale,
-    Sum,
-)
+from ..._program import Program
+from ...operations import Activation, Affine, Flatten, Input, Pool, Taps
 from .._plan import Plan
-
-_KINDS = (Input, Affine, Activation, Scale, Sum, Concatenation)
 
 
 @dataclass(frozen=True)
@@ -40,6 +29,7 @@ class Layout:
     Attributes:
         end: The step after them: the average over all positions, or the flattening.
         steps: The steps before it, in order.
+        merged: Activations that alone take the value of a layer, to that layer: both are one loop.
         size: `(P, Q)`, room for the largest of their values.
         margin: Rows and columns around it: above, below, left, right.
         wraps: Whether the margins hold the other side of the image, along either axis.
@@ -47,6 +37,7 @@ class Layout:
 
     end: int
     steps: tuple[int, ...]
+    merged: Mapping[int, int]
     size: tuple[int, int]
     margin: tuple[int, int, int, int]
     wraps: tuple[bool, bool]
@@ -58,7 +49,7 @@ class Layout:
         return self.size[0] + above + below, self.size[1] + left + right
 
 
-def layout(program: Program, plan: Plan) -> Layout | None:
+def displacement_layout(program: Program, plan: Plan) -> Layout | None:
     """The arrangement by displacement, or None where it does not apply.
 
     It does where everything between all pairs of positions keeps displacements, and ends in one
@@ -74,14 +65,14 @@ def layout(program: Program, plan: Plan) -> Layout | None:
     end = steps[ends[0]].operation
     if not isinstance(end, Pool) or not end.to_one_position:
         return None
-    # An affine layer may take a value of one position, which is not held in full.
+    # An affine layer may take a value of one position, of which there are no pairs.
     if any(not all(plan.full[j] for j in steps[i].inputs) for i in full):
         return None
     return _arranged(program, full, ends[0])
 
 
-def equal_layout(program: Program, plan: Plan) -> Layout | None:
-    """The arrangement of values at equal positions, up to a flattening or to the end.
+def same_position_layout(program: Program, plan: Plan) -> Layout | None:
+    """The arrangement of values at the same position, up to a flattening or to the end.
 
     None where a step before that moves positions in another way, or does not compile.
     """
@@ -108,9 +99,7 @@ def _arranged(program: Program, included: tuple[int, ...], end: int) -> Layout |
     wraps = [False, False]
     for i in included:
         operation = steps[i].operation
-        if not isinstance(operation, _KINDS):
-            return None
-        if isinstance(operation, Activation) and not operation.dual.compiles:
+        if not isinstance(operation, Input) and not operation.fuses:
             return None
         if isinstance(operation, Affine):
             for axis, (taps, found) in enumerate(
@@ -124,7 +113,20 @@ def _arranged(program: Program, included: tuple[int, ...], end: int) -> Layout |
     margin = (-min(rows), max(rows), -min(columns), max(columns))
     if max(margin[:2]) > size[0] or max(margin[2:]) > size[1]:
         return None
-    return Layout(end, included, size, margin, (wraps[0], wraps[1]))
+    merged = _merged(program, included)
+    return Layout(end, included, merged, size, margin, (wraps[0], wraps[1]))
+
+
+def _merged(program: Program, included: tuple[int, ...]) -> dict[int, int]:
+    steps = program.steps
+    users = [j for step in steps for j in step.inputs]
+    return {
+        i: steps[i].inputs[0]
+        for i in included
+        if isinstance(steps[i].operation, Activation)
+        and isinstance(steps[steps[i].inputs[0]].operation, Affine)
+        and users.count(steps[i].inputs[0]) == 1
+    }
 
 
 def shifts(taps: Taps, size: int) -> tuple[int, ...] | None:
@@ -150,7 +152,7 @@ def _wraps(taps: Taps, moved: tuple[int, ...]) -> bool:
     )
 
 
-def weights(taps: Taps, size: int, like: Tensor) -> Tensor:
+def tap_weights(taps: Taps, size: int, like: Tensor) -> Tensor:
     """`[taps, displacement, position]`: 1 where both positions of the pair read a position."""
     position = torch.arange(size)
     partner = (position + position[:, None]) % size  # [displacement, position]

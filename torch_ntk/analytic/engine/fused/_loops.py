@@ -1,4 +1,4 @@
-"""The loops in which a full covariance is spent: layers of weights, and activations.
+"""The loops in which most of the time is spent: layers of weights, and activations.
 
 Each is written once as plain torch expressions; `torch.compile` makes one pass over memory of
 each, on a CPU through C++ and on a GPU through Triton. A layer and the activation after it are one
@@ -13,16 +13,22 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...activations import DualActivation
+from ....activations import DualActivation
+from ...operations import FEW_CHANNELS, Buffers
 
 Function = Callable[..., None]
+Images = tuple[Tensor, ...]
+"""`dual.images` of the variances of the first and then of the second image."""
+Sums = tuple[Tensor, Tensor] | None
+"""With distances, the variances of a layer's value in either image."""
 
-_FEW = 16
+# Channels whose products are written out one by one: for more that would be long to compile.
+_MOST_WRITTEN_OUT = 2 * FEW_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,25 @@ class Window:
     margin: tuple[int, int]
 
 
-def activation(dual: DualActivation, ntk: bool, loop: Loop) -> Function:
-    """A function `(k, t, images, k_out, t_out)`: κ into `k_out`, `t · κ̇` into `t_out`.
+class Weights(NamedTuple):
+    """The numbers of a layer of weights, as tensors.
 
-    `images` holds `dual.images` of the variances of the first and then of the second image.
+    Attributes:
+        rows: Per tap along the first axis its weight, `[taps, ...]`: 0 where it reads padding or
+            would cross from one displacement to the other that shares the image, else
+            sigma_w² over the number of taps.
+        columns: The same along the second axis, but 1.
+        added: What is added to K, how much of the filtered K is added to Θ, and what is added to
+            Θ: sigma_b², 1 if weights are trained, sigma_b² if biases are.
     """
+
+    rows: Tensor
+    columns: Tensor
+    added: Tensor
+
+
+def activation(dual: DualActivation, ntk: bool, loop: Loop) -> Function:
+    """A function `(taken, images, made)`: κ and Θ κ̇ of the buffers `taken` into `made`."""
     return _activation(_Known(dual), ntk, loop)
 
 
@@ -87,107 +107,93 @@ class _Known:
 def _activation(known: _Known, ntk: bool, loop: Loop) -> Function:
     dual = known.dual
 
-    def with_ntk(
-        k: Tensor, t: Tensor, images: tuple[Tensor, ...], k_out: Tensor, t_out: Tensor
-    ) -> None:
-        kappa, slope = _pair(dual, k, images, loop.distance)
-        k_out.copy_(kappa)
-        t_out.copy_(t * slope)
+    def function(taken: Buffers, images: Images, made: Buffers) -> None:
+        kappa, slope = _pair(dual, taken[0], images, loop.distance)
+        made[0].copy_(kappa)
+        if ntk:
+            made[1].copy_(taken[1] * slope)  # type: ignore[union-attr, operator]
 
-    def without(k: Tensor, t: None, images: tuple[Tensor, ...], k_out: Tensor, t_out: None) -> None:
-        k_out.copy_(_pair(dual, k, images, loop.distance)[0])
-
-    function = with_ntk if ntk else without
     return compiled(function) if loop.compile else function
 
 
-def _pair(
-    dual: DualActivation, k: Tensor, images: tuple[Tensor, ...], distance: bool
-) -> tuple[Tensor, Tensor]:
+def _pair(dual: DualActivation, k: Tensor, images: Images, distance: bool) -> tuple[Tensor, Tensor]:
     half = len(images) // 2
     pair = dual.distance_of_images if distance else dual.pair_of_images
     return pair(k, images[:half], images[half:])
 
 
 @lru_cache(maxsize=64)
-def filtering(window: Window, taken: bool, made: bool, loop: Loop) -> Function:
-    """A function `(k, t, rows, columns, added, sums, k_out, t_out)`: one layer of weights.
-
-    `rows` `[taps, ...]` and `columns` weight the taps, 0 where a tap reads padding or would cross
-    from one displacement to the other that shares the image; they hold the factor of the layer.
-    `added` is what is added to K, how much of the filtered K is added to Θ, and what is added to
-    Θ. With distances, `sums` are the variances of the layer's value in either image; else None.
+def filtering(window: Window, taken_ntk: bool, made_ntk: bool, loop: Loop) -> Function:
+    """A function `(taken, weights, sums, made)`: one layer of weights.
 
     Args:
         window: Where the taps read.
-        taken: Whether there is a Θ to filter.
-        made: Whether there is a Θ to make.
+        taken_ntk: Whether there is a Θ to filter.
+        made_ntk: Whether there is a Θ to make.
         loop: What it is made for.
     """
 
-    def function(
-        k: Tensor, t: Tensor | None, rows: Tensor, columns: Tensor, added: Tensor,
-        sums: tuple[Tensor, Tensor] | None, k_out: Tensor, t_out: Tensor | None,
-    ) -> None:  # fmt: skip
-        first, second = _layer(window, taken, made, k, t, rows, columns, added, sums)
-        k_out.copy_(first)
-        if made:
-            t_out.copy_(second)  # type: ignore[union-attr, arg-type]
+    def function(taken: Buffers, weights: Weights, sums: Sums, made: Buffers) -> None:
+        k, filtered = _layer(window, taken[0], weights, sums)
+        made[0].copy_(k)
+        if made_ntk:
+            t = taken[1] if taken_ntk else None
+            made[1].copy_(_layer_ntk(window, t, filtered, weights))  # type: ignore[union-attr]
 
     return compiled(function) if loop.compile else function
 
 
-def layer(window: Window, dual: DualActivation, taken: bool, made: bool, loop: Loop) -> Function:
-    """A function `(…, added, sums, images, k_out, t_out)`: weights, then activation.
+def layer(
+    window: Window, dual: DualActivation, taken_ntk: bool, made_ntk: bool, loop: Loop
+) -> Function:
+    """A function `(taken, weights, sums, images, made)`: weights, then activation.
 
     In this order both are one pass over memory: the activation reads what the taps have summed.
     """
-    return _layer_of(window, _Known(dual), taken, made, loop)
+    return _layer_of(window, _Known(dual), taken_ntk, made_ntk, loop)
 
 
 @lru_cache(maxsize=64)
-def _layer_of(window: Window, known: _Known, taken: bool, made: bool, loop: Loop) -> Function:
+def _layer_of(
+    window: Window, known: _Known, taken_ntk: bool, made_ntk: bool, loop: Loop
+) -> Function:
     dual = known.dual
 
     def function(
-        k: Tensor, t: Tensor | None, rows: Tensor, columns: Tensor, added: Tensor,
-        sums: tuple[Tensor, Tensor] | None, images: tuple[Tensor, ...], k_out: Tensor,
-        t_out: Tensor | None,
-    ) -> None:  # fmt: skip
-        first, second = _layer(window, taken, made, k, t, rows, columns, added, sums)
-        kappa, slope = _pair(dual, first, images, loop.distance)
-        k_out.copy_(kappa)
-        if made:
-            t_out.copy_(second * slope)  # type: ignore[union-attr, operator]
+        taken: Buffers, weights: Weights, sums: Sums, images: Images, made: Buffers
+    ) -> None:
+        k, filtered = _layer(window, taken[0], weights, sums)
+        kappa, slope = _pair(dual, k, images, loop.distance)
+        made[0].copy_(kappa)
+        if made_ntk:
+            t = _layer_ntk(window, taken[1] if taken_ntk else None, filtered, weights)
+            made[1].copy_(t * slope)  # type: ignore[union-attr]
 
     return compiled(function) if loop.compile else function
 
 
-def _layer(
-    window: Window, taken: bool, made: bool, k: Tensor, t: Tensor | None, rows: Tensor,
-    columns: Tensor, added: Tensor, sums: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    first = _total(window, k, rows, columns)
-    filtered = first
+def _layer(window: Window, k: Tensor, weights: Weights, sums: Sums) -> tuple[Tensor, Tensor]:
+    """K (or distances) after a layer, and the filtered K, sigma_w²⟨K⟩, of which Θ gets its part."""
+    filtered = _total(window, k, weights)
     if sums is None:
-        first = first + added[0]
-    else:  # the bias drops out of a distance; the covariance is what it is without the bias
-        filtered = 0.5 * (sums[0] + sums[1] - first) - added[0]
-    if not made:
-        return first, None
-    second = added[1] * filtered + added[2]
-    if taken:
-        assert t is not None
-        second = _total(window, t, rows, columns) + second
-    return first, second
+        return filtered + weights.added[0], filtered
+    # The bias drops out of a distance d; the covariance (q + q' - d) / 2 has it.
+    return filtered, 0.5 * (sums[0] + sums[1] - filtered) - weights.added[0]
 
 
-def _total(window: Window, a: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _layer_ntk(window: Window, t: Tensor | None, filtered: Tensor, weights: Weights) -> Tensor:
+    """Θ ← sigma_w²⟨Θ + [W trained] K⟩ + [b trained] sigma_b²."""
+    own = weights.added[1] * filtered + weights.added[2]
+    return own if t is None else _total(window, t, weights) + own
+
+
+def _total(window: Window, a: Tensor, weights: Weights) -> Tensor:
     """The weighted sum over the taps.
 
     Compiled, one expression of all of them; otherwise one axis after the other, in fewer passes.
     """
     (p, q), (top, left) = window.size, window.margin
+    rows, columns = weights.rows, weights.columns
     if not torch.compiler.is_compiling():
         part = columns[0] * a[..., left + window.columns[0] :][..., :q]
         for j, c in enumerate(window.columns[1:], 1):
@@ -215,8 +221,7 @@ def products(channels: int, loop: Loop) -> Function:
             total = total + x1[:, c] * x2[:, c]
         k_out.copy_(total * (1 / channels))
 
-    # Written out channel by channel: for many channels that would be long to compile.
-    return compiled(function) if loop.compile and channels <= _FEW else function
+    return compiled(function) if loop.compile and channels <= _MOST_WRITTEN_OUT else function
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,92 @@
+"""Elementwise activations, and trained gains in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ...activations import DualActivation
+from ._operation import Buffers, FusedBlock, Operation
+from ._state import IdenticalImages, State, Variances, at_same_positions
+
+
+@dataclass(frozen=True)
+class Activation(Operation):
+    """An elementwise φ of a Gaussian value: `K ← E φ(u)φ(v)`, `Θ ← Θ · E φ'(u)φ'(v)`."""
+
+    dual: DualActivation
+    needs_variances = True
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """Through the dual functions, in whichever form the covariance is."""
+        (s,), (q,) = inputs, variances
+        assert q is not None
+        pair = self.dual.pair_from_distance if s.distance else self.dual.pair
+        nngp, slope = pair(s.nngp, *q)
+        ntk = s.ntk
+        if ntk is not None and ntk.ndim:
+            ntk = ntk * slope
+        return replace(s, nngp=nngp, ntk=ntk)
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """E φ(u)²."""
+        return self.dual.diagonal(inputs[0])[0]
+
+    def with_identical(
+        self, made: State, inputs: Sequence[State], identical: IdenticalImages
+    ) -> State:
+        """E φ(u)² and Θ · E φ'(u)² at the same position."""
+        (s,), (q,) = inputs, identical.variances
+        assert q is not None
+        at = identical.rows, identical.columns
+        kappa, slope = self.dual.diagonal(q)
+        nngp, ntk = made.nngp.clone(), made.ntk
+        _same(nngp, s.full)[at] = kappa
+        if ntk is not None and ntk.ndim:
+            assert s.ntk is not None
+            ntk = ntk.clone()
+            _same(ntk, s.full)[at] = _same(s.ntk, s.full)[at] * slope
+        return replace(made, nngp=nngp, ntk=ntk)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether its dual functions are a plain pointwise expression."""
+        return self.dual.compiles
+
+    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
+        """One pointwise loop."""
+        return block.activation(step, self, inputs[0])
+
+    @property
+    def cost(self) -> float:
+        """About that of the arc cosine kernels: a correlation, a root, an angle."""
+        return 25.0
+
+
+@dataclass(frozen=True)
+class Gained(Operation):
+    """φ(g u) of a Gaussian value, with a trained gain g = 1: `K = K₁`, `Θ = Θ₁ + K₂`.
+
+    The first input is φ(u), the second u φ'(u), the derivative by the gain.
+    """
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """The gain's own part of Θ is the covariance of the second input."""
+        s, by_gain = inputs
+        ntk = None if s.ntk is None else s.ntk + by_gain.covariance(variances[1])
+        return replace(s, ntk=ntk)
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """That of φ(u)."""
+        return inputs[0]
+
+    @property
+    def cost(self) -> float:
+        """One sum."""
+        return 1.0
+
+
+def _same(a: Tensor, full: bool) -> Tensor:
+    return at_same_positions(a) if full else a

@@ -1,0 +1,126 @@
+"""Layers of independent weights: dense ones and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ._operation import Buffers, FusedBlock, Operation
+from ._state import State, Variances
+from ._taps import Taps
+
+
+@dataclass(frozen=True)
+class Affine(Operation):
+    """A layer of independent weights: dense (one tap) or convolutional (`rows × columns` taps).
+
+    `y = sigma_w/√fan_in · W ⋆ x + sigma_b · b` gives, with the mean over the taps `⟨·⟩`,
+    `K ← sigma_w²⟨K⟩ + sigma_b²` and `Θ ← sigma_w²⟨Θ + [W trained] K⟩ + [b trained] sigma_b²`.
+
+    Attributes:
+        rows: The taps along the first axis of positions.
+        columns: And along the second.
+        sigma_w: Scale of the weights.
+        sigma_b: Scale of the biases; 0 without.
+        weight_trained: Whether the weights are among the parameters of Θ.
+        bias_trained: Whether the biases are.
+    """
+
+    rows: Taps
+    columns: Taps
+    sigma_w: float
+    sigma_b: float
+    weight_trained: bool = True
+    bias_trained: bool = True
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """The bias drops out of distances, as it is the same in both images."""
+        (s,) = inputs
+        mean = self._mean_at_pairs if s.full else self._mean
+        weights, shift = self.sigma_w**2, self.sigma_b**2
+        nngp = mean(s.nngp) * weights
+        if shift and not s.distance:
+            nngp = nngp + shift
+        ntk = s.ntk
+        if ntk is not None:
+            filtered = ntk + s.covariance(variances[0]) if self.weight_trained else ntk
+            ntk = mean(filtered) * weights if filtered.ndim else filtered
+            if self.bias_trained and shift:
+                ntk = ntk + shift if ntk.ndim else torch.full_like(nngp, shift)
+        return replace(s, nngp=nngp, ntk=ntk)
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """`sigma_w²⟨q⟩ + sigma_b²`."""
+        return self._mean(inputs[0]) * self.sigma_w**2 + self.sigma_b**2
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the taps have a constant shift is looked at by the layout of the loops."""
+        return True
+
+    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
+        """A box filter with weights at the borders."""
+        return block.affine(step, inputs[0])
+
+    @property
+    def cost(self) -> float:
+        """One axis after the other, a product and a sum for each tap."""
+        return 4.0 * (len(self.rows.sources) + len(self.columns.sources))
+
+    @property
+    def _trivial(self) -> bool:
+        return self.rows.trivial and self.columns.trivial
+
+    @property
+    def _taps(self) -> int:
+        return len(self.rows.sources) * len(self.columns.sources)
+
+    def _mean(self, a: Tensor) -> Tensor:
+        """The mean over the taps of `a` `[..., P, Q]`, where both images read the same position."""
+        if self._trivial:
+            return a
+        a = _along(_along(a, a.ndim - 2, self.rows), a.ndim - 1, self.columns)
+        return a / self._taps
+
+    def _mean_at_pairs(self, a: Tensor) -> Tensor:
+        """The same of `a` `[..., P, Q, P', Q']`: both positions move by the same tap."""
+        if self._trivial:
+            return a
+        a = _along_both(a, a.ndim - 4, a.ndim - 2, self.rows)
+        a = _along_both(a, a.ndim - 3, a.ndim - 1, self.columns)
+        return a / self._taps
+
+
+def _along(a: Tensor, dim: int, taps: Taps) -> Tensor:
+    """The sum over the taps along one axis of positions."""
+    if taps.trivial:
+        return a
+    shape = list(a.shape)
+    shape[dim] = taps.size_out
+    out = torch.zeros(shape, dtype=a.dtype, device=a.device)
+    for runs in taps.runs:
+        for run in runs:
+            _part(out, {dim: run.out}).add_(_part(a, {dim: run.source}))
+    return out
+
+
+def _along_both(a: Tensor, dim1: int, dim2: int, taps: Taps) -> Tensor:
+    """The sum over the taps along the same axis of either image."""
+    if taps.trivial:
+        return a
+    shape = list(a.shape)
+    shape[dim1] = shape[dim2] = taps.size_out
+    out = torch.zeros(shape, dtype=a.dtype, device=a.device)
+    for runs in taps.runs:
+        for one in runs:
+            for two in runs:
+                target = _part(out, {dim1: one.out, dim2: two.out})
+                target.add_(_part(a, {dim1: one.source, dim2: two.source}))
+    return out
+
+
+def _part(a: Tensor, slices: dict[int, slice]) -> Tensor:
+    return a[tuple(slices.get(d, slice(None)) for d in range(a.ndim))]

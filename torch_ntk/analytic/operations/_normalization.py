@@ -1,0 +1,71 @@
+"""Layer and group normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ._operation import Operation
+from ._state import State, Variances
+
+
+@dataclass(frozen=True)
+class Normalization(Operation):
+    """Division by the standard deviation over all features of an image.
+
+    With `s² = ⟨K(x, x)⟩ + eps`, the mean over positions: `K ← K/(s s')`, `Θ ← Θ/(s s')`; the mean
+    of Gaussian features is 0 in the limit. A trained gain of 1 adds K to Θ, a trained shift 1.
+
+    Attributes:
+        eps: Added to the variance.
+        gain_trained: Whether there is a gain per channel, and it is trained.
+        shift_trained: The same for the shift.
+    """
+
+    eps: float
+    gain_trained: bool = False
+    shift_trained: bool = False
+    needs_variances = True
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """Distances of the normalized features are found without subtracting equal numbers.
+
+        With a = √q and the new variances a²/s², the distance splits into a radial part and one
+        that the angle alone determines, d - (a - a')²:
+
+            d ← (a/s - a'/s')² + (d - (a - a')²) / (s s').
+        """
+        (s,), (q,) = inputs, variances
+        assert q is not None
+        axes = ((-4, -3), (-2, -1)) if s.full else ((-2, -1), (-2, -1))
+        s1, s2 = (self._deviation(v, axis) for v, axis in zip(q, axes, strict=True))
+        product = s1 * s2
+        if s.distance:
+            a1, a2 = torch.sqrt(q[0]), torch.sqrt(q[1])
+            nngp = (a1 / s1 - a2 / s2) ** 2 + (s.nngp - (a1 - a2) ** 2) / product
+            covariance = (q[0] / s1**2 + q[1] / s2**2 - nngp) / 2
+        else:
+            nngp = covariance = s.nngp / product
+        ntk = s.ntk
+        if ntk is not None:
+            ntk = ntk / product if ntk.ndim else ntk
+            ntk = ntk + covariance if self.gain_trained else ntk
+            if self.shift_trained:
+                ntk = ntk + 1 if ntk.ndim else torch.ones_like(nngp)
+        return replace(s, nngp=nngp, ntk=ntk)
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """q/s²."""
+        return inputs[0] / self._deviation(inputs[0], (-2, -1)) ** 2
+
+    def _deviation(self, q: Tensor, axes: tuple[int, int]) -> Tensor:
+        """The standard deviation s of each image, shaped like `q` with one position."""
+        return torch.sqrt(q.mean(dim=axes, keepdim=True) + self.eps)
+
+    @property
+    def cost(self) -> float:
+        """Two quotients and two sums."""
+        return 4.0

@@ -1,0 +1,103 @@
+"""What every operation of an infinitely wide network has to say."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+
+from torch import Tensor
+
+from ._state import IdenticalImages, State, Variances
+
+if TYPE_CHECKING:
+    from ._activation import Activation
+
+Buffers: TypeAlias = tuple[Tensor, Tensor | None]
+"""K (or distances) and, if it is wanted and not 0 everywhere, Θ, in a fused loop."""
+
+
+class Operation(ABC):
+    """One operation on the features of every image at every position.
+
+    For a pair of images x, x' and positions p, p' the features have the covariance K (NNGP) and
+    the tangent kernel Θ, both averages over channels. A subclass is a frozen dataclass in a file
+    of its own; it says how the operation maps them, and this is all that the engine knows of it.
+
+    Attributes:
+        needs_variances: Whether `state` needs the variances of the inputs: it is not linear in
+            the covariances.
+        mixes_positions: Whether the covariances between different positions enter its result.
+        fuses: Whether it has a rule for fused loops, `fused`.
+    """
+
+    needs_variances: ClassVar[bool] = False
+    mixes_positions: ClassVar[bool] = False
+
+    @abstractmethod
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """K and Θ of the result for a block of pairs of images.
+
+        Args:
+            inputs: The values that it takes.
+            variances: Of each input, where they are known: always with `needs_variances`, and
+                where states are distances.
+        """
+
+    @abstractmethod
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """K(x, x) of the result at each position, `[N, P, Q]`, from that of the inputs.
+
+        It is not asked after an operation that mixes positions; those follow from `state`.
+        """
+
+    def wants_full(self, full: bool, several: bool) -> bool:
+        """Whether its inputs must have all pairs of positions.
+
+        Args:
+            full: Whether its result must.
+            several: Whether its input or its result has more than one position.
+        """
+        return full
+
+    def with_identical(
+        self, made: State, inputs: Sequence[State], identical: IdenticalImages
+    ) -> State:
+        """`made`, the result of `state`, with exact entries for images that are identical.
+
+        Linear operations keep exact entries exact.
+        """
+        return made
+
+    @property
+    def fuses(self) -> bool:
+        """Whether there is a rule for fused loops."""
+        return False
+
+    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
+        """The same as `state` in a fused loop, from buffers to new buffers.
+
+        Args:
+            block: What a loop can do.
+            step: The number of the step, which loops are kept by.
+            inputs: Buffers of the values that it takes.
+        """
+        raise AssertionError(f"{type(self).__name__} has no rule for fused loops")
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """Arithmetic operations per entry of the result, for K and Θ together."""
+
+
+class FusedBlock(Protocol):
+    """A block of pairs of images in fused loops, as operations see it; see `engine/fused/`."""
+
+    def affine(self, step: int, taken: Buffers) -> Buffers:
+        """A layer of weights."""
+
+    def activation(self, step: int, operation: Activation, taken: Buffers) -> Buffers:
+        """An activation."""
+
+    def weighted(self, taken: Sequence[Buffers], weights: Sequence[float]) -> Buffers:
+        """Σ w_i K_i and Σ w_i Θ_i."""

@@ -1,0 +1,66 @@
+"""Averages over positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._operation import Operation
+from ._state import State, Variances
+
+
+@dataclass(frozen=True)
+class Pool(Operation):
+    """`y(p) = Σ_s M[p, s] x(s)` along either axis of positions.
+
+    `K[p, p'] ← Σ_{s,s'} M[p, s] M[p', s'] K[s, s']`, and Θ likewise: the covariances between
+    *different* positions enter.
+
+    Attributes:
+        rows: `[P_out, P_in]`, float64.
+        columns: `[Q_out, Q_in]`.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    mixes_positions = True
+
+    @property
+    def to_one_position(self) -> bool:
+        """Whether all positions end in one, each with the same weight."""
+        return all(
+            m.shape[0] == 1 and bool(torch.all(m == m[0, 0])) for m in (self.rows, self.columns)
+        )
+
+    def wants_full(self, full: bool, several: bool) -> bool:
+        """Unless one position becomes one position."""
+        return several
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """One matrix product for each of the four axes of positions."""
+        (s,) = inputs
+        assert s.full
+        assert not s.distance
+        return s.each(self._pooled)
+
+    def _pooled(self, a: Tensor) -> Tensor:
+        if self.to_one_position:
+            factor = math.prod(float(m[0, 0]) * m.shape[1] for m in (self.rows, self.columns))
+            return a.mean(dim=(-4, -3, -2, -1), keepdim=True) * factor**2
+        rows, columns = self.rows.to(a), self.columns.to(a)
+        for dim, matrix in ((-4, rows), (-3, columns), (-2, rows), (-1, columns)):
+            a = torch.movedim(torch.movedim(a, dim, -1) @ matrix.T, -1, dim)
+        return a
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Of one position, which has a weight only."""
+        return inputs[0] * (float(self.rows.sum()) * float(self.columns.sum())) ** 2
+
+    @property
+    def cost(self) -> float:
+        """Of the four products."""
+        return 4.0 * (self.rows.shape[1] + self.columns.shape[1])

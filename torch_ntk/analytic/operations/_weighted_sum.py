@@ -1,0 +1,58 @@
+"""Constant factors, sums of independent values, and channels side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ._operation import Buffers, FusedBlock, Operation
+from ._state import State, Variances, zero
+
+
+@dataclass(frozen=True)
+class WeightedSum(Operation):
+    """`K ← Σ w_i K_i`, `Θ ← Σ w_i Θ_i`.
+
+    A constant factor c is the weight c². Values without covariance between them are added with
+    weights of 1: the cross terms of (u + u')(v + v') vanish. Channels side by side have the mean
+    over all channels, so each part the weight of its share.
+    """
+
+    weights: tuple[float, ...]
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """With all pairs of positions if all inputs have them; the same positions otherwise."""
+        full = all(s.full for s in inputs)
+        states = inputs if full else [s.same_positions() for s in inputs]
+        nngp = self._sum([s.nngp for s in states])
+        ntk = None
+        if states[0].ntk is not None:
+            ntk = self._sum([s.ntk for s in states if s.ntk is not None])
+            ntk = ntk if ntk.ndim else zero(nngp)
+        return State(nngp, ntk, states[0].distance, full)
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Σ w_i q_i."""
+        return self._sum(inputs)
+
+    def _sum(self, tensors: Sequence[Tensor]) -> Tensor:
+        total = tensors[0] * self.weights[0]
+        for tensor, weight in zip(tensors[1:], self.weights[1:], strict=True):
+            total = total + tensor * weight
+        return total
+
+    @property
+    def fuses(self) -> bool:
+        """Always."""
+        return True
+
+    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
+        """One pass over all of them."""
+        return block.weighted(inputs, self.weights)
+
+    @property
+    def cost(self) -> float:
+        """A product and a sum for each."""
+        return 4.0 * len(self.weights)
