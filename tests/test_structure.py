@@ -27,7 +27,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
 # The same within a folder, for the files and folders in it that are named here. To order the
 # contents of another folder, add a line: its path below the package, and its groups.
 INSIDE: dict[str, tuple[str, ...]] = {
-    "analytic": ("_axis", "_ops", "_plan", "lift engine", "_api", "_cntk _mlp"),
+    "analytic": ("operations", "_program", "lift engine", "_api", "_cntk _mlp"),
+    "analytic/operations": (
+        "_taps _state",
+        "_operation",
+        "_input _affine _activation _weighted_sum _pool _flatten _normalization",
+    ),
+    "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model watch"),
 }
 # The only import circle: an operator offers eigenpairs, which are computed by its products.

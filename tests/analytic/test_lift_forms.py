@@ -203,6 +203,10 @@ WHOLE: dict[str, tuple[nn.Module, nn.Module]] = {
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(8, 2),
         ),
     ),
+    "the same twice": (
+        Net(lambda m, x: m.fc(gap(m.twice(torch.cat([F.relu(m.a(x))] * 2, 1))))),
+        modules(RELU),
+    ),
     "preprocessed": (
         Net(lambda m, x: m.fc(gap(m.b(m.a((2 * x - x.mean((2, 3), keepdim=True)) / 2).relu())))),
         nn.Sequential(
@@ -220,6 +224,7 @@ def _augmented(m: Net, x: Tensor) -> Tensor:
 
 for _net, _ in WHOLE.values():
     _net.a2 = conv(3, 4, 1)
+    _net.twice = conv(8, 4, padding=1)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -104,6 +104,13 @@ def test_the_last_matrix_is_kept(cache: bool | None, calls: int) -> None:
     assert counted.calls == calls
 
 
+def test_what_is_kept_belongs_to_both_inputs() -> None:
+    """The same first inputs with two different second ones, of one shape."""
+    kernel = NTKKernel(SHALLOW, cache=True)
+    for other in (X2, 2 * X2, X1[:4], X2):
+        assert torch.equal(kernel(X1, other).to_dense(), SHALLOW(X1, other).ntk)
+
+
 def exact_gp(gpytorch: ModuleType, x: Tensor, y: Tensor, kernel: Any) -> Any:
     class Process(gpytorch.models.ExactGP):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

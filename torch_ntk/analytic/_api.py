@@ -184,7 +184,10 @@ def _both(
 ) -> tuple[Tensor, Tensor | None]:
     if not isinstance(model, nn.Module):
         raise type_error(
-            "model", "an nn.Module", model, "Its structure is read, which a function has not."
+            "model",
+            "an nn.Module",
+            model,
+            "Functions cannot be traced.",
         )
     model = unwrap(model)
     refuse_unsupported(model)

@@ -43,7 +43,7 @@ def evaluate(task: Task, block: Block, known: Mapping[int, State]) -> tuple[Tens
         states[i] = s if plan.full[i] else s.same_positions()
         for j in step.inputs:
             if plan.last_use[j] == i:
-                del states[j]
+                states.pop(j, None)  # an operation may take one value twice
     last = len(steps) - 1
     k = states[last].covariance(block.variances(last, False))[..., 0, 0]
     theta = states[last].ntk

@@ -57,7 +57,7 @@ class Activation(Operation):
 
     def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
         """One pointwise loop."""
-        return block.activation(step, self, inputs[0])
+        return block.activation(step, self.dual, inputs[0])
 
     @property
     def cost(self) -> float:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 from torch import Tensor
 
+from ...activations import DualActivation
 from ._state import IdenticalImages, State, Variances
-
-if TYPE_CHECKING:
-    from ._activation import Activation
 
 Buffers: TypeAlias = tuple[Tensor, Tensor | None]
 """K (or distances) and, if it is wanted and not 0 everywhere, Θ, in a fused loop."""
@@ -28,7 +26,6 @@ class Operation(ABC):
         needs_variances: Whether `state` needs the variances of the inputs: it is not linear in
             the covariances.
         mixes_positions: Whether the covariances between different positions enter its result.
-        fuses: Whether it has a rule for fused loops, `fused`.
     """
 
     needs_variances: ClassVar[bool] = False
@@ -96,7 +93,7 @@ class FusedBlock(Protocol):
     def affine(self, step: int, taken: Buffers) -> Buffers:
         """A layer of weights."""
 
-    def activation(self, step: int, operation: Activation, taken: Buffers) -> Buffers:
+    def activation(self, step: int, dual: DualActivation, taken: Buffers) -> Buffers:
         """An activation."""
 
     def weighted(self, taken: Sequence[Buffers], weights: Sequence[float]) -> Buffers:

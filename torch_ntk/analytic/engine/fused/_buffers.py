@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...operations import Activation, Affine, Buffers
+from ....activations import DualActivation
+from ...operations import Affine, Buffers
 from .._task import Task
 from ._layout import Layout, inside, shifts, tap_weights
 from ._loops import Function, Images, Loop, Sums, Weights, Window, activation, filtering, layer
@@ -76,28 +77,28 @@ class LoopBuffers:
 
     # -- operations ----------------------------------------------------------------------------
 
-    def activation(self, i: int, operation: Activation, taken: Buffers, images: Images) -> Buffers:
+    def activation(self, i: int, dual: DualActivation, taken: Buffers, images: Images) -> Buffers:
         """Step i, an activation, with what its dual needs of either image."""
         ntk = taken[1] is not None
         if (i, ntk) not in self._functions:
-            self._functions[i, ntk] = activation(operation.dual, ntk, self.loop)
+            self._functions[i, ntk] = activation(dual, ntk, self.loop)
         made = self._new(ntk)
         self._functions[i, ntk](self._inside(taken), images, self._inside(made))
         return made
 
     def put_identical(
-        self, operation: Activation, taken: Buffers, made: Buffers, pairs: Tensor, q: Tensor
+        self, dual: DualActivation, taken: Buffers, made: Buffers, pairs: Tensor, q: Tensor
     ) -> None:
         """Put in what is known of images with themselves: at displacement 0 they are equal.
 
         Args:
-            operation: The activation.
+            dual: Of the activation.
             taken: What it took.
             made: What it made, corrected in place.
             pairs: Which pairs of the block are an image with itself.
             q: Variances of these images, `[len(pairs), P, Q]`.
         """
-        kappa, slope = operation.dual.diagonal(q)
+        kappa, slope = dual.diagonal(q)
         self.inside(made[0])[pairs, 0, 0] = kappa
         if made[1] is not None and taken[1] is not None:
             self.inside(made[1])[pairs, 0, 0] = self.inside(taken[1])[pairs, 0, 0] * slope
@@ -113,14 +114,14 @@ class LoopBuffers:
         return made
 
     def layer(
-        self, i: int, operation: Activation, taken: Buffers, start: tuple[int, int], sums: Sums,
+        self, i: int, dual: DualActivation, taken: Buffers, start: tuple[int, int], sums: Sums,
         images: Images,
     ) -> Buffers:  # fmt: skip
         """Step i, a layer of weights, and the activation that takes its value."""
         window, weights = self._read(i, taken, start)
         ntk = taken[1] is not None
         if (~i, ntk) not in self._functions:  # apart from the layer alone, which `affine` may need
-            made_by = layer(window, operation.dual, ntk, self._ntk, self.loop)
+            made_by = layer(window, dual, ntk, self._ntk, self.loop)
             self._functions[~i, ntk] = made_by
         made = self._new(self._ntk)
         self._functions[~i, ntk](taken, weights, sums, images, self._inside(made))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....activations import DualActivation
 from ...operations import Activation, Buffers, Input, Pool, State
 from .._task import Block, Images, Task
 from ._buffers import LoopBuffers
@@ -178,9 +179,9 @@ class _Walk(Walk):
     def _images(self, step: int) -> ImageParts:
         return self._seen[step]
 
-    def activation(self, step: int, operation: Activation, taken: Buffers) -> Buffers:
+    def activation(self, step: int, dual: DualActivation, taken: Buffers) -> Buffers:
         """With the exact entries of identical images."""
-        made = super().activation(step, operation, taken)
+        made = super().activation(step, dual, taken)
         if step in self._identical:
-            self._buffers.put_identical(operation, taken, made, *self._identical[step])
+            self._buffers.put_identical(dual, taken, made, *self._identical[step])
         return made

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from ...operations import Activation, Buffers, FusedBlock, Input, State
+from ....activations import DualActivation
+from ...operations import Buffers, FusedBlock, Input, State
 from .._task import Block, Task
 from ._buffers import LoopBuffers
 from ._layout import Layout
@@ -85,14 +86,14 @@ class Walk(FusedBlock, ABC):
         """A layer of weights."""
         return self._buffers.affine(step, taken, self._start, self._sums(step))
 
-    def activation(self, step: int, operation: Activation, taken: Buffers) -> Buffers:
+    def activation(self, step: int, dual: DualActivation, taken: Buffers) -> Buffers:
         """An activation, with the layer before it if both are one loop."""
         images = self._images(step)
         layer = self._merged.get(step)
         if layer is None:
-            return self._buffers.activation(step, operation, taken, images)
+            return self._buffers.activation(step, dual, taken, images)
         sums = self._sums(layer)
-        return self._buffers.layer(layer, operation, taken, self._start, sums, images)
+        return self._buffers.layer(layer, dual, taken, self._start, sums, images)
 
     def weighted(self, taken: Sequence[Buffers], weights: Sequence[float]) -> Buffers:
         """A sum with constant weights."""

@@ -1,0 +1,85 @@
+"""Random networks of infinite width, with fixed seeds; any number of them by hand.
+
+`python -m tests.attack.analytic --minutes 30`, from the root of the repository.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from torch_ntk import NTKLinear
+
+SECONDS = 40.0
+LEAST = 15
+
+
+def _attack() -> ModuleType:
+    """The module beside this file, whose name alone would be ambiguous."""
+    spec = importlib.util.spec_from_file_location(
+        "attack_analytic", Path(__file__).with_name("analytic.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ATTACK = _attack()
+
+
+@pytest.mark.slow
+def test_random_networks() -> None:
+    """As many as 40 seconds allow, always the same ones first."""
+    counts, wrong = ATTACK.run(itertools.count(), SECONDS)
+    assert not wrong, wrong
+    assert counts["right"] >= LEAST
+    assert counts["refused"] <= 0.1 * counts["right"]
+
+
+def test_the_attack_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor of 1 % in one layer does not pass."""
+    seed = next(s for s in range(100) if any(spec[0] == "dense" for spec in ATTACK.draw(s).specs))
+    assert ATTACK.attack(seed) == "right"
+    built = ATTACK.build
+
+    def altered(specs: list[tuple[object, ...]], axes: int) -> nn.Module:
+        net = built(specs, axes)
+        layer = next(m for m in net.modules() if isinstance(m, NTKLinear))
+        layer.sigma_w *= 1.01
+        return net
+
+    monkeypatch.setattr(ATTACK, "build", altered)
+    assert "off by" in ATTACK.attack(seed)
+
+
+def test_the_grammar_draws_every_production() -> None:
+    """Else a change of the grammar could leave something out without a word."""
+    seen: set[str] = set()
+    stack = [spec for seed in range(150) for spec in ATTACK.draw(seed).specs]
+    while stack:
+        kind, *rest = stack.pop()
+        seen.add(kind)
+        if kind == "plus":
+            stack += rest[0]
+        elif kind == "cat":
+            stack += [spec for branch in rest[0] for spec in branch]
+        elif kind == "conv":
+            seen |= {rest[0]["mode"], f"groups {rest[0]['groups']}", f"same {rest[0]['same']}"}
+        elif kind == "activation":
+            seen.add(rest[0])
+    assert seen >= {
+        *("dense", "conv", "activation", "scale", "flatten", "adaptive", "pool", "norm", "plus"),
+        *("cat", "zeros", "circular", "reflect", "replicate", "groups 2", "same True"),
+        *ATTACK.MODULES,
+    }
+    assert torch.equal(ATTACK.draw(7).x1, ATTACK.draw(7).x1)
