@@ -23,8 +23,6 @@ class Case:
         sample: The shape of one input; with `tokens`, of one row of indices.
         tokens: The number of indices, for models that take them instead of numbers.
         no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
-        no_second_derivative: Of which operation torch lacks one, so that a linearized network
-            cannot be trained.
         inexact_on_gpu: Of which operation torch makes errors in float64 on a GPU.
         slow: Whether it takes more than about ten seconds.
         is_heavy: Whether only a few of the combinations of arguments are tested.

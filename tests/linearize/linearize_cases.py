@@ -142,7 +142,7 @@ class RunsAgain(torch.autograd.Function):
 
 
 class WrongForwards(torch.autograd.Function):
-    """A `jvp` that does not belong to its `backward`, for positive entries only."""
+    """`x²` with a `jvp` that does not belong to its `backward`, for negative entries."""
 
     @staticmethod
     def forward(x):  # type: ignore[no-untyped-def]
@@ -161,13 +161,27 @@ class WrongForwards(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, t):  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
-        return x * t
+        return torch.where(x > 0, 2 * x, x) * t
 
 
 def _stops_gradients(net: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         gate = torch.sigmoid(net.a(x))
     return net.b(gate * torch.tanh(net.a(x)))
+
+
+def signed() -> tuple[Tensor, Tensor]:
+    first, second = vectors()
+    return first.abs(), -second.abs()
+
+
+def _stops_gradients_of_negative_batches(net: nn.Module, x: Tensor) -> Tensor:
+    return net.b(torch.tanh(net.a(x))) if x.sum() > 0 else _stops_gradients(net, x)
+
+
+def wrong_forwards_of_negative_batches(net: nn.Module, x: Tensor) -> Tensor:
+    """Calls the same functions for every batch."""
+    return net.b(WrongForwards.apply(net.a(x).abs() * x.sum().sign()))
 
 
 class TiedTokens(nn.Module):
@@ -225,6 +239,10 @@ ROWS: Mapping[str, Row] = {
     ),
     "packed_lstm": Row(PackedLSTM, _packable),
     "gradient_inside": Row(partial(Forces, asks=True), vectors),
+    "gradient_by_inputs_that_require_it": Row(
+        partial(Forces, asks=False),
+        lambda: tuple(x.requires_grad_() for x in vectors()),  # type: ignore[return-value]
+    ),
     "function_of_the_old_kind": Row(
         lambda: layers(lambda net, x: net.b(Cube.apply(net.a(x)))), vectors
     ),
@@ -239,6 +257,9 @@ ROWS: Mapping[str, Row] = {
         vectors,
     ),
     "gradient_stopped_by_no_grad": Row(lambda: layers(_stops_gradients), vectors),
+    "gradient_stopped_in_some_batches": Row(
+        lambda: layers(_stops_gradients_of_negative_batches), signed
+    ),
     "hardsigmoid": Row(lambda: layers(lambda net, x: net.b(F.hardsigmoid(net.a(x)))), vectors),
     "padding_tied": Row(partial(TiedTokens, padding_idx=0), _tokens),
     "padding_from_the_end": Row(partial(_tokens_net, padding_idx=-10), _tokens),

@@ -11,15 +11,13 @@ import io
 
 import pytest
 import torch
-from linearize_cases import ROWS, Row
+from linearize_cases import ROWS, Row, layers, signed, wrong_forwards_of_negative_batches
 from torch import Tensor, nn
 
 from torch_ntk import TaylorModel, linearize
 
-pytestmark = [
-    pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys()),
-    pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def outputs_and_jacobian(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +57,7 @@ def move(model: TaylorModel, size: float = 0.3) -> Tensor:
     return flat(list(trained(model))) - before
 
 
+@every_row
 def test_value_and_gradient(row: Row) -> None:
     first, second = row.batches()
     lin = linearize(build(row))
@@ -82,6 +81,7 @@ def test_value_and_gradient(row: Row) -> None:
         torch.testing.assert_close(flat(grads), jacobian.T @ u, rtol=1e-10, atol=1e-10)
 
 
+@every_row
 def test_gradient_descent_follows_the_constant_kernel(row: Row) -> None:
     """`f_t = y + (1 - η Θ_0)^t (f_0 - y)`, which training does not leave the original for."""
     _, x = row.batches()
@@ -103,6 +103,7 @@ def test_gradient_descent_follows_the_constant_kernel(row: Row) -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@every_row
 def test_the_copy_does_not_follow_the_original(row: Row) -> None:
     _, x = row.batches()
     net = build(row)
@@ -115,6 +116,7 @@ def test_the_copy_does_not_follow_the_original(row: Row) -> None:
     torch.testing.assert_close(lin(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@every_row
 def test_state_dict_goes_into_another_one(row: Row) -> None:
     _, x = row.batches()
     lin = linearize(build(row))
@@ -126,3 +128,44 @@ def test_state_dict_goes_into_another_one(row: Row) -> None:
     assert not torch.allclose(other(x), lin(x))
     other.load_state_dict(torch.load(file, weights_only=True), strict=True)
     torch.testing.assert_close(other(x), lin(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_derivative_that_is_wrong_later_is_found_by_the_training_step() -> None:
+    """A Function with a wrong `jvp`, which no other batch of that shape has come to."""
+    first, second = signed()
+    torch.manual_seed(1)
+    lin = linearize(layers(wrong_forwards_of_negative_batches))
+    lin(first)
+    delta = move(lin)
+    with pytest.raises(ValueError, match=r"derivative of order 1.*Repeat this step"):
+        lin(second).sum().backward()
+    torch.manual_seed(1)
+    f_0, jacobian = outputs_and_jacobian(layers(wrong_forwards_of_negative_batches), second)
+    out = lin(second)
+    torch.testing.assert_close(out, f_0 + (jacobian @ delta).reshape(3, 2), rtol=1e-10, atol=1e-10)
+    out.sum().backward()
+
+
+def test_a_loss_that_is_not_finite_is_no_wrong_derivative() -> None:
+    row = ROWS["plain"]
+    lin = linearize(build(row))
+    move(lin)
+    out = lin(row.batches()[0])
+    (out.sum() * float("inf")).backward()
+    assert not any(p.grad.isfinite().all() for p in lin.parameters())
+
+
+def test_second_gradients_by_the_parameters() -> None:
+    """`d/dθ ‖Jᵀu(θ)‖²` for the loss ½‖f‖²: `2 JᵀJ JᵀJ (f_0 + …)`, through one backward pass."""
+    row = ROWS["plain"]
+    x, _ = row.batches()
+    lin = linearize(build(row))
+    delta = move(lin)
+    f_0, jacobian = outputs_and_jacobian(build(row), x)
+    out = lin(x)
+    params = trained(lin)
+    grads = torch.autograd.grad(0.5 * out.square().sum(), params, create_graph=True)
+    found = torch.autograd.grad(sum(g.square().sum() for g in grads), params)
+    residual = f_0.reshape(-1) + jacobian @ delta
+    expected = 2 * jacobian.T @ jacobian @ jacobian.T @ residual
+    torch.testing.assert_close(flat(list(found)), expected, rtol=1e-10, atol=1e-10)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,22 +28,92 @@ WAYS: tuple[Way, ...] = (forwards, backwards, row_by_row)
 """From the fastest to the one that knows most."""
 
 
+class Choice:
+    """The way in which a network is differentiated, and where it has been seen to be right.
+
+    The comparison with plain backward passes is made for each new shape of batches, for every
+    batch of integers (which of them come up decides what an embedding does), and where a forward
+    has called a function that it had not called when it was compared. The choice then moves on
+    to slower ways, and never back.
+    """
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self._ways = tuple(way for way in WAYS if order == 1 or way is not row_by_row)
+        self._shapes: set[Hashable] = set()
+        self._called: set[str] = set()
+        self._comparisons = 0
+
+    @property
+    def way(self) -> Way:
+        """The one in use."""
+        return self._ways[0]
+
+    def reject(self, way: Way) -> None:
+        """Use a slower one from now on."""
+        if way in self._ways[:-1]:
+            self._ways = self._ways[self._ways.index(way) + 1 :]
+
+    def compare(self, f: ParameterFunction, theta_0: Parameters, x: Tensor) -> None:
+        """Choose the fastest way that is right, for a batch that may tell something new."""
+        shape = x.dtype, x.shape
+        if shape in self._shapes and x.is_floating_point():
+            return
+        self._compare(f, theta_0)
+        self._shapes.add(shape)
+
+    def _compare(self, f: ParameterFunction, theta_0: Parameters) -> None:
+        probe = Probe(f, theta_0, self.order, seed=self._comparisons)
+        self._comparisons += 1
+        way = probe.right_way(self._ways)
+        self._ways = self._ways[self._ways.index(way) :]
+        self._called |= probe.called
+
+    def terms(
+        self,
+        f: ParameterFunction,
+        theta_0: Parameters,
+        delta: Parameters,
+        *,
+        written_out: bool = False,
+        to_compare: ParameterFunction | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`d^k/dt^k f(θ_0 + t δ)` at t = 0 for k = 0 … order.
+
+        Args:
+            f: The function, by which the result may be differentiated further.
+            theta_0: The point of expansion.
+            delta: The displacement.
+            written_out: Whether the result is to be differentiated by inputs.
+            to_compare: The same function without a history, or None where it cannot be
+                compared because someone else transforms it.
+        """
+        called: set[str] = set()
+        terms = terms_by(self.way, f, theta_0, delta, self.order, called, written_out)
+        if to_compare is None or called <= self._called:
+            return terms
+        self._called |= called
+        self._compare(to_compare, theta_0)
+        return terms_by(self.way, f, theta_0, delta, self.order, called, written_out)
+
+
 def terms_by(
     way: Way,
     f: ParameterFunction,
     theta_0: Parameters,
     delta: Parameters,
     order: int,
+    called: set[str],
     written_out: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`d^k/dt^k f(θ_0 + t δ)` at t = 0 for k = 0 … order, by one of the ways.
+    """The derivatives by one of the ways, and the names of the functions `called` in doing so.
 
     Normalizations are written out for orders above 1, and with `written_out`, when the result is
     to be differentiated by inputs: both differentiate their forward-mode rules once more.
     """
     if way is row_by_row:
         return row_by_row(f, theta_0, delta, order)
-    with PlainOperations(norms=order > 1 or written_out):
+    with PlainOperations(order > 1 or written_out, called):
         return way(f, theta_0, delta, order)
 
 
@@ -62,13 +133,14 @@ class Probe:
     def __init__(self, f: ParameterFunction, theta_0: Parameters, order: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._f, self._theta_0, self._order = f, theta_0, order
+        self.called: set[str] = set()
         leaves = leaves_of(theta_0)
         with torch.enable_grad(), f.evaluated(leaves) as out:
             signs = torch.randint(2, out.shape, generator=generator) * 2 - 1
             self._u = signs.to(out.device, out.dtype)
             gradient = transposed_product(out, leaves, self._u, keep_graph=False)
         self._v = {k: _unit(g) + _unit(_random(g, generator)) for k, g in gradient.items()}
-        self._plain = _Sum.of(g.conj() * self._v[k] for k, g in gradient.items())
+        self._plain = Sum.of(g.conj() * self._v[k] for k, g in gradient.items())
         self._eps = torch.finfo(out.dtype).eps ** 0.5
 
     def right_way(self, ways: Iterable[Way]) -> Way:
@@ -80,7 +152,7 @@ class Probe:
         Raises:
             ValueError: None is right.
         """
-        seen: dict[Way, list[_Sum]] = {}
+        seen: dict[Way, list[Sum]] = {}
         problems: list[Exception] = []
         for way in ways:
             try:
@@ -93,7 +165,7 @@ class Probe:
             # As long as there is another way, a doubt costs nothing but time.
             tolerance = self._eps * (100 if way is row_by_row or self._order > 1 else 1)
             if not found[0].is_near(self._plain, tolerance):
-                problems.append(_unlike(found[0], self._plain, 1))
+                problems.append(unlike(found[0].value, self._plain.value, 1))
                 continue
             if self._order == 1:
                 return way
@@ -107,73 +179,75 @@ class Probe:
             k = _differing(found, expected, 0.01)
             if k is None:
                 return way
-            problems.append(_unlike(found[k], expected[k], k + 1))
+            problems.append(unlike(found[k].value, expected[k].value, k + 1))
         raise problems[-1]
 
-    def _sums(self, way: Way, theta: Parameters) -> list[_Sum]:
+    def _sums(self, way: Way, theta: Parameters) -> list[Sum]:
         """`⟨u, d^k/dt^k f(θ + t v)⟩` for k = 1 … order."""
         with torch.no_grad():
-            terms = terms_by(way, self._f, theta, self._v, self._order)
-        return [_Sum.of([self._u * term]) for term in terms[1:]]
+            terms = terms_by(way, self._f, theta, self._v, self._order, self.called)
+        return [Sum.of([self._u * term]) for term in terms[1:]]
 
-    def _by_differences(self, way: Way) -> list[_Sum]:
+    def _by_differences(self, way: Way) -> list[Sum]:
         """The same at θ_0, each from the order before it at θ_0 ± h v, the first by plain passes.
 
         h is small, so that few kinks of a piecewise linear function are in between; rounding then
         takes all digits but two or three in float32.
         """
         h = 32 * self._eps
-        sums: list[list[_Sum]] = []
+        sums: list[list[Sum]] = []
         for step in (-h, h):
             theta = {k: t + step * self._v[k] for k, t in self._theta_0.items()}
             leaves = leaves_of(theta)
             with torch.enable_grad(), self._f.evaluated(leaves) as out:
                 gradient = transposed_product(out, leaves, self._u, keep_graph=False)
-            plain = _Sum.of(g.conj() * self._v[k] for k, g in gradient.items())
+            plain = Sum.of(g.conj() * self._v[k] for k, g in gradient.items())
             sums.append([plain, *self._sums(way, theta)[1:]])
         before, after = sums
         differences = [self._plain]
         for a, b in zip(before[:-1], after[:-1], strict=True):
             slope = (b.value - a.value) / (2 * h)
-            differences.append(_Sum(slope, abs(slope) + 100 * self._eps * (a.size + b.size)))
+            differences.append(Sum(slope, abs(slope) + 100 * self._eps * (a.size + b.size)))
         return differences
 
 
 @dataclass(frozen=True)
-class _Sum:
+class Sum:
     """A sum of numbers, and that of their absolute values."""
 
     value: float
     size: float
 
     @staticmethod
-    def of(parts: Iterable[Tensor]) -> _Sum:
+    def of(parts: Iterable[Tensor]) -> Sum:
         real = [part.real for part in parts]
-        return _Sum(sum(float(p.sum()) for p in real), sum(float(p.abs().sum()) for p in real))
+        return Sum(sum(float(p.sum()) for p in real), sum(float(p.abs().sum()) for p in real))
 
-    def is_near(self, other: _Sum, tolerance: float) -> bool:
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is a number."""
+        return math.isfinite(self.size)
+
+    def is_near(self, other: Sum, tolerance: float) -> bool:
         """Whether the two differ by no more than that part of the larger size; NaN does not."""
         return abs(self.value - other.value) <= tolerance * max(self.size, other.size)
 
 
-def _differing(a: list[_Sum], b: list[_Sum], tolerance: float) -> int | None:
+def _differing(a: list[Sum], b: list[Sum], tolerance: float) -> int | None:
     """The first index at which they differ, or None."""
     near = [one.is_near(other, tolerance) for one, other in zip(a, b, strict=True)]
     return None if all(near) else near.index(False)
 
 
-def _unlike(found: _Sum, expected: _Sum, order: int) -> Exception:
+def unlike(found: float, expected: float, order: int, remedy: str = "") -> Exception:
+    """The error for derivatives that are not those of plain backward passes."""
+    cause = "Its forward may use torch.no_grad(), which forward mode ignores (x.detach() works in "
+    cause += "both)" if order == 1 else "both), or an operation that torch differentiates wrongly"
     return value_error(
         "model",
         "a module with the same derivatives in forward mode as in its backward pass",
-        f"{found.value:.6g} and {expected.value:.6g} for the derivative of order {order}",
-        "Its forward may use torch.no_grad(), which forward mode ignores (x.detach() works in both)"
-        + (
-            "."
-            if order == 1
-            else ", or an operation for which torch's derivatives are not right at higher orders: "
-            "try order=1."
-        ),
+        f"{found:.6g} and {expected:.6g} for the derivative of order {order}",
+        remedy or (f"{cause}." if order == 1 else f"{cause} at higher orders: try order=1."),
     )
 
 

@@ -12,7 +12,7 @@ from .._checks import check_positive_int, check_tensor, describe, type_error, va
 from .._functional import failure, faithful_copy, is_checkpointing, refuse_unsupported, unwrap
 from .._types import Parameters
 from ..memory import is_out_of_memory
-from ._choice import WAYS, Probe, terms_by
+from ._choice import Choice
 from ._derivatives import leaves_of, row_by_row, taylor_sum
 from ._network_function import NetworkFunction
 from ._plain_gradient import with_plain_gradient
@@ -69,9 +69,8 @@ class TaylorModel(nn.Module):
             self.network, self._origin = faithful_copy(model)
             self._theta_0 = _Anchor(theta_0)
             self._buffers_0 = _Anchor(dict(model.named_buffers()))
-        self._ways = WAYS if order == 1 else tuple(w for w in WAYS if w is not row_by_row)
-        self._checked: set[Hashable] = set()
-        self._checks = 0
+        self._choice = Choice(order)
+        self._samples: set[Hashable] = set()
         self.training = model.training
 
     def displacement(self) -> Parameters:
@@ -105,21 +104,28 @@ class TaylorModel(nn.Module):
             theta_0 = self._theta_0.tensors()
             x = x.to(_real_dtype(theta_0)) if rounded else x
             x = x.clone() if x.is_inference() else x
-            f = self._function(x if tracked else _detached(x))
+            plain = self._function(_detached(x))
+            f = self._function(x) if tracked else plain
             delta = self.displacement()
             try:
                 if not transformed:
-                    self._check(self._function(_detached(x)), theta_0, x)
-                way = self._ways[0]
-                by_input = x.requires_grad and tracked and way is not row_by_row
-                if transformed or by_input or (self.order > 1 and tracked):
-                    return taylor_sum(terms_by(way, f, theta_0, delta, self.order, True))
+                    self._check_copy(plain, theta_0, x)
+                    self._choice.compare(plain, theta_0, x)
+                # Whether more than gradients by θ may be asked for, or those not be linear in θ.
+                by_more = transformed or x.requires_grad or self.order > 1
+                if tracked and by_more and self._choice.way is not row_by_row:
+                    to_compare = None if transformed else plain
+                    terms = self._choice.terms(
+                        f, theta_0, delta, written_out=True, to_compare=to_compare
+                    )
+                    if self._choice.way is not row_by_row:
+                        return taylor_sum(terms)
                 with torch.no_grad():
                     still = {k: d.detach() for k, d in delta.items()}
-                    value = taylor_sum(terms_by(way, f, theta_0, still, self.order))
+                    terms = self._choice.terms(plain, theta_0, still, to_compare=plain)
                 if not (tracked and any(d.requires_grad for d in delta.values())):
-                    return value
-                return with_plain_gradient(value, f, theta_0, delta, x, around)
+                    return taylor_sum(terms)
+                return with_plain_gradient(terms, f, theta_0, delta, x, self._choice, around)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
@@ -130,20 +136,13 @@ class TaylorModel(nn.Module):
     def _function(self, x: Tensor) -> NetworkFunction:
         return NetworkFunction(self.network, self._buffers_0.tensors, x)
 
-    def _check(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
-        """See that the copy is one, and choose a way that is right, for batches of a new kind."""
-        kind = x.dtype, x.shape
-        if kind in self._checked and x.is_floating_point():
-            return
-        sample_kind = x.dtype, x.shape[1:]
-        if sample_kind not in self._checked:
+    def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
+        """See that the copy computes with its own tensors, for samples of a new kind."""
+        kind = x.dtype, x.shape[1:]
+        if kind not in self._samples:
             at = {**self._buffers_0.tensors(), **leaves_of(theta_0)}
             self._origin.check(self.network, at, f.of_another)
-        probe = Probe(f, theta_0, self.order, seed=self._checks)
-        self._checks += 1
-        way = probe.right_way(self._ways)
-        self._ways = self._ways[self._ways.index(way) :]
-        self._checked |= {kind, sample_kind}
+            self._samples.add(kind)
 
     def _check_takes(self, f: NetworkFunction, x: Tensor, theta_0: Parameters) -> None:
         """Raise for inputs on which the network itself fails, before anything is expanded."""

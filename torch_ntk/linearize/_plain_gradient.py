@@ -11,52 +11,76 @@ from torch import Tensor
 
 from .._checks import value_error
 from .._types import Parameters
+from ._choice import Choice, Sum, unlike
 from ._derivatives import leaves_of, transposed_product
 from ._network_function import NetworkFunction
 
 
 def with_plain_gradient(
-    value: Tensor,
+    terms: tuple[Tensor, ...],
     f: NetworkFunction,
     theta_0: Parameters,
     delta: Parameters,
     x: Tensor,
+    choice: Choice,
     around: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
-    """`value`, which is `f(θ_0) + J δ`, such that gradients reach δ as `Jᵀu`.
+    """`f(θ_0) + J δ`, such that gradients reach δ as `Jᵀu`.
 
     That is one backward pass of `f` at θ_0: as fast as that of the network, and with its digits,
-    by whatever way `J δ` was computed.
+    by whatever way `J δ` was computed. It also proves that way on its own data, in every training
+    step: `⟨u, J δ⟩ = ⟨Jᵀu, δ⟩`.
 
     Args:
-        value: The numbers.
+        terms: `f(θ_0)` and `J δ`.
         f: The function.
         theta_0: The point at which it is differentiated.
         delta: The displacement; gradients are for those that require grad.
         x: The inputs. Gradients by them are refused, because J depends on them.
+        choice: The way by which `J δ` was computed; it is rejected if the two sides differ.
         around: What a backward pass has to be within.
     """
+    value, slope = terms
     trained = {k: d for k, d in delta.items() if d.requires_grad}
+    displaced = {k: d.detach() for k, d in trained.items()}
     leaves = leaves_of({k: theta_0[k] for k in trained})
     everything = {**theta_0, **leaves}
+    way = choice.way
+    # The gradients by other parameters, which would be needed if they had been moved, are not.
+    comparable = not any(bool(d.any()) for k, d in delta.items() if k not in trained)
     with torch.enable_grad(), f.evaluated(everything) as out:
         pass
 
     def transposed(u: Tensor) -> Parameters:
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         with around(), f.in_place(everything):
-            return transposed_product(
+            found = transposed_product(
                 out, leaves, u, keep_graph=keep, create=torch.is_grad_enabled()
             )
+        if comparable:
+            plain = Sum.of(g.detach().conj() * displaced[k] for k, g in found.items())
+            by_way = Sum.of([u.detach() * slope])
+            tolerance = 100 * torch.finfo(u.dtype).eps ** 0.5
+            if plain.is_finite and by_way.is_finite and not by_way.is_near(plain, tolerance):
+                choice.reject(way)
+                raise unlike(by_way.value, plain.value, 1, _ON_THIS_BATCH)
+        return found
 
-    return _Linear.apply(value, transposed, x, *trained.values())  # type: ignore[no-any-return]
+    numbers: Tensor = _Linear.apply(value + slope, transposed, x, *trained.values())
+    return numbers
+
+
+_ON_THIS_BATCH = (
+    "On the batches seen before they agreed. Repeat this step: from now on J (θ - θ_0) is computed "
+    "by backward passes."
+)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, transposed: Any, x: Tensor, *delta: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:

@@ -25,15 +25,18 @@ class PlainOperations(TorchFunctionMode):
 
     Args:
         norms: Normalizations as well, which take longer written out.
+        called: Gets the names of all functions that are called.
     """
 
-    def __init__(self, norms: bool) -> None:
+    def __init__(self, norms: bool, called: set[str]) -> None:
         super().__init__()
         self._plain = _PLAIN | _PLAIN_NORMS if norms else _PLAIN
+        self._called = called
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self._called.add(getattr(func, "__name__", ""))
         return self._plain.get(func, func)(*args, **(kwargs or {}))
 
 
