@@ -131,3 +131,42 @@ def test_images_of_another_shape() -> None:
     images = RNG.normal(size=(8, 1, 2, 4))
     with pytest.raises(ValueError, match="`X` must be samples of shape"):
         NTKRegressor().fit(images, Y).predict(images.reshape(8, 2, 1, 4))
+
+
+class Reaches(nn.Module):
+    """A layer that is reached by a method, or by a closure over the module."""
+
+    def __init__(self, by_closure: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.block = (lambda x: self.layer(x)) if by_closure else self.method
+
+    def method(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.block(x))
+
+
+@pytest.mark.parametrize("options", [{"kernel": "empirical"}, {}])
+def test_a_network_that_is_trained_on_does_not_move_the_predictions(
+    options: dict[str, Any],
+) -> None:
+    net = Reaches(by_closure=False)
+    given = {"network": net, **options} if options else {"kernel": net}
+    machine = NTKRegressor(**given).fit(X, Y)
+    before = machine.predict(X)
+    with torch.no_grad():
+        net.layer.weight += 1
+    np.testing.assert_array_equal(machine.predict(X), before)
+
+
+@pytest.mark.parametrize("options", [{"kernel": "empirical"}, {}])
+def test_a_network_whose_copy_computes_with_the_original_is_refused(
+    options: dict[str, Any],
+) -> None:
+    net = Reaches(by_closure=True)
+    given = {"network": net, **options} if options else {"kernel": net}
+    name = "network" if options else "kernel"
+    with pytest.raises(ValueError, match=f"`{name}` must be .*uses 'layer.weight' through another"):
+        NTKRegressor(**given).fit(X, Y)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import by_name
+from linearize_cases import ROWS
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
@@ -173,6 +174,14 @@ def test_a_forward_without_any_gradient_does_not_move() -> None:
     with torch.no_grad():
         lin.network.layer.bias += 1
     assert torch.equal(lin(x), before)
+
+
+def test_backward_passes_within_a_transformation_of_torch_func() -> None:
+    row = ROWS["function_of_the_old_kind"]
+    lin, (x, _) = linearize(row.make()), row.batches()
+    lin(x)
+    with pytest.raises(ValueError, match="backward passes of its own, which torch.func does not"):
+        torch.func.jvp(lin, (x,), (x,))
 
 
 def settings() -> tuple[object, ...]:

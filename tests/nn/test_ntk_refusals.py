@@ -227,3 +227,30 @@ def test_reinit_is_not_offered_where_it_refuses_too(mode: Any) -> None:
     with pytest.raises(ValueError, match="Untie them by") as caught:
         ntk_parameterize(tied_to_parameter(), mode=mode)
     assert "reinit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["reinit", "preserve"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net: lambda x: torch.tanh(net.fc(x)),
+        lambda net: lambda x, fc=net.fc: torch.tanh(fc(x)),
+        lambda net: lambda x, *, weight=net.fc.weight: F.linear(x, weight),
+    ],
+    ids=["closure", "default", "keyword"],
+)
+def test_functions_over_layers_are_refused(how: Callable[[Any], Any], mode: Any) -> None:
+    """The converted network would compute with a layer of the original."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+            self.block = how(self)
+            self.other = lambda x: x  # over nothing
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x)
+
+    with pytest.raises(ValueError, match=r"a function '0\.block' that reaches its layers"):
+        ntk_parameterize(nn.Sequential(Net()), mode=mode)

@@ -12,7 +12,9 @@ from ._failure import failure as failure
 from ._failure import is_checkpointing as is_checkpointing
 from ._faithful_copy import Origin as Origin
 from ._faithful_copy import another_reference as another_reference
+from ._faithful_copy import check_copy as check_copy
 from ._faithful_copy import faithful_copy as faithful_copy
+from ._faithful_copy import refuse_closures as refuse_closures
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function
 from ._quiet import quiet as quiet

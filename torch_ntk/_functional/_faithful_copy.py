@@ -11,17 +11,22 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from .._checks import value_error
 from .._types import Parameters
 from ._agree import agree
+from ._quiet import quiet
 from ._unwrap import plain_name
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Origin:
@@ -101,6 +106,55 @@ class Origin:
                 raise another_reference(name, argument)
 
 
+def check_copy(duplicate: nn.Module, origin: Origin, x: Tensor, argument: str = "model") -> None:
+    """Raise unless `duplicate`, evaluated at the batch `x`, computes with its own tensors.
+
+    Raises:
+        ValueError: As `Origin.check`.
+    """
+    own = {n: t.detach().clone() for n, t in _named_tensors(duplicate)}
+    for n, p in duplicate.named_parameters():
+        own[n].requires_grad_(p.requires_grad)
+
+    def run(model: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]) -> Tensor:
+        with quiet(model, x.device), torch.enable_grad(), around:
+            out: Tensor = functional_call(model, tensors, (x.clone(),))
+            return out
+
+    origin.check(duplicate, own, run, argument)
+
+
+def refuse_closures(model: nn.Module, argument: str = "model") -> None:
+    """Raise if a module holds a function over layers or parameters of `model`.
+
+    For copies that are not evaluated here: `copy.deepcopy` keeps functions as they are, so the
+    copy would go on to compute with the layers of the original.
+
+    Raises:
+        ValueError: A lambda or function among the attributes has one in its closure or defaults.
+    """
+    own = {id(m) for m in model.modules()} | {id(t) for _, t in _named_tensors(model)}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, FunctionType) and any(id(v) in own for v in _reached_by(value)):
+                raise value_error(
+                    argument,
+                    "a module that can be copied with its layers",
+                    f"one with a function {plain_name(f'{name}.{attribute}'.lstrip('.'))!r} that "
+                    "reaches its layers by a closure or a default argument, and would reach "
+                    "them from the copy",
+                    "Make it a method.",
+                )
+
+
+def _reached_by(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+
+
 def another_reference(name: str, argument: str = "model") -> Exception:
     """The error for a forward that reaches a tensor in another way than as an attribute."""
     return value_error(
@@ -112,26 +166,28 @@ def another_reference(name: str, argument: str = "model") -> Exception:
     )
 
 
-def faithful_copy(model: nn.Module, argument: str = "model") -> tuple[nn.Module, Origin]:
+def faithful_copy(
+    model: ModuleT, argument: str = "model", shared: Iterable[Any] = ()
+) -> tuple[ModuleT, Origin]:
     """A deep copy of `model` without gradients, and what `check` needs at its first evaluation.
 
     `copy.deepcopy` refuses tensors that have a history, such as the weight that
     `torch.nn.utils.spectral_norm` computes or an activation kept for later; the copy gets their
-    values.
+    values. Objects among `shared` are not copied but kept.
 
     Raises:
         ValueError: The model holds something that cannot be copied.
     """
     with_history = [t for m in model.modules() for t in _held(m) if not t.is_leaf]
     # What copy.deepcopy finds here it takes for the copy of the tensor with that identity.
-    memo = {id(t): t.detach().clone() for t in with_history}
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in with_history}
     names = {id(p): n for n, p in model.named_parameters()}
     computed = []
     for t in with_history:
         made_from = [names[i] for i in _leaves(t) if i in names]
         computed += [(memo[id(t)], made_from[0])] if made_from else []
     try:
-        duplicate = copy.deepcopy(model, dict(memo))
+        duplicate = copy.deepcopy(model, memo | {id(kept): kept for kept in shared})
     except (RuntimeError, TypeError) as error:
         raise value_error(
             argument,

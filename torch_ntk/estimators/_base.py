@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -105,8 +104,9 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         else:
             # Copied: a network that is trained further, or parameters that are set anew, would
             # make a kernel of predictions that does not fit to these coefficients.
-            settings = copy.deepcopy(self._settings())
+            settings, check = self._settings().copied()
             samples = self._samples(rows)
+            check(samples)
             kernel = evaluate(settings.function(), samples, None)
             self._kernel, self._X = settings, samples
         self.dual_coef_ = dual_coefficients(symmetric(kernel), y, self.diag_reg, self.time)

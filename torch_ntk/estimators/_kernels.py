@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_positive_int, describe, message, type_error, value_error
+from .._checks import (
+    ArgumentError,
+    check_finite,
+    check_positive_int,
+    describe,
+    message,
+    type_error,
+    value_error,
+)
+from .._functional import CANNOT_TRANSFORM, check_copy, faithful_copy
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
 
@@ -59,6 +69,32 @@ class KernelSettings:
             return lambda a, b: analytic_ntk(net, a, b)
         error = ValueError if isinstance(kernel, str) else TypeError
         raise error(message("kernel", _CHOICES, describe(kernel)))
+
+    def copied(self) -> tuple[KernelSettings, Callable[[Tensor], None]]:
+        """Settings that share nothing with these, and what sees on some samples that it is so.
+
+        Raises:
+            ValueError: The network cannot be copied; from the second, the copy computes with
+                parameters of the original.
+        """
+        name = "kernel" if is_network(self.kernel) else "network"
+        network = getattr(self, name)
+        if not is_network(network):
+            return copy.deepcopy(self), lambda samples: None
+        twin, origin = faithful_copy(network, name)
+
+        def check(samples: Tensor) -> None:
+            if self.kernel == "analytic":  # which reads no parameters
+                return
+            like = next(twin.parameters())
+            try:
+                check_copy(twin, origin, samples[:1].to(like.device, like.dtype), name)
+            except ArgumentError:
+                raise
+            except CANNOT_TRANSFORM:
+                return  # its forward fails on these samples, which the kernel will say better
+
+        return copy.deepcopy(self, {id(network): twin}), check
 
     def _mlp(self) -> Callable[[Tensor, Tensor | None], Any]:
         depth = int(self.depth) if isinstance(self.depth, Integral) else self.depth

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import type_error, value_error
+from .._functional import faithful_copy
 from ._rows import RowKernel, Which
 
 try:
@@ -88,7 +88,7 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     ) -> None:
         if isinstance(kernel, nn.Module):
             # What is kept of it must stay right, whatever becomes of the caller's network.
-            kernel = copy.deepcopy(kernel)
+            kernel, _ = faithful_copy(kernel, "kernel")
         rows = RowKernel(kernel, input_shape=input_shape, which=which)
         if cache is not None and not isinstance(cache, bool):
             raise type_error("cache", "True, False or None", cache)

@@ -88,6 +88,10 @@ class Choice:
             to_compare: The same function without a history, or None where it cannot be
                 compared because someone else transforms it.
         """
+        if to_compare is None and self.way is not forwards:
+            raise RuntimeError(
+                "it takes backward passes of its own, which torch.func does not transform"
+            )
         called: set[str] = set()
         terms = terms_by(self.way, f, theta_0, delta, self.order, called, written_out)
         if to_compare is None or called <= self._called:
@@ -220,6 +224,7 @@ class Sum:
 
     @staticmethod
     def of(parts: Iterable[Tensor]) -> Sum:
+        """The sum of the real parts of all entries."""
         real = [part.real for part in parts]
         return Sum(sum(float(p.sum()) for p in real), sum(float(p.abs().sum()) for p in real))
 

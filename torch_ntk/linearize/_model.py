@@ -104,7 +104,7 @@ class TaylorModel(nn.Module):
             theta_0 = self._theta_0.tensors()
             x = x.to(_real_dtype(theta_0)) if rounded else x
             x = x.clone() if x.is_inference() else x
-            plain = self._function(_detached(x))
+            plain = self._function(x if transformed else _detached(x))
             f = self._function(x) if tracked else plain
             delta = self.displacement()
             try:

@@ -8,7 +8,6 @@ the inside out, and a part that cannot be traced is a closed box for the part ar
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
+from .._functional import faithful_copy
 from ._gain import DEFAULT_GAIN, function_gain, module_gain
 from ._inventory import STANDARD_TYPES
 
@@ -128,8 +128,7 @@ def find_uses(model: nn.Module) -> Uses:
     """
     if isinstance(model, STANDARD_TYPES):
         return Uses({model: {DEFAULT_GAIN}})
-    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
-    twin = copy.deepcopy(model, shared)
+    twin, _ = faithful_copy(model, shared=model.parameters())
     devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
     with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")

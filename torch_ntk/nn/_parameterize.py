@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Literal, TypeVar
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._checks import check_choice, message, value_error
+from .._functional import faithful_copy, refuse_closures
 from ._follow import Uses, find_uses
 from ._gain import DEFAULT_GAIN
 from ._inventory import (
@@ -88,7 +88,8 @@ def ntk_parameterize(
         TypeError: `model` is not an eager module, or a scale not a number.
         ValueError: A layer cannot be converted right: a subclass of a layer, a replaced forward,
             a lazy layer, a computed weight (weight norm, spectral norm, pruning), a weight that
-            the model's own code reads (`F.linear(x, self.fc.weight)`), tied weights that would
+            the model's own code reads (`F.linear(x, self.fc.weight)`), a function among the
+            attributes that reaches layers by a closure, tied weights that would
             need different scales (a layer tied to an embedding with `"preserve"`), `sigma_b=0`
             where `"preserve"` meets a bias; with `"reinit"` also a layer that would stay in
             standard parameterization. Or there is no layer. The message names the layer.
@@ -105,6 +106,7 @@ def ntk_parameterize(
         True
     """
     check_is_module(model)
+    refuse_closures(model)
     check_choice("mode", mode, ("reinit", "preserve"))
     scale_w = check_sigma_w_or_gain(sigma_w)
     sigma_b = check_sigma_b(sigma_b)
@@ -123,7 +125,7 @@ def ntk_parameterize(
     else:
         _check_ties_draw(model, inventory)
 
-    converted = copy.deepcopy(model)
+    converted, _ = faithful_copy(model)
     modules = dict(converted.named_modules())  # of the same structure, so under the same names
     for name in inventory.standard:
         _become_ntk(modules[name], scales[name], sigma_b)
