@@ -180,7 +180,7 @@ def test_backward_passes_within_a_transformation_of_torch_func() -> None:
     row = ROWS["function_of_the_old_kind"]
     lin, (x, _) = linearize(row.make()), row.batches()
     lin(x)
-    with pytest.raises(ValueError, match="backward passes of its own, which torch.func does not"):
+    with pytest.raises(ValueError, match="backward passes of its own, which torch"):
         torch.func.jvp(lin, (x,), (x,))
 
 

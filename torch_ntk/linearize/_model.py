@@ -129,7 +129,7 @@ class TaylorModel(nn.Module):
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
-                if not is_checkpointing(error):
+                if not (transformed or is_checkpointing(error)):
                     self._check_takes(f, x, theta_0)
                 raise failure(error, "expand the outputs of the model") from error
 
