@@ -75,6 +75,16 @@ def test_refused_in_fit(
     assert not hasattr(model, "dual_coef_")
 
 
+def test_the_asymmetry_is_measured_against_the_kernel() -> None:
+    kernel = rbf(torch.tensor(X))
+    rounded = 1e9 * kernel.float().double()
+    rounded[0, 1] *= 1.0 + 1e-7
+    NTKRegressor("precomputed").fit(rounded, Y)
+    rounded[0, 1] *= 1.1
+    with pytest.raises(ValueError, match="`kernel` must be symmetric"):
+        NTKRegressor("precomputed").fit(1e-18 * rounded, Y)
+
+
 def test_repeated_samples_need_a_ridge() -> None:
     twice, targets = np.concatenate([X, X]), np.concatenate([Y, -Y])
     with pytest.raises(ValueError, match="remove repeated samples"):
@@ -82,6 +92,13 @@ def test_repeated_samples_need_a_ridge() -> None:
     # With one, targets that contradict each other are averaged.
     found = NTKRegressor(rbf, diag_reg=1e-6).fit(twice, targets).predict(X)
     assert np.abs(found).max() < 1e-8
+
+
+def test_a_singular_kernel_that_cholesky_does_not_notice() -> None:
+    """The second pivot is 2⁻⁵², all of it rounding."""
+    kernel = np.array([[1.0, 1.0 - 2.0**-53], [1.0 - 2.0**-53, 1.0]])
+    with pytest.raises(ValueError, match="numerically positive definite"):
+        NTKRegressor("precomputed", diag_reg=0.0).fit(kernel, [1.0, -1.0])
 
 
 def test_one_class() -> None:

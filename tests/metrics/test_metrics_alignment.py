@@ -270,6 +270,24 @@ def test_cka_bounds_and_invariances() -> None:
     assert cka(torch.from_numpy(np.outer(u, u)), torch.from_numpy(np.outer(v, v))).item() == 0.0
 
 
+def test_less_than_nothing_in_common_is_nothing_to_the_coarser_precision() -> None:
+    """HAH and HBH at a cosine of -2⁻²⁵, which float32 cannot tell from 0."""
+    u, v = torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, -1.0])
+    a = torch.outer(u, u).double()
+    b = torch.outer(v, v) - 2.0**-25 * torch.outer(u, u)
+    assert cka(a, b.double()).item() == pytest.approx(-(2.0**-25), rel=1e-6)
+    for kernels in ((a, b), (b, a)):
+        assert cka(*kernels).item() == 0.0
+
+
+def test_targets_that_differ_by_rounding_are_constant() -> None:
+    kernel = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
+    y = torch.tensor([1.0, 1.0 + 2.0**-23, 1.0])
+    with pytest.raises(ValueError, match="`targets` must be not constant over the samples"):
+        kernel_alignment(kernel, y, centered=True)
+    kernel_alignment(kernel, y.double(), centered=True)  # here that is a difference
+
+
 def test_cka_bad_input() -> None:
     eye = torch.eye(3)
     with pytest.raises(

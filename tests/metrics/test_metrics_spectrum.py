@@ -243,11 +243,27 @@ def test_scaling_and_rotation() -> None:
 def test_numerical_rank_with_a_relative_threshold() -> None:
     kernel = torch.diag(torch.tensor([1e-6, 1e-3, 1.0], dtype=torch.float64))
     assert [numerical_rank(kernel, rtol=r).item() for r in (0.0, 1e-4, 1e-2, 1.0)] == [3, 2, 1, 0]
+    # Relative to the largest size of an eigenvalue, whatever its unit and its sign.
+    for scale in (1e-9, 1e9, -1e9):
+        scaled = scale * kernel
+        counts = [numerical_rank(scaled, rtol=r).item() for r in (0.0, 1e-4, 1e-2, 1.0)]
+        assert counts == [3, 2, 1, 0]
     assert numerical_rank(kernel).dtype == numerical_rank(kernel, rtol=0.1).dtype == torch.int64
     with pytest.raises(ValueError, match="`rtol` must be a finite number, at least 0"):
         numerical_rank(kernel, rtol=-1e-3)
     with pytest.raises(TypeError, match="`rtol` must be a finite number"):
         numerical_rank(kernel, rtol="small")  # type: ignore[arg-type]
+
+
+def test_the_floor_is_relative_to_the_largest_size() -> None:
+    kernel = torch.diag(torch.tensor([-4.0, 1.0], dtype=torch.float64))
+    assert noise_floor(kernel).item() == 2 * EPS64 * 4.0
+
+
+def test_the_effective_rank_of_huge_eigenvalues() -> None:
+    """Their sum is beyond float64."""
+    kernel = 1e308 * torch.eye(3, dtype=torch.float64)
+    assert effective_rank(kernel).item() == pytest.approx(3.0, rel=1e-14)
 
 
 def test_rounding_asymmetry_is_symmetrized_and_raises_the_floor() -> None:
