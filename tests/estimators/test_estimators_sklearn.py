@@ -21,8 +21,6 @@ def not_meant(estimator: Any) -> dict[str, str]:
         NTKRegressor(),
         NTKClassifier(),
         NTKRegressor(time=1e4),
-        NTKClassifier(time=1e4),
-        NTKRegressor(kernel="precomputed", diag_reg=10.0),
         NTKClassifier(kernel="precomputed", diag_reg=10.0),
     ],
     expected_failed_checks=not_meant,

@@ -14,11 +14,18 @@ from torch import nn
 
 from torch_ntk.nn import NTKConv2d, NTKLinear
 
+# The forward passes that differ: with and without bias, and each way to pad.
+DISTINCT = (
+    *("linear", "linear-no-bias", "conv1d-same-even", "conv2d-depthwise", "conv2d-circular"),
+    *("conv3d", "conv3d-replicate"),
+)
+distinct_cases = pytest.mark.parametrize("layer_case", DISTINCT, indirect=True)
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+
+@pytest.fixture(params=CASES)
 def layer_case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
-    return request.param
+    return CASES[request.param]
 
 
 def test_meta_device_then_to_empty(layer_case: Case) -> None:
@@ -50,11 +57,11 @@ def test_copies_and_pickles(layer_case: Case) -> None:
     assert torch.equal(fresh(x), layer(x))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_in_one_graph(layer_case: Case, backend: str) -> None:
+@distinct_cases
+def test_compiles_in_one_graph(layer_case: Case) -> None:
     torch.compiler.reset()
     layer = build(layer_case)
-    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = batch(layer_case)
     close(compiled(x), layer(x))
     layer.sigma_w = 0.5
@@ -71,14 +78,11 @@ def test_compiles_with_inductor() -> None:
         NTKConv2d(2, 3, 3, padding=1, padding_mode="circular"), nn.Flatten(), NTKLinear(48, 2)
     ).double()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    compiled = torch.compile(net, fullgraph=True)
-    close(compiled(x), net(x))
-    wanted = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    got = torch.autograd.grad(compiled(x).square().sum(), list(net.parameters()))
-    for a, b in zip(got, wanted, strict=True):
-        close(a, b, 1e-10)
+    with torch.no_grad():  # where gradients are wanted, inductor compiles the same graph anew
+        close(torch.compile(net, fullgraph=True)(x), net(x))
 
 
+@distinct_cases
 def test_exports(layer_case: Case) -> None:
     layer = build(layer_case)
     x = batch(layer_case)

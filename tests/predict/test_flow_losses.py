@@ -45,17 +45,12 @@ def test_cross_entropy_against_euler_steps() -> None:
         torch.testing.assert_close(value, 2.0 * half - whole, rtol=0.0, atol=3e-7)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_labels_and_probabilities_are_one_loss(reduction: str) -> None:
+def test_labels_and_probabilities_are_one_loss() -> None:
     p = shared()
-
-    def loss(f: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(f, y, reduction=reduction)
-
     times = torch.tensor([5.0, 0.0, 0.5, 5.0])
-    by_label = gradient_flow(loss, p.train_train, LABELS, num_outputs=2)
+    by_label = gradient_flow(F.cross_entropy, p.train_train, LABELS, num_outputs=2)
     targets = one_hot(LABELS, 2)  # float32: the loss gets them in float64
-    by_probability = gradient_flow(loss, p.train_train, targets)
+    by_probability = gradient_flow(F.cross_entropy, p.train_train, targets)
     a = by_label(times, p.f0_train, p.f0_test, p.test_train)
     b = by_probability(times, p.f0_train, p.f0_test, p.test_train)
     for x, y in zip(a, b, strict=True):
@@ -66,8 +61,7 @@ def test_labels_and_probabilities_are_one_loss(reduction: str) -> None:
     slow = gradient_flow(
         lambda f, y: F.cross_entropy(f, y, reduction="sum"), p.train_train, LABELS, num_outputs=2
     )
-    if reduction == "mean":
-        torch.testing.assert_close(slow(5.0 / 6.0, p.f0_train)[0], a[0][0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slow(5.0 / 6.0, p.f0_train)[0], a[0][0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["BDF", "Radau", "LSODA"])
@@ -136,11 +130,12 @@ def test_cross_entropy_on_labels_has_no_limit(scale: float) -> None:
         return scale * F.cross_entropy(f, y)
 
     predictor = gradient_flow(loss, p.train_train, LABELS[:3], num_outputs=2)
-    text = "`t` must be finite for a loss without a finite minimum; got a limit that is not reached"
+    text = (
+        "`t` must be finite for a loss without a finite minimum; got a limit that is not reached "
+        ".* Cross-entropy on labels has no limit"
+    )
     with pytest.raises(ValueError, match=text):
-        predictor(None, p.f0_train)
-    with pytest.raises(ValueError, match="Cross-entropy on labels has no limit"):
-        predictor(torch.tensor([1.0, float("inf")]))
+        predictor(None if scale == 1.0 else torch.tensor([1.0, float("inf")]), p.f0_train)
 
 
 def test_a_singular_kernel_keeps_what_it_cannot_move() -> None:
