@@ -42,7 +42,7 @@ def best(run: Callable[[], object], repeats: int = 20, seconds: float = 15.0) ->
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far."""
+    """The peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -48,7 +48,7 @@ ON_GPU: list[dict[str, Any]] = [
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any] | None:
-    """Seconds of the best run, and bytes above what stood before the first; or the account."""
+    """Seconds of the best run, and its bytes above those before the first; or the account."""
     run = MAKERS[job["who"]](job)
     if run is None:
         return None

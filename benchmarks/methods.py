@@ -81,7 +81,7 @@ SLOW = METHODS[1:]
 
 
 def fits(model: nn.Module, n: int, dtype: torch.dtype) -> bool:
-    """Whether the whole Jacobian, held three times while it is contracted, fits in 12 GB."""
+    """Whether three copies of the whole Jacobian, as its contraction needs, fit in 12 GB."""
     numbers = sum(p.numel() for p in model.parameters()) * n * 10
     return 3 * numbers * (torch.finfo(dtype).bits // 8) < 12e9
 

@@ -111,21 +111,21 @@ def firings(clocks: list[Clock]) -> tuple[list[float], list[float]]:
     """Seconds of every step, and what the monitor took before each step and at the end."""
     before, after = clocks
     steps = [end - start for start, end in zip(after.starts, before.ends, strict=True)]
-    taken = [b - a for a, b in zip(before.starts, after.starts, strict=True)]
-    return steps, [*taken, after.finish - before.finish]
+    seconds = [b - a for a, b in zip(before.starts, after.starts, strict=True)]
+    return steps, [*seconds, after.finish - before.finish]
 
 
 def firing(job: dict[str, Any]) -> dict[str, Any]:
     """A measurement in training steps: the first, with all proofs, and the later ones."""
     at = [0, 4, 8, 12]
-    steps, taken = firings(train(16, NTKMonitor(PROBE, at_steps=at)))
+    steps, seconds = firings(train(16, NTKMonitor(PROBE, at_steps=at)))
     step = statistics.median(steps[1:])
-    later = [taken[i] for i in (*at[1:], 16)]
+    later = [seconds[i] for i in (*at[1:], 16)]
     return {
         "step": step,
-        "first": taken[0],
+        "first": seconds[0],
         "later": later,
-        "steps_of_first": taken[0] / step,
+        "steps_of_first": seconds[0] / step,
         "steps_of_later": statistics.median(later) / step,
     }
 
@@ -134,7 +134,7 @@ def share(job: dict[str, Any]) -> dict[str, Any]:
     """The share of the time within the default budget, as logged and by the clock."""
     monitor = NTKMonitor(PROBE)
     clocks = train(job["steps"], monitor)
-    steps, taken = firings(clocks)
+    steps, seconds = firings(clocks)
     whole = clocks[1].finish - clocks[0].starts[0]
     return {
         "steps": job["steps"],
@@ -142,7 +142,7 @@ def share(job: dict[str, Any]) -> dict[str, Any]:
         "step": statistics.median(steps),
         "points": len(monitor.history["step"]),
         "logged": monitor.history["ntk/overhead"][-1],
-        "share": sum(taken) / whole,
+        "share": sum(seconds) / whole,
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import torch_ntk.metrics as metrics
+from torch_ntk import linalg
 from torch_ntk.metrics import _kernels
 
 TARGETS = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
@@ -159,6 +160,6 @@ def test_devices_must_agree() -> None:
 
 
 def test_float64_work_leaves_a_device_that_has_none() -> None:
-    assert _kernels.float64_device(torch.device("mps")) == torch.device("cpu")
+    assert linalg.float64_device(torch.device("mps")) == torch.device("cpu")
     for device in ("cpu", "cuda:1"):
-        assert _kernels.float64_device(torch.device(device)) == torch.device(device)
+        assert linalg.float64_device(torch.device(device)) == torch.device(device)

@@ -15,7 +15,7 @@ class Forecast:
     Attributes:
         steps: The optimizer steps of the trajectory, `[T]`, integers.
         loss: The predicted training loss at these, `[T]`, float64; infinite where it diverges
-            beyond what float64 holds.
+            beyond the range of float64.
         train_outputs: Predicted outputs on the training samples, `[T, N, O]`.
         test_outputs: Predicted outputs on the test samples, `[T, M, O]`, or None without any.
         curvatures: The eigenvalues of the loss's curvature Θ^½ ∇²loss Θ^½ in the outputs at the
@@ -26,7 +26,7 @@ class Forecast:
         lr: The learning rate.
         momentum: Of the optimizer.
         max_lr: The largest stable learning rate, 2 (1 + momentum) / curvatures[0]. Exact for
-            squared error; for another loss it holds as long as its curvature is that of the
+            squared error; for another loss it is right as long as its curvature is that of the
             start.
         stable: Whether lr < max_lr.
         exact_steps: Whether discrete steps were predicted (squared error), or gradient flow at

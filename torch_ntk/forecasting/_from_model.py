@@ -39,7 +39,7 @@ def forecast(
 ) -> Forecast:
     r"""Predict the loss curve of full-batch training from the kernel at its start.
 
-    With the kernel Θ_0 of the network as it stands, training of the linearized network is known
+    With the present kernel Θ_0 of the network, training of the linearized network is known
     without training it. For squared error, k steps of `torch.optim.SGD(lr, momentum)` are
     predicted exactly as discrete steps, without momentum
 

@@ -1,4 +1,4 @@
-"""Tensors of a caller taken to float64, checked and detached."""
+"""A caller's tensors converted to float64, checked and detached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def as_float64(name: str, value: object, remedy: str = "") -> Tensor:
+def as_float64(name: str, value: object, remedy: str = "", *, may_be_empty: bool = False) -> Tensor:
     """`value` in float64, outside autograd and checked; the caller's tensor is not touched.
 
     The result may share the caller's memory, so it must not be written to.
@@ -27,13 +27,14 @@ def as_float64(name: str, value: object, remedy: str = "") -> Tensor:
         name: The argument's name, for messages.
         value: The tensor.
         remedy: What to do about a tensor of another dtype.
+        may_be_empty: Whether a tensor without entries is accepted.
 
     Returns:
         A detached float64 tensor on the same device (the CPU for MPS).
 
     Raises:
         TypeError: It is not a dense tensor of a real floating-point dtype.
-        ValueError: It is empty or not finite.
+        ValueError: It is empty (unless `may_be_empty`) or not finite.
     """
     tensor = check_tensor(name, value)
     if tensor.dtype not in _FLOATS:
@@ -43,7 +44,7 @@ def as_float64(name: str, value: object, remedy: str = "") -> Tensor:
             tensor,
             remedy or "Convert it with .to(torch.float64) if its entries are real numbers.",
         )
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and not may_be_empty:
         raise value_error(name, "non-empty", tensor, "Pass at least one sample.")
     tensor = tensor.detach()
     # Two steps: a device without float64 cannot convert before it has sent the data.

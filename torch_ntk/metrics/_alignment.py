@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from .._checks import check_positive_int, check_tensor, type_error, value_error
+from ..linalg import as_float64, float64_device
 from ._kernels import (
     LOOSE_SYMMETRY,
-    as_float64,
     as_kernel,
     check_same_device,
     check_symmetric,
     cosine,
-    float64_device,
     frobenius,
     is_constant,
     sample_centered,
@@ -48,7 +47,7 @@ def kernel_alignment(
 
     Args:
         kernel: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`, symmetric up to rounding.
-        targets: Real targets `[N]` or `[N, C]` in a floating-point dtype, taken as they are; or
+        targets: Real targets `[N]` or `[N, C]` in a floating-point dtype, used as they are; or
             class labels `[N]` in an integer dtype, 0 … C-1. C must equal O where the kernel has
             an output axis. On the kernel's device.
         centered: Whether to centre both kernels over the samples first, HΘH with H = 1 - 11ᵀ/N

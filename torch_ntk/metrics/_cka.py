@@ -31,7 +31,7 @@ def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
     for unrelated kernels of few samples.
 
     Kernels with output axes are centred over the samples for each pair of outputs, H ⊗ 1: each
-    output's mean gradient is taken away. For `[N, N, O]` the matrix is block diagonal.
+    output's mean gradient is subtracted. For `[N, N, O]` the matrix is block diagonal.
 
     Args:
         kernel_a: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`, symmetric up to rounding.

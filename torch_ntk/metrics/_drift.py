@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from .._checks import type_error, value_error
+from ..linalg import as_float64
 from ._kernels import (
-    as_float64,
     check_same_device,
     check_same_shape,
     frobenius,

@@ -1,9 +1,9 @@
-"""What every metric does first: check a tensor, take it to float64, and read it as a kernel.
+"""What every metric does first: check a tensor, convert it to float64, and read it as a kernel.
 
 A kernel comes in one of the layouts that `torch_ntk.empirical_ntk` returns:
 
 =================  ==================================================================
-shape              the matrix that it stands for
+shape              as a matrix
 =================  ==================================================================
 ``[N, N]``         itself
 ``[N, N, O]``      block diagonal, O blocks `[N, N]`: the outputs do not interact
@@ -18,9 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_tensor, type_error, value_error
+from .._checks import check_tensor, value_error
+from ..linalg import as_float64
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAYOUTS = "a kernel of shape [N, N], [N, N, O] or [N, N, O, O]"
 _LAYOUT_REMEDY = (
     "These are the shapes of empirical_ntk(model, x) for one set of inputs; the full kernel is "
@@ -33,39 +33,6 @@ LOOSE_SYMMETRY = 1e-3
 It tells rounding (1e-7 in float32, some 1e-4 in TF32) from a mistake, such as the kernel between
 two different sets of inputs, whose relative asymmetry is of order 1.
 """
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """The device on which float64 work for a tensor on `device` is done.
-
-    It is `device` itself, or the CPU where the hardware has no float64 (Apple's MPS).
-    """
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def as_float64(name: str, value: object, *, may_be_empty: bool = False) -> Tensor:
-    """`value` in float64, outside autograd and checked; the caller's tensor is not touched.
-
-    The result may share the caller's memory, so it must not be written to.
-
-    Raises:
-        TypeError: It is not a dense tensor of a real floating-point dtype.
-        ValueError: It is not finite, or it is empty and may not be.
-    """
-    tensor = check_tensor(name, value)
-    if tensor.dtype not in _FLOATS:
-        raise type_error(
-            name,
-            "a tensor of real floating-point numbers (float64, float32, bfloat16 or float16)",
-            tensor,
-            "Convert it with .to(torch.float64) if its entries are real numbers.",
-        )
-    if tensor.numel() == 0 and not may_be_empty:
-        raise value_error(name, "non-empty", tensor, "Pass at least one sample.")
-    tensor = tensor.detach()
-    # Two steps: a device without float64 cannot convert before it has sent the data.
-    tensor = tensor.to(float64_device(tensor.device)).to(torch.float64)
-    return check_finite(name, tensor, "Find where the NaN or infinity comes from before measuring.")
 
 
 def as_kernel(name: str, value: object) -> Tensor:
@@ -88,7 +55,7 @@ def as_kernel(name: str, value: object) -> Tensor:
 
 
 def as_matrices(kernel: Tensor) -> Tensor:
-    """The blocks `[B, D, D]` of the matrix that a kernel stands for (B = 1 but for `[N, N, O]`)."""
+    """The blocks `[B, D, D]` of a kernel as a matrix (B = 1 but for `[N, N, O]`)."""
     if kernel.ndim == 2:
         return kernel.unsqueeze(0)
     if kernel.ndim == 3:
@@ -167,7 +134,7 @@ def is_constant(centered: Tensor, original: Tensor, dtype: torch.dtype) -> bool:
 
 
 def cosine(value: float, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """A computed cosine, with what rounding alone can add taken off.
+    """A computed cosine without what rounding alone can add.
 
     It is brought to [-1, 1], and to 0 from just below: between positive semi-definite matrices
     a cosine is not negative.
@@ -178,5 +145,5 @@ def cosine(value: float, kernel: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rounding(kernel: Tensor, dtype: torch.dtype) -> float:
-    """Relative rounding of entries held in `dtype` and of means over N of them in float64."""
+    """Relative rounding of entries stored in `dtype` and of means over N of them in float64."""
     return torch.finfo(dtype).eps + kernel.shape[0] * torch.finfo(torch.float64).eps

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
+from ..linalg import as_float64
 from ._kernels import (
-    as_float64,
     check_same_device,
     check_same_shape,
     frobenius,

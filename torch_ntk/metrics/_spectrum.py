@@ -18,7 +18,7 @@ def spectrum(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tenso
     Args:
         kernel: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`; see `spectral_summary`.
         eps: The precision at which the kernel was computed; here it sets how much asymmetry is
-            taken for rounding, √eps of the largest entry. See `spectral_summary`.
+            regarded as rounding, √eps of the largest entry. See `spectral_summary`.
 
     Returns:
         `[N]` or `[N·O]`, float64, on the kernel's device (the CPU for MPS).

@@ -128,7 +128,7 @@ def decompose(kernel: Tensor, eps: float | torch.dtype | None) -> tuple[Tensor, 
 
 
 def _precision(dtype: torch.dtype, eps: object) -> float:
-    """The relative precision of entries held in `dtype`: `eps`, or that of `dtype` itself."""
+    """The relative precision of entries stored in `dtype`: `eps`, or that of `dtype` itself."""
     stored = torch.finfo(dtype).eps
     if eps is None:
         return stored

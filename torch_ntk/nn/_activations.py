@@ -49,7 +49,7 @@ class Cos(nn.Module):
 
 
 class Abs(nn.Module):
-    """The absolute value, entry by entry; its derivative at 0 is taken as 0.
+    """The absolute value, entry by entry; its derivative at 0 is 0.
 
     Example:
         >>> Abs()(torch.tensor([-2.0, 3.0]))

@@ -55,7 +55,7 @@ _TRANSPARENT_MODULES = (
     _AdaptiveMaxPoolNd,
     _LPPoolNd,
 )
-"""Modules that the activation is looked for behind: they reshape, join, pool, drop, normalize."""
+"""Modules between a layer and its activation: they reshape, join, pool, drop or normalize."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -97,8 +97,8 @@ class Uses:
 
     Attributes:
         gains: For each layer that a trace met, the gains of all that follows it. `None` among
-            them stands for the edge of a part: what follows outside is not known.
-        read: Parameters whose values the network's own code reads, past the layer that holds them.
+            them means the edge of a part: what follows outside is not known.
+        read: Parameters whose values the network's own code reads, past their layer.
     """
 
     gains: dict[nn.Module, set[float | None]] = field(default_factory=dict)
@@ -128,12 +128,12 @@ def find_uses(model: nn.Module) -> Uses:
     """
     if isinstance(model, STANDARD_TYPES):
         return Uses({model: {DEFAULT_GAIN}})
-    twin, _ = faithful_copy(model, shared=model.parameters())
+    copied, _ = faithful_copy(model, shared=model.parameters())
     devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
     with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        uses = _uses_in(twin, set(), DEFAULT_GAIN) or _uses_in_parts(twin)
-    originals = dict(zip(twin.modules(), model.modules(), strict=True))
+        uses = _uses_in(copied, set(), DEFAULT_GAIN) or _uses_in_parts(copied)
+    originals = dict(zip(copied.modules(), model.modules(), strict=True))
     return Uses({originals[layer]: gains for layer, gains in uses.gains.items()}, uses.read)
 
 
@@ -145,7 +145,7 @@ def _uses_in_parts(root: nn.Module) -> Uses:
     traced: dict[nn.Module, Uses] = {}
     closed: set[nn.Module] = set()
     tracer = _LayerTracer(closed)
-    # A child stands after its parent in modules(), so backwards is from the inside out. With its
+    # modules() lists a child after its parent, so backwards is from the inside out. With its
     # closed parts left alone the whole, which comes last, may be traceable after all.
     for part in reversed(list(root.modules())):
         if part is not root and (tracer.is_leaf_module(part, "") or not any(part.children())):

@@ -38,7 +38,7 @@ def standard_init_(
     Every other parameter stays as it is, without a word: those of transposed convolutions
     (`nn.ConvTransposeNd`), `nn.Bilinear`, recurrent layers, embeddings and normalizations, the
     `in_proj_weight` and `in_proj_bias` of `nn.MultiheadAttention` (its `out_proj` is an
-    `nn.Linear` and is drawn), and parameters that a module of your own holds itself. Draw these
+    `nn.Linear` and is drawn), and parameters that your own modules register themselves. Draw these
     by hand with `torch.nn.init`.
 
     Args:
@@ -52,7 +52,7 @@ def standard_init_(
 
     Raises:
         TypeError: `model` is not an eager module.
-        ValueError: The model holds an NTK layer (its scale stands in its function already), a
+        ValueError: The model holds an NTK layer (whose function has the scale already), a
             lazy layer without a shape yet, a layer whose weight or bias is computed (a
             parametrization), a weight shared by layers that want it on different scales; or no
             layer at all. Nothing is drawn then.

@@ -104,7 +104,7 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The layers of a model by what a conversion does with them; a shared module stands once."""
+    """The layers of a model by what a conversion does with them; a shared module is listed once."""
 
     standard: dict[str, StandardLayer]
     ntk: dict[str, NTKLayer]

@@ -23,7 +23,7 @@ class NTKLinear(nn.Linear):
     r"""`nn.Linear` in NTK parameterization.
 
     `y = sigma_w / sqrt(in_features) · x Wᵀ + sigma_b · b`, with every entry of `W` and `b` drawn
-    from N(0, 1). The scale stands in the function and not in the draw, so gradient descent with
+    from N(0, 1). The scale is part of the function and not of the draw, so gradient descent with
     one learning rate of order 1 has a limit as `in_features` grows, and the empirical tangent
     kernel converges to the infinite-width one.
 

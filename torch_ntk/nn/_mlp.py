@@ -55,7 +55,7 @@ class MLP(nn.Sequential):
         bias: Whether the layers have biases.
         sigma_w: Scale of the weights. `"gain"`: that of `torch.nn.init.calculate_gain` for the
             activation (√2 before ReLU, 1 for one that it does not know), and 1 for the last
-            layer. A number holds for every layer, the last included.
+            layer. A number is the scale of every layer, the last included.
         sigma_b: Scale of the biases of every layer.
         device: Where the parameters are made.
         dtype: Type of the parameters, real floating-point.

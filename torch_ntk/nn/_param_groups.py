@@ -1,4 +1,4 @@
-"""Learning rates under which an NTK network trains as its standard twin does."""
+"""Learning rates under which an NTK network trains like its standard parameterization."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ntk_param_groups(
     for biases and `lr` for every other parameter. Weight decay adds `wd · W` to the gradient by
     `W`, and `wd' · W' = wd' · W / c` must be `c · wd · W`: the decay is `c² · wd` for weights,
     `sigma_b² · wd` for biases. Momentum, dampening, Nesterov and maximize are linear in the
-    gradient and hold as they are. Schedulers that multiply each group's rate hold too.
+    gradient and stay as they are, as do schedulers that multiply each group's rate.
 
     Give a weight decay here, not to the optimizer, which would apply it unscaled.
 
@@ -40,7 +40,7 @@ def ntk_param_groups(
 
     Returns:
         One group per pair of rate and decay, in the order of `model.parameters()`; every
-        parameter with `requires_grad` stands in exactly one.
+        parameter with `requires_grad` is in exactly one.
 
     Raises:
         TypeError: `model` is not an eager module, or an option is not one of SGD's. Adam and its

@@ -58,8 +58,8 @@ def ntk_parameterize(
       `torch_ntk.ntk_param_groups(model, lr)` gives the rates under which they train alike. NTK
       layers that are there already stay as they are, and so do, in standard parameterization,
       layers with no NTK counterpart (`nn.ConvTransposeNd`, `nn.Bilinear`, recurrent layers) and
-      all that stands in `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which read
-      their layers' weights past the layers.
+      everything inside of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which use
+      their layers' weights without calling the layers.
 
     `model` itself is never changed, and shares no tensor with the result. Names, state-dict
     keys, shapes, types, devices, `requires_grad`, training flags and hooks (as `copy.deepcopy`
@@ -130,11 +130,11 @@ def ntk_parameterize(
     for name in inventory.standard:
         _become_ntk(modules[name], scales[name], sigma_b)
     if mode == "preserve":
-        twins: dict[Tensor, Tensor] = dict(
+        copy_of: dict[Tensor, Tensor] = dict(
             zip(model.parameters(), converted.parameters(), strict=True)
         )
         for parameter, (factor, name) in factors.items():
-            _divide_(twins[parameter], factor, name)
+            _divide_(copy_of[parameter], factor, name)
     else:
         layers = [m for n, m in modules.items() if n in inventory.standard or n in inventory.ntk]
         for parameter in dict.fromkeys(p for layer in layers for p in _weight_and_bias(layer)):
@@ -227,7 +227,7 @@ def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
 def _preserving_factors(
     inventory: Inventory, scales: dict[str, float], sigma_b: float
 ) -> dict[Tensor, tuple[float, str]]:
-    """What each weight and bias is divided by, with the name of a layer that holds it."""
+    """What each weight and bias is divided by, with the name of a layer that has it."""
     factors: dict[Tensor, tuple[float, str]] = {}
     for name, layer in inventory.standard.items():
         wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer.weight))}

@@ -1,7 +1,7 @@
 """What the NTK layers share: the two scales, how they are applied, and how they are checked.
 
 A layer computes `c · (x * W) + sigma_b · b` with `c = sigma_w / sqrt(fan_in)`. The factor `c` may
-stand on the output, the input or the weight; the function and its derivatives are the same.
+multiply the output, the input or the weight; the function and its derivatives are the same.
 
 - On the **output** it costs a pass over the output, keeps nothing more for the backward pass, and
   leaves the parameter itself as the argument of `F.linear` and `F.conv*d`. This is what the
@@ -79,7 +79,7 @@ def check_size(name: str, value: SupportsIndex, least: int = 0) -> int:
 def check_flag(name: str, value: object) -> bool:
     """Return `value` if it is True or False.
 
-    A number here is most likely `sigma_w` written by position, and would be taken for True.
+    A number here is most likely `sigma_w` written by position, and would pass for True.
     """
     return check_bool(name, value, "Write sigma_w=... and sigma_b=... by name.")
 
@@ -103,7 +103,7 @@ def weight_scale(sigma_w: float, fan_in: int) -> float:
 
 
 def sums_in_float16(weight: Tensor) -> bool:
-    """Whether a product with `weight` is held in float16, by its own type or by autocast.
+    """Whether a product with `weight` is in float16, by its own type or by autocast.
 
     A traced `weight` (a `torch.fx` proxy) has no known type and counts as wide. Autocast is asked
     for every device, not the weight's own, which a proxy does not know: a wrong yes is harmless.

@@ -77,7 +77,7 @@ def plot_forecast(
     loss = array("forecast.loss", forecast.loss, (1,))
     real = None if actual is None else _actual(actual, steps)
     figure, axes = axes_for(ax)
-    # A figure that holds a forecast already goes on with the next color.
+    # A second forecast in the same axes gets the next color.
     number = sum(line.get_gid() == _MARK for line in axes.lines)
     color = COLORS[number % len(COLORS)]
     name = f"{label}: " if label else ""

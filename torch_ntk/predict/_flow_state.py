@@ -53,8 +53,8 @@ class FlowState:
     ) -> FlowState:
         """The coordinates for integration up to `longest`.
 
-        Modes below the noise floor are held fixed, with a warning, if an eigenvalue at the floor
-        would have moved them by then.
+        Modes below the noise floor stay where they are, with a warning, if an eigenvalue at the
+        floor would have moved them by then.
         """
         eigen = modes.eigen
         values = eigen.clipped
@@ -97,7 +97,7 @@ class FlowState:
     def remaining(self, state: Array, t: float, atol: float, rtol: float) -> float:
         """The Newton step of the loss in f, over atol + rtol·max|f|.
 
-        The step is taken within the resolved modes. A direction with a slope but without
+        The step stays within the resolved modes. A direction with a slope but without
         curvature counts as infinitely far from rest.
         """
         b = self._tensor(state)

@@ -27,7 +27,7 @@ class Gaussian(NamedTuple):
 class KernelPair(NamedTuple):
     """The two kernels of one infinitely wide network between two sets of inputs.
 
-    Anything else with these two attributes is taken in its place, such as what
+    Anything else with these two attributes serves as well, such as what
     `analytic_kernels` returns.
 
     Attributes:

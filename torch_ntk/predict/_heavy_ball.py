@@ -12,7 +12,7 @@ follow, with U_k = (z₁^{k+1} - z₂^{k+1}) / (z₁ - z₂):
     gain   G_k = (1 - ρ_k) / x = Σ_{j<k} U_j.
 
 Numerically three cases differ. Well separated positive roots (small x): z₁ is near 1, so w₁ is
-computed without cancellation and powers are taken as exp(k log1p(-w₁)); this keeps slow modes
+computed without cancellation and powers are computed as exp(k log1p(-w₁)); this keeps slow modes
 exact for any number of steps. Complex roots: powers of √μ and angles. Real roots near each other
 or negative: the quotient U is a geometric sum, continued to k + 1 where the roots coincide.
 """

@@ -1,4 +1,4 @@
-"""How kernels and outputs are laid out, and their reading as matrices.
+"""The axes of kernels and outputs, and both as matrices.
 
 ==============  ================  ===============================================
 kernel          its matrix        outputs `[N, O]` become

@@ -17,7 +17,7 @@ from ._times import Time, read_times
 class MSEPredictor:
     """Outputs of a linear model, or of an infinitely wide network, trained on squared error.
 
-    Made by `gradient_flow_mse` and `gradient_descent_mse`; holds the eigendecomposition of the
+    Made by `gradient_flow_mse` and `gradient_descent_mse`, with the eigendecomposition of the
     train kernel, which serves all times. Call it for outputs; see `__call__`.
 
     Attributes:
@@ -114,7 +114,7 @@ class MSEPredictor:
         Raises:
             TypeError: An argument is of the wrong type or dtype.
             ValueError: Shapes or devices do not fit, something is not finite, a time is negative,
-                or the outputs diverge beyond what float64 holds.
+                or the outputs diverge beyond the range of float64.
 
         Warns:
             SingularKernelWarning: The kernel is singular and t so large that its numerical rank
