@@ -11,7 +11,14 @@ import io
 
 import pytest
 import torch
-from linearize_cases import ROWS, Row, layers, signed, wrong_forwards_of_negative_batches
+from linearize_cases import (
+    ROWS,
+    Row,
+    WrongForwards,
+    layers,
+    signed,
+    wrong_for_negative_batches,
+)
 from torch import Tensor, nn
 
 from torch_ntk import TaylorModel, linearize
@@ -131,19 +138,41 @@ def test_state_dict_goes_into_another_one(row: Row) -> None:
 
 
 def test_a_derivative_that_is_wrong_later_is_found_by_the_training_step() -> None:
-    """A Function with a wrong `jvp`, which no other batch of that shape has come to."""
+    """By the backward pass of the step itself, where no other batch of that shape was wrong."""
     first, second = signed()
     torch.manual_seed(1)
-    lin = linearize(layers(wrong_forwards_of_negative_batches))
+    lin = linearize(layers(wrong_for_negative_batches))
     lin(first)
     delta = move(lin)
-    with pytest.raises(ValueError, match=r"derivative of order 1.*Repeat this step"):
+    with pytest.raises(ValueError, match=r"`x` must be .* was wrong, .* Repeat this step"):
         lin(second).sum().backward()
     torch.manual_seed(1)
-    f_0, jacobian = outputs_and_jacobian(layers(wrong_forwards_of_negative_batches), second)
+    f_0, jacobian = outputs_and_jacobian(layers(wrong_for_negative_batches), second)
     out = lin(second)
     torch.testing.assert_close(out, f_0 + (jacobian @ delta).reshape(3, 2), rtol=1e-10, atol=1e-10)
     out.sum().backward()
+
+
+def test_a_derivative_that_is_wrong_for_some_tokens_is_found_without_training() -> None:
+    """A `jvp` that is wrong where the embedding is negative, for a token of the second batch."""
+    first, second = ROWS["padding_tied"].batches()
+
+    def make() -> nn.Module:
+        net = layers(lambda net, x: net.b(WrongForwards.apply(net.rows(x)).mean(1)))
+        net.rows = nn.Embedding(10, 4, dtype=torch.float64)
+        with torch.no_grad():
+            net.rows.weight.abs_()[0].neg_()
+        return net
+
+    torch.manual_seed(1)
+    lin = linearize(make())
+    lin(first)
+    delta = move(lin)
+    torch.manual_seed(1)
+    f_0, jacobian = outputs_and_jacobian(make(), second)
+    with torch.no_grad():
+        out = lin(second)
+    torch.testing.assert_close(out, f_0 + (jacobian @ delta).reshape(3, 2), rtol=1e-10, atol=1e-10)
 
 
 def test_a_loss_that_is_not_finite_is_no_wrong_derivative() -> None:

@@ -57,7 +57,8 @@ class TaylorModel(nn.Module):
         self.order = check_positive_int("order", order)
         model = unwrap(model)
         refuse_unsupported(model)
-        theta_0 = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+        named = dict(model.named_parameters())
+        theta_0 = {n: p for n, p in named.items() if p.is_floating_point() or p.is_complex()}
         if not theta_0:
             raise value_error(
                 "model",
@@ -111,27 +112,47 @@ class TaylorModel(nn.Module):
                 if not transformed:
                     self._check_copy(plain, theta_0, x)
                     self._choice.compare(plain, theta_0, x)
-                # Whether more than gradients by θ may be asked for, or those not be linear in θ.
-                by_more = transformed or x.requires_grad or self.order > 1
-                if tracked and by_more and self._choice.way is not row_by_row:
-                    to_compare = None if transformed else plain
-                    terms = self._choice.terms(
-                        f, theta_0, delta, written_out=True, to_compare=to_compare
-                    )
-                    if self._choice.way is not row_by_row:
-                        return taylor_sum(terms)
-                with torch.no_grad():
+                while True:
+                    way, through = self._choice.way, tracked and self._is_through(x, transformed)
                     still = {k: d.detach() for k, d in delta.items()}
-                    terms = self._choice.terms(plain, theta_0, still, to_compare=plain)
-                if not (tracked and any(d.requires_grad for d in delta.values())):
-                    return taylor_sum(terms)
-                return with_plain_gradient(terms, f, theta_0, delta, x, self._choice, around)
+                    with torch.set_grad_enabled(through):
+                        terms = self._choice.terms(
+                            f if through else plain,
+                            theta_0,
+                            delta if through else still,
+                            written_out=through and (transformed or x.requires_grad),
+                            to_compare=None if transformed else plain,
+                        )
+                    trained = any(d.requires_grad for d in delta.values())
+                    if tracked and trained and not through:
+                        return with_plain_gradient(
+                            terms, f, theta_0, delta, x, self._choice, around
+                        )
+                    # Which integers come up decides what an embedding does.
+                    if transformed or x.is_floating_point():
+                        proven = self._choice.way is way
+                    else:
+                        proven = self._choice.is_proven(plain, theta_0, still, terms[1].detach())
+                    if proven:
+                        return taylor_sum(terms)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 if not (transformed or is_checkpointing(error)):
                     self._check_takes(f, x, theta_0)
                 raise failure(error, "expand the outputs of the model") from error
+
+    def _is_through(self, x: Tensor, transformed: bool) -> bool:
+        """Whether gradients go through the derivatives, and not by a plain backward pass.
+
+        The plain pass gives gradients by θ alone, for the first order. It takes longer than going
+        back through forward mode, but proves the value on its way, which batches of integers need.
+        """
+        if transformed or self.order > 1:
+            return True
+        if x.requires_grad:
+            return self._choice.way is not row_by_row
+        return x.is_floating_point() and self._choice.is_differentiable
 
     def _function(self, x: Tensor) -> NetworkFunction:
         return NetworkFunction(self.network, self._buffers_0.tensors, x)

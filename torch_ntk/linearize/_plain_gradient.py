@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import value_error
 from .._types import Parameters
-from ._choice import Choice, Sum, unlike
+from ._choice import Choice, contradiction
 from ._derivatives import leaves_of, transposed_product
 from ._network_function import NetworkFunction
 
@@ -37,7 +37,7 @@ def with_plain_gradient(
         theta_0: The point at which it is differentiated.
         delta: The displacement; gradients are for those that require grad.
         x: The inputs. Gradients by them are refused, because J depends on them.
-        choice: The way by which `J δ` was computed; it is rejected if the two sides differ.
+        choice: The way by which `J δ` was computed; it is given up if the sides differ.
         around: What a backward pass has to be within.
     """
     value, slope = terms
@@ -58,22 +58,19 @@ def with_plain_gradient(
                 out, leaves, u, keep_graph=keep, create=torch.is_grad_enabled()
             )
         if comparable:
-            plain = Sum.of(g.detach().conj() * displaced[k] for k, g in found.items())
-            by_way = Sum.of([u.detach() * slope])
-            tolerance = 100 * torch.finfo(u.dtype).eps ** 0.5
-            if plain.is_finite and by_way.is_finite and not by_way.is_near(plain, tolerance):
-                choice.reject(way)
-                raise unlike(by_way.value, plain.value, 1, _ON_THIS_BATCH)
+            error = contradiction(u.detach(), slope, found, displaced)
+            if error is not None:
+                choice.give_up(way, error)
+                raise value_error(
+                    "x",
+                    "a batch on which the network is differentiated as on those before",
+                    "one for which J (θ - θ_0) was wrong, as its backward pass shows",
+                    "Repeat this step: from now on another way is taken.",
+                ) from error
         return found
 
     numbers: Tensor = _Linear.apply(value + slope, transposed, x, *trained.values())
     return numbers
-
-
-_ON_THIS_BATCH = (
-    "On the batches seen before they agreed. Repeat this step: from now on J (θ - θ_0) is computed "
-    "by backward passes."
-)
 
 
 class _Linear(torch.autograd.Function):
