@@ -118,3 +118,33 @@ def test_a_large_job_goes_through_the_loops(monkeypatch: pytest.MonkeyPatch) -> 
     assert calls == [4]
     for a, b in zip(small, large, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+class Branches(nn.Module):
+    """Two branches whose activations come after both layers have used the value before them."""
+
+    def __init__(self, make: Callable[[int, int], nn.Module], n_in: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c = make(n_in, 4), make(4, 4), make(4, 4)
+        self.d, self.e = make(4, 4), make(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        b, c = self.b(y), self.c(y)
+        return self.d(torch.relu(b)) + self.e(torch.relu(c))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.usefixtures("uncompiled")
+def test_a_value_that_a_layer_reads_late(pooled: bool) -> None:
+    """A layer is done with the activation after it, and its input must be there until then."""
+    if pooled:
+        make: Callable[[int, int], nn.Module] = lambda i, o: conv(i, o, padding=1)  # noqa: E731
+        net: nn.Module = nn.Sequential(Branches(make, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        x = torch.randn(3, 3, 4, 5, dtype=torch.float64)
+    else:
+        net, x = Branches(dense, 3), torch.randn(3, 3, dtype=torch.float64)
+    got = analytic_kernels(net, x, compile=True)
+    wanted = analytic_kernels(net, x.clone().requires_grad_())
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=0)

@@ -204,8 +204,8 @@ WHOLE: dict[str, tuple[nn.Module, nn.Module]] = {
         ),
     ),
     "the same twice": (
-        Net(lambda m, x: m.fc(gap(m.twice(torch.cat([F.relu(m.a(x))] * 2, 1))))),
-        modules(RELU),
+        Net(lambda m, x: m.fc(m.twice(torch.cat([F.relu(m.a(x))] * 2, 1)).flatten(1)), 80),
+        modules(RELU, **FLAT),
     ),
     "preprocessed": (
         Net(lambda m, x: m.fc(gap(m.b(m.a((2 * x - x.mean((2, 3), keepdim=True)) / 2).relu())))),

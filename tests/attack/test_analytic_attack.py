@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +17,7 @@ from torch import nn
 
 from torch_ntk import NTKLinear
 
-SECONDS = 40.0
-LEAST = 15
+NETWORKS = 60  # which take about 40 seconds
 
 
 def _attack() -> ModuleType:
@@ -39,11 +38,11 @@ ATTACK = _attack()
 
 @pytest.mark.slow
 def test_random_networks() -> None:
-    """As many as 40 seconds allow, always the same ones first."""
-    counts, wrong = ATTACK.run(itertools.count(), SECONDS)
+    """Always the same ones, so that a failure can be repeated by its seed."""
+    counts, wrong = ATTACK.run(iter(range(NETWORKS)), math.inf)
     assert not wrong, wrong
-    assert counts["right"] >= LEAST
-    assert counts["refused"] <= 0.1 * counts["right"]
+    # What the grammar draws has a limit; if much of it is refused, little is compared.
+    assert counts["right"] >= 0.9 * NETWORKS
 
 
 def test_the_attack_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss
 _PANEL = 0.5
 _REACH = 12.0
 _EDGES_IN_X = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-# Variances whose polynomials are held at once: 2 MB each for 512 terms.
+# Variances whose polynomials are in memory at once: 2 MB each for 512 terms.
 _ROWS_AT_ONCE = 8
 
 Moments = Callable[[Tensor], Tensor]

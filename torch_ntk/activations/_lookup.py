@@ -126,7 +126,7 @@ def registered_functions() -> tuple[Callable[..., Any], ...]:
 
 
 def _key(activation: Any) -> Any:
-    """What stands for an activation in the tables: a type, a function, or None."""
+    """The key of an activation in the tables: a type, a function, or None."""
     if isinstance(activation, nn.Module):
         return type(activation)
     if isinstance(activation, functools.partial):

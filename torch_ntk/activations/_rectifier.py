@@ -111,7 +111,7 @@ class DualRectifier(DualActivation):
         """`pair_from_distance` in fewer instructions.
 
         sin θ - θ cos θ is left as a difference: its error, of the order of eps θ, is one of eps
-        in the angle that the result stands for.
+        in the angle.
         """
         (root1, inverse1), (root2, inverse2) = one, two
         r = root1 * root2

@@ -62,7 +62,7 @@ def analytic_kernels(
     Erf, GELU, Sin, Cos, …, Gauss quadrature for any other function), average pooling, flattening,
     sums of independent branches, concatenation of channels, layer and group normalization (with
     trained gain and shift), and dropout (which does nothing, as in eval mode); as modules,
-    functions or methods. Whatever stands before the first NTK layer is simply computed.
+    functions or methods. Whatever comes before the first NTK layer is simply computed.
 
     Args:
         model: The network, of one tensor.
@@ -192,13 +192,13 @@ def _both(
     model = unwrap(model)
     refuse_unsupported(model)
     a, b = inputs(x1, x2, dtype)
-    with evaluation(a, b, model):
+    with evaluation_mode(a, b, model):
         program = read(model, a, b, a.dtype)
         return run(program, options, ntk=ntk)
 
 
 @contextlib.contextmanager
-def evaluation(x1: Tensor, x2: Tensor | None, model: nn.Module | None):  # type: ignore[no-untyped-def]
+def evaluation_mode(x1: Tensor, x2: Tensor | None, model: nn.Module | None):  # type: ignore[no-untyped-def]
     """Eval mode and full precision, with derivatives only where the inputs want them."""
     track = torch.is_grad_enabled() and (x1.requires_grad or (x2 is not None and x2.requires_grad))
     with quiet(model, x1.device), torch.set_grad_enabled(track):

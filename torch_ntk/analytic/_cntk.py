@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
-from ._api import check_dtype, evaluation, inputs
+from ._api import check_dtype, evaluation_mode, inputs
 from ._program import Program
 from .engine import checked_options, run
 from .lift import Builder, Data, average, over_all_positions, resolve
@@ -130,7 +130,7 @@ class CNTK(nn.Module):
                     name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None]."
                 )
         options = checked_options(self.max_memory, self.compiled, self.progress)
-        with evaluation(a, b, None):
+        with evaluation_mode(a, b, None):
             theta = run(self.program(a, b), options, ntk=True)[1]
         assert theta is not None
         return theta * self._units(a)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
-from ._api import Kernels, evaluation, inputs
+from ._api import Kernels, evaluation_mode, inputs
 from ._program import Program
 from .engine import checked_options, run
 from .lift import Builder, Data, resolve
@@ -77,7 +77,7 @@ def mlp_kernels(
     known, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None
-    with evaluation(a, b, None):
+    with evaluation_mode(a, b, None):
         program = _program(a, b, depth, known, function, sigma_w, sigma_b)
         nngp, ntk = run(program, options, ntk=True)
         assert ntk is not None

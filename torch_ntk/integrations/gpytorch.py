@@ -20,8 +20,8 @@ from ._rows import RowKernel, Which
 
 try:
     with warnings.catch_warnings():
-        # While it is imported GPyTorch uses parts of PyTorch that are deprecated; this concerns
-        # nobody who uses either.
+        # While it is imported GPyTorch uses parts of PyTorch that are deprecated, which a user of
+        # either cannot change.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         import gpytorch  # type: ignore[import-untyped]

@@ -138,7 +138,7 @@ def _seed_all(number: int, device: torch.device) -> None:
 
 
 def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
-    """Copies of what the model holds, which must not be what the draw before held."""
+    """Copies of parameters and buffers, which must differ from those of the draw before."""
     weights = [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
     if before is None or len(weights) != len(before):
         return weights

@@ -71,9 +71,9 @@ def _wanted(program: Program, known: Mapping[int, State]) -> set[int]:
 
 
 def _identical(task: Task, block: Block) -> tuple[Tensor, Tensor] | None:
-    """Where identical images stand in a block; None where that needs no care.
+    """The places of identical images in a block; None where they need no correction.
 
-    As distances, which are exactly 0 then, they need none.
+    Distances are exactly 0 there without one.
     """
     if task.plan.distance:
         return None

@@ -69,7 +69,7 @@ def _new_pairs(block: Block, symmetric: bool) -> int:
 def _put(whole: Tensor, part: Tensor, block: Block, symmetric: bool) -> None:
     """Write a block into the matrix; of a symmetric one also its mirror image.
 
-    Only what stands on or above the diagonal counts, so that the result is exactly symmetric.
+    Only entries on or above the diagonal are used, so that the result is exactly symmetric.
     """
     one, two = block.rows, block.columns
     rows, columns = one.slice, two.slice

@@ -52,7 +52,7 @@ class Builder:
         """What is raised for the node that is being read.
 
         Args:
-            what: What stands there.
+            what: What was found there.
             why: Why it has no kernel in the limit.
             remedy: What to do.
         """

@@ -77,19 +77,19 @@ def _traced(model: nn.Module) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module) -> Iterator[None]:
-    """Within it, registered functions that modules hold as attributes are recorded when called."""
-    held = [
+    """Within it, registered functions that are attributes of modules are recorded when called."""
+    found = [
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
         if is_registered(value.func if isinstance(value, functools.partial) else value)
     ]
-    for module, name, value in held:
+    for module, name, value in found:
         vars(module)[name] = _recording(value)
     try:
         yield
     finally:
-        for module, name, value in held:
+        for module, name, value in found:
             vars(module)[name] = value
 
 

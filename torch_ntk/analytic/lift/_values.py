@@ -33,14 +33,14 @@ class Value:
 
     Attributes:
         step: The number of the step that makes them.
-        channels: Features at each position, in the network as it stands.
+        channels: Features at each position, in the given network.
         spatial: Axes of positions: none, `(L,)` or `(P, Q)`.
         gaussian: Whether the features are jointly Gaussian of zero mean, of one law for all:
             what an elementwise activation needs.
         sources: The layers whose outputs they are sums of, with no activation in between.
         ancestors: All layers before them.
         unflattened: The value before positions were made features, if they were.
-        alike: Whether all channels have one law, so that any group of them stands for all.
+        alike: Whether all channels have one law, so that any group of them represents all.
         gained: Whether a trained gain of a normalization is in it, with no layer after.
         ungained: For the value of such a normalization itself, the same with the gain left out
             of the tangent kernel.

@@ -38,7 +38,7 @@ class State:
     full: bool
 
     def covariance(self, variances: Variances | None) -> Tensor:
-        """K, computed from the variances of the value in both images if d stands for it."""
+        """K, computed from the variances of the value in both images if it is kept as d."""
         if not self.distance:
             return self.nngp
         assert variances is not None
@@ -69,8 +69,8 @@ class IdenticalImages:
     1e-8 only, so nonlinear operations put in what one-dimensional formulas give.
 
     Attributes:
-        rows: Where they stand in the block, `[pairs]`.
-        columns: The same for the second axis.
+        rows: Their rows in the block, `[pairs]`.
+        columns: Their columns.
         variances: Per input of the operation, its variances in these images, `[pairs, P, Q]`.
     """
 

@@ -73,7 +73,7 @@ def taps(
         stride: Step between outputs.
         dilation: Spacing of the kernel's points.
         padding: Positions added before and after.
-        mode: What the added positions hold.
+        mode: What the added positions show.
     """
     padded = [_padded(i, size, mode) for i in range(-padding[0], size + padding[1])]
     outputs = (len(padded) - dilation * (kernel - 1) - 1) // stride + 1

@@ -11,7 +11,7 @@ from ....activations import DualActivation
 from ...operations import Affine, Buffers
 from .._task import Task
 from ._layout import Layout, inside, shifts, tap_weights
-from ._loops import Function, Images, Loop, Sums, Weights, Window, activation, filtering, layer
+from ._loops import Function, ImageTerms, Loop, Sums, Weights, Window, activation, filtering, layer
 
 
 class LoopBuffers:
@@ -44,7 +44,7 @@ class LoopBuffers:
     # -- buffers -------------------------------------------------------------------------------
 
     def take(self) -> Tensor:
-        """A buffer; its margins are 0, or hold the other side of the image."""
+        """A buffer; its margins are 0, or show the other side of the image."""
         return self._free.pop() if self._free else self._like.new_zeros(self.loop.shape)
 
     def give_back(self, *buffers: Tensor | None) -> None:
@@ -77,7 +77,9 @@ class LoopBuffers:
 
     # -- operations ----------------------------------------------------------------------------
 
-    def activation(self, i: int, dual: DualActivation, taken: Buffers, images: Images) -> Buffers:
+    def activation(
+        self, i: int, dual: DualActivation, taken: Buffers, images: ImageTerms
+    ) -> Buffers:
         """Step i, an activation, with what its dual needs of either image."""
         ntk = taken[1] is not None
         if (i, ntk) not in self._functions:
@@ -115,7 +117,7 @@ class LoopBuffers:
 
     def layer(
         self, i: int, dual: DualActivation, taken: Buffers, start: tuple[int, int], sums: Sums,
-        images: Images,
+        images: ImageTerms,
     ) -> Buffers:  # fmt: skip
         """Step i, a layer of weights, and the activation that takes its value."""
         window, weights = self._read(i, taken, start)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....activations import DualActivation
@@ -13,8 +12,7 @@ from ...operations import Activation, Buffers, Input, Pool, State
 from .._task import Block, Images, Task
 from ._buffers import LoopBuffers
 from ._layout import Layout, twice, windows
-from ._loops import Images as ImageParts
-from ._loops import Loop, products
+from ._loops import ImageTerms, Loop, products
 from ._walk import FusedEvaluation, Walk
 
 # Bytes of one array of a block. About six are alive; they are to stay in the caches of a CPU.
@@ -23,7 +21,7 @@ BLOCK_BYTES_ON_GPU = 1 << 27
 # Images on a side of a block, whose pairs are computed one after the other.
 _SIDE = 8
 
-_Known = dict[int, ImageParts]
+_Known = dict[int, ImageTerms]
 """Per step what it needs to know of the images of one side."""
 
 
@@ -118,16 +116,16 @@ class DisplacementEvaluation(FusedEvaluation):
             operation = self._task.program.steps[i].operation
             if isinstance(operation, Input):
                 x1, x2 = operation.both
-                one: ImageParts = (x1[block.rows.slice][rows],)
-                two: ImageParts = (x2[block.columns.slice][columns],)
+                one: ImageTerms = (x1[block.rows.slice][rows],)
+                two: ImageTerms = (x2[block.columns.slice][columns],)
             elif isinstance(operation, Activation):
                 # Outside of a value that is smaller than the room: any number, weighted by 0.
                 one = operation.dual.images(self._variances(i, block.rows)[rows])
                 two = operation.dual.images(self._variances(i, block.columns)[columns])
             else:
                 continue
-            first[i] = tuple(self._padded(a)[..., None, None, :, :] for a in one)
-            second[i] = tuple(twice(self._padded(a)) for a in two)
+            first[i] = tuple(self._layout.padded(a)[..., None, None, :, :] for a in one)
+            second[i] = tuple(twice(self._layout.padded(a)) for a in two)
         return first, second
 
     def _identical(
@@ -139,7 +137,7 @@ class DisplacementEvaluation(FusedEvaluation):
         if not len(found):
             return {}
         return {
-            i: (found, self._padded(self._variances(i, block.rows)[rows[found]]))
+            i: (found, self._layout.padded(self._variances(i, block.rows)[rows[found]]))
             for i in self._layout.steps
             if isinstance(self._task.program.steps[i].operation, Activation)
         }
@@ -148,10 +146,6 @@ class DisplacementEvaluation(FusedEvaluation):
         q = images.variances[self._task.program.steps[i].inputs[0]]
         assert q is not None
         return q
-
-    def _padded(self, a: Tensor) -> Tensor:
-        p, q = self._layout.size
-        return F.pad(a, (0, q - a.shape[-1], 0, p - a.shape[-2]))
 
 
 class _Walk(Walk):
@@ -176,7 +170,7 @@ class _Walk(Walk):
         products(x1.shape[1], self._buffers.loop)(x1, x2, self._buffers.inside(k))
         return k, None
 
-    def _images(self, step: int) -> ImageParts:
+    def _images(self, step: int) -> ImageTerms:
         return self._seen[step]
 
     def activation(self, step: int, dual: DualActivation, taken: Buffers) -> Buffers:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..._program import Program
@@ -32,7 +33,7 @@ class Layout:
         merged: Activations that alone take the value of a layer, to that layer: both are one loop.
         size: `(P, Q)`, room for the largest of their values.
         margin: Rows and columns around it: above, below, left, right.
-        wraps: Whether the margins hold the other side of the image, along either axis.
+        wraps: Whether the margins show the other side of the image, along either axis.
     """
 
     end: int
@@ -47,6 +48,11 @@ class Layout:
         """Rows and columns with the margins."""
         above, below, left, right = self.margin
         return self.size[0] + above + below, self.size[1] + left + right
+
+    def padded(self, a: Tensor) -> Tensor:
+        """`a` `[..., P, Q]` of a value that may be smaller, with zeros to the full size."""
+        p, q = self.size
+        return F.pad(a, (0, q - a.shape[-1], 0, p - a.shape[-2]))
 
 
 def displacement_layout(program: Program, plan: Plan) -> Layout | None:

@@ -22,7 +22,7 @@ from ....activations import DualActivation
 from ...operations import FEW_CHANNELS, Buffers
 
 Function = Callable[..., None]
-Images = tuple[Tensor, ...]
+ImageTerms = tuple[Tensor, ...]
 """`dual.images` of the variances of the first and then of the second image."""
 Sums = tuple[Tensor, Tensor] | None
 """With distances, the variances of a layer's value in either image."""
@@ -40,7 +40,7 @@ class Loop:
         shape: Of the buffers.
         dtype: Their type.
         device: Where they are.
-        distance: Whether the first of a pair of arrays holds distances instead of covariances.
+        distance: Whether the first of a pair of arrays contains distances instead of covariances.
     """
 
     compile: bool
@@ -107,7 +107,7 @@ class _Known:
 def _activation(known: _Known, ntk: bool, loop: Loop) -> Function:
     dual = known.dual
 
-    def function(taken: Buffers, images: Images, made: Buffers) -> None:
+    def function(taken: Buffers, images: ImageTerms, made: Buffers) -> None:
         kappa, slope = _pair(dual, taken[0], images, loop.distance)
         made[0].copy_(kappa)
         if ntk:
@@ -116,7 +116,9 @@ def _activation(known: _Known, ntk: bool, loop: Loop) -> Function:
     return compiled(function) if loop.compile else function
 
 
-def _pair(dual: DualActivation, k: Tensor, images: Images, distance: bool) -> tuple[Tensor, Tensor]:
+def _pair(
+    dual: DualActivation, k: Tensor, images: ImageTerms, distance: bool
+) -> tuple[Tensor, Tensor]:
     half = len(images) // 2
     pair = dual.distance_of_images if distance else dual.pair_of_images
     return pair(k, images[:half], images[half:])
@@ -160,7 +162,7 @@ def _layer_of(
     dual = known.dual
 
     def function(
-        taken: Buffers, weights: Weights, sums: Sums, images: Images, made: Buffers
+        taken: Buffers, weights: Weights, sums: Sums, images: ImageTerms, made: Buffers
     ) -> None:
         k, filtered = _layer(window, taken[0], weights, sums)
         kappa, slope = _pair(dual, k, images, loop.distance)

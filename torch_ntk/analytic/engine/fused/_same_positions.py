@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....memory import even
@@ -24,8 +23,7 @@ from .._task import Block, Images, Task
 from ._buffers import LoopBuffers
 from ._displacements import BLOCK_BYTES, BLOCK_BYTES_ON_GPU
 from ._layout import Layout
-from ._loops import Images as ImageParts
-from ._loops import Loop, differences, from_products
+from ._loops import ImageTerms, Loop, differences, from_products
 from ._walk import FusedEvaluation, Walk
 
 # Numbers that are kept of what activations need of the images.
@@ -56,7 +54,7 @@ class SamePositionEvaluation(FusedEvaluation):
         # Square, so that a symmetric matrix wastes little.
         columns = even(shape[1], math.isqrt(pairs))
         self.block = even(shape[0], pairs // columns), columns
-        self._kept: dict[_Key, ImageParts] = {}
+        self._kept: dict[_Key, ImageTerms] = {}
         loop = Loop(True, (*self.block, *layout.buffer), like.dtype, like.device, True)
         self._buffers = LoopBuffers(task, layout, loop, like)
 
@@ -77,7 +75,7 @@ class SamePositionEvaluation(FusedEvaluation):
 class _Walk(Walk):
     """A block of pairs of images."""
 
-    def of(self, block: Block, kept: dict[_Key, ImageParts]) -> Buffers:
+    def of(self, block: Block, kept: dict[_Key, ImageTerms]) -> Buffers:
         """The value before the end.
 
         Args:
@@ -120,10 +118,10 @@ class _Walk(Walk):
         columns = slice(start - two.start, stop - two.start)
         return d[rows, columns].diagonal(dim1=0, dim2=1)
 
-    def _images(self, step: int) -> ImageParts:
+    def _images(self, step: int) -> ImageTerms:
         return (*self._image(step, self._block.rows, 0), *self._image(step, self._block.columns, 1))
 
-    def _image(self, step: int, images: Images, side: int) -> ImageParts:
+    def _image(self, step: int, images: Images, side: int) -> ImageTerms:
         """What an activation needs of the images of one side, shaped to go with the block."""
         key = (step, side, images.start, images.stop)
         if key not in self._kept:
@@ -134,17 +132,15 @@ class _Walk(Walk):
             if sum(a.numel() for kept in self._kept.values() for a in kept) > _KEPT:
                 self._kept.clear()
             parts = operation.dual.images(q)
-            self._kept[key] = tuple(spread(self._padded(a), side, False) for a in parts)
+            self._kept[key] = tuple(spread(self._layout.padded(a), side, False) for a in parts)
         return self._kept[key]
 
     def _sums(self, step: int) -> tuple[Tensor, Tensor]:
         """The variances of a layer on either side, shaped to go with the block."""
-        found = [images.variances[step] for images in (self._block.rows, self._block.columns)]
+        sides = enumerate((self._block.rows, self._block.columns))
         one, two = (
-            spread(self._padded(q), side, False) for side, q in enumerate(found) if q is not None
+            spread(self._layout.padded(q), side, False)
+            for side, images in sides
+            if (q := images.variances[step]) is not None
         )
         return one, two
-
-    def _padded(self, a: Tensor) -> Tensor:
-        p, q = self._layout.size
-        return F.pad(a, (0, q - a.shape[-1], 0, p - a.shape[-2]))

@@ -10,7 +10,7 @@ from ...operations import Buffers, FusedBlock, Input, State
 from .._task import Block, Task
 from ._buffers import LoopBuffers
 from ._layout import Layout
-from ._loops import Images, Sums
+from ._loops import ImageTerms, Sums
 
 
 class FusedEvaluation(ABC):
@@ -55,7 +55,7 @@ class Walk(FusedBlock, ABC):
         """The known features that enter at a step."""
 
     @abstractmethod
-    def _images(self, step: int) -> Images:
+    def _images(self, step: int) -> ImageTerms:
         """What the activation of a step needs to know of the images."""
 
     def _sums(self, step: int) -> Sums:
@@ -64,21 +64,25 @@ class Walk(FusedBlock, ABC):
 
     def run(self) -> Buffers:
         """The value of the last step of the layout."""
-        steps, last_use = self._task.program.steps, self._task.plan.last_use
+        steps = self._task.program.steps
+        # A layer that is merged is done together with the activation that takes its value, so its
+        # inputs are used at that later step.
+        sources = {
+            i: steps[self._merged.get(i, i)].inputs
+            for i in self._layout.steps
+            if i not in self._merged.values()
+        }
+        last_use = {j: i for i, inputs in sources.items() for j in inputs}
         values: dict[int, Buffers] = {}
-        for i in self._layout.steps:
-            if i in self._merged.values():
-                continue  # done together with the activation that takes its value
-            layer = self._merged.get(i)
-            sources = steps[i if layer is None else layer].inputs
-            taken = [values[j] for j in sources]
+        for i, inputs in sources.items():
+            taken = [values[j] for j in inputs]
             operation = steps[i].operation
             if isinstance(operation, Input):
                 values[i] = self._input(i, operation)
             else:
                 values[i] = operation.fused(self, i, taken)
-            for j in sources:
-                if last_use[j] in (i, layer) and j in values:
+            for j in set(inputs):
+                if last_use[j] == i:
                     self._buffers.give_back(*values.pop(j))
         return values[self._layout.steps[-1]]
 
