@@ -232,3 +232,10 @@ def test_a_batch_of_the_wrong_shape_names_the_cause_and_does_no_harm() -> None:
 def test_inputs_that_the_network_does_not_take_are_blamed(x: Tensor) -> None:
     with pytest.raises(ValueError, match="`x` must be a batch of inputs that the network takes"):
         linearize(nn.Linear(4, 2))(x)
+
+
+def test_gradients_that_are_not_finite() -> None:
+    x = torch.randn(2, 4)
+    x[0, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"`x` must be a batch at which the gradients .* finite"):
+        linearize(nn.Linear(4, 2))(x)

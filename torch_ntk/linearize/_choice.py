@@ -181,6 +181,9 @@ class Probe:
     The first order is compared by `⟨u, J v⟩ = ⟨Jᵀu, v⟩` for random signs u, where Jᵀu is one
     plain backward pass. The direction v has two parts for each parameter: its part of Jᵀu, in
     which nothing cancels, and a random one, for the case that Jᵀu vanishes where it should not.
+
+    Raises:
+        ValueError: Jᵀu is not finite.
     """
 
     def __init__(
@@ -191,6 +194,13 @@ class Probe:
         self._u, gradient = plain_gradient(f, theta_0, generator)
         self._v = {k: _unit(g) + _unit(_random(g, generator)) for k, g in gradient.items()}
         self._plain = self._along(gradient)
+        if not math.isfinite(self._plain.size):
+            raise value_error(
+                "x",
+                "a batch at which the gradients of the network's outputs are finite",
+                "one at which some are NaN or infinite",
+                "Remove or impute such entries of the inputs.",
+            )
         self._eps = torch.finfo(self._u.dtype).eps ** 0.5
 
     def right_way(self, ways: Iterable[Way]) -> Way:

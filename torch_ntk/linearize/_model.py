@@ -29,9 +29,15 @@ class _Anchor(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(self._names[name], tensor.detach().clone())
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(self._names[name])
+
     def tensors(self) -> Parameters:
         """Copies by dotted name: some forwards write into the tensors that they are given."""
-        return {name: self.get_buffer(stored).clone() for name, stored in self._names.items()}
+        return {name: self[name].clone() for name in self._names}
 
 
 class TaylorModel(nn.Module):
@@ -76,8 +82,8 @@ class TaylorModel(nn.Module):
 
     def displacement(self) -> Parameters:
         """θ - θ_0 by parameter name; differentiable with respect to θ."""
-        theta_0 = self._theta_0.tensors()
-        return {k: p - theta_0[k] for k, p in self.network.named_parameters() if k in theta_0}
+        at = self._theta_0
+        return {k: p - at[k] for k, p in self.network.named_parameters() if k in at}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
