@@ -1,4 +1,4 @@
-"""What all callbacks of this package share: hooks of the Trainer around a `Watch`."""
+"""What all callbacks of this package share: hooks of the Trainer around a `Session`."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_ntk.monitor import (
-    ProbeLike,
-    Training,
-    Verdict,
-    Watch,
-    WatchOptions,
-    snapshot,
+from torch_ntk._checks import (
+    check_bool,
+    check_choice,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
 )
+from torch_ntk.monitor import ProbeLike, Results, Session, SessionOptions, Training, snapshot
 
 from . import _loggers
-from ._keeper import Keeper
+from ._checkpoint_state import CheckpointState
 from ._layout import layout
 from ._network import find_network, first_measurement
-from ._results import log_observation, writing
-from ._settings import check_settings, refuse_shared_names
+from ._results import is_turn, log_observation, writing
 from ._trainer import (
     batches_seen,
     has_averaged_weights,
@@ -48,7 +46,7 @@ _KEEPS_WAITING = (
 )
 
 
-class KernelCallback(Callback):
+class KernelCallback(Results, Callback):
     """Measures a network before a training batch and logs the result; see `NTKMonitor`.
 
     A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
@@ -56,12 +54,15 @@ class KernelCallback(Callback):
     runs on the first process only and starts no communication.
 
     A callback goes on where it was if the same Trainer fits once more, or from its state in a
-    checkpoint. In a new Trainer, or with another model, it begins anew, with a new anchor and an
-    empty history.
+    checkpoint. In a new Trainer, or with another model, it begins anew, with a new reference and
+    an empty history.
     """
 
     own = ""
     """Begins the names that several callbacks with one prefix would share: seconds, verdict."""
+
+    session_type = Session
+    """What measures."""
 
     def __init__(
         self,
@@ -72,28 +73,32 @@ class KernelCallback(Callback):
         figure_every: int | None = None,
         tensorboard_layout: bool = True,
         theta_0: str = "inside",
-        **options: Unpack[WatchOptions],
+        **options: Unpack[SessionOptions],
     ) -> None:
-        self._watch = Watch(probe, owner=type(self).__name__, own=self.own, **options)
-        check_settings(
-            network=network,
-            log_figures=log_figures,
-            figure_every=figure_every,
-            tensorboard_layout=tensorboard_layout,
-            theta_0=theta_0,
-        )
-        self.network = network
-        self.log_figures = log_figures
-        self.figure_every = figure_every
-        self.tensorboard_layout = tensorboard_layout
-        self.theta_0 = theta_0
+        name = type(self).__name__
+        self._session = self.session_type(probe, owner=name, own=self.own, **options)
+        if network is not None and not isinstance(network, str):
+            raise type_error(
+                "network",
+                "the name of a submodule, or None",
+                describe(network),
+                "Pass network='encoder' for what the LightningModule has as self.encoder.",
+            )
+        remedy = "It is kept inside each checkpoint, or in one file."
+        self.theta_0 = check_choice("theta_0", theta_0, ("inside", "beside"), remedy)
+        if figure_every is not None:
+            remedy = "None draws at the 1st, 2nd, 4th, … point."
+            check_positive_int("figure_every", figure_every, remedy)
+        self.network, self.figure_every = network, figure_every
+        self.log_figures = check_bool("log_figures", log_figures)
+        self.tensorboard_layout = check_bool("tensorboard_layout", tensorboard_layout)
         self._begin()
 
     def _begin(self) -> None:
-        self._watch.begin()
+        self._session.reset()
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
-        self._keeper = Keeper(self.theta_0)
+        self._state = CheckpointState(self.theta_0)
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,30 +109,12 @@ class KernelCallback(Callback):
     @property
     def prefix(self) -> str:
         """The first part of the logged names."""
-        return self._watch.prefix
+        return self._session.settings.prefix
 
     @property
     def on_error(self) -> str:
         """What a failing measurement does: `"raise"` or `"warn"`."""
-        return self._watch.on_error
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """Everything measured: `"step"` and each metric by its logged name; NaN where missing."""
-        return self._watch.history
-
-    @property
-    def verdict(self) -> Verdict:
-        """The regime of the training, with the reason; from the last measurement."""
-        return self._watch.verdict
-
-    def plot(self) -> tuple[Figure, np.ndarray[Any, Any]]:
-        """The curves, with the verdict above them: the figure and its axes `[panels]`.
-
-        Raises:
-            ValueError: Nothing was measured.
-        """
-        return self._watch.plot()
+        return self._session.settings.on_error
 
     # ------------------------------------------------------------------ hooks
     @property
@@ -141,12 +128,12 @@ class KernelCallback(Callback):
             return
         refuse_sharded(trainer, type(self).__name__)
         self._refuse_twins(trainer)
-        # A checkpoint is loaded after this, so that a resumed run keeps its anchor.
+        # A checkpoint is loaded after this, so that a resumed run keeps its reference.
         is_other = self._module is not None and self._module() is not pl_module
         if self._has_run and (is_other or steps_taken(trainer) == 0):
             self._begin()
         if not trainer.loggers and trainer.is_global_zero:
-            self._watch.warn_once(
+            self._session.warn_once(
                 "logger",
                 f"The Trainer has no logger: {type(self).__name__} measures, but its values are "
                 "only in its `history`. Pass logger=TensorBoardLogger(...) to see curves.",
@@ -156,13 +143,13 @@ class KernelCallback(Callback):
         """Begin to count the time that measurements are a share of; group the curves."""
         self._has_run = True
         self._module = weakref.ref(pl_module)
-        self._watch.schedule.start()
-        self._keeper.start(trainer)
+        self._session.schedule.start()
+        self._state.start(trainer)
         # TensorBoard reads one layout for a run: the first callback speaks for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
         if trainer.is_global_zero and grouped and grouped[0] is self:
-            with writing(self._watch):
-                _loggers.log_layout(trainer, layout(c._watch for c in grouped))
+            with writing(self._session):
+                _loggers.log_layout(trainer, layout(c._session for c in grouped))
 
     def on_validation_batch_start(
         self,
@@ -174,7 +161,7 @@ class KernelCallback(Callback):
     ) -> None:
         """Take the validation probe from the first batch that passes, if it is a number."""
         if trainer.is_global_zero:
-            self._watch.offer_validation(batch)
+            self._session.offer_validation(batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -183,7 +170,7 @@ class KernelCallback(Callback):
         if not trainer.is_global_zero or has_averaged_weights(trainer):
             return
         step = steps_taken(trainer)
-        if self._watch.is_due(step):
+        if self._session.is_due(step):
             self._measure(trainer, pl_module, step, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,11 +192,11 @@ class KernelCallback(Callback):
             with lent_weights(pl_module, self._trained[1]):
                 self._finish(trainer, pl_module)
         self._trained = None
-        self._watch.release()
-        last, found = self._watch.last_step, self.verdict
-        with writing(self._watch):
+        self._session.release()
+        last, found = self._session.last_step, self.verdict
+        with writing(self._session):
             if found.regime != "unknown" and last is not None:
-                _loggers.log_text(trainer, self._watch.tag("verdict"), str(found), last)
+                _loggers.log_text(trainer, self._session.tag("verdict"), str(found), last)
             _loggers.flush(trainer)
 
     def on_exception(
@@ -217,39 +204,39 @@ class KernelCallback(Callback):
     ) -> None:
         """Write out what has been measured; an interrupted run ends here."""
         if trainer.is_global_zero:
-            with writing(self._watch):
+            with writing(self._session):
                 _loggers.flush(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Anchor (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
-        return self._keeper.saved(self._watch)
+        """Reference (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
+        return self._state.saved(self._session)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note where the checkpoint lies; its state comes next."""
-        self._keeper.resume(trainer)
+        self._state.resume(trainer)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, anchored where the first run was.
+        """Go on from a checkpoint, with the reference of the first run.
 
         Raises:
             ValueError: It cannot be used. Without its file of θ_0, `on_error="warn"` begins anew.
         """
         try:
-            state = self._keeper.found(state_dict)
+            state = self._state.found(state_dict)
         except ValueError as error:
             if self.on_error == "raise":
                 raise
-            self._watch.warn_once(str(error), f"{type(self).__name__} begins anew: {error}")
+            self._session.warn_once(str(error), f"{type(self).__name__} begins anew: {error}")
             return
-        self._watch.load_state_dict(state)
+        self._session.load_state_dict(state)
         self._has_run = False
 
     # ------------------------------------------------------------------ measuring
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = steps_taken(trainer)
-        if self._watch.observer.anchor is not None and step != self._watch.last_step:
+        if self._session.record.reference is not None and step != self._session.last_step:
             self._measure(trainer, pl_module, step, None, last=True)
 
     def _measure(
@@ -260,34 +247,44 @@ class KernelCallback(Callback):
         batch: Any,
         last: bool = False,
     ) -> None:
-        watch = self._watch
-        with watch.attempt(step, pl_module):
+        session = self._session
+        with session.attempt(step, pl_module):
             with unlogged(trainer, pl_module):
-                if watch.observer.anchor is None:
+                if session.record.reference is None:
                     with first_measurement(type(self).__name__, pl_module):
-                        watch.drop_anchor(self._find(pl_module), batch, step)
+                        session.begin(self._find(pl_module), batch, step)
                 training = Training(pl_module, trainer.optimizers)
-                seen = watch.measure(
+                seen = session.measure(
                     self._find(pl_module), step, training, batches=batches_seen(trainer)
                 )
-            log_observation(
-                trainer, watch, seen, draw=self.log_figures, every=self.figure_every, last=last
-            )
-        spent, limit = watch.schedule.last_cost, patience(trainer)
+            steps = [row["step"] for row in session.record.history]
+            draw = self.log_figures and (last or is_turn(steps, self.figure_every))
+            log_observation(trainer, session, seen, draw=draw)
+        spent, limit = session.schedule.last_cost, patience(trainer)
         if limit is not None and spent > _SLOW * limit:
-            watch.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
+            session.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
 
     def _find(self, pl_module: LightningModule) -> nn.Module:
-        any_form = self._watch.forward_fn is not None
+        any_form = self._session.settings.forward_fn is not None
         return find_network(pl_module, self.network, any_form=any_form)
 
     def _refuse_twins(self, trainer: Trainer) -> None:
-        """Raise if another callback would write to the same curves or the same state."""
+        """Raise if another callback would write to the same curves or the same state.
+
+        Raises:
+            ValueError: One with the same prefix is of this kind, or measures the same.
+        """
+        mine = set(self._session.record.metrics)
         for other in kernel_callbacks(trainer):
-            if other is not self and other.prefix == self.prefix:
-                mine, theirs = self._watch.observer.metrics, other._watch.observer.metrics
-                refuse_shared_names(
-                    self.prefix, type(self).__name__, mine, type(other).__name__, theirs
+            if other is self or other.prefix != self.prefix:
+                continue
+            is_twin = type(other).__name__ == type(self).__name__
+            if is_twin or mine & set(other._session.record.metrics):
+                raise value_error(
+                    "prefix",
+                    "different for callbacks of a Trainer that measure the same",
+                    f"prefix={self.prefix!r} for {type(self).__name__} and {type(other).__name__}",
+                    "Pass prefix='...' to each, or their curves and states would mix.",
                 )
 
 

@@ -30,7 +30,5 @@ class LinearizationGap(KernelCallback):
         super().__init__(
             probe,
             metrics=("linearization_gap", "param_drift"),
-            output="mean",
-            method="auto",
             **options,
         )

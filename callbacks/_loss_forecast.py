@@ -9,14 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
-from torch_ntk.forecasting.watch import ForecastWatch
+from torch_ntk.forecasting.session import ForecastSession
 from torch_ntk.monitor import LossLike, ProbeLike
 
 from ._base import KernelCallback
 from ._options import StabilityOptions
 from ._trainer import has_averaged_weights, steps_taken
-
-_OF_THE_SHELL = ("network", "tensorboard_layout", "theta_0")
 
 
 class LossForecast(KernelCallback):
@@ -60,25 +58,20 @@ class LossForecast(KernelCallback):
         'forecast'
     """
 
+    session_type = ForecastSession
+    _session: ForecastSession
+
     def __init__(
-        self,
-        probe: ProbeLike,
-        *,
-        loss: LossLike = "auto",
-        **options: Unpack[StabilityOptions],
+        self, probe: ProbeLike, *, loss: LossLike = "auto", **options: Unpack[StabilityOptions]
     ) -> None:
         options.setdefault("prefix", "forecast")
-        shell: dict[str, Any] = {k: v for k, v in options.items() if k in _OF_THE_SHELL}
-        core: dict[str, Any] = {k: v for k, v in options.items() if k not in _OF_THE_SHELL}
-        super().__init__(None, log_figures=False, **shell)
-        # In place of the plain one that the base made. The movement of parameters costs nothing.
-        self._watch: ForecastWatch = ForecastWatch(
+        super().__init__(
             probe,
-            owner=type(self).__name__,
-            metrics=("param_drift",),
+            metrics=("param_drift",),  # which costs nothing
             output="full",
             loss=loss,
-            **core,
+            log_figures=False,
+            **options,
         )
 
     def on_train_batch_start(
@@ -86,10 +79,10 @@ class LossForecast(KernelCallback):
     ) -> None:
         """Measure if it is due, and see whether the optimizer still does what was predicted."""
         if trainer.is_global_zero and not has_averaged_weights(trainer):
-            self._watch.follow(trainer.optimizers, steps_taken(trainer))
+            self._session.follow(trainer.optimizers, steps_taken(trainer))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if trainer.is_global_zero:
-            self._watch.say_if_smaller(_training_samples(trainer))
+            self._session.say_if_smaller(_training_samples(trainer))
 
 
 def _training_samples(trainer: Trainer) -> int:

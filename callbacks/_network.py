@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from torch_ntk._checks import value_error
+from torch_ntk._checks import ArgumentTypeError, ArgumentValueError, value_error
+
+_KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 
 
 def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool) -> nn.Module:
@@ -63,7 +65,7 @@ def first_measurement(callback: str, pl_module: LightningModule) -> Iterator[Non
     try:
         yield
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+        kind = next(kind for kind in _KINDS if isinstance(error, kind))
         raise kind(
             f"{callback} cannot measure {type(pl_module).__name__}: {error} "
             f"Arguments of {callback} that may help: network='...', one of "

@@ -11,11 +11,13 @@ from torch_ntk.monitor import METRICS, ForwardFn, InputFn, LossLike, ProbeLike
 
 from ._base import KernelCallback
 
+_NOT_GIVEN = ("self", "__class__")
+
 
 class NTKMonitor(KernelCallback):
     r"""Watches the Neural Tangent Kernel on a fixed probe during training.
 
-    At each measurement, Θ_t being the kernel on the probe and θ_0, f_0, Θ_0 what was at the anchor
+    At each measurement, Θ_t being the kernel on the probe and θ_0, f_0, Θ_0 those of the reference
     (the first step of the run, also after a resume), it logs:
 
     - `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training;
@@ -35,21 +37,22 @@ class NTKMonitor(KernelCallback):
       since training began (or was resumed) that measurements have taken, this one included;
     - `ntk/batches`, how many training batches have been seen: the second axis beside the logged
       step, which counts optimizer steps and falls behind under gradient accumulation;
-    - `ntk/anchor_step`, once, only if the anchor is not at step 0, as for a monitor that was added
-      when a run was resumed;
+    - `ntk/anchor_step`, the step of the reference, once, only if it is not 0, as for a monitor that
+      was added when a run was resumed;
 
     and figures: the kernel ordered by class, the spectrum with its history, the network's outputs
     against those of its linearization; at the end a text with the verdict. What has no value, such
     as the alignment with targets of a single class, is left out with one warning.
 
     Training with the monitor is bitwise the training without it. Θ_0, f_0 and the linearization
-    stand on the buffers (running statistics) of the anchor, Θ_t and f_t on the current ones. With
+    are taken with the buffers (running statistics) of the reference, Θ_t and f_t with the current
+    ones. With
     averaged weights (`StochasticWeightAveraging`, `WeightAveraging`) the trained ones are measured,
     also at the last step.
 
-    Resumed from a checkpoint, the monitor keeps its anchor, its probe and the parameters by which
-    the kernel is taken; if the same Trainer fits once more, it goes on; in a new Trainer, or with
-    another model, it begins anew.
+    Resumed from a checkpoint, the monitor keeps its reference, its probe and the parameters by
+    which the kernel is taken; if the same Trainer fits once more, it goes on; in a new Trainer, or
+    with another model, it begins anew.
 
     Args:
         probe: The number of samples to take from the first training batch as it passes, where None
@@ -65,13 +68,10 @@ class NTKMonitor(KernelCallback):
             `every_n_steps`, `schedule` and `max_overhead`.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
-        metrics: Which of the metrics above to measure, without the prefix, and of these, which are
-            measured on request only, as in `metrics=(*torch_ntk.monitor.METRICS, "stability")`:
-            `"stability"` (see `StabilityEdge`), which takes the full kernel; `"module_drift"`, the
-            drift of the kernel's part Θ_m by the parameters of each module m, logged as
-            `ntk/module_drift/<module>`, Θ = Σ_m Θ_m; `"infinite_gap"` = ‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F,
-            for networks of NTK layers, with `torch_ntk.analytic_ntk` for the kernel Θ_∞ of the
-            infinitely wide network.
+        metrics: Which of the metrics above to measure, without the prefix, and which of those that
+            are measured on request only, `torch_ntk.monitor.OPTIONAL`, as in
+            `metrics=(*torch_ntk.monitor.METRICS, "stability")`. `torch_ntk.monitor.MEANINGS` says
+            of each what it is; `"stability"` takes the full kernel.
         log_figures: Whether to draw figures, at the first and the last point and between them as
             `figure_every` says.
         figure_every: Draw at the first point at or after each multiple of so many steps; None
@@ -156,27 +156,6 @@ class NTKMonitor(KernelCallback):
         method: str = "auto",
         loss: LossLike = "auto",
     ) -> None:
-        super().__init__(
-            probe,
-            validation_probe=validation_probe,
-            metrics=metrics,
-            every_n_steps=every_n_steps,
-            at_steps=at_steps,
-            schedule=schedule,
-            output=output,
-            log_figures=log_figures,
-            figure_every=figure_every,
-            tensorboard_layout=tensorboard_layout,
-            theta_0=theta_0,
-            max_overhead=max_overhead,
-            on_error=on_error,
-            prefix=prefix,
-            network=network,
-            input_fn=input_fn,
-            forward_fn=forward_fn,
-            params=params,
-            batch_size=batch_size,
-            dtype=dtype,
-            method=method,
-            loss=loss,
-        )
+        # All arguments by name, as they came: nothing else is local yet.
+        given = {name: value for name, value in locals().items() if name not in _NOT_GIVEN}
+        super().__init__(**given)

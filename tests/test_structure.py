@@ -34,7 +34,12 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "_input _affine _activation _weighted_sum _pool _flatten _normalization",
     ),
     "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
-    "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model watch"),
+    "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
+    "monitor": ("probe stability", "reference", "measure", "figures", "loop"),
+    "monitor/measure": (
+        *("_adapted_network _observation _verdict", "_evaluation", "_linearization", "_moment"),
+        *("_metric", "_metrics", "_record"),
+    ),
 }
 # The only import circle: an operator offers eigenpairs, which are computed by its products.
 CIRCLES = {

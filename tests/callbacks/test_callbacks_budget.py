@@ -55,7 +55,7 @@ def test_the_default_budget(
     monitor = NTKMonitor(4, schedule=schedule)
     for name in ("perf_counter", "monotonic"):
         monkeypatch.setattr(time, name, Clock.read)
-    monitor._watch.schedule._clock = Clock.read
+    monitor._session.schedule._clock = Clock.read
     fit(tmp_path, classifier(Timed), [monitor], max_epochs=40, log_every_n_steps=1000)
     monkeypatch.undo()
     share, steps = monitor.history["ntk/overhead"], monitor.history["step"]

@@ -15,8 +15,8 @@ from lightning_runs import QUIET, classifier, fit, loader, untimed, with_batch_n
 from safetensors.torch import load_file
 from torch import Tensor
 
-import torch_ntk.monitor._side_file
 from torch_ntk.callbacks import LinearizationGap, NTKMonitor
+from torch_ntk.monitor.reference import _reference_file
 
 pytestmark = [
     *[pytest.mark.filterwarnings(text) for text in QUIET],
@@ -157,7 +157,7 @@ def test_a_folder_that_takes_no_file(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch_ntk.monitor._side_file, "save", full)
+    monkeypatch.setattr(_reference_file, "save", full)
     monitor = beside(on_error=on_error)
     if on_error == "raise":
         with pytest.raises(OSError, match="no space left"):

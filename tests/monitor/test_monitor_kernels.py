@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_ntk import NTKLinear
 from torch_ntk.analytic import mlp_kernels
-from torch_ntk.monitor import AdaptedNetwork, Observer, Probe
+from torch_ntk.monitor import AdaptedNetwork, Evaluation, Probe, Record
 
 
 class Net(nn.Module):
@@ -46,12 +46,12 @@ def norm(kernel: Tensor) -> float:
 def test_drift_of_each_module(output: str) -> None:
     torch.manual_seed(0)
     model = Net()
-    observer = Observer(("drift", "module_drift"), output=output)  # type: ignore[arg-type]
-    observer.drop_anchor(model, probe(), 0)
-    assert observer.measure(model, 0).scalars["module_drift/first"] == 0.0
+    record = Record(("drift", "module_drift"), Evaluation(output=output))  # type: ignore[arg-type]
+    record.begin(model, probe(), 0)
+    assert record.measure(model, 0).scalars["module_drift/first"] == 0.0
     start = copy.deepcopy(model).double()
     move(model)
-    seen = observer.measure(model, 1).scalars
+    seen = record.measure(model, 1).scalars
     x = probe().x.double()
     now = copy.deepcopy(model).double()
     parts = {
@@ -71,9 +71,9 @@ def test_drift_of_each_module(output: str) -> None:
 
 def test_modules_of_an_adapted_network_have_their_own_names() -> None:
     model = AdaptedNetwork(Net(), lambda net, x: net(x))
-    observer = Observer(("module_drift",))
-    observer.drop_anchor(model, probe(), 0)
-    names = set(observer.measure(model, 0).scalars)
+    record = Record(("module_drift",))
+    record.begin(model, probe(), 0)
+    names = set(record.measure(model, 0).scalars)
     assert names == {"module_drift/self", "module_drift/first", "module_drift/last", "seconds"}
 
 
@@ -81,10 +81,10 @@ def test_a_module_whose_part_is_zero() -> None:
     """Behind a layer of zeros no parameter moves the outputs."""
     model = Net()
     nn.init.zeros_(model.last.weight)
-    observer = Observer(("module_drift",))
-    observer.drop_anchor(model, probe(), 0)
+    record = Record(("module_drift",))
+    record.begin(model, probe(), 0)
     with pytest.warns(UserWarning, match="'module_drift of first' is not measured: .*was 0"):
-        seen = observer.measure(model, 0).scalars
+        seen = record.measure(model, 0).scalars
     assert "module_drift/last" in seen
     assert "module_drift/first" not in seen
 
@@ -92,11 +92,11 @@ def test_a_module_whose_part_is_zero() -> None:
 def test_velocity() -> None:
     """Per optimizer step, from the measurement before."""
     model = Net()
-    observer = Observer(("velocity",))
-    observer.drop_anchor(model, probe(), 0)
+    record = Record(("velocity",))
+    record.begin(model, probe(), 0)
     kernels, found = [], []
     for step in (0, 2, 7):
-        seen = observer.measure(model, step)
+        seen = record.measure(model, step)
         assert seen.kernel is not None
         kernels.append(seen.kernel)
         found.append(seen.scalars.get("velocity"))
@@ -109,11 +109,11 @@ def test_velocity() -> None:
 
 def test_velocity_goes_on_from_a_state() -> None:
     model = Net()
-    whole = Observer(("velocity", "module_drift"))
-    whole.drop_anchor(model, probe(), 0)
+    whole = Record(("velocity", "module_drift"))
+    whole.begin(model, probe(), 0)
     whole.measure(model, 0)
     move(model)
-    again = Observer(("velocity", "module_drift"))
+    again = Record(("velocity", "module_drift"))
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
     a, b = whole.measure(model, 3).scalars, again.measure(model, 3).scalars
     del a["seconds"], b["seconds"]
@@ -129,10 +129,10 @@ def test_rank_and_noise_floor_of_repeated_samples() -> None:
     """Five samples of which two are equal: rank four, and λ_min is no number to rely on."""
     x = probe().x.clone()
     x[4] = x[1]
-    observer = Observer(("lambda_min", "noise_floor", "numerical_rank", "condition"))
+    record = Record(("lambda_min", "noise_floor", "numerical_rank", "condition"))
     model = Net()
-    observer.drop_anchor(model, Probe(x), 0)
-    seen = observer.measure(model, 0).scalars
+    record.begin(model, Probe(x), 0)
+    seen = record.measure(model, 0).scalars
     assert seen["numerical_rank"] == 4.0
     assert 0.0 <= seen["lambda_min"] <= seen["noise_floor"]
     assert seen["condition"] == float("inf")
@@ -151,10 +151,10 @@ def wide(n: int = 64) -> nn.Module:
 def test_distance_to_the_infinite_network(output: str) -> None:
     torch.manual_seed(1)
     model = wide()
-    observer = Observer(("infinite_gap",), output=output)  # type: ignore[arg-type]
-    observer.drop_anchor(model, probe(), 0)
+    record = Record(("infinite_gap",), Evaluation(output=output))  # type: ignore[arg-type]
+    record.begin(model, probe(), 0)
     move(model)
-    got = observer.measure(model, 1).scalars["infinite_gap"]
+    got = record.measure(model, 1).scalars["infinite_gap"]
     x = probe().x.double()
     limit = mlp_kernels(x, None, 2, "relu", 2**0.5, 0.2).ntk
     now = reduced(ntk_loop(copy.deepcopy(model).double(), x, x), "mean")
@@ -165,9 +165,9 @@ def test_the_gap_to_the_infinite_network_falls_with_the_width() -> None:
     gaps = []
     for n in (64, 4096):
         torch.manual_seed(1)
-        observer, model = Observer(("infinite_gap",)), wide(n)
-        observer.drop_anchor(model, probe(), 0)
-        gaps.append(observer.measure(model, 0).scalars["infinite_gap"])
+        record, model = Record(("infinite_gap",)), wide(n)
+        record.begin(model, probe(), 0)
+        gaps.append(record.measure(model, 0).scalars["infinite_gap"])
     assert gaps[1] < gaps[0] / 3
     assert gaps[1] < 0.05
 
@@ -180,8 +180,8 @@ def test_the_gap_to_the_infinite_network_falls_with_the_width() -> None:
     ],
 )
 def test_networks_without_a_limit(model: nn.Module, options: Any, reason: str) -> None:
-    observer = Observer(("infinite_gap", "drift"), **options)
+    record = Record(("infinite_gap", "drift"), Evaluation(**options))
     with pytest.warns(UserWarning, match=f"'infinite_gap' is not measured: .*{reason}"):
-        observer.drop_anchor(model, probe(), 0)
-    seen = observer.measure(model, 0).scalars  # without a further word
+        record.begin(model, probe(), 0)
+    seen = record.measure(model, 0).scalars  # without a further word
     assert set(seen) == {"drift", "seconds"}

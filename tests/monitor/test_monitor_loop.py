@@ -177,6 +177,60 @@ def test_a_resumed_run_measures_what_the_run_would_have() -> None:
     assert whole.history["ntk/buffer_drift"][-1] > 0.1
 
 
+def test_a_state_of_an_earlier_release() -> None:
+    """Version 1, written out: checkpoints that users have must go on."""
+    weight, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    theta = torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64)  # x xᵀ
+    outputs = torch.tensor([[1.0], [4.0]], dtype=torch.float64)
+    reference = {
+        "step": 2,
+        "trained": ["weight"],
+        "params": {"weight": weight},
+        "buffers": {},
+        "x": x,
+        "y": None,
+        "outputs": outputs,
+        "kernel": 2 * theta,
+    }
+    observer = {
+        "version": 1,
+        "output": "mean",
+        "anchor": reference,
+        "history": [{"step": 2.0, "drift": 0.0}],
+        "previous": [2, 2 * theta],
+        "spectra": [],
+    }
+    state = {
+        "observer": observer,
+        "last_step": 2,
+        "diverged_at": None,
+        "validation": {**reference, "params": {}, "x": 3 * x, "outputs": 3 * outputs},
+        "calls": 4,
+        "steps": 3,
+    }
+    monitor = Monitor(
+        x,
+        validation_probe=7 * x,
+        at_steps=[5],
+        metrics=("drift", "velocity", "param_drift", "linearization_gap"),
+    )
+    monitor.load_state_dict(state)
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(3 * weight)
+    for _ in range(2):
+        monitor.step(model)
+    found = {name: column[-1] for name, column in monitor.history.items()}
+    assert monitor.history["step"] == [2.0, 5.0]
+    assert found["ntk/batches"] == 5.0
+    assert found["ntk/drift"] == pytest.approx(0.5)  # ‖Θ - 2Θ‖ / ‖2Θ‖
+    assert found["ntk/velocity"] == pytest.approx(1.0 / 3.0)  # ‖Θ - 2Θ‖ / ‖Θ‖ in three steps
+    assert found["ntk/param_drift"] == pytest.approx(2.0)
+    assert found["ntk/linearization_gap"] == pytest.approx(0.0, abs=1e-12)
+    assert found["ntk/val_linearization_gap"] == pytest.approx(0.0, abs=1e-12)
+    assert found["ntk/val_drift"] == pytest.approx(3.5)  # of 9Θ from 2Θ
+
+
 def test_a_wrapped_network_and_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     compiled = torch.compile(model, backend="eager")

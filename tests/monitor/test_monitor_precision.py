@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.monitor import Probe
-from torch_ntk.monitor import _take as take_
-from torch_ntk.monitor._observer import Observer
+from torch_ntk.monitor import METRICS, Evaluation, Probe, Record
+from torch_ntk.monitor.measure import _evaluation
 
 
 def network() -> nn.Module:
@@ -19,24 +18,24 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3))
 
 
-def observed(observer: Observer, model: nn.Module) -> dict[str, float]:
+def observed(record: Record, model: nn.Module) -> dict[str, float]:
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
     x[1] = x[0] + 1e-4 * x[2]  # an eigenvalue of about 1e-9 of the largest
-    observer.drop_anchor(model, Probe(x, torch.arange(6) % 3), 0)
-    observer.measure(model, 0)
+    record.begin(model, Probe(x, torch.arange(6) % 3), 0)
+    record.measure(model, 0)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.01 * torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view_as(p))
-    return dict(observer.measure(model, 1).scalars)
+    return dict(record.measure(model, 1).scalars)
 
 
 def test_a_large_network_says_what_float64_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = observed(Observer(), network())
-    monkeypatch.setattr(take_, "LARGE", 100)
-    observer = Observer()
-    found = observed(observer, network())
-    assert observer.take.evaluation(network()) == torch.float32
-    assert observer.take.evaluation(network().double()) == torch.float64
+    exact = observed(Record(), network())
+    monkeypatch.setattr(_evaluation, "LARGE", 100)
+    record = Record()
+    found = observed(record, network())
+    assert record.evaluation.gradient_dtype(network()) == torch.float32
+    assert record.evaluation.gradient_dtype(network().double()) == torch.float64
     for name in ("drift", "alignment", "linearization_gap", "velocity", "effective_rank"):
         assert found[name] == pytest.approx(exact[name], rel=1e-4), name
     assert found["lambda_min"] / found["lambda_max"] < 1e-8
@@ -48,24 +47,24 @@ def test_a_large_network_says_what_float64_says(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_precision_that_is_asked_for() -> None:
     model = network()
-    assert Observer(dtype=torch.float32).take.evaluation(model) == torch.float32
-    assert Observer(dtype=torch.float64).take.evaluation(model) == torch.float64
+    assert Evaluation(dtype=torch.float32).gradient_dtype(model) == torch.float32
+    assert Evaluation(dtype=torch.float64).gradient_dtype(model) == torch.float64
     x = torch.randn(4, 5)
-    observer = Observer(dtype=torch.float32)
-    observer.drop_anchor(model, Probe(x), 0)
-    assert observer.anchor is not None
+    record = Record(METRICS, Evaluation(dtype=torch.float32))
+    record.begin(model, Probe(x), 0)
+    assert record.reference is not None
     kernel = empirical_ntk(model, x, output="mean", dtype=torch.float32, accumulate=torch.float64)
-    assert torch.equal(observer.anchor.kernel, kernel)
+    assert torch.equal(record.reference.kernel, kernel)
 
 
 def test_products_with_vectors_are_in_one_precision() -> None:
-    observer = Observer(dtype=torch.float32, method="vector_product")
+    record = Record(METRICS, Evaluation(dtype=torch.float32, method="vector_product"))
     model = network()
-    observer.drop_anchor(model, Probe(torch.randn(4, 5)), 0)
-    assert observer.anchor is not None
-    assert observer.anchor.kernel is not None
-    assert observer.anchor.kernel.dtype == torch.float32
-    assert observer.take.rounding(model) == torch.finfo(torch.float32).eps
+    record.begin(model, Probe(torch.randn(4, 5)), 0)
+    assert record.reference is not None
+    assert record.reference.kernel is not None
+    assert record.reference.kernel.dtype == torch.float32
+    assert record.evaluation.eigenvalue_precision(model) == torch.finfo(torch.float32).eps
 
 
 class Stops(nn.Module):
@@ -87,28 +86,28 @@ class Stops(nn.Module):
 def test_slopes_of_large_networks_are_taken_forwards_where_that_is_right(
     make: Callable[[], nn.Module], forwards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = Observer()
+    exact = Record()
     values = observed(exact, make())
-    assert exact.anchor is not None
-    assert not exact.anchor.forwards
-    monkeypatch.setattr(take_, "LARGE", 100)
-    observer = Observer()
-    found = observed(observer, make())
-    assert observer.anchor is not None
-    assert observer.anchor.forwards is forwards
+    assert exact.reference is not None
+    assert not exact.reference.forward_mode
+    monkeypatch.setattr(_evaluation, "LARGE", 100)
+    record = Record()
+    found = observed(record, make())
+    assert record.reference is not None
+    assert record.reference.forward_mode is forwards
     assert found["linearization_gap"] == pytest.approx(values["linearization_gap"], rel=1e-4)
-    resumed = Observer()
-    resumed.load_state_dict(observer.state_dict())
-    assert resumed.anchor is not None
-    assert resumed.anchor.forwards is forwards
+    resumed = Record()
+    resumed.load_state_dict(record.state_dict())
+    assert resumed.reference is not None
+    assert resumed.reference.forward_mode is forwards
 
 
 def test_a_layer_unfrozen_later_is_not_taken_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(take_, "LARGE", 100)
+    monkeypatch.setattr(_evaluation, "LARGE", 100)
     gaps = []
     for dtype in (None, torch.float64):
         model = network()
         model[0].requires_grad_(False)
-        observer = Observer(dtype=dtype)
-        gaps.append(observed(observer, model)["linearization_gap"])
+        record = Record(METRICS, Evaluation(dtype=dtype))
+        gaps.append(observed(record, model)["linearization_gap"])
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from oracles import jacobian_loop
 from torch import Tensor, nn
 
-import torch_ntk.monitor._stability
-from torch_ntk.monitor import Observer, Probe, Training
+from torch_ntk.monitor import Probe, Record, Training
+from torch_ntk.monitor.stability import _stability
 
 N, OUTPUTS = 6, 3
 
@@ -36,9 +36,9 @@ SHARES = NUMBERS.softmax(1)
 def observed(
     model: nn.Module, probe: Probe, training: Training, **options: Any
 ) -> dict[str, float]:
-    observer = Observer(("stability",), **options)
-    observer.drop_anchor(model, probe, 0)
-    return observer.measure(model, 0, training).scalars
+    record = Record(("stability",), **options)
+    record.begin(model, probe, 0)
+    return record.measure(model, 0, training).scalars
 
 
 def gauss_newton(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
@@ -116,10 +116,10 @@ def test_a_kernel_that_is_only_multiplied_with(
         training = Training(optimizers=[optimizer])
         formed = observed(model, probe, training, loss=loss)
         with monkeypatch.context() as limit:
-            limit.setattr(torch_ntk.monitor._stability, "_MOST_ROWS", 4)
+            limit.setattr(_stability, "_MOST_ROWS", 4)
             got = observed(model, probe, training, loss=loss)
         assert got["stability"] == pytest.approx(formed["stability"], rel=1e-5)
-    monkeypatch.setattr(torch_ntk.monitor._stability, "_MOST_ROWS", 4)
+    monkeypatch.setattr(_stability, "_MOST_ROWS", 4)
     with pytest.warns(UserWarning, match="18 outputs in all.*smaller probe"):
         observed(model, probe, training, loss=half_huber)
 
@@ -269,4 +269,4 @@ def test_the_loss_is_found_in_the_module() -> None:
 )
 def test_bad_losses(loss: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="`loss` must be"):
-        Observer(("stability",), loss=loss)
+        Record(("stability",), loss=loss)

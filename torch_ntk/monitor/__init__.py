@@ -1,74 +1,101 @@
 """What is measured of a training and when, independent of any trainer.
 
 `Monitor` watches a training loop of your own; `torch_ntk.callbacks` has the same for Lightning.
+
+One measurement, through the folders:
+
+1. `loop/`: `Session.is_due` asks the `Schedule` whether step s is one to measure at.
+2. `probe/`: the first time, the samples are taken from the batch, unless they were given.
+3. `reference/`: the first time, θ_0, the buffers, f_0 and Θ_0 are kept in a `Reference`.
+4. `measure/`: `Record.measure` makes a `Moment` of the network now and the reference.
+5. Each `Metric` of the registry takes what it needs from it; kernel, spectrum, outputs and
+   linearization are computed once, by the `Evaluation`, whichever metrics share them.
+6. `stability/`: one of the metrics compares the optimizer's step with the loss's curvature.
+7. The values go into the history, and as an `Observation` back to the session, which measures
+   the validation probe likewise and adds what the measurement took of the running time.
+8. `figures/` draws the observation, or the whole history; `verdict` judges its last row.
 """
 
-from ._adapted import AdaptedNetwork as AdaptedNetwork
-from ._adapted import ForwardFn as ForwardFn
-from ._anchor import Anchor as Anchor
-from ._anchor import has_diverged as has_diverged
-from ._anchor import snapshot as snapshot
-from ._figures import kernel_heatmap as kernel_heatmap
-from ._figures import linearization_scatter as linearization_scatter
-from ._figures import spectrum_plot as spectrum_plot
-from ._history_plot import history_plot as history_plot
-from ._monitor import Log as Log
-from ._monitor import Monitor as Monitor
-from ._observation import Observation as Observation
-from ._observer import Observer as Observer
-from ._options import CommonOptions as CommonOptions
-from ._options import WatchOptions as WatchOptions
-from ._probe import DEFAULT_PROBE as DEFAULT_PROBE
-from ._probe import InputFn as InputFn
-from ._probe import Probe as Probe
-from ._probe import ProbeLike as ProbeLike
-from ._probe import check_probe as check_probe
-from ._probe import probe_from_batch as probe_from_batch
-from ._probe import read_probe as read_probe
-from ._scalars import METRICS as METRICS
-from ._scalars import OPTIONAL as OPTIONAL
-from ._scalars import SPECTRAL as SPECTRAL
-from ._schedule import Schedule as Schedule
-from ._side_file import SideFile as SideFile
-from ._side_file import moved_in as moved_in
-from ._stability import Training as Training
-from ._training_loss import LossLike as LossLike
-from ._verdict import Verdict as Verdict
-from ._verdict import verdict as verdict
-from ._watch import Watch as Watch
+from .figures._figures import figures_of as figures_of
+from .figures._figures import kernel_heatmap as kernel_heatmap
+from .figures._figures import linearization_scatter as linearization_scatter
+from .figures._figures import spectrum_plot as spectrum_plot
+from .figures._history import history_plot as history_plot
+from .loop._monitor import Log as Log
+from .loop._monitor import Monitor as Monitor
+from .loop._results import Results as Results
+from .loop._schedule import Schedule as Schedule
+from .loop._session import Session as Session
+from .loop._settings import CommonOptions as CommonOptions
+from .loop._settings import SessionOptions as SessionOptions
+from .measure._adapted_network import AdaptedNetwork as AdaptedNetwork
+from .measure._adapted_network import ForwardFn as ForwardFn
+from .measure._evaluation import Evaluation as Evaluation
+from .measure._metric import Curve as Curve
+from .measure._metrics import FORECAST_CURVES as FORECAST_CURVES
+from .measure._metrics import MEANINGS as MEANINGS
+from .measure._metrics import METRICS as METRICS
+from .measure._metrics import OPTIONAL as OPTIONAL
+from .measure._metrics import PANELS as PANELS
+from .measure._metrics import SPECTRAL as SPECTRAL
+from .measure._observation import Observation as Observation
+from .measure._record import Record as Record
+from .measure._verdict import Verdict as Verdict
+from .measure._verdict import verdict as verdict
+from .probe._probe import DEFAULT_PROBE as DEFAULT_PROBE
+from .probe._probe import InputFn as InputFn
+from .probe._probe import Probe as Probe
+from .probe._probe import ProbeLike as ProbeLike
+from .probe._probe import check_probe as check_probe
+from .probe._probe import probe_from_batch as probe_from_batch
+from .probe._probe import read_probe as read_probe
+from .reference._reference import Reference as Reference
+from .reference._reference import has_diverged as has_diverged
+from .reference._reference import snapshot as snapshot
+from .reference._reference_file import ReferenceFile as ReferenceFile
+from .reference._reference_file import with_theta_0 as with_theta_0
+from .stability._stability import Training as Training
+from .stability._training_loss import LossLike as LossLike
 
 __all__ = [
     "DEFAULT_PROBE",
+    "FORECAST_CURVES",
+    "MEANINGS",
     "METRICS",
     "OPTIONAL",
+    "PANELS",
     "SPECTRAL",
     "AdaptedNetwork",
-    "Anchor",
     "CommonOptions",
+    "Curve",
+    "Evaluation",
     "ForwardFn",
     "InputFn",
     "Log",
     "LossLike",
     "Monitor",
     "Observation",
-    "Observer",
     "Probe",
     "ProbeLike",
+    "Record",
+    "Reference",
+    "ReferenceFile",
+    "Results",
     "Schedule",
-    "SideFile",
+    "Session",
+    "SessionOptions",
     "Training",
     "Verdict",
-    "Watch",
-    "WatchOptions",
     "check_probe",
+    "figures_of",
     "has_diverged",
     "history_plot",
     "kernel_heatmap",
     "linearization_scatter",
-    "moved_in",
     "probe_from_batch",
     "read_probe",
     "snapshot",
     "spectrum_plot",
     "verdict",
+    "with_theta_0",
 ]

@@ -1,0 +1,63 @@
+"""The state of a callback in checkpoints, with θ_0 inside or in one file beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from torch_ntk.monitor import ReferenceFile, Session, with_theta_0
+
+from ._trainer import checkpoint_folder, resumed_folder
+
+
+class CheckpointState:
+    """Takes θ_0 out of the states of a session where that is wanted, and puts it back in.
+
+    Args:
+        theta_0: `"inside"` or `"beside"`.
+    """
+
+    def __init__(self, theta_0: str) -> None:
+        self._theta_0 = theta_0
+        self._file = ReferenceFile()
+        self._folder: Path | None = None  # where checkpoints of the run go
+        self._resumed_from: Path | None = None
+        self._needs_theta_0 = True
+
+    def start(self, trainer: Trainer) -> None:
+        """Note where checkpoints go; only the first process writes."""
+        self._folder = checkpoint_folder(trainer) if trainer.is_global_zero else None
+
+    def resume(self, trainer: Trainer) -> None:
+        """Note where the checkpoint lies whose state comes next."""
+        self._resumed_from = resumed_folder(trainer)
+        self._needs_theta_0 = trainer.is_global_zero  # other machines may not see the file
+
+    def saved(self, session: Session) -> dict[str, Any]:
+        """The state of `session`, without θ_0 if that is in its file.
+
+        Raises:
+            OSError: The file cannot be written, and errors are to be raised.
+        """
+        state = session.state_dict()
+        if self._theta_0 == "inside" or self._folder is None:
+            return state
+        try:
+            return self._file.without_theta_0(state, session.record.reference, self._folder)
+        except OSError as error:
+            if session.settings.on_error == "raise":
+                raise
+            session.warn_once("file", f"θ_0 stays inside the checkpoints: {error}")
+            return state
+
+    def found(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state with θ_0, where it is needed.
+
+        Raises:
+            ValueError: Its file is missing, or has another content than it had.
+        """
+        folders = [] if self._resumed_from is None else [self._resumed_from]
+        return with_theta_0(state, folders) if self._needs_theta_0 else state

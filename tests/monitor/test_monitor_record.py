@@ -1,0 +1,238 @@
+"""A record alone, without a trainer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from oracles import jacobian_loop
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from torch_ntk.monitor import METRICS, Evaluation, Probe, Record, has_diverged
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2)
+    )
+
+
+def probe(n: int = 5) -> Probe:
+    generator = torch.Generator().manual_seed(3)
+    return Probe(torch.randn(n, 4, generator=generator), torch.arange(n) % 2)
+
+
+@torch.no_grad()
+def move(model: nn.Module, by: float = 0.05) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.add_(by * torch.rand(tensor.shape))
+
+
+def begun(model: nn.Module, metrics: tuple[str, ...] = METRICS, **options: Any) -> Record:
+    record = Record(metrics, Evaluation(**options))
+    record.begin(model, probe(), 0)
+    return record
+
+
+def test_at_the_reference_nothing_has_moved() -> None:
+    model = network()
+    seen = begun(model).measure(model, 0)
+    for name in ("drift", "param_drift", "linearization_gap", "buffer_drift"):
+        assert seen.scalars[name] == 0.0
+    assert set(METRICS) - set(seen.scalars) == {"velocity"}
+    assert "anchor_step" not in seen.scalars
+    assert seen.kernel is not None
+    assert seen.kernel.dtype == torch.float64
+
+
+def test_the_size_of_blocks_changes_nothing() -> None:
+    rows = []
+    for size in (None, 1, 2, 5):
+        torch.manual_seed(0)
+        model = network()
+        record = begun(model, batch_size=size)
+        move(model)
+        scalars = record.measure(model, 1).scalars
+        rows.append([v for k, v in scalars.items() if k != "seconds"])
+    for row in rows[1:]:
+        assert row == pytest.approx(rows[0], rel=1e-9)
+
+
+def test_a_linearization_in_many_blocks() -> None:
+    """More samples than one block holds, against the Jacobian at the reference."""
+    model = network()
+    many = Probe(probe(40).x)
+    record = Record(("linearization_gap",))
+    record.begin(model, many, 0)
+    start = copy.deepcopy(model).double()
+    move(model)
+    seen = record.measure(model, 1)
+    assert seen.linearized is not None
+    jacobian = jacobian_loop(start, many.x.double())
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    delta = torch.cat([(p.double() - q).reshape(-1) for p, q in pairs])
+    with torch.no_grad():
+        expected = start(many.x.double()) + jacobian @ delta
+    assert torch.allclose(seen.linearized, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_float32_on_request() -> None:
+    model = network()
+    single, double = begun(model, dtype=torch.float32), begun(model)
+    move(model)
+    a, b = single.measure(model, 1), double.measure(model, 1)
+    assert a.kernel is not None
+    assert a.kernel.dtype == torch.float64  # of gradients in float32
+    assert a.scalars["drift"] == pytest.approx(b.scalars["drift"], rel=1e-4)
+
+
+def test_the_reference_is_a_copy() -> None:
+    model, samples = network(), probe()
+    record = Record()
+    record.begin(model, samples.first(5), 0)
+    before = copy.deepcopy(record.state_dict()["anchor"])
+    move(model)
+    record.measure(model, 1)
+    after = record.state_dict()["anchor"]
+    for part in ("params", "buffers"):
+        assert all(torch.equal(before[part][n], after[part][n]) for n in before[part])
+    assert torch.equal(before["kernel"], after["kernel"])
+
+
+def test_state_and_back() -> None:
+    model = network()
+    record = begun(model)
+    record.measure(model, 0)
+    move(model)
+    again = Record()
+    again.load_state_dict(copy.deepcopy(record.state_dict()))
+    a, b = record.measure(model, 3).scalars, again.measure(model, 3).scalars
+    del a["seconds"], b["seconds"]
+    assert a == b
+    assert [row["step"] for row in again.history] == [0.0, 3.0]
+    assert [step for step, _ in again.spectra] == [0, 3]
+
+
+@pytest.mark.parametrize("state", [None, {}, {"version": 2}, {"version": 1, "output": "mean"}])
+def test_a_state_that_cannot_be_read(state: Any) -> None:
+    with pytest.raises(ValueError, match="`state` must be"):
+        Record().load_state_dict(state)
+
+
+def test_measured_before_it_is_begun() -> None:
+    with pytest.raises(ValueError, match="anchored before it is measured"):
+        Record().measure(network(), 0)
+
+
+def test_another_network() -> None:
+    record = begun(network())
+    with pytest.raises(ValueError, match=r"other parameters or shapes: 0\.bias, 0\.weight"):
+        record.measure(nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 2)), 1)
+    assert record.history == []
+
+
+def test_a_late_reference_says_so_once() -> None:
+    model = network()
+    record = Record(("param_drift",))
+    record.begin(model, probe(), 7)
+    assert record.measure(model, 7).scalars["anchor_step"] == 7.0
+    assert "anchor_step" not in record.measure(model, 8).scalars
+
+
+class Once(torch.autograd.Function):
+    """A square whose derivative cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(self.layer(x))
+
+
+def test_without_a_second_derivative() -> None:
+    model = Squares()
+    record = begun(model, metrics=("linearization_gap",))
+    start = copy.deepcopy(model).double()
+    move(model, 0.5)
+    seen = record.measure(model, 1)
+    x = probe().x.double()
+    with torch.no_grad():
+        f_0 = start.layer(x)
+        f_t = copy.deepcopy(model).double().layer(x)
+    # (a + d)² is a² + 2ad in the first order
+    assert torch.allclose(seen.linearized, f_0**2 + 2 * f_0 * (f_t - f_0), rtol=1e-12)  # type: ignore[arg-type]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.first, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("metrics", [("linearization_gap",), ("drift",)])
+def test_activation_checkpointing_is_refused_at_the_reference(
+    reentrant: bool, metrics: tuple[str, ...]
+) -> None:
+    """Recomputed activations would be those of θ_t where those of θ_0 are meant."""
+    record = Record(metrics)
+    with pytest.raises(ValueError, match="`model` must be"):
+        record.begin(Checkpointed(reentrant), probe(), 0)
+    assert record.reference is None
+
+
+def test_a_network_that_cannot_move() -> None:
+    """No output depends on a parameter: the slope is 0, not an error."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :2]
+
+    model = Constant()
+    record = begun(model, metrics=("linearization_gap",))
+    move(model)
+    assert record.measure(model, 1).scalars["linearization_gap"] == 0.0
+
+
+def test_diverged() -> None:
+    model = network()
+    assert not has_diverged(model)
+    with torch.no_grad():
+        model[1].running_mean[0] = float("inf")  # type: ignore[index, operator, union-attr]
+        assert not has_diverged(model)
+        model[1].running_mean[0] = float("nan")  # type: ignore[index, operator, union-attr]
+        assert has_diverged(model)
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("inf")  # type: ignore[index, operator, union-attr]
+    assert has_diverged(model)
+
+
+def test_bad_metrics_say_what_there_is() -> None:
+    with pytest.raises(TypeError, match=r"Choose from drift, lambda_min, .*metrics=.'drift',."):
+        Record("drift")

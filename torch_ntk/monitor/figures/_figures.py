@@ -1,0 +1,179 @@
+"""Figures of one moment of a training: the kernel, its spectrum, the linearization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from ..._checks import value_error
+from ...plotting import plot_kernel
+from ...plotting._axes import axes_for
+from ..measure._observation import Observation
+from ..measure._record import Record
+
+_MOST_LINES = 12
+_MOST_POINTS = 4000
+_FEW = 16  # eigenvalues that are marked one by one
+
+
+def figures_of(record: Record, seen: Observation) -> Iterator[tuple[str, Figure]]:
+    """The figures that belong to the metrics of a measurement, each with its name."""
+    title = f"step {seen.step}"
+    if (
+        seen.kernel is not None
+        and record.reference is not None
+        and {"drift", "alignment"} & set(record.metrics)
+    ):
+        yield "kernel", kernel_heatmap(seen.kernel, record.reference.probe.y, title=title)[0]
+    if seen.eigenvalues is not None:
+        yield "spectrum", spectrum_plot(record.spectra, title=title)[0]
+    if seen.outputs is not None and seen.linearized is not None:
+        yield "linearization", linearization_scatter(seen.outputs, seen.linearized, title=title)[0]
+
+
+def kernel_heatmap(
+    kernel: Tensor, labels: Tensor | None = None, *, title: str = ""
+) -> tuple[Figure, Axes]:
+    """The kernel on a probe, as `torch_ntk.plotting.plot_kernel` draws it.
+
+    Targets that are not one integer class for each sample say nothing about an order of the
+    samples: they are left aside.
+
+    Args:
+        kernel: `[N, N]`, or `[N, N, O, O]`, of which the mean over equal outputs is shown.
+        labels: The targets of the probe, or None.
+        title: A line above the map.
+
+    Raises:
+        ValueError: `kernel` is not square, or nowhere finite.
+    """
+    if kernel.ndim not in (2, 4) or kernel.shape[0] != kernel.shape[1]:
+        raise value_error("kernel", "[N, N] or [N, N, O, O]", kernel, "")
+    is_class = (
+        labels is not None
+        and labels.shape == kernel.shape[:1]
+        and not labels.is_floating_point()
+        and not labels.is_complex()
+    )
+    return plot_kernel(kernel, labels if is_class else None, title=title)
+
+
+def spectrum_plot(
+    spectra: Sequence[tuple[int, Tensor]], *, floor: float = 0.0, title: str = ""
+) -> tuple[Figure, Axes]:
+    """Eigenvalues against their rank on a logarithmic axis, one line per step, early to late.
+
+    Args:
+        spectra: `(step, eigenvalues)` in the order of the steps; at most twelve are drawn.
+        floor: Where eigenvalues stop to mean anything; drawn as a line if positive.
+        title: A line above the axes.
+    """
+    if not spectra:
+        raise value_error("spectra", "at least one spectrum", "none", "")
+    figure, axes = axes_for(None, 5.6, 4.6)
+    chosen = _spread(list(spectra), _MOST_LINES)
+    steps = [step for step, _ in chosen]
+    scale = Normalize(math.log1p(steps[0]), max(math.log1p(steps[-1]), math.log1p(steps[0]) + 1e-9))
+    cmap = colormaps["viridis"]
+    smallest = math.inf
+    for step, eigenvalues in chosen:
+        values = eigenvalues.detach().cpu().double().flip(0).numpy()
+        shown = np.where(values > 0, values, np.nan)  # a logarithmic axis has no room for noise
+        if np.isfinite(shown).any():
+            smallest = min(smallest, float(np.nanmin(shown)))
+        is_first, is_last = step == steps[0], step == steps[-1]
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            shown,
+            color=cmap(scale(math.log1p(step)) * 0.92),
+            linewidth=2.0 if is_last else 1.2,
+            # The first one lies on top, where lazy training would leave it unseen.
+            linestyle="--" if is_first and not is_last else "-",
+            zorder=3 if is_first else 2,
+            marker="." if len(values) <= _FEW else None,
+            label=f"step {step}" if is_first or is_last else None,
+        )
+    if math.isfinite(smallest):
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "no positive eigenvalue", ha="center", transform=axes.transAxes)
+    axes.set_xlim(0, max(len(eigenvalues) for _, eigenvalues in chosen) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if floor > 0:
+        axes.axhline(floor, color="0.5", linestyle=":", label="noise floor")
+    axes.set_xlabel("rank k")
+    axes.set_ylabel("eigenvalue λ_k of Θ")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=8, loc="upper right")
+    axes.set_title(title, fontsize=10)
+    if len(chosen) > 2:
+        bar = figure.colorbar(ScalarMappable(scale, cmap), ax=axes, shrink=0.9, label="step")
+        ticks = _spread(steps, 5)
+        bar.set_ticks([math.log1p(s) for s in ticks], labels=[str(s) for s in ticks])
+    return figure, axes
+
+
+def linearization_scatter(
+    outputs: Tensor, linearized: Tensor, *, title: str = ""
+) -> tuple[Figure, Axes]:
+    """Outputs of the network against those of its linearization; lazy training is the diagonal.
+
+    Args:
+        outputs: f_t `[N, O]`.
+        linearized: f_t^lin `[N, O]`.
+        title: A line above the axes.
+    """
+    if outputs.shape != linearized.shape:
+        raise value_error("linearized", f"of shape {tuple(outputs.shape)}", linearized, "")
+    figure, axes = axes_for(None, 4.8, 4.6)
+    f = outputs.detach().cpu().double().numpy().reshape(outputs.shape[0], -1)
+    g = linearized.detach().cpu().double().numpy().reshape(f.shape)
+    column = np.broadcast_to(np.arange(f.shape[1]), f.shape)
+    stride = max(1, f.size // _MOST_POINTS)
+    low, high = float(min(f.min(), g.min())), float(max(f.max(), g.max()))
+    margin = 0.05 * (high - low) or 1.0
+    ends = [low - margin, high + margin]
+    axes.plot(ends, ends, color="0.6", linewidth=1.0, zorder=1)
+    colors: dict[str, Any] = {}
+    if f.shape[1] > 1:  # one color for each output
+        colors = {
+            "c": column.ravel()[::stride],
+            "cmap": "tab10" if f.shape[1] <= 10 else "viridis",
+            "vmin": -0.5,
+            "vmax": max(f.shape[1], 10) - 0.5,
+        }
+    axes.scatter(
+        g.ravel()[::stride],
+        f.ravel()[::stride],
+        s=9,
+        alpha=0.7,
+        linewidths=0,
+        zorder=2,
+        **colors,
+    )
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.set_aspect("equal")
+    axes.set_xlabel("linearized network")
+    axes.set_ylabel("network")
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def _spread(items: list, most: int) -> list:  # type: ignore[type-arg]
+    """At most `most` items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    picks = sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})
+    return [items[i] for i in picks]

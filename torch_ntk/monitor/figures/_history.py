@@ -1,0 +1,90 @@
+"""The curves of a run in one figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..._checks import value_error
+from ..measure._metric import Curve, Panel
+from ..measure._metrics import LAZY, PANELS, curve_of
+from ..measure._verdict import LAZY_BELOW
+
+_MOST_NAMED = 8
+_COLUMNS = 3
+_FAR = 1e-3
+
+
+def history_plot(
+    rows: Sequence[Mapping[str, float]], *, title: str = ""
+) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """Everything that was measured against the optimizer step.
+
+    Args:
+        rows: `"step"` and metrics by name, one mapping for each measurement.
+        title: A line above the panels, such as the verdict.
+
+    Returns:
+        The figure and its axes, `[panels]`, one for each group of curves that has a value.
+
+    Raises:
+        ValueError: Nothing was measured.
+    """
+    curves: dict[Panel, dict[str, Curve]] = {panel: {} for panel in PANELS if panel.in_figure}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        curve = curve_of(name)
+        if curve is not None and curve.panel in curves:
+            curves[curve.panel][name] = curve
+    shown = {panel: found for panel, found in curves.items() if found}
+    if not shown:
+        raise value_error("history", "of at least one measurement", "an empty one")
+    columns = min(_COLUMNS, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(3.9 * columns, 2.8 * lines), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (panel, found) in zip(grid, shown.items(), strict=False):
+        _draw(axes, panel, found, rows)
+    for axes in grid[len(shown) :]:
+        axes.remove()
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure, grid[: len(shown)]
+
+
+def _draw(
+    axes: Axes, panel: Panel, curves: Mapping[str, Curve], rows: Sequence[Mapping[str, float]]
+) -> None:
+    smallest = math.inf
+    # What curves are compared with comes after them.
+    for name, curve in sorted(curves.items(), key=lambda item: item[1].is_limit):
+        points = [(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))]
+        if panel.logarithmic:  # such an axis has no room for 0
+            points = [(step, value) for step, value in points if value > 0.0]
+        values = [value for _, value in points]
+        if curve.is_limit and panel.logarithmic and values and max(values) < _FAR * smallest:
+            continue  # a floor so far below would only press the other curves together
+        axes.plot(
+            [step for step, _ in points],
+            values,
+            color="0.5" if curve.is_limit else None,
+            linestyle=":" if curve.is_limit else "-",
+            marker="." if len(points) <= 30 and not curve.is_limit else None,
+            label=curve.label or name.partition("/")[2],
+        )
+        smallest = min([smallest, *values])
+    if panel.logarithmic and math.isfinite(smallest):
+        axes.set_yscale("log")
+    if panel is LAZY:
+        axes.axhline(LAZY_BELOW, color="0.6", linestyle=":", linewidth=1.0)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("optimizer step")
+    axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(fontsize=7 if len(curves) <= _MOST_NAMED else 5)

@@ -1,0 +1,1 @@
+"""When to measure, and what becomes of a measurement: schedule, session, `Monitor`."""

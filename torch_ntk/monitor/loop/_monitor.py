@@ -1,0 +1,209 @@
+"""`Monitor`: for training loops without Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from ..._checks import describe, type_error, value_error
+from ..measure._observation import Observation
+from ..measure._verdict import Verdict
+from ..probe._probe import ProbeLike
+from ..stability._stability import Training
+from ._results import Results
+from ._session import Session
+from ._settings import SessionOptions
+
+Log: TypeAlias = Callable[[dict[str, float], int], None]
+"""Takes the metrics of a measurement by their logged names, and the step."""
+
+
+class Monitor(Results):
+    r"""Watches the Neural Tangent Kernel in a training loop of your own.
+
+    What `torch_ntk.callbacks.NTKMonitor` is for a Lightning Trainer: the same metrics on a fixed
+    probe, the same schedule, and training is bitwise what it is without it. Call `step` at the top
+    of the loop, before the optimizer's step, and `finish` after it:
+
+        monitor = Monitor((x, y), every_n_steps=100)
+        for batch in loader:
+            monitor.step(model, optimizer)
+            ...  # forward, backward, optimizer.step()
+        print(monitor.finish(model, optimizer))
+        figure, axes = monitor.plot()
+
+    The first call keeps θ_0, f_0 and Θ_0. Under `torch.distributed` only the first process
+    measures; call it in all of them.
+
+    Args:
+        probe: The samples, in one of the forms that `NTKMonitor` takes, or their number, to be
+            taken from the `batch` of the first call; None takes up to 64.
+        log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
+            `log=lambda scalars, step: wandb.log(scalars, step=step)`.
+        **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `schedule`, `output`,
+            `metrics`, `max_overhead`, `on_error`, `prefix`, `input_fn`, `forward_fn`, `params`,
+            `batch_size`, `dtype`, `method` and `loss`, as in `NTKMonitor`.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.monitor import Monitor
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(8, 3), torch.arange(8) % 2
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> monitor = Monitor((x, y), every_n_steps=1, metrics=("drift", "param_drift"))
+        >>> for _ in range(2):
+        ...     _ = monitor.step(model, optimizer)
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(model(x), y).backward()
+        ...     optimizer.step()
+        >>> _ = monitor.finish(model, optimizer)
+        >>> monitor.history["step"], monitor.history["ntk/drift"]  # linear in its parameters
+        ([0.0, 1.0, 2.0], [0.0, 0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        probe: ProbeLike | None = None,
+        *,
+        log: Log | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        _check_log(log)
+        self._session = Session(probe, owner=type(self).__name__, **options)
+        if self._session.needs_validation_batch:
+            raise value_error(
+                "validation_probe",
+                "samples where no Trainer brings validation batches",
+                "a number of them",
+                "Pass validation_probe=(x, y) or (dataset, indices).",
+            )
+        self._log = log
+        self._calls = 0
+        self._steps = 0
+
+    # ------------------------------------------------------------------ measuring
+    def step(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        batch: Any = None,
+        *,
+        step: int | None = None,
+    ) -> Observation | None:
+        """Measure if it is due. Call it once for each optimizer step, before that step is taken.
+
+        Args:
+            model: The network, also compiled or wrapped for `DistributedDataParallel`.
+            optimizer: Whose steps the network takes, for the metric `stability`.
+            batch: The training batch that comes next; needed where `probe` is a number.
+            step: Optimizer steps taken so far; None counts the calls. Pass it where batches are
+                accumulated: a step is measured once, however often it is passed.
+
+        Returns:
+            What was measured, or None.
+
+        Raises:
+            TypeError, ValueError: `probe` is a number and there is no batch; or the network cannot
+                be measured and `on_error` is `"raise"`.
+        """
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+            raise value_error("step", "an integer of at least 0", describe(step))
+        now = self._calls if step is None else step
+        batches = self._calls
+        self._calls += 1
+        self._steps = now if step is not None else self._calls
+        if self._session.record.reference is None and batch is None and self._session.needs_batch:
+            raise value_error(
+                "batch",
+                "given at the first step where `probe` is a number of samples",
+                describe(None),
+                "Pass monitor.step(model, optimizer, batch), or Monitor(probe=(x, y)).",
+            )
+        if not self._session.schedule.is_running:
+            self._session.schedule.start()
+        return self._measure(model, optimizer, batch, now, batches)
+
+    def finish(
+        self, model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None = None
+    ) -> Verdict:
+        """Measure the last step if that has not been done, and judge the training.
+
+        Args:
+            model: As in `step`.
+            optimizer: As in `step`.
+        """
+        if self._session.record.reference is not None:
+            self._measure(model, optimizer, None, self._steps, self._calls, last=True)
+        self._session.release()
+        return self.verdict
+
+    def _measure(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Iterable[Optimizer] | None,
+        batch: Any,
+        step: int,
+        batches: int,
+        last: bool = False,
+    ) -> Observation | None:
+        session = self._session
+        due = step != session.last_step if last else session.is_due(step)
+        if not due or _rank() != 0:
+            return None
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        seen = None
+        with session.attempt(step, network):
+            if session.record.reference is None:
+                session.begin(network, batch, step)
+            training = Training(network, _optimizers(optimizer))
+            seen = session.measure(network, step, training, batches=batches)
+        if seen is not None and self._log is not None:
+            self._log({session.tag(n): v for n, v in seen.scalars.items()}, step)
+        return seen
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Reference (θ_0, probe, Θ_0, f_0), history and counts: tensors and plain values only.
+
+        It is about the size of the model and loads with `torch.load(..., weights_only=True)`.
+        """
+        return {**self._session.state_dict(), "calls": self._calls, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, with the reference of the first run.
+
+        Raises:
+            ValueError: It cannot be used; nothing changes then.
+        """
+        self._session.load_state_dict(state)
+        self._calls, self._steps = int(state["calls"]), int(state["steps"])
+
+
+def _check_log(log: object) -> None:
+    if log is not None and not callable(log):
+        expected = "a function of metrics and a step"
+        remedy = "Pass log=lambda scalars, step: ..."
+        raise type_error("log", expected, describe(log), remedy)
+
+
+def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> Sequence[Optimizer]:
+    if optimizer is None:
+        return ()
+    return (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
+    return 0

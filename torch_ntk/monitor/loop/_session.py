@@ -1,0 +1,279 @@
+"""One monitored training, whoever runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Unpack
+
+from ..._checks import value_error
+from ..measure._adapted_network import adapted
+from ..measure._metric import VALIDATION, Curve
+from ..measure._metrics import OVERHEAD, REGISTRY
+from ..measure._observation import Observation
+from ..measure._record import Record
+from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, probe_from_batch, read_probe
+from ..reference._reference import Reference, has_diverged
+from ..stability._stability import Training, edge_in_words, passes_the_edge
+from ._settings import SessionOptions, Settings
+
+_LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
+_NO_VALIDATION = (
+    "No validation batch came before the first measurement: there is no validation probe. Pass "
+    "validation_probe=(x, y), or let the Trainer begin with a sanity check."
+)
+_OF_ONE = ("seconds", "overhead", "batches", "verdict", "anchor_step")
+
+
+class Session:
+    """Probes, a schedule and a record of what was measured, and what becomes of errors.
+
+    The core of `Monitor` and of the Lightning callbacks, which bring the network to it. A
+    measurement is
+
+        with session.attempt(step, network):
+            if session.record.reference is None:
+                session.begin(network, batch, step)
+            observation = session.measure(network, step, training, batches=batches)
+
+    Args:
+        probe: In one of the forms that `torch_ntk.callbacks.NTKMonitor` takes.
+        owner: Of whom warnings speak.
+        own: Begins the names that several monitors with one prefix would share: seconds, verdict.
+        **options: Arguments of `NTKMonitor`.
+
+    Attributes:
+        settings: The arguments, checked.
+        record: What was measured on the probe.
+        validation: What was measured on the validation probe, if there is one.
+        last_step: The step of the last attempt, successful or not.
+        diverged_at: The step at which the parameters were found NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        probe: ProbeLike | None,
+        *,
+        owner: str,
+        own: str = "",
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        samples = options.pop("validation_probe", None)  # which settings need not keep alive
+        self.settings = settings = Settings(**options)  # type: ignore[misc]
+        self.schedule, evaluation = settings.new_schedule(), settings.evaluation()
+        self.record = Record(settings.metrics, evaluation, loss=settings.loss)
+        probe = DEFAULT_PROBE if probe is None else probe
+        self._probe = read_probe("probe", probe, settings.input_fn)
+        self.validation: Record | None = None
+        self._validation: int | Probe | None = None
+        if samples is not None:
+            self._validation = read_probe("validation_probe", samples, settings.input_fn)
+            possible = [name for name, metric in REGISTRY.items() if metric.on_validation]
+            metrics = [name for name in self.record.metrics if name in possible]
+            if not metrics:
+                expected = f"given with one of the metrics {', '.join(possible)}"
+                came = f"the metrics {', '.join(self.record.metrics)}"
+                raise value_error("validation_probe", expected, came)
+            self.validation = Record(metrics, evaluation, names=VALIDATION)
+        self._owner, self._own = owner, own
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next measurement is the first one."""
+        self.record.reset()
+        if self.validation is not None:
+            self.validation.reset()
+        self._validation_probe = self._validation  # a number of samples, until a batch came
+        self.last_step: int | None = None
+        self.diverged_at: int | None = None
+        self._network: nn.Module | None = None
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to one process: launchers send monitors to others."""
+        return {**vars(self), "_network": None}
+
+    # ------------------------------------------------------------------ names
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """The curves of what is measured."""
+        metrics = [REGISTRY[name] for name in self.record.metrics]
+        found = [curve for metric in metrics for curve in metric.curves]
+        if self.validation is not None:
+            found += [curve for metric in metrics for curve in metric.validation_curves]
+        return (*found, OVERHEAD)
+
+    def tag(self, name: str) -> str:
+        """The name under which a number is logged."""
+        return f"{self.settings.prefix}/{self._own if name in _OF_ONE else ''}{name}"
+
+    # ------------------------------------------------------------------ measuring
+    @property
+    def needs_batch(self) -> bool:
+        """Whether the probe is to be taken from the first batch."""
+        return not isinstance(self._probe, Probe)
+
+    @property
+    def needs_validation_batch(self) -> bool:
+        """Whether the validation probe is to be taken from the first validation batch."""
+        return self._validation_probe is not None and not isinstance(self._validation_probe, Probe)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure at `step`, at which nothing has been tried yet."""
+        if step == self.last_step:  # the same parameters: an accumulating batch, or a restart
+            return False
+        # Also where the first measurement failed: a network that cannot be measured is not
+        # tried again at every step.
+        return self.last_step is None or self.schedule.due(step)
+
+    @contextlib.contextmanager
+    def attempt(self, step: int, module: nn.Module) -> Iterator[None]:
+        """Within it, what goes wrong ends the run only if that is what a user expects.
+
+        The time spent within it counts as overhead.
+
+        Args:
+            step: Optimizer steps taken.
+            module: What is in training.
+        """
+        started = time.perf_counter()
+        self.last_step = step
+        self._started = started
+        try:
+            yield
+            self.diverged_at = None
+        except Exception as error:  # anything that a network's forward may raise
+            network = module if self._network is None else self._network
+            if has_diverged(network):
+                self.diverged_at = step if self.diverged_at is None else self.diverged_at
+                self.warn_once(
+                    "diverged",
+                    f"The network has NaN or infinite parameters at step {step}: the kernel is "
+                    "not measured. Lower the learning rate.",
+                )
+            elif self.settings.on_error == "raise":
+                raise
+            else:
+                self.warn_once(str(error), f"No measurement at step {step}: {error}")
+        finally:
+            self.schedule.spend(time.perf_counter() - started)
+
+    def begin(self, network: nn.Module, batch: Any, step: int) -> None:
+        """Take the reference on both probes: the network as it is now.
+
+        Args:
+            network: The module with the parameters.
+            batch: Where the probe is taken from if it was given as a number of samples.
+            step: Optimizer steps taken.
+        """
+        module = self._adapted(network)
+        # First: it is taken again with the other one if that fails, which ends the attempts.
+        if self.validation is not None:
+            if isinstance(self._validation_probe, Probe):
+                self.validation.begin(module, self._validation_probe, step)
+            else:
+                self.warn_once("validation", _NO_VALIDATION)
+        probe = self._probe
+        if not isinstance(probe, Probe):
+            probe = probe_from_batch(batch, probe, self.settings.input_fn)
+        self.record.begin(module, probe, step)
+        if step > 0:
+            self.warn_once("late", _LATE.format(self._owner, step))
+
+    def offer_validation(self, batch: Any) -> None:
+        """Take the validation probe from a batch, if it was given as a number of samples."""
+        count = self._validation_probe
+        if count is None or isinstance(count, Probe):
+            return
+        try:
+            with torch.inference_mode(False):  # a tensor of that mode could not be differentiated
+                self._validation_probe = probe_from_batch(batch, count, self.settings.input_fn)
+        except (TypeError, ValueError) as error:
+            if self.settings.on_error == "raise":
+                raise
+            self.warn_once("validation", f"No validation probe: {error}")
+
+    def measure(
+        self, network: nn.Module, step: int, training: Training, *, batches: int
+    ) -> Observation:
+        """Measure within `attempt`, after `begin`.
+
+        Args:
+            network: The module with the parameters.
+            step: Optimizer steps taken.
+            training: What moves the network.
+            batches: Training batches seen.
+        """
+        module = self._adapted(network)
+        seen = self.record.measure(module, step, training)
+        if self.validation is not None and self.validation.reference is not None:
+            beside = self.validation.measure(module, step).scalars
+            seconds = seen.scalars["seconds"] + beside["seconds"]
+            named = {VALIDATION + n: beside[n] for n in self.validation.metrics if n in beside}
+            self.record.add(seen, **named, seconds=seconds)
+        if passes_the_edge(self.record.history):
+            self.warn_once("edge", f"{self._owner}: {edge_in_words(seen.scalars, step)}")
+        spent = time.perf_counter() - self._started
+        self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))
+        return seen
+
+    def release(self) -> None:
+        """Keep no network alive."""
+        self._network = None
+
+    def warn_once(self, key: str, text: str) -> None:
+        """Warn unless that has been done under this key."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+    def _adapted(self, network: nn.Module) -> nn.Module:
+        self._network = adapted(network, self.settings.forward_fn, self._network)
+        return self._network
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Reference (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only.
+
+        θ_0 and the buffers are the same on both probes and stand in the first one's state only.
+        """
+        validation = None
+        if self.validation is not None and self.validation.reference is not None:
+            validation = {**self.validation.reference.state_dict(), "params": {}, "buffers": {}}
+        return {
+            "observer": self.record.state_dict(),
+            "last_step": self.last_step,
+            "diverged_at": self.diverged_at,
+            "validation": validation,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, with the reference of the first run.
+
+        Raises:
+            ValueError: It cannot be used; nothing changes then.
+        """
+        self.record.load_state_dict(state["observer"])
+        if self.validation is not None:
+            self.validation.reset()
+            self._validation_probe = self._validation
+            reference, kept = self.record.reference, state.get("validation")
+            if kept is not None and reference is not None:
+                own = Reference.from_state_dict(kept)
+                self._validation_probe = own.probe
+                self.validation.reference = replace(
+                    own, params=reference.params, buffers=reference.buffers
+                )
+        last = state["last_step"]
+        self.last_step = None if last is None else int(last)
+        self.diverged_at = state.get("diverged_at")

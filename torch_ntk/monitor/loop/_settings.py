@@ -1,0 +1,98 @@
+"""The arguments that monitors share: their names, types and defaults, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, cast
+
+import torch
+
+from ..._checks import check_choice, describe, type_error, value_error
+from ..._types import Method, Output, ParameterSelection
+from ..measure._adapted_network import ForwardFn, adapted_selection
+from ..measure._evaluation import Evaluation
+from ..measure._metrics import METRICS
+from ..probe._probe import InputFn, ProbeLike
+from ..stability._training_loss import LossLike
+from ._schedule import Schedule
+
+
+class CommonOptions(TypedDict, total=False):
+    """Arguments that every monitor takes; see `torch_ntk.callbacks.NTKMonitor`."""
+
+    validation_probe: ProbeLike | None
+    every_n_steps: int | None
+    at_steps: Iterable[int] | None
+    schedule: str
+    max_overhead: float
+    on_error: str
+    prefix: str
+    input_fn: InputFn | None
+    forward_fn: ForwardFn | None
+    params: ParameterSelection
+    batch_size: int | None
+    dtype: torch.dtype | None
+
+
+class SessionOptions(CommonOptions, total=False):
+    """Arguments of a monitor that takes the kernel, with its metrics."""
+
+    metrics: Sequence[str]
+    output: Output
+    method: str
+    loss: LossLike
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a monitor apart from its samples, with their defaults; see `NTKMonitor`.
+
+    Each is checked where it is used: those of the schedule there, those of kernels in
+    `Evaluation`, metrics and loss in `Record`, and the rest here.
+
+    Raises:
+        TypeError, ValueError: `on_error`, `prefix`, `input_fn` or `forward_fn` is wrong.
+    """
+
+    every_n_steps: int | None = None
+    at_steps: Iterable[int] | None = None
+    schedule: str = "linear"
+    max_overhead: float = 0.05
+    on_error: str = "raise"
+    prefix: str = "ntk"
+    input_fn: InputFn | None = None
+    forward_fn: ForwardFn | None = None
+    params: ParameterSelection = None
+    batch_size: int | None = None
+    dtype: torch.dtype | None = None
+    metrics: Sequence[str] = METRICS
+    output: Output = "mean"
+    method: str = "auto"
+    loss: LossLike = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        check_choice("on_error", self.on_error, ("raise", "warn"))
+        if not isinstance(self.prefix, str) or not self.prefix:
+            came = describe(self.prefix)
+            raise value_error("prefix", "a non-empty string", came, "The default is 'ntk'.")
+        _check_function("input_fn", self.input_fn, "a batch", "lambda batch: (x, y).")
+        of, remedy = "a network and its inputs", "lambda net, x: net(x)['logits'], for example."
+        _check_function("forward_fn", self.forward_fn, of, remedy)
+
+    def new_schedule(self) -> Schedule:
+        """When to measure."""
+        return Schedule(self.every_n_steps, self.schedule, self.max_overhead, self.at_steps)
+
+    def evaluation(self) -> Evaluation:
+        """How kernels and outputs are taken."""
+        is_adapted = self.forward_fn is not None
+        params = adapted_selection(self.params) if is_adapted else self.params
+        method = cast(Method, self.method)
+        return Evaluation(self.output, params, self.batch_size, self.dtype, method)
+
+
+def _check_function(name: str, given: object, of: str, remedy: str) -> None:
+    if given is not None and not callable(given):
+        raise type_error(name, f"a function of {of}", describe(given), f"Pass {name}={remedy}")

@@ -1,0 +1,67 @@
+"""A network under another forward: outputs `[N, O]` from what returns or takes something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from ..._types import ParameterSelection
+
+ForwardFn: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""From a network and its inputs `x` [N, ...] to its outputs `[N, O]`."""
+
+_OWN = "network."  # begins the names of an adapted network's parameters
+
+
+class AdaptedNetwork(nn.Module):
+    """A network whose forward is `forward_fn(network, x)`; parameters and buffers are shared.
+
+    Args:
+        network: The module with the parameters.
+        forward_fn: How it is called.
+    """
+
+    def __init__(self, network: nn.Module, forward_fn: ForwardFn) -> None:
+        super().__init__()
+        # Set from the start: a new module is in training mode, which the network may not be in.
+        self.training = network.training
+        self.network = network
+        self.forward_fn = forward_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs `[N, O]`."""
+        return self.forward_fn(self.network, x)
+
+
+def adapted(
+    network: nn.Module, forward_fn: ForwardFn | None, before: nn.Module | None
+) -> nn.Module:
+    """The module to measure: `network` itself, or `forward_fn` of it, made once for each network.
+
+    Args:
+        network: The module with the parameters.
+        forward_fn: How it is called, or None.
+        before: What this function returned last, or None.
+    """
+    if forward_fn is None:
+        return network
+    # A compiled function would be compiled anew for every transformation of a measurement.
+    original = getattr(network, "_orig_mod", None)
+    inner = original if isinstance(original, nn.Module) else network
+    if isinstance(before, AdaptedNetwork) and before.network is inner:
+        return before
+    return AdaptedNetwork(inner, forward_fn)
+
+
+def adapted_selection(params: ParameterSelection) -> ParameterSelection:
+    """The same parameters by the names that they have in an `AdaptedNetwork`."""
+    if params is None:
+        return None
+    if callable(params):
+        chosen = params
+        return lambda name, tensor: chosen(name.removeprefix(_OWN), tensor)
+    if isinstance(params, (str, bytes)) or not all(isinstance(name, str) for name in params):
+        return params  # refused with the other arguments
+    return [_OWN + name for name in params]

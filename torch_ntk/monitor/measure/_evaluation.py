@@ -1,0 +1,192 @@
+"""How a network is evaluated on a probe: kernels and outputs, their precision, and their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_choice, check_positive_int, describe, type_error, value_error
+from ..._functional import model_function, quiet
+from ..._types import Method, Output, Parameters, ParameterSelection
+from ...analytic import analytic_ntk
+from ...empirical import NTKOperator, empirical_ntk
+from ...empirical._trial import try_out
+from ._adapted_network import AdaptedNetwork
+
+_OUTPUTS = ("mean", "trace", "pseudo", "full")
+_METHODS = ("auto", "structured", "jacobian", "vector_product")
+_BLOCK = 16  # samples that pass through the network at once where nobody says how many
+_ITSELF = "self"  # the name under which the parameters of the network itself are shown
+
+LARGE = 1_000_000
+"""Networks of more parameters are evaluated in float32, which takes a third of the time."""
+
+# A gradient in float32 is off by some units of 2^-23 of its size. A kernel is the Gram matrix
+# J Jᵀ of gradients, and its eigenvalues are the squares of the singular values σ of J. By Weyl's
+# inequality every σ is known up to the size of the error, about 8 · 2^-23 σ_max; an eigenvalue
+# λ = σ² therefore means nothing once √λ is below that, which is λ < (8 · 2^-23)² λ_max.
+_ROUNDED = (8 * 2.0**-23) ** 2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The settings of every kernel and every output of a record.
+
+    Attributes:
+        output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
+        params: By which parameters the kernel is taken; see `torch_ntk.empirical_ntk`.
+        batch_size: Samples per block; None follows the free memory.
+        dtype: In which the network is evaluated; None is float64, or float32 for networks of more
+            than `LARGE` parameters and on devices without float64. Products over parameters are
+            added up in float64 in any case: added up in float32, the smallest eigenvalue of a
+            kernel is mostly noise.
+        method: As in `torch_ntk.empirical_ntk`.
+
+    Raises:
+        TypeError, ValueError: One of them is wrong.
+    """
+
+    output: Output = "mean"
+    params: ParameterSelection = None
+    batch_size: int | None = None
+    dtype: torch.dtype | None = None
+    method: Method = "auto"
+
+    def __post_init__(self) -> None:
+        """Check what can be told before there is a network."""
+        if self.batch_size is not None:
+            check_positive_int("batch_size", self.batch_size)
+        check_choice("output", self.output, _OUTPUTS)
+        check_choice("method", self.method, _METHODS)
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise value_error("dtype", "None, torch.float32 or torch.float64", str(self.dtype), "")
+        if self.params is None or callable(self.params):
+            return
+        is_list = isinstance(self.params, Sequence) and not isinstance(self.params, (str, bytes))
+        if not is_list or not all(isinstance(name, str) for name in self.params):
+            expected = "None, names of parameters or a predicate"
+            raise type_error("params", expected, describe(self.params), "")
+
+    # ------------------------------------------------------------------ precision
+    @property
+    def block(self) -> int:
+        """Samples that pass through the network at once."""
+        return self.batch_size or _BLOCK
+
+    def result_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of outputs and kernels."""
+        return torch.float32 if device.type == "mps" else self.dtype or torch.float64
+
+    def gradient_dtype(self, network: nn.Module) -> torch.dtype:
+        """The dtype in which the network runs and its gradients are taken."""
+        parameters = list(network.parameters())
+        result = self.result_dtype(parameters[0].device)
+        if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
+            return result
+        is_large = sum(p.numel() for p in parameters) > LARGE
+        return torch.float32 if is_large else result
+
+    def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
+        """The dtype of products over parameters; None is that of the gradients."""
+        lacks_it = next(network.parameters()).device.type == "mps"
+        return None if lacks_it or self.method == "vector_product" else torch.float64
+
+    def eigenvalue_precision(self, network: nn.Module) -> float:
+        """The error of the kernel's eigenvalues, relative to the largest."""
+        dtype = self.gradient_dtype(network)
+        if dtype == torch.float64 or self.sum_dtype(network) is None:
+            return float(torch.finfo(dtype).eps)
+        return _ROUNDED
+
+    # ------------------------------------------------------------------ kernels and outputs
+    def trained(self, network: nn.Module, x: Tensor) -> tuple[str, ...]:
+        """Names of the parameters by which the kernel is taken, once a forward has succeeded.
+
+        Raises:
+            TypeError, ValueError: The network or its inputs are not fit for a kernel.
+        """
+        with quiet(network, x.device):
+            fn = model_function(network, self.params, self.gradient_dtype(network))
+            try_out(fn, "probe", fn.input("probe", x))
+        return tuple(fn.params)
+
+    def kernel(
+        self, network: nn.Module, names: Sequence[str], x: Tensor, output: Output | None = None
+    ) -> Tensor:
+        """Θ by the parameters called `names`, with `output` in place of the usual one."""
+        how = self._how(network, names)
+        kernel: Tensor = empirical_ntk(network, x, output=output or self.output, **how)
+        return kernel
+
+    def kernel_by_module(self, network: nn.Module, names: Sequence[str], x: Tensor) -> Parameters:
+        """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
+        how = self._how(network, names)
+        parts = empirical_ntk(network, x, output=self.output, by="module", **how)
+        if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
+            parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
+        return {n or _ITSELF: p for n, p in parts.items()}
+
+    def _how(self, network: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "params": list(names),
+            "batch_size": self.batch_size,
+            "dtype": self.gradient_dtype(network),
+            "accumulate": self.sum_dtype(network),
+        }
+
+    def operator(self, network: nn.Module, names: Sequence[str], x: Tensor) -> NTKOperator:
+        """The full Θ by the parameters called `names`, only to multiply with."""
+        return NTKOperator(
+            network,
+            x,
+            output="full",
+            params=list(names),
+            batch_size=self.batch_size,
+            dtype=self.gradient_dtype(network),
+        )
+
+    def outputs(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        x: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The outputs on `x`, `[N, O]`, in eval mode with the current parameters and buffers.
+
+        Args:
+            network: The module.
+            names: The parameters by which the kernel is taken.
+            x: Inputs.
+            dtype: In which the network runs; None is the one of its gradients.
+        """
+        with quiet(network, x.device):
+            fn = model_function(network, list(names), dtype or self.gradient_dtype(network))
+            blocks = fn.input("probe", x).split(self.block)  # type: ignore[no-untyped-call]
+            outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
+        return outputs.to(self.result_dtype(x.device))
+
+
+def infinite_kernel(network: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
+    """The kernel `[N, N]` of the network's limit of infinite width, float64.
+
+    Raises:
+        TypeError, ValueError: The network has none, or only some of its parameters are meant.
+    """
+    movable = {n for n, p in network.named_parameters() if p.requires_grad}
+    if movable != set(names):
+        raise ValueError("the infinite-width kernel is that of all parameters that require grad.")
+    # A compiler that starts within a training could change the run.
+    return analytic_ntk(network, x, compile=False)
+
+
+def mean_kernel(kernel: Tensor, output: Output, outputs: int) -> Tensor:
+    """The kernel `[N, N]` in the units of `output="mean"`, which have a limit of infinite width."""
+    if output == "full":
+        return kernel.diagonal(dim1=2, dim2=3).mean(-1)
+    return kernel / outputs if output == "trace" else kernel

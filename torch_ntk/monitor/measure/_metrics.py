@@ -1,0 +1,260 @@
+"""The registry: every metric that can be logged, and the charts in which they stand.
+
+To add a metric, write a function of a `Moment` under `@_metric(...)` here, and a row in the table
+of `tests/monitor/test_monitor_metrics.py`. What stands in the decorator and the docstring says all
+else: that the name may be asked for and what it means, what is kept at the reference, the curve in
+the figure of the history, and the chart on TensorBoard's page of custom scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ... import metrics as m
+from ..._checks import check_choice, describe, type_error
+from ..stability import find_loss, read_optimizers
+from ..stability._stability import stability
+from ._evaluation import mean_kernel
+from ._metric import Curve, Metric, Need, Panel, Values
+from ._moment import Moment
+
+LAZY = Panel("is it lazy?")
+_LOSS = Panel("loss: as the kernel at the start predicts it, and as it is")
+_MOVEMENT = Panel("relative movement")
+_ALIGNMENT = Panel("alignment with the targets")
+_EIGENVALUES = Panel("eigenvalues", logarithmic=True)
+_CONDITION = Panel("condition number", in_figure=False)
+_RANK = Panel("rank")
+_SPEED = Panel("speed of the kernel per step", logarithmic=True)
+_EDGE = Panel("step size against curvature")
+_MODULES = Panel("drift of each module")
+_INFINITE = Panel("distance to the infinite network")
+_TIME = Panel("share of the time", in_figure=False)
+
+PANELS = (
+    *(LAZY, _LOSS, _MOVEMENT, _ALIGNMENT, _EIGENVALUES, _CONDITION, _RANK),
+    *(_SPEED, _EDGE, _MODULES, _INFINITE, _TIME),
+)
+"""All charts, in their order."""
+
+REGISTRY: dict[str, Metric] = {}
+"""Every metric by its name."""
+
+Compute = Callable[[Moment], Values]
+
+
+def _metric(
+    label: str, panel: Panel, *needs: Need, beside: Sequence[Curve] = (), **options: Any
+) -> Callable[[Compute], Compute]:
+    """Register a function `_name` as the metric `name`, with its docstring as the meaning.
+
+    Args:
+        label: Of its curve in a legend; "" for a family `name/<module>` of curves.
+        panel: The chart of its curve.
+        *needs: As in `Metric`.
+        beside: Further curves of what the function returns.
+        **options: The last two attributes of `Metric`.
+    """
+
+    def register(compute: Compute) -> Compute:
+        name = compute.__name__.removeprefix("_")
+        own = Curve(name if label else f"{name}/", label, panel)
+        meaning = " ".join((compute.__doc__ or "").split())
+        REGISTRY[name] = Metric(name, compute, needs, (own, *beside), meaning, **options)
+        return compute
+
+    return register
+
+
+def _spectral(name: str, label: str, panel: Panel, meaning: str, is_limit: bool = False) -> None:
+    """Register a number of `SpectralSummary`."""
+    curve = Curve(name, label, panel, is_limit)
+    REGISTRY[name] = Metric(
+        name, lambda now: float(getattr(now.spectrum, name)), ("spectrum",), (curve,), meaning
+    )
+
+
+# ---------------------------------------------------------------------- measured by default
+@_metric("kernel drift", LAZY, "kernel", on_validation=True)
+def _drift(now: Moment) -> Values:
+    """‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training."""
+    if now.reference.kernel is None:
+        raise ValueError("the run was anchored without a kernel to compare with.")
+    return m.kernel_drift(now.kernel, now.reference.kernel)
+
+
+_spectral("lambda_min", "λ_min", _EIGENVALUES, "The smallest eigenvalue of Θ_t.")
+_spectral("lambda_max", "λ_max", _EIGENVALUES, "The largest eigenvalue of Θ_t.")
+_spectral("condition", "condition", _CONDITION, "λ_max / λ_min of Θ_t.")
+_spectral("effective_rank", "effective rank", _RANK, "exp(entropy of the spectrum of Θ_t).")
+
+
+@_metric("alignment", _ALIGNMENT, "kernel", on_validation=True)
+def _alignment(now: Moment) -> Values:
+    """The cosine between Θ_t and the targets' Gram matrix."""
+    y, outputs = now.targets, now.reference.outputs.shape[1]
+    # The last classes may be missing from the probe; a single output may stand for two classes.
+    is_labels = not y.is_floating_point() and y.ndim == 1 and outputs > 1
+    return m.kernel_alignment(now.kernel, y, num_classes=outputs if is_labels else None)
+
+
+@_metric("parameters", _MOVEMENT, beside=[Curve("buffer_drift", "running statistics", _MOVEMENT)])
+def _param_drift(now: Moment) -> Values:
+    """‖θ_t - θ_0‖ / ‖θ_0‖, and the same of floating-point buffers as `buffer_drift`."""
+    start, values = now.reference, {}
+    params = {n: p for n, p in now.network.named_parameters() if n in start.trained}
+    try:
+        values["param_drift"] = float(m.param_drift(params, {n: start.params[n] for n in params}))
+    except (TypeError, ValueError) as error:  # the other one may be defined all the same
+        now.undefined["param_drift"] = str(error)
+    buffers = {
+        n: b
+        for n, b in now.network.named_buffers()
+        if n in start.buffers
+        and b.is_floating_point()
+        and b.numel()
+        # An infinite buffer is a constant such as an attention mask.
+        and bool(start.buffers[n].isfinite().all())
+    }
+    first = {n: start.buffers[n] for n in buffers}
+    if any(bool(b.any()) for b in first.values()):
+        values["buffer_drift"] = float(m.param_drift(buffers, first))
+    return values
+
+
+@_metric("linearization gap", LAZY, "outputs", "linearized", on_validation=True)
+def _linearization_gap(now: Moment) -> Values:
+    """‖f_t - f_t^lin‖ / ‖f_t - f_0‖ with f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩."""
+    return m.linearization_gap(now.outputs, now.linearized, now.reference.outputs)
+
+
+@_metric("velocity", _SPEED, "kernel")
+def _velocity(now: Moment) -> Values:
+    """‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)), s the step of the measurement before."""
+    if now.previous is None or now.step <= now.previous[0]:
+        return {}
+    step, kernel = now.previous
+    return m.kernel_drift(kernel.to(now.kernel.device), now.kernel) / (now.step - step)
+
+
+_spectral("numerical_rank", "numerical rank", _RANK, "Eigenvalues of Θ_t above the noise floor.")
+_spectral(
+    "noise_floor",
+    "noise floor",
+    _EIGENVALUES,
+    "The size below which an eigenvalue of Θ_t means nothing.",
+    is_limit=True,
+)
+
+
+# ---------------------------------------------------------------------- measured on request
+@_metric(
+    "lr · λ_max of the loss",
+    _EDGE,
+    "outputs",
+    beside=[Curve("stability_limit", "limit", _EDGE, is_limit=True)],
+    on_request=True,
+)
+def _stability(now: Moment) -> Values:
+    """The learning rate times the largest curvature of the loss; see `StabilityEdge`."""
+    network, reference, evaluation = now.network, now.reference, now.evaluation
+    x = reference.probe.x
+    rule = read_optimizers(now.training.optimizers, network, reference.trained)
+    y = now.targets
+    return stability(
+        rule,
+        find_loss(now.loss, now.training.module, now.outputs, y),
+        now.outputs,
+        y,
+        lambda names: evaluation.kernel(network, names, x, "full"),
+        lambda names: evaluation.operator(network, names, x),
+    )
+
+
+@_metric("", _MODULES, "parts", on_request=True)
+def _module_drift(now: Moment) -> Values:
+    """The drift of the part Θ_m of Θ_t = Σ_m Θ_m by the parameters of each module m."""
+    if now.reference.parts is None:
+        raise ValueError("the run was anchored without the parts of the kernel.")
+    values, zero = {}, []
+    for name, part in now.parts.items():
+        start = now.reference.parts[name]
+        if bool(start.any()):
+            values[f"module_drift/{name}"] = float(m.kernel_drift(part, start))
+        else:
+            zero.append(name)
+    if zero:
+        now.undefined[f"module_drift of {', '.join(zero)}"] = (
+            "the part of the kernel was 0 at the anchor, as it is behind a layer of zeros."
+        )
+    return values
+
+
+@_metric("distance", _INFINITE, "kernel", "infinite", on_request=True)
+def _infinite_gap(now: Moment) -> Values:
+    """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, Θ_∞ the `analytic_ntk` of a network of NTK layers."""
+    limit = now.infinite
+    if limit is None:
+        raise ValueError("the run was anchored without the infinite kernel.")
+    mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.outputs.shape[1])
+    return m.kernel_drift(mean.to(limit.dtype), limit)
+
+
+@_metric("effective rank of the NNGP kernel", _RANK, "outputs", on_request=True)
+def _nngp_rank(now: Moment) -> Values:
+    """exp(entropy of the spectrum of f_t f_tᵀ / O), at most O."""
+    return m.effective_rank(now.outputs @ now.outputs.T / now.outputs.shape[1])
+
+
+# ---------------------------------------------------------------------- read from the registry
+METRICS = tuple(metric.name for metric in REGISTRY.values() if not metric.on_request)
+"""The metrics that are measured by default."""
+
+OPTIONAL = tuple(metric.name for metric in REGISTRY.values() if metric.on_request)
+"""The metrics that are measured on request."""
+
+SPECTRAL = tuple(metric.name for metric in REGISTRY.values() if "spectrum" in metric.needs)
+"""The metrics that are read from the eigenvalues of the kernel."""
+
+MEANINGS: dict[str, str] = {metric.name: metric.meaning for metric in REGISTRY.values()}
+"""What each metric is."""
+
+OVERHEAD = Curve("overhead", "overhead", _TIME)
+"""Of every session: the share of the time that measurements take."""
+
+FORECAST_CURVES = (Curve("predicted", "predicted", _LOSS), Curve("actual", "actual", _LOSS))
+"""Of a session that forecasts the loss."""
+
+_CURVES: dict[str, Curve] = {
+    curve.name: curve
+    for curves in (
+        *((*metric.curves, *metric.validation_curves) for metric in REGISTRY.values()),
+        (*FORECAST_CURVES, OVERHEAD),
+    )
+    for curve in curves
+}
+
+
+def curve_of(name: str) -> Curve | None:
+    """The curve to which a number that is logged as `name`, without prefix, belongs; or None."""
+    return _CURVES.get(name) or _CURVES.get(f"{name.partition('/')[0]}/")
+
+
+def read_metrics(metrics: object) -> tuple[Metric, ...]:
+    """The metrics of these names, each once.
+
+    Raises:
+        TypeError: Not a sequence of names.
+        ValueError: A name is unknown.
+    """
+    known = tuple(REGISTRY)
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
+        raise type_error(
+            "metrics",
+            "a sequence of metric names",
+            describe(metrics),
+            f"Choose from {', '.join(known)}, as in metrics=('drift',).",
+        )
+    names = dict.fromkeys(check_choice("metrics", name, known) for name in metrics)
+    return tuple(REGISTRY[name] for name in names)

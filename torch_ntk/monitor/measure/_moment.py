@@ -1,0 +1,113 @@
+"""The network at one step, as the metrics see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from ... import metrics as m
+from ..._types import Parameters
+from ..reference._reference import Reference
+from ..stability._stability import Training
+from ..stability._training_loss import LossLike
+from ._evaluation import Evaluation
+from ._linearization import Linearization
+
+
+@dataclass
+class Moment:
+    """The network at one step, and its reference.
+
+    Kernel, spectrum, outputs and linearization are computed when they are first asked for, and
+    once: whichever metrics need them share them.
+
+    Attributes:
+        network: The module, on the device of the reference.
+        reference: What it is compared with.
+        step: Optimizer steps taken.
+        evaluation: How kernels and outputs are taken.
+        by_module: Whether the kernel is taken in its parts, because a metric needs them.
+        is_reference: Whether the network is the one of the reference, so that Θ_0 and f_0 are
+            already what is asked for.
+        training: What moves the network.
+        loss: The loss in training; see `stability.find_loss`.
+        previous: Step and kernel of the measurement before, if that was kept.
+        undefined: Why metrics have no value, by their names.
+    """
+
+    network: nn.Module
+    reference: Reference
+    step: int
+    evaluation: Evaluation
+    by_module: bool = False
+    is_reference: bool = False
+    training: Training = field(default_factory=Training)
+    loss: LossLike = "auto"
+    previous: tuple[int, Tensor] | None = None
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> Parameters:
+        """The parts Θ_m of the kernel, by module."""
+        at_start = self.reference.parts
+        if self.is_reference and at_start is not None:
+            return at_start
+        reference = self.reference
+        return self.evaluation.kernel_by_module(self.network, reference.trained, reference.probe.x)
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """Θ_t on the probe."""
+        reference = self.reference
+        if self.is_reference and reference.kernel is not None:
+            return reference.kernel
+        if self.by_module:
+            return sum_of(self.parts)
+        return self.evaluation.kernel(self.network, reference.trained, reference.probe.x)
+
+    @cached_property
+    def spectrum(self) -> m.SpectralSummary:
+        """Eigenvalues of Θ_t, and what follows from them."""
+        precision = self.evaluation.eigenvalue_precision(self.network)
+        return m.spectral_summary(self.kernel, eps=precision)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """f_t on the probe, `[N, O]`."""
+        reference = self.reference
+        if self.is_reference:
+            return reference.outputs
+        return self.evaluation.outputs(self.network, reference.trained, reference.probe.x)
+
+    @cached_property
+    def linearized(self) -> Tensor:
+        """f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩ on the probe, `[N, O]`."""
+        return Linearization(self.network, self.reference, self.evaluation).outputs()
+
+    @property
+    def infinite(self) -> Tensor | None:
+        """The kernel of the infinitely wide network; None where there is none."""
+        return self.reference.infinite
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of the probe.
+
+        Raises:
+            ValueError: It has none.
+        """
+        y = self.reference.probe.y
+        if y is None:
+            raise ValueError(self.reference.probe.why_none)
+        return y
+
+
+def sum_of(parts: Parameters) -> Tensor:
+    """Θ = Σ_m Θ_m."""
+    kernels = list(parts.values())
+    total = kernels[0].clone()
+    for part in kernels[1:]:
+        total += part
+    return total

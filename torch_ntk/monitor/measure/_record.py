@@ -1,0 +1,247 @@
+"""What is measured on one probe of one training."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..._checks import describe, value_error
+from ..._functional import refuse_unsupported, unwrap
+from ..probe._probe import Probe
+from ..reference._reference import Reference, snapshot
+from ..stability._stability import Training
+from ..stability._training_loss import LossLike, check_loss
+from ._evaluation import Evaluation, infinite_kernel
+from ._linearization import Linearization
+from ._metrics import METRICS, REGISTRY, read_metrics
+from ._moment import Moment, sum_of
+from ._observation import Observation
+
+
+class Record:
+    """The reference on a probe, and everything that was measured against it.
+
+    Θ_0, f_0 and the linearization belong to the parameters *and buffers* of the reference, Θ_t and
+    f_t to the current ones. With batch normalization f_t therefore also moves through the running
+    statistics, which a linearization in θ does not know; their own movement is measured as
+    `buffer_drift`. The parameters by which the kernel is taken are determined at the reference, so
+    that Θ_t and Θ_0 stay comparable when layers are frozen or unfrozen later.
+
+    Args:
+        metrics: Names of metrics.
+        evaluation: How kernels and outputs are taken.
+        loss: The loss in training, for `stability`; see `stability.find_loss`.
+        names: Begins the names of metrics in warnings.
+
+    Attributes:
+        reference: What the network is compared with; None before `begin`.
+        history: `"step"` and the values by name, one dictionary for each measurement.
+        spectra: Step and eigenvalues of each measurement that needed them.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = METRICS,
+        evaluation: Evaluation | None = None,
+        *,
+        loss: LossLike = "auto",
+        names: str = "",
+    ) -> None:
+        self.metrics = tuple(metric.name for metric in read_metrics(metrics))
+        self.needs = frozenset(need for name in self.metrics for need in REGISTRY[name].needs)
+        self.evaluation = Evaluation() if evaluation is None else evaluation
+        self.loss = check_loss(loss)
+        self._names = names
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the reference and everything measured."""
+        self.reference: Reference | None = None
+        self.history: list[dict[str, float]] = []
+        self.spectra: list[tuple[int, Tensor]] = []
+        self._previous: tuple[int, Tensor] | None = None
+        self._warned: set[str] = set()
+        self._seconds_of_reference = 0.0
+
+    # ------------------------------------------------------------------ measuring
+    def begin(self, network: nn.Module, probe: Probe, step: int) -> None:
+        """Take the reference: the network as it is now, and what is needed of it.
+
+        Raises:
+            TypeError, ValueError: The network or the probe is not fit for a kernel; see
+                `torch_ntk.empirical_ntk`. Nothing changes then.
+        """
+        started = time.perf_counter()
+        network = unwrap(network)
+        first = next(network.parameters(), None)
+        probe = probe if first is None else probe.to(first.device)
+        x, evaluation = probe.x, self.evaluation
+        trained = evaluation.trained(network, x)
+        kernel = parts = None
+        if "parts" in self.needs:
+            parts = evaluation.kernel_by_module(network, trained, x)
+            kernel = sum_of(parts)
+        elif self.needs & {"kernel", "spectrum"}:
+            kernel = evaluation.kernel(network, trained, x)
+        reference = Reference(
+            step=step,
+            trained=trained,
+            params=snapshot(dict(network.named_parameters())),
+            buffers=snapshot(dict(network.named_buffers())),
+            probe=probe,
+            outputs=evaluation.outputs(network, trained, x),
+            kernel=kernel,
+            parts=parts,
+            infinite=self._infinite(network, trained, x) if "infinite" in self.needs else None,
+        )
+        if "linearized" in self.needs:
+            forward_mode = Linearization(network, reference, evaluation).check()
+            reference = replace(reference, forward_mode=forward_mode)
+        self.reference = reference
+        self._seconds_of_reference = time.perf_counter() - started
+
+    def measure(
+        self, network: nn.Module, step: int, training: Training | None = None
+    ) -> Observation:
+        """Compare `network` with the reference and add the result to the history.
+
+        Args:
+            network: The module of which the reference was taken.
+            step: Optimizer steps taken.
+            training: What moves it, for `stability`.
+
+        Raises:
+            ValueError: There is no reference, the network is another one, or it has NaN or
+                infinite parameters.
+        """
+        started = time.perf_counter()
+        network = unwrap(network)
+        reference = self._reference_for(network)
+        refuse_unsupported(network)
+        is_reference = step == reference.step and not self.history
+        moment = Moment(
+            network,
+            reference,
+            step,
+            self.evaluation,
+            by_module="parts" in self.needs,
+            is_reference=is_reference,
+            training=training or Training(),
+            loss=self.loss,
+            previous=self._previous,
+        )
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            values.update(REGISTRY[name].measure(moment))
+        if is_reference and step > 0:
+            values["anchor_step"] = float(step)
+        values["seconds"] = time.perf_counter() - started
+        if is_reference:
+            values["seconds"] += self._seconds_of_reference
+        self.history.append({"step": float(step), **values})
+        seen = _observation(moment, values)
+        if "velocity" in self.metrics and seen.kernel is not None:
+            self._previous = (step, seen.kernel)
+        if seen.eigenvalues is not None:
+            self.spectra.append((step, seen.eigenvalues.cpu()))
+        self._warn(moment.undefined)
+        return seen
+
+    def add(self, seen: Observation, **values: float) -> None:
+        """Add what only the caller knows to the last measurement `seen`, also in the history."""
+        seen.scalars.update(values)
+        self.history[-1].update(values)
+
+    def _infinite(self, network: nn.Module, trained: Sequence[str], x: Tensor) -> Tensor | None:
+        try:
+            return infinite_kernel(network, trained, x)
+        except (TypeError, ValueError) as error:  # most networks have no such limit
+            self._warn({"infinite_gap": str(error)})
+            return None
+
+    def _reference_for(self, network: nn.Module) -> Reference:
+        """The reference, on the network's device."""
+        if self.reference is None:
+            raise value_error(
+                "network",
+                "anchored before it is measured",
+                "no reference yet",
+                "Call begin(network, probe, step) first.",
+            )
+        self.reference.check_matches(network)
+        device = next(network.parameters()).device
+        if self.reference.probe.x.device != device:
+            self.reference = self.reference.to(device)
+        return self.reference
+
+    def _warn(self, undefined: Mapping[str, str]) -> None:
+        for name, reason in undefined.items():
+            if name not in self._warned:
+                self._warned.add(name)
+                text = f"{self._names + name!r} is not measured: {reason}"
+                warnings.warn(text, UserWarning, stacklevel=3)
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values only. Its size is about that of the model (θ_0)."""
+        return {
+            "version": 1,
+            "output": self.evaluation.output,
+            "anchor": None if self.reference is None else self.reference.state_dict(),
+            "history": [dict(row) for row in self.history],
+            "previous": None if self._previous is None else list(self._previous),
+            "spectra": [[step, values] for step, values in self.spectra],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; nothing changes if it cannot be used.
+
+        Raises:
+            ValueError: It is not a state of this version, or of another `output`.
+        """
+        if not isinstance(state, Mapping) or state.get("version") != 1:
+            raise value_error(
+                "state", "a state of version 1", describe(state), "Start a new monitor."
+            )
+        try:
+            if state["output"] != self.evaluation.output:  # two outputs cannot be compared
+                raise value_error(
+                    "output",
+                    f"{state['output']!r}, as in the run that is resumed",
+                    repr(self.evaluation.output),
+                    "Resume with the same one, or start a new run.",
+                )
+            kept = state["anchor"]
+            reference = None if kept is None else Reference.from_state_dict(kept)
+            history = [dict(row) for row in state["history"]]
+            last = state.get("previous")
+            previous = None if last is None else (int(last[0]), last[1])
+            spectra = [(int(step), values) for step, values in state["spectra"]]
+        except KeyError as error:
+            raise value_error(
+                "state", "complete", f"one without {error}", "Start a new monitor."
+            ) from error
+        self.reference, self.history, self.spectra = reference, history, spectra
+        self._previous = previous
+
+
+def _observation(moment: Moment, values: dict[str, float]) -> Observation:
+    """The values, and those quantities that some metric has asked for."""
+    computed: dict[str, Any] = vars(moment)  # where `cached_property` keeps what it has computed
+    spectrum = computed.get("spectrum")
+    return Observation(
+        moment.step,
+        values,
+        computed.get("kernel"),
+        None if spectrum is None else spectrum.eigenvalues,
+        computed.get("outputs"),
+        computed.get("linearized"),
+    )

@@ -1,0 +1,79 @@
+"""Samples of a dataset, and samples without repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from ..._checks import describe, type_error, value_error
+from ..._functional import quiet
+
+_MOST = 4096
+
+
+def batch_of(dataset: Dataset[Any], indices: object = None) -> Any:
+    """The samples of a dataset at some indices, as a batch of a `DataLoader`.
+
+    Random states are as before afterwards, although a dataset may draw its augmentation.
+
+    Args:
+        dataset: One with `__getitem__`.
+        indices: Which samples; None means all.
+
+    Raises:
+        TypeError: The dataset has no indices, or they are none.
+        ValueError: There are too many, or one is out of range.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise type_error(
+            "probe",
+            "a dataset with __getitem__",
+            describe(dataset),
+            "Pass samples of it as tensors, probe=(x, y).",
+        )
+    size = len(dataset) if isinstance(dataset, Sized) else None
+    chosen = range(size or 0) if indices is None else _checked(indices, size)
+    if not 0 < len(chosen) <= _MOST:
+        raise value_error(
+            "probe",
+            f"1 to {_MOST} samples of a dataset",
+            f"{len(chosen)} of {describe(dataset)}",
+            "Choose some by index: probe=(dataset, range(64)).",
+        )
+    with quiet(None, torch.device("cpu")):
+        return default_collate([dataset[k] for k in chosen])
+
+
+def _checked(indices: object, size: int | None) -> list[int]:
+    expected = "indices of samples beside a dataset"
+    remedy = "Pass probe=(dataset, [0, 5, 7]), for example."
+    if isinstance(indices, Tensor):
+        indices = indices.tolist()
+    if not isinstance(indices, Iterable) or isinstance(indices, (str, bytes)):
+        raise type_error("probe", expected, describe(indices), remedy)
+    chosen = list(indices)
+    for k in chosen:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise type_error("probe", expected, f"{describe(k)} among them", remedy)
+        if k < 0 or (size is not None and k >= size):
+            limit = "" if size is None else f" below {size}"
+            raise value_error("probe", f"{expected}, from 0 and{limit}", f"{k}", remedy)
+    return chosen
+
+
+def first_of_each(x: Tensor) -> list[int]:
+    """Indices of the samples that equal no earlier one, bit by bit.
+
+    Two equal samples make a kernel singular, whatever the network.
+    """
+    rows = x.detach().cpu().reshape(x.shape[0], -1).contiguous()
+    if rows.shape[1] == 0:
+        return list(range(x.shape[0]))
+    seen: dict[bytes, int] = {}
+    for k, row in enumerate(rows.view(torch.uint8).numpy()):
+        seen.setdefault(row.tobytes(), k)
+    return sorted(seen.values())

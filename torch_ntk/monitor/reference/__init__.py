@@ -1,0 +1,1 @@
+"""The network from which its movement is measured, and its file beside checkpoints."""

@@ -1,0 +1,105 @@
+"""θ_0 in a file of its own beside the checkpoint, known by the hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+
+from ..._checks import value_error
+from ._reference import Reference
+
+_DIGITS = 16  # of the hash in the file's name
+
+
+class ReferenceFile:
+    """Takes θ_0 out of the states of a monitor, and puts it back in.
+
+    θ_0 is the same in every checkpoint of a run, and as large as the model. The file is written
+    once, whole or not at all, under a name that holds the SHA-256 hash of its content.
+    """
+
+    def __init__(self) -> None:
+        self._written: tuple[Reference, dict[str, str]] | None = None
+
+    def without_theta_0(
+        self, state: Mapping[str, Any], reference: Reference | None, folder: Path
+    ) -> dict[str, Any]:
+        """The state of a `Session` without θ_0, which then is in a file in `folder`.
+
+        Args:
+            state: The state.
+            reference: The reference in it; without one nothing is moved.
+            folder: Where checkpoints go.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if reference is None:
+            return dict(state)
+        known = self._written
+        if known is None or known[0] is not reference or not _path(known[1], folder).exists():
+            self._written = known = (reference, _write(reference, folder))
+        observer = {**state["observer"], "anchor": {**state["observer"]["anchor"], "params": {}}}
+        return {**state, "observer": observer, "theta_0": {**known[1], "folder": str(folder)}}
+
+
+def with_theta_0(state: Mapping[str, Any], folders: Iterable[Path]) -> dict[str, Any]:
+    """The state with θ_0 from its file, if it is not inside.
+
+    Args:
+        state: As `ReferenceFile.without_theta_0` returned it, or any other state.
+        folders: Where to look for the file before the folder in which it was written.
+
+    Raises:
+        ValueError: The file is missing, or has another content than it had.
+    """
+    record = state.get("theta_0")
+    if record is None:
+        return dict(state)
+    places = [*folders, Path(record["folder"])]
+    found = next((p for f in places if (p := _path(record, f)).is_file()), None)
+    if found is None:
+        raise value_error(
+            "theta_0",
+            f"in {record['file']}, beside the checkpoint",
+            f"no such file in {' or '.join(str(p) for p in dict.fromkeys(places))}",
+            "Copy it there from where the checkpoint was written, or begin without the state.",
+        )
+    content = found.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise value_error(
+            "theta_0",
+            f"the content that {found} had when it was written",
+            "another one",
+            "The file was changed or damaged; restore it, or begin without the state.",
+        )
+    anchor = {**state["observer"]["anchor"], "params": load(content)}
+    return {**state, "observer": {**state["observer"], "anchor": anchor}}
+
+
+def _write(reference: Reference, folder: Path) -> dict[str, str]:
+    content = save({n: t.detach().cpu().contiguous() for n, t in reference.params.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    record = {"file": f"theta_0-{digest[:_DIGITS]}.safetensors", "sha256": digest}
+    target = _path(record, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    return record
+
+
+def _path(record: Mapping[str, str], folder: Path) -> Path:
+    return folder / Path(record["file"]).name

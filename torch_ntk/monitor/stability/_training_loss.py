@@ -1,0 +1,115 @@
+"""Which loss a training goes down on, and its second derivative in the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+
+from ..._checks import check_choice, describe, type_error, value_error
+
+LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
+"""`"auto"`, `"cross_entropy"`, `"mse_loss"`, or `loss(f, y) -> scalar` of outputs and targets."""
+
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_NAMES = ("auto", "cross_entropy", "mse_loss")
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
+
+_REMEDY = "Pass loss=, the function loss(f, y) -> scalar that is trained."
+
+
+def check_loss(loss: object) -> LossLike:
+    """What can be told of `loss` before there are outputs.
+
+    Raises:
+        TypeError: Neither a name nor a function.
+        ValueError: An unknown name, or a loss that is not a mean.
+    """
+    if isinstance(loss, str):
+        return check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
+    if isinstance(loss, type) or not callable(loss):
+        came = f"the class {loss.__name__}" if isinstance(loss, type) else describe(loss)
+        raise type_error("loss", "a name or a function loss(f, y) -> scalar", came, "Or 'auto'.")
+    _refuse_sum(loss)
+    return loss
+
+
+def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) -> LossFunction:
+    """The function that is meant: `F.cross_entropy` and `F.mse_loss` as they are.
+
+    `"auto"` is the only loss module of `module`; without any, cross-entropy for class labels and
+    the mean squared error for floating-point targets, as those two functions define them.
+
+    Args:
+        loss: As `check_loss` returned it.
+        module: What is in training, or None.
+        f: Outputs `[N, O]`.
+        y: Targets.
+
+    Raises:
+        ValueError: It cannot be told which loss is trained.
+    """
+    if loss == "auto":
+        own = [] if module is None else [m for m in module.modules() if isinstance(m, _Loss)]
+        if len(own) > 1:
+            kinds = ", ".join(type(m).__name__ for m in own)
+            raise ValueError(f"the module has several losses ({kinds}). {_REMEDY}")
+        loss = own[0] if own else _by_targets(f, y)
+    if loss == "cross_entropy" or _is_plain_cross_entropy(loss):
+        return F.cross_entropy
+    _refuse_sum(loss)
+    if isinstance(loss, str) or type(loss) is nn.MSELoss:
+        return F.mse_loss
+    return loss
+
+
+def _by_targets(f: Tensor, y: Tensor) -> str:
+    outputs = f.shape[1]
+    if not y.is_floating_point():
+        if y.ndim == 1 and outputs > 1:
+            return "cross_entropy"
+        raise ValueError(
+            f"integer targets of shape {tuple(y.shape)} with {outputs} outputs per sample do not "
+            f"say which loss is trained. {_REMEDY}"
+        )
+    if y.numel() != f.numel():
+        raise ValueError(
+            f"targets of shape {tuple(y.shape)} for outputs {tuple(f.shape)} do not say which "
+            f"loss is trained. {_REMEDY}"
+        )
+    rows = y.reshape(f.shape)
+    is_probability = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-4).all())
+    if outputs > 1 and is_probability:
+        raise ValueError(
+            "targets whose rows are probabilities may be meant for cross-entropy or for squared "
+            "error. Pass loss='cross_entropy' or loss='mse_loss'."
+        )
+    return "mse_loss"
+
+
+def _is_plain_cross_entropy(loss: object) -> bool:
+    """Whether it has the second derivative of `F.cross_entropy`: label smoothing has."""
+    if loss is F.cross_entropy:
+        return True
+    return (
+        type(loss) is nn.CrossEntropyLoss
+        and loss.weight is None
+        and loss.ignore_index == IGNORED
+        and loss.reduction == "mean"
+    )
+
+
+def _refuse_sum(loss: object) -> None:
+    reduction = getattr(loss, "reduction", "mean") if isinstance(loss, nn.Module) else "mean"
+    if reduction in ("sum", "none"):
+        raise value_error(
+            "loss",
+            "a mean over samples, whose curvature does not grow with their number",
+            f"{type(loss).__name__} with reduction={reduction!r}",
+            "Pass loss=lambda f, y: batch_size * mean_loss(f, y) for a sum over a batch.",
+        )
