@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,9 @@ class Linearization:
         Raises:
             ValueError: The network cannot be differentiated, or checkpoints activations.
         """
-        theta_0, reference = self._theta_0(), self.reference
-        dtype = self.evaluation.gradient_dtype(self.network)
-        now = {n: p.detach().to(dtype) for n, p in self.network.named_parameters() if n in theta_0}
-        delta = {n: p - theta_0[n] for n, p in now.items()}
+        theta_0, reference = self._theta_0, self.reference
+        now = {n: p.detach() for n, p in self.network.named_parameters() if n in theta_0}
+        delta = {n: p.to(self._dtype) - theta_0[n] for n, p in now.items()}
         moved = {n: d for n, d in delta.items() if bool(d.any())}
         forward_mode = reference.forward_mode and moved.keys() <= set(reference.trained)
         return reference.outputs + self._slopes(moved, reference.probe.x, forward_mode)
@@ -62,10 +62,10 @@ class Linearization:
         Raises:
             ValueError: As `outputs`.
         """
-        theta_0, one = self._theta_0(), self.reference.probe.x[:1]
-        direction = {n: theta_0[n] for n in self.reference.trained}
+        one = self.reference.probe.x[:1]
+        direction = {n: self._theta_0[n] for n in self.reference.trained}
         slopes = self._slopes(direction, one)
-        if self.evaluation.gradient_dtype(self.network) == torch.float64:
+        if self._dtype == torch.float64:
             return False
         try:
             return agree([self._slopes(direction, one, forward_mode=True)], [slopes])
@@ -74,18 +74,16 @@ class Linearization:
 
     def _slopes(self, delta: Parameters, x: Tensor, forward_mode: bool = False) -> Tensor:
         """⟨δ, ∇f_0⟩ `[N, O]` for a displacement δ of some of the parameters; 0 if there is none."""
-        network, reference = self.network, self.reference
-        dtype = self.evaluation.gradient_dtype(network)
+        network, reference, dtype = self.network, self.reference, self._dtype
         if not delta:
             return torch.zeros((), dtype=dtype, device=x.device)
         with quiet(network, x.device), disable_saved_tensors_hooks(_NO_CHECKPOINTING):
             fn = model_function(network, list(reference.trained), dtype)
-            theta_0 = self._theta_0()
             fixed = {
                 **_floating(reference.buffers, dtype),
-                **{n: t for n, t in theta_0.items() if n not in delta},
+                **{n: t for n, t in self._theta_0.items() if n not in delta},
             }
-            point = _Point(fn, fixed, {n: theta_0[n] for n in delta}, delta)
+            point = _Point(fn, fixed, {n: self._theta_0[n] for n in delta}, delta)
             slope = point.slope_by_jvp if forward_mode else point.slope_by_vjps
             block = self.evaluation.block
             blocks = fn.input("probe", x).split(block)  # type: ignore[no-untyped-call]
@@ -96,8 +94,13 @@ class Linearization:
                     raise
                 raise failure(error, "linearize the outputs of the model", _REMEDY) from error
 
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return self.evaluation.gradient_dtype(self.network)
+
+    @cached_property
     def _theta_0(self) -> Parameters:
-        return _floating(self.reference.params, self.evaluation.gradient_dtype(self.network))
+        return _floating(self.reference.params, self._dtype)
 
 
 @dataclass(frozen=True)
