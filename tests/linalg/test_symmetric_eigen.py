@@ -50,6 +50,7 @@ def test_the_shift_is_added_to_the_diagonal() -> None:
     shifted = symmetric_eigen("k", matrix, shift=0.25)
     expected = torch.tensor([0.25, 1.25, 2.25], dtype=torch.float64)
     torch.testing.assert_close(shifted.values, expected, rtol=1e-13, atol=1e-13)
+    assert shifted.floor == pytest.approx(3 * 2.0**-52 * 2.25, rel=1e-12)
     torch.testing.assert_close(matrix, rotated([0.0, 1.0, 2.0]), rtol=0.0, atol=0.0)
 
 

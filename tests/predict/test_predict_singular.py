@@ -10,7 +10,9 @@ import torch
 from predict_problems import coupled, draw, shared
 
 from torch_ntk.predict import (
+    KernelPair,
     SingularKernelWarning,
+    ensemble_mse,
     gp_inference,
     gradient_descent_mse,
     gradient_flow_mse,
@@ -46,6 +48,29 @@ def test_finite_times_need_no_rank(t: float) -> None:
     noise = 1e-12 + 1e-14 * t  # eigenvalues of 0 are computed as some 1e-15
     torch.testing.assert_close(f_train, a @ weights, rtol=0.0, atol=noise)
     torch.testing.assert_close(f_test, b @ weights, rtol=0.0, atol=noise)
+
+
+def test_rounding_of_a_test_kernel_does_not_grow_and_small_rows_do_not_vanish() -> None:
+    """y is along the direction that two equal samples cannot move; f_test moves along it with t."""
+    k = torch.ones(2, 2, dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    k_test = torch.tensor([[1e6, 1e6 * (1.0 + 2.0**-52)], [1e-12, -1e-12]], dtype=torch.float64)
+    _, f_test = gradient_flow_mse(k, y)(1e12, k_test_train=k_test)
+    assert f_test is not None
+    assert f_test[0].item() == 0.0  # 220, were the difference of the entries more than rounding
+    assert f_test[1].item() == pytest.approx(2.0, rel=1e-3)
+
+
+def test_rounding_of_a_float32_test_kernel_does_not_grow() -> None:
+    """Its entries differ by float32's rounding, which the float64 train kernel does not know of."""
+    k = torch.ones(2, 2, dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    k_test = torch.tensor([[1.0, 1.0 + 2.0**-23]])
+    _, f_test = gradient_flow_mse(k, y)(1e12, k_test_train=k_test)
+    assert f_test is not None
+    assert f_test.item() == 0.0
+    pair = KernelPair(k_test, k_test)
+    assert ensemble_mse(KernelPair(k, k), y)(1e12, pair).mean.item() == 0.0
 
 
 def test_very_late_is_the_limit() -> None:
@@ -132,6 +157,12 @@ def test_float32_kernels_have_the_rank_of_float32() -> None:
     assert f_train.tolist() == [1.0, 1.0, 0.0]
     exact, _ = gradient_flow_mse(k.double(), y)(None)
     torch.testing.assert_close(exact, torch.ones(3, dtype=torch.float64))
+
+
+def test_the_largest_step_of_a_tiny_kernel() -> None:
+    for scale in (1e-12, 1e-150):
+        kernel = scale * torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
+        assert float(max_learning_rate(kernel)) == pytest.approx(0.5 / scale, rel=1e-12)
 
 
 def test_the_zero_kernel_moves_nothing() -> None:
