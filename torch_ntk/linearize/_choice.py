@@ -313,8 +313,8 @@ def _unlike(found: _Sum, expected: _Sum, order: int) -> Exception:
         remedy = "Its forward may use torch.no_grad(), which forward mode ignores (x.detach() works"
         remedy += " in both), or an autograd.Function that is wrong or depends on who calls it."
     else:
-        remedy = "It may use an operation that torch differentiates wrongly at higher orders: "
-        remedy += "try order=1."
+        remedy = "It may stop gradients by torch.no_grad() (x.detach() works), or use an operation "
+        remedy += "that torch differentiates wrongly at higher orders: try order=1."
     return value_error(
         "model",
         "a module with the same derivatives in forward mode as in its backward pass",

@@ -74,11 +74,17 @@ def forwards(
     """The derivatives in (nested) forward mode."""
     if order == 0:
         return (f(theta_0),)
-    if order == 1:
+    tracked = torch.is_grad_enabled()
+    with torch.enable_grad():  # without it, some rules give what has no further derivative
         # With the parameters themselves as primals, reverse mode sees δ only in the tangent;
         # through θ_0 + t δ it would also go back through the value, for a gradient of zero.
-        return _jvp(f, theta_0, delta)
+        found = _jvp(f, theta_0, delta) if order == 1 else _nested(f, theta_0, delta, order)
+    return found if tracked else tuple(term.detach() for term in found)
 
+
+def _nested(
+    f: Callable[[Parameters], Tensor], theta_0: Parameters, delta: Parameters, order: int
+) -> tuple[Tensor, ...]:
     def value_at(t: Tensor) -> tuple[Tensor, ...]:
         return (f({k: v + t * delta[k] for k, v in theta_0.items()}),)
 
