@@ -121,17 +121,17 @@ def test_a_large_job_goes_through_the_loops(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Branches(nn.Module):
-    """Two branches whose activations come after both layers have used the value before them."""
+    """A layer, then a factor of the layer's input, and only then the layer's activation."""
 
     def __init__(self, make: Callable[[int, int], nn.Module], n_in: int) -> None:
         super().__init__()
-        self.a, self.b, self.c = make(n_in, 4), make(4, 4), make(4, 4)
-        self.d, self.e = make(4, 4), make(4, 4)
+        self.a, self.b = make(n_in, 4), make(4, 4)
+        self.c, self.d = make(4, 4), make(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        b, c = self.b(y), self.c(y)
-        return self.d(torch.relu(b)) + self.e(torch.relu(c))
+        b, half = self.b(y), 0.5 * y
+        return self.c(torch.relu(b)) + self.d(torch.relu(half))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -144,7 +144,8 @@ def test_a_value_that_a_layer_reads_late(pooled: bool) -> None:
         x = torch.randn(3, 3, 4, 5, dtype=torch.float64)
     else:
         net, x = Branches(dense, 3), torch.randn(3, 3, dtype=torch.float64)
-    got = analytic_kernels(net, x, compile=True)
-    wanted = analytic_kernels(net, x.clone().requires_grad_())
+    other = torch.randn_like(x)
+    got = analytic_kernels(net, x, other, compile=True)
+    wanted = analytic_kernels(net, x.clone().requires_grad_(), other)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=0)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_nets import dense
-from torch import Tensor, nn
+from small_nets import Function, dense
+from torch import Tensor, nn, tanh
 
 from torch_ntk import CNTK, analytic_kernels, analytic_ntk, mlp_kernels
-from torch_ntk.activations import DualActivation, register_dual
+from torch_ntk.activations import DualActivation, _lookup, register_dual
 from torch_ntk.integrations import RowKernel
 
 
@@ -151,6 +151,22 @@ def test_a_registered_activation_is_read(name: str) -> None:
     torch.testing.assert_close(got.nngp, wanted[0], rtol=1e-10, atol=0)
     torch.testing.assert_close(got.ntk, wanted[1], rtol=1e-10, atol=0)
     assert {m: dict(vars(m)) for m in net.modules()} == before
+
+
+def test_functions_of_torch_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has a rule, one that has none, one by its global name; and nothing stays behind."""
+    monkeypatch.setattr(_lookup, "_registered", dict(_lookup._registered))
+    register_dual(torch.tanh, lambda f: DualWave(1.5))
+    register_dual(torch.special.erfcx, lambda f: DualWave(1.5))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    wrapped = len(torch.fx._symbolic_trace._wrapped_fns_to_patch)
+    for function in (torch.tanh, torch.special.erfcx, lambda t: tanh(t), wave):
+        net = nn.Sequential(dense(4, 6), Function(function), dense(6, 2))
+        torch.testing.assert_close(
+            analytic_ntk(net, x), by_quadrature(x, 1.5)[1], rtol=1e-10, atol=0
+        )
+    assert len(torch.fx._symbolic_trace._wrapped_fns_to_patch) == wrapped
+    torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
 
 
 def test_wherever_an_activation_is_given() -> None:

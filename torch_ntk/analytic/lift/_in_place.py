@@ -26,15 +26,15 @@ def overwritten(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
     return taken if isinstance(taken, fx.Node) and _writes(node, module) else None
 
 
-def read_later(node: fx.Node, written: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
+def read_later(node: fx.Node, written: fx.Node, root: nn.Module) -> fx.Node | None:
     """A node after `node` that reads `written`, or what `written` is a view of."""
-    order = {n: i for i, n in enumerate(graph_module.graph.nodes)}
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
     seen: fx.Node | None = written
     while seen is not None:
         for user in seen.users:
             if order[user] > order[node]:
                 return user
-        seen = _viewed(seen, graph_module)
+        seen = _viewed(seen, root)
     return None
 
 
@@ -59,9 +59,9 @@ def arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(kwargs if inspect.Parameter.POSITIONAL_ONLY in kinds else bound.arguments)
 
 
-def _viewed(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
+def _viewed(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """The node whose memory this one's value has, if it is a view or was made in place."""
-    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     view = (
         node.target in _VIEWS
         or (node.op == "call_method" and node.target in _VIEW_METHODS)

@@ -53,10 +53,11 @@ def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) ->
     builder = Builder(dtype, (len(x1), len(second)), x2 is None)
     if _changed(model):
         raise _refusal_of_change(builder, model)
-    return _Reader(_traced(model), builder).read(Data(x1, second))
+    return _Reader(*_traced(model), builder).read(Data(x1, second))
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """The graph of a module, and the module that its nodes name parts of."""
     tracer = _Tracer()
     if tracer.is_leaf_module(model, ""):  # a single layer, which would else be opened
         model = nn.Sequential(model)
@@ -72,7 +73,9 @@ def _traced(model: nn.Module) -> fx.GraphModule:
             "fixed graph. Move that part out of the network, or build the network from "
             "modules.",
         ) from error
-    return fx.GraphModule(tracer.root, graph)
+    # Not an fx.GraphModule: making its code registers wrapped functions for the whole process.
+    assert isinstance(tracer.root, nn.Module)
+    return tracer.root, graph
 
 
 @contextlib.contextmanager
@@ -114,15 +117,16 @@ def _recording(function: Any) -> Any:
 class _Reader:
     """Reads the nodes of a graph in order."""
 
-    def __init__(self, graph_module: fx.GraphModule, builder: Builder) -> None:
-        self._module = graph_module
+    def __init__(self, root: nn.Module, graph: fx.Graph, builder: Builder) -> None:
+        self._module = root
+        self._graph = graph
         self._builder = builder
         self._values: dict[fx.Node, Any] = {}
 
     def read(self, x: Data) -> Program:
         """The program of the whole graph for the input `x`."""
         placeholders = 0
-        for node in self._module.graph.nodes:
+        for node in self._graph.nodes:
             self._builder.node = _label(node)
             if node.op == "placeholder":
                 placeholders += 1

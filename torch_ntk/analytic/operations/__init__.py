@@ -2,7 +2,8 @@
 
 An operation is a frozen dataclass with what the engine needs to know of it: how it maps states of
 pairs of images, how variances, what is exact for identical images, how it goes through a fused
-loop, and what it costs (`_operation.py`). The engine asks it and never looks at its type.
+loop, and what it costs (`_operation.py`). The engine asks for these and not for its type, except
+that fused loops know layers of weights and activations.
 """
 
 from ._activation import Activation as Activation

@@ -20,7 +20,8 @@ class Operation(ABC):
 
     For a pair of images x, x' and positions p, p' the features have the covariance K (NNGP) and
     the tangent kernel Θ, both averages over channels. A subclass is a frozen dataclass in a file
-    of its own; it says how the operation maps them, and this is all that the engine knows of it.
+    of its own. To add one, write that file, name it in `__init__.py`, and have a rule of `lift/`
+    put it into programs; the engine needs no change.
 
     Attributes:
         needs_variances: Whether `state` needs the variances of the inputs: it is not linear in
