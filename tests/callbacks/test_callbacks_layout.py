@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning_runs import LIGHTNING_SAYS, classifier, fit, with_batch_norm
+from lightning_runs import LIGHTNING_SAYS, classifier, data, fit, with_batch_norm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -16,6 +16,7 @@ from torch_ntk.callbacks import (
     KernelDrift,
     KernelSpectrum,
     LinearizationGap,
+    LossForecast,
     NTKMonitor,
     StabilityEdge,
 )
@@ -75,6 +76,30 @@ def test_several_callbacks_share_one_layout(tmp_path: Path) -> None:
     assert found["my run"]["share of the time"] == [r"my\ run/overhead$"]
     assert found["ntk"]["share of the time"] == [
         f"ntk/{kind}_overhead$" for kind in ("drift", "spectrum", "linearization", "stability")
+    ]
+
+
+def test_a_forecast_has_a_chart_of_its_own(tmp_path: Path) -> None:
+    """And a family of curves is one pattern; the charts stand in the order of the figure."""
+    board = TensorBoardLogger(tmp_path)
+    callbacks = [
+        LossForecast(data(40)[:8], every_n_steps=5),
+        NTKMonitor(6, every_n_steps=5, metrics=("module_drift", "param_drift", "nngp_rank")),
+    ]
+    with pytest.warns(UserWarning, match="trained on"):
+        fit(tmp_path, classifier(), callbacks, logger=board)
+    found = page(events(board))
+    assert found["forecast"] == {
+        "loss: as the kernel at the start predicts it, and as it is": [
+            "forecast/predicted$",
+            "forecast/actual$",
+        ],
+        "relative movement": ["forecast/param_drift$", "forecast/buffer_drift$"],
+        "share of the time": ["forecast/overhead$"],
+    }
+    assert list(found["ntk"].items())[1:3] == [
+        ("rank", ["ntk/nngp_rank$"]),
+        ("drift of each module", ["ntk/module_drift/.*$"]),
     ]
 
 

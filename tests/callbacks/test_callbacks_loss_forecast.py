@@ -122,6 +122,10 @@ def test_squared_error_is_that_of_the_linearized_network(tmp_path: Path) -> None
         network = copy.deepcopy(module.network).double().eval()
         actual = float(F.mse_loss(network(X.double()), NUMBERS.double()).detach())
         assert history["forecast/actual"][k] == pytest.approx(actual, rel=1e-12)
+    loss, movement = forecast.plot()[1]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in loss.get_lines()}
+    assert drawn == {name: history[f"forecast/{name}"] for name in ("predicted", "actual")}
+    assert movement.get_title() == "relative movement"
     text = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "forecast/predicted" in text
     assert f"{history['forecast/predicted'][2]}"[:12] in text

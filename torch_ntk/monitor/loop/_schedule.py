@@ -90,11 +90,6 @@ class Schedule:
         """The seconds that the last measurement took."""
         return self._last_cost
 
-    @property
-    def overhead(self) -> float:
-        """The share of the running time that measurements have taken so far, in [0, 1]."""
-        return self.share()
-
     def share(self, seconds: float = 0.0) -> float:
         """The share of the running time that measurements have taken, in [0, 1].
 
