@@ -27,7 +27,9 @@ def test_values_vectors_and_rank() -> None:
     rebuilt = (eigen.vectors * eigen.values) @ eigen.vectors.T
     torch.testing.assert_close(rebuilt, matrix, rtol=1e-13, atol=1e-13)
     assert (eigen.rank, eigen.size) == (4, 4)
-    assert eigen.floor == pytest.approx(4 * torch.finfo(torch.float64).eps * 7.0, rel=1e-10)
+    assert eigen.floor == pytest.approx(
+        4 * torch.finfo(torch.float64).eps * 7.0, rel=1e-10, abs=0.0
+    )
 
 
 def test_rank_of_a_singular_matrix() -> None:
@@ -50,7 +52,7 @@ def test_the_shift_is_added_to_the_diagonal() -> None:
     shifted = symmetric_eigen("k", matrix, shift=0.25)
     expected = torch.tensor([0.25, 1.25, 2.25], dtype=torch.float64)
     torch.testing.assert_close(shifted.values, expected, rtol=1e-13, atol=1e-13)
-    assert shifted.floor == pytest.approx(3 * 2.0**-52 * 2.25, rel=1e-12)
+    assert shifted.floor == pytest.approx(3 * 2.0**-52 * 2.25, rel=1e-12, abs=0.0)
     torch.testing.assert_close(matrix, rotated([0.0, 1.0, 2.0]), rtol=0.0, atol=0.0)
 
 
@@ -61,7 +63,7 @@ def test_slight_asymmetry_is_averaged_and_raises_the_floor() -> None:
     eigen = symmetric_eigen("k", skewed)
     averaged = torch.linalg.eigvalsh(0.5 * (skewed + skewed.T))
     torch.testing.assert_close(eigen.values, averaged, rtol=1e-14, atol=0.0)
-    assert eigen.floor == pytest.approx(math.sqrt(2.0) * 1e-9, rel=1e-6)
+    assert eigen.floor == pytest.approx(math.sqrt(2.0) * 1e-9, rel=1e-6, abs=0.0)
 
 
 def test_an_asymmetric_matrix_is_refused_with_the_size_and_the_place() -> None:

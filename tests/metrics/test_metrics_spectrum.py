@@ -57,7 +57,9 @@ def test_dense_kernel_agrees_with_scipy() -> None:
     assert condition_number(kernel).item() == pytest.approx(np.linalg.cond(matrix), rel=1e-10)
     assert effective_rank(kernel).item() == pytest.approx(entropic_rank(expected), rel=1e-12)
     assert numerical_rank(kernel).item() == np.linalg.matrix_rank(matrix) == 12
-    assert noise_floor(kernel).item() == pytest.approx(12 * EPS64 * expected[-1], rel=1e-12)
+    assert noise_floor(kernel).item() == pytest.approx(
+        12 * EPS64 * expected[-1], rel=1e-12, abs=0.0
+    )
 
 
 def test_full_kernel_is_the_matrix_with_rows_sample_then_output() -> None:
@@ -100,7 +102,7 @@ def test_diagonal_layout_unites_the_blocks() -> None:
     expected = np.linalg.eigvalsh(matrix)
     summary = spectral_summary(kernel)
     np.testing.assert_allclose(summary.eigenvalues.numpy(), expected, rtol=1e-11)
-    assert summary.noise_floor == pytest.approx(15 * EPS64 * expected[-1], rel=1e-11)
+    assert summary.noise_floor == pytest.approx(15 * EPS64 * expected[-1], rel=1e-11, abs=0.0)
     assert summary.condition == pytest.approx(np.linalg.cond(matrix), rel=1e-10)
     assert summary.effective_rank == pytest.approx(entropic_rank(expected), rel=1e-11)
 
@@ -181,7 +183,7 @@ def test_negative_definite_kernel_has_a_positive_floor() -> None:
 def test_negative_noise_within_the_floor_is_zero_and_below_it_stays() -> None:
     inside = torch.diag(torch.tensor([-3 * EPS32 * 0.9, 1.0]).double()).float()
     assert lambda_min(torch.diag(torch.tensor([-EPS32, 1.0]))).item() == 0.0
-    assert lambda_min(inside).item() == pytest.approx(-3 * EPS32 * 0.9, rel=1e-6)
+    assert lambda_min(inside).item() == pytest.approx(-3 * EPS32 * 0.9, rel=1e-6, abs=0.0)
     assert spectral_summary(inside).is_psd is False
     # A positive eigenvalue within the floor may be right: it stays, and the condition is infinite.
     positive = torch.diag(torch.tensor([EPS32, 1.0]))
@@ -202,7 +204,7 @@ def test_eps_is_the_precision_of_origin() -> None:
     assert condition_number(cast, eps=torch.float32).item() == math.inf
     assert lambda_min(cast, eps=torch.float32).item() >= 0.0
     floor = noise_floor(cast, eps=torch.float32).item()
-    assert floor == pytest.approx(30 * EPS32 * lambda_max(cast).item(), rel=1e-12)
+    assert floor == pytest.approx(30 * EPS32 * lambda_max(cast).item(), rel=1e-12, abs=0.0)
 
 
 def test_float32_rounding_of_a_definite_kernel_is_flagged_not_negative() -> None:
@@ -220,7 +222,9 @@ def test_narrow_dtypes_are_taken_up_to_float64(dtype: torch.dtype) -> None:
     values = spectrum(kernel)
     assert values.dtype == torch.float64
     np.testing.assert_allclose(values.numpy(), [1.0, 3.0], rtol=1e-14)
-    assert noise_floor(kernel).item() == pytest.approx(6 * torch.finfo(dtype).eps, rel=1e-13)
+    assert noise_floor(kernel).item() == pytest.approx(
+        6 * torch.finfo(dtype).eps, rel=1e-13, abs=0.0
+    )
 
 
 def test_scaling_and_rotation() -> None:
@@ -230,8 +234,8 @@ def test_scaling_and_rotation() -> None:
     base = spectral_summary(torch.from_numpy(matrix))
     for scale in (1e-150, 1e-3, 7.0, 1e150):
         scaled = spectral_summary(torch.from_numpy(scale * matrix))
-        assert scaled.lambda_min == pytest.approx(scale * base.lambda_min, rel=1e-10)
-        assert scaled.noise_floor == pytest.approx(scale * base.noise_floor, rel=1e-10)
+        assert scaled.lambda_min == pytest.approx(scale * base.lambda_min, rel=1e-10, abs=0.0)
+        assert scaled.noise_floor == pytest.approx(scale * base.noise_floor, rel=1e-10, abs=0.0)
         assert scaled.condition == pytest.approx(base.condition, rel=1e-10)
         assert scaled.effective_rank == pytest.approx(base.effective_rank, rel=1e-11)
         assert scaled.numerical_rank == base.numerical_rank
@@ -273,7 +277,9 @@ def test_rounding_asymmetry_is_symmetrized_and_raises_the_floor() -> None:
     summary = spectral_summary(kernel)
     expected = np.linalg.eigvalsh(matrix + (noise + noise.T) / 2)
     np.testing.assert_allclose(summary.eigenvalues.numpy(), expected, rtol=1e-11)
-    assert summary.noise_floor == pytest.approx(np.linalg.norm(noise - noise.T) / 2, rel=1e-4)
+    assert summary.noise_floor == pytest.approx(
+        np.linalg.norm(noise - noise.T) / 2, rel=1e-4, abs=0.0
+    )
 
 
 def test_asymmetry_beyond_rounding_is_refused_with_its_size() -> None:

@@ -111,6 +111,24 @@ def test_a_pair_is_whatever_has_both_kernels() -> None:
     assert torch.equal(found.covariance, expected.covariance)
 
 
+@pytest.mark.parametrize("double", ["nngp", "ntk", "test", "y"])
+def test_any_float64_kernel_makes_the_result_float64(double: str) -> None:
+    train, test, _ = pairs()
+    single = {
+        "nngp": train.nngp.float(),
+        "ntk": train.ntk.float(),
+        "test": test.ntk.float(),
+        "y": draw(N, seed=3).float(),
+    }
+    given = {**single, double: single[double].double()}
+    predictor = ensemble_mse(KernelPair(given["nngp"], given["ntk"]), given["y"])
+    found = predictor(1.0, KernelPair(test.nngp.float(), given["test"]))
+    assert found.mean.dtype is torch.float64
+    floats = ensemble_mse(KernelPair(single["nngp"], single["ntk"]), single["y"])
+    pair = KernelPair(test.nngp.float(), single["test"])
+    assert floats(1.0, pair).mean.dtype is torch.float32
+
+
 def test_bad_arguments() -> None:
     train, test, square = pairs()
     y = draw(N, seed=3)
@@ -131,8 +149,9 @@ def test_bad_arguments() -> None:
         predictor(1.0, KernelPair(train.nngp, test.ntk), square)
     with pytest.raises(ValueError, match=r"`k_test_test` must be of shape \[4, 4\]"):
         predictor(1.0, test, train)
-    with pytest.raises(ValueError, match="`k_test_test` must be symmetric"):
-        predictor(1.0, test, square.triu())
+    for scale in (1.0, 1e-12):  # symmetric to a share of its own entries
+        with pytest.raises(ValueError, match="`k_test_test` must be symmetric"):
+            predictor(1.0, test, scale * square.triu())
     with pytest.raises(TypeError, match="`k_test_test` must be the NNGP kernel"):
         predictor(1.0, test, 3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`t` must be not negative; got -1"):
