@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 DOUBLE = torch.float64
 
@@ -21,10 +22,13 @@ class Row:
     Attributes:
         make: Builds the network; always another one, in float64.
         batches: The inputs.
+        reference: Builds the same function in a form that the oracle can differentiate, with
+            parameters that are drawn alike; the network itself if None.
     """
 
     make: Callable[[], nn.Module]
     batches: Callable[[], tuple[Tensor, Tensor]]
+    reference: Callable[[], nn.Module] | None = None
 
 
 def vectors(features: int = 5) -> tuple[Tensor, Tensor]:
@@ -245,6 +249,10 @@ class CachesInEval(nn.Module):
         return torch.tanh(self.layer(x) + self.cache["bias"])
 
 
+def _checkpointed(net: nn.Module, x: Tensor, use_reentrant: bool) -> Tensor:
+    return net.b(checkpoint(lambda v: torch.tanh(net.a(v)), x, use_reentrant=use_reentrant))
+
+
 ROWS: Mapping[str, Row] = {
     "plain": Row(lambda: layers(lambda net, x: net.b(torch.tanh(net.a(x)))), vectors),
     "weight_norm_hook": Row(partial(_weight_norm, nn.utils.weight_norm), vectors),
@@ -292,5 +300,12 @@ ROWS: Mapping[str, Row] = {
         ),
         _tokens,
     ),
+    # Reentrant checkpointing takes no gradients by given tensors, which the oracle asks for.
+    "checkpoint_reentrant": Row(
+        lambda: layers(partial(_checkpointed, use_reentrant=True)),
+        vectors,
+        lambda: layers(lambda net, x: net.b(torch.tanh(net.a(x)))),
+    ),
+    "checkpoint": Row(lambda: layers(partial(_checkpointed, use_reentrant=False)), vectors),
     "cache_in_eval_mode": Row(CachesInEval, vectors),
 }

@@ -16,36 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from torch_ntk import linearize, taylor_expand
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, use_reentrant: bool) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
-        self.use_reentrant = use_reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = checkpoint(
-            lambda v: torch.tanh(self.first(v)), x, use_reentrant=self.use_reentrant
-        )
-        return self.last(hidden)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("order", [1, 2])
-def test_activation_checkpointing(use_reentrant: bool, order: int) -> None:
-    model = taylor_expand(Checkpointed(use_reentrant).double(), order)
-    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(ValueError, match="`model` must be free of activation checkpointing"):
-        model(x)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_without_grad(use_reentrant: bool) -> None:
-    net = Checkpointed(use_reentrant).double()
-    x = torch.randn(3, 5, dtype=torch.float64)
-    with torch.no_grad(), pytest.raises(ValueError, match="free of activation checkpointing"):
-        linearize(net)(x)
-
-
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_around_it(use_reentrant: bool) -> None:
     lin = linearize(by_name("mlp").build())
@@ -194,6 +164,7 @@ def settings() -> tuple[object, ...]:
         torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch._C._autograd._saved_tensors_hooks_is_enabled(),
+        torch.utils.checkpoint.CheckpointFunction,
     )
 
 

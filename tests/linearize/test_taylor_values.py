@@ -241,6 +241,24 @@ def test_without_forward_mode(name: str, order: int, monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(p.grad, delta[k].grad, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint_reentrant"])
+def test_activation_checkpointing_is_passed_over(name: str) -> None:
+    """Also for gradients by inputs, and for what autograd gives afterwards."""
+    found = []
+    for make in (ROWS[name].make, ROWS["checkpoint_reentrant"].reference):
+        assert make is not None
+        torch.manual_seed(1)
+        model = taylor_expand(make(), 2)
+        torch.manual_seed(2)
+        move(model, 0.3)
+        x = torch.ones(2, 5, dtype=torch.float64, requires_grad=True)
+        out = model(x)
+        out.square().sum().backward()
+        found.append([out, x.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("order", [True, 1.0, 2.0, "2", None])
 def test_an_order_that_is_no_integer(order: object) -> None:
     with pytest.raises(TypeError, match="`order` must be a positive integer"):
