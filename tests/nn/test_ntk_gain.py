@@ -133,6 +133,20 @@ def test_untraceable_models_are_traced_in_parts_and_warn_of_the_rest() -> None:
     assert found == pytest.approx({"body.0": RELU, "body.2": 5 / 3, "head": 1.0})
 
 
+def test_what_follows_the_edge_of_a_part_is_unknown() -> None:
+    net = Untraceable()
+    net.body = net.body[:3]  # ends in a layer, and what follows it is not traced
+    with pytest.warns(UserWarning, match="gives 1 to 'body.2', 'head': what follows"):
+        assert gains(net) == pytest.approx({"body.0": RELU, "body.2": 1.0, "head": 1.0})
+
+
+def test_slopes_of_prelu_count_by_their_squares() -> None:
+    activation = nn.PReLU(2)
+    activation.weight = nn.Parameter(torch.tensor([0.1, 0.9]))
+    net = nn.Sequential(nn.Linear(2, 2), activation, nn.Linear(2, 2))
+    assert gains(net)["0"] == pytest.approx((2 / (1 + (0.01 + 0.81) / 2)) ** 0.5)
+
+
 def test_an_untraceable_part_in_a_traceable_model() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), Untraceable(), nn.Linear(2, 2), nn.ReLU())
     with pytest.warns(UserWarning, match="gives 1 to '2.head': what"):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ntk_layer_cases import (
     BASES,
     CASES,
@@ -20,6 +21,7 @@ from ntk_layer_cases import (
 )
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.overrides import TorchFunctionMode
 
 from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKLinear
 
@@ -198,6 +200,26 @@ def test_no_inputs_leave_the_bias(dtype: torch.dtype) -> None:
     layer.weight, layer.in_features = nn.Parameter(layer.weight[:, :0].detach()), 0
     assert torch.equal(layer(torch.zeros(2, 0, dtype=dtype)), (0.5 * layer.bias).expand(2, 3))
     assert NTKLinear(3, 0)(torch.zeros(2, 3)).shape == (2, 0)
+
+
+def test_the_parameter_itself_is_multiplied() -> None:
+    """So a use of the weight can be told by its identity."""
+
+    class Seen(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights: list[Tensor] = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is F.linear:
+                self.weights.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    layer = NTKLinear(4, 3)
+    with Seen() as seen:
+        layer(torch.zeros(2, 4))
+    assert len(seen.weights) == 1
+    assert seen.weights[0] is layer.weight
 
 
 def test_bias_without_scale_does_not_act() -> None:

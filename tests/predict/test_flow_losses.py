@@ -82,6 +82,19 @@ def test_squared_error_is_the_closed_form(method: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_tolerances_are_in_the_units_of_the_outputs(scale: float) -> None:
+    """Whatever those of the kernel, against which time runs."""
+    p = shared()
+    kernel = scale * p.train_train
+    solved = gradient_flow(lambda f, y: 0.5 * (f - y).square().sum(), kernel, p.y, rtol=1e-6)
+    exact = gradient_flow_mse(kernel, p.y)
+    times = torch.tensor([0.5, 20.0], dtype=torch.float64) / scale
+    torch.testing.assert_close(
+        solved(times, p.f0_train)[0], exact(times, p.f0_train)[0], rtol=0.0, atol=1e-5
+    )
+
+
 def test_tolerances_are_what_decides() -> None:
     p = shared()
     exact, _ = gradient_flow_mse(p.train_train, p.y)(2.0, p.f0_train)
