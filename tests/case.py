@@ -22,7 +22,6 @@ class Case:
         make: Builds the module; called with the generator seeded.
         sample: The shape of one input; with `tokens`, of one row of indices.
         tokens: The number of indices, for models that take them instead of numbers.
-        no_forward_mode: What the refusal says where `"vector_product"` cannot be right.
         inexact_on_gpu: Of which operation torch makes errors in float64 on a GPU.
         slow: Whether it takes more than about ten seconds.
         is_heavy: Whether only a few of the combinations of arguments are tested.
@@ -32,7 +31,6 @@ class Case:
     make: Callable[[], nn.Module]
     sample: tuple[int, ...]
     tokens: int = 0
-    no_forward_mode: str = ""
     inexact_on_gpu: str = ""
     slow: bool = False
     is_heavy: bool = False

@@ -157,7 +157,6 @@ CASES: tuple[Case, ...] = (
         lambda: nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Linear(4, 2)),
         (3,),
         tokens=7,
-        no_forward_mode="forward AD.*method='jacobian'",
     ),
     Case("layer_twice", lambda: Reused(2), (5,)),
     Case("layer_three_times", lambda: Reused(3), (5,)),
@@ -182,7 +181,6 @@ CASES: tuple[Case, ...] = (
         "weight_norm_hook",
         lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)),
         (5,),
-        no_forward_mode="forward AD.*method='jacobian'",
         inexact_on_gpu="weight_norm",
     ),
     Case(
@@ -191,7 +189,6 @@ CASES: tuple[Case, ...] = (
             parametrizations.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 2)
         ),
         (5,),
-        no_forward_mode="forward AD.*method='jacobian'",
         inexact_on_gpu="weight_norm",
     ),
     Case("rnn", lambda: Lambda(lambda r, x: r(x)[0], nn.RNN(3, 4, batch_first=True)), (2, 3)),
@@ -261,7 +258,6 @@ CASES: tuple[Case, ...] = (
         "function_of_the_old_kind",
         lambda: Lambda(lambda f, x: OldSquare.apply(f(x)), nn.Linear(5, 3)),
         (5,),
-        no_forward_mode="OldSquare|setup_context|autograd.Function",
     ),
     Case(
         "function_of_the_new_kind",
@@ -279,7 +275,6 @@ CASES: tuple[Case, ...] = (
         "gradient_stopped_by_no_grad",
         lambda: StopGradient(detach=False),
         (5,),
-        no_forward_mode="no_grad",
     ),
     Case("gradient_stopped_by_detach", lambda: StopGradient(detach=True), (5,)),
     Case("item_on_data", ItemNet, (5,)),
@@ -289,7 +284,6 @@ CASES: tuple[Case, ...] = (
         "counts_in_a_tensor",
         lambda: CountingNet(ticks=True),
         (5,),
-        no_forward_mode="in-place.*method='jacobian'",
     ),
     # vmap's rule for prelu mixes up samples and outputs when there are as many of each.
     Case("as_many_outputs_as_samples", lambda: nn.PReLU(4), (4,)),

@@ -244,9 +244,7 @@ def test_with_averaged_weights(
     assert monitor.history["step"] == [0, 2, 4, 6, 8, 10, 12, 14, 15]
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"), [(Checkpointed, "checkpoint"), (Fails, "no evaluation today")]
-)
+@pytest.mark.parametrize(("make", "reason"), [(Fails, "no evaluation today")])
 def test_a_failing_measurement(make: Any, reason: str, tmp_path: Path) -> None:
     """A measurement that fails half-way is said once and leaves the run as it would have been."""
     plain = outcome(tmp_path, make, Classifier, [], {})

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from torch_ntk.empirical import _pieces
+from torch_ntk.empirical.contract import _piece_sizes
 
 
 def in_pieces(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
-    """Set some sizes of `Pieces`, on every device."""
+    """Set some sizes of `PieceSizes`, on every device."""
     for name in ("ON_CPU", "ON_GPU"):
-        monkeypatch.setattr(_pieces, name, replace(getattr(_pieces, name), **sizes))
+        monkeypatch.setattr(_piece_sizes, name, replace(getattr(_piece_sizes, name), **sizes))

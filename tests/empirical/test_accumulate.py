@@ -10,7 +10,7 @@ from small_pieces import in_pieces
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.empirical import _choose
+from torch_ntk.empirical.structured import StructuredMethod
 
 OUTPUTS = ("full", "trace", "mean", "diagonal", "pseudo")
 
@@ -117,7 +117,7 @@ def test_where_nothing_can_be_structured_all_is_in_float64(monkeypatch: pytest.M
     def too_large(*_: object) -> int:
         return 1 << 60
 
-    monkeypatch.setattr(_choose._structured, "bytes_per_sample", too_large)
+    monkeypatch.setattr(StructuredMethod, "bytes_per_sample", too_large)
     got = empirical_ntk(model, x, accumulate=torch.float64)
     torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-12)
 

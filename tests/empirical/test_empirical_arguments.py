@@ -17,7 +17,9 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _api, _choose, _jacobian, _structured, _vector_product
+from torch_ntk.empirical import _empirical_ntk
+from torch_ntk.empirical.methods import JacobianMethod, _auto
+from torch_ntk.empirical.structured import StructuredMethod
 
 METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
@@ -158,23 +160,23 @@ def test_a_buffer_of_another_precision_stays_as_it_is() -> None:
 
 def test_auto_takes_every_method_where_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    for module in (_structured, _jacobian, _vector_product):
-        name, real = module.__name__.rsplit("._")[-1], module.kernel
 
-        def engine(*args, name=name, real=real, **kwargs):
-            taken.append(name)
-            return real(*args, **kwargs)
+    def watched(name, real):
+        return lambda *a: (taken.append(name), real(*a))[1]
 
-        monkeypatch.setattr(module, "kernel", engine)
+    for kind in (StructuredMethod, JacobianMethod):
+        monkeypatch.setattr(kind, "kernel", watched(kind.__name__, kind.kernel))
+    real = _auto.by_vector_products
+    monkeypatch.setattr(_auto, "by_vector_products", watched("vector_product", real))
     wide = nn.Linear(3, 50)  # each weight used once per sample, many outputs
     x = torch.randn(20, 3)
     expected = empirical_ntk(wide, x)
-    assert taken == ["structured"]
-    monkeypatch.setattr(_structured, "bytes_per_sample", lambda *_: 2**60)
+    assert taken == ["StructuredMethod"]
+    monkeypatch.setattr(StructuredMethod, "bytes_per_sample", lambda *_: 2**60)
     assert relative_error(empirical_ntk(wide, x), expected) < 1e-5
     shared = nn.Conv1d(1, 1, 3)  # few weights used many times
     empirical_ntk(shared, torch.randn(4, 1, 40), output="trace")
-    assert taken == ["structured", "vector_product", "jacobian"]
+    assert taken == ["StructuredMethod", "vector_product", "JacobianMethod"]
 
 
 @pytest.mark.parametrize("name", ["function_of_the_old_kind", "gradient_stopped_by_no_grad"])
@@ -182,8 +184,8 @@ def test_auto_falls_back_to_the_reference(
     name: str, monkeypatch: pytest.MonkeyPatch, oracle
 ) -> None:
     case = by_name(name)
-    monkeypatch.setattr(_structured, "bytes_per_sample", lambda *_: 2**60)
-    monkeypatch.setattr(_choose, "choose", lambda *_: "vector_product")
+    monkeypatch.setattr(StructuredMethod, "bytes_per_sample", lambda *_: 2**60)
+    monkeypatch.setattr(_auto, "choose", lambda *_: "vector_product")
     j1, j2 = oracle(case)
     kernel = empirical_ntk(case.build(), case.inputs(4), case.inputs(3, 1), progress=True)
     assert relative_error(kernel, contract_full(j1, j2)) < 1e-10
@@ -240,7 +242,7 @@ def test_nngp_takes_frozen_models_and_refuses_a_selection() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_progress_goes_to_stderr_and_closes(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_api, "tqdm", functools.partial(tqdm, mininterval=0))
+    monkeypatch.setattr(_empirical_ntk, "tqdm", functools.partial(tqdm, mininterval=0))
     case = by_name("mlp")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):

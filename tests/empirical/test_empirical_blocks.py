@@ -15,9 +15,9 @@ from oracles import relative_error
 from torch import Tensor
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _fits
+from torch_ntk.empirical import _result_size
 from torch_ntk.empirical._outputs import symmetrize_
-from torch_ntk.empirical._pieces import ON_CPU, ON_GPU
+from torch_ntk.empirical.contract._piece_sizes import ON_CPU, ON_GPU
 from torch_ntk.memory import Backoff, _budget, free_memory, plan
 from torch_ntk.memory._budget import _control_group_free
 
@@ -32,8 +32,6 @@ OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 )
 def test_block_sizes_agree(name: str, method: str, output: str) -> None:
     case = by_name(name)
-    if method == "vector_product" and case.no_forward_mode:
-        method = "auto"
     model, x1, x2 = case.build(), case.inputs(5), case.inputs(3, 1)
     whole = empirical_ntk(model, x1, x2, output=output, method=method)
     square = empirical_ntk(model, x1, output=output, method=method)
@@ -88,7 +86,7 @@ class Scarce:
 
 
 # Evaluations that only look at what the function is like.
-LOOKS = {"structured": 9, "jacobian": 6, "vector_product": 10}
+LOOKS = {"structured": 1, "jacobian": 1, "vector_product": 1}
 PARAMS = {"w": torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)}
 X1 = torch.linspace(-2, 2, 40, dtype=torch.float64).reshape(8, 5)
 X2 = torch.linspace(-1, 3, 30, dtype=torch.float64).reshape(6, 5)
@@ -120,7 +118,7 @@ def test_not_even_one_sample_fits(method: str, kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.raises(MemoryError, match="single sample"):
-            empirical_ntk(Scarce(kind, lambda call: call > 6), X1, params=PARAMS, method=method)
+            empirical_ntk(Scarce(kind, lambda call: call > 1), X1, params=PARAMS, method=method)
     with pytest.raises(MemoryError, match="forward pass"):
         empirical_ntk(Scarce(kind, lambda call: True), X1, params=PARAMS, method=method)
 
@@ -129,7 +127,7 @@ def test_not_even_one_sample_fits(method: str, kind: str) -> None:
 def test_nngp_goes_on_with_smaller_blocks(kind: str) -> None:
     expected = empirical_nngp(Scarce(kind, lambda call: False), X1, params=PARAMS)
     with pytest.warns(RuntimeWarning, match="Out of memory") as w:
-        kernel = empirical_nngp(Scarce(kind, lambda call: call == 8), X1, params=PARAMS)
+        kernel = empirical_nngp(Scarce(kind, lambda call: call == 3), X1, params=PARAMS)
     assert relative_error(kernel, expected) < 1e-12
     assert w[0].filename == __file__
 
@@ -162,7 +160,7 @@ def test_pieces_inside_of_a_block_are_halved_too() -> None:
 def test_a_result_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case = by_name("mlp")
     model, x = case.build(), case.inputs(20)
-    monkeypatch.setattr(_fits, "free_memory", lambda device: 5000)
+    monkeypatch.setattr(_result_size, "free_memory", lambda device: 5000)
     with pytest.raises(
         ValueError, match=r"(?s)`output`.*4.9 KiB.*'full', a kernel \[20, 20, 3, 3\]"
     ):
@@ -172,7 +170,7 @@ def test_a_result_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match=r"9.4 KiB.*'mean', 'trace' and 'pseudo' are 3 times"):
         empirical_ntk(model, x, output="diagonal")
     assert empirical_ntk(model, x, output="mean").shape == (20, 20)
-    monkeypatch.setattr(_fits, "free_memory", lambda device: 100)
+    monkeypatch.setattr(_result_size, "free_memory", lambda device: 100)
     with pytest.raises(ValueError, match="fewer samples"):
         empirical_ntk(model, x, output="mean")
 

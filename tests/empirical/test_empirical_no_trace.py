@@ -37,33 +37,40 @@ def test_success_leaves_no_trace(case: Case, method: str) -> None:
     before = snapshot(model, x1, x2)
     if method == "nngp":
         empirical_nngp(model, x1, x2)
-    elif method == "vector_product" and case.no_forward_mode:
-        with pytest.raises(ValueError, match=case.no_forward_mode):
-            empirical_ntk(model, x1, x2, method=method)
     else:
         empirical_ntk(model, x1, x2, method=method)
     assert snapshot(model, x1, x2) == before
 
 
-@pytest.mark.parametrize("nth", [1, 2, 4, 6])
-@pytest.mark.parametrize("method", ["jacobian", "vector_product"])
-def test_interruption_leaves_no_trace(case: Case, method: str, nth: int) -> None:
+@pytest.mark.parametrize("nth", [1, 3])
+def test_interruption_leaves_no_trace(case: Case, nth: int) -> None:
     model, x1, x2 = _prepared(case), case.inputs(4), case.inputs(3, 1)
-    calls = 0
+    inner = getattr(model, "_orig_mod", model)
+    forward, left = inner.forward, Countdown(nth)
 
-    def interrupt(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == nth:
-            raise KeyboardInterrupt
+    def interrupted(*args: object, **kwargs: object) -> object:
+        left.tick()
+        return forward(*args, **kwargs)
 
-    getattr(model, "_orig_mod", model).register_forward_hook(interrupt)
+    inner.forward = interrupted
     before = snapshot(model, x1, x2)
-    may_be_refused = method == "vector_product" and case.no_forward_mode
-    stop = (KeyboardInterrupt, ValueError) if may_be_refused else KeyboardInterrupt
-    with pytest.raises(stop):
-        empirical_ntk(model, x1, x2, method=method, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        empirical_ntk(model, x1, x2, method="jacobian", batch_size=1)
     assert snapshot(model, x1, x2) == before
+
+
+class Countdown:
+    """Not in the state of a module: slots are not put back."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def tick(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import relative_error
-from torch import Tensor, nn
+from torch import nn
 
 from torch_ntk import MLP
 from torch_ntk.empirical import NTKOperator
@@ -67,18 +67,3 @@ def test_derivatives_that_the_batch_couples_are_refused() -> None:
 
     with pytest.raises(ValueError, match="derivatives of a sample that change with the other"):
         NTKOperator(f, torch.randn(4, 5), params={"w": torch.randn(5, 2)})
-
-
-def test_checkpointing_is_refused() -> None:
-    from torch.utils.checkpoint import checkpoint
-
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.layer, x, use_reentrant=False)
-
-    with pytest.raises(ValueError, match="free of activation checkpointing"):
-        NTKOperator(Checkpointed(), torch.randn(3, 5))

@@ -45,7 +45,13 @@ def test_extreme_eigenvalues(output: str, which: str, k: int) -> None:
     assert found.rounding == pytest.approx(size * 2.2e-16 * float(values[-1]), rel=0.01)
 
 
+def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix is small, and cheaper than products, in all of these tests."""
+    monkeypatch.setattr(NTKOperator, "_is_dense_cheaper", lambda self: False)
+
+
 def test_lanczos_needs_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products(monkeypatch)
     theta = operator("full", n=60)
     values = torch.linalg.eigvalsh(theta.to_dense())
 
@@ -62,6 +68,7 @@ def test_lanczos_needs_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_residuals_are_those_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that returns something else is found out."""
+    by_products(monkeypatch)
     theta = operator(n=60)
     largest = _lanczos._largest
 
@@ -97,6 +104,7 @@ def test_an_operator_of_zeros() -> None:
 
 
 def test_what_eigsh_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products(monkeypatch)
     theta = operator(n=60)
     with pytest.raises(ValueError, match="`which` must be one of 'LA', 'SA'"):
         theta.eigsh(1, "LM")

@@ -6,13 +6,15 @@ import pytest
 import torch
 from cases import CASES, Case, by_name
 from oracles import contract_full, reduced, relative_error
+from plans import OUTPUTS, method_of, plan_of
 from small_pieces import in_pieces
-from test_structured_plan import OUTPUTS, structure_of
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk.empirical import _columns, _cost, _prepare
+from torch_ntk.empirical.contract import _jacobian_pieces
 from torch_ntk.empirical.rules import RULES
+from torch_ntk.empirical.structured import _kernel, _plan
+from torch_ntk.empirical.structured._cost import contraction_costs
 
 
 def forced(contraction: str):
@@ -24,14 +26,20 @@ def forced(contraction: str):
     return choose
 
 
+def no_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Jacobian is small enough to be joined with others."""
+    for module in (_plan, _kernel):
+        monkeypatch.setattr(module, "SMALL", 0)
+
+
 @pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])
 @pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
 def test_every_order_of_contraction(
     case: Case, contraction: str, monkeypatch: pytest.MonkeyPatch, oracle
 ) -> None:
-    monkeypatch.setattr(_prepare, "cheapest", forced(contraction))
+    monkeypatch.setattr(_plan, "cheapest", forced(contraction))
     in_pieces(monkeypatch, chunk=512, again=512, columns=512, features=1)
-    monkeypatch.setattr(_prepare, "SMALL", 0)
+    no_joined(monkeypatch)
     j1, j2 = oracle(case)
     model = case.build()
     for output in OUTPUTS:
@@ -62,14 +70,19 @@ def test_blocks_of_columns(output, accumulate, monkeypatch: pytest.MonkeyPatch) 
             return self.last(torch.tanh(self.wide(x.flatten(2))).mean(2))
 
     model, x = Shared(), torch.randn(5, 4, 6, 6)
-    monkeypatch.setattr(_prepare, "cheapest", forced("jacobian"))
+    monkeypatch.setattr(_plan, "cheapest", forced("jacobian"))
     options = {"output": output, "method": "structured", "accumulate": accumulate}
     expected = empirical_ntk(model, x, **options)
-    monkeypatch.setattr(_prepare, "SMALL", 0)
-    monkeypatch.setattr(_prepare.Structure, "_late_size", lambda *_: 0)  # every one is late
+    no_joined(monkeypatch)
+    monkeypatch.setattr(_plan.Plan, "_late_size", lambda *_: 0)  # every one is late
     made = []
-    real = _columns.Unformed.fill
-    monkeypatch.setattr(_columns.Unformed, "fill", lambda s, *a: (made.append(a[1:]), real(s, *a)))
+    real = _jacobian_pieces.Unformed.fill
+
+    def fill(self, *a):
+        made.append(a[1:])
+        real(self, *a)
+
+    monkeypatch.setattr(_jacobian_pieces.Unformed, "fill", fill)
     for size in (1, 300, 3000, 10**6):
         in_pieces(monkeypatch, columns=size, features=1)
         kernel = empirical_ntk(model, x, **options)
@@ -80,11 +93,11 @@ def test_blocks_of_columns(output, accumulate, monkeypatch: pytest.MonkeyPatch) 
 
 def test_gram_matrices_are_taken_for_few_positions_and_jacobians_for_many() -> None:
     dense = MLP([64, 64, 64, 5])
-    assert all(structure_of(dense, torch.randn(8, 64)).by_gram(n) for n in ("0.weight", "2.weight"))
+    assert all(plan_of(dense, torch.randn(8, 64)).is_gram(n) for n in ("0.weight", "2.weight"))
     image = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 2))
-    structure = structure_of(image, torch.randn(8, 2, 8, 8))
-    assert not structure.by_gram("0.weight")
-    assert structure.by_gram("2.weight")
+    plan = plan_of(image, torch.randn(8, 2, 8, 8))
+    assert not plan.is_gram("0.weight")
+    assert plan.is_gram("2.weight")
 
 
 class MaskedLast(nn.Module):
@@ -126,21 +139,31 @@ def test_halves_are_mirrored(output: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_few_positions_have_their_features_between_the_cotangents() -> None:
     late = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 16, 10))
-    structure = structure_of(late, torch.randn(8, 32, 4, 4))
-    assert structure.costs["0.weight"].contraction == "features"
-    assert structure.biases == {"0.weight": "0.bias", "2.weight": "2.bias"}
-    assert structure_of(late, torch.randn(8, 32, 4, 4), "mean").by_gram("2.weight")
+    plan = plan_of(late, torch.randn(8, 32, 4, 4))
+    assert plan.costs["0.weight"].contraction == "features"
+    assert plan.biases == {"0.weight": "0.bias", "2.weight": "2.bias"}
+    assert plan_of(late, torch.randn(8, 32, 4, 4), "mean").is_gram("2.weight")
 
 
 @pytest.mark.parametrize("t", [1, 2, 5, 40])
 @pytest.mark.parametrize("o", [1, 3, 10])
 def test_operations_are_those_of_the_formulas(t: int, o: int) -> None:
-    use = RULES[nn.functional.linear]((torch.ones(t, 7), torch.ones(4, 7)), {})[0]
-    found = _cost.ways(use, t, o, "full", samples=6, pairs=18.0)
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = nn.Parameter(torch.randn(4, 7)), torch.randn(o, 4 * t)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.w).flatten(1) @ self.v.T
+
+    job = method_of(Net(), torch.randn(6, t, 7)).job
+    use = plan_of(Net(), torch.randn(6, t, 7)).uses_of("w")[0]
+    found = contraction_costs(job, use, t)
     assert found["gram"].operations == 2 * 18 * t * t * (7 + o * o * 4 + o * o)
     assert found["features"].operations == 2 * 18 * (t * t * (7 + o * 4) + t * o * o * 4)
     assert found["jacobian"].operations == 2 * 6 * t * o * 28 + 2 * 18 * o * o * 28
-    assert set(_cost.ways(use, t, o, "mean", 6, 18.0)) == {"gram", "jacobian"}
+    mean = method_of(Net(), torch.randn(6, t, 7), "mean").job
+    assert set(contraction_costs(mean, use, t)) == {"gram", "jacobian"}
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -162,21 +185,21 @@ def test_no_positions_at_all(output: str, both: bool) -> None:
 
 def test_blocks_are_of_even_sizes_that_multiply_fast() -> None:
     most = 2**23
-    assert _columns._step(512, 1, most // 48, most) == 48
-    assert _columns._step(100, 1, most // 48, most) == 40
-    assert _columns._step(40, 1, most // 48, most) == 40
-    assert _columns._step(128, 1, most // 22, most) == 16
-    assert _columns._step(7, 64, 1, most) == 7
-    assert _columns._step(0, 1, 1, most) == 1  # a weight without entries
-    assert _columns._step(500, 64, most // 2, most) == 64
+    assert _jacobian_pieces._step(512, 1, most // 48, most) == 48
+    assert _jacobian_pieces._step(100, 1, most // 48, most) == 40
+    assert _jacobian_pieces._step(40, 1, most // 48, most) == 40
+    assert _jacobian_pieces._step(128, 1, most // 22, most) == 16
+    assert _jacobian_pieces._step(7, 64, 1, most) == 7
+    assert _jacobian_pieces._step(0, 1, 1, most) == 1  # a weight without entries
+    assert _jacobian_pieces._step(500, 64, most // 2, most) == 64
 
 
 def test_patches_that_are_gathered_last_count_as_memory() -> None:
     net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 4, 10))
-    structure = structure_of(net, torch.randn(8, 64, 2, 2))
-    assert structure.is_late("0.weight")
-    assert structure.passing_per_sample() == 4 * 64 * 9
-    assert structure.size("0.weight", 64 * 64 * 9, alone=True) == 4 * 64 + 10 * 4 * 64
+    plan = plan_of(net, torch.randn(8, 64, 2, 2))
+    assert plan.is_late("0.weight")
+    assert plan.largest_features() == 4 * 64 * 9
+    assert plan.size("0.weight", 64 * 64 * 9, alone=True) == 4 * 64 + 10 * 4 * 64
 
 
 def test_a_crop_does_not_keep_what_it_is_cut_from() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import ntk_loop, relative_error
+from oracles import ntk_loop, reduced, relative_error
+from plans import covered, plan_of
 from test_structured_contractions import forced
-from test_structured_plan import covered, structure_of
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.empirical import _prepare
+from torch_ntk.empirical.structured import _plan
 
 
 class Weighted(nn.Module):
@@ -33,7 +33,7 @@ def check(model: nn.Module, x: Tensor, names: set[str], monkeypatch) -> None:
     expected = ntk_loop(model, x, x)
     assert relative_error(empirical_ntk(model, x, method="structured"), expected) < 1e-12
     for contraction in ("gram", "features", "jacobian"):
-        monkeypatch.setattr(_prepare, "cheapest", forced(contraction))
+        monkeypatch.setattr(_plan, "cheapest", forced(contraction))
         kernel = empirical_ntk(model, x, method="structured")
         assert relative_error(kernel, expected) < 1e-12
     monkeypatch.undo()
@@ -247,8 +247,51 @@ def test_parameters_without_entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_parameters_take_the_form_of_jacobians() -> None:
     layer = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(24, 3))
-    structure = structure_of(layer.eval(), torch.randn(3, 4, 3, 2))
-    assert not structure.by_gram("0.weight")
-    assert not structure.by_gram("0.bias")
+    structure = plan_of(layer.eval(), torch.randn(3, 4, 3, 2))
+    assert not structure.is_gram("0.weight")
+    assert not structure.is_gram("0.bias")
     transposed = nn.Sequential(nn.ConvTranspose2d(64, 64, 3), nn.Flatten())
-    assert structure_of(transposed, torch.randn(3, 64, 1, 1)).by_gram("0.weight")
+    assert plan_of(transposed, torch.randn(3, 64, 1, 1)).is_gram("0.weight")
+
+
+@pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])
+def test_padding_that_a_sample_holds_several_times(
+    contraction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.last = nn.Embedding(6, 4, padding_idx=2), nn.Linear(4, 3)
+            nn.init.normal_(self.table.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.table(x).cumsum(1)).mean(1))
+
+    model = Tokens().double()
+    x = torch.tensor([[2, 2, 1, 2], [2, 5, 2, 2], [0, 1, 3, 4], [2, 2, 2, 2]])
+    monkeypatch.setattr(_plan, "cheapest", forced(contraction))
+    expected = ntk_loop(model, x, x)
+    for output in ("full", "mean", "diagonal", "trace"):
+        kernel = empirical_ntk(model, x, output=output, method="structured")
+        assert relative_error(kernel, reduced(expected, output)) < 1e-12
+
+
+def test_bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Bilinear(3, 2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(x[..., :3], x[..., 3:])).flatten(1)
+
+    check(Products(), torch.randn(4, 5).double(), {"layer.weight", "layer.bias"}, monkeypatch)
+    tokens = torch.randn(3, 2, 5).double()
+    check(Products(), tokens, {"layer.weight", "layer.bias"}, monkeypatch)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 3)])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_prelu(channels: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.PReLU(channels), nn.Flatten(), nn.Tanh())
+    check(model, torch.randn(4, *shape).double(), {"0.weight"}, monkeypatch)

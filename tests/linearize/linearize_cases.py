@@ -249,6 +249,21 @@ class CachesInEval(nn.Module):
         return torch.tanh(self.layer(x) + self.cache["bias"])
 
 
+class Fourier(nn.Module):
+    """Real outputs of complex weights and of a complex buffer."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4, dtype=DOUBLE), nn.Linear(4, 2, dtype=DOUBLE)
+        weight = torch.randn(3, 3, dtype=torch.complex128)
+        self.weight = nn.Parameter(weight, requires_grad=trained)
+        self.register_buffer("phases", torch.polar(torch.ones(4), torch.randn(4)).to(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.fft.irfft(torch.fft.rfft(torch.tanh(self.a(x))) @ self.weight, n=4)
+        return self.b(hidden + (torch.complex(hidden, x[:, :4]) * self.phases).real)
+
+
 def _checkpointed(net: nn.Module, x: Tensor, use_reentrant: bool) -> Tensor:
     return net.b(checkpoint(lambda v: torch.tanh(net.a(v)), x, use_reentrant=use_reentrant))
 
@@ -307,5 +322,7 @@ ROWS: Mapping[str, Row] = {
         lambda: layers(lambda net, x: net.b(torch.tanh(net.a(x)))),
     ),
     "checkpoint": Row(lambda: layers(partial(_checkpointed, use_reentrant=False)), vectors),
+    "complex_trained": Row(partial(Fourier, trained=True), vectors),
+    "complex_frozen": Row(partial(Fourier, trained=False), vectors),
     "cache_in_eval_mode": Row(CachesInEval, vectors),
 }

@@ -44,12 +44,6 @@ def with_value(value: float, buffer: bool = False) -> nn.Module:
     return net
 
 
-class Complex(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
-
-
 class Uncopyable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +55,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "nothing": (lambda: None, TypeError, "an nn.Module"),
     "lazy": (lambda: nn.LazyLinear(3), TypeError, "initialized"),
     "meta": (lambda: nn.Linear(5, 3, device="meta"), TypeError, "materialized"),
-    "complex": (Complex, TypeError, "real"),
     "nan": (lambda: with_value(float("nan")), ValueError, "finite"),
     "infinity": (lambda: with_value(float("inf")), ValueError, "finite"),
     "nan_buffer": (lambda: with_value(float("nan"), buffer=True), ValueError, "NaN"),

@@ -6,10 +6,7 @@ from deep inside `torch.func` into one that names its cause.
 """
 
 from ._agree import agree as agree
-from ._agree import check_batching as check_batching
-from ._failure import CANNOT_TRANSFORM as CANNOT_TRANSFORM
 from ._failure import failure as failure
-from ._failure import is_checkpointing as is_checkpointing
 from ._faithful_copy import Origin as Origin
 from ._faithful_copy import another_reference as another_reference
 from ._faithful_copy import check_copy as check_copy
@@ -17,8 +14,20 @@ from ._faithful_copy import faithful_copy as faithful_copy
 from ._faithful_copy import refuse_closures as refuse_closures
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function
+from ._parameters import copied as copied
+from ._plain import PlainModel as PlainModel
+from ._plain import PlainPass as PlainPass
+from ._quiet import after_evaluation as after_evaluation
+from ._quiet import evaluating as evaluating
+from ._quiet import has_forward_hooks as has_forward_hooks
 from ._quiet import quiet as quiet
+from ._quiet import run_forward_hooks as run_forward_hooks
+from ._quiet import trying_forward_hooks as trying_forward_hooks
 from ._refuse import refuse_unsupported as refuse_unsupported
+from ._right_operations import RightOperations as RightOperations
+from ._right_operations import call_right as call_right
 from ._select import select_parameters as select_parameters
+from ._transforming import CannotTransformError as CannotTransformError
+from ._transforming import transforming as transforming
 from ._unwrap import plain_name as plain_name
 from ._unwrap import unwrap as unwrap

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .._types import Parameters
-
 
 def agree(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
     """Whether corresponding tensors differ by rounding only, measured by the largest entry of all.
@@ -28,13 +26,3 @@ def agree(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
             difference = max(difference, largest)
             eps = max(eps, torch.finfo(v.dtype).eps)
     return bool(difference <= eps**0.5 * scale)
-
-
-def check_batching(batched: Parameters, alone: Parameters) -> None:
-    """Raise `RuntimeError` if vmap changed a result.
-
-    Some of its batching rules mistake one dimension for another when they have the same length
-    (seen for `prelu`, whose Jacobians are wrong when there are as many samples as outputs).
-    """
-    if not agree(batched.values(), (alone[k] for k in batched)):
-        raise RuntimeError("vmap changes the result of an operation of this model")

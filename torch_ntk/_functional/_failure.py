@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-
 from .._checks import value_error
-
-# What a forward that ran untransformed may raise inside torch.func.
-CANNOT_TRANSFORM = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
-
-
-def is_checkpointing(error: BaseException) -> bool:
-    """Whether activation checkpointing made torch.func refuse the model."""
-    frames = traceback.extract_tb(error.__traceback__)
-    in_checkpoint = any(
-        f.filename.replace("\\", "/").endswith("torch/utils/checkpoint.py") for f in frames
-    )
-    return "saved tensor hooks" in str(error) or in_checkpoint
 
 
 def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
@@ -27,14 +13,6 @@ def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
         doing: What was attempted, for example "differentiate the outputs".
         remedy: What the caller may do instead, if the cause is none of the known ones.
     """
-    if is_checkpointing(error):
-        return value_error(
-            "model",
-            "free of activation checkpointing",
-            "a forward that calls torch.utils.checkpoint, which torch.func refuses and "
-            "which recomputes with other parameters than those asked for",
-            "Switch checkpointing off while the kernel is computed.",
-        )
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
     return value_error(

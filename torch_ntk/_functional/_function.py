@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
 from .._types import ModelLike, Parameters, ParameterSelection
-from ..memory import is_out_of_memory
-from ._agree import check_batching
-from ._failure import CANNOT_TRANSFORM
-from ._parameters import common_device_and_dtype, copied, shareable, working_dtype
+from ._parameters import as_real, common_device_and_dtype, copied, real_dtype, working_dtype
+from ._plain import PlainModel
+from ._quiet import after_evaluation
 from ._refuse import refuse_unsupported
+from ._result import rows_of
 from ._select import select_parameters
 from ._unwrap import unwrap
 
@@ -27,33 +27,65 @@ class ModelFunction:
     """`f(params, x)` with everything but `params` and `x` held fixed.
 
     Attributes:
-        call: Maps parameters and a batch `[N, ...]` to outputs `[N, O]`.
-        params: The parameters to differentiate by; own copies, in `dtype`.
-        module: The module behind `call`, or None for a plain function.
+        model: The module, or the user's function `f(params, x)`.
+        params: The parameters to differentiate by; own copies, in `dtype`. Complex ones are given
+            by their real and imaginary parts `[..., 2]`.
+        fixed: Copies of all other parameters and of the buffers.
+        plain: The same function by plain autograd, in the model's own precision where that is
+            float32 or float64: what results are compared with.
         device: Where all parameters are.
         dtype: The floating type in which everything is computed.
         result_dtype: The floating type of the model, in which results are returned.
-        originals: Names of the caller's own parameters by their identity.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
         accumulate: In which products over parameters are added up; None is `dtype`.
-        shared: Parameters, selected or not, that are in the caller's own memory.
+        transform: From the outputs `[N, O]` of the model to those whose kernel is wanted.
     """
 
-    call: Callable[[Parameters, Tensor], Tensor]
+    model: Any
     params: Parameters
-    module: nn.Module | None
+    fixed: Parameters
+    plain: PlainModel
     device: torch.device
     dtype: torch.dtype
     result_dtype: torch.dtype
-    originals: Mapping[int, str]
     dtype_from_model: bool = True
     accumulate: torch.dtype | None = None
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module; None for a function."""
+        return self.model if isinstance(self.model, nn.Module) else None
 
     @property
     def products(self) -> torch.dtype:
         """The floating type in which products over parameters are added up."""
         return self.dtype if self.accumulate is None else self.accumulate
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Memory of one copy of the parameters."""
+        return sum(p.numel() * p.element_size() for p in self.params.values())
+
+    def call(self, params: Parameters, x: Tensor) -> Tensor:
+        """Outputs `[N, O]` of a batch, into which the forward may write."""
+        module = self.module
+        if module is None:
+            out = self.model(dict(params), x)
+        else:
+            buffers = {n for n, _ in module.named_buffers()}
+            # Buffers are copied anew: what one evaluation writes must not reach the next.
+            values = {n: t.clone() if n in buffers else t for n, t in self.fixed.items()}
+            for n, p in params.items():
+                own = self.plain.selected.get(n)
+                is_complex = own is not None and own.is_complex()
+                values[n] = torch.view_as_complex(p) if is_complex else p
+            try:
+                out = functional_call(module, values, (x,))
+            finally:
+                after_evaluation(module)
+        rows = rows_of(out, x, self.dtype)
+        return rows if self.transform is None else self.transform(rows)
 
     def batch(self, params: Parameters, x: Tensor) -> Tensor:
         """Outputs `[N, O]` of a batch. The input is copied: a forward may write into it."""
@@ -63,26 +95,26 @@ class ModelFunction:
         """Outputs `[O]` of one sample `x` without its batch dimension."""
         return self.call(params, x.unsqueeze(0).clone()).reshape(-1)
 
-    def each(self, params: Parameters, x: Tensor) -> Tensor:
-        """Outputs `[N, O]` of a batch, every sample evaluated alone like the Jacobians."""
-        try:
-            rows: Tensor = vmap(self.single, in_dims=(None, 0))(params, x)
-            check_batching({"f": rows[-1]}, {"f": self.single(params, x[-1])})
-            return rows
-        except CANNOT_TRANSFORM as error:
-            if is_out_of_memory(error):
-                raise
-        return torch.stack([self.single(params, sample) for sample in x])
+    def in_dtype(self, dtype: torch.dtype) -> ModelFunction:
+        """The same in another precision, from the parameters as they are here."""
+        if dtype == self.dtype:
+            return self
+        plain = self.exact_plain.in_dtype(dtype)
+        params = {n: as_real(p) for n, p in plain.selected.items()}
+        return replace(self, params=params, fixed=plain.fixed, plain=plain, dtype=dtype)
+
+    @property
+    def exact_plain(self) -> PlainModel:
+        """The function by plain autograd in `dtype`."""
+        return self.plain.in_dtype(self.dtype)
 
     def pseudo(self) -> ModelFunction:
         """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023)."""
-        call = self.call
 
-        def summed(params: Parameters, x: Tensor) -> Tensor:
-            out = call(params, x)
+        def summed(out: Tensor) -> Tensor:
             return out.sum(dim=1, keepdim=True) / math.sqrt(out.shape[1])
 
-        return replace(self, call=summed)
+        return replace(self, transform=summed, plain=self.plain.with_transform(summed))
 
     def input(self, name: str, x: Any) -> Tensor:
         """Check a batch of inputs and bring it into the form in which it is computed with.
@@ -92,8 +124,17 @@ class ModelFunction:
 
         Raises:
             TypeError: Not a dense tensor, or of another floating dtype than the model.
-            ValueError: No batch dimension, an empty batch, another device, NaN or infinity.
+            ValueError: No batch dimension, an empty batch, another device.
         """
+        is_batch = isinstance(x, (list, tuple)) and any(isinstance(v, Tensor) for v in x)
+        if isinstance(x, Mapping) or is_batch:
+            raise type_error(
+                name,
+                "one torch.Tensor",
+                describe(x),
+                "Batches that are mappings, tuples or lists are not taken: wrap the model in a "
+                "module that takes one tensor and makes such a batch of it.",
+            )
         x = check_tensor(name, x).detach()
         if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
             raise value_error(
@@ -122,15 +163,11 @@ class ModelFunction:
                 f"Convert it with {name}.to({self.result_dtype}), or choose the precision "
                 "of the whole computation with dtype=torch.float64.",
             )
-        check_finite(name, x, "Remove or impute those entries.")
         return torch.clone(x.to(self.dtype))
 
 
 def model_function(
-    model: ModelLike,
-    params: ParameterSelection = None,
-    dtype: torch.dtype | None = None,
-    share: bool = False,
+    model: ModelLike, params: ParameterSelection = None, dtype: torch.dtype | None = None
 ) -> ModelFunction:
     """Make a pure function of `model`; call and use it within `quiet`.
 
@@ -142,8 +179,6 @@ def model_function(
         model: A module, or a function `f(params, x)` together with a dictionary `params`.
         params: See `torch_ntk.empirical_ntk`.
         dtype: float32 or float64, or None for the model's own.
-        share: Leave parameters of that dtype where they are, instead of copying them. For callers
-            that look out for writes to what is `shared`.
 
     Raises:
         TypeError: `model` is neither module nor function, or its kind cannot be transformed.
@@ -164,53 +199,47 @@ def model_function(
             f"Make one first: {model.__name__}(...).",
         )
     if isinstance(model, nn.Module):
-        return _of_module(unwrap(model), params, dtype, share)
+        return _of_module(unwrap(model), params, dtype)
     if callable(model):
-        return _of_function(model, params, dtype, share)
+        return _of_function(model, params, dtype)
     raise type_error("model", "an nn.Module or a function f(params, x)", describe(model), "")
 
 
 def _of_module(
-    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None, share: bool
+    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None
 ) -> ModelFunction:
     refuse_unsupported(model)
     chosen = select_parameters(model, params)
-    every: Parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    device, own = common_device_and_dtype("model", dict(model.named_parameters()), dtype)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    device, own = common_device_and_dtype("model", parameters, dtype)
     working = working_dtype(own, dtype)
-    buffers = {n for n, _ in model.named_buffers()}
     # A buffer may be in another dtype than the parameters on purpose, unless all is converted.
-    keep = buffers if dtype is None and own == working else set()
-    shared = shareable(every.keys() - buffers if share else (), every, working)
-    copies = {
-        n: shared[n] if n in shared else copied(t, t.dtype if n in keep else working)
-        for n, t in every.items()
-    }
-    selected = {n: copies.pop(n) for n in chosen}
-
-    def call(p: Parameters, x: Tensor) -> Tensor:
-        # Buffers are copied anew: what one evaluation writes must not reach the next.
-        fixed = {n: t.clone() if n in buffers else t for n, t in copies.items()}
-        return _flat(functional_call(model, {**fixed, **p}, (x,)), x, working)
-
+    keep = dtype is None and own == working
+    fixed = {n: copied(p, working) for n, p in parameters.items()}
+    fixed.update((n, copied(b, b.dtype if keep else working)) for n, b in buffers.items())
+    selected = {n: fixed.pop(n) for n in chosen}
+    originals = {id(p): n for n, p in parameters.items()}
+    plain = PlainModel(model, selected, fixed, working, originals)
+    kinds = [real_dtype(p) for p in parameters.values()]
+    floating = {kind for kind in kinds if kind is not None}
+    if len(floating) == 1 and floating != {working} and floating <= {torch.float32, torch.float64}:
+        own_dtype = next(iter(floating))
+        plain = PlainModel(
+            model,
+            {n: copied(parameters[n], parameters[n].dtype) for n in chosen},
+            {n: copied(t, t.dtype) for n, t in {**parameters, **buffers}.items() if n in fixed},
+            own_dtype,
+            originals,
+        )
     result = own if dtype is None else dtype
-    originals = {id(p): n for n, p in model.named_parameters()}
+    # Torch's derivative by a complex number is that by its real and imaginary parts.
+    params_ = {n: as_real(p) for n, p in selected.items()}
     return ModelFunction(
-        call,
-        selected,
-        model,
-        device,
-        working,
-        result,
-        originals,
-        dtype is None,
-        shared=shared,
+        model, params_, fixed, plain, device, working, result, dtype_from_model=dtype is None
     )
 
 
-def _of_function(
-    f: Any, params: ParameterSelection, dtype: torch.dtype | None, share: bool
-) -> ModelFunction:
+def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) -> ModelFunction:
     if not isinstance(params, Mapping) or not params:
         raise type_error(
             "params",
@@ -225,52 +254,10 @@ def _of_function(
         check_finite(f"params[{name!r}]", value)
     device, own = common_device_and_dtype("params", dict(params), dtype)
     working = working_dtype(own, dtype)
-    shared = shareable(params if share else (), params, working)
-    copies = {n: shared[n] if n in shared else copied(t, working) for n, t in params.items()}
-
-    def call(p: Parameters, x: Tensor) -> Tensor:
-        return _flat(f(dict(p), x), x, working)
+    copies = {n: copied(t, working) for n, t in params.items()}
+    plain = PlainModel(f, copies, {}, working, {id(p): n for n, p in params.items()})
 
     result = own if dtype is None else dtype
-    originals = {id(p): n for n, p in params.items()}
     return ModelFunction(
-        call,
-        copies,
-        None,
-        device,
-        working,
-        result,
-        originals,
-        dtype is None,
-        shared=shared,
+        f, copies, {}, plain, device, working, result, dtype_from_model=dtype is None
     )
-
-
-def _flat(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Outputs as `[N, O]` in `dtype`; a batch of one may come without its batch dimension."""
-    if not isinstance(out, Tensor):
-        raise type_error(
-            "model",
-            "a function that returns one tensor [N, ...]",
-            describe(out),
-            "Wrap it in a module whose forward returns the part you mean, for example its logits.",
-        )
-    if not out.is_floating_point():
-        raise type_error(
-            "model",
-            "a function with real floating-point outputs",
-            out,
-            "Return logits instead of classes, and real and imaginary parts "
-            "(torch.view_as_real) instead of complex numbers.",
-        )
-    n = x.shape[0]
-    if n == 1:
-        return out.reshape(1, -1).to(dtype)
-    if out.ndim == 0 or out.shape[0] != n:
-        raise value_error(
-            "model",
-            "a function that returns one row of outputs per sample",
-            out,
-            "Its forward must keep the batch dimension first, and return outputs, not a loss.",
-        )
-    return out.reshape(n, -1).to(dtype)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from .._checks import value_error
-from .._types import Parameters
 from ._unwrap import plain_name
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -21,26 +20,25 @@ def working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     return torch.float32 if own in _HALF else own
 
 
-def shareable(
-    names: Iterable[str], tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> Parameters:
-    """Those of the tensors that can stay where they are, without their history.
-
-    What was made in inference mode cannot be differentiated, and two parameters in the same memory
-    must not be one for the functions that are made of them.
-    """
-    found = {
-        n: tensors[n].untyped_storage().data_ptr()
-        for n in names
-        if tensors[n].dtype == dtype and not tensors[n].is_inference() and tensors[n].numel()
-    }
-    addresses = list(found.values())
-    return {n: tensors[n].detach() for n, a in found.items() if addresses.count(a) == 1}
-
-
 def copied(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, in `dtype` if it is of floating-point numbers."""
-    return t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+    """A copy, in `dtype` if it is of floating-point numbers, or complex ones of that precision."""
+    if t.is_complex():
+        dtype = dtype if dtype.is_complex else dtype.to_complex()
+    elif not t.is_floating_point():
+        dtype = t.dtype
+    return t.detach().to(dtype, copy=True)
+
+
+def real_dtype(t: Tensor) -> torch.dtype | None:
+    """The floating type of its numbers, or of their real parts; None for integers."""
+    if t.is_complex():
+        return t.dtype.to_real()
+    return t.dtype if t.is_floating_point() else None
+
+
+def as_real(t: Tensor) -> Tensor:
+    """Complex numbers by their real and imaginary parts `[..., 2]`, in the same memory."""
+    return torch.view_as_real(t) if t.is_complex() else t
 
 
 def common_device_and_dtype(
@@ -55,8 +53,9 @@ def common_device_and_dtype(
     dtypes: dict[torch.dtype, str] = {}
     for name, t in tensors.items():
         devices.setdefault(t.device, plain_name(name))
-        if t.is_floating_point():
-            dtypes.setdefault(t.dtype, plain_name(name))
+        kind = real_dtype(t)
+        if kind is not None:
+            dtypes.setdefault(kind, plain_name(name))
     if len(devices) > 1:
         came = ", ".join(f"{n!r} on {d}" for d, n in devices.items())
         raise value_error(argument, "on one device", came, "Move it with .to(device).")

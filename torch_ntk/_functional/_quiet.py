@@ -4,63 +4,177 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.checkpoint
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ._forward_mode import forward_mode
-from ._state import ModuleState
-from ._unwrap import is_script
+from ._hooks import Noting, ParameterHooks, UserHooks
+from ._replaced import autocast_off_inside, checkpoints_passed_over
+from ._state import PythonState, hidden_modules
+from ._unwrap import is_script, unwrap
+
+# Training flags, autocast, backends' settings and the stance of torch.compile belong to the whole
+# process or to the module: two evaluations at the same time would put them back to each other's.
+one_at_a_time = threading.RLock()
+_states: dict[int, PythonState] = {}
+"""By the `id` of a module that is being evaluated what its evaluation began with."""
+_hooks: dict[int, UserHooks] = {}
+"""By the `id` of a module that is being evaluated the users' hooks, which are left out."""
 
 
 @contextlib.contextmanager
-def quiet(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+def quiet(
+    model: nn.Module | None, device: torch.device, keep_forward_hooks: bool = False
+) -> Iterator[None]:
     """Within it, `model` is a deterministic function that torch.func can differentiate.
 
     Inside: every module in eval mode, autocast and reduced-precision float32 products off,
     scaled-dot-product attention in its plain form (the fused kernels have no forward-mode
-    derivative), `torch.compile` off, grad mode off (torch.func turns on what it needs), and
-    normal tensors even if the caller is in `torch.inference_mode`.
+    derivative), activation checkpointing passed over, `torch.compile` off, the users' hooks left
+    out, grad mode off (torch.func turns on what it needs), and normal tensors even if the caller
+    is in `torch.inference_mode`. One thread at a time is inside; others wait.
 
     Afterwards, also after an exception, all of this is as before, and so are the random states
-    of torch, NumPy and Python and every attribute that a `forward` assigned to its module.
+    of torch, NumPy and Python, `.grad` of the parameters, and every attribute that a `forward`
+    assigned to its module.
+
+    Args:
+        model: The module; None for a function.
+        device: Where it is evaluated.
+        keep_forward_hooks: Whether forward hooks run, as they are part of the function.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(python_state(model))
+        stack.enter_context(one_at_a_time)
+        stack.enter_context(python_state(model, keep_forward_hooks))
         stack.enter_context(_random_state(device))
         stack.enter_context(_full_precision(device))
         stack.enter_context(forward_mode(model))
         stack.enter_context(no_cached_weights())
-        stack.enter_context(_no_reentrant_checkpoints())
+        stack.enter_context(checkpoints_passed_over())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(autocast_off_inside())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 @contextlib.contextmanager
-def python_state(model: nn.Module | None) -> Iterator[None]:
-    """Put every module in eval mode, and its attributes back as they were.
+def evaluating(model: object, x: object, keep_forward_hooks: bool = False) -> Iterator[None]:
+    """`quiet` for a model of the caller, which nothing has checked yet, on inputs `x`."""
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    reached = [] if module is not None else hidden_modules(model)
+    device = x.device if isinstance(x, torch.Tensor) else torch.device("cpu")
+    first = None if module is None else next(module.parameters(), None)
+    device = device if first is None else first.device
+    device = torch.device("cpu") if device.type == "meta" else device
+    with quiet(module, device, keep_forward_hooks), values_of(reached):
+        yield
+
+
+@contextlib.contextmanager
+def python_state(model: nn.Module | None, keep_forward_hooks: bool = False) -> Iterator[None]:
+    """Put every module in eval mode without hooks, and its attributes back as they were.
 
     The flags are set one by one: `model.eval(); ...; model.train()` would thaw modules that the
     user had frozen in eval mode, and would call overridden `train` methods. TorchScript keeps
     its attributes in C++ and is refused anyway.
     """
-    modules = [] if model is None else [m for m in model.modules() if not is_script(m)]
-    saved = [ModuleState(m) for m in modules]
+    if model is None:
+        yield
+        return
+    modules = [m for m in model.modules() if not is_script(m)]
+    own, known = list(model.parameters()), {id(m) for m in modules}
+    hidden = [m for m in hidden_modules(model) if id(m) not in known]
+    before, hooks, on_parameters = PythonState(modules), UserHooks(modules), ParameterHooks(own)
+    gradients = [p.grad for p in own]
+    outer = _states.get(id(model)), _hooks.get(id(model))
     try:
+        hooks.remove()
+        on_parameters.remove()
+        if keep_forward_hooks:
+            hooks.put_forward_back()
         for m in modules:
             m.training = False
+        _states[id(model)] = PythonState(modules, with_values=False)
+        _hooks[id(model)] = hooks
+        with values_of(hidden):
+            yield
+    finally:
+        _states.pop(id(model), None)
+        _hooks.pop(id(model), None)
+        if outer[0] is not None and outer[1] is not None:
+            _states[id(model)], _hooks[id(model)] = outer[0], outer[1]
+        before.restore()
+        hooks.restore()
+        on_parameters.restore()
+        for p, gradient in zip(own, gradients, strict=True):
+            if p.grad is not gradient:
+                p.grad = gradient
+
+
+@contextlib.contextmanager
+def values_of(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put the attributes, parameters and buffers of modules back, which an evaluation may reach.
+
+    They are no submodules, so that nobody's `eval()` reaches them: their flags stay as they are.
+    """
+    if not modules:
+        yield
+        return
+    before = PythonState(modules)
+    tensors = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
+    saved = [(t, t.detach().clone()) for t in tensors.values() if not t.is_inference()]
+    try:
         yield
     finally:
-        for state in saved:
-            state.restore()
+        before.restore()
+        for t, value in saved:
+            if not torch.equal(t.detach(), value):
+                t.data.copy_(value)
+
+
+def after_evaluation(model: nn.Module | None) -> None:
+    """Put the attributes of `model` back to what they were when its evaluation began.
+
+    To be called after every forward pass. What one leaves behind must not reach the next: a weight
+    that is derived from parameters in the first pass and kept would be a constant in the second.
+    """
+    state = None if model is None else _states.get(id(model))
+    if state is not None:
+        state.restore_attributes()
+
+
+def has_forward_hooks(model: nn.Module) -> bool:
+    """Whether the evaluation of `model` leaves out hooks of a forward pass."""
+    return id(model) in _hooks and bool(_hooks[id(model)].of_forward)
+
+
+def run_forward_hooks(model: nn.Module) -> None:
+    """Let the users' forward hooks run for the rest of the evaluation: they change the outputs."""
+    _hooks[id(model)].put_forward_back()
+    _states[id(model)] = PythonState(list(model.modules()), with_values=False)
+
+
+@contextlib.contextmanager
+def trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
+    """Within it they run; what they leave in closures and objects is put back afterwards."""
+    hooks, noting, state = _hooks[id(model)], Noting(), _states[id(model)]
+    effects = PythonState([], also=hooks.of_forward)
+    try:
+        hooks.put_forward_back(noting)
+        _states[id(model)] = PythonState(list(model.modules()), with_values=False)
+        yield noting
+    finally:
+        _states[id(model)] = state
+        hooks.remove()
+        effects.restore()
 
 
 @contextlib.contextmanager
@@ -76,29 +190,6 @@ def no_cached_weights() -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled, parametrize._cache = enabled, cache
-
-
-@contextlib.contextmanager
-def _no_reentrant_checkpoints() -> Iterator[None]:
-    """Within it, reentrant activation checkpointing raises instead of losing gradients.
-
-    Its backward pass gives parameters their gradients on the side. Where the input of a block
-    requires grad by itself, autograd asks for none of them and takes them for zero.
-    """
-    own = torch.utils.checkpoint.CheckpointFunction
-    torch.utils.checkpoint.CheckpointFunction = _Refusing  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        torch.utils.checkpoint.CheckpointFunction = own  # type: ignore[misc]
-
-
-class _Refusing:
-    @staticmethod
-    def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
-        if not torch.is_grad_enabled():  # nothing is differentiated: a plain call
-            return function(*inputs)
-        raise RuntimeError("torch.func refuses saved tensor hooks and activation checkpointing")
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
 
     Raises:
         TypeError: TorchScript, quantized, uninitialized lazy modules, sharded or meta
-            parameters, complex parameters.
+            parameters.
         ValueError: Batch normalization that has no running statistics, because its outputs
             depend on the whole batch; NaN or infinite parameters; NaN in buffers (an infinite
             buffer may be meant, as the -inf of an attention mask).
@@ -139,12 +139,4 @@ def _refuse_kind(name: str, tensor: Tensor, argument: str) -> None:
             "materialized",
             f"{name!r} on the meta device",
             "Call .to_empty(device=...) and initialize it first.",
-        )
-    if tensor.is_complex():
-        raise type_error(
-            argument,
-            "real",
-            f"the complex parameter or buffer {name!r}",
-            "The kernel of a complex-valued network has several definitions; "
-            "write the network over the real and imaginary parts.",
         )

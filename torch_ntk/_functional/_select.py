@@ -107,7 +107,7 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
 
 def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
     for name in chosen:
-        if not named[name].is_floating_point():
+        if not (named[name].is_floating_point() or named[name].is_complex()):
             raise type_error(
                 "params", "floating-point parameters", f"{name!r}: {describe(named[name])}"
             )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .._functional import model_function, plain_name, quiet
+from .._functional import evaluating, model_function, plain_name
 from .._types import ModelLike, Output, ParameterSelection
 from ..memory import size_in_words
-from ._api import _module_and_device
-from ._prepare import Structure, prepare
-from ._trial import try_out
+from ._job import KernelJob
+from ._parts import keys_of
+from .inspect import inspect_forward
+from .structured import Plan, StructuredMethod, UseRecorder
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def explain(
     """How `empirical_ntk(model, x, method="structured")` would go about it.
 
     Every selected parameter has exactly one line: under the rule that covers all of its uses, or
-    with its own Jacobian. The plan has been checked against automatic differentiation on the
-    first sample.
+    with its own Jacobian.
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
@@ -99,42 +99,31 @@ def explain(
         >>> [(line.parameter, line.rule) for line in plan.lines]
         [('weight', 'LinearUse'), ('bias', 'BiasUse')]
     """
-    with quiet(*_module_and_device(model, x)):
+    with evaluating(model, x):
         fn = model_function(model, params, dtype)
         a = fn.input("x", x)
-        trial = try_out(fn, "x", a)
-        outputs = trial.outputs
+        recorder = UseRecorder()
+        forward = inspect_forward(fn, "x", a, recorder)
+        outputs = forward.outputs
         if output == "pseudo":
-            fn = fn.pseudo()
-        o = 1 if output == "pseudo" else outputs
-        structure = prepare(fn, a, None, o, output)
-        pairs = a.shape[0] ** 2 / 2
-        weights = {bias: weight for weight, bias in structure.biases.items()}
-        lines = []
-        for name, tensor in fn.params.items():
-            lines.append(_line(structure, name, tensor, weights.get(name), o, output, pairs))
-        return Explanation(tuple(lines), a.shape[0], outputs, output)
+            fn, forward = fn.pseudo(), replace(forward, outputs=1)
+        job = KernelJob(fn, a, None, output, forward, keys_of(fn.params, None))
+        plan = StructuredMethod(job, recorder.recorded()).plan
+        lines = tuple(_line(job, plan, name) for name in fn.params)
+        return Explanation(lines, a.shape[0], outputs, output)
 
 
-def _line(
-    structure: Structure,
-    name: str,
-    tensor: Tensor,
-    weight: str | None,
-    o: int,
-    output: Output,
-    pairs: float,
-) -> Line:
-    indices = structure.groups.get(name, [])
-    cost = structure.costs.get(name)
-    item = tensor.element_size()
-    rule = type(structure.plan.uses[indices[0]]).__name__ if indices else "own Jacobian"
+def _line(job: KernelJob, plan: Plan, name: str) -> Line:
+    indices, cost = plan.groups.get(name, []), plan.costs.get(name)
+    entries, o = job.fn.params[name].numel(), job.outputs
+    rule = type(plan.uses_of(name)[0]).__name__ if indices else "own Jacobian"
+    weight = {bias: weight for weight, bias in plan.biases.items()}.get(name)
     if weight is not None:
-        operations, contraction = pairs * structure.positions(weight) ** 2, "joined"
+        operations, contraction = job.pairs * plan.positions(weight) ** 2, "joined"
     elif cost is not None:
-        operations, contraction = cost.operations, cost.contraction
+        operations, contraction = cost.operations, str(cost.contraction)
     else:
-        operations = 2.0 * pairs * (o * o if output == "full" else o) * tensor.numel()
+        operations = 2.0 * job.pairs * (o * o if job.output == "full" else o) * entries
         contraction = "jacobian"
-    size = structure.size(name, tensor.numel(), alone=True) * item
+    size = plan.size(name, entries, alone=True) * job.item
     return Line(plain_name(name), rule, len(indices), contraction, operations, size)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
-from .._checks import check_finite, check_positive_int, type_error
-from .._functional import ModelFunction, model_function, quiet, refuse_unsupported
+from .._checks import check_finite, check_positive_int, has_finite_sum, type_error
+from .._functional import (
+    CannotTransformError,
+    ModelFunction,
+    RightOperations,
+    agree,
+    evaluating,
+    model_function,
+    refuse_unsupported,
+    transforming,
+)
 from .._types import ModelLike, ParameterSelection
 from ..memory import Backoff, plan
-from ._api import _module_and_device, _rounded, _second
-from ._trial import Trial, try_out
+from ._empirical_ntk import rounded, second_input
+from .checksum import depends_on_batch
+from .inspect import Inspection, inspect_forward
 
 
 def empirical_nngp(
@@ -59,18 +69,18 @@ def empirical_nngp(
             params,
             "The NNGP kernel does not differentiate: there is nothing to select.",
         )
-    with quiet(*_module_and_device(model, x1)):
+    with evaluating(model, x1):
         # Frozen parameters do not matter here, as nothing is differentiated.
         fn = _function(model, x1, params, dtype)
         a = fn.input("x1", x1)
-        b = None if x2 is None or x2 is x1 else _second(fn, a, x2)
-        trial = try_out(fn, "x1", a if b is None or a.shape[0] > 1 else torch.cat([a, b]))
-        f1 = _outputs(fn, "x1", a, trial, batch_size)
-        f2 = f1 if b is None else _outputs(fn, "x2", b, trial, batch_size)
-        kernel = f1 @ f2.T / trial.outputs
+        b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
+        forward = inspect_forward(fn, "x1", a)
+        f1 = _outputs(fn, "x1", a, forward, batch_size)
+        f2 = f1 if b is None else _outputs(fn, "x2", b, forward, batch_size)
+        kernel = f1 @ f2.T / forward.outputs
         if b is None:
             kernel = (kernel + kernel.T) / 2
-        return _rounded(kernel, fn.result_dtype)
+        return rounded(kernel, fn.result_dtype)
 
 
 def _function(
@@ -89,13 +99,33 @@ def _function(
 
 
 def _outputs(
-    fn: ModelFunction, name: str, x: Tensor, trial: Trial, batch_size: int | None
+    fn: ModelFunction, name: str, x: Tensor, forward: Inspection, batch_size: int | None
 ) -> Tensor:
-    out = torch.empty(x.shape[0], trial.outputs, dtype=fn.dtype, device=fn.device)
-    size = batch_size or plan(x.shape[0], 2 * trial.activation_bytes, fn.device)
+    """Outputs `[N, O]`, each sample evaluated alone, and compared with batches of them."""
+    out = torch.empty(x.shape[0], forward.outputs, dtype=fn.dtype, device=fn.device)
+    size = batch_size or plan(x.shape[0], 2 * forward.activation_bytes, fn.device)
+    plain = fn.exact_plain
 
     def block(start: int, stop: int) -> None:
-        out[start:stop] = fn.each(fn.params, x[start:stop])
+        out[start:stop] = _alone(fn, x[start:stop])
+        first = max(0, min(start, stop - 2))  # at least two samples, if there are
+        own = out[first:stop]
+        together = plain.run(x[first:stop], lambda found: found.outputs.detach())
+        if bool(own.isfinite().all()) and not agree([own], [together]):
+            raise depends_on_batch(plain, x[first:stop], "outputs")
 
     Backoff(x.shape[0], size).run(block)
-    return check_finite(f"model({name})", out, "Look for an overflow or a division of zero.")
+    if not has_finite_sum(out):
+        if x.is_floating_point():
+            check_finite(name, x, "Remove or impute those entries.")
+        check_finite(f"model({name})", out, "Look for an overflow or a division of zero.")
+    return out
+
+
+def _alone(fn: ModelFunction, x: Tensor) -> Tensor:
+    try:
+        with transforming(), RightOperations():
+            rows: Tensor = vmap(fn.single, in_dims=(None, 0))(fn.params, x)
+        return rows
+    except CannotTransformError:
+        return torch.stack([fn.single(fn.params, sample) for sample in x])

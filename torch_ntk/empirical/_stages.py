@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch.profiler import record_function
 
-Stage = Literal["trial", "plan", "backward", "jacobian", "products"]
+Stage = Literal["inspect", "backward", "jacobian", "products", "check"]
 """A forward pass to find out what the model does, the proof of a plan, the passes that give
 cotangents, the Jacobians that are formed of them, and all products between samples."""
 

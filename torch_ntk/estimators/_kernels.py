@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import (
-    ArgumentError,
     check_finite,
     check_positive_int,
     describe,
@@ -21,7 +20,7 @@ from .._checks import (
     type_error,
     value_error,
 )
-from .._functional import CANNOT_TRANSFORM, check_copy, faithful_copy
+from .._functional import CannotTransformError, check_copy, faithful_copy, transforming
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
 
@@ -88,10 +87,9 @@ class KernelSettings:
                 return
             like = next(twin.parameters())
             try:
-                check_copy(twin, origin, samples[:1].to(like.device, like.dtype), name)
-            except ArgumentError:
-                raise
-            except CANNOT_TRANSFORM:
+                with transforming():
+                    check_copy(twin, origin, samples[:1].to(like.device, like.dtype), name)
+            except CannotTransformError:
                 return  # its forward fails on these samples, which the kernel will say better
 
         return copy.deepcopy(self, {id(network): twin}), check

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
-from .._functional import failure, faithful_copy, is_checkpointing, refuse_unsupported, unwrap
+from .._functional import failure, faithful_copy, refuse_unsupported, unwrap
 from .._types import Parameters
 from ..memory import is_out_of_memory
 from ._choice import Choice
@@ -144,7 +144,7 @@ class TaylorModel(nn.Module):
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
-                if not (transformed or is_checkpointing(error)):
+                if not transformed:
                     self._check_takes(f, x, theta_0)
                 raise failure(error, "expand the outputs of the model") from error
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse.linalg import (  # type: ignore[import-untyped]
     ArpackNoConvergence,
     LinearOperator,
@@ -16,11 +19,29 @@ from torch import Tensor
 from ..._checks import check_choice, check_finite_number, check_positive_int, value_error
 from ...memory import budget, size_in_words
 
-if TYPE_CHECKING:
-    from ._operator import NTKOperator
-
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 _DEFAULT_VECTORS = 20  # the least that ARPACK keeps
+
+
+@dataclass(frozen=True)
+class SymmetricProduct:
+    """A symmetric positive semidefinite matrix, known by its products.
+
+    Attributes:
+        size: D.
+        dtype: Of the products.
+        device: Where its dense form would be.
+        multiply: `Θ v` of a float64 matrix `[D, M]` on the CPU, likewise.
+        to_dense: The matrix.
+        is_dense_cheaper: Whether forming it takes less than some tens of products.
+    """
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    multiply: Callable[[Tensor], Tensor]
+    to_dense: Callable[[], Tensor]
+    is_dense_cheaper: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -43,37 +64,38 @@ class Eigenpairs:
 
 
 def extreme(
-    operator: NTKOperator, k: int, which: str, tol: float | None, max_products: int
+    operator: SymmetricProduct, k: int, which: str, tol: float | None, max_products: int
 ) -> Eigenpairs:
-    """What `NTKOperator.eigsh` returns."""
+    """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals."""
     check_choice("which", which, ("LA", "SA"), "A kernel has no negative eigenvalues.")
     check_positive_int("k", k)
     check_positive_int("max_products", max_products)
     tolerance = _TOLERANCE[operator.dtype]
     if tol is not None:
         tolerance = check_finite_number("tol", tol, minimum=0.0)
-    size = operator.shape[0]
+    size = operator.size
     if k > size:
         raise value_error("k", f"at most {size}, the size of the operator", k)
     if which == "SA":
         _check_smallest(operator)
     # With few dimensions ARPACK would build a basis of about all of the space anyway.
-    if which == "SA" or size <= 2 * max(2 * k + 1, _DEFAULT_VECTORS):
+    few = size <= 2 * max(2 * k + 1, _DEFAULT_VECTORS)
+    if which == "SA" or few or operator.is_dense_cheaper():
         values, vectors = torch.linalg.eigh(operator.to_dense().double().cpu())
         top = float(values[-1])
         if which == "LA":
             values, vectors = values.flip(0), vectors.flip(1)
         values, vectors = values[:k], vectors[:, :k]
     else:
-        values, vectors = _largest(operator.to_scipy(), k, tolerance, max_products)
+        values, vectors = _largest(_for_scipy(operator), k, tolerance, max_products)
         top = float(values[0])
-    errors = (operator.in_double(vectors) - values * vectors).norm(dim=0)
+    errors = (operator.multiply(vectors) - values * vectors).norm(dim=0)
     residuals = torch.where(errors == 0, errors, errors / values.abs())
     rounding = size * torch.finfo(operator.dtype).eps * top
     return Eigenpairs(values, vectors, residuals, rounding)
 
 
-def _check_smallest(operator: NTKOperator) -> None:
+def _check_smallest(operator: SymmetricProduct) -> None:
     if operator.dtype != torch.float64:
         raise value_error(
             "which",
@@ -82,17 +104,26 @@ def _check_smallest(operator: NTKOperator) -> None:
             "Rounding hides the smallest eigenvalues there: make the operator with "
             "dtype=torch.float64.",
         )
-    need = 4 * 8 * operator.shape[0] ** 2  # the matrix, its eigenvectors, and room to work in
+    need = 4 * 8 * operator.size**2  # the matrix, its eigenvectors, and room to work in
     free = budget(operator.device)
     if need > free:
         raise value_error(
             "which",
-            f"'LA' for an operator of shape {operator.shape}",
+            f"'LA' for an operator of shape {(operator.size, operator.size)}",
             "'SA'",
             f"The smallest eigenvalues need the dense matrix, {size_in_words(need)} with its "
             f"decomposition where {size_in_words(free)} may be used; iterative methods "
             "return values that are too large. Use fewer samples or output='mean'.",
         )
+
+
+def _for_scipy(operator: SymmetricProduct) -> LinearOperator:
+    def multiply(v: NDArray[Any]) -> NDArray[Any]:
+        matrix = torch.from_numpy(np.asarray(v, dtype=np.float64)).reshape(operator.size, -1)
+        return operator.multiply(matrix).numpy().reshape(v.shape)
+
+    shape = (operator.size, operator.size)
+    return LinearOperator(shape=shape, matvec=multiply, matmat=multiply, dtype=np.float64)
 
 
 def _largest(

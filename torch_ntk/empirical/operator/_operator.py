@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -18,16 +20,18 @@ from ..._checks import (
     type_error,
     value_error,
 )
-from ..._functional import model_function, quiet
+from ..._functional import evaluating, model_function
 from ..._types import ModelLike, ParameterSelection
-from ...memory import in_bytes, limited
-from .. import _choose
-from .._api import _NOT_FINITE, _module_and_device
-from .._fits import check_fits
+from ...memory import budget, in_bytes, limited
+from .._empirical_ntk import NOT_FINITE
+from .._job import KernelJob
 from .._outputs import finish
 from .._parts import WHOLE, keys_of
-from .._trial import Trial, try_out
-from ._lanczos import Eigenpairs, extreme
+from .._result_size import check_fits
+from ..inspect import forward_operations, inspect_forward
+from ..methods import METHODS
+from ..structured import StructuredMethod, UseRecorder
+from ._lanczos import Eigenpairs, SymmetricProduct, extreme
 from ._products import Products
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
 
@@ -60,6 +64,8 @@ class NTKOperator:
         max_memory: Bytes that a product may take, as an integer or like `"2GB"`; None follows
             from what is free.
         progress: Show a progress bar over samples.
+        check: Whether every product is compared with plain backward passes of the model itself,
+            made once for the operator.
 
     Attributes:
         shape: `(D, D)`.
@@ -95,25 +101,27 @@ class NTKOperator:
         dtype: torch.dtype | None = None,
         max_memory: int | str | None = None,
         progress: bool = False,
+        check: bool = True,
     ) -> None:
         check_choice("output", output, _OUTPUTS, "A diagonal is not a matrix between samples.")
         if batch_size is not None:
             check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
         check_bool("progress", progress)
-        self._surroundings = _module_and_device(model, x)
+        check_bool("check", check)
+        self._model = model
         self._memory = None if max_memory is None else in_bytes(max_memory)
-        self._progress = progress
-        self._batch_size = batch_size
+        self._progress, self._batch_size, self._check = progress, batch_size, check
         self.output = output
-        with quiet(*self._surroundings), limited(self._memory):
+        with evaluating(model, x), limited(self._memory):
             fn = model_function(model, params, dtype)
             self._x = fn.input("x", x)
-            trial = try_out(fn, "x", self._x)
-            self._outputs = trial.outputs
+            recorder = UseRecorder()
+            forward = inspect_forward(fn, "x", self._x, recorder)
+            self._outputs, self._recorder = forward.outputs, recorder
             if output == "pseudo":
-                fn, trial = fn.pseudo(), Trial(1, trial.flops, trial.activation_bytes)
-            self._fn, self._trial = fn, trial
-            self._products = Products(fn, self._x, trial, batch_size)
+                fn, forward = fn.pseudo(), replace(forward, outputs=1)
+            self._fn, self._forward = fn, forward
+            self._products = Products(fn, self._x, forward, batch_size, check)
         n = self._x.shape[0]
         size = n * self._outputs if output == "full" else n
         self.shape = (size, size)
@@ -160,11 +168,11 @@ class NTKOperator:
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         """`[D, M]` to `[D, M]`."""
-        n, o, count = self._x.shape[0], self._trial.outputs, matrix.shape[1]
+        n, o, count = self._x.shape[0], self._forward.outputs, matrix.shape[1]
         each = self.output in ("trace", "mean")
         passes = count * (o if each else 1)
         with (
-            quiet(*self._surroundings),
+            self._evaluating(),
             limited(self._memory),
             self._products.bar(passes, 2, self._progress) as advance,
         ):
@@ -174,7 +182,7 @@ class NTKOperator:
                 v = matrix.T.reshape(count, n, o)
                 result = self._products.with_kernel(v, advance).reshape(count, n * o).T
             result = result / o if self.output == "mean" else result.contiguous()
-            return check_finite("product", result, _NOT_FINITE)
+            return check_finite("product", result, NOT_FINITE)
 
     def to_dense(self) -> Tensor:
         """The matrix `[D, D]`, equal to that of `torch_ntk.empirical_ntk`.
@@ -184,18 +192,45 @@ class NTKOperator:
         """
         n, o = self._x.shape[0], self._outputs
         size = check_fits(self._fn, self.output, n, n, o, 1, self._memory)
-        keys = keys_of(self._fn.params, None)
         with (
-            quiet(*self._surroundings),
+            self._evaluating(),
             limited(None if self._memory is None else self._memory - size),
             self._products.bar(1, 1, self._progress) as advance,
         ):
-            arguments = (self._x, None, self.output, self._trial, self._batch_size, advance)
-            kernel = finish(_choose.kernel(self._fn, *arguments, keys)[WHOLE], self.output, o)
-            check_finite("kernel", kernel, _NOT_FINITE)
+            job = replace(self._job(), advance=advance)
+            kernel = finish(METHODS["auto"](job, self._recorder)[WHOLE], self.output, o)
+            check_finite("kernel", kernel, NOT_FINITE)
             if self.output == "full":
                 kernel = kernel.permute(0, 2, 1, 3).reshape(self.shape)
             return kernel
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self._model, self._x, self._forward.keeps_hooks)
+
+    def _job(self) -> KernelJob:
+        """The dense kernel."""
+        keys = keys_of(self._fn.params, None)
+        output, fn, forward = self.output, self._fn, self._forward
+        return KernelJob(fn, self._x, None, output, forward, keys, self._batch_size, self._check)
+
+    def _is_dense_cheaper(self) -> bool:
+        """Whether the matrix takes fewer operations than the products of a Lanczos method.
+
+        With F the operations of a forward pass, a product takes about 5 F N, O times as much where
+        outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
+        what the plan counts for its contractions.
+        """
+        size, n, o = self.shape[0], self._x.shape[0], self._outputs
+        if 3 * 8 * size**2 > budget(self.device):
+            return False
+        with self._evaluating():
+            forward = forward_operations(self._fn, self._x)
+            plan = StructuredMethod(self._job(), self._recorder.recorded()).plan
+        passes = 40 * 5 * (o if self.output in ("trace", "mean") else 1)
+        contraction = sum(cost.operations for cost in plan.costs.values())
+        rest = sum(self._fn.params[name].numel() for name in plan.uses.rest)
+        contraction += float(rest) * size**2
+        return 2 * forward * n * (o + 1) + contraction <= passes * forward * n
 
     def to_scipy(self) -> LinearOperator:
         """A `scipy.sparse.linalg.LinearOperator` of float64.
@@ -230,7 +265,8 @@ class NTKOperator:
     ) -> Eigenpairs:
         """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals.
 
-        The largest come from ARPACK's Lanczos method and products alone. The smallest do not:
+        The largest come from ARPACK's Lanczos method and products alone, or from the dense matrix
+        where this takes fewer operations and fits in memory. The smallest do not:
         they lie close together, where Lanczos methods converge to too large values or not at
         all. They are taken from the dense matrix, which must therefore fit in memory, in float64.
 
@@ -246,8 +282,16 @@ class NTKOperator:
                 whose matrix does not fit in memory.
             RuntimeError: The Lanczos method did not converge.
         """
+        product = SymmetricProduct(
+            self.shape[0],
+            self.dtype,
+            self.device,
+            self.in_double,
+            self.to_dense,
+            self._is_dense_cheaper,
+        )
         with limited(self._memory):
-            return extreme(self, k, which, tol, max_products)
+            return extreme(product, k, which, tol, max_products)
 
     def trace(
         self,
@@ -290,14 +334,14 @@ class NTKOperator:
             raise value_error("n_samples", expected, n_samples)
         # The traces of the full kernel and of "trace" are the same sum over outputs, so that
         # signs for samples and outputs serve both, with one pass for each vector.
-        n, o = self._x.shape[0], self._trial.outputs
+        n, o = self._x.shape[0], self._forward.outputs
         z = signs(n_samples, n * o, generator).to(device=self.device, dtype=self.dtype)
         z = z.view(n_samples, n, o)
         with (
-            quiet(*self._surroundings),
+            self._evaluating(),
             limited(self._memory),
             self._products.bar(n_samples, 1, self._progress) as advance,
         ):
             values = self._products.squared_norms(z, advance)
-            check_finite("trace", values, _NOT_FINITE)
+            check_finite("trace", values, NOT_FINITE)
         return mean_and_error(values / o if self.output == "mean" else values)

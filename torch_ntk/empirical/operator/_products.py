@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..._functional import ModelFunction, agree
+from ..._checks import value_error
+from ..._functional import CannotTransformError, ModelFunction, agree, failure
 from ..._types import Parameters
 from ...memory import Backoff, budget, check_enough, ranges
-from .._trial import Trial
-from ._differentiate import Way, choose
+from ..inspect import Inspection
+from ._product_check import ProductCheck
+from ._ways import WAYS
 
 # A CPU gains nothing from larger blocks, and the operator is there to save memory.
 _CPU_BYTES = 1024**3
 # Blocks below this many samples leave the machine idle: rather take fewer vectors at once.
 _FEW = 16
+
+
+T = TypeVar("T")
 
 
 class Products:
@@ -27,15 +33,24 @@ class Products:
     Args:
         fn: The function of the parameters.
         x: All samples.
-        trial: What one sample costs.
+        forward: What one sample costs.
         batch_size: Samples per block; None follows from the memory.
+        check: Whether every product is compared with plain backward passes.
     """
 
-    def __init__(self, fn: ModelFunction, x: Tensor, trial: Trial, batch_size: int | None) -> None:
-        self._fn, self._x, self._trial = fn, x, trial
+    def __init__(
+        self,
+        fn: ModelFunction,
+        x: Tensor,
+        forward: Inspection,
+        batch_size: int | None,
+        check: bool,
+    ) -> None:
+        self._fn, self._x, self._forward = fn, x, forward
         self._batch_size = batch_size
-        self._way: Way = choose(fn, x[:3])
-        self._first = fn.batch(fn.params, x[:1])
+        self._ways = [way() for way in WAYS]
+        self._check = ProductCheck(fn, x, forward.outputs, self.sizes(1)[1]) if check else None
+        self._first = fn.exact_plain.run(x[:1], lambda found: found.outputs.detach())
 
     @contextlib.contextmanager
     def bar(self, count: int, passes: int, show: bool) -> Iterator[Callable[[int], None]]:
@@ -54,15 +69,60 @@ class Products:
     def with_kernel(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
         """`J (Jᵀ v)` as `[c, N, O]`, of `v` `[c, N, O]`."""
         result = torch.empty_like(v)
-        vectors, samples = self.sizes(v.shape[0])
+        vectors, _ = self.sizes(v.shape[0])
         for a, b in ranges(0, v.shape[0], vectors):
-            total = self._pull(v[a:b], samples, advance)
-            self._push(total, result[a:b], samples, advance)
+            total = self.transpose(v[a:b], advance)
+            result[a:b] = self.product(total, advance)
         return result
+
+    def transpose(self, v: Tensor, advance: Callable[[int], None]) -> Parameters:
+        """`Jᵀ v` as `{name: [c, ...]}`, of `v` `[c, N, O]`, checked."""
+
+        def attempt() -> Parameters:
+            return self._pull(v, self.sizes(v.shape[0])[1], advance)
+
+        check = self._check
+        return self._first_right(attempt, lambda t: check is None or check.is_transpose(v, t))
+
+    def product(self, t: Parameters, advance: Callable[[int], None]) -> Tensor:
+        """`J t` as `[c, N, O]`, of `t` `{name: [c, ...]}`, checked."""
+
+        def attempt() -> Tensor:
+            count = next(iter(t.values())).shape[0]
+            return self._push(t, count, self.sizes(count)[1], advance)
+
+        check = self._check
+        return self._first_right(attempt, lambda r: check is None or check.is_product(t, r))
+
+    def _first_right(self, attempt: Callable[[], T], is_right: Callable[[T], bool]) -> T:
+        """By the first way that gives the right result; those before it are not tried again.
+
+        Forward mode is not right where a forward stops gradients with `torch.no_grad()`, which
+        forward mode ignores.
+        """
+        failed: CannotTransformError | None = None
+        while True:
+            try:
+                found = attempt()
+                if is_right(found):
+                    return found
+            except CannotTransformError as error:
+                failed = failed or error
+            if len(self._ways) == 1:
+                break
+            self._ways = self._ways[1:]
+        if failed is not None and isinstance(failed.__cause__, Exception):
+            raise failure(failed.__cause__, "multiply by the Jacobian of the model") from failed
+        raise value_error(
+            "model",
+            "a function with one derivative",
+            "one whose backward pass on a batch is not that on its samples",
+            "Look for an autograd.Function with an inconsistent backward.",
+        )
 
     def with_traced_kernel(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
         """`Σ_i J_i (J_iᵀ v)` as `[N, c]`, of `v` `[N, c]`, J_i the Jacobian of output i."""
-        (n, count), o = v.shape, self._trial.outputs
+        (n, count), o = v.shape, self._forward.outputs
         result = torch.zeros_like(v)
         vectors, _ = self.sizes(count * o)
         for a, b in ranges(0, count * o, vectors):
@@ -76,10 +136,10 @@ class Products:
 
     def squared_norms(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
         """`vᵀ Θ v = ‖Jᵀ v‖²` as `[c]`, for half of the price of a product."""
-        vectors, samples = self.sizes(v.shape[0])
+        vectors, _ = self.sizes(v.shape[0])
         rows = []
         for a, b in ranges(0, v.shape[0], vectors):
-            total = self._pull(v[a:b], samples, advance)
+            total = self.transpose(v[a:b], advance)
             rows.append(sum(g.reshape(b - a, -1).double().square().sum(1) for g in total.values()))
         return torch.cat([r for r in rows if isinstance(r, Tensor)])
 
@@ -95,7 +155,7 @@ class Products:
             free = min(free, _CPU_BYTES)
         item = torch.finfo(self._fn.dtype).bits // 8
         gradient = 3 * item * sum(p.numel() for p in self._fn.params.values())
-        sample = max(1, self._way.bytes_per_sample(self._fn, self._trial))
+        sample = max(1, self._ways[0].bytes_per_sample(self._fn, self._forward))
         check_enough(gradient + sample)
         block = min(n, self._batch_size or _FEW)
         vectors = min(count, free // (2 * gradient), free // (2 * sample * block))
@@ -107,7 +167,7 @@ class Products:
         total = {k: p.new_zeros(v.shape[0], *p.shape) for k, p in self._fn.params.items()}
 
         def block(start: int, stop: int) -> None:
-            out, gradients = self._way.pull(self._fn, self._x[start:stop], v[:, start:stop])
+            out, gradients = self._ways[0].pull(self._fn, self._x[start:stop], v[:, start:stop])
             if start == 0:
                 self._check_unchanged(out[:1])
             for k, g in gradients.items():
@@ -118,13 +178,19 @@ class Products:
         return total
 
     def _push(
-        self, total: Parameters, result: Tensor, samples: int, advance: Callable[[int], None]
-    ) -> None:
+        self, total: Parameters, count: int, samples: int, advance: Callable[[int], None]
+    ) -> Tensor:
+        n = self._x.shape[0]
+        result = torch.empty(
+            count, n, self._forward.outputs, dtype=self._fn.dtype, device=self._fn.device
+        )
+
         def block(start: int, stop: int) -> None:
-            result[:, start:stop] = self._way.push(self._fn, self._x[start:stop], total)
+            result[:, start:stop] = self._ways[0].push(self._fn, self._x[start:stop], total)
             advance(stop - start)
 
-        Backoff(result.shape[1], samples).run(block)
+        Backoff(n, samples).run(block)
+        return result
 
     def _check_unchanged(self, out: Tensor) -> None:
         """Parameters and buffers are copies, but the forward and its settings are the caller's."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ._bias import BiasUse as BiasUse
+from ._bilinear import CALLS as _BILINEAR
 from ._conv import CALLS as _CONV
 from ._conv import ConvUse as ConvUse
 from ._conv_transpose import CALLS as _CONV_TRANSPOSE
@@ -19,7 +21,11 @@ from ._elementwise import CALLS as _ELEMENTWISE
 from ._embedding import CALLS as _EMBEDDING
 from ._linear import CALLS as _LINEAR
 from ._norm import CALLS as _NORM
+from ._prelu import CALLS as _PRELU
+from ._rule import RuleError as RuleError
 from ._rule import Use as Use
+from ._rule import laid_out as laid_out
+from ._rule import product as product
 
 Rule = Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]
 
@@ -30,7 +36,9 @@ RULES: dict[Any, Rule] = {
     **_EMBEDDING,
     **_EINSUM,
     **_NORM,
+    **_BILINEAR,
+    **_PRELU,
     **_ELEMENTWISE,
 }
 
-__all__ = ["RULES", "ConvUse", "Rule", "Use"]
+__all__ = ["RULES", "BiasUse", "ConvUse", "Rule", "RuleError", "Use", "laid_out", "product"]

@@ -19,15 +19,22 @@ class BiasUse(Use):
     Args:
         weight: The bias.
         dims: How many dimensions of y follow the channels.
-        joins: The `id` of the call's weight, if its cotangents are those of this bias.
+        joins: The use of the call's weight, if its cotangents are those of this bias.
     """
 
     groups = inputs = 1
 
-    def __init__(self, weight: Tensor, dims: int = 0, joins: int | None = None) -> None:
-        self.weight, self.dims, self.joins = weight, dims, joins
+    def __init__(self, weight: Tensor, dims: int = 0, joins: Use | None = None) -> None:
+        self.weight, self.dims, self._joins = weight, dims, joins
+        self.joins: str | None = None
         self.source = weight.new_ones(())
         self.units = weight.numel()
+
+    def found(self, name: str) -> None:
+        """Take the names of the bias and of the weight that it joins."""
+        super().found(name)
+        self.joins = (self._joins.name or None) if self._joins is not None else None
+        self._joins = None
 
     def positions(self, result: object) -> int:
         """One, after the sum."""
@@ -58,4 +65,4 @@ def with_bias(use: Use, bias: Tensor | None, dims: int, joins: bool = True) -> l
     """The use of a call's weight, and that of its bias if it has one."""
     if bias is None or not bias.numel():
         return [use]
-    return [use, BiasUse(bias, dims, id(use.weight) if joins else None)]
+    return [use, BiasUse(bias, dims, use if joins else None)]

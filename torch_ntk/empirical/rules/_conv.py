@@ -19,7 +19,7 @@ class ConvUse(Use):
 
     Attributes:
         channels_last: Whether a pass is made with the channels last in memory, as in two dimensions
-            on a CPU (see `_uses.perturbed`). Entries of a patch then run over them last.
+            on a CPU (see `_parameter_uses.perturbed`). Entries of a patch then run over them last.
     """
 
     def __init__(
@@ -81,6 +81,31 @@ class ConvUse(Use):
         channels = self.weight.shape[1]
         split = jacobian.reshape(*jacobian.shape[:4], -1, channels)
         return split.transpose(4, 5).flatten(2)
+
+    def pack(self, gradient: Tensor) -> Tensor:
+        """Undoes it."""
+        split = gradient.reshape(self.groups, self.units, self.weight.shape[1], -1)
+        return (split.transpose(2, 3) if self.channels_last else split).flatten(2)
+
+    def applied(self, source: Tensor, vectors: Tensor) -> Tensor:
+        """Features times vectors: a convolution with these as its filters."""
+        if self.groups > 1:
+            return super().applied(source, vectors)
+        channels, kernel = self.weight.shape[1], self.weight.shape[2:]
+        rows = vectors[0].T
+        if self.channels_last:
+            filters = rows.reshape(-1, *kernel, channels).movedim(-1, 1)
+        else:
+            filters = rows.reshape(-1, channels, *kernel)
+        images = self._images(source)
+        x, padding = images.flatten(0, 1), tuple(before for before, _ in self.padding)
+        if any(before != after for before, after in self.padding):
+            x = F.pad(x, [p for before_after in reversed(self.padding) for p in before_after])
+            padding = (0,) * len(kernel)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
+        out = convolve(x, filters, None, self.stride, padding, self.dilation)
+        out = out.reshape(*images.shape[:2], len(rows), -1)
+        return out.permute(0, 1, 3, 2).reshape(len(images), 1, -1, len(rows))
 
     def cotangents(self, b: Tensor) -> Tensor:
         """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""

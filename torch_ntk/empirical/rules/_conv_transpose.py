@@ -63,6 +63,10 @@ class ConvTransposeUse(Use):
         """Entries of the weight run over input channels first."""
         return jacobian.transpose(3, 4).flatten(2)
 
+    def pack(self, gradient: Tensor) -> Tensor:
+        """Undoes it."""
+        return gradient.reshape(self.groups, self.inputs, self.units).transpose(1, 2)
+
 
 def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]:
     def conv_transpose(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:

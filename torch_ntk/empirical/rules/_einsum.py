@@ -62,6 +62,12 @@ class EinsumUse(Use):
         split = jacobian.reshape(*jacobian.shape[:2], *sizes)
         return torch.einsum(f"...{order}->...{self.w}", split).flatten(2)
 
+    def pack(self, gradient: Tensor) -> Tensor:
+        """Undoes it."""
+        order = "".join([*self.over_groups, *self.over_units, *self.over_features])
+        found = torch.einsum(f"{self.w}->{order}", gradient.reshape(self.weight.shape))
+        return found.reshape(self.groups, self.units, self.inputs)
+
 
 def einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     """`torch.einsum(equation, x, w)`; either of the operands may be the parameter."""

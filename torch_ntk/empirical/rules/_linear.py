@@ -42,6 +42,10 @@ class MatmulUse(LinearUse):
         """Entries of the weight run over a first."""
         return jacobian.transpose(3, 4).flatten(2)
 
+    def pack(self, gradient: Tensor) -> Tensor:
+        """Undoes it."""
+        return gradient.reshape(1, self.inputs, self.units).transpose(1, 2)
+
 
 def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     """`F.linear(input, weight, bias)`."""

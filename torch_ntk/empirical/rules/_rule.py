@@ -8,6 +8,7 @@ multiplies input feature a for output unit b, so with A the input features and B
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -21,20 +22,52 @@ _LONG, _LARGE = 128, 4 * 1024**2
 _MULTIPLE = 8
 
 
+class RuleError(Exception):
+    """The rule of an operation fails, which is a mistake of this package."""
+
+
 class Use(ABC):
     """One call in which a tracked parameter is the weight of a bilinear operation.
 
     Attributes:
-        weight: The parameter itself; found again by identity.
+        name: The parameter's name, once its identity has told it.
+        weight: The parameter itself at first, by whose identity it is found; then a tensor without
+            data, of its shape and kind.
         source: The input of the call, for one sample.
         groups, inputs, units: Sizes of g, a and b.
     """
 
+    name: str = ""
     weight: Tensor
     source: Tensor
     groups: int
     inputs: int
     units: int
+
+    def found(self, name: str) -> None:
+        """Take the name of the weight, and let go of its values."""
+        self.name = name
+        self.weight = torch.empty_like(self.weight, device="meta")
+
+    def without_source(self) -> Use:
+        """The same without the values of its input."""
+        use = copy.copy(self)
+        use.source = self.source.to("meta")
+        return use
+
+    def in_dtype(self, dtype: torch.dtype) -> Use:
+        """The same with a weight of that type."""
+        use = copy.copy(self)
+        use.weight = self.weight.to(dtype)
+        return use
+
+    def is_like(self, other: Use) -> bool:
+        """Whether it is made in the same way and geometry, of the same weight."""
+        if type(self) is not type(other) or self.source.shape != other.source.shape:
+            return False
+        mine, others = vars(self), vars(other)
+        fixed = (k for k, v in mine.items() if k[0] != "_" and not isinstance(v, Tensor))
+        return all(mine[k] == others[k] for k in fixed if k != "joins")
 
     @property
     def kind(self) -> Hashable:
@@ -103,6 +136,19 @@ class Use(ABC):
     def unpack(self, jacobian: Tensor) -> Tensor:
         """From `[N, O, G, b, a]` to `[N, O, p]` in the weight's own layout."""
         return jacobian.flatten(2)
+
+    def pack(self, gradient: Tensor) -> Tensor:
+        """From a gradient in the weight's own layout `[p]` to `[G, b, a]`: undoes `unpack`."""
+        return gradient.reshape(self.groups, self.units, self.inputs)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the gradient is a product of matrices in every group."""
+        return type(self).jacobian is Use.jacobian
+
+    def applied(self, source: Tensor, vectors: Tensor) -> Tensor:
+        """Features of stacked sources times `vectors` `[G, a, k]`: `[N, G, T, k]`."""
+        return self.features(source) @ vectors
 
     @property
     def gram_width(self) -> int:

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_choice, check_positive_int, describe, type_error, value_error
+from ..._checks import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
+)
 from ..._functional import model_function, quiet
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import analytic_ntk
 from ...empirical import NTKOperator, empirical_ntk
-from ...empirical._trial import try_out
+from ...empirical.inspect import inspect_forward
 from ._adapted_network import AdaptedNetwork
 
 _OUTPUTS = ("mean", "trace", "pseudo", "full")
@@ -111,7 +118,12 @@ class Evaluation:
         """
         with quiet(network, x.device):
             fn = model_function(network, self.params, self.gradient_dtype(network))
-            try_out(fn, "probe", fn.input("probe", x))
+            samples = fn.input("probe", x)
+            if samples.is_floating_point():
+                check_finite("probe", samples, "Remove or impute those entries.")
+            inspect_forward(fn, "probe", samples)
+            # θ_0 is put in the place of θ_t later.
+            fn.plain.check_replaceable(samples[:1])
         return tuple(fn.params)
 
     def kernel(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import jvp
 
-from ..._functional import CANNOT_TRANSFORM, ModelFunction, agree, failure, model_function, quiet
+from ..._checks import ArgumentError
+from ..._functional import ModelFunction, agree, failure, model_function, quiet
 from ..._types import Parameters
 from ...memory import is_out_of_memory
 from ..reference._reference import Reference
@@ -69,7 +70,7 @@ class Linearization:
             return False
         try:
             return agree([self._slopes(direction, one, forward_mode=True)], [slopes])
-        except CANNOT_TRANSFORM:
+        except ArgumentError:
             return False
 
     def _slopes(self, delta: Parameters, x: Tensor, forward_mode: bool = False) -> Tensor:

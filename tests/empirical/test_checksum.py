@@ -1,0 +1,183 @@
+"""Every block of samples is compared with a plain backward pass, and what is wrong is mended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import ntk_loop, reduced, relative_error
+from torch import Tensor, nn
+
+from torch_ntk import MLP, NTKOperator, empirical_ntk
+from torch_ntk.empirical import _checked_blocks
+from torch_ntk.empirical.checksum import _signed_sums
+from torch_ntk.empirical.methods import _jacobian
+from torch_ntk.empirical.rules import RULES
+from torch_ntk.empirical.rules._linear import LinearUse
+from torch_ntk.empirical.structured import _kernel
+from torch_ntk.empirical.structured._cotangents import Cotangents
+
+
+class WrongFeatures(LinearUse):
+    def features(self, source: Tensor) -> Tensor:
+        return super().features(source) * 1.001
+
+
+class WrongCotangents(LinearUse):
+    def cotangents(self, b: Tensor) -> Tensor:
+        return super().cotangents(b).flip(4)
+
+
+class WrongWeight(LinearUse):
+    """A rule that takes x @ W for x @ Wᵀ."""
+
+    def __init__(self, source: Tensor, weight: Tensor) -> None:
+        super().__init__(source, weight)
+        self.is_flipped = True
+
+    def pack(self, gradient: Tensor) -> Tensor:
+        return gradient.reshape(1, self.inputs, self.units).transpose(1, 2)
+
+    def unpack(self, jacobian: Tensor) -> Tensor:
+        return jacobian.flip(3).flatten(2)
+
+
+@pytest.mark.parametrize("width", [6, 80])  # formed gradients, and projected ones
+@pytest.mark.parametrize("wrong", [WrongFeatures, WrongCotangents, WrongWeight])
+def test_a_wrong_rule_is_found_out(
+    wrong: type[LinearUse], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = MLP([4, width, width, 2]).double(), torch.randn(5, 4, dtype=torch.float64)
+    expected = ntk_loop(model, x, x)
+    monkeypatch.setitem(RULES, F.linear, lambda args, kwargs: wrong(args[0], args[1]))
+    for output in ("full", "mean", "diagonal"):
+        kernel = empirical_ntk(model, x, output=output)
+        assert relative_error(kernel, reduced(expected, output)) < 1e-12
+    parts = empirical_ntk(model, x[:3], x, by="parameter", batch_size=2)
+    assert relative_error(sum(parts.values()), expected[:3]) < 1e-12
+    unchecked = empirical_ntk(model, x, check=False)
+    if wrong is WrongFeatures:  # the Gram matrices of the others are right
+        assert relative_error(unchecked, expected) > 1e-4
+
+
+@pytest.mark.parametrize("sample", [0, 2, 4])
+def test_one_wrong_sample_is_found_out(sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _kernel.cotangents
+
+    def wrong(*args: Any) -> Cotangents:
+        found = real(*args)
+        if found.of_calls:  # none is left when both weights are taken by loops
+            found.of_calls[0][sample, 0] *= 1 + 1e-6
+        return found
+
+    model, x = MLP([4, 6, 2]).double(), torch.randn(5, 4, dtype=torch.float64)
+    monkeypatch.setattr(_kernel, "cotangents", wrong)
+    assert relative_error(empirical_ntk(model, x), ntk_loop(model, x, x)) < 1e-12
+
+
+def test_a_wrong_jacobian_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _jacobian._batched
+
+    def wrong(fn, x):
+        outputs, found = real(fn, x)
+        return outputs, {k: j * (1.01 if k == "2.weight" else 1.0) for k, j in found.items()}
+
+    model, x = MLP([4, 6, 2]).double(), torch.randn(5, 4, dtype=torch.float64)
+    looped = []
+    plain = _checked_blocks.plain_jacobians
+    monkeypatch.setattr(_jacobian, "_batched", wrong)
+    monkeypatch.setattr(
+        _checked_blocks,
+        "plain_jacobians",
+        lambda fn, x, names: (looped.append(tuple(names)), plain(fn, x, names))[1],
+    )
+    kernel = empirical_ntk(model, x, method="jacobian")
+    assert relative_error(kernel, ntk_loop(model, x, x)) < 1e-12
+    assert set(looped) == {("2.weight",)}  # the other parameters are right as they are
+
+
+def test_what_even_loops_get_wrong_is_refused() -> None:
+    class Coupled(nn.Module):
+        """Each sample is shifted by the one before it, through a weight that is zero."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gate = nn.Linear(4, 3), nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.gate * self.layer(x).roll(1, 0)
+
+    model, x = Coupled().double(), torch.randn(5, 4, dtype=torch.float64)
+    for options in ({}, {"method": "jacobian"}, {"batch_size": 1}, {"method": "vector_product"}):
+        with pytest.raises(ValueError, match="one sample at a time"):
+            empirical_ntk(model, x, **options)
+    with pytest.raises(ValueError, match="one sample at a time"):
+        NTKOperator(model, x)
+
+
+def _badly_scaled(depth: int) -> nn.Module:
+    """Outputs that are small differences of large numbers."""
+
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = MLP([6, *[32] * depth, 3]), MLP([6, *[32] * depth, 3])
+            self.second.load_state_dict(self.first.state_dict())
+            with torch.no_grad():
+                for p in self.second.parameters():
+                    p.mul_(1 + 1e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * (self.first(1e3 * x) - self.second(1e3 * x))
+
+    return Difference()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [1, 4, 12])
+def test_rounding_is_no_mistake(
+    depth: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a right kernel is taken by loops")
+
+    monkeypatch.setattr(_checked_blocks, "plain_jacobians", fail)
+    torch.manual_seed(depth)
+    model, x = _badly_scaled(depth).to(dtype), torch.randn(9, 6).to(dtype)
+    for method in ("structured", "jacobian"):
+        kernel = empirical_ntk(model, x, output="mean", method=method)
+        assert bool(kernel.isfinite().all())
+    empirical_ntk(model, x.double(), output="mean", dtype=torch.float64)
+
+
+def test_every_call_draws_other_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    real = _signed_sums.SignedSums.__init__
+
+    def noted(self, u: Tensor) -> None:
+        drawn.append(u)
+        real(self, u)
+
+    monkeypatch.setattr(_signed_sums.SignedSums, "__init__", noted)
+    model, x = MLP([4, 6, 2]), torch.randn(20, 4)
+    before = torch.get_rng_state()
+    empirical_ntk(model, x)
+    empirical_ntk(model, x)
+    assert len(drawn) == 2
+    assert all(bool((u.abs() >= 0.5).all()) for u in drawn)
+    assert not torch.equal(*drawn)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_switched_off_it_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr(_checked_blocks.BlockCheck, "verify", fail)
+    model, x = MLP([4, 6, 2]), torch.randn(5, 4)
+    empirical_ntk(model, x, check=False)
+    empirical_ntk(model, x, check=False, method="jacobian")
+    with pytest.raises(TypeError, match="`check` must be True or False"):
+        empirical_ntk(model, x, check=1)

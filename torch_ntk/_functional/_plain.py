@@ -1,0 +1,340 @@
+"""The user's own module with its own parameters, differentiated by plain autograd.
+
+No `functional_call`, no vmap and no other transformation of torch.func takes part: whatever way
+the forward finds its parameters (an attribute, a list, a closure, a module inside of a backward
+pass that computes it again), it finds these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import _unsafe_preserve_version_counter  # type: ignore[attr-defined]
+from torch.func import functional_call
+
+from .._checks import ArgumentError, value_error
+from .._types import Parameters
+from ._parameters import as_real, copied, real_dtype
+from ._quiet import after_evaluation
+from ._result import rows_of
+from ._unwrap import plain_name
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PlainPass:
+    """One forward pass with its graph; valid while the parameters are in place.
+
+    Attributes:
+        outputs: `[N, O]`.
+        leaves: By name the parameters that the kernel is differentiated by.
+    """
+
+    outputs: Tensor
+    leaves: Parameters
+
+    def gradients(
+        self, u: Tensor, create_graph: bool = False, only: Sequence[str] | None = None
+    ) -> Parameters:
+        """The gradients of `Σ u·f`, dense, and zero where a parameter takes no part.
+
+        Those by complex parameters are given by real and imaginary parts `[..., 2]`.
+
+        Args:
+            u: Weights of the outputs `[N, O]`.
+            create_graph: Whether they are differentiated again, by `u`.
+            only: Names of the parameters; None is all.
+        """
+        leaves = self.leaves if only is None else {n: self.leaves[n] for n in only}
+        if not self.outputs.requires_grad:
+            return {n: as_real(torch.zeros_like(p)) for n, p in leaves.items()}
+        found = torch.autograd.grad(
+            self.outputs,
+            list(leaves.values()),
+            u.to(self.outputs.dtype),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        dense = {
+            n: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
+            for (n, p), g in zip(leaves.items(), found, strict=True)
+        }
+        return {n: as_real(g) for n, g in dense.items()}
+
+    def along(self, w: Parameters) -> Tensor:
+        """`J w` `[N, O]` by two backward passes: the derivative of `⟨Jᵀu, w⟩` by u.
+
+        Raises:
+            RuntimeError: An operation cannot be differentiated twice.
+        """
+        if not self.outputs.requires_grad:
+            return torch.zeros_like(self.outputs)
+        u = torch.zeros_like(self.outputs, requires_grad=True)
+        gradients = self.gradients(u, create_graph=True)
+        used = [n for n, g in gradients.items() if g.requires_grad]
+        if not used:
+            return torch.zeros_like(self.outputs)
+        (product,) = torch.autograd.grad(
+            [gradients[n] for n in used],
+            u,
+            [w[n].to(gradients[n].dtype) for n in used],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return product
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """How a model is evaluated plainly; use it within `quiet`.
+
+    Attributes:
+        model: The module, or the function `f(params, x)`.
+        selected: By name the values of the parameters to differentiate by.
+        fixed: By name the values of the other parameters and of the buffers.
+        dtype: Of the evaluation.
+        originals: Names of the caller's own parameters by their identity.
+        transform: From outputs `[N, O]` to what the kernel is of.
+    """
+
+    model: Any
+    selected: Parameters
+    fixed: Parameters
+    dtype: torch.dtype
+    originals: Mapping[int, str]
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the module's own parameters can be in place, in `dtype`.
+
+        Not if they were made in inference mode, which autograd does not follow.
+        """
+        if not isinstance(self.model, nn.Module):
+            return False
+        return not any(
+            p.is_inference() or real_dtype(p) not in (None, self.dtype)
+            for p in self.model.parameters()
+        )
+
+    def with_transform(self, transform: Callable[[Tensor], Tensor]) -> PlainModel:
+        """The same model, with other outputs."""
+        return replace(self, transform=transform)
+
+    def in_dtype(self, dtype: torch.dtype) -> PlainModel:
+        """The same in another precision, from the values of the parameters as they are here."""
+        if dtype == self.dtype:
+            return self
+        selected, fixed = (
+            {n: copied(t, dtype) for n, t in tensors.items()}
+            for tensors in (self.selected, self.fixed)
+        )
+        return replace(self, selected=selected, fixed=fixed, dtype=dtype)
+
+    def run(
+        self,
+        x: Tensor,
+        use: Callable[[PlainPass], T],
+        before: Callable[[Parameters], None] | None = None,
+    ) -> T:
+        """What `use` makes of a forward pass on the batch `x`, with the parameters in place.
+
+        A forward that needs inputs with `requires_grad`, such as one that returns the gradient of
+        an energy, gets them if it fails without.
+
+        Args:
+            x: A batch `[N, ...]`, into which the forward may write nothing that is seen here.
+            use: Called with the pass.
+            before: Called right before the forward pass, with the parameters that are in place.
+
+        Raises:
+            ArgumentError: The outputs are not as they must be, or the forward reaches a parameter
+                where it cannot be replaced.
+        """
+        x = x.to(self.dtype) if x.is_floating_point() else x
+        try:
+            return self._run(x.clone(), use, before)
+        except (ArgumentError, MemoryError):
+            raise
+        except RuntimeError as error:
+            if "grad" not in str(error) or not x.is_floating_point():
+                raise  # it does not miss gradients
+            with torch.enable_grad():
+                tracked = x.detach().requires_grad_().clone()
+            try:
+                return self._run(tracked, use, before)
+            except RuntimeError:
+                raise error from None
+
+    def check_replaceable(self, x: Tensor) -> None:
+        """Raise if the forward does not use values that are put in place of its parameters.
+
+        Args:
+            x: A batch.
+
+        Raises:
+            ValueError: It reaches the module's own parameters in another way.
+        """
+        x = x.to(self.dtype) if x.is_floating_point() else x
+        with torch.enable_grad():
+            self._replaced(x.clone(), lambda found: None, None)
+
+    def _run(
+        self,
+        x: Tensor,
+        use: Callable[[PlainPass], T],
+        before: Callable[[Parameters], None] | None,
+    ) -> T:
+        module = self.model if isinstance(self.model, nn.Module) else None
+        try:
+            with torch.enable_grad():
+                if module is not None and self.is_own:
+                    with self._in_place(module) as own:
+                        if before is not None:
+                            before(own)
+                        return use(self._pass(module(x), x, own))
+                return self._replaced(x, use, before)
+        finally:
+            after_evaluation(module)
+
+    def _replaced(
+        self,
+        x: Tensor,
+        use: Callable[[PlainPass], T],
+        before: Callable[[Parameters], None] | None,
+    ) -> T:
+        """With other tensors in the place of the parameters, during backward passes too."""
+        module = self.model if isinstance(self.model, nn.Module) else None
+        try:
+            leaves = {n: p.detach().requires_grad_() for n, p in self.selected.items()}
+            if before is not None:
+                before(leaves)
+
+            def then(out: Any) -> T:
+                found = self._pass(out, x, leaves)
+                self._check_reached(found)
+                result = use(found)
+                _check_no_stray_gradients(leaves)
+                return result
+
+            if module is None:
+                return then(self.model({**self.fixed, **leaves}, x))
+            # The parameters stay in place for backward passes inside of `use`: some run parts
+            # of the module again.
+            buffers = {n for n, _ in module.named_buffers()}
+            values = {n: t.clone() if n in buffers else t for n, t in self.fixed.items()}
+            values.update(leaves)
+            within = {f"module.{n}": t for n, t in values.items()}
+            found: T = functional_call(_Followed(module, then), within, (x,))
+            return found
+        finally:
+            after_evaluation(module)
+
+    def _pass(self, out: Any, x: Tensor, leaves: Parameters) -> PlainPass:
+        rows = rows_of(out, x, self.dtype)
+        return PlainPass(rows if self.transform is None else self.transform(rows), leaves)
+
+    @contextlib.contextmanager
+    def _in_place(self, module: nn.Module) -> Iterator[Parameters]:
+        """The module's own parameters, with the memory of copies, and buffers likewise.
+
+        Whatever the forward writes, also through `.data`, it writes to the copies; afterwards the
+        parameters have their own memory again, which nothing has touched.
+        """
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        every = {**parameters, **buffers}
+        saved = [
+            (t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in every.values()
+        ]
+        versions = tuple(t for t in every.values() if not t.is_inference())
+        with _unsafe_preserve_version_counter(versions):
+            try:
+                for n, p in parameters.items():
+                    p.data = self.selected[n] if n in self.selected else self.fixed[n]
+                    if p.is_floating_point() or p.is_complex():
+                        p.requires_grad_(n in self.selected)
+                    p.grad = None
+                for n, b in buffers.items():
+                    if not b.is_inference():
+                        b.data = self.fixed[n].clone()
+                leaves: Parameters = {n: parameters[n] for n in self.selected}
+                yield leaves
+                _check_no_stray_gradients(leaves)
+            finally:
+                for t, data, tracked, gradient in saved:
+                    if t.is_inference():
+                        continue
+                    t.data = data
+                    if t.is_leaf:
+                        t.requires_grad_(tracked)
+                        t.grad = gradient
+
+    def _check_reached(self, found: PlainPass) -> None:
+        """The forward must find its parameters where others were put in their place.
+
+        If autograd reaches one of the caller's own instead, the forward has got it in another way,
+        from a list or a closure, and it would count as a constant.
+        """
+        own = self.originals
+        nodes, seen = [found.outputs.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes.extend(following for following, _ in node.next_functions)
+            name = own.get(id(getattr(node, "variable", None)))
+            if name is None:
+                continue
+            if not isinstance(self.model, nn.Module):
+                raise value_error(
+                    "model",
+                    "a function f(params, x) that uses its parameters from `params`",
+                    f"one that reaches {name!r} by itself, through a closure",
+                    "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
+                    "or pass the module itself.",
+                )
+            raise value_error(
+                "model",
+                "a module that uses its parameters as attributes (self.weight)",
+                f"a forward that uses {plain_name(name)!r} through another reference, such "
+                "as a list, a closure or a tensor computed from it before",
+                "Use the attribute, or nn.ParameterList instead of a list.",
+            )
+
+
+def _check_no_stray_gradients(leaves: Mapping[str, Tensor]) -> None:
+    """Refuse backward passes that add to `.grad` by themselves.
+
+    Some autograd.Functions run their forward again in `backward`, by `torch.autograd.backward`:
+    what belongs to the parameters then does not come back to whom asked for it.
+    """
+    stray = [n for n, p in leaves.items() if p.grad is not None]
+    if stray:
+        raise value_error(
+            "model",
+            "a function whose backward pass returns its gradients",
+            "an autograd.Function whose backward runs parts of the model again and adds to the "
+            f".grad of {plain_name(stray[0])!r} by itself",
+            "Let it return the gradients (torch.autograd.grad), or switch this off meanwhile.",
+        )
+
+
+class _Followed(nn.Module):
+    """A module, and what is made of its outputs while its parameters are replaced."""
+
+    def __init__(self, module: nn.Module, then: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.then = then
+
+    def forward(self, x: Tensor) -> Any:
+        """What `then` returns."""
+        return self.then(self.module(x))

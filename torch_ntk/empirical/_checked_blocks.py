@@ -1,0 +1,134 @@
+"""The loop of every method that is made of factors: compute, compare, multiply, block by block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..memory import Backoff, even, ranges
+from ._job import KernelJob
+from ._parts import Kernels
+from .checksum import BlockCheck, MismatchError, plain_jacobians
+from .contract import Factors, JacobianFactor, PairBlocks, join
+
+
+class FactorMethod(ABC):
+    """A kernel from factors of its parameters for blocks of samples.
+
+    Rows are taken in blocks whose factors are kept, and columns are streamed past them in smaller
+    ones, so that the factors of a sample are computed about N/(2·size) + 1 times. Whatever is
+    computed is compared with a plain backward pass; parameters whose factors are wrong have their
+    Jacobians taken by plain loops instead, and the kernel is computed anew.
+
+    Attributes:
+        job: The kernel.
+        by_loops: Names of the parameters whose Jacobians are taken by plain loops.
+    """
+
+    def __init__(self, job: KernelJob, by_loops: frozenset[str] = frozenset()) -> None:
+        self.job = job
+        self.by_loops = by_loops
+
+    @abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Samples in a block of rows, and in a piece that is computed at once."""
+
+    @abstractmethod
+    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+        """Factors of the parameters that are not taken by loops.
+
+        Args:
+            x: Consecutive samples of a block.
+            start: Index of the first one in the block.
+            alone: Whether the samples meet only those of their own block: what is large need not
+                be made before it is multiplied.
+            check: Told what is found out.
+        """
+
+    @abstractmethod
+    def without(self, names: frozenset[str]) -> FactorMethod | None:
+        """The method that does these parameters in another way; None if there is none left."""
+
+    @abstractmethod
+    def in_dtype(self, dtype: torch.dtype) -> FactorMethod:
+        """The same method in another precision."""
+
+    def kernel(self) -> Kernels:
+        """The kernels of the job.
+
+        Raises:
+            ValueError: The model is no function of one sample at a time.
+            MemoryError: Not even one sample fits.
+        """
+        method: FactorMethod = self
+        while True:
+            try:
+                return method._computed()
+            except MismatchError as error:
+                other = method.without(error.names)
+                if other is None:
+                    raise
+                method = other
+
+    def _computed(self) -> Kernels:
+        job = self.job
+        results = PairBlocks(job)
+        size, small = self.sizes()
+        n1, n2 = job.x1.shape[0], job.columns.shape[0]
+        symmetric = job.x2 is None
+        backoff = Backoff(n1, size, within=small)
+
+        def rows(start: int, stop: int) -> None:
+            step = even(stop - start, backoff.cut(small))
+            alone = symmetric and (start, stop) == (0, n1)
+            left = self._checked(job.x1, start, stop, step, alone)
+            left = {k: f.kept(job.fn.products, job.output, alone) for k, f in left.items()}
+            if symmetric:
+                results.add_square(start, stop, left)
+            for a, b in ranges(stop if symmetric else 0, n2, step):
+                right = self._checked(job.columns, a, b, step, False)
+                results.add_block((start, stop), (a, b), left, right)
+            job.advance(stop - start)
+
+        backoff.run(rows)
+        return results.kernels
+
+    def _checked(self, side: Tensor, start: int, stop: int, step: int, alone: bool) -> Factors:
+        """Factors of the samples `start … stop`, computed in pieces and compared."""
+        check = BlockCheck(self.job, side, start, stop) if self.job.check else None
+        pieces = list(ranges(0, stop - start, step))
+        found = [self._all(side[start + a : start + b], a, alone, check) for a, b in pieces]
+        if check is not None:
+
+            def in_double() -> BlockCheck:
+                double = self.in_dtype(torch.float64)
+                again = check.again(double.job)
+                for a, b in pieces:
+                    double._all(again.x[a:b], a, False, again)
+                return again
+
+            try:
+                check.verify(in_double)
+            except MismatchError as error:
+                if error.names <= self.by_loops:
+                    raise check.refuse(error.names) from None
+                raise
+        return join(found)
+
+    def _all(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+        """Factors of all parameters."""
+        if self.by_loops >= set(self.job.fn.params):
+            found: Factors = {}
+        else:
+            found = self.factors(x, start, alone, check)
+        if self.by_loops:
+            outputs, jacobians = plain_jacobians(self.job.fn, x, sorted(self.by_loops))
+            if check is not None and not found:
+                check.add_outputs(outputs)
+            for name, j in jacobians.items():
+                found[self.job.keys[name], name] = JacobianFactor.of(j)
+                if check is not None:
+                    check.sums.add_jacobian(name, start, j)
+        return found

@@ -1,0 +1,272 @@
+"""The empirical Neural Tangent Kernel of a module or a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args, overload
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive_int,
+    describe,
+    has_finite_sum,
+    value_error,
+)
+from .._functional import ModelFunction, evaluating, model_function
+from .._types import Method, ModelLike, Output, ParameterSelection
+from ..memory import in_bytes, limited
+from ._job import KernelJob
+from ._outputs import OUTPUTS, finish
+from ._parts import WHOLE, By, Kernels, distinct, keys_of
+from ._result_size import check_fits, held
+from .inspect import inspect_forward
+from .methods import METHODS, OnePrecisionError
+from .rules import RULES
+from .structured import UseRecorder
+
+NOT_FINITE = (
+    "The outputs or gradients of these samples are not finite: look for sqrt(0), log(0) or a "
+    "division of zero in the forward, or, after an overflow, use dtype=torch.float64."
+)
+
+
+@overload
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    check: bool = True,
+) -> Tensor: ...
+
+
+@overload
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: By,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    check: bool = True,
+) -> dict[str, Tensor]: ...
+
+
+def empirical_ntk(
+    model: ModelLike,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: By | None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    check: bool = True,
+) -> Tensor | dict[str, Tensor]:
+    r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
+
+    The model is evaluated in eval mode, one sample at a time in effect, without autocast; nothing
+    of the call can be seen afterwards: gradients, buffers, training flags, random states and
+    inputs are as before, also after an exception. Works under `torch.no_grad` and
+    `torch.inference_mode`. The result carries no gradient.
+
+    Args:
+        model: Any `nn.Module` that maps a batch `[N, ...]` to outputs `[N, ...]` (flattened to O
+            per sample), or a function `f(params, x)` with `params={name: tensor}`.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is then exactly symmetric.
+        output: What is kept of the output indices:
+
+            - `"full"`: `[N1, N2, O, O]`;
+            - `"trace"`: `[N1, N2]`, `Σ_i Θ[n, m, i, i]` (a sum, not a mean);
+            - `"mean"`: `[N1, N2]`, the trace divided by O, which converges to the analytic kernel
+              as the width grows;
+            - `"diagonal"`: `[N1, N2, O]`, `Θ[n, m, i, i]`;
+            - `"pseudo"`: `[N1, N2]`, the kernel of `Σ_i f_i / sqrt(O)`, O times cheaper than the
+              trace and equal to `"mean"` in expectation (Mohamadi et al. 2023).
+        method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference);
+            `"structured"` contracts the inputs and output cotangents of linear operations
+            (linear layers, convolutions, embeddings, products, norms, scales and shifts) in the
+            cheapest order and takes the Jacobian of the other parameters only;
+            `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian (Novak
+            et al. 2022), and is refused where the forward writes to its parameters in place.
+            `"auto"` is `"structured"` wherever that fits.
+        params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
+            parameter with `requires_grad`. Tied parameters count once, with their cross terms.
+        by: Return the kernel in parts, `{name: Θ_name}` with `Θ = Σ Θ_name`: one for each
+            `"parameter"` (a tied one under its first name), or one for each `"module"` that holds
+            parameters (`""` is the model itself). None returns the sum.
+        batch_size: Samples per block; None chooses from the memory, and every block size backs
+            off with a warning when memory runs out.
+        dtype: `torch.float32` or `torch.float64` to compute and return; None is the model's own
+            (a half-precision model is computed in float32 and the result rounded).
+        accumulate: `torch.float64` adds up the products over parameters in float64, and returns
+            that, while the network is evaluated in `dtype`. At nearly the price of float32 the
+            kernel is then the exact Gram matrix of gradients that were rounded to float32: an
+            eigenvalue λ is off by about 1e-7 √(λ λ_max) and not by 1e-7 λ_max. None is `dtype`.
+        max_memory: About how many bytes the call may take on top of what is there before it,
+            the result included, as an integer or like `"2GB"` and `"512MiB"`; blocks of samples
+            and outputs follow it. None plans with a share of what is free.
+        progress: Show a progress bar over samples.
+        check: Whether the derivatives behind the kernel are compared with plain backward passes
+            of the model itself, on these very samples: for random signs u, the gradient of `Σ u·f`
+            must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
+            instead, or refused. It costs about one training step on the samples.
+
+    Returns:
+        The kernel, on the model's device; with `by`, the kernels of its parts.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or the model of a kind that cannot be
+            transformed (TorchScript, quantized, lazy, sharded, complex).
+        ValueError: A shape, device or value is wrong; the outputs of a sample depend on other
+            samples, are random or not finite; the result cannot fit in memory, or a single
+            sample not in `max_memory`.
+        MemoryError: A single sample does not fit in memory.
+
+    References:
+        Jacot, Gabriel, Hongler, "Neural Tangent Kernel" (2018). Novak,
+        Sohl-Dickstein, Schoenholz, "Fast finite width neural tangent kernel" (2022).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2, bias=False).double()
+        >>> x = torch.eye(3, dtype=torch.float64)
+        >>> empirical_ntk(model, x, output="mean")  # ⟨x_n, x_m⟩ for a linear model
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
+    """
+    check_choice("output", output, OUTPUTS)
+    check_choice("method", method, get_args(Method))
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    check_bool("progress", progress)
+    check_bool("check", check)
+    if by is not None:
+        check_choice("by", by, get_args(By), "None returns the whole kernel.")
+    allowed = None if max_memory is None else in_bytes(max_memory)
+    check_accumulate(accumulate)
+
+    def compute(dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
+        fn = replace(model_function(model, params, dtype), accumulate=accumulate)
+        if fn.products != fn.dtype and method == "vector_product":
+            raise value_error(
+                "accumulate",
+                "None for method='vector_product'",
+                str(accumulate),
+                "It never forms the products: compute all in dtype=torch.float64.",
+            )
+        a = fn.input("x1", x1)
+        b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
+        recorder = UseRecorder(RULES if method in ("auto", "structured") else {})
+
+        def run(job: KernelJob) -> Kernels:
+            return METHODS[method](job, recorder)
+
+        forward = inspect_forward(fn, "x1", a, recorder)
+        keys = keys_of(fn.params, by)
+        n1, n2 = a.shape[0], (a if b is None else b).shape[0]
+        size = check_fits(fn, output, n1, n2, forward.outputs, len(distinct(keys)), allowed)
+        outputs = forward.outputs
+        if output == "pseudo":
+            fn, forward = fn.pseudo(), replace(forward, outputs=1)
+        job = KernelJob(fn, a, b, output, forward, keys, batch_size, check)
+        with limited(None if allowed is None else allowed - size - held(fn)):
+            kernels = with_progress(job, progress, method == "vector_product", run)
+        for key, kernel in kernels.items():
+            kernels[key] = rounded(finish(kernel, output, outputs), accumulate or fn.result_dtype)
+            check_kernel(kernels[key], x1, x2)
+        return kernels
+
+    with evaluating(model, x1):
+        try:
+            kernels = compute(dtype, accumulate)
+        except OnePrecisionError:
+            kernels = compute(accumulate, None)
+    return kernels if by is not None else kernels[WHOLE]
+
+
+def check_accumulate(accumulate: object) -> None:
+    """Raise if it is not what `empirical_ntk` takes."""
+    if accumulate not in (None, torch.float64):
+        came = str(accumulate) if isinstance(accumulate, torch.dtype) else describe(accumulate)
+        raise value_error("accumulate", "None or torch.float64", came)
+
+
+def check_kernel(kernel: Tensor, x1: Tensor, x2: Tensor | None) -> None:
+    """Raise if entries are not finite, with the inputs' names where they are not."""
+    if has_finite_sum(kernel):
+        return
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and x.is_floating_point():
+            check_finite(name, x, "Remove or impute those entries.")
+    check_finite("kernel", kernel, NOT_FINITE)
+
+
+def second_input(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
+    """The samples `x2` as they are computed with."""
+    b = fn.input("x2", x2)
+    if b.shape[1:] != a.shape[1:] or b.dtype != a.dtype:
+        raise value_error(
+            "x2",
+            f"samples like x1's ({a.dtype}, {tuple(a.shape[1:])} each)",
+            b,
+            "Both are inputs of the same model; only their number may differ.",
+        )
+    return b
+
+
+def with_progress(
+    job: KernelJob, show: bool, over_columns: bool, run: Callable[[KernelJob], Kernels]
+) -> Kernels:
+    """What `run` makes of the job, with a progress bar over its samples."""
+    total = (job.columns if over_columns else job.x1).shape[0]
+    with tqdm(
+        total=total, desc="empirical NTK", unit="sample", disable=not show, leave=False
+    ) as bar:
+
+        def advance(samples: int) -> None:
+            bar.update(samples)
+
+        return run(replace(job, advance=advance))
+
+
+def rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """The kernel in `dtype`."""
+    if kernel.dtype == dtype:
+        return kernel
+    found = kernel.to(dtype)
+    if has_finite_sum(kernel):
+        check_finite(
+            "kernel", found, f"Its entries exceed the range of {dtype}; use dtype=torch.float32."
+        )
+    return found

@@ -1,0 +1,92 @@
+"""One kernel to be computed: what every method takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .._functional import ModelFunction
+from .._types import Output
+from ._outputs import shape
+from ._parts import Kernels, Keys, distinct
+from .inspect import Inspection
+
+
+@dataclass(frozen=True)
+class KernelJob:
+    """The kernel `Θ(x1, x2)` of a function, or the exactly symmetric `Θ(x1, x1)`.
+
+    Attributes:
+        fn: The function and its parameters.
+        x1: Samples `[N1, ...]`.
+        x2: Samples `[N2, ...]`; None means x1.
+        output: What is kept of the output indices.
+        forward: What one forward pass does and costs.
+        keys: Which parameters' contributions are returned together.
+        batch_size: Samples per block as the caller wants them; None follows from the memory.
+        check: Whether every block is compared with a plain backward pass.
+        advance: Told of every number of samples that is done.
+    """
+
+    fn: ModelFunction
+    x1: Tensor
+    x2: Tensor | None
+    output: Output
+    forward: Inspection
+    keys: Keys
+    batch_size: int | None = None
+    check: bool = True
+    advance: Callable[[int], None] = lambda samples: None
+
+    @property
+    def outputs(self) -> int:
+        """O, the number of outputs of a sample."""
+        return self.forward.outputs
+
+    @property
+    def columns(self) -> Tensor:
+        """The samples of the columns."""
+        return self.x1 if self.x2 is None else self.x2
+
+    @property
+    def longest(self) -> int:
+        """The larger number of samples of the two sides."""
+        return max(self.x1.shape[0], self.columns.shape[0])
+
+    @property
+    def samples(self) -> int:
+        """How many samples' Jacobians take part."""
+        return self.x1.shape[0] + (0 if self.x2 is None else self.x2.shape[0])
+
+    @property
+    def pairs(self) -> float:
+        """How many pairs of samples are computed; half of them where the kernel is symmetric."""
+        pairs = self.x1.shape[0] * self.columns.shape[0]
+        return pairs / 2 if self.x2 is None else float(pairs)
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number in the precision of the evaluation."""
+        return torch.finfo(self.fn.dtype).bits // 8
+
+    def empty_kernels(self) -> Kernels:
+        """Zeros for every part of the kernel, in the precision of the products."""
+        dims = shape(self.output, self.x1.shape[0], self.columns.shape[0], self.outputs)
+        like = torch.zeros((), dtype=self.fn.products, device=self.x1.device)
+        return {key: like.new_zeros(dims) for key in distinct(self.keys)}
+
+    def in_dtype(self, dtype: torch.dtype) -> KernelJob:
+        """The same evaluated in another precision."""
+
+        def to(x: Tensor) -> Tensor:
+            return x.to(dtype) if x.is_floating_point() else x
+
+        return replace(
+            self,
+            fn=self.fn.in_dtype(dtype),
+            x1=to(self.x1),
+            x2=None if self.x2 is None else to(self.x2),
+        )

@@ -1,0 +1,316 @@
+"""Whether the factors of a block of samples are those of the user's own module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..._checks import ArgumentError, value_error
+from ..._functional import (
+    CannotTransformError,
+    PlainModel,
+    PlainPass,
+    after_evaluation,
+    agree,
+    plain_name,
+)
+from ..._types import Parameters
+from ...memory import budget, even, is_out_of_memory, ranges, within
+from .._job import KernelJob
+from .._stages import stage
+from ..inspect import not_deterministic
+from ._signed_sums import SignedSum, SignedSums
+from ._signs import signs
+
+# Differences of so many roundings of the terms of a sum are explained by rounding.
+_ROUNDINGS = 100.0
+# Relative differences that are not looked at again. Between two evaluations in float32 some of the
+# many ReLUs of a network change sides, which is more than rounding: 1e-4 in a ResNet.
+_CLOSE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class MismatchError(Exception):
+    """Factors of some parameters are wrong.
+
+    Attributes:
+        names: Of the parameters.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(", ".join(sorted(names)))
+        self.names = names
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What plain passes over the block give: outputs `[N, O]`, and the gradient of `Σ u·f`."""
+
+    outputs: Tensor
+    gradient: Parameters
+
+
+class BlockCheck:
+    """Collects what a method finds out about a block of samples, and compares it.
+
+    Args:
+        job: The kernel.
+        side: All samples of one side of the kernel.
+        start, stop: The block.
+    """
+
+    def __init__(self, job: KernelJob, side: Tensor, start: int, stop: int) -> None:
+        self.x = side[start:stop]
+        self._fn, self._job = job.fn, job
+        self._companion, self._is_made_up = companion_of(job, self.x)
+        self._u = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
+            side.device
+        )
+        self._sums = SignedSums(self._u)
+        self._outputs: list[Tensor] = []
+
+    @property
+    def sums(self) -> SignedSums:
+        """Where factors are added."""
+        return self._sums
+
+    def add_outputs(self, outputs: Tensor) -> None:
+        """Add the outputs `[n, O]` of the next samples, each evaluated alone."""
+        self._outputs.append(outputs.detach())
+
+    def again(self, job: KernelJob) -> BlockCheck:
+        """An empty check of the same samples in the precision of `job`, with the same signs."""
+        side = self.x.to(job.fn.dtype) if self.x.is_floating_point() else self.x
+        found = BlockCheck(job, side, 0, self.x.shape[0])
+        found._companion, found._is_made_up = self._companion, self._is_made_up
+        found._u = self._u.to(job.fn.dtype)
+        found._sums = SignedSums(found._u)
+        return found
+
+    def verify(self, in_double: Callable[[], BlockCheck]) -> None:
+        """Compare outputs and gradients with plain backward passes.
+
+        A difference that may be one of rounding is looked at again in float64.
+
+        Args:
+            in_double: The check of the same block, filled by a method in float64.
+
+        Raises:
+            MismatchError: Some factors are wrong.
+        """
+        with stage("check"):
+            wrong = self._wrong(self._fn.plain)
+            if not wrong:
+                return
+            wrong = self._wrong_in_double(in_double, wrong)
+        if wrong:
+            raise MismatchError(frozenset(wrong))
+
+    def refuse(self, names: frozenset[str]) -> ArgumentError:
+        """The error for a block of which even plain loops over its samples are another function.
+
+        Args:
+            names: Parameters of which they have another gradient than the batch.
+        """
+        listed = ", ".join(repr(plain_name(n)) for n in sorted(names)[:4])
+        x = self.x if self._companion is None else torch.cat([self.x, self._companion])
+        return depends_on_batch(self._fn.exact_plain, x, f"derivatives by {listed}")
+
+    def _wrong_in_double(self, in_double: Callable[[], BlockCheck], wrong: set[str]) -> set[str]:
+        """What is still wrong in float64; all of it, if the model cannot be evaluated so."""
+        plain = self._fn.plain
+        if self._fn.dtype == plain.dtype == torch.float64:
+            return wrong
+        try:
+            if self._fn.dtype == torch.float64:
+                return self._wrong(self._fn.exact_plain)
+            exact = in_double()
+            return exact._wrong(exact._fn.plain)
+        except (ArgumentError, CannotTransformError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return wrong
+
+    def _wrong(self, plain: PlainModel) -> set[str]:
+        """Names of the parameters that differ; all where the outputs do."""
+        expected = self._expected(plain)
+        every = set(self._fn.params)
+        own = torch.cat(self._outputs).to(expected.outputs.dtype)
+        if not bool(own.isfinite().all()) or not bool(expected.outputs.isfinite().all()):
+            # What is not finite is reported with the kernel, by its index.
+            return set() if torch.equal(own.isfinite(), expected.outputs.isfinite()) else every
+        if not agree([own], [expected.outputs]):
+            return every
+        # In the coarser one of the two precisions.
+        coarse = torch.float64 if plain.dtype == self._fn.dtype == torch.float64 else torch.float32
+        eps, close = torch.finfo(coarse).eps, _CLOSE[coarse]
+        names = list(expected.gradient)
+        rows = [_measured(self._sums.sums[n], expected.gradient[n]) for n in names]
+        measured = torch.stack(rows).tolist()
+        # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.
+        largest = max(scale for _, scale, _ in measured)
+        return {
+            name
+            for name, (error, scale, noise) in zip(names, measured, strict=True)
+            if not error <= max(close * scale, _ROUNDINGS * eps * max(noise, largest))
+        }
+
+    def _expected(self, plain: PlainModel) -> _Expected:
+        n = self.x.shape[0]
+        total: Parameters = {}
+        outputs = []
+        for a, b in self._chunks(n):
+            rows, gradient = self._passed(plain, self.x[a:b], self._u[a:b].to(plain.dtype))
+            outputs.append(rows[: b - a])
+            for name, g in gradient.items():
+                total[name] = total[name] + g if name in total else g
+        return _Expected(torch.cat(outputs), total)
+
+    def _passed(self, plain: PlainModel, x: Tensor, u: Tensor) -> tuple[Tensor, Parameters]:
+        """Outputs, and the gradient of `Σ u·f`, of one pass over samples and their companion."""
+        companion = self._companion
+        if companion is not None:
+            companion = companion.to(x.dtype)
+            x, u = torch.cat([x, companion]), torch.cat([u, torch.zeros_like(u[:1])])
+
+        def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
+            return found.outputs.detach(), found.gradients(u)
+
+        try:
+            return plain.run(x, of_pass)
+        except MemoryError:
+            raise
+        except (ArgumentError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            if companion is not None and self._is_made_up:
+                # The samples were fine alone; nothing says that the model must take others.
+                self._companion = None
+                return self._passed(plain, x[:-1], u[:-1])
+            if isinstance(error, ArgumentError):
+                raise
+            raise _no_batch(error, x) from error
+
+    def _chunks(self, n: int) -> Iterator[tuple[int, int]]:
+        """At least two samples at once, and otherwise as many as the memory allows."""
+        each = 4 * self._job.forward.activation_bytes
+        most = max(2, within(budget(self._fn.device) // 2, n, each))
+        pieces = list(ranges(0, n, max(2, even(n, most))))
+        if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] == 1:
+            pieces[-2:] = [(pieces[-2][0], n)]
+        return iter(pieces)
+
+
+def companion_of(job: KernelJob, x: Tensor) -> tuple[Tensor | None, bool]:
+    """A sample unlike those of a block that are all equal, and whether it is made up.
+
+    A sample that is accompanied by another one shows whether it depends on it; one that meets only
+    itself may not.
+    """
+    if x.shape[0] > 1 and not torch.equal(x[0], x[-1]):
+        return None, False
+    if bool((x != x[:1]).any()):
+        return None, False
+    for side in (job.x1, job.columns):
+        unlike = (side != x[:1]).reshape(side.shape[0], -1).any(dim=1)
+        if bool(unlike.any()):
+            k = int(unlike.nonzero()[0])
+            return side[k : k + 1], False
+    first = x[:1]
+    if first.is_floating_point():
+        made = first / 2 if bool(first.any()) else torch.ones_like(first)
+    else:  # indices stay valid when they change places
+        made = first.reshape(-1).flip(0).reshape(first.shape)
+    return (None if torch.equal(made, first) else made), True
+
+
+def _measured(found: SignedSum, gradient: Tensor) -> Tensor:
+    """The difference, the size of the gradient, and that of the terms: `[3]`."""
+    projected = found.of_gradient(gradient.to(found.total.dtype))
+    error = torch.linalg.vector_norm(found.total - projected)
+    scale = torch.maximum(
+        torch.linalg.vector_norm(gradient).to(error), torch.linalg.vector_norm(projected)
+    )
+    same = found.total.isfinite().all() == projected.isfinite().all()
+    # Two that are not finite agree: what is not finite is reported with the kernel.
+    zero = torch.zeros_like(error)
+    error = torch.where(projected.isfinite().all() | ~same, error, zero)
+    return torch.stack(
+        [error, scale.nan_to_num(0.0, 0.0), found.noise.to(error).nan_to_num(0.0, 0.0)]
+    )
+
+
+def _no_batch(error: RuntimeError, x: Tensor) -> ArgumentError:
+    lines = str(error).strip().splitlines()
+    return value_error(
+        "model",
+        "a function of a batch of any number of samples, each evaluated independently",
+        f"a forward that fails on {x.shape[0]} samples with {lines[0] if lines else error}",
+        "A model for a fixed number of samples, or for one at a time, can be wrapped in a module "
+        "that loops over the rows of its input.",
+    )
+
+
+def depends_on_batch(plain: PlainModel, x: Tensor, what: str) -> ArgumentError:
+    """The error for a model whose samples alone are not what they are in the batch `x`.
+
+    Args:
+        plain: The model.
+        x: The batch.
+        what: Of the samples differs, if the outputs do not.
+    """
+
+    def outputs(found: PlainPass) -> Tensor:
+        return found.outputs.detach()
+
+    changing = state_that_changes(plain, x)
+    if changing:
+        listed = ", ".join(repr(n) for n in changing[:4])
+        return value_error(
+            "model",
+            "a function of its inputs and parameters alone",
+            f"a forward that changes its own state ({listed}), on which {what} depend",
+            "Freeze it before (an observer of quantization, a state that a recurrent network "
+            "keeps for the next call), or pass it in with the inputs.",
+        )
+    together = [plain.run(x, outputs) for _ in range(2)]
+    alone = [torch.cat([plain.run(s[None], outputs) for s in x]) for _ in range(2)]
+    if not agree(together[:1], together[1:]) or not agree(alone[:1], alone[1:]):
+        return not_deterministic()
+    if not agree(alone[:1], together[:1]):
+        what = "outputs"
+    return value_error(
+        "model",
+        "a function of one sample at a time",
+        f"{what} of a sample that change with the other samples of its batch",
+        "Replace statistics over the batch (batch normalization without running "
+        "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
+        "dimension the model takes for the batch (batch_first=True).",
+    )
+
+
+def state_that_changes(plain: PlainModel, x: Tensor) -> list[str]:
+    """Names of buffers and attributes that a forward pass changes."""
+    module = plain.model
+    if not isinstance(module, nn.Module):
+        return []
+    buffers = {n: b.clone() for n, b in module.named_buffers()}
+    attributes = {n: dict(vars(m)) for n, m in module.named_modules()}
+    fixed = {n: t for n, t in plain.fixed.items() if n not in buffers}
+    try:
+        functional_call(module, {**fixed, **plain.selected, **buffers}, (x.to(plain.dtype),))
+    except RuntimeError:
+        return []
+    finally:
+        changed = [
+            f"{n}.{name}".lstrip(".")
+            for n, m in module.named_modules()
+            for name, value in vars(m).items()
+            if attributes[n].get(name, value) is not value
+        ]
+        after_evaluation(module)
+    written = [n for n, b in buffers.items() if not torch.equal(b, plain.fixed[n])]
+    return [plain_name(n) for n in (*written, *changed)]

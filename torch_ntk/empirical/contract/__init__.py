@@ -1,0 +1,27 @@
+"""From what is known of each weight for some samples to the kernel between them."""
+
+from ._factors import SMALL as SMALL
+from ._factors import Call as Call
+from ._factors import Factor as Factor
+from ._factors import Factors as Factors
+from ._factors import GramFactor as GramFactor
+from ._factors import JacobianFactor as JacobianFactor
+from ._factors import join as join
+from ._factors import joined_features as joined_features
+from ._jacobian_pieces import Unformed as Unformed
+from ._pair_blocks import PairBlocks as PairBlocks
+from ._piece_sizes import piece_sizes as piece_sizes
+
+__all__ = [
+    "SMALL",
+    "Call",
+    "Factor",
+    "Factors",
+    "GramFactor",
+    "JacobianFactor",
+    "PairBlocks",
+    "Unformed",
+    "join",
+    "joined_features",
+    "piece_sizes",
+]

@@ -1,0 +1,277 @@
+"""What is known of one weight for a block of samples: its Jacobian, or the factors of that."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..._types import Output
+from ..rules import Use
+from ._jacobian_pieces import Formed, Piece, whole
+
+Call = tuple[Use, Tensor]
+"""A use and its sources, or what it `held` of them."""
+
+# Jacobians of at most so many columns are joined before they are contracted.
+SMALL = 4096
+
+
+class Factor(ABC):
+    """One weight's factors for a block of samples.
+
+    All are stacks of matrices whose rows run over samples before all else.
+
+    Attributes:
+        samples, outputs, positions: N, O and T.
+    """
+
+    samples: int
+    outputs: int
+    positions: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    @abstractmethod
+    def multiplications(self) -> float:
+        """How many a product with itself takes, about."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> bool:
+        """Whether what is multiplied is made for one weight at a time and not kept."""
+
+    @abstractmethod
+    def narrow(self, start: int, stop: int) -> Factor:
+        """The factor for the samples `start … stop`, without a copy; not of one that passes."""
+
+    @abstractmethod
+    def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> Factor:
+        """The same for products in `dtype`, and with several others unless it is `alone`."""
+
+
+Factors = dict[tuple[str, str], Factor]
+"""By key and parameter name what is known of a block of samples."""
+
+
+@dataclass(frozen=True)
+class JacobianFactor(Factor):
+    """The Jacobian of a weight, whole or in pieces.
+
+    Attributes:
+        samples, outputs: N and O.
+        pieces: The Jacobian in pieces of consecutive samples.
+        j: In place of pieces the Jacobian as `_jacobian_pieces.laid` lays it out.
+    """
+
+    samples: int
+    outputs: int
+    pieces: tuple[Piece, ...] = ()
+    j: Tensor | None = None
+    positions: int = 1
+
+    @staticmethod
+    def of(*pieces: Tensor | Piece) -> JacobianFactor:
+        """From the Jacobian `[N, O, p]`, or from pieces of it."""
+        found = tuple(Formed(p) if isinstance(p, Tensor) else p for p in pieces)
+        return JacobianFactor(sum(p.samples for p in found), found[0].outputs, found)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.pieces[0].like.device if self.j is None else self.j.device
+
+    @property
+    def multiplications(self) -> float:
+        """How many a product with itself takes, about."""
+        if self.j is not None:
+            return float(self.j.shape[1]) * self.j.numel()
+        first = self.pieces[0]
+        return float(self.samples) ** 2 * self.outputs**2 * first.width * first.each
+
+    @property
+    def passes(self) -> bool:
+        """Whether columns are made for one weight at a time."""
+        return bool(self.pieces)
+
+    def whole(self, output: Output) -> Tensor:
+        """The Jacobian in one piece, laid out."""
+        return whole(self.pieces, output) if self.j is None else self.j
+
+    def narrow(self, start: int, stop: int) -> JacobianFactor:
+        """The rows of these samples."""
+        assert self.j is not None
+        return replace(self, samples=stop - start, j=_rows_of(self.j, self.samples, start, stop))
+
+    def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> JacobianFactor:
+        """In one piece, unless it is multiplied once, or to be converted anyway."""
+        if not alone and self.pieces and self.pieces[0].dtype == dtype:
+            return replace(self, j=whole(self.pieces, output), pieces=())
+        return self
+
+
+@dataclass(frozen=True)
+class GramFactor(Factor):
+    """The inputs and output cotangents of a weight, of which Gram matrices are taken.
+
+    Attributes:
+        samples, outputs, positions: N, O and T.
+        b: Cotangents: `[G, N·O·T, b]` for "full", `[G·O, N·T, b]` for "diagonal", and
+            `[G, N·T, O·b]` where the outputs are summed.
+        use: Multiplies features.
+        a: Features `[G, N·T, a]`.
+        sources: In place of `a`, for pieces of consecutive samples, the calls and what they `held`
+            of their inputs.
+        shift: What a bias adds to products of features: one, as its features are 1 in the same
+            calls and its cotangents are the same.
+        between: Whether the Gram matrix of the features goes between the cotangents; see `_cost`.
+        is_last: Whether the cotangents of every sample are the identity matrix.
+    """
+
+    samples: int
+    outputs: int
+    positions: int
+    b: Tensor
+    use: Use
+    a: Tensor | None = None
+    sources: tuple[Sequence[Call], ...] = ()
+    shift: float = 0.0
+    between: bool = False
+    is_last: bool = False
+
+    @staticmethod
+    def of(
+        a: Tensor | Sequence[Call],
+        b: Tensor,
+        use: Use,
+        output: Output,
+        shift: float = 0.0,
+        between: bool = False,
+    ) -> GramFactor:
+        """From features `[N, G, T, a]`, or sources, and cotangents `[N, O, G, T, b]`."""
+        n, o, g, t, units = b.shape
+        if output == "full":
+            laid = b.permute(2, 0, 1, 3, 4).reshape(g, n * o * t, units)
+        elif output == "diagonal":
+            laid = b.permute(2, 1, 0, 3, 4).reshape(g * o, n * t, units)
+        else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
+            laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
+        is_last = g * t == 1 and units == o
+        is_last = is_last and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
+        found = GramFactor(n, o, t, laid, use, shift=shift, between=between, is_last=is_last)
+        if isinstance(a, Tensor):
+            return replace(found, a=_rows(a))
+        return replace(found, sources=(a,))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.b.device
+
+    @property
+    def multiplications(self) -> float:
+        """How many a product with itself takes; that of the features is small beside it."""
+        return float(self.b.shape[1]) * self.b.numel()
+
+    @property
+    def passes(self) -> bool:
+        """Whether features are gathered for one weight at a time."""
+        return bool(self.sources)
+
+    def narrow(self, start: int, stop: int) -> GramFactor:
+        """The rows of these samples."""
+        assert self.a is not None
+        # Of a kernel of few operations `replace` takes a tenth: it makes all fields anew.
+        found = copy.copy(self)
+        vars(found).update(
+            samples=stop - start,
+            a=_rows_of(self.a, self.samples, start, stop),
+            b=_rows_of(self.b, self.samples, start, stop),
+        )
+        return found
+
+    def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> GramFactor:
+        """Converted once."""
+        a = None if self.a is None else to(self.a, dtype)
+        return replace(self, a=a, b=to(self.b, dtype))
+
+    def gathered(self, dtype: torch.dtype) -> GramFactor:
+        """The same with features in place of sources."""
+        a: Tensor | None = None
+        start = 0
+        for calls in self.sources:
+            each = [use.narrowed(held, 0, use.steps) for use, held in calls]
+            rows = _rows(_joined(each))
+            del each
+            if len(self.sources) == 1:
+                a = to(rows, dtype)
+                break
+            if a is None:  # written piece by piece, so that all pieces never stand beside it
+                length = self.samples * self.positions
+                kind = dtype if rows.is_floating_point() else rows.dtype
+                a = rows.new_empty(rows.shape[0], length, rows.shape[2], dtype=kind)
+            a[:, start : start + rows.shape[1]] = rows
+            start += rows.shape[1]
+        return replace(self, a=a, sources=())
+
+
+def join(blocks: list[Factors]) -> Factors:
+    """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
+    if len(blocks) == 1:
+        return blocks[0]
+    names = list(blocks[0])
+    return {name: _join([block.pop(name) for block in blocks]) for name in names}
+
+
+def _join(parts: list[Factor]) -> Factor:
+    first, samples = parts[0], sum(p.samples for p in parts)
+    if isinstance(first, JacobianFactor):
+        jacobians = [p for p in parts if isinstance(p, JacobianFactor)]
+        return replace(
+            first, samples=samples, pieces=tuple(piece for p in jacobians for piece in p.pieces)
+        )
+    assert isinstance(first, GramFactor)
+    grams = [p for p in parts if isinstance(p, GramFactor)]
+    features = [p.a for p in grams if p.a is not None]
+    return replace(
+        first,
+        samples=samples,
+        sources=tuple(calls for p in grams for calls in p.sources),
+        a=torch.cat(features, dim=1) if features else None,
+        b=torch.cat([p.b for p in grams], dim=1),
+        is_last=all(p.is_last for p in grams),
+    )
+
+
+def joined_features(calls: Sequence[Call]) -> Tensor:
+    """Features `[N, G, T, a]` of the positions of all calls."""
+    return _joined([use.features(source) for use, source in calls])
+
+
+def _joined(each: Sequence[Tensor]) -> Tensor:
+    """Features `[N, G, T, a]` of several calls as those of one."""
+    return each[0] if len(each) == 1 else torch.cat(list(each), dim=2)
+
+
+def _rows(a: Tensor) -> Tensor:
+    """Features `[N, G, T, a]` as `[G, N·T, a]`."""
+    n, g, t, width = a.shape
+    return a.transpose(0, 1).reshape(g, n * t, width)
+
+
+def _rows_of(t: Tensor, samples: int, start: int, stop: int) -> Tensor:
+    each = t.shape[1] // samples
+    return t[:, start * each : stop * each]
+
+
+def to(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factors in `dtype`; features that are indices stay what they are."""
+    return t.to(dtype) if t.is_floating_point() else t

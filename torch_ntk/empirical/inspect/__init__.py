@@ -1,0 +1,15 @@
+"""What a model does with one sample, found out before anything costly starts."""
+
+from ._forward_check import Follower as Follower
+from ._forward_check import Inspection as Inspection
+from ._forward_check import forward_operations as forward_operations
+from ._forward_check import inspect_forward as inspect_forward
+from ._forward_check import not_deterministic as not_deterministic
+
+__all__ = [
+    "Follower",
+    "Inspection",
+    "forward_operations",
+    "inspect_forward",
+    "not_deterministic",
+]

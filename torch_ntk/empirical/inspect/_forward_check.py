@@ -1,0 +1,187 @@
+"""One forward pass of the user's own module on one sample: shapes, costs and randomness."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..._checks import ArgumentError, check_finite, type_error, value_error
+from ..._functional import (
+    ModelFunction,
+    PlainPass,
+    agree,
+    has_forward_hooks,
+    run_forward_hooks,
+    trying_forward_hooks,
+)
+from ..._types import Parameters
+from ...memory import is_out_of_memory
+from .._stages import stage
+from ..rules import RuleError
+from ._dispatch_modes import ActivationBytes, Operations
+from ._kept_tensors import refuse_kept_tensors
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one sample costs.
+
+    Attributes:
+        outputs: Number of outputs O per sample.
+        activation_bytes: Bytes of all intermediate results of one forward pass.
+        keeps_hooks: Whether forward hooks of the user run, as they are part of the function.
+    """
+
+    outputs: int
+    activation_bytes: int
+    keeps_hooks: bool = False
+
+
+class Follower(TorchFunctionMode):
+    """Sees every function that a forward pass calls, and is told which parameters are in place."""
+
+    def follow(self, leaves: Parameters) -> None:
+        """Called right before the forward pass, with its parameters by name."""
+
+    def stop(self) -> None:
+        """Called right after it."""
+
+    def unused(self) -> list[str]:
+        """Names of the parameters that the pass has not used."""
+        return []
+
+
+def inspect_forward(
+    fn: ModelFunction, name: str, x: Tensor, follower: Follower | None = None
+) -> Inspection:
+    """Evaluate the model on the first sample of the batch `x`, called `name` in errors.
+
+    Args:
+        fn: The function.
+        name: Of the argument `x`.
+        x: A batch.
+        follower: What else looks on.
+
+    Raises:
+        TypeError: The model does not take these inputs, or does not return one tensor.
+        ValueError: Its outputs are not finite, or are random.
+        MemoryError: One forward pass does not fit in memory.
+    """
+    with stage("inspect"):
+        keeps_hooks = _hooks_matter(fn, x)
+        if keeps_hooks and fn.module is not None:
+            run_forward_hooks(fn.module)
+        states = _random_states(fn.device)
+        bytes_ = ActivationBytes()
+        with bytes_, contextlib.nullcontext() if follower is None else follower:
+            outputs = _forward(fn, name, x[:1], None if follower is None else follower)
+        after = _random_states(fn.device)
+    if outputs.shape[1] == 0:
+        raise value_error("model", "a function with outputs", outputs)
+    if not bool(torch.isfinite(outputs).all()):
+        if x.is_floating_point():
+            check_finite(name, x, "Remove or impute those entries.")
+        raise value_error(
+            "model",
+            f"a function with finite outputs on `{name}`",
+            "NaN or infinite outputs for its first sample",
+            "Look for an overflow, or for a log or a division of zero in the forward.",
+        )
+    if any(not torch.equal(a, b) for a, b in zip(states, after, strict=True)):
+        raise not_deterministic()
+    if follower is not None:
+        refuse_kept_tensors(fn, x, follower.unused())
+    return Inspection(outputs.shape[1], bytes_.bytes, keeps_hooks)
+
+
+def forward_operations(fn: ModelFunction, x: Tensor) -> int:
+    """Floating-point operations of one forward pass of one sample."""
+    with Operations() as operations:
+        fn.batch(fn.params, x[:1])
+    return int(operations.count)
+
+
+def not_deterministic() -> ArgumentError:
+    """The error for outputs that change from call to call."""
+    return value_error(
+        "model",
+        "deterministic in eval mode",
+        "a forward whose outputs change from call to call, or that draws random numbers",
+        "Use nn.Dropout instead of F.dropout(x, training=True), draw the noise outside of the "
+        "model, and reset or pass in a state that a call leaves for the next one.",
+    )
+
+
+def _hooks_matter(fn: ModelFunction, x: Tensor) -> bool:
+    """Whether forward hooks of the user are part of the function: they return something else.
+
+    They run once, without gradients and on the first sample.
+    """
+    module = fn.module
+    if module is None or not has_forward_hooks(module):
+        return False
+    without = _rows(fn, x)
+    with trying_forward_hooks(module) as noting:
+        within = _rows(fn, x)
+    if without is None or within is None:
+        return without is None
+    return noting.anything or not agree([without], [within])
+
+
+def _rows(fn: ModelFunction, x: Tensor) -> Tensor | None:
+    """Outputs of the first sample; None if the forward fails, which the inspection reports."""
+    try:
+        return fn.batch(fn.params, x[:1])
+    except Exception:  # anything that a user's forward may raise
+        return None
+
+
+def _forward(fn: ModelFunction, name: str, x: Tensor, follower: Follower | None) -> Tensor:
+    def outputs(found: PlainPass) -> Tensor:
+        if follower is not None:
+            follower.stop()
+        return found.outputs.detach()
+
+    try:
+        return fn.plain.run(x, outputs, None if follower is None else follower.follow)
+    except (ArgumentError, RuleError):
+        raise
+    except Exception as error:  # anything that a user's forward may raise
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"The forward pass of the model on {x.shape[0]} samples needs more memory than "
+                f"there is: {_first_line(error)}."
+            ) from error
+        kind = str(x.dtype).removeprefix("torch.")
+        if not x.is_floating_point() and ("dtype" in str(error) or "Float" in str(error)):
+            raise type_error(
+                name,
+                "floating-point for this model",
+                f"{kind} samples, on which its forward fails ({_first_line(error)})",
+                f"Convert it with {name}.to({fn.result_dtype}).",
+            ) from error
+        raise value_error(
+            name,
+            "a batch of inputs that the model takes",
+            f"{kind} samples of shape {tuple(x.shape[1:])}, on which its forward fails with "
+            f"{type(error).__name__}: {_first_line(error)}",
+            "Samples are also evaluated one at a time, as batches [1, ...]. A model that needs "
+            "several rows at once (the nodes of a graph, a fixed batch size) can be wrapped in a "
+            "module that takes them as one sample."
+            if fn.module is not None
+            else "The function is called as f(params, x) with a batch x [N, ...].",
+        ) from error
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

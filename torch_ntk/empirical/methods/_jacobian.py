@@ -1,0 +1,102 @@
+"""The Jacobian method: per-sample Jacobians and their contraction.
+
+Θ[n, m, i, j] = Σ_p J1[n, i, p] · J2[m, j, p], one parameter tensor after the other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from ..._functional import (
+    CannotTransformError,
+    ModelFunction,
+    RightOperations,
+    transforming,
+)
+from ..._types import Parameters
+from ...memory import check_enough, plan
+from .._checked_blocks import FactorMethod
+from .._job import KernelJob
+from .._outputs import row_bytes
+from .._stages import stage
+from ..checksum import BlockCheck, plain_jacobians
+from ..contract import Factors, JacobianFactor
+
+
+def jacobians(fn: ModelFunction, x: Tensor) -> tuple[Tensor, Parameters]:
+    """Outputs `[N, O]`, and Jacobians `[N, O, p]` of all samples of `x` by parameter name.
+
+    All samples at once under vmap; if an operation has no batching rule (GRU, data-dependent
+    control flow) or cannot be transformed (an autograd.Function of the old kind), by plain loops.
+
+    Raises:
+        ValueError: Autograd cannot differentiate the model.
+    """
+    with stage("jacobian"):
+        try:
+            return _batched(fn, x)
+        except CannotTransformError:
+            return plain_jacobians(fn, x, fn.params)
+
+
+def _batched(fn: ModelFunction, x: Tensor) -> tuple[Tensor, Parameters]:
+    def single(params: Parameters, sample: Tensor) -> tuple[Tensor, Tensor]:
+        out = fn.single(params, sample)
+        return out, out
+
+    with transforming(), RightOperations():
+        jac, out = vmap(jacrev(single, has_aux=True), in_dims=(None, 0))(fn.params, x)
+    n, o = x.shape[0], out.shape[-1]
+    # Some batching rules mistake one axis for another.
+    shapes = {k: (n, o, *p.shape) for k, p in fn.params.items()}
+    if out.shape != (n, o) or any(j.is_sparse or j.shape != shapes[k] for k, j in jac.items()):
+        raise CannotTransformError("vmap changes the shape of a Jacobian")
+    return out, {k: j.reshape(n, o, fn.params[k].numel()) for k, j in jac.items()}
+
+
+def jacobian_bytes(job: KernelJob) -> int:
+    """Memory that one sample's Jacobian takes while it is computed and contracted.
+
+    The Jacobian stands twice (as it is gathered from the backward pass and as it is used), and
+    the batched backward pass holds each activation once per output.
+    """
+    size = sum(p.numel() for p in job.fn.params.values()) * job.item
+    activations = job.forward.activation_bytes
+    return job.outputs * (2 * size + activations) + 2 * activations
+
+
+class JacobianMethod(FactorMethod):
+    """Factors that are the Jacobians of all parameters."""
+
+    def sizes(self) -> tuple[int, int]:
+        """From the memory that is free."""
+        job, longest = self.job, self.job.longest
+        each = jacobian_bytes(job)
+        check_enough(each + each // 2 if longest > 1 else each)  # a row is kept, a column computed
+        row = row_bytes(job.output, longest, job.outputs, job.fn.products)
+        fits = plan(longest, each + row, job.fn.device)
+        return job.batch_size or fits, job.batch_size or max(1, fits // 4)
+
+    def without(self, names: frozenset[str]) -> JacobianMethod | None:
+        """These parameters by plain loops."""
+        return JacobianMethod(self.job, self.by_loops | names)
+
+    def in_dtype(self, dtype: torch.dtype) -> JacobianMethod:
+        """The same in another precision."""
+        return JacobianMethod(self.job.in_dtype(dtype), self.by_loops)
+
+    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+        """All Jacobians but those that are taken by loops."""
+        outputs, found = jacobians(self.job.fn, x)
+        if check is not None:
+            check.add_outputs(outputs)
+        factors: Factors = {}
+        for name, j in found.items():
+            if name in self.by_loops:
+                continue
+            if check is not None:
+                check.sums.add_jacobian(name, start, j)
+            factors[self.job.keys[name], name] = JacobianFactor.of(j)
+        return factors

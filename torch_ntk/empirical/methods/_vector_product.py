@@ -1,0 +1,238 @@
+"""Kernel columns as products with vectors: a vjp for each column, then one jvp for all rows.
+
+Column (m, j) of the kernel is J1 · (J2[m]ᵀ e_j): the inner vector is a vjp of sample m, the
+outer product a jvp of every sample of x1 in that direction. A sample's Jacobian is never
+formed (Novak et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from ..._checks import ArgumentError
+from ..._functional import (
+    CannotTransformError,
+    PlainPass,
+    RightOperations,
+    agree,
+    transforming,
+)
+from ..._types import Parameters
+from ...memory import Backoff, check_enough, plan, ranges
+from .._job import KernelJob
+from .._outputs import add_columns_, symmetrize_, transposed
+from .._parts import Kernels
+from ..checksum import companion_of, depends_on_batch, plain_jacobians, signs
+from ..inspect import not_deterministic
+
+
+def by_vector_products(job: KernelJob) -> Kernels:
+    """The kernels of the job.
+
+    Raises:
+        ValueError: Autograd cannot differentiate the model, or its samples depend on each other.
+    """
+    products = _VectorProducts(job)
+    results = job.empty_kernels()
+    o, n1, n2 = job.outputs, job.x1.shape[0], job.columns.shape[0]
+    rows, samples, outputs = products.sizes()
+    basis = torch.eye(o, dtype=job.fn.dtype, device=job.fn.device)
+    blocks = Backoff(n2, samples, within=max(rows, outputs))
+    symmetric = job.x2 is None
+
+    def columns(start: int, stop: int) -> None:
+        top = start if symmetric else 0  # above stands what was mirrored
+        for result in results.values():
+            result[top:, start:stop] = 0
+        for i, k in ranges(0, o, blocks.cut(outputs)):
+            directions = products.directions(start, stop, basis[i:k])
+            products.note_size(directions)
+            for key, result in results.items():
+                # A part of the kernel is the derivative along a part of the direction.
+                own = {
+                    n: v if job.keys[n] == key else torch.zeros_like(v)
+                    for n, v in directions.items()
+                }
+                for a, b in ranges(top, n1, blocks.cut(rows)):
+                    found = products.along(a, b, own).view(stop - start, k - i, b - a, o)
+                    add_columns_(result[a:b, start:stop], found, i, job.output)
+        if symmetric:
+            for result in results.values():
+                symmetrize_(result[start:stop, start:stop])
+                result[start:stop, stop:] = transposed(result[stop:, start:stop])
+        job.advance(stop - start)
+
+    blocks.run(columns)
+    return results
+
+
+class _VectorProducts:
+    """Directions `J2ᵀ e` of samples of x2, and products `J1 w` with samples of x1, checked.
+
+    Directions are compared with the gradient of their signed sum by a plain backward pass, and
+    products by the identity `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` with such a gradient for random signs u.
+    """
+
+    def __init__(self, job: KernelJob) -> None:
+        self._job, self._fn = job, job.fn
+        if job.check:
+            plain, first = job.fn.exact_plain, job.x1[:1]
+            twice = [plain.run(first, lambda found: found.outputs.detach()) for _ in range(2)]
+            if not agree(twice[:1], twice[1:]):
+                raise not_deterministic()
+        self._ways = [self._pushed, self._twice, self._formed]
+        self._largest = 0.0  # norm of a direction: rounding of parts is a multiple of eps of it
+        self._adjoint: tuple[int, int, Tensor, Parameters] | None = None
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Samples of x1, samples of x2, and outputs of these at once."""
+        job, fn, o = self._job, self._fn, self._job.outputs
+        activations = job.forward.activation_bytes
+        # One vjp of one sample: the direction, and the activations of its backward pass.
+        per_column = 2 * fn.parameter_bytes + 2 * activations
+        check_enough(per_column + 4 * activations)
+        # Rows share the memory with the columns: as many directions as one block of rows allows.
+        rows = job.batch_size or plan(job.x1.shape[0], 4 * activations, fn.device)
+        n2 = job.columns.shape[0]
+        at_once = plan(n2 * o, per_column + 2 * rows * activations, fn.device)
+        samples = job.batch_size or max(1, at_once // o)
+        return rows, samples, max(1, min(o, at_once // samples))
+
+    def directions(self, start: int, stop: int, basis: Tensor) -> Parameters:
+        """The vjps of samples `start … stop` with every row of `basis` [c, O]: `[m·c, ...]`."""
+        fn, x = self._fn, self._job.columns[start:stop]
+        n, c = x.shape[0], basis.shape[0]
+        try:
+            with transforming(), RightOperations():
+                grads = vmap(lambda s: self._pulled(s, basis))(x)
+            if all(v.shape == (n, c, *fn.params[k].shape) for k, v in grads.items()):
+                found = {k: v.reshape(n * c, *fn.params[k].shape) for k, v in grads.items()}
+                if self._are_right(found, x, basis):
+                    return found
+        except CannotTransformError:
+            pass
+        _, jacobians = plain_jacobians(fn, x, fn.params)
+        found = {
+            k: torch.einsum("co,nop->ncp", basis, j).reshape(n * c, *fn.params[k].shape)
+            for k, j in jacobians.items()
+        }
+        if not self._are_right(found, x, basis):
+            raise depends_on_batch(fn.exact_plain, x, "derivatives")
+        return found
+
+    def note_size(self, directions: Parameters) -> None:
+        """Remember how large directions are."""
+        self._largest = max(self._largest, _norm(directions))
+
+    def _pulled(self, sample: Tensor, basis: Tensor) -> Parameters:
+        pull = vjp(lambda p: self._fn.single(p, sample), self._fn.params)[1]
+        grads: Parameters = vmap(lambda e: pull(e)[0])(basis)
+        return grads
+
+    def _are_right(self, found: Parameters, x: Tensor, basis: Tensor) -> bool:
+        if not self._job.check:
+            return True
+        u = signs(x.shape[0], basis.shape[0], like=basis)
+        wanted, (other, made_up) = u @ basis, companion_of(self._job, x)
+        try:
+            both = x if other is None else torch.cat([x, other])
+            of_both = wanted if other is None else torch.cat([wanted, torch.zeros_like(wanted[:1])])
+            expected = self._plain_gradient(both, of_both)
+        except (ArgumentError, RuntimeError):
+            if not made_up:
+                raise
+            expected = self._plain_gradient(x, wanted)  # nothing says that others must be taken
+        flat = u.reshape(-1)
+        own = {k: torch.tensordot(flat, v, dims=1) for k, v in found.items()}
+        # The caller is told of what is not finite with the kernel.
+        return agree(own.values(), (expected[k] for k in own)) or not _are_finite(expected)
+
+    def _plain_gradient(self, x: Tensor, u: Tensor) -> Parameters:
+        def of_pass(found: PlainPass) -> Parameters:
+            return found.gradients(u)
+
+        gradient = self._fn.exact_plain.run(x, of_pass)
+        return {n: g.to(self._fn.dtype) for n, g in gradient.items()}
+
+    def along(self, start: int, stop: int, w: Parameters) -> Tensor:
+        """`J w` of the samples `start … stop` of x1 in each of `c` directions: `[c, n, O]`.
+
+        In forward mode; by two plain backward passes where that has no derivative or another one
+        (it does not stop at `torch.no_grad()`); from Jacobians where nothing can be differentiated
+        twice. Ways that were wrong are not tried again.
+        """
+        x = self._job.x1[start:stop]
+        while True:
+            way = self._ways[0]
+            try:
+                found = way(x, w)
+                if self._are_adjoint(start, stop, x, found, w):
+                    return found
+            except CannotTransformError:
+                pass
+            if len(self._ways) == 1:
+                raise depends_on_batch(self._fn.exact_plain, x, "derivatives")
+            self._ways = self._ways[1:]
+
+    def _pushed(self, x: Tensor, w: Parameters) -> Tensor:
+        def one(sample: Tensor, direction: Parameters) -> Tensor:
+            product: Tensor = jvp(
+                lambda p: self._fn.single(p, sample), (self._fn.params,), (direction,)
+            )[1]
+            return product
+
+        c = next(iter(w.values())).shape[0]
+        with transforming(), RightOperations():
+            found: Tensor = vmap(lambda v: vmap(lambda s: one(s, v))(x))(w)
+        if found.shape != (c, x.shape[0], self._job.outputs):
+            raise CannotTransformError("vmap changes the shape of a product")
+        return found
+
+    def _twice(self, x: Tensor, w: Parameters) -> Tensor:
+        """By two plain backward passes for each direction."""
+        c = next(iter(w.values())).shape[0]
+
+        def of_pass(found: PlainPass) -> Tensor:
+            rows = [found.along({k: v[i] for k, v in w.items()}) for i in range(c)]
+            return torch.stack(rows).detach()
+
+        with transforming():
+            return self._fn.exact_plain.run(x, of_pass).to(self._fn.dtype)
+
+    def _formed(self, x: Tensor, w: Parameters) -> Tensor:
+        """From Jacobians by plain loops."""
+        _, jacobians = plain_jacobians(self._fn, x, self._fn.params)
+        products = [
+            (j @ w[k].reshape(-1, j.shape[2]).T).permute(2, 0, 1) for k, j in jacobians.items()
+        ]
+        return torch.stack(products).sum(0)
+
+    def _are_adjoint(self, start: int, stop: int, x: Tensor, found: Tensor, w: Parameters) -> bool:
+        """Whether `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` for every direction."""
+        if not self._job.check:
+            return True
+        known = self._adjoint
+        if known is None or known[:2] != (start, stop):
+            u = signs(x.shape[0], self._job.outputs, like=found)
+            known = self._adjoint = (start, stop, u, self._plain_gradient(x, u))
+        u, gradient = known[2:]
+        forwards = (found * u).sum((1, 2))
+        terms = [(v * gradient[k]).reshape(len(found), -1) for k, v in w.items()]
+        backwards = torch.stack([t.sum(1) for t in terms]).sum(0)
+        scale = torch.stack([t.abs().sum(1) for t in terms]).sum(0) + found.abs().sum((1, 2))
+        eps = torch.finfo(self._fn.dtype).eps
+        rounding = 100 * eps * self._largest * _norm(gradient)
+        close = (forwards - backwards).abs() <= eps**0.5 * scale + rounding
+        return bool((close | ~backwards.isfinite()).all())
+
+
+def _norm(tensors: Parameters) -> float:
+    return math.sqrt(sum(float(t.square().sum()) for t in tensors.values()))
+
+
+def _are_finite(tensors: Parameters) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors.values())

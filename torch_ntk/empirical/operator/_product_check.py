@@ -1,0 +1,121 @@
+"""Whether products with a Jacobian and with its transpose are right, at nearly no cost each.
+
+Two pairs of vectors are computed once, by plain backward passes of the user's own module over all
+samples: `g = Jᵀ u` for random signs u, and `z = J w` for random signs w. Then every product with
+the transpose must satisfy `⟨Jᵀ v, w⟩ = ⟨v, z⟩`, and every product `⟨J t, u⟩ = ⟨t, g⟩`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._functional import ModelFunction, PlainPass, agree
+from ..._types import Parameters
+from ...memory import Backoff, is_out_of_memory
+from ..checksum import depends_on_batch, signs
+
+
+class ProductCheck:
+    """The two pairs of vectors of a model and its samples.
+
+    Args:
+        fn: The function.
+        x: All samples.
+        outputs: O.
+        step: Samples of a pass.
+
+    Raises:
+        ValueError: The gradient of all samples is not the sum of those of two halves: they depend
+            on each other.
+    """
+
+    def __init__(self, fn: ModelFunction, x: Tensor, outputs: int, step: int) -> None:
+        self._fn, self._x = fn, x
+        like = torch.zeros((), dtype=fn.dtype, device=fn.device)
+        self._u = signs(x.shape[0], outputs, like=like)
+        self._w = {n: signs(*p.shape, like=p) for n, p in fn.params.items()}
+        self._g: Parameters = {}
+        products: dict[int, Tensor | None] = {}  # by the first sample
+
+        def block(start: int, stop: int) -> None:
+            gradient, halves, product = self._of_block(start, stop)
+            finite = all(bool(g.isfinite().all()) for g in gradient.values())
+            if finite and not agree(gradient.values(), (halves[k] for k in gradient)):
+                raise depends_on_batch(fn.exact_plain, x[start:stop], "derivatives")
+            products[start] = product
+            for k, g in gradient.items():
+                self._g[k] = self._g[k] + g if k in self._g else g
+
+        Backoff(x.shape[0], max(2, step)).run(block)
+        found = [product for product in products.values() if product is not None]
+        self._z = torch.cat(found) if len(found) == len(products) else None
+        # A backward pass that computes something by itself may have no second derivative, silently.
+        if self._z is not None and not self.is_product(
+            {k: w[None] for k, w in self._w.items()}, self._z[None]
+        ):
+            self._z = None
+
+    def _of_block(self, a: int, b: int) -> tuple[Parameters, Parameters, Tensor | None]:
+        """The gradient of `Σ u·f`, the sum of those of two halves, and `J w` if there is one."""
+        x, u = self._x[a:b], self._u[a:b]
+
+        def both(found: PlainPass) -> tuple[Parameters, Tensor | None]:
+            product: Tensor | None = None
+            gradient = found.gradients(u)
+            try:
+                product = found.along(self._w).detach()
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+            return gradient, product
+
+        gradient, product = self._fn.exact_plain.run(x, both)
+        # A part of the samples alone has other neighbours.
+        order = signs(b - a, like=u) > 0
+        if b - a > 1 and (bool(order.all()) or not bool(order.any())):
+            order[0] = ~order[0]
+        halves: Parameters = {}
+        for half in (order, ~order):
+            if bool(half.any()):
+                part = self._gradient(x[half], u[half])
+                halves = {k: g + halves[k] if halves else g for k, g in part.items()}
+        return gradient, halves, product
+
+    def _gradient(self, x: Tensor, u: Tensor) -> Parameters:
+        def of_pass(found: PlainPass) -> Parameters:
+            return found.gradients(u)
+
+        return self._fn.exact_plain.run(x, of_pass)
+
+    def is_transpose(self, v: Tensor, total: Parameters) -> bool:
+        """Whether `total` `{name: [c, ...]}` is `Jᵀ v` of `v` `[c, N, O]`."""
+        terms = {k: t.reshape(len(v), -1) * self._w[k].reshape(1, -1) for k, t in total.items()}
+        found = torch.stack([t.sum(1) for t in terms.values()]).sum(0)
+        if self._z is None:
+            flip = signs(v.shape[0], like=v)
+            one = self._gradient(self._x, torch.tensordot(flip, v, dims=1))
+            own = {k: torch.tensordot(flip, t, dims=1) for k, t in total.items()}
+            return agree(own.values(), (one[k] for k in own)) or not _is_finite(found)
+        scale = sum(t.square().sum(1) for t in terms.values())
+        products = v * self._z
+        scale = torch.as_tensor(scale).sqrt() + products.square().sum((1, 2)).sqrt()
+        return self._close(found, products.sum((1, 2)), scale)
+
+    def is_product(self, t: Parameters, result: Tensor) -> bool:
+        """Whether `result` `[c, N, O]` is `J t` of `t` `{name: [c, ...]}`."""
+        terms = [d.reshape(len(result), -1) * self._g[k].reshape(1, -1) for k, d in t.items()]
+        expected = torch.stack([e.sum(1) for e in terms]).sum(0)
+        scale = torch.stack([e.abs().sum(1) for e in terms]).sum(0)
+        found = (result * self._u).sum((1, 2))
+        norms = result.square().sum((1, 2)).sqrt() * result[0].numel() ** 0.5
+        return self._close(found, expected, scale + norms)
+
+    def _close(self, a: Tensor, b: Tensor, scale: Tensor) -> bool:
+        eps = torch.finfo(self._fn.dtype).eps
+        close = (a - b).abs() <= eps**0.5 * scale
+        return bool((close | ~a.isfinite()).all())
+
+
+def _is_finite(t: Tensor) -> bool:
+    return bool(t.isfinite().all())

@@ -1,0 +1,27 @@
+"""`F.prelu`: a scale of what is not positive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._elementwise import ScaleUse
+from ._rule import Use, argument
+
+
+def prelu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
+    """`F.prelu(input, weight)`: one number for all, or one for each channel (dimension 1)."""
+    x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+    if weight.ndim > 1 or (weight.numel() > 1 and x.ndim < 2):
+        return ()
+    along = (1,) if weight.numel() > 1 else ()
+    return [ScaleUse(x.clamp(max=0), weight, along)]
+
+
+CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+    F.prelu: prelu,
+    Tensor.prelu: prelu,
+}

@@ -1,0 +1,87 @@
+"""How many operations each order of contracting one weight takes.
+
+With features A[n, t, a] and cotangents B[n, i, t, b] of one weight, summed over groups,
+
+    Θ[n, m, i, j] = Σ_{t,s} ⟨A[n, t], A[m, s]⟩ ⟨B[n, i, t], B[m, j, s]⟩ = ⟨J[n, i], J[m, j]⟩
+
+with J[n, i] = Σ_t B[n, i, t] ⊗ A[n, t] (Novak et al. 2022, "Fast finite width neural tangent
+kernel"). A pair of samples takes about
+
+    "gram"       T² (a + O² b)              both Gram matrices, multiplied entry by entry;
+    "features"   T² (a + O b) + T O² b      the Gram matrix of the features applied to the
+                                            cotangents of one sample, then those of the other;
+    "jacobian"   O² a b                     and forming J takes T O a b for each sample.
+
+Many positions call for J, a single one for Gram matrices, and few for the form in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .._job import KernelJob
+from ..rules import Use
+
+Contraction = Literal["gram", "features", "jacobian"]
+
+# Memory traffic per entry, in FLOP equivalents: of a Jacobian or of a Gram matrix, and of what is
+# multiplied in small pieces.
+_TRAFFIC = 100.0
+_IN_PIECES = 200.0
+# What an operation of a product in float64 takes, in those of float32.
+_DOUBLE = 2.0
+
+
+@dataclass(frozen=True)
+class ContractionCost:
+    """One order of contraction and what it takes.
+
+    Attributes:
+        contraction: Its name.
+        operations: Floating-point operations for the whole kernel.
+        size: Numbers kept per sample.
+        effort: Operations with memory traffic and precision weighed in.
+    """
+
+    contraction: Contraction
+    operations: float
+    size: int
+    effort: float
+
+
+def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, ContractionCost]:
+    """Count operations for a weight with `t` positions in all its uses together.
+
+    Args:
+        job: The kernel.
+        use: The first use; all have the same sizes.
+        t: Positions T.
+    """
+    o, output, samples, pairs = job.outputs, job.output, job.samples, job.pairs
+    price = 1.0 if job.fn.products == job.fn.dtype else _DOUBLE
+    g, b = use.groups, use.units
+    per_pair = o * o if output == "full" else o
+    entries = o * o if output == "full" else (o if output == "diagonal" else 1)
+    places = pairs * g * t * t
+    size = int(use.weight.numel())
+    kept = g * t * (use.gram_width + o * b)
+
+    gram = 2.0 * places * (use.gram_width + per_pair * b + entries)
+    forming, contracted = 2.0 * samples * o * use.forming(t), 2.0 * pairs * per_pair * size
+    by_jacobian = forming + price * contracted + _TRAFFIC * samples * o * size
+    found = [
+        ContractionCost("gram", gram, kept, price * gram + _TRAFFIC * places * entries),
+        ContractionCost("jacobian", forming + contracted, o * size, by_jacobian),
+    ]
+    if output == "full":
+        applied = 2.0 * places * (use.gram_width + o * b) + 2.0 * pairs * g * t * per_pair * b
+        traffic = _IN_PIECES * pairs * g * t * o * (b + t)
+        found.append(ContractionCost("features", applied, kept, price * applied + traffic))
+    return {cost.contraction: cost for cost in found}
+
+
+def cheapest(found: Mapping[Contraction, ContractionCost]) -> ContractionCost:
+    """That of the least effort; of equal ones the first of `contraction_costs`."""
+    return min(found.values(), key=lambda cost: cost.effort)

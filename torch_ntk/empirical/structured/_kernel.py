@@ -1,0 +1,202 @@
+"""The structured method: per weight the cheapest contraction of its inputs and cotangents.
+
+The cotangents of all uses come from one batched backward pass that computes no weight gradient;
+a parameter that no rule covers has its own Jacobian taken in the same pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...memory import budget, check_enough, within
+from .._checked_blocks import FactorMethod
+from .._job import KernelJob
+from .._outputs import row_bytes
+from .._stages import stage
+from ..checksum import BlockCheck
+from ..contract import (
+    SMALL,
+    Call,
+    Factor,
+    Factors,
+    GramFactor,
+    JacobianFactor,
+    Unformed,
+    joined_features,
+    piece_sizes,
+)
+from ..rules import Use
+from ._cotangents import Cotangents, cotangents
+from ._parameter_uses import ParameterUses
+from ._plan import Plan, make_plan
+
+_JOINED = "(joined)"
+"""In place of the names of joined parameters; a parameter's name has no such characters."""
+
+
+class StructuredMethod(FactorMethod):
+    """Factors by the rules of the operations in which parameters are used.
+
+    Args:
+        job: The kernel.
+        uses: Of its parameters.
+        by_loops: Names of the parameters whose Jacobians are taken by plain loops.
+        innermost: Whether convolutions on a CPU run with their channels innermost in memory.
+    """
+
+    def __init__(
+        self,
+        job: KernelJob,
+        uses: ParameterUses,
+        by_loops: frozenset[str] = frozenset(),
+        innermost: bool = True,
+    ) -> None:
+        super().__init__(job, by_loops)
+        self._uses, self._innermost = uses, innermost
+        uses = uses.in_dtype(job.fn.dtype).without(set(by_loops))
+        uses = replace(uses, rest=tuple(n for n in uses.rest if n not in by_loops))
+        self.plan: Plan = make_plan(job, uses, innermost)
+        self._fn = replace(job.fn, params=self.plan.laid_out(job.fn.params))
+
+    def bytes_per_sample(self) -> int:
+        """Memory of one sample's factors, and of the batched backward pass that makes them."""
+        job = self.job
+        kept = self.plan.numbers_per_sample(job.fn.params, alone=False) * job.item
+        return 2 * kept + self._backward_bytes()
+
+    def _backward_bytes(self) -> int:
+        """Memory of one sample's batched backward pass."""
+        return 2 * (self.job.outputs + 1) * self.job.forward.activation_bytes
+
+    def sizes(self) -> tuple[int, int]:
+        """From the memory that is free, and from the caches."""
+        job, plan, params = self.job, self.plan, self.job.fn.params
+        available, longest = budget(job.fn.device), job.longest
+        row = row_bytes(job.output, longest, job.outputs, job.fn.products)
+        kept = plan.numbers_per_sample(params, alone=False) * job.item + row
+        size = within(available, longest, 2 * kept)
+        if job.x2 is None:  # all at once, if only what is left of Jacobians unformed is kept
+            kept = plan.numbers_per_sample(params, alone=True) * job.item + row
+            kept += plan.largest_features() * (torch.finfo(job.fn.products).bits // 8)
+            size = longest if within(available, longest, 2 * kept) == longest else size
+        at_once = self.bytes_per_sample()
+        check_enough(at_once)
+        step = within(available, longest, 4 * at_once)
+        step = min(step, piece_sizes(job.fn.device).samples(self._backward_bytes()))
+        return job.batch_size or size, job.batch_size or step
+
+    def without(self, names: frozenset[str]) -> StructuredMethod | None:
+        """First in the usual layout, then by plain loops.
+
+        Some operations of torch are wrong for channels that are innermost: instance_norm returns
+        wrong gradients for a single image of that layout.
+        """
+        if self.plan.channels_last:
+            return StructuredMethod(self.job, self._uses, self.by_loops, innermost=False)
+        return StructuredMethod(self.job, self._uses, self.by_loops | names, innermost=False)
+
+    def in_dtype(self, dtype: torch.dtype) -> StructuredMethod:
+        """The same plan in another precision."""
+        job = self.job.in_dtype(dtype)
+        return StructuredMethod(job, self._uses, self.by_loops, self._innermost)
+
+    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+        """From the cotangents of all uses.
+
+        Raises:
+            UsesChangedError: The model uses its parameters in another way than planned.
+            CannotTransformError: torch.func cannot differentiate it.
+        """
+        plan, keys, o = self.plan, self.job.keys, self.job.outputs
+        with stage("backward"):
+            found = cotangents(self._fn, plan.uses, x, o)
+        if check is not None:
+            check.add_outputs(found.outputs)
+            with stage("check"):
+                self._check_uses(check, start, found)
+        b: list[Tensor | None] = list(found.of_calls)
+        sources, of_rest = found.sources, found.of_rest
+        del found
+        factors: Factors = {}
+        joined: dict[str, list[Tensor]] = {}  # by key; many small products take longer than one
+
+        def add(name: str, jacobian: Tensor) -> None:
+            if jacobian.shape[2] <= SMALL or name in of_rest:
+                joined.setdefault(keys[name], []).append(jacobian)
+            else:
+                factors[keys[name], name] = JacobianFactor.of(jacobian)
+
+        for name, indices in plan.groups.items():
+            if plan.is_joined(name):
+                continue
+            rows = self._cotangents_of(name, b)
+            calls = [(use, sources[i]) for use, i in zip(plan.uses_of(name), indices, strict=True)]
+            for call in plan.done_after(name):
+                b[call] = None  # as soon as may be: they are large
+            made = self._factor(name, calls, rows, alone)
+            if isinstance(made, Tensor):
+                add(name, made)
+            else:
+                factors[keys[name], name] = made
+        for name, jacobian in of_rest.items():
+            flat = jacobian.reshape(x.shape[0], o, -1)
+            if check is not None:
+                with stage("check"):
+                    check.sums.add_jacobian(name, start, flat)
+            add(name, flat)
+        for key, jacobians in joined.items():
+            one = jacobians[0] if len(jacobians) == 1 else torch.cat(jacobians, dim=2)
+            factors[key, _JOINED] = JacobianFactor.of(one)
+        return factors
+
+    def _check_uses(self, check: BlockCheck, start: int, found: Cotangents) -> None:
+        """Tell the check of all uses, of the samples from `start` on."""
+        signed = [check.sums.signed(start, b) for b in found.of_calls]
+        for name, indices in self.plan.groups.items():
+            calls = [(use, found.sources[i]) for use, i in self._indexed(name)]
+            check.sums.add_uses(name, calls, [signed[self.plan.call_of(i)] for i in indices])
+
+    def _indexed(self, name: str) -> list[tuple[Use, int]]:
+        """The uses of a parameter and their indices."""
+        return list(zip(self.plan.uses_of(name), self.plan.groups[name], strict=True))
+
+    def _cotangents_of(self, name: str, b: list[Tensor | None]) -> list[Tensor]:
+        """Cotangents `[N, O, G, T, b]` of every use of a parameter."""
+        of_calls = [(use, b[self.plan.call_of(i)]) for use, i in self._indexed(name)]
+        return [use.cotangents(c) for use, c in of_calls if c is not None]
+
+    def _factor(
+        self, name: str, calls: list[Call], rows: list[Tensor], alone: bool
+    ) -> Factor | Tensor:
+        """The factor of one weight, or its Jacobian `[N, O, p]`; empties `rows`.
+
+        Args:
+            name: Of the weight.
+            calls: Its uses and their sources.
+            rows: Cotangents of the uses.
+            alone: See `factors`.
+        """
+        plan = self.plan
+        if name not in plan.costs:
+            with stage("jacobian"):
+                each = [u.jacobian(u.features(s), c) for (u, s), c in zip(calls, rows, strict=True)]
+                return torch.stack(each).sum(0)
+        # Several uses of one weight of a kind are more positions of one use.
+        use = calls[0][0]
+        b = rows[0] if len(rows) == 1 else torch.cat(rows, dim=3)
+        rows.clear()
+        is_late = alone and plan.is_late(name)
+        if is_late:
+            calls = [(use, use.held(source)) for use, source in calls]
+        if plan.is_gram(name):
+            a = calls if is_late else joined_features(calls)
+            shift = float(name in plan.biases)
+            between = plan.costs[name].contraction == "features"
+            return GramFactor.of(a, b, use, self.job.output, shift, between)
+        if is_late:
+            return JacobianFactor.of(Unformed(b[:, :, 0], calls))
+        with stage("jacobian"):
+            return use.columns(joined_features(calls), b)

@@ -1,0 +1,158 @@
+"""The plan of the structured method: which uses there are, and how each weight is contracted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..._types import Parameters
+from .._job import KernelJob
+from ..contract import SMALL
+from ..rules import BiasUse, Use
+from ._channels_last import channels_last
+from ._cost import ContractionCost, cheapest, contraction_costs
+from ._parameter_uses import ParameterUses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every parameter contributes to a kernel.
+
+    Attributes:
+        uses: The uses of all parameters, and the rest.
+        outputs: O.
+        groups: By weight name the indices of its uses.
+        costs: By weight name the order of contraction; absent where the uses of one weight are of
+            different kinds, which only its Jacobian joins.
+        biases: By weight name that of the bias which is contracted with it.
+        channels_last: Names of the convolutions' weights that a pass has with their channels
+            innermost in memory.
+    """
+
+    uses: ParameterUses
+    outputs: int
+    groups: Mapping[str, list[int]]
+    costs: Mapping[str, ContractionCost]
+    biases: Mapping[str, str]
+    channels_last: frozenset[str]
+
+    def laid_out(self, params: Parameters) -> Parameters:
+        """The parameters, with weights of convolutions in the layout that every pass wants."""
+        return {n: channels_last(p) if n in self.channels_last else p for n, p in params.items()}
+
+    def is_gram(self, name: str) -> bool:
+        """Whether this weight is contracted without its Jacobian."""
+        return name in self.costs and self.costs[name].contraction != "jacobian"
+
+    def is_joined(self, name: str) -> bool:
+        """Whether this is a bias that is contracted with its weight."""
+        return name in self.biases.values()
+
+    def uses_of(self, name: str) -> list[Use]:
+        """The uses of this weight."""
+        return [self.uses.uses[i] for i in self.groups[name]]
+
+    def call_of(self, i: int) -> int:
+        """The call that the i-th use is in."""
+        return self.uses.calls[i]
+
+    def _positions_of(self, i: int) -> int:
+        return self.uses.uses[i].positions(self.uses.shapes[self.uses.calls[i]])
+
+    def positions(self, name: str) -> int:
+        """How many positions the uses of this weight have together."""
+        return sum(self._positions_of(i) for i in self.groups[name])
+
+    def is_late(self, name: str) -> bool:
+        """Whether less is kept of this weight if its Jacobian or its features are made last."""
+        if name not in self.costs:
+            return False
+        use = self.uses_of(name)[0]
+        if self.is_gram(name):
+            return self._late_size(name) < self.costs[name].size
+        size = use.units * use.inputs
+        return use.is_product and size > SMALL and self._late_size(name) < self.outputs * size
+
+    def _late_size(self, name: str) -> int:
+        total = 0
+        for i in self.groups[name]:
+            use, t = self.uses.uses[i], self._positions_of(i)
+            total += use.held_size(use.source.shape, t) + self.outputs * t * use.groups * use.units
+        return total
+
+    def largest_features(self) -> int:
+        """Numbers of one sample's features, where they are gathered last and for all samples."""
+        late = [n for n in self.groups if self.is_gram(n) and not self.is_joined(n)]
+        sizes = [
+            self.positions(n) * self.uses_of(n)[0].groups * self.uses_of(n)[0].inputs
+            for n in late
+            if self.is_late(n)
+        ]
+        return max(sizes, default=0)
+
+    def done_after(self, name: str) -> set[int]:
+        """Calls whose cotangents no weight after this one asks for."""
+        asking = [n for n in self.groups if not self.is_joined(n)]
+        after = asking[asking.index(name) + 1 :]
+        own, later = (
+            {self.call_of(i) for n in ns for i in self.groups[n]} for ns in ([name], after)
+        )
+        return own - later
+
+    def size(self, name: str, entries: int, alone: bool) -> int:
+        """How many numbers are kept of one sample for a parameter with so many entries.
+
+        Args:
+            name: Of the parameter.
+            entries: Its size.
+            alone: Whether Jacobians and features are made last where that is less.
+        """
+        if self.is_joined(name):
+            return 0
+        if alone and self.is_late(name):
+            return self._late_size(name)
+        return self.costs[name].size if self.is_gram(name) else self.outputs * entries
+
+    def numbers_per_sample(self, params: Parameters, alone: bool) -> int:
+        """How many numbers all factors of one sample are; see `size`."""
+        return sum(self.size(n, p.numel(), alone) for n, p in params.items())
+
+
+def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Plan:
+    """Choose the contraction of each weight.
+
+    Args:
+        job: The kernel. Parameters with different keys are contracted apart.
+        uses: Of its parameters.
+        innermost: Whether convolutions on a CPU run with their channels innermost in memory.
+    """
+    groups = uses.groups()
+    costs = {}
+    for name, indices in groups.items():
+        own = [uses.uses[i] for i in indices]
+        if len({use.kind for use in own}) == 1:
+            positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
+            found = contraction_costs(job, own[0], sum(positions))
+            # A contraction over no positions at all is not worth a form of its own.
+            costs[name] = cheapest(found) if sum(positions) else found["jacobian"]
+    grams = {n for n, cost in costs.items() if cost.contraction != "jacobian"}
+    biases = {
+        weight: bias
+        for weight, bias in _biases(uses, groups)
+        if weight in grams and job.keys[weight] == job.keys[bias]
+    }
+    layout = frozenset(uses.convolutions()) if innermost else frozenset()
+    return Plan(uses, job.outputs, groups, costs, biases, layout)
+
+
+def _biases(uses: ParameterUses, groups: Mapping[str, list[int]]) -> Iterator[tuple[str, str]]:
+    """Pairs of a weight and a bias that are used together, once in every call of either."""
+    for bias, indices in groups.items():
+        own = [uses.uses[i] for i in indices]
+        joins = {use.joins if isinstance(use, BiasUse) else None for use in own}
+        weight = joins.pop() if len(joins) == 1 else None
+        if weight is None or weight not in groups:
+            continue
+        calls, others = ([uses.calls[i] for i in groups[n]] for n in (bias, weight))
+        if calls == others and len(set(calls)) == len(calls):
+            yield weight, bias
