@@ -86,7 +86,7 @@ class Scarce:
 
 
 # Evaluations that only look at what the function is like.
-LOOKS = {"structured": 1, "jacobian": 1, "vector_product": 1}
+LOOKS = {"structured": 1, "jacobian": 1, "vector_product": 3}
 PARAMS = {"w": torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)}
 X1 = torch.linspace(-2, 2, 40, dtype=torch.float64).reshape(8, 5)
 X2 = torch.linspace(-1, 3, 30, dtype=torch.float64).reshape(6, 5)

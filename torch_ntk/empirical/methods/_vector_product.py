@@ -66,6 +66,8 @@ def by_vector_products(job: KernelJob) -> Kernels:
                 result[start:stop, stop:] = transposed(result[stop:, start:stop])
         job.advance(stop - start)
 
+    if job.check:
+        Backoff(1, 1).run(products.check_determined)
     blocks.run(columns)
     return results
 
@@ -79,14 +81,16 @@ class _VectorProducts:
 
     def __init__(self, job: KernelJob) -> None:
         self._job, self._fn = job, job.fn
-        if job.check:
-            plain, first = job.fn.exact_plain, job.x1[:1]
-            twice = [plain.run(first, lambda found: found.outputs.detach()) for _ in range(2)]
-            if not agree(twice[:1], twice[1:]):
-                raise not_deterministic()
         self._ways = [self._pushed, self._twice, self._formed]
         self._largest = 0.0  # norm of a direction: rounding of parts is a multiple of eps of it
         self._adjoint: tuple[int, int, Tensor, Parameters] | None = None
+
+    def check_determined(self, start: int, stop: int) -> None:
+        """Raise if the outputs of the first sample change from call to call."""
+        plain, first = self._fn.exact_plain, self._job.x1[:1]
+        twice = [plain.run(first, lambda found: found.outputs.detach()) for _ in range(2)]
+        if not agree(twice[:1], twice[1:]):
+            raise not_deterministic()
 
     def sizes(self) -> tuple[int, int, int]:
         """Samples of x1, samples of x2, and outputs of these at once."""
