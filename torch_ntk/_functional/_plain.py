@@ -1,8 +1,9 @@
 """The user's own module with its own parameters, differentiated by plain autograd.
 
-No `functional_call`, no vmap and no other transformation of torch.func takes part: whatever way
-the forward finds its parameters (an attribute, a list, a closure, a module inside of a backward
-pass that computes it again), it finds these.
+No vmap and no other transformation of torch.func takes part: whatever way the forward finds its
+parameters (an attribute, a list, a closure, a module inside of a backward pass that computes it
+again), it finds these. Only in another precision than the module's own do other tensors stand in
+their place, and a forward that reaches the module's own is refused.
 """
 
 from __future__ import annotations
