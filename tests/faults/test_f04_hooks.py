@@ -141,15 +141,37 @@ def test_value(kind: str, way: str) -> None:
     assert errors(way, net, X, j, f_0) < 1e-10
 
 
+def _changed_by_hooks() -> nn.Module:
+    net = Net(lambda net, x: net.b(torch.tanh(net.a(x))), a=nn.Linear(4, 5), b=nn.Linear(5, 2))
+    net.a.register_forward_pre_hook(lambda m, args: (2 * args[0],))
+    net.b.register_forward_hook(lambda m, args, out: out * out)
+    return net
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_hooks_that_change_the_outputs_are_part_of_the_function(way: str) -> None:
+    f_0, j = outputs_and_jacobian(built(_changed_by_hooks), X)
+    assert errors(way, built(_changed_by_hooks), X, j, f_0) < 1e-10
+
+
+def test_a_monitor_linearizes_the_function_with_its_hooks() -> None:
+    net = built(_changed_by_hooks)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    monitor = Monitor(X, every_n_steps=1, metrics=("linearization_gap",))
+    f_0, j = outputs_and_jacobian(net, X)
+    theta_0 = torch.cat([p.detach().clone().flatten() for p in net.parameters()])
+    monitor.step(net, optimizer)
+    net(X).square().sum().backward()
+    optimizer.step()
+    monitor.step(net, optimizer)
+    moved = torch.cat([p.detach().flatten() for p in net.parameters()]) - theta_0
+    f_t = net(X).detach()
+    gap = (f_t - f_0 - j @ moved).norm() / (f_t - f_0).norm()
+    assert monitor.history["ntk/linearization_gap"][-1] == pytest.approx(gap.item(), rel=1e-6)
+
+
 def test_hooks_that_are_part_of_the_function_count() -> None:
-    """One that returns other outputs than it was given changes the function."""
-
-    def make() -> nn.Module:
-        net = Net(lambda net, x: net.b(torch.tanh(net.a(x))), a=nn.Linear(4, 5), b=nn.Linear(5, 2))
-        net.a.register_forward_pre_hook(lambda m, args: (2 * args[0],))
-        net.b.register_forward_hook(lambda m, args, out: out * out)
-        return net
-
+    make = _changed_by_hooks
     expected = mean(jacobian(built(make), X))
     for method in ("auto", "jacobian", "vector_product"):
         found = empirical_ntk(built(make), X, output="mean", method=method)  # type: ignore[arg-type]

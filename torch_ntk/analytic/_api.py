@@ -201,7 +201,8 @@ def _both(
 def evaluation_mode(x1: Tensor, x2: Tensor | None, model: nn.Module | None):  # type: ignore[no-untyped-def]
     """Eval mode and full precision, with derivatives only where the inputs want them."""
     track = torch.is_grad_enabled() and (x1.requires_grad or (x2 is not None and x2.requires_grad))
-    with quiet(model, x1.device), torch.set_grad_enabled(track):
+    # Hooks stay in place: what refuses a module that has them must see them.
+    with quiet(model, x1.device, keep_forward_hooks=True), torch.set_grad_enabled(track):
         yield
 
 

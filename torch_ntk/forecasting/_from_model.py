@@ -11,6 +11,7 @@ from .._checks import check_choice, describe, type_error
 from .._functional import model_function, quiet, unwrap
 from .._types import Method, Output, ParameterSelection
 from ..empirical import empirical_ntk
+from ..empirical.inspect import keep_hooks_that_matter
 from ._forecast import Forecast
 from ._from_kernel import check_rates, forecast_from_kernel, read_steps
 from ._loss import LossLike, check_targets, read_loss
@@ -163,5 +164,7 @@ def outputs_of(
     device = torch.device("cpu") if first is None else first.device
     with quiet(network, device):
         fn = model_function(network, params, dtype)
-        parts = fn.input(name, x).split(_CHUNK)  # type: ignore[no-untyped-call]
+        samples = fn.input(name, x)
+        keep_hooks_that_matter(fn, samples)
+        parts = samples.split(_CHUNK)  # type: ignore[no-untyped-call]
         return torch.cat([fn.batch(fn.params, part) for part in parts]).detach()

@@ -78,6 +78,7 @@ class TaylorModel(nn.Module):
             self._buffers_0 = _Anchor(dict(model.named_buffers()))
         self._choice = Choice(order)
         self._samples: set[Hashable] = set()
+        self._keep_hooks: bool | None = None  # not known before the first evaluation
         self.training = model.training
 
     def displacement(self) -> Parameters:
@@ -111,6 +112,8 @@ class TaylorModel(nn.Module):
             theta_0 = self._theta_0.tensors()
             x = x.to(_real_dtype(theta_0)) if rounded else x
             x = x.clone() if x.is_inference() else x
+            if not transformed and self._keep_hooks is None:
+                self._keep_hooks = self._function(x[:1].detach(), False).hooks_matter(theta_0)
             plain = self._function(x if transformed else _detached(x))
             f = self._function(x) if tracked else plain
             delta = self.displacement()
@@ -160,8 +163,10 @@ class TaylorModel(nn.Module):
             return self._choice.way is not row_by_row
         return x.is_floating_point() and self._choice.is_differentiable
 
-    def _function(self, x: Tensor) -> NetworkFunction:
-        return NetworkFunction(self.network, self._buffers_0.tensors, x)
+    def _function(self, x: Tensor, keep_hooks: bool | None = None) -> NetworkFunction:
+        # While it is unknown whether they matter, leaving them out could be wrong.
+        keep = self._keep_hooks is not False if keep_hooks is None else keep_hooks
+        return NetworkFunction(self.network, self._buffers_0.tensors, x, keep_hooks=keep)
 
     def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
         """See that the copy computes with its own tensors, for samples of a new kind."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
 from .._checks import describe, type_error
-from .._functional._quiet import python_state
+from .._functional._agree import agree
+from .._functional._quiet import has_forward_hooks, python_state, trying_forward_hooks
 from .._types import Parameters
 
 
@@ -24,16 +25,39 @@ class NetworkFunction:
         buffers: Callable[[], Parameters],
         x: Tensor,
         around: AbstractContextManager[Any] | None = None,
+        keep_hooks: bool = False,
     ) -> None:
-        """`buffers` makes new copies: some forwards write into the tensors that they are given."""
+        """The function of `network` at `x`.
+
+        Args:
+            network: The module.
+            buffers: Makes new copies: some forwards write into the tensors that they are given.
+            x: A batch.
+            around: In which its forward runs.
+            keep_hooks: Whether forward hooks of the user run, as they are part of the function.
+        """
         self._network, self._buffers, self._x = network, buffers, x
         self._around = contextlib.nullcontext() if around is None else around
+        self._keep_hooks = keep_hooks
 
     def of_another(
         self, network: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]
     ) -> Tensor:
         """The outputs of a network with these parameters and buffers, run within a context."""
-        return NetworkFunction(network, dict, self._x, around)(tensors)
+        return NetworkFunction(network, dict, self._x, around, self._keep_hooks)(tensors)
+
+    def hooks_matter(self, params: Parameters) -> bool:
+        """Whether forward hooks of the user change the outputs; to be asked without them."""
+        with self.in_place(params):
+            if not has_forward_hooks(self._network):
+                return False
+            try:
+                without = self._network(self._x.clone())
+            except Exception:  # anything that a user's forward may raise without its hooks
+                return True
+            with trying_forward_hooks(self._network) as noting:
+                within = self._network(self._x.clone())
+        return noting.anything or not agree([without], [within])
 
     def __call__(self, params: Parameters) -> Tensor:
         """The outputs."""
@@ -60,7 +84,7 @@ class NetworkFunction:
         """Within it, the network has these parameters; afterwards it is as it was."""
         tensors = {**self._buffers(), **params}
         with (
-            python_state(self._network),
+            python_state(self._network, self._keep_hooks),
             _reparametrize_module(self._network, tensors, tie_weights=True),
         ):
             yield

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._checks import ArgumentError, check_finite, type_error, value_error
@@ -72,9 +72,7 @@ def inspect_forward(
         MemoryError: One forward pass does not fit in memory.
     """
     with stage("inspect"):
-        keeps_hooks = _hooks_matter(fn, x)
-        if keeps_hooks and fn.module is not None:
-            run_forward_hooks(fn.module)
+        keeps_hooks = keep_hooks_that_matter(fn, x)
         states = _random_states(fn.device)
         bytes_ = ActivationBytes()
         with bytes_, contextlib.nullcontext() if follower is None else follower:
@@ -116,14 +114,22 @@ def not_deterministic() -> ArgumentError:
     )
 
 
-def _hooks_matter(fn: ModelFunction, x: Tensor) -> bool:
-    """Whether forward hooks of the user are part of the function: they return something else.
+def keep_hooks_that_matter(fn: ModelFunction, x: Tensor) -> bool:
+    """Let forward hooks of the user run if they are part of the function: they change its outputs.
 
-    They run once, without gradients and on the first sample.
+    To find out, they run once, without gradients and on the first sample.
+
+    Returns:
+        Whether they run for the rest of the evaluation.
     """
     module = fn.module
-    if module is None or not has_forward_hooks(module):
+    if module is None or not has_forward_hooks(module) or not _hooks_matter(fn, module, x):
         return False
+    run_forward_hooks(module)
+    return True
+
+
+def _hooks_matter(fn: ModelFunction, module: nn.Module, x: Tensor) -> bool:
     without = _rows(fn, x)
     with trying_forward_hooks(module) as noting:
         within = _rows(fn, x)

@@ -21,7 +21,7 @@ from ..._functional import model_function, quiet
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import analytic_ntk
 from ...empirical import NTKOperator, empirical_ntk
-from ...empirical.inspect import inspect_forward
+from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ._adapted_network import AdaptedNetwork
 
 _OUTPUTS = ("mean", "trace", "pseudo", "full")
@@ -179,7 +179,9 @@ class Evaluation:
         """
         with quiet(network, x.device):
             fn = model_function(network, list(names), dtype or self.gradient_dtype(network))
-            blocks = fn.input("probe", x).split(self.block)  # type: ignore[no-untyped-call]
+            samples = fn.input("probe", x)
+            keep_hooks_that_matter(fn, samples)
+            blocks = samples.split(self.block)  # type: ignore[no-untyped-call]
             outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
         return outputs.to(self.result_dtype(x.device))
 

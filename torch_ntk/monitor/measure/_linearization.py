@@ -13,6 +13,7 @@ from torch.func import jvp
 from ..._checks import ArgumentError
 from ..._functional import ModelFunction, agree, failure, model_function, quiet
 from ..._types import Parameters
+from ...empirical.inspect import keep_hooks_that_matter
 from ...memory import is_out_of_memory
 from ..reference._reference import Reference
 from ._evaluation import Evaluation
@@ -80,6 +81,8 @@ class Linearization:
             return torch.zeros((), dtype=dtype, device=x.device)
         with quiet(network, x.device), disable_saved_tensors_hooks(_NO_CHECKPOINTING):
             fn = model_function(network, list(reference.trained), dtype)
+            samples = fn.input("probe", x)
+            keep_hooks_that_matter(fn, samples)
             fixed = {
                 **_floating(reference.buffers, dtype),
                 **{n: t for n, t in self._theta_0.items() if n not in delta},
@@ -87,9 +90,9 @@ class Linearization:
             point = _Point(fn, fixed, {n: self._theta_0[n] for n in delta}, delta)
             slope = point.slope_by_jvp if forward_mode else point.slope_by_vjps
             block = self.evaluation.block
-            blocks = fn.input("probe", x).split(block)  # type: ignore[no-untyped-call]
+            blocks = samples.split(block)  # type: ignore[no-untyped-call]
             try:
-                return torch.cat([slope(samples) for samples in blocks])
+                return torch.cat([slope(part) for part in blocks])
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
