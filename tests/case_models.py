@@ -199,6 +199,21 @@ class CountingNet(nn.Module):
         return hidden.sin()
 
 
+class OwnGenerators(nn.Module):
+    """Draws from generators of its own at each forward pass; in eval mode it does not use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.source = torch.Generator().manual_seed(1)
+        self.others = [torch.Generator().manual_seed(2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(3, generator=self.source) + torch.rand(3, generator=self.others[0])
+        hidden = self.layer(x).sin()
+        return hidden + noise.to(hidden) if self.training else hidden
+
+
 def with_statistics(model: nn.Module) -> nn.Module:
     """Running statistics and affine parameters as after some training."""
     for m in model.modules():

@@ -20,6 +20,7 @@ from case_models import (
     LSTMCellLoop,
     MaskedAttention,
     OldSquare,
+    OwnGenerators,
     Reused,
     StopGradient,
     TiedEmbedding,
@@ -285,6 +286,7 @@ CASES: tuple[Case, ...] = (
         lambda: CountingNet(ticks=True),
         (5,),
     ),
+    Case("generators_of_its_own", OwnGenerators, (5,)),
     # vmap's rule for prelu mixes up samples and outputs when there are as many of each.
     Case("as_many_outputs_as_samples", lambda: nn.PReLU(4), (4,)),
     Case(

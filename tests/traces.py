@@ -83,13 +83,18 @@ def _bytes(t: Tensor) -> bytes:
 def _frozen(value: Any) -> Any:
     """The identity of an object and, for containers, of its members."""
     if isinstance(value, dict):
-        return (id(value), [(k, id(v)) for k, v in value.items()])
+        return (id(value), [(k, _member(v)) for k, v in value.items()])
     if isinstance(value, (list, tuple)):
-        return (id(value), [id(v) for v in value])
+        return (id(value), [_member(v) for v in value])
     if isinstance(value, Tensor):
         return (id(value), _bytes(value))
     if isinstance(value, torch.Generator):
-        return (id(value), _bytes(value.get_state()))
+        return _member(value)
     if isinstance(value, (bool, int, float, str)):
         return value
     return id(value)
+
+
+def _member(value: Any) -> Any:
+    """The identity, and of a generator also its state."""
+    return (id(value), _bytes(value.get_state()) if isinstance(value, torch.Generator) else None)

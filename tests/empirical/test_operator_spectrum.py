@@ -42,7 +42,8 @@ def test_extreme_eigenvalues(output: str, which: str, k: int) -> None:
     if which == "LA":
         assert float(found.residuals.max()) < 1e-10
     size = theta.shape[0]
-    assert found.rounding == pytest.approx(size * 2.2e-16 * float(values[-1]), rel=0.01)
+    expected_rounding = size * torch.finfo(torch.float64).eps * float(values[-1])
+    assert found.rounding == pytest.approx(expected_rounding, rel=1e-10, abs=0.0)
 
 
 def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +148,36 @@ def test_traces_are_unbiased_and_errors_true(output: str, method: str) -> None:
     assert abs(float(estimates.mean()) - exact) < 4 * spread / 60**0.5
     stated = float(torch.tensor([t.standard_error**2 for t in found]).mean()) ** 0.5
     assert 0.5 < stated / spread < 2.0
+
+
+def test_hutchinson_by_its_formula() -> None:
+    """vᵀΘv of every vector of signs; the error is that of a mean, with n - 1 degrees of freedom."""
+    theta = operator("full", n=6)
+    dense = theta.to_dense()
+    vectors = signs(5, len(dense), torch.Generator().manual_seed(3))
+    values = [float(v @ dense @ v) for v in vectors]
+    mean = sum(values) / 5
+    variance = sum((v - mean) ** 2 for v in values) / 4
+    found = theta.trace("hutchinson", 5, torch.Generator().manual_seed(3))
+    assert found.estimate == pytest.approx(mean, rel=1e-12)
+    assert found.standard_error == pytest.approx((variance / 5) ** 0.5, rel=1e-10)
+
+
+def test_xtrace_by_leaving_out_one_vector_at_a_time() -> None:
+    theta = operator("full", n=8)
+    dense, size, k = theta.to_dense(), theta.shape[0], 5
+    omega = on_sphere(k, size, torch.Generator().manual_seed(3)).T
+    values = []
+    for i in range(k):
+        others = [j for j in range(k) if j != i]
+        q, _ = torch.linalg.qr(dense @ omega[:, others])
+        outside = omega[:, i] - q @ (q.T @ omega[:, i])
+        values.append(float((q.T @ dense @ q).trace() + outside @ dense @ outside))
+    mean = sum(values) / k
+    variance = sum((v - mean) ** 2 for v in values) / (k - 1)
+    found = theta.trace("xtrace", 2 * k, torch.Generator().manual_seed(3))
+    assert found.estimate == pytest.approx(mean, rel=1e-11)
+    assert found.standard_error == pytest.approx((variance / k) ** 0.5, rel=1e-9)
 
 
 def test_xtrace_is_exact_where_the_products_span_the_range() -> None:

@@ -115,7 +115,7 @@ def test_noise_and_what_is_not_positive() -> None:
     assert np.array_equal(sure.get_ydata(), [4.0, 1.0, *[np.nan] * 3], equal_nan=True)
     assert list(unsure.get_xdata()) == [3]
     assert unsure.get_markerfacecolor() == "none"
-    assert floor.get_ydata()[0] == pytest.approx(5 * np.finfo(float).eps * 4)
+    assert floor.get_ydata()[0] == pytest.approx(5 * np.finfo(float).eps * 4, rel=1e-12, abs=0.0)
     assert list(lost.get_xdata()) == [4, 5]
     assert legend(axes) == ["noise floor", "2 not positive"]
     assert axes.get_title() == "rank 2"

@@ -14,6 +14,8 @@ from predict_problems import coupled, draw, shared
 from torch import Tensor, nn
 
 from torch_ntk.predict import SingularKernelWarning, gradient_flow, gradient_flow_mse, one_hot
+from torch_ntk.predict._flow_state import FlowState
+from torch_ntk.predict._loss import OutputLoss
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 
@@ -122,6 +124,52 @@ def test_the_limit_of_squared_error() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     for a, b in zip(solved(None, *arguments), exact(None, *arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rtol", "atol"), [(1e-12, 1e-2), (1e-12, 1e-6), (1e-2, 1e-12)])
+def test_what_is_left_to_go_is_compared_with_both_tolerances(rtol: float, atol: float) -> None:
+    """Of a squared error with a definite kernel all of f - y is left."""
+    p = shared()
+    columns, zeros = 100.0 * p.f0_train, torch.zeros_like(p.f0_train)
+    modes = gradient_flow_mse(p.train_train, p.y)._modes
+    layout = modes.layout
+    loss = OutputLoss(lambda f, y: 0.5 * (f - y).square().sum(), p.y, layout)
+    state = FlowState.of(modes, loss, columns, 1.0, 1.0)
+    left = float((columns - p.y).abs().max())
+    expected = left / (atol + rtol * float(columns.abs().max()))
+    found = state.remaining(zeros.flatten().numpy(), 0.0, atol, rtol)
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_rounding_in_flat_directions_is_no_slope() -> None:
+    """½ fᵀLf with a graph's Laplacian L has no slope along constants, but rounding of f has.
+
+    Conserved is 1ᵀK⁻¹f, as ḟ = -KLf: the limit is the constant with the value of f0 in it.
+    """
+    p = shared(o=1)
+    adjacency = torch.ones(6, 6, dtype=torch.float64) - torch.eye(6, dtype=torch.float64)
+    laplacian = adjacency.sum(1).diag() - adjacency
+    f0 = 1e6 + p.f0_train
+    predictor = gradient_flow(
+        lambda f, y: 0.5 * (f * (laplacian @ f)).sum(),
+        p.train_train,
+        torch.zeros_like(f0),
+        rtol=1e-12,
+        atol=1e-6,
+    )
+    weights = torch.linalg.solve(p.train_train, torch.ones(6, 1, dtype=torch.float64))
+    constant = (weights * p.f0_train).sum() / weights.sum()
+    found, _ = predictor(None, f0)
+    torch.testing.assert_close(found - 1e6, constant.expand(6, 1), rtol=0.0, atol=1e-5)
+
+
+def test_a_small_slope_without_curvature_has_no_limit() -> None:
+    p = shared(n=3)
+    predictor = gradient_flow(
+        lambda f, y: 0.5 * f[:, 0].square().sum() + 1e-10 * f[:, 1].sum(), p.train_train, p.y
+    )
+    with pytest.raises(ValueError, match=r"a limit that is not reached .* without curvature"):
+        predictor(None, p.f0_train)
 
 
 def test_the_limit_of_soft_labels_reproduces_them() -> None:
