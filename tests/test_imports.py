@@ -17,6 +17,7 @@ import torch_ntk
 LINES = (
     "import torch_ntk",
     "from torch_ntk import MLP, NTKLinear, metrics, predict",
+    "from torch_ntk import NTKOperator, analytic_ntk, empirical_ntk, linearize, verify",
 )
 CHILD = """
 import json, sys, torch
@@ -37,10 +38,13 @@ HEAVY = (
 def test_what_is_heavy_is_loaded_when_it_is_used() -> None:
     command = [sys.executable, "-c", CHILD, *LINES]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    package, light = json.loads(done.stdout)
+    package, *light = json.loads(done.stdout)
     assert package == ["torch_ntk", "torch_ntk._version"]
-    assert "torch_ntk.nn" in light
-    assert [m for m in light if any(f"{m}.".startswith(f"{h}.") for h in HEAVY)] == []
+    assert "torch_ntk.nn" in light[0]
+    assert "torch_ntk.linearize" in light[1]
+    assert [m for m in light[0] if any(f"{m}.".startswith(f"{h}.") for h in HEAVY)] == []
+    slow = [h for h in HEAVY if h != "tqdm"]  # progress bars are light
+    assert [m for m in light[1] if any(f"{m}.".startswith(f"{h}.") for h in slow)] == []
 
 
 def test_public_names_are_those_of_their_folders() -> None:

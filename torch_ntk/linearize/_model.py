@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
 from .._functional import failure, faithful_copy, refuse_unsupported, unwrap
@@ -86,7 +87,7 @@ class TaylorModel(nn.Module):
         at = self._theta_0
         return {k: p - at[k] for k, p in self.network.named_parameters() if k in at}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable, which loads torch._dynamo when it is first called
     def forward(self, x: Tensor) -> Tensor:
         """The expansion at a batch `x`, in the shape that the network gives.
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import (  # type: ignore[import-untyped]
-    ArpackNoConvergence,
-    LinearOperator,
-    eigsh,
-)
 from torch import Tensor
 
 from ..._checks import check_choice, check_finite_number, check_positive_int, value_error
 from ...memory import budget, size_in_words
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 _DEFAULT_VECTORS = 20  # the least that ARPACK keeps
@@ -118,6 +116,8 @@ def _check_smallest(operator: SymmetricProduct) -> None:
 
 
 def _for_scipy(operator: SymmetricProduct) -> LinearOperator:
+    from scipy.sparse.linalg import LinearOperator  # slow to import
+
     def multiply(v: NDArray[Any]) -> NDArray[Any]:
         matrix = torch.from_numpy(np.asarray(v, dtype=np.float64)).reshape(operator.size, -1)
         return operator.multiply(matrix).numpy().reshape(v.shape)
@@ -133,6 +133,8 @@ def _largest(
 
     The starting vector is always the same, so that the result is too.
     """
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh  # slow to import
+
     size = operator.shape[0]
     start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     if not operator.matvec(start.numpy()).any():  # a zero operator has no direction to start in

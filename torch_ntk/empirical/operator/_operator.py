@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ..._checks import (
@@ -37,6 +36,9 @@ from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, 
 
 OperatorOutput = Literal["full", "trace", "mean", "pseudo"]
 _OUTPUTS = ("full", "trace", "mean", "pseudo")
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
 
 class NTKOperator:
@@ -238,6 +240,7 @@ class NTKOperator:
         Vectors are converted to this operator's `dtype`, in which products are computed, and
         back: for the accuracy of float64 make the operator with `dtype=torch.float64`.
         """
+        from scipy.sparse.linalg import LinearOperator  # slow to import
 
         def multiply(v: NDArray[Any]) -> NDArray[Any]:
             return (self @ np.asarray(v, dtype=np.float64)).astype(np.float64)

@@ -8,11 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import (  # type: ignore[import-untyped]
-    ArpackNoConvergence,
-    LinearOperator,
-    eigsh,
-)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -126,6 +121,12 @@ def _by_products(
 def _largest(
     product: Callable[[NDArray[np.float64]], NDArray[np.float64]], rows: int, tolerance: float
 ) -> float:
+    from scipy.sparse.linalg import (  # type: ignore[import-untyped]  # slow to import
+        ArpackNoConvergence,
+        LinearOperator,
+        eigsh,
+    )
+
     # A start that is given: the default one would be drawn at random.
     start = np.random.default_rng(0).standard_normal(rows)
     matrix = LinearOperator((rows, rows), matvec=product, dtype=np.float64)

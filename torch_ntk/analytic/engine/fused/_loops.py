@@ -272,7 +272,7 @@ def compiled(function: Function) -> Function:
         if usable:
             try:
                 fast(*arguments)
-            except _COMPILER_ERRORS as error:
+            except _compiler_errors() as error:
                 usable = False
                 _say_once(type(error).__name__)
             else:
@@ -282,14 +282,12 @@ def compiled(function: Function) -> Function:
     return call
 
 
-def _errors() -> tuple[type[BaseException], ...]:
-    from torch._dynamo.exc import TorchDynamoException
+@cache
+def _compiler_errors() -> tuple[type[BaseException], ...]:
+    from torch._dynamo.exc import TorchDynamoException  # slow to import
     from torch._inductor.exc import InductorError
 
     return (TorchDynamoException, InductorError)
-
-
-_COMPILER_ERRORS = _errors()
 
 
 @cache
