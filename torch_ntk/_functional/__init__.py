@@ -15,6 +15,7 @@ from ._faithful_copy import refuse_closures as refuse_closures
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function
 from ._parameters import copied as copied
+from ._plain import Around as Around
 from ._plain import PlainModel as PlainModel
 from ._plain import PlainPass as PlainPass
 from ._quiet import after_evaluation as after_evaluation

@@ -73,9 +73,8 @@ class ModelFunction:
         if module is None:
             out = self.model(dict(params), x)
         else:
-            buffers = {n for n, _ in module.named_buffers()}
             # Buffers are copied anew: what one evaluation writes must not reach the next.
-            values = {n: t.clone() if n in buffers else t for n, t in self.fixed.items()}
+            values = {n: t.clone() if n in self.plain.buffers else t for n, t in self.fixed.items()}
             for n, p in params.items():
                 own = self.plain.selected.get(n)
                 is_complex = own is not None and own.is_complex()
@@ -218,8 +217,7 @@ def _of_module(
     fixed = {n: copied(p, working) for n, p in parameters.items()}
     fixed.update((n, copied(b, b.dtype if keep else working)) for n, b in buffers.items())
     selected = {n: fixed.pop(n) for n in chosen}
-    originals = {id(p): n for n, p in parameters.items()}
-    plain = PlainModel(model, selected, fixed, working, originals)
+    plain = PlainModel(model, selected, fixed, working, parameters, buffers)
     kinds = [real_dtype(p) for p in parameters.values()]
     floating = {kind for kind in kinds if kind is not None}
     if len(floating) == 1 and floating != {working} and floating <= {torch.float32, torch.float64}:
@@ -229,7 +227,8 @@ def _of_module(
             {n: copied(parameters[n], parameters[n].dtype) for n in chosen},
             {n: copied(t, t.dtype) for n, t in {**parameters, **buffers}.items() if n in fixed},
             own_dtype,
-            originals,
+            parameters,
+            buffers,
         )
     result = own if dtype is None else dtype
     # Torch's derivative by a complex number is that by its real and imaginary parts.
@@ -255,8 +254,7 @@ def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) 
     device, own = common_device_and_dtype("params", dict(params), dtype)
     working = working_dtype(own, dtype)
     copies = {n: copied(t, working) for n, t in params.items()}
-    plain = PlainModel(f, copies, {}, working, {id(p): n for n, p in params.items()})
-
+    plain = PlainModel(f, copies, {}, working, dict(params), {})
     result = own if dtype is None else dtype
     return ModelFunction(
         f, copies, {}, plain, device, working, result, dtype_from_model=dtype is None

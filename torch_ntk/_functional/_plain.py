@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from ._result import rows_of
 from ._unwrap import plain_name
 
 T = TypeVar("T")
+Around = Callable[[Parameters], AbstractContextManager[object]]
+"""Of the parameters that are in place: what surrounds the forward pass, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class PlainModel:
         selected: By name the values of the parameters to differentiate by.
         fixed: By name the values of the other parameters and of the buffers.
         dtype: Of the evaluation.
-        originals: Names of the caller's own parameters by their identity.
+        own: The caller's own parameters by name.
+        buffers: The module's own buffers by name.
         transform: From outputs `[N, O]` to what the kernel is of.
     """
 
@@ -109,7 +113,8 @@ class PlainModel:
     selected: Parameters
     fixed: Parameters
     dtype: torch.dtype
-    originals: Mapping[int, str]
+    own: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
     transform: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -121,9 +126,12 @@ class PlainModel:
         if not isinstance(self.model, nn.Module):
             return False
         return not any(
-            p.is_inference() or real_dtype(p) not in (None, self.dtype)
-            for p in self.model.parameters()
+            p.is_inference() or real_dtype(p) not in (None, self.dtype) for p in self.own.values()
         )
+
+    def new_fixed(self) -> Parameters:
+        """What is held fixed, to evaluate with; a forward may write to the buffers."""
+        return {n: t.clone() if n in self.buffers else t for n, t in self.fixed.items()}
 
     def with_transform(self, transform: Callable[[Tensor], Tensor]) -> PlainModel:
         """The same model, with other outputs."""
@@ -143,7 +151,7 @@ class PlainModel:
         self,
         x: Tensor,
         use: Callable[[PlainPass], T],
-        before: Callable[[Parameters], None] | None = None,
+        around: Around | None = None,
     ) -> T:
         """What `use` makes of a forward pass on the batch `x`, with the parameters in place.
 
@@ -153,7 +161,7 @@ class PlainModel:
         Args:
             x: A batch `[N, ...]`, into which the forward may write nothing that is seen here.
             use: Called with the pass.
-            before: Called right before the forward pass, with the parameters that are in place.
+            around: What surrounds the forward pass itself.
 
         Raises:
             ArgumentError: The outputs are not as they must be, or the forward reaches a parameter
@@ -161,7 +169,7 @@ class PlainModel:
         """
         x = x.to(self.dtype) if x.is_floating_point() else x
         try:
-            return self._run(x.clone(), use, before)
+            return self._run(x.clone(), use, around)
         except (ArgumentError, MemoryError):
             raise
         except RuntimeError as error:
@@ -170,7 +178,7 @@ class PlainModel:
             with torch.enable_grad():
                 tracked = x.detach().requires_grad_().clone()
             try:
-                return self._run(tracked, use, before)
+                return self._run(tracked, use, around)
             except RuntimeError:
                 raise error from None
 
@@ -191,17 +199,17 @@ class PlainModel:
         self,
         x: Tensor,
         use: Callable[[PlainPass], T],
-        before: Callable[[Parameters], None] | None,
+        around: Around | None,
     ) -> T:
         module = self.model if isinstance(self.model, nn.Module) else None
         try:
             with torch.enable_grad():
                 if module is not None and self.is_own:
-                    with self._in_place(module) as own:
-                        if before is not None:
-                            before(own)
-                        return use(self._pass(module(x), x, own))
-                return self._replaced(x, use, before)
+                    with self._in_place() as own:
+                        with _none() if around is None else around(own):
+                            out = module(x)
+                        return use(self._pass(out, x, own))
+                return self._replaced(x, use, around)
         finally:
             after_evaluation(module)
 
@@ -209,14 +217,13 @@ class PlainModel:
         self,
         x: Tensor,
         use: Callable[[PlainPass], T],
-        before: Callable[[Parameters], None] | None,
+        around: Around | None,
     ) -> T:
         """With other tensors in the place of the parameters, during backward passes too."""
         module = self.model if isinstance(self.model, nn.Module) else None
         try:
             leaves = {n: p.detach().requires_grad_() for n, p in self.selected.items()}
-            if before is not None:
-                before(leaves)
+            context = _none() if around is None else around(leaves)
 
             def then(out: Any) -> T:
                 found = self._pass(out, x, leaves)
@@ -226,14 +233,14 @@ class PlainModel:
                 return result
 
             if module is None:
-                return then(self.model({**self.fixed, **leaves}, x))
+                with context:
+                    out = self.model({**self.fixed, **leaves}, x)
+                return then(out)
             # The parameters stay in place for backward passes inside of `use`: some run parts
             # of the module again.
-            buffers = {n for n, _ in module.named_buffers()}
-            values = {n: t.clone() if n in buffers else t for n, t in self.fixed.items()}
-            values.update(leaves)
+            values = {**self.new_fixed(), **leaves}
             within = {f"module.{n}": t for n, t in values.items()}
-            found: T = functional_call(_Followed(module, then), within, (x,))
+            found: T = functional_call(_Followed(module, context, then), within, (x,))
             return found
         finally:
             after_evaluation(module)
@@ -243,19 +250,16 @@ class PlainModel:
         return PlainPass(rows if self.transform is None else self.transform(rows), leaves)
 
     @contextlib.contextmanager
-    def _in_place(self, module: nn.Module) -> Iterator[Parameters]:
+    def _in_place(self) -> Iterator[Parameters]:
         """The module's own parameters, with the memory of copies, and buffers likewise.
 
         Whatever the forward writes, also through `.data`, it writes to the copies; afterwards the
         parameters have their own memory again, which nothing has touched.
         """
-        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-        every = {**parameters, **buffers}
-        saved = [
-            (t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in every.values()
-        ]
-        versions = tuple(t for t in every.values() if not t.is_inference())
-        with _unsafe_preserve_version_counter(versions):
+        parameters, buffers = self.own, self.buffers
+        every = [t for t in (*parameters.values(), *buffers.values()) if not t.is_inference()]
+        saved = [(t, t.data, t.requires_grad, t.grad if t.is_leaf else None) for t in every]
+        with _unsafe_preserve_version_counter(tuple(every)):
             try:
                 for n, p in parameters.items():
                     p.data = self.selected[n] if n in self.selected else self.fixed[n]
@@ -270,8 +274,6 @@ class PlainModel:
                 _check_no_stray_gradients(leaves)
             finally:
                 for t, data, tracked, gradient in saved:
-                    if t.is_inference():
-                        continue
                     t.data = data
                     if t.is_leaf:
                         t.requires_grad_(tracked)
@@ -283,7 +285,7 @@ class PlainModel:
         If autograd reaches one of the caller's own instead, the forward has got it in another way,
         from a list or a closure, and it would count as a constant.
         """
-        own = self.originals
+        own = {id(p): n for n, p in self.own.items()}
         nodes, seen = [found.outputs.grad_fn], set()
         while nodes:
             node = nodes.pop()
@@ -328,14 +330,23 @@ def _check_no_stray_gradients(leaves: Mapping[str, Tensor]) -> None:
         )
 
 
+def _none() -> AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
 class _Followed(nn.Module):
     """A module, and what is made of its outputs while its parameters are replaced."""
 
-    def __init__(self, module: nn.Module, then: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, module: nn.Module, around: AbstractContextManager[object], then: Callable[[Any], Any]
+    ) -> None:
         super().__init__()
         self.module = module
+        self.around = around
         self.then = then
 
     def forward(self, x: Tensor) -> Any:
         """What `then` returns."""
-        return self.then(self.module(x))
+        with self.around:
+            out = self.module(x)
+        return self.then(out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,8 +149,7 @@ class BlockCheck:
         coarse = torch.float64 if plain.dtype == self._fn.dtype == torch.float64 else torch.float32
         eps, close = torch.finfo(coarse).eps, _CLOSE[coarse]
         names = list(expected.gradient)
-        rows = [_measured(self._sums.sums[n], expected.gradient[n]) for n in names]
-        measured = torch.stack(rows).tolist()
+        measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
         # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.
         largest = max(scale for _, scale, _ in measured)
         return {
@@ -227,20 +227,31 @@ def companion_of(job: KernelJob, x: Tensor) -> tuple[Tensor | None, bool]:
     return (None if torch.equal(made, first) else made), True
 
 
-def _measured(found: SignedSum, gradient: Tensor) -> Tensor:
-    """The difference, the size of the gradient, and that of the terms: `[3]`."""
-    projected = found.of_gradient(gradient.to(found.total.dtype))
-    error = torch.linalg.vector_norm(found.total - projected)
-    scale = torch.maximum(
-        torch.linalg.vector_norm(gradient).to(error), torch.linalg.vector_norm(projected)
-    )
-    same = found.total.isfinite().all() == projected.isfinite().all()
-    # Two that are not finite agree: what is not finite is reported with the kernel.
-    zero = torch.zeros_like(error)
-    error = torch.where(projected.isfinite().all() | ~same, error, zero)
-    return torch.stack(
-        [error, scale.nan_to_num(0.0, 0.0), found.noise.to(error).nan_to_num(0.0, 0.0)]
-    )
+def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, float, float]]:
+    """Of what is known and the gradients: differences, sizes of the gradients and of the terms.
+
+    Of a large weight all three are of the products with vectors.
+
+    All at once: of a small network the calls take longer than what they compute.
+    """
+    norms = torch._foreach_norm
+    totals = [found.total for found, _ in pairs]
+    projected = [found.of_gradient(g.to(found.total.dtype)) for found, g in pairs]
+    sizes = torch.stack(
+        [
+            *norms(torch._foreach_sub(totals, projected)),
+            *norms(projected),
+            *(found.noise.to(totals[0].dtype) for found, _ in pairs),
+        ]
+    ).view(3, -1)
+    errors, scales, noises = sizes.tolist()
+    if not math.isfinite(sum(errors)):
+        # Two that are not finite agree: what is not finite is reported with the kernel.
+        for k, (total, of_gradient) in enumerate(zip(totals, projected, strict=True)):
+            is_finite = bool(total.isfinite().all()), bool(of_gradient.isfinite().all())
+            errors[k] = 0.0 if is_finite == (False, False) else errors[k]
+    finite = [[x if math.isfinite(x) else 0.0 for x in row] for row in (scales, noises)]
+    return list(zip(errors, *finite, strict=True))
 
 
 def _no_batch(error: RuntimeError, x: Tensor) -> ArgumentError:

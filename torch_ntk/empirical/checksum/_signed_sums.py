@@ -12,9 +12,9 @@ from ..contract import SMALL, Call
 from ..rules import Use
 from ._signs import signs
 
-# Projections of the gradient of a large weight. Of a difference of norm d each sees about d; that
-# three of them together see less than a hundredth of it happens in one of 10,000 calls.
-_PROJECTIONS = 3
+# Vectors that the gradient of a large weight is multiplied by. Of a difference of norm d each sees
+# about d; that both see less than a hundredth of it happens in less than one of 10,000 calls.
+_VECTORS = 2
 
 
 @dataclass
@@ -22,35 +22,32 @@ class SignedSum:
     """What is known of one parameter.
 
     Attributes:
-        total: `Σ u J`, the gradient `[p]`, or its projections `[k]`.
+        total: `Σ u J`, the gradient `[p]`; or, of a large weight, what it makes of the vectors.
         noise: The size of the terms that are summed: rounding is a multiple of `eps` of it.
-        use: For projections, by whose layout the gradient is read.
-        left, right: Vectors `[G, b, k]` and `[G, a, k]`: projection k is `Σ_g l_gᵀ G_g r_g`.
+        use: With vectors, by whose layout the gradient is read.
+        vectors: `[G, a, k]`: the total is then the product `[G, b, k]` with each matrix `[b, a]`.
     """
 
     total: Tensor
     noise: Tensor
     use: Use | None = None
-    left: Tensor | None = None
-    right: Tensor | None = None
+    vectors: Tensor | None = None
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
         """The same of a gradient in the weight's own shape."""
-        if self.use is None:
+        if self.use is None or self.vectors is None:
             return gradient.reshape(-1)
-        assert self.left is not None
-        assert self.right is not None
         packed = self.use.pack(gradient.reshape(-1))
         # One product with a vector after the other: a few columns at once take longer.
-        columns = [torch.matmul(packed, r.unsqueeze(-1)) for r in self.right.unbind(2)]
-        return (self.left * torch.cat(columns, dim=2)).sum((0, 1))
+        columns = [torch.matmul(packed, r.unsqueeze(-1)) for r in self.vectors.unbind(2)]
+        return torch.cat(columns, dim=2)
 
 
 class SignedSums:
     """Adds up `Σ u J` by parameter, over pieces of a block of samples.
 
-    A weight whose gradient is a product of matrices is projected on random vectors of rank one,
-    `lᵀ (Σ_t B[t]ᵀ A[t]) r = Σ_t ⟨B[t], l⟩ ⟨A[t], r⟩`, so that its gradient need not be formed.
+    The gradient of a large weight is compared by what it makes of random vectors r,
+    `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩`, so that it need not be formed.
 
     Args:
         u: Signs `[N, O]`.
@@ -95,20 +92,20 @@ class SignedSums:
         for (use, source), of_call in zip(calls, signed, strict=True):
             rows = use.cotangents(of_call)[:, 0]
             if is_large and is_alike:
-                self._add(name, self._projected(name, use, source, rows))
+                self._add(name, self._applied(name, use, source, rows))
             else:
                 self._add(name, _gradient(use, source, rows))
 
-    def _projected(self, name: str, use: Use, source: Tensor, signed: Tensor) -> SignedSum:
+    def _applied(self, name: str, use: Use, source: Tensor, signed: Tensor) -> SignedSum:
         known = self.sums.get(name)
-        if known is None or known.left is None or known.right is None:
-            left = signs(use.groups, use.units, _PROJECTIONS, like=signed)
-            right = signs(use.groups, use.inputs, _PROJECTIONS, like=signed)
-        else:
-            left, right = known.left, known.right
-        terms = (signed @ left) * use.applied(source, right)
-        noise = torch.linalg.vector_norm(terms) * max(1, terms.numel()) ** 0.5
-        return SignedSum(terms.sum((0, 1, 2)), noise, use, left, right)
+        vectors = None if known is None else known.vectors
+        if vectors is None:
+            vectors = signs(use.groups, use.inputs, _VECTORS, like=signed)
+        right = use.applied(source, vectors)
+        # The positions of all samples, `[G, n·T, …]`.
+        right, left = (t.transpose(0, 1).flatten(1, 2) for t in (right, signed))
+        noise = torch.linalg.vector_norm(left) * torch.linalg.vector_norm(right)
+        return SignedSum(torch.bmm(left.transpose(1, 2), right), noise, use, vectors)
 
     def _add(self, name: str, more: SignedSum) -> None:
         known = self.sums.get(name)

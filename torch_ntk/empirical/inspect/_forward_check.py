@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..._checks import ArgumentError, check_finite, type_error, value_error
 from ..._functional import (
+    Around,
     ModelFunction,
-    PlainPass,
     agree,
     has_forward_hooks,
     run_forward_hooks,
@@ -47,8 +48,12 @@ class Follower(TorchFunctionMode):
     def follow(self, leaves: Parameters) -> None:
         """Called right before the forward pass, with its parameters by name."""
 
-    def stop(self) -> None:
-        """Called right after it."""
+    @contextlib.contextmanager
+    def following(self, leaves: Parameters) -> Iterator[None]:
+        """Around the forward pass, with its parameters by name."""
+        self.follow(leaves)
+        with self:
+            yield
 
     def unused(self) -> list[str]:
         """Names of the parameters that the pass has not used."""
@@ -75,8 +80,14 @@ def inspect_forward(
         keeps_hooks = keep_hooks_that_matter(fn, x)
         states = _random_states(fn.device)
         bytes_ = ActivationBytes()
-        with bytes_, contextlib.nullcontext() if follower is None else follower:
-            outputs = _forward(fn, name, x[:1], None if follower is None else follower)
+
+        @contextlib.contextmanager
+        def around(leaves: Parameters) -> Iterator[None]:
+            followed = contextlib.nullcontext() if follower is None else follower.following(leaves)
+            with bytes_, followed:
+                yield
+
+        outputs = _forward(fn, name, x[:1], around)
         after = _random_states(fn.device)
     if outputs.shape[1] == 0:
         raise value_error("model", "a function with outputs", outputs)
@@ -146,14 +157,9 @@ def _rows(fn: ModelFunction, x: Tensor) -> Tensor | None:
         return None
 
 
-def _forward(fn: ModelFunction, name: str, x: Tensor, follower: Follower | None) -> Tensor:
-    def outputs(found: PlainPass) -> Tensor:
-        if follower is not None:
-            follower.stop()
-        return found.outputs.detach()
-
+def _forward(fn: ModelFunction, name: str, x: Tensor, around: Around) -> Tensor:
     try:
-        return fn.plain.run(x, outputs, None if follower is None else follower.follow)
+        return fn.plain.run(x, lambda found: found.outputs.detach(), around)
     except (ArgumentError, RuleError):
         raise
     except Exception as error:  # anything that a user's forward may raise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._checks import value_error
-from ..._functional import ModelFunction, PlainPass, plain_name
+from ..._functional import ModelFunction, plain_name
 from ..._types import Parameters
 
 
@@ -29,18 +29,17 @@ class _Reads(TorchFunctionMode):
         self.constants: set[int] = set()
         self._names: dict[int, str] = {}
         self._made: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets its number
-        self._active = False
 
-    def start(self, leaves: Parameters) -> None:
-        """Called right before the forward pass."""
+    def around(self, leaves: Parameters) -> _Reads:
+        """To surround the forward pass, with its parameters by name."""
         self._names = {id(p): n for n, p in leaves.items()}
-        self._active = True
+        return self
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self._active and isinstance(out, (Tensor, tuple, list)):
+        if isinstance(out, (Tensor, tuple, list)):
             given = list(_tensors((args, list((kwargs or {}).values()))))
             self.parameters.update(self._names[id(t)] for t in given if id(t) in self._names)
             self.constants.update(
@@ -50,10 +49,6 @@ class _Reads(TorchFunctionMode):
             )
             self._made.update((id(t), t) for t in _tensors(out))
         return out
-
-    def stop(self, found: PlainPass) -> None:
-        """Called right after it."""
-        self._active = False
 
 
 def refuse_kept_tensors(fn: ModelFunction, x: Tensor, unused: Sequence[str]) -> None:
@@ -90,8 +85,7 @@ def _reads(fn: ModelFunction, module: nn.Module, x: Tensor, training: bool) -> _
     try:
         for m in module.modules():
             m.training = training
-        with reads:
-            fn.plain.run(x, reads.stop, reads.start)
+        fn.plain.run(x, lambda found: None, reads.around)
     except Exception:  # anything that a user's forward may raise in train mode
         return None
     finally:

@@ -73,24 +73,16 @@ class _Tracker(Follower):
     def __init__(self, rules: Mapping[Any, Rule] = RULES) -> None:
         super().__init__()
         self._names: dict[int, str] = {}
-        self._follows = False
         self._rules = rules
 
     def follow(self, leaves: Parameters) -> None:
         """Track these parameters by their identity."""
         self._names = {id(p): n for n, p in leaves.items()}
-        self._follows = True
-
-    def stop(self) -> None:
-        """See nothing any more."""
-        self._follows = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._follows:
-            return func(*args, **kwargs)
         out = self.call(func, args, kwargs)
         found = [self._names[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._names]
         # Shapes, dtypes and numbers read from a parameter carry no derivative.
