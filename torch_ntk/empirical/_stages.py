@@ -11,8 +11,9 @@ from typing import Literal
 from torch.profiler import record_function
 
 Stage = Literal["inspect", "backward", "jacobian", "products", "check"]
-"""A forward pass to find out what the model does, the proof of a plan, the passes that give
-cotangents, the Jacobians that are formed of them, and all products between samples."""
+"""A forward pass of one sample to find out what the model does, the passes that give cotangents,
+the Jacobians that are formed of them, all products between samples, and the comparison with a plain
+backward pass."""
 
 
 def stage(name: Stage) -> record_function:
