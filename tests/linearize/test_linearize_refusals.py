@@ -139,6 +139,7 @@ def test_a_forward_without_any_gradient_does_not_move() -> None:
     assert torch.equal(lin(x), before)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # rules of torch.func.jvp
 def test_backward_passes_within_a_transformation_of_torch_func() -> None:
     row = ROWS["function_of_the_old_kind"]
     lin, (x, _) = linearize(row.make()), row.batches()
@@ -198,8 +199,11 @@ def test_inputs_that_the_network_does_not_take_are_blamed(x: Tensor) -> None:
         linearize(nn.Linear(4, 2))(x)
 
 
-def test_gradients_that_are_not_finite() -> None:
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_that_are_not_finite(order: int) -> None:
     x = torch.randn(2, 4)
+    model = taylor_expand(nn.Linear(4, 2), order)
+    model(x)
     x[0, 1] = float("nan")
     with pytest.raises(ValueError, match=r"`x` must be a batch at which the gradients .* finite"):
-        linearize(nn.Linear(4, 2))(x)
+        model(x)

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import CASES, Case, by_name
+from cases import Case, by_name
 from oracles import jacobian_loop, ntk_loop, relative_error
 from torch import Tensor, nn
 
-from torch_ntk import LinearizedModel, empirical_ntk, linearize, taylor_expand
-from torch_ntk.linearize._derivatives import forwards
+from torch_ntk import LinearizedModel, empirical_ntk, linearize
 
 Oracle = Callable[[Case], tuple[Tensor, Tensor]]
 
@@ -55,29 +54,6 @@ def test_value_and_gradient_are_those_of_the_jacobian(case: Case, oracle: Oracle
     assert all(torch.equal(b, anchor[k]) for k, b in lin.named_buffers())
     transposed = torch.einsum("nop,no->p", jacobian, cotangent.reshape(4, -1))
     assert relative_error(torch.cat(grads), transposed) < 1e-12 or not transposed.any()
-
-
-# Orders of which forward mode is missing or wrong, by the name of the row.
-WRONG_FORWARDS = {
-    "function_of_the_old_kind": (1, 2),
-    "function_of_the_new_kind": (2,),
-    "gradient_stopped_by_no_grad": (1,),
-    "counts_in_a_tensor": (1, 2),
-}
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
-def test_forward_mode_is_used_where_it_is_right(case: Case, order: int) -> None:
-    """It is faster than backward passes."""
-    model = taylor_expand(case.build(), order)
-    if case.name == "gradient_stopped_by_no_grad" and order == 2:
-        with pytest.raises(ValueError, match=r"torch\.no_grad.*try order=1"):
-            model(case.inputs(2))
-        return
-    with torch.no_grad():
-        model(case.inputs(2))
-    assert (model._choice.way is forwards) is (order not in WRONG_FORWARDS.get(case.name, ()))
 
 
 def test_value_at_the_anchor_is_the_network_bit_by_bit() -> None:

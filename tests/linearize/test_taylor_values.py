@@ -6,7 +6,7 @@ from math import factorial
 
 import pytest
 import torch
-from cases import by_name
+from cases import CASES, Case, by_name
 from linearize_cases import ROWS
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -79,6 +79,8 @@ def taylor_loop(net: nn.Module, delta: Parameters, x: Tensor, order: int) -> Ten
     for term in out.reshape(-1):
         total = term
         for k in range(1, order + 1):
+            if not term.requires_grad:  # the derivatives from here on are zero
+                break
             (term,) = torch.autograd.grad(term, t, create_graph=True)
             total = total + term / factorial(k)
         entries.append(total)
@@ -99,6 +101,14 @@ def test_a_product_of_linear_layers_is_a_polynomial_of_its_depth(depth: int) -> 
             assert difference > 1e-2
 
 
+def test_bags_before_a_linear_layer_are_a_polynomial_of_degree_two() -> None:
+    net = nn.Sequential(nn.EmbeddingBag(5, 3, padding_idx=0), nn.Linear(3, 2, bias=False)).double()
+    model = taylor_expand(net, 2)
+    move(model)
+    x = torch.tensor([[1, 1, 0], [4, 2, 3]])
+    torch.testing.assert_close(model(x), model.network(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
@@ -110,6 +120,27 @@ def test_terms_are_derivatives_along_the_displacement(name: str, order: int) -> 
     move(model, 0.3)
     delta = {k: v.detach() for k, v in model.displacement().items()}
     expected = taylor_loop(case.build(), delta, x, order)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+# Not for the oracle: torch.compile, and what torch has no second derivative of, or a wrong one.
+NOT_FOR_THE_LOOP = ("compiled", "weight_norm", "embedding_bag")
+FOR_THE_LOOP = [c for c in CASES if not c.slow and not c.name.startswith(NOT_FOR_THE_LOOP)]
+
+
+@pytest.mark.parametrize("case", FOR_THE_LOOP, ids=lambda c: c.name)
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
+def test_second_order_of_every_case(case: Case) -> None:
+    """Also before anything has moved, and where forward mode is missing or wrong."""
+    model, x = taylor_expand(case.build(), 2), case.inputs(2)
+    if case.name == "gradient_stopped_by_no_grad":
+        with pytest.raises(ValueError, match=r"torch\.no_grad.*try order=1"):
+            model(x)
+        return
+    model(x)
+    move(model, 0.3)
+    delta = {k: v.detach() for k, v in model.displacement().items()}
+    expected = taylor_loop(case.build(), delta, x, 2)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 
-def agree(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
+def agree(a: Iterable[Tensor], b: Iterable[Tensor], slack: float = 1.0) -> bool:
     """Whether corresponding tensors differ by rounding only, measured by the largest entry of all.
 
-    Half of the digits must be the same. NaN agrees with nothing.
+    Half of the digits must be the same, but for a factor `slack`. NaN agrees with nothing.
     """
     scale, difference, eps = 0.0, 0.0, 0.0
     for v, w in zip(a, b, strict=True):
@@ -25,4 +25,4 @@ def agree(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
                 return False
             difference = max(difference, largest)
             eps = max(eps, torch.finfo(v.dtype).eps)
-    return bool(difference <= eps**0.5 * scale)
+    return bool(difference <= slack * eps**0.5 * scale)

@@ -1,6 +1,6 @@
 """Networks linearized, or expanded to higher order, in their parameters."""
 
-from ._derivatives import expand as expand
+from ._expansion import expand as expand
 from ._model import LinearizedModel as LinearizedModel
 from ._model import TaylorModel as TaylorModel
 from ._model import linearize as linearize

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
-from .._functional import failure, faithful_copy, refuse_unsupported, unwrap
+from .._functional import RightOperations, failure, faithful_copy, refuse_unsupported, unwrap
+from .._functional._slope import leaves_of
 from .._types import Parameters
 from ..memory import is_out_of_memory
-from ._choice import Choice
-from ._derivatives import leaves_of, row_by_row, taylor_sum
+from ._expansion import backwards_by_torch_func, right_terms, taylor_sum
+from ._linear import linearized
 from ._network_function import NetworkFunction
-from ._plain_gradient import with_plain_gradient
 from ._steady import steady
 
 
@@ -77,7 +77,6 @@ class TaylorModel(nn.Module):
             self.network, self._origin = faithful_copy(model)
             self._theta_0 = _Anchor(theta_0)
             self._buffers_0 = _Anchor(dict(model.named_buffers()))
-        self._choice = Choice(order)
         self._samples: set[Hashable] = set()
         self._keep_hooks: bool | None = None  # not known before the first evaluation
         self.training = model.training
@@ -91,8 +90,9 @@ class TaylorModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The expansion at a batch `x`, in the shape that the network gives.
 
-        The first call, and each with a batch of another shape or of integers, also makes sure
-        by plain backward passes that the function which is expanded is the one that is trained.
+        Every call makes sure on its own data that the derivatives are those of plain backward
+        passes. The first call for samples of a kind also makes sure that the copy of the network
+        computes with tensors of its own.
 
         Args:
             x: What the network takes, on its device and in its dtype.
@@ -114,60 +114,36 @@ class TaylorModel(nn.Module):
             x = x.to(_real_dtype(theta_0)) if rounded else x
             x = x.clone() if x.is_inference() else x
             if not transformed and self._keep_hooks is None:
-                self._keep_hooks = self._function(x[:1].detach(), False).hooks_matter(theta_0)
-            plain = self._function(x if transformed else _detached(x))
-            f = self._function(x) if tracked else plain
+                one = self._function(x[:1].detach(), keep_hooks=False)
+                self._keep_hooks = one.hooks_matter(theta_0)
+            # Normalizations are differentiated three times then.
+            often = transformed or self.order > 1 or (tracked and x.requires_grad)
+            f = self._function(x, often=often)
             delta = self.displacement()
+            if not tracked:
+                delta = {k: d.detach() for k, d in delta.items()}
             try:
-                if not transformed:
-                    self._check_copy(plain, theta_0, x)
-                    self._choice.compare(plain, theta_0, x)
-                while True:
-                    way, through = self._choice.way, tracked and self._is_through(x, transformed)
-                    still = {k: d.detach() for k, d in delta.items()}
-                    with torch.set_grad_enabled(through):
-                        terms = self._choice.terms(
-                            f if through else plain,
-                            theta_0,
-                            delta if through else still,
-                            written_out=through and (transformed or x.requires_grad),
-                            to_compare=None if transformed else plain,
-                        )
-                    trained = any(d.requires_grad for d in delta.values())
-                    if tracked and trained and not through:
-                        return with_plain_gradient(
-                            terms, f, theta_0, delta, x, self._choice, around
-                        )
-                    # Which integers come up decides what an embedding does.
-                    if transformed or x.is_floating_point():
-                        proven = self._choice.way is way
-                    else:
-                        proven = self._choice.is_proven(plain, theta_0, still, terms[1].detach())
-                    if proven:
-                        return taylor_sum(terms)
+                if transformed:
+                    return taylor_sum(backwards_by_torch_func(f, theta_0, delta, self.order))
+                self._check_copy(f, theta_0, x)
+                if self.order == 1:
+                    return linearized(f, theta_0, delta, x, tracked, around)
+                with torch.set_grad_enabled(tracked):
+                    return taylor_sum(right_terms(f, theta_0, delta, self.order))
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 if not transformed:
                     self._check_takes(f, x, theta_0)
-                raise failure(error, "expand the outputs of the model") from error
+                remedy = "It takes backward passes of its own, which torch.func does not transform."
+                doing = "expand the outputs of the model"
+                raise failure(error, doing, remedy if transformed else "") from error
 
-    def _is_through(self, x: Tensor, transformed: bool) -> bool:
-        """Whether gradients go through the derivatives, and not by a plain backward pass.
-
-        The plain pass gives gradients by θ alone, for the first order. It takes longer than going
-        back through forward mode, but proves the value on its way, which batches of integers need.
-        """
-        if transformed or self.order > 1:
-            return True
-        if x.requires_grad:
-            return self._choice.way is not row_by_row
-        return x.is_floating_point() and self._choice.is_differentiable
-
-    def _function(self, x: Tensor, keep_hooks: bool | None = None) -> NetworkFunction:
-        # While it is unknown whether they matter, leaving them out could be wrong.
-        keep = self._keep_hooks is not False if keep_hooks is None else keep_hooks
-        return NetworkFunction(self.network, self._buffers_0.tensors, x, keep_hooks=keep)
+    def _function(self, x: Tensor, often: bool = False, keep_hooks: bool = True) -> NetworkFunction:
+        # While it is unknown whether hooks matter, leaving them out could be wrong.
+        keep = keep_hooks and self._keep_hooks is not False
+        around = RightOperations(norms=often)
+        return NetworkFunction(self.network, self._buffers_0.tensors, x, around, keep)
 
     def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
         """See that the copy computes with its own tensors, for samples of a new kind."""
@@ -199,11 +175,6 @@ def _real_dtype(theta: Parameters) -> torch.dtype:
     return next(iter(theta.values())).dtype.to_real()
 
 
-def _detached(x: Tensor) -> Tensor:
-    """Without history; some forwards differentiate by their inputs, if these require grad."""
-    return x.detach().requires_grad_(x.requires_grad)
-
-
 class LinearizedModel(TaylorModel):
     """`f(x; θ_0) + ⟨θ - θ_0, ∇f(x; θ_0)⟩`, a trainable module; built by `linearize`."""
 
@@ -218,16 +189,16 @@ def linearize(model: nn.Module) -> LinearizedModel:
     gradient descent it follows exactly the dynamics of the constant kernel Θ_0. The original is
     copied and not changed.
 
-    The term ⟨θ - θ_0, ∇f⟩ is computed in forward mode, or by two backward passes where forward
-    mode is missing or wrong, which plain backward passes show on the first batch of each shape
-    and on every batch of integers. Gradients by θ are one plain backward pass.
+    The term ⟨θ - θ_0, ∇f⟩ is computed by two backward passes, of which the first proves the second
+    in every call; where an operation has no second derivative or a wrong one, by one pass for each
+    output. Gradients by θ are one plain backward pass.
 
     Args:
         model: The network. It must return one tensor.
 
     Returns:
         A module with the parameters θ = θ_0 to begin with. Any optimizer trains it. A training
-        step costs about two of the network's, a forward pass alone about four.
+        step costs about three of the network's, a forward pass alone about eight.
 
     Raises:
         TypeError: Not a module, or of a kind that cannot be transformed.
@@ -257,12 +228,12 @@ def taylor_expand(model: nn.Module, order: int) -> TaylorModel:
     Args:
         model: The network. It must return one tensor.
         order: The degree, at least 1. Each order multiplies the cost by about 3: a forward pass
-            of order 2 costs about 14 of the network's, of order 3 about 40.
+            of order 2 costs about 30 of the network's.
 
-    Derivatives are taken in nested forward mode, or by nested backward passes where forward mode
-    is missing or wrong (`torch.linalg.det`, an `autograd.Function` without a `jvp`). The first
-    call compares the two, or one of them with differences of the order below, and refuses a
-    network of which neither is right.
+    Derivatives are taken in nested forward mode and by nested backward passes. Every call compares
+    the two, or, where one is missing or wrong (`torch.linalg.det`, an `autograd.Function` without
+    a `jvp`), the other one with differences of the order below, and refuses a network of which
+    neither is right.
 
     Raises:
         TypeError, ValueError: As `linearize`; `order` is not a positive integer.

@@ -1,0 +1,82 @@
+"""The value of a linearized network, with plain backward passes for its derivative and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import value_error
+from .._functional._slope import leaves_of, slope, transposed_product
+from .._types import Parameters
+from ._expansion import refuse_gradients_that_are_not_finite
+from ._network_function import NetworkFunction
+
+
+def linearized(
+    f: NetworkFunction,
+    theta_0: Parameters,
+    delta: Parameters,
+    x: Tensor,
+    tracked: bool,
+    around: Callable[[], AbstractContextManager[None]],
+) -> Tensor:
+    """`f(θ_0) + J δ`, of which gradients by δ are `Jᵀu`.
+
+    They are one backward pass of `f` at θ_0: as fast as that of the network, and with its digits.
+    Gradients by x go through the two passes that give J δ, because J depends on x.
+
+    Args:
+        f: The function, at the batch x.
+        theta_0: The point at which it is differentiated.
+        delta: The displacement; gradients are for those that require grad.
+        x: The inputs.
+        tracked: Whether there are gradients at all.
+        around: What a backward pass has to be within.
+    """
+    by_inputs = tracked and x.requires_grad
+    still = {k: d.detach() for k, d in delta.items()}
+    leaves = leaves_of(theta_0)
+    with f.evaluated(leaves) as out:
+        along = slope(out, leaves, delta if by_inputs else still, create_graph=by_inputs)
+    if not bool(along.isfinite().all()):
+        refuse_gradients_that_are_not_finite(f, theta_0)
+    if by_inputs and along.requires_grad:
+        return out + along
+    value = out.detach() + along.detach()
+    trained = {k: d for k, d in delta.items() if d.requires_grad}
+    if not (by_inputs or (tracked and trained)):
+        return value
+
+    def transposed(u: Tensor) -> Parameters:
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        wanted = {k: leaves[k] for k in trained}
+        with around(), f.in_place(leaves):
+            return transposed_product(
+                out, wanted, u, keep_graph=keep, create=torch.is_grad_enabled()
+            )
+
+    numbers: Tensor = _Linear.apply(value, transposed, x, *trained.values())
+    return numbers
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, transposed: Any, x: Tensor, *delta: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        if ctx.needs_input_grad[2]:
+            raise value_error(
+                "x",
+                "a batch that does not require grad",
+                "one that does, for a network with an operation of which torch has no "
+                "second derivative",
+                "Detach it: gradients by the inputs differentiate once more than those by θ.",
+            )
+        return None, None, None, *ctx.transposed(u).values()
