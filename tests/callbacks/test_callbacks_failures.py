@@ -188,10 +188,16 @@ def near(value: float | None) -> Any:
     return None if value is None else pytest.approx(value, rel=1e-8, abs=1e-12)
 
 
-def test_without_warn_it_ends_the_run(tmp_path: Path) -> None:
-    Faults.set(2)
-    with pytest.raises((RuntimeError, ValueError), match=r"not at this time|deterministic"):
-        watched(tmp_path, [monitor(on_error="raise")])
+def test_without_warn_it_ends_the_run_and_says_why(tmp_path: Path) -> None:
+    said = []
+    for at in range(1, 8):
+        Faults.set(at)
+        try:
+            watched(tmp_path, [monitor(on_error="raise")])
+        except (RuntimeError, ValueError) as error:
+            said.append(str(error))
+    assert len(said) >= 5  # where there is another way to the same numbers it goes on
+    assert all("not at this time" in text for text in said)
 
 
 class Checkpointed(nn.Module):

@@ -82,27 +82,17 @@ class Stops(nn.Module):
         return self.last(h * scale)
 
 
-@pytest.mark.parametrize(("make", "forwards"), [(network, True), (Stops, False)])
-def test_slopes_of_large_networks_are_taken_forwards_where_that_is_right(
-    make: Callable[[], nn.Module], forwards: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("make", [network, Stops])
+def test_slopes_of_large_networks(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = Record()
-    values = observed(exact, make())
-    assert exact.reference is not None
-    assert not exact.reference.forward_mode
+    values = observed(Record(), make())
     monkeypatch.setattr(_evaluation, "LARGE", 100)
-    record = Record()
-    found = observed(record, make())
-    assert record.reference is not None
-    assert record.reference.forward_mode is forwards
+    found = observed(Record(), make())
     assert found["linearization_gap"] == pytest.approx(values["linearization_gap"], rel=1e-4)
-    resumed = Record()
-    resumed.load_state_dict(record.state_dict())
-    assert resumed.reference is not None
-    assert resumed.reference.forward_mode is forwards
 
 
-def test_a_layer_unfrozen_later_is_not_taken_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_unfrozen_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_evaluation, "LARGE", 100)
     gaps = []
     for dtype in (None, torch.float64):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._agree import agree
 from ._forward_mode import forward_mode
 from ._hooks import Noting, ParameterHooks, UserHooks
 from ._replaced import autocast_off_inside, checkpoints_passed_over
@@ -21,7 +22,7 @@ from ._unwrap import is_script, unwrap
 
 # Training flags, autocast, backends' settings and the stance of torch.compile belong to the whole
 # process or to the module: two evaluations at the same time would put them back to each other's.
-one_at_a_time = threading.RLock()
+_one_at_a_time = threading.RLock()
 _states: dict[int, PythonState] = {}
 """By the `id` of a module that is being evaluated what its evaluation began with."""
 _hooks: dict[int, UserHooks] = {}
@@ -49,13 +50,19 @@ def quiet(
         device: Where it is evaluated.
         keep_forward_hooks: Whether forward hooks run, as they are part of the function.
     """
+    with _one_at_a_time, python_state(model, keep_forward_hooks), settings(model, device):
+        yield
+
+
+@contextlib.contextmanager
+def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """The part of `quiet` that belongs to the process, not to modules."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(one_at_a_time)
-        stack.enter_context(python_state(model, keep_forward_hooks))
+        stack.enter_context(_one_at_a_time)
         stack.enter_context(_random_state(device))
         stack.enter_context(_full_precision(device))
         stack.enter_context(forward_mode(model))
-        stack.enter_context(no_cached_weights())
+        stack.enter_context(_no_cached_weights())
         stack.enter_context(checkpoints_passed_over())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -151,9 +158,32 @@ def after_evaluation(model: nn.Module | None) -> None:
         state.restore_attributes()
 
 
-def has_forward_hooks(model: nn.Module) -> bool:
-    """Whether the evaluation of `model` leaves out hooks of a forward pass."""
-    return id(model) in _hooks and bool(_hooks[id(model)].of_forward)
+def forward_hooks_matter(model: nn.Module, evaluate: Callable[[], Tensor]) -> bool:
+    """Whether forward hooks of the user, which are left out, are part of the function.
+
+    They are if they return something, change the outputs, or the forward fails without them.
+
+    Args:
+        model: A module that is being evaluated.
+        evaluate: Gives its outputs for a sample. It is called once without the hooks and once with
+            them, both times without gradients; what fails with them is reported later.
+    """
+    if not _hooks[id(model)].of_forward:
+        return False
+
+    def outputs() -> Tensor | None:
+        try:
+            return evaluate()
+        except Exception:  # anything that a user's forward may raise
+            return None
+
+    with torch.no_grad():
+        without = outputs()
+        with _trying_forward_hooks(model) as noting:
+            within = outputs()
+    if without is None or within is None:
+        return without is None
+    return noting.anything or not agree([without], [within])
 
 
 def run_forward_hooks(model: nn.Module) -> None:
@@ -163,7 +193,7 @@ def run_forward_hooks(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
+def _trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
     """Within it they run; what they leave in closures and objects is put back afterwards."""
     hooks, noting, state = _hooks[id(model)], Noting(), _states[id(model)]
     effects = PythonState([], also=hooks.of_forward)
@@ -178,7 +208,7 @@ def trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
 
 
 @contextlib.contextmanager
-def no_cached_weights() -> Iterator[None]:
+def _no_cached_weights() -> Iterator[None]:
     """Leave `torch.nn.utils.parametrize.cached()`, which the caller may be in.
 
     Its cache is keyed by module: it would hand out weights computed from the module's own

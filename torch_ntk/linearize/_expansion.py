@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from math import factorial
+from math import factorial, sqrt
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from .._checks import value_error
-from .._functional import agree, failure
-from .._functional._slope import leaves_of, slope, transposed_product
+from .._functional import agree, failure, leaves_of, slope, transposed_product
 from .._types import Parameters
 from ..memory import is_out_of_memory
 
@@ -135,7 +134,8 @@ def right_terms(
         still = {k: _random(d) for k, d in still.items()}
     found: dict[Way, tuple[Tensor, ...]] = {}
     problems: list[Exception] = []
-    for way in (forwards, backwards):
+    ways: tuple[Way, ...] = (forwards, backwards)
+    for way in ways:
         try:
             found[way] = way(f, theta_0, delta if has_moved else still, order)
         except RuntimeError as error:
@@ -230,8 +230,8 @@ def _random(like: Tensor) -> Tensor:
     """Normal numbers of a total size of about one, always the same."""
     kind = torch.complex128 if like.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(like.numel())
-    numbers = torch.randn(like.shape, generator=generator, dtype=kind).to(like)
-    return numbers / max(1, like.numel()) ** 0.5
+    numbers: Tensor = torch.randn(like.shape, generator=generator, dtype=kind).to(like)
+    return numbers / sqrt(max(1, like.numel()))
 
 
 def _derivative(value: Tensor, by: Tensor, create_graph: bool) -> Tensor:

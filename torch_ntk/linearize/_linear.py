@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import value_error
-from .._functional._slope import leaves_of, slope, transposed_product
+from .._functional import leaves_of, slope, transposed_product
 from .._types import Parameters
 from ._expansion import refuse_gradients_that_are_not_finite
 from ._network_function import NetworkFunction

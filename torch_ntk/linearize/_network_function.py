@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
 from .._checks import describe, type_error
-from .._functional._agree import agree
-from .._functional._quiet import has_forward_hooks, python_state, trying_forward_hooks
+from .._functional import forward_hooks_matter
+from .._functional._quiet import python_state
 from .._types import Parameters
 
 
@@ -49,15 +49,7 @@ class NetworkFunction:
     def hooks_matter(self, params: Parameters) -> bool:
         """Whether forward hooks of the user change the outputs; to be asked without them."""
         with self.in_place(params):
-            if not has_forward_hooks(self._network):
-                return False
-            try:
-                without = self._network(self._x.clone())
-            except Exception:  # anything that a user's forward may raise without its hooks
-                return True
-            with trying_forward_hooks(self._network) as noting:
-                within = self._network(self._x.clone())
-        return noting.anything or not agree([without], [within])
+            return forward_hooks_matter(self._network, lambda: self._network(self._x.clone()))
 
     def __call__(self, params: Parameters) -> Tensor:
         """The outputs."""

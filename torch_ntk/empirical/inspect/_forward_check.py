@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..._checks import ArgumentError, check_finite, type_error, value_error
 from ..._functional import (
     Around,
     ModelFunction,
-    agree,
-    has_forward_hooks,
+    forward_hooks_matter,
     run_forward_hooks,
-    trying_forward_hooks,
 )
 from ..._types import Parameters
 from ...memory import is_out_of_memory
@@ -134,27 +132,10 @@ def keep_hooks_that_matter(fn: ModelFunction, x: Tensor) -> bool:
         Whether they run for the rest of the evaluation.
     """
     module = fn.module
-    if module is None or not has_forward_hooks(module) or not _hooks_matter(fn, module, x):
+    if module is None or not forward_hooks_matter(module, lambda: fn.batch(fn.params, x[:1])):
         return False
     run_forward_hooks(module)
     return True
-
-
-def _hooks_matter(fn: ModelFunction, module: nn.Module, x: Tensor) -> bool:
-    without = _rows(fn, x)
-    with trying_forward_hooks(module) as noting:
-        within = _rows(fn, x)
-    if without is None or within is None:
-        return without is None
-    return noting.anything or not agree([without], [within])
-
-
-def _rows(fn: ModelFunction, x: Tensor) -> Tensor | None:
-    """Outputs of the first sample; None if the forward fails, which the inspection reports."""
-    try:
-        return fn.batch(fn.params, x[:1])
-    except Exception:  # anything that a user's forward may raise
-        return None
 
 
 def _forward(fn: ModelFunction, name: str, x: Tensor, around: Around) -> Tensor:

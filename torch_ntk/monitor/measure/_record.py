@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -103,8 +102,7 @@ class Record:
             infinite=self._infinite(network, trained, x) if "infinite" in self.needs else None,
         )
         if "linearized" in self.needs:
-            forward_mode = Linearization(network, reference, evaluation).check()
-            reference = replace(reference, forward_mode=forward_mode)
+            Linearization(network, reference, evaluation).check()
         self.reference = reference
         self._seconds_of_reference = time.perf_counter() - started
 

@@ -30,8 +30,6 @@ class Reference:
         kernel: Θ_0 on the probe, or None if no metric needs it.
         parts: Its parts by module, or None if no metric needs them.
         infinite: The kernel of the limit of infinite width, or None.
-        forward_mode: Whether slopes of the outputs are taken in forward mode, once that was seen
-            to be right.
     """
 
     step: int
@@ -43,7 +41,6 @@ class Reference:
     kernel: Tensor | None
     parts: Parameters | None = None
     infinite: Tensor | None = None
-    forward_mode: bool = False
 
     def check_matches(self, network: nn.Module) -> None:
         """Raise `ValueError` if `network` has other parameters than the reference."""
@@ -88,7 +85,6 @@ class Reference:
             "kernel": self.kernel,
             "parts": None if self.parts is None else dict(self.parts),
             "infinite": self.infinite,
-            "forwards": self.forward_mode,
         }
 
     @staticmethod
@@ -108,7 +104,6 @@ class Reference:
             kernel=state["kernel"],
             parts=state.get("parts"),
             infinite=state.get("infinite"),
-            forward_mode=bool(state.get("forwards", False)),
         )
 
 
