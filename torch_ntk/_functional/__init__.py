@@ -6,6 +6,11 @@ from deep inside `torch.func` into one that names its cause.
 """
 
 from ._agree import agree as agree
+from ._batch import Batch as Batch
+from ._call import call_model as call_model
+from ._call import call_with as call_with
+from ._call import evaluating_on as evaluating_on
+from ._call import refused_arguments as refused_arguments
 from ._failure import failure as failure
 from ._faithful_copy import Origin as Origin
 from ._faithful_copy import another_reference as another_reference
@@ -25,6 +30,7 @@ from ._quiet import quiet as quiet
 from ._quiet import run_forward_hooks as run_forward_hooks
 from ._quiet import settings as settings
 from ._refuse import refuse_unsupported as refuse_unsupported
+from ._result import rows_of as rows_of
 from ._right_operations import RightOperations as RightOperations
 from ._right_operations import call_right as call_right
 from ._select import select_parameters as select_parameters

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
-from .._types import ModelLike, Parameters, ParameterSelection
+from .._types import ForwardFn, ModelLike, Parameters, ParameterSelection
+from ._batch import Batch
+from ._call import call_with
 from ._parameters import as_real, common_device_and_dtype, copied, real_dtype, working_dtype
 from ._plain import PlainModel
 from ._quiet import after_evaluation
@@ -27,7 +28,7 @@ class ModelFunction:
     """`f(params, x)` with everything but `params` and `x` held fixed.
 
     Attributes:
-        model: The module, or the user's function `f(params, x)`.
+        model: The module, or the user's function `f(params, batch)`.
         params: The parameters to differentiate by; own copies, in `dtype`. Complex ones are given
             by their real and imaginary parts `[..., 2]`.
         fixed: Copies of all other parameters and of the buffers.
@@ -38,6 +39,7 @@ class ModelFunction:
         result_dtype: The floating type of the model, in which results are returned.
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
         accumulate: In which products over parameters are added up; None is `dtype`.
+        forward_fn: In place of the usual call of a module; see `call_model`.
         transform: From the outputs `[N, O]` of the model to those whose kernel is wanted.
     """
 
@@ -50,6 +52,7 @@ class ModelFunction:
     result_dtype: torch.dtype
     dtype_from_model: bool = True
     accumulate: torch.dtype | None = None
+    forward_fn: ForwardFn | None = None
     transform: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -67,11 +70,11 @@ class ModelFunction:
         """Memory of one copy of the parameters."""
         return sum(p.numel() * p.element_size() for p in self.params.values())
 
-    def call(self, params: Parameters, x: Tensor) -> Tensor:
+    def call(self, params: Parameters, x: Batch) -> Tensor:
         """Outputs `[N, O]` of a batch, into which the forward may write."""
         module = self.module
         if module is None:
-            out = self.model(dict(params), x)
+            out = self.model(dict(params), x.value)
         else:
             # Buffers are copied anew: what one evaluation writes must not reach the next.
             values = {n: t.clone() if n in self.plain.buffers else t for n, t in self.fixed.items()}
@@ -80,19 +83,19 @@ class ModelFunction:
                 is_complex = own is not None and own.is_complex()
                 values[n] = torch.view_as_complex(p) if is_complex else p
             try:
-                out = functional_call(module, values, (x,))
+                out = call_with(module, values, x.value, self.forward_fn)
             finally:
                 after_evaluation(module)
-        rows = rows_of(out, x, self.dtype)
+        rows = rows_of(out, x, self.dtype, self.forward_fn)
         return rows if self.transform is None else self.transform(rows)
 
-    def batch(self, params: Parameters, x: Tensor) -> Tensor:
+    def batch(self, params: Parameters, x: Batch) -> Tensor:
         """Outputs `[N, O]` of a batch. The input is copied: a forward may write into it."""
         return self.call(params, x.clone())
 
-    def single(self, params: Parameters, x: Tensor) -> Tensor:
-        """Outputs `[O]` of one sample `x` without its batch dimension."""
-        return self.call(params, x.unsqueeze(0).clone()).reshape(-1)
+    def single(self, params: Parameters, x: Batch) -> Tensor:
+        """Outputs `[O]` of one sample, whose tensors have no batch dimension."""
+        return self.call(params, x.map(lambda t: t.unsqueeze(0).clone())).reshape(-1)
 
     def in_dtype(self, dtype: torch.dtype) -> ModelFunction:
         """The same in another precision, from the parameters as they are here."""
@@ -115,33 +118,22 @@ class ModelFunction:
 
         return replace(self, transform=summed, plain=self.plain.with_transform(summed))
 
-    def input(self, name: str, x: Any) -> Tensor:
+    def input(self, name: str, x: Any) -> Batch:
         """Check a batch of inputs and bring it into the form in which it is computed with.
 
-        Floating-point inputs must come in the model's dtype (or any, if a dtype was asked for);
-        integer and boolean inputs such as token indices pass as they are.
+        Floating-point tensors must come in the model's dtype (or any, if a dtype was asked for);
+        integer and boolean ones such as token indices and masks pass as they are.
 
         Raises:
-            TypeError: Not a dense tensor, or of another floating dtype than the model.
-            ValueError: No batch dimension, an empty batch, another device.
+            TypeError: No tensors, not dense ones, or of another floating dtype than the model.
+            ValueError: No batch dimension, an empty batch, different numbers of samples, another
+                device.
         """
-        is_batch = isinstance(x, (list, tuple)) and any(isinstance(v, Tensor) for v in x)
-        if isinstance(x, Mapping) or is_batch:
-            raise type_error(
-                name,
-                "one torch.Tensor",
-                describe(x),
-                "Batches that are mappings, tuples or lists are not taken: wrap the model in a "
-                "module that takes one tensor and makes such a batch of it.",
-            )
-        x = check_tensor(name, x).detach()
-        if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
-            raise value_error(
-                name,
-                "a batch [N, ...] of at least one sample",
-                x,
-                "Put a batch dimension first, for example with x.unsqueeze(0).",
-            )
+        batch = Batch.of(name, x)
+        return batch.with_tensors([self._prepared(n, t.detach()) for n, t in batch.named(name)])
+
+    def _prepared(self, name: str, x: Tensor) -> Tensor:
+        """A copy of one tensor of a batch, in the precision of the computation."""
         if x.device != self.device:
             raise value_error(
                 name,
@@ -166,7 +158,10 @@ class ModelFunction:
 
 
 def model_function(
-    model: ModelLike, params: ParameterSelection = None, dtype: torch.dtype | None = None
+    model: ModelLike,
+    params: ParameterSelection = None,
+    dtype: torch.dtype | None = None,
+    forward_fn: ForwardFn | None = None,
 ) -> ModelFunction:
     """Make a pure function of `model`; call and use it within `quiet`.
 
@@ -178,6 +173,7 @@ def model_function(
         model: A module, or a function `f(params, x)` together with a dictionary `params`.
         params: See `torch_ntk.empirical_ntk`.
         dtype: float32 or float64, or None for the model's own.
+        forward_fn: See `torch_ntk.empirical_ntk`.
 
     Raises:
         TypeError: `model` is neither module nor function, or its kind cannot be transformed.
@@ -197,15 +193,27 @@ def model_function(
             f"the class {model.__name__}",
             f"Make one first: {model.__name__}(...).",
         )
+    if forward_fn is not None and not callable(forward_fn):
+        raise type_error("forward_fn", "a function forward_fn(model, batch)", forward_fn)
     if isinstance(model, nn.Module):
-        return _of_module(unwrap(model), params, dtype)
+        return _of_module(unwrap(model), params, dtype, forward_fn)
     if callable(model):
+        if forward_fn is not None:
+            raise type_error(
+                "forward_fn",
+                "None when `model` is a function f(params, batch)",
+                forward_fn,
+                "Call it inside of that function.",
+            )
         return _of_function(model, params, dtype)
     raise type_error("model", "an nn.Module or a function f(params, x)", describe(model), "")
 
 
 def _of_module(
-    model: nn.Module, params: ParameterSelection, dtype: torch.dtype | None
+    model: nn.Module,
+    params: ParameterSelection,
+    dtype: torch.dtype | None,
+    forward_fn: ForwardFn | None,
 ) -> ModelFunction:
     refuse_unsupported(model)
     chosen = select_parameters(model, params)
@@ -217,7 +225,7 @@ def _of_module(
     fixed = {n: copied(p, working) for n, p in parameters.items()}
     fixed.update((n, copied(b, b.dtype if keep else working)) for n, b in buffers.items())
     selected = {n: fixed.pop(n) for n in chosen}
-    plain = PlainModel(model, selected, fixed, working, parameters, buffers)
+    plain = PlainModel(model, selected, fixed, working, parameters, buffers, forward_fn)
     kinds = [real_dtype(p) for p in parameters.values()]
     floating = {kind for kind in kinds if kind is not None}
     if len(floating) == 1 and floating != {working} and floating <= {torch.float32, torch.float64}:
@@ -229,12 +237,21 @@ def _of_module(
             own_dtype,
             parameters,
             buffers,
+            forward_fn,
         )
     result = own if dtype is None else dtype
     # Torch's derivative by a complex number is that by its real and imaginary parts.
     params_ = {n: as_real(p) for n, p in selected.items()}
     return ModelFunction(
-        model, params_, fixed, plain, device, working, result, dtype_from_model=dtype is None
+        model,
+        params_,
+        fixed,
+        plain,
+        device,
+        working,
+        result,
+        dtype_from_model=dtype is None,
+        forward_fn=forward_fn,
     )
 
 

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import _unsafe_preserve_version_counter  # type: ignore[attr-defined]
-from torch.func import functional_call
 
 from .._checks import ArgumentError, value_error
-from .._types import Parameters
+from .._types import ForwardFn, Parameters
+from ._batch import Batch
+from ._call import call_model, call_with
 from ._parameters import as_real, copied, real_dtype
 from ._quiet import after_evaluation
 from ._result import rows_of
@@ -106,6 +107,7 @@ class PlainModel:
         dtype: Of the evaluation.
         own: The caller's own parameters by name.
         buffers: The module's own buffers by name.
+        forward_fn: In place of the usual call of a module; see `call_model`.
         transform: From outputs `[N, O]` to what the kernel is of.
     """
 
@@ -115,6 +117,7 @@ class PlainModel:
     dtype: torch.dtype
     own: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
+    forward_fn: ForwardFn | None = None
     transform: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -149,7 +152,7 @@ class PlainModel:
 
     def run(
         self,
-        x: Tensor,
+        x: Batch,
         use: Callable[[PlainPass], T],
         around: Around | None = None,
     ) -> T:
@@ -167,22 +170,22 @@ class PlainModel:
             ArgumentError: The outputs are not as they must be, or the forward reaches a parameter
                 where it cannot be replaced.
         """
-        x = x.to(self.dtype) if x.is_floating_point() else x
+        x = x.to(self.dtype)
         try:
             return self._run(x.clone(), use, around)
         except (ArgumentError, MemoryError):
             raise
         except RuntimeError as error:
-            if "grad" not in str(error) or not x.is_floating_point():
+            if "grad" not in str(error) or not x.floating:
                 raise  # it does not miss gradients
             with torch.enable_grad():
-                tracked = x.detach().requires_grad_().clone()
+                tracked = x.map(_tracked)
             try:
                 return self._run(tracked, use, around)
             except RuntimeError:
                 raise error from None
 
-    def check_replaceable(self, x: Tensor) -> None:
+    def check_replaceable(self, x: Batch) -> None:
         """Raise if the forward does not use values that are put in place of its parameters.
 
         Args:
@@ -191,13 +194,12 @@ class PlainModel:
         Raises:
             ValueError: It reaches the module's own parameters in another way.
         """
-        x = x.to(self.dtype) if x.is_floating_point() else x
         with torch.enable_grad():
-            self._replaced(x.clone(), lambda found: None, None)
+            self._replaced(x.to(self.dtype).clone(), lambda found: None, None)
 
     def _run(
         self,
-        x: Tensor,
+        x: Batch,
         use: Callable[[PlainPass], T],
         around: Around | None,
     ) -> T:
@@ -207,7 +209,7 @@ class PlainModel:
                 if module is not None and self.is_own:
                     with self._in_place() as own:
                         with _none() if around is None else around(own):
-                            out = module(x)
+                            out = call_model(module, x.value, self.forward_fn)
                         return use(self._pass(out, x, own))
                 return self._replaced(x, use, around)
         finally:
@@ -215,7 +217,7 @@ class PlainModel:
 
     def _replaced(
         self,
-        x: Tensor,
+        x: Batch,
         use: Callable[[PlainPass], T],
         around: Around | None,
     ) -> T:
@@ -234,19 +236,18 @@ class PlainModel:
 
             if module is None:
                 with context:
-                    out = self.model({**self.fixed, **leaves}, x)
+                    out = self.model({**self.fixed, **leaves}, x.value)
                 return then(out)
             # The parameters stay in place for backward passes inside of `use`: some run parts
             # of the module again.
             values = {**self.new_fixed(), **leaves}
-            within = {f"module.{n}": t for n, t in values.items()}
-            found: T = functional_call(_Followed(module, context, then), within, (x,))
+            found: T = call_with(module, values, x.value, self.forward_fn, then, context)
             return found
         finally:
             after_evaluation(module)
 
-    def _pass(self, out: Any, x: Tensor, leaves: Parameters) -> PlainPass:
-        rows = rows_of(out, x, self.dtype)
+    def _pass(self, out: Any, x: Batch, leaves: Parameters) -> PlainPass:
+        rows = rows_of(out, x, self.dtype, self.forward_fn)
         return PlainPass(rows if self.transform is None else self.transform(rows), leaves)
 
     @contextlib.contextmanager
@@ -334,19 +335,6 @@ def _none() -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-class _Followed(nn.Module):
-    """A module, and what is made of its outputs while its parameters are replaced."""
-
-    def __init__(
-        self, module: nn.Module, around: AbstractContextManager[object], then: Callable[[Any], Any]
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.around = around
-        self.then = then
-
-    def forward(self, x: Tensor) -> Any:
-        """What `then` returns."""
-        with self.around:
-            out = self.module(x)
-        return self.then(out)
+def _tracked(t: Tensor) -> Tensor:
+    """A copy through which autograd goes on to the inputs."""
+    return t.detach().requires_grad_().clone() if t.is_floating_point() else t.clone()

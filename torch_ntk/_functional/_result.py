@@ -2,46 +2,100 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checks import describe, type_error, value_error
+from .._types import ForwardFn
+from ._batch import Batch
+from ._call import in_words
 
 
-def rows_of(out: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+def rows_of(
+    out: Any, batch: Batch, dtype: torch.dtype, forward_fn: ForwardFn | None = None
+) -> Tensor:
     """Outputs as `[N, O]` in `dtype`; a batch of one may come without its batch dimension.
 
+    Args:
+        out: What the model returns, or `forward_fn` if there is one.
+        batch: The samples.
+        dtype: Of the result.
+        forward_fn: What is named in errors.
+
     Raises:
-        TypeError: Not one tensor of real floating-point numbers.
+        TypeError: No tensor of real floating-point numbers, or not one alone.
         ValueError: Not one row per sample.
     """
-    if not isinstance(out, Tensor):
+    n = len(batch)
+    f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, forward_fn)
+    name = "model" if forward_fn is None else "forward_fn"
+    if not f.is_floating_point():
         raise type_error(
-            "model",
-            "a function that returns one tensor [N, ...]",
-            describe(out),
-            "Wrap it in a module whose forward returns the part you mean, for example its logits.",
-        )
-    if not out.is_floating_point():
-        raise type_error(
-            "model",
+            name,
             "a function with real floating-point outputs",
-            out,
+            f,
             "Return logits instead of classes, and real and imaginary parts "
             "(torch.view_as_real) instead of complex numbers.",
         )
-    n = x.shape[0]
     if n == 1:
-        return out.reshape(1, -1).to(dtype)
-    if out.ndim == 0 or out.shape[0] != n:
+        return f.reshape(1, -1).to(dtype)
+    if f.ndim == 0 or f.shape[0] != n:
         raise value_error(
-            "model",
+            name,
             "a function that returns one row of outputs per sample",
-            out,
+            f"{describe(f)} for {n} samples",
             "Its forward must keep the batch dimension first, and return outputs, not a loss. A "
             "model for one sample at a time, or for a fixed number of samples, can be wrapped in "
-            "a module that loops over the rows of its input.",
+            "a module that loops over the rows of its input."
+            if forward_fn is None
+            else "It must keep the batch dimension first. A loss is one number for each sample "
+            "(reduction='none'), and not their mean.",
         )
-    return out.reshape(n, -1).to(dtype)
+    return f.reshape(n, -1).to(dtype)
+
+
+def _chosen(out: Any, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
+    """The tensor that is meant in a mapping or dataclass: its logits, or the only one."""
+    entries: dict[str, Any] = {}
+    if isinstance(out, Mapping):
+        entries = dict(out)
+    elif dataclasses.is_dataclass(out):
+        entries = {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+    if forward_fn is not None:
+        remedy = "Return one of its tensors."
+        raise type_error(
+            "forward_fn", "a function that returns a tensor [N, ...]", describe(out), remedy
+        )
+    found: dict[str, Tensor] = {n: t for n, t in entries.items() if _is_output(t, len(batch))}
+    if "logits" in found or len(found) == 1:
+        return found.get("logits", next(iter(found.values())))
+    is_mapping = isinstance(out, Mapping)
+    came, part = describe(out), "[0]"
+    if entries:
+        listed = ", ".join(f"{n}: {_in_short(t)}" for n, t in entries.items() if t is not None)
+        came = f"{came} with the entries {listed}"
+        first = next(iter(found or entries))
+        part = f"[{first!r}]" if is_mapping else f".{first}"
+    elif not isinstance(out, (tuple, list)):
+        part = "…"
+    raise type_error(
+        "model",
+        "a function that returns one tensor [N, ...], or a mapping or dataclass with `logits` or "
+        "with exactly one floating-point tensor [N, ...]",
+        came,
+        f"Say which part you mean: forward_fn=lambda model, batch: {in_words(batch.value)}{part}.",
+    )
+
+
+def _is_output(t: object, n: int) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 0 and t.shape[0] == n
+
+
+def _in_short(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return describe(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -16,9 +18,10 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
     """Names, as `model.named_parameters()` gives them, of the parameters that `params` selects.
 
     Tied parameters appear once, under their first name; a list may use any of their names.
+    A pattern of `fnmatch` such as `"layers.1.*"` stands for every name that it matches.
 
     Raises:
-        TypeError: `params` is neither None, a predicate nor a list of names.
+        TypeError: `params` is neither None, a predicate nor a list of names and patterns.
         ValueError: A name is unknown or given twice, or nothing is selected.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
@@ -84,16 +87,21 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
             f"a list with {sum(isinstance(n, Tensor) for n in wanted)} tensors",
             "Write params=[name for name, _ in model.named_parameters()].",
         )
-    unknown = [n for n in wanted if not isinstance(n, str) or plain_name(n) not in every]
+    matched = {n: _matching(n, list(every)) for n in wanted if isinstance(n, str)}
+    unknown = [str(n) for n in wanted if not matched.get(n)]
     if unknown:
+        near = [m for n in unknown for m in difflib.get_close_matches(n, every, cutoff=0.5)]
         raise value_error(
             "params",
-            "names of parameters of the model",
-            _listed([str(n) for n in unknown]),
-            f"The names are {_listed(list(every))}.",
+            "names of parameters of the model, or patterns that match some",
+            _listed(unknown),
+            (f"Near to it are {_listed(list(dict.fromkeys(near)))}. " if near else "")
+            + f"The names are {_listed(list(every))}.",
         )
-    chosen = [every[plain_name(n)] for n in wanted]
-    if len(set(chosen)) != len(chosen):
+    names = [every[plain_name(n)] for n in wanted if plain_name(n) in every]
+    # What several patterns match is selected once.
+    chosen = list(dict.fromkeys(every[m] for n in wanted for m in matched[n]))
+    if len(set(names)) != len(names):
         raise value_error(
             "params",
             "names that each stand for another parameter",
@@ -103,6 +111,12 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
     if not chosen:
         raise value_error("params", "at least one name", "an empty list", "")
     return chosen
+
+
+def _matching(wanted: str, names: list[str]) -> list[str]:
+    """The names that a name or a pattern with `*`, `?` or `[…]` stands for."""
+    name = plain_name(wanted)
+    return [name] if name in names else [n for n in names if fnmatchcase(n, name)]
 
 
 def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
 
+from .._functional import Batch
 from ..memory import Backoff, even, ranges
 from ._job import KernelJob
 from ._parts import Kernels
@@ -36,7 +36,7 @@ class FactorMethod(ABC):
         """Samples in a block of rows, and in a piece that is computed at once."""
 
     @abstractmethod
-    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+    def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Factors of the parameters that are not taken by loops.
 
         Args:
@@ -76,7 +76,7 @@ class FactorMethod(ABC):
         job = self.job
         results = PairBlocks(job)
         size, small = self.sizes()
-        n1, n2 = job.x1.shape[0], job.columns.shape[0]
+        n1, n2 = len(job.x1), len(job.columns)
         symmetric = job.x2 is None
         backoff = Backoff(n1, size, within=small)
 
@@ -95,7 +95,7 @@ class FactorMethod(ABC):
         backoff.run(rows)
         return results.kernels
 
-    def _checked(self, side: Tensor, start: int, stop: int, step: int, alone: bool) -> Factors:
+    def _checked(self, side: Batch, start: int, stop: int, step: int, alone: bool) -> Factors:
         """Factors of the samples `start … stop`, computed in pieces and compared."""
         check = BlockCheck(self.job, side, start, stop) if self.job.check else None
         pieces = list(ranges(0, stop - start, step))
@@ -117,7 +117,7 @@ class FactorMethod(ABC):
                 raise
         return join(found)
 
-    def _all(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+    def _all(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Factors of all parameters."""
         if self.by_loops >= set(self.job.fn.params):
             found: Factors = {}

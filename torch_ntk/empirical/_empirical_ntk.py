@@ -19,8 +19,8 @@ from .._checks import (
     has_finite_sum,
     value_error,
 )
-from .._functional import ModelFunction, evaluating, model_function
-from .._types import Method, ModelLike, Output, ParameterSelection
+from .._functional import Batch, ModelFunction, evaluating_on, model_function
+from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
 from ..memory import in_bytes, limited
 from ._job import KernelJob
 from ._outputs import OUTPUTS, finish
@@ -40,8 +40,8 @@ NOT_FINITE = (
 @overload
 def empirical_ntk(
     model: ModelLike,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     output: Output = "full",
     method: Method = "auto",
@@ -52,6 +52,7 @@ def empirical_ntk(
     accumulate: torch.dtype | None = None,
     max_memory: int | str | None = None,
     progress: bool = False,
+    forward_fn: ForwardFn | None = None,
     check: bool = True,
 ) -> Tensor: ...
 
@@ -59,8 +60,8 @@ def empirical_ntk(
 @overload
 def empirical_ntk(
     model: ModelLike,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     output: Output = "full",
     method: Method = "auto",
@@ -71,14 +72,15 @@ def empirical_ntk(
     accumulate: torch.dtype | None = None,
     max_memory: int | str | None = None,
     progress: bool = False,
+    forward_fn: ForwardFn | None = None,
     check: bool = True,
 ) -> dict[str, Tensor]: ...
 
 
 def empirical_ntk(
     model: ModelLike,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     output: Output = "full",
     method: Method = "auto",
@@ -89,6 +91,7 @@ def empirical_ntk(
     accumulate: torch.dtype | None = None,
     max_memory: int | str | None = None,
     progress: bool = False,
+    forward_fn: ForwardFn | None = None,
     check: bool = True,
 ) -> Tensor | dict[str, Tensor]:
     r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
@@ -99,10 +102,16 @@ def empirical_ntk(
     `torch.inference_mode`. The result carries no gradient.
 
     Args:
-        model: Any `nn.Module` that maps a batch `[N, ...]` to outputs `[N, ...]` (flattened to O
-            per sample), or a function `f(params, x)` with `params={name: tensor}`.
-        x1: Inputs `[N1, ...]`.
-        x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is then exactly symmetric.
+        model: Any `nn.Module` that maps a batch of N samples to outputs `[N, ...]` (flattened to
+            O per sample), or a function `f(params, batch)` with `params={name: tensor}`. A mapping
+            or dataclass that a module returns must have `logits`, or exactly one floating-point
+            tensor `[N, ...]`.
+        x1: N1 samples: a tensor `[N1, ...]`, given as `model(x)`; or a mapping (`model(**x)`), a
+            tuple or list (`model(*x)`) or a dataclass (`model(x)`) with such tensors in it, nested
+            as may be. Every tensor has the samples on its first axis; everything else passes
+            through as it is.
+        x2: N2 samples of the same kind; None means x2 = x1, and the result is then exactly
+            symmetric.
         output: What is kept of the output indices:
 
             - `"full"`: `[N1, N2, O, O]`;
@@ -119,8 +128,9 @@ def empirical_ntk(
             `"vector_product"` uses a vjp and a jvp per column and never forms a Jacobian (Novak
             et al. 2022), and is refused where the forward writes to its parameters in place.
             `"auto"` is `"structured"` wherever that fits.
-        params: Names of parameters, or a predicate `(name, tensor) -> bool`; by default every
-            parameter with `requires_grad`. Tied parameters count once, with their cross terms.
+        params: Names of parameters and patterns such as `"layers.1.*"` (`fnmatch`), or a
+            predicate `(name, tensor) -> bool`; by default every parameter with `requires_grad`.
+            Tied parameters count once, with their cross terms.
         by: Return the kernel in parts, `{name: Θ_name}` with `Θ = Σ Θ_name`: one for each
             `"parameter"` (a tied one under its first name), or one for each `"module"` that holds
             parameters (`""` is the model itself). None returns the sum.
@@ -136,6 +146,9 @@ def empirical_ntk(
             the result included, as an integer or like `"2GB"` and `"512MiB"`; blocks of samples
             and outputs follow it. None plans with a share of what is free.
         progress: Show a progress bar over samples.
+        forward_fn: `forward_fn(model, batch)` returns the outputs `[N, ...]` in place of that
+            call, `batch` being samples in the caller's form: another output, or one that depends
+            on targets in the batch, such as the loss of each sample or a margin.
         check: Whether the derivatives behind the kernel are compared with plain backward passes
             of the model itself, on these very samples: for random signs u, the gradient of `Σ u·f`
             must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
@@ -177,7 +190,7 @@ def empirical_ntk(
     check_accumulate(accumulate)
 
     def compute(dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
-        fn = replace(model_function(model, params, dtype), accumulate=accumulate)
+        fn = replace(model_function(model, params, dtype, forward_fn), accumulate=accumulate)
         if fn.products != fn.dtype and method == "vector_product":
             raise value_error(
                 "accumulate",
@@ -194,7 +207,7 @@ def empirical_ntk(
 
         forward = inspect_forward(fn, "x1", a, recorder)
         keys = keys_of(fn.params, by)
-        n1, n2 = a.shape[0], (a if b is None else b).shape[0]
+        n1, n2 = len(a), len(a if b is None else b)
         size = check_fits(fn, output, n1, n2, forward.outputs, len(distinct(keys)), allowed)
         outputs = forward.outputs
         if output == "pseudo":
@@ -204,10 +217,10 @@ def empirical_ntk(
             kernels = with_progress(job, progress, method == "vector_product", run)
         for key, kernel in kernels.items():
             kernels[key] = rounded(finish(kernel, output, outputs), accumulate or fn.result_dtype)
-            check_kernel(kernels[key], x1, x2)
+            check_kernel(kernels[key], a, b)
         return kernels
 
-    with evaluating(model, x1):
+    with evaluating_on(model, x1, forward_fn):
         try:
             kernels = compute(dtype, accumulate)
         except OnePrecisionError:
@@ -222,24 +235,24 @@ def check_accumulate(accumulate: object) -> None:
         raise value_error("accumulate", "None or torch.float64", came)
 
 
-def check_kernel(kernel: Tensor, x1: Tensor, x2: Tensor | None) -> None:
+def check_kernel(kernel: Tensor, x1: Batch, x2: Batch | None) -> None:
     """Raise if entries are not finite, with the inputs' names where they are not."""
     if has_finite_sum(kernel):
         return
     for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None and x.is_floating_point():
-            check_finite(name, x, "Remove or impute those entries.")
+        if x is not None:
+            x.check_finite(name, "Remove or impute those entries.")
     check_finite("kernel", kernel, NOT_FINITE)
 
 
-def second_input(fn: ModelFunction, a: Tensor, x2: object) -> Tensor:
+def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
     """The samples `x2` as they are computed with."""
     b = fn.input("x2", x2)
-    if b.shape[1:] != a.shape[1:] or b.dtype != a.dtype:
+    if not b.is_like(a):
         raise value_error(
             "x2",
-            f"samples like x1's ({a.dtype}, {tuple(a.shape[1:])} each)",
-            b,
+            f"like x1, {a}",
+            str(b),
             "Both are inputs of the same model; only their number may differ.",
         )
     return b
@@ -249,7 +262,7 @@ def with_progress(
     job: KernelJob, show: bool, over_columns: bool, run: Callable[[KernelJob], Kernels]
 ) -> Kernels:
     """What `run` makes of the job, with a progress bar over its samples."""
-    total = (job.columns if over_columns else job.x1).shape[0]
+    total = len(job.columns if over_columns else job.x1)
     with tqdm(
         total=total, desc="empirical NTK", unit="sample", disable=not show, leave=False
     ) as bar:

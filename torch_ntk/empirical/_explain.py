@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from .._functional import evaluating, model_function, plain_name
-from .._types import ModelLike, Output, ParameterSelection
+from .._functional import evaluating_on, model_function, plain_name
+from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection
 from ..memory import size_in_words
 from ._job import KernelJob
 from ._parts import keys_of
@@ -72,11 +71,12 @@ class Explanation:
 
 def explain(
     model: ModelLike,
-    x: Tensor,
+    x: BatchLike,
     *,
     output: Output = "full",
     params: ParameterSelection = None,
     dtype: torch.dtype | None = None,
+    forward_fn: ForwardFn | None = None,
 ) -> Explanation:
     """How `empirical_ntk(model, x, method="structured")` would go about it.
 
@@ -85,10 +85,11 @@ def explain(
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        x: Inputs `[N, ...]`; the counts are for the symmetric kernel of these.
+        x: A batch of N samples; the counts are for the symmetric kernel of these.
         output: The kernel's output.
         params: As in `torch_ntk.empirical_ntk`.
         dtype: As in `torch_ntk.empirical_ntk`.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -99,8 +100,8 @@ def explain(
         >>> [(line.parameter, line.rule) for line in plan.lines]
         [('weight', 'LinearUse'), ('bias', 'BiasUse')]
     """
-    with evaluating(model, x):
-        fn = model_function(model, params, dtype)
+    with evaluating_on(model, x, forward_fn):
+        fn = model_function(model, params, dtype, forward_fn)
         a = fn.input("x", x)
         recorder = UseRecorder()
         forward = inspect_forward(fn, "x", a, recorder)
@@ -110,7 +111,7 @@ def explain(
         job = KernelJob(fn, a, None, output, forward, keys_of(fn.params, None))
         plan = StructuredMethod(job, recorder.recorded()).plan
         lines = tuple(_line(job, plan, name) for name in fn.params)
-        return Explanation(lines, a.shape[0], outputs, output)
+        return Explanation(lines, len(a), outputs, output)
 
 
 def _line(job: KernelJob, plan: Plan, name: str) -> Line:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from .._functional import ModelFunction
+from .._functional import Batch, ModelFunction
 from .._types import Output
 from ._outputs import shape
 from ._parts import Kernels, Keys, distinct
@@ -21,8 +20,8 @@ class KernelJob:
 
     Attributes:
         fn: The function and its parameters.
-        x1: Samples `[N1, ...]`.
-        x2: Samples `[N2, ...]`; None means x1.
+        x1: The N1 samples of the rows.
+        x2: The N2 samples of the columns; None means x1.
         output: What is kept of the output indices.
         forward: What one forward pass does and costs.
         keys: Which parameters' contributions are returned together.
@@ -32,8 +31,8 @@ class KernelJob:
     """
 
     fn: ModelFunction
-    x1: Tensor
-    x2: Tensor | None
+    x1: Batch
+    x2: Batch | None
     output: Output
     forward: Inspection
     keys: Keys
@@ -47,24 +46,24 @@ class KernelJob:
         return self.forward.outputs
 
     @property
-    def columns(self) -> Tensor:
+    def columns(self) -> Batch:
         """The samples of the columns."""
         return self.x1 if self.x2 is None else self.x2
 
     @property
     def longest(self) -> int:
         """The larger number of samples of the two sides."""
-        return max(self.x1.shape[0], self.columns.shape[0])
+        return max(len(self.x1), len(self.columns))
 
     @property
     def samples(self) -> int:
         """How many samples' Jacobians take part."""
-        return self.x1.shape[0] + (0 if self.x2 is None else self.x2.shape[0])
+        return len(self.x1) + (0 if self.x2 is None else len(self.x2))
 
     @property
     def pairs(self) -> float:
         """How many pairs of samples are computed; half of them where the kernel is symmetric."""
-        pairs = self.x1.shape[0] * self.columns.shape[0]
+        pairs = len(self.x1) * len(self.columns)
         return pairs / 2 if self.x2 is None else float(pairs)
 
     @property
@@ -74,19 +73,11 @@ class KernelJob:
 
     def empty_kernels(self) -> Kernels:
         """Zeros for every part of the kernel, in the precision of the products."""
-        dims = shape(self.output, self.x1.shape[0], self.columns.shape[0], self.outputs)
-        like = torch.zeros((), dtype=self.fn.products, device=self.x1.device)
+        dims = shape(self.output, len(self.x1), len(self.columns), self.outputs)
+        like = torch.zeros((), dtype=self.fn.products, device=self.fn.device)
         return {key: like.new_zeros(dims) for key in distinct(self.keys)}
 
     def in_dtype(self, dtype: torch.dtype) -> KernelJob:
         """The same evaluated in another precision."""
-
-        def to(x: Tensor) -> Tensor:
-            return x.to(dtype) if x.is_floating_point() else x
-
-        return replace(
-            self,
-            fn=self.fn.in_dtype(dtype),
-            x1=to(self.x1),
-            x2=None if self.x2 is None else to(self.x2),
-        )
+        x2 = None if self.x2 is None else self.x2.to(dtype)
+        return replace(self, fn=self.fn.in_dtype(dtype), x1=self.x1.to(dtype), x2=x2)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from .._checks import check_finite, check_positive_int, has_finite_sum, type_error
 from .._functional import (
+    Batch,
     CannotTransformError,
     ModelFunction,
     RightOperations,
     agree,
-    evaluating,
+    call_with,
+    evaluating_on,
     model_function,
     refuse_unsupported,
     transforming,
 )
-from .._types import ModelLike, ParameterSelection
+from .._types import BatchLike, ForwardFn, ModelLike, Parameters, ParameterSelection
 from ..memory import Backoff, plan
 from ._empirical_ntk import rounded, second_input
 from .checksum import depends_on_batch
@@ -26,12 +29,13 @@ from .inspect import Inspection, inspect_forward
 
 def empirical_nngp(
     model: ModelLike,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     params: ParameterSelection = None,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    forward_fn: ForwardFn | None = None,
 ) -> Tensor:
     """The kernel `K[n, m] = f(x1_n) · f(x2_m) / O`, `[N1, N2]`.
 
@@ -41,11 +45,12 @@ def empirical_nngp(
 
     Args:
         model: A module, or a function `f(params, x)` with `params`.
-        x1: Inputs `[N1, ...]`.
-        x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is then exactly symmetric.
+        x1: A batch of N1 samples.
+        x2: A batch of N2 samples; None means x2 = x1, and the result is then exactly symmetric.
         params: Only for a function: its parameters.
         batch_size: Samples per forward pass; None chooses from the free memory.
         dtype: `torch.float32`, `torch.float64` or None for the model's own.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -69,9 +74,9 @@ def empirical_nngp(
             params,
             "The NNGP kernel does not differentiate: there is nothing to select.",
         )
-    with evaluating(model, x1):
+    with evaluating_on(model, x1, forward_fn):
         # Frozen parameters do not matter here, as nothing is differentiated.
-        fn = _function(model, x1, params, dtype)
+        fn = _function(model, x1, params, dtype, forward_fn)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
         forward = inspect_forward(fn, "x1", a)
@@ -84,26 +89,35 @@ def empirical_nngp(
 
 
 def _function(
-    model: ModelLike, x: Tensor, params: ParameterSelection, dtype: torch.dtype | None
+    model: ModelLike,
+    x: BatchLike,
+    params: ParameterSelection,
+    dtype: torch.dtype | None,
+    forward_fn: ForwardFn | None,
 ) -> ModelFunction:
     if not isinstance(model, nn.Module):
-        return model_function(model, params, dtype)
+        return model_function(model, params, dtype, forward_fn)
     if next(model.parameters(), None) is not None:
-        return model_function(model, lambda name, tensor: True, dtype)
+        return model_function(model, lambda name, tensor: True, dtype, forward_fn)
     # A module without parameters has outputs all the same; the inputs say where and how precise.
     refuse_unsupported(model)
     fixed = {n: b.clone() for n, b in model.named_buffers()}
-    like = x if isinstance(x, Tensor) and x.is_floating_point() else torch.zeros(())
-    nothing = {"none": like.new_zeros((), device=x.device if isinstance(x, Tensor) else None)}
-    return model_function(lambda p, z: functional_call(model, fixed, (z,)), nothing, dtype)
+    batch = Batch.of("x1", x)
+    like = next(iter(batch.floating), torch.zeros(()))
+    nothing = {"none": like.new_zeros((), device=batch.tensors[0].device)}
+
+    def outputs(params: Parameters, value: Any) -> Any:
+        return call_with(model, fixed, value, forward_fn)
+
+    return model_function(outputs, nothing, dtype)
 
 
 def _outputs(
-    fn: ModelFunction, name: str, x: Tensor, forward: Inspection, batch_size: int | None
+    fn: ModelFunction, name: str, x: Batch, forward: Inspection, batch_size: int | None
 ) -> Tensor:
     """Outputs `[N, O]`, each sample evaluated alone, and compared with batches of them."""
-    out = torch.empty(x.shape[0], forward.outputs, dtype=fn.dtype, device=fn.device)
-    size = batch_size or plan(x.shape[0], 2 * forward.activation_bytes, fn.device)
+    out = torch.empty(len(x), forward.outputs, dtype=fn.dtype, device=fn.device)
+    size = batch_size or plan(len(x), 2 * forward.activation_bytes, fn.device)
     plain = fn.exact_plain
 
     def block(start: int, stop: int) -> None:
@@ -114,18 +128,16 @@ def _outputs(
         if bool(own.isfinite().all()) and not agree([own], [together]):
             raise depends_on_batch(plain, x[first:stop], "outputs")
 
-    Backoff(x.shape[0], size).run(block)
+    Backoff(len(x), size).run(block)
     if not has_finite_sum(out):
-        if x.is_floating_point():
-            check_finite(name, x, "Remove or impute those entries.")
+        x.check_finite(name, "Remove or impute those entries.")
         check_finite(f"model({name})", out, "Look for an overflow or a division of zero.")
     return out
 
 
-def _alone(fn: ModelFunction, x: Tensor) -> Tensor:
+def _alone(fn: ModelFunction, x: Batch) -> Tensor:
     try:
         with transforming(), RightOperations():
-            rows: Tensor = vmap(fn.single, in_dims=(None, 0))(fn.params, x)
-        return rows
+            return x.vmap(lambda sample: fn.single(fn.params, sample))
     except CannotTransformError:
-        return torch.stack([fn.single(fn.params, sample) for sample in x])
+        return torch.stack([fn.single(fn.params, sample) for sample in x.samples()])

@@ -6,11 +6,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from .._checks import type_error
-from .._functional import evaluating, model_function
-from .._types import Method, ModelLike, Output, ParameterSelection
+from .._functional import Batch, evaluating_on, model_function
+from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
 from ._empirical_ntk import empirical_ntk
 from ._oracle import kernel_by_loops
 from .inspect import inspect_forward
@@ -84,11 +82,12 @@ class Verification:
 
 def verify(
     model: ModelLike,
-    x: Tensor,
+    x: BatchLike,
     *,
     output: Output = "full",
     params: ParameterSelection = None,
     samples: int = 4,
+    forward_fn: ForwardFn | None = None,
 ) -> Verification:
     """Compare every method with a plain `torch.autograd` loop on `model` itself.
 
@@ -99,10 +98,11 @@ def verify(
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        x: Inputs `[N, ...]`.
+        x: A batch of N samples.
         output: The kernel's output.
         params: As in `torch_ntk.empirical_ntk`.
         samples: How many samples of `x` to use.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
 
     Returns:
         The errors of every method in float64 and float32; `print` it.
@@ -116,13 +116,13 @@ def verify(
         >>> verify(net, torch.randn(4, 3)).is_right
         True
     """
-    if not isinstance(x, Tensor) or x.ndim == 0:
-        raise type_error("x", "a batch [N, ...]", x, "Pass a tensor of inputs.")
-    x = x[:samples]
-    with evaluating(model, x):  # what is wrong with the model or its inputs is told first
-        fn = model_function(model, params)
+    few = Batch.of("x", x)[:samples]
+    x = few.value
+    with evaluating_on(model, x, forward_fn):
+        # What is wrong with the model or its inputs is told first.
+        fn = model_function(model, params, forward_fn=forward_fn)
         inspect_forward(fn, "x", fn.input("x", x))
-    reference, outputs = kernel_by_loops(model, x, output, params)
+    reference, outputs = kernel_by_loops(model, few, output, params, forward_fn)
     coarse = reference.dtype != torch.float64
     reference = reference.double()
     scale = float(reference.abs().max()) or 1.0
@@ -133,11 +133,17 @@ def verify(
             error, refusal = float("nan"), ""
             try:
                 kernel = empirical_ntk(
-                    model, x, output=output, method=method, params=params, dtype=dtype
+                    model,
+                    x,
+                    output=output,
+                    method=method,
+                    params=params,
+                    dtype=dtype,
+                    forward_fn=forward_fn,
                 )
                 error = float((kernel.double() - reference).abs().max()) / scale
             except ValueError as refused:
                 refusal = str(refused)
             seconds = time.perf_counter() - started
             checks.append(Check(method, dtype, error, seconds, refusal, coarse))
-    return Verification(tuple(checks), x.shape[0], outputs)
+    return Verification(tuple(checks), len(few), outputs)

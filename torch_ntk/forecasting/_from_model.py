@@ -166,5 +166,5 @@ def outputs_of(
         fn = model_function(network, params, dtype)
         samples = fn.input(name, x)
         keep_hooks_that_matter(fn, samples)
-        parts = samples.split(_CHUNK)  # type: ignore[no-untyped-call]
+        parts = samples.split(_CHUNK)
         return torch.cat([fn.batch(fn.params, part) for part in parts]).detach()

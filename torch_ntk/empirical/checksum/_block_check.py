@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..._checks import ArgumentError, value_error
 from ..._functional import (
+    Batch,
     CannotTransformError,
     PlainModel,
     PlainPass,
     after_evaluation,
     agree,
+    call_with,
     plain_name,
 )
 from ..._types import Parameters
@@ -63,12 +64,12 @@ class BlockCheck:
         start, stop: The block.
     """
 
-    def __init__(self, job: KernelJob, side: Tensor, start: int, stop: int) -> None:
+    def __init__(self, job: KernelJob, side: Batch, start: int, stop: int) -> None:
         self.x = side[start:stop]
         self._fn, self._job = job.fn, job
         self._companion, self._is_made_up = companion_of(job, self.x)
         self._u = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
-            side.device
+            job.fn.device
         )
         self._sums = SignedSums(self._u)
         self._outputs: list[Tensor] = []
@@ -84,8 +85,7 @@ class BlockCheck:
 
     def again(self, job: KernelJob) -> BlockCheck:
         """An empty check of the same samples in the precision of `job`, with the same signs."""
-        side = self.x.to(job.fn.dtype) if self.x.is_floating_point() else self.x
-        found = BlockCheck(job, side, 0, self.x.shape[0])
+        found = BlockCheck(job, self.x.to(job.fn.dtype), 0, len(self.x))
         found._companion, found._is_made_up = self._companion, self._is_made_up
         found._u = self._u.to(job.fn.dtype)
         found._sums = SignedSums(found._u)
@@ -117,7 +117,7 @@ class BlockCheck:
             names: Parameters of which they have another gradient than the batch.
         """
         listed = ", ".join(repr(plain_name(n)) for n in sorted(names)[:4])
-        x = self.x if self._companion is None else torch.cat([self.x, self._companion])
+        x = self.x if self._companion is None else self.x.join(self._companion)
         return depends_on_batch(self._fn.exact_plain, x, f"derivatives by {listed}")
 
     def _wrong_in_double(self, in_double: Callable[[], BlockCheck], wrong: set[str]) -> set[str]:
@@ -159,7 +159,7 @@ class BlockCheck:
         }
 
     def _expected(self, plain: PlainModel) -> _Expected:
-        n = self.x.shape[0]
+        n = len(self.x)
         total: Parameters = {}
         outputs = []
         for a, b in self._chunks(n):
@@ -169,12 +169,11 @@ class BlockCheck:
                 total[name] = total[name] + g if name in total else g
         return _Expected(torch.cat(outputs), total)
 
-    def _passed(self, plain: PlainModel, x: Tensor, u: Tensor) -> tuple[Tensor, Parameters]:
+    def _passed(self, plain: PlainModel, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
         """Outputs, and the gradient of `Σ u·f`, of one pass over samples and their companion."""
         companion = self._companion
         if companion is not None:
-            companion = companion.to(x.dtype)
-            x, u = torch.cat([x, companion]), torch.cat([u, torch.zeros_like(u[:1])])
+            x, u = x.join(companion.to(self._fn.dtype)), torch.cat([u, torch.zeros_like(u[:1])])
 
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
             return found.outputs.detach(), found.gradients(u)
@@ -204,27 +203,28 @@ class BlockCheck:
         return iter(pieces)
 
 
-def companion_of(job: KernelJob, x: Tensor) -> tuple[Tensor | None, bool]:
+def companion_of(job: KernelJob, x: Batch) -> tuple[Batch | None, bool]:
     """A sample unlike those of a block that are all equal, and whether it is made up.
 
     A sample that is accompanied by another one shows whether it depends on it; one that meets only
     itself may not.
     """
-    if x.shape[0] > 1 and not torch.equal(x[0], x[-1]):
-        return None, False
-    if bool((x != x[:1]).any()):
+    if bool(x[-1:].unlike(x).any()) or bool(x.unlike(x).any()):
         return None, False
     for side in (job.x1, job.columns):
-        unlike = (side != x[:1]).reshape(side.shape[0], -1).any(dim=1)
+        unlike = side.unlike(x)
         if bool(unlike.any()):
             k = int(unlike.nonzero()[0])
             return side[k : k + 1], False
-    first = x[:1]
-    if first.is_floating_point():
-        made = first / 2 if bool(first.any()) else torch.ones_like(first)
-    else:  # indices stay valid when they change places
-        made = first.reshape(-1).flip(0).reshape(first.shape)
-    return (None if torch.equal(made, first) else made), True
+    made = x[:1].map(_another)
+    return (made if bool(made.unlike(x).any()) else None), True
+
+
+def _another(t: Tensor) -> Tensor:
+    """A sample `[1, ...]` that is unlike `t`, if it is easily made."""
+    if t.is_floating_point():
+        return t / 2 if bool(t.any()) else torch.ones_like(t)
+    return t.reshape(-1).flip(0).reshape(t.shape)  # indices stay valid when they change places
 
 
 def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, float, float]]:
@@ -254,18 +254,18 @@ def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, fl
     return list(zip(errors, *finite, strict=True))
 
 
-def _no_batch(error: RuntimeError, x: Tensor) -> ArgumentError:
+def _no_batch(error: RuntimeError, x: Batch) -> ArgumentError:
     lines = str(error).strip().splitlines()
     return value_error(
         "model",
         "a function of a batch of any number of samples, each evaluated independently",
-        f"a forward that fails on {x.shape[0]} samples with {lines[0] if lines else error}",
+        f"a forward that fails on {len(x)} samples with {lines[0] if lines else error}",
         "A model for a fixed number of samples, or for one at a time, can be wrapped in a module "
         "that loops over the rows of its input.",
     )
 
 
-def depends_on_batch(plain: PlainModel, x: Tensor, what: str) -> ArgumentError:
+def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
     """The error for a model whose samples alone are not what they are in the batch `x`.
 
     Args:
@@ -288,7 +288,7 @@ def depends_on_batch(plain: PlainModel, x: Tensor, what: str) -> ArgumentError:
             "keeps for the next call), or pass it in with the inputs.",
         )
     together = [plain.run(x, outputs) for _ in range(2)]
-    alone = [torch.cat([plain.run(s[None], outputs) for s in x]) for _ in range(2)]
+    alone = [torch.cat([plain.run(s, outputs) for s in x.split(1)]) for _ in range(2)]
     if not agree(together[:1], together[1:]) or not agree(alone[:1], alone[1:]):
         return not_deterministic()
     if not agree(alone[:1], together[:1]):
@@ -303,7 +303,7 @@ def depends_on_batch(plain: PlainModel, x: Tensor, what: str) -> ArgumentError:
     )
 
 
-def state_that_changes(plain: PlainModel, x: Tensor) -> list[str]:
+def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
     """Names of buffers and attributes that a forward pass changes."""
     module = plain.model
     if not isinstance(module, nn.Module):
@@ -312,7 +312,8 @@ def state_that_changes(plain: PlainModel, x: Tensor) -> list[str]:
     attributes = {n: dict(vars(m)) for n, m in module.named_modules()}
     fixed = {n: t for n, t in plain.fixed.items() if n not in buffers}
     try:
-        functional_call(module, {**fixed, **plain.selected, **buffers}, (x.to(plain.dtype),))
+        values = {**fixed, **plain.selected, **buffers}
+        call_with(module, values, x.to(plain.dtype).clone().value, plain.forward_fn)
     except RuntimeError:
         return []
     finally:

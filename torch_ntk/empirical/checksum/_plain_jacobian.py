@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ..._checks import ArgumentError
-from ..._functional import ModelFunction, PlainPass, failure
+from ..._functional import Batch, ModelFunction, PlainPass, failure
 from ..._types import Parameters
 from ...memory import is_out_of_memory
 
 
-def plain_jacobians(
-    fn: ModelFunction, x: Tensor, names: Iterable[str]
-) -> tuple[Tensor, Parameters]:
+def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[Tensor, Parameters]:
     """Outputs `[N, O]`, and by name the Jacobians `[N, O, p]` of these parameters.
 
     Right for every model that autograd can differentiate, and as slow as N·O backward passes.
@@ -34,7 +32,7 @@ def plain_jacobians(
         }
 
     try:
-        each = [plain.run(x[n : n + 1], of_sample) for n in range(x.shape[0])]
+        each = [plain.run(x[n : n + 1], of_sample) for n in range(len(x))]
     except (ArgumentError, MemoryError):
         raise
     except RuntimeError as error:

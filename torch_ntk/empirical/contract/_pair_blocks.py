@@ -32,7 +32,7 @@ class PairBlocks:
     def __init__(self, job: KernelJob) -> None:
         self._job = job
         self.kernels: Kernels = job.empty_kernels()
-        self._like = torch.zeros((), dtype=job.fn.products, device=job.x1.device)
+        self._like = torch.zeros((), dtype=job.fn.products, device=job.fn.device)
 
     def add_square(self, start: int, stop: int, factors: Factors) -> None:
         """Write the kernels of the samples `start … stop` of x1 among themselves."""

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..._checks import ArgumentError, check_finite, type_error, value_error
+from ..._checks import ArgumentError, type_error, value_error
 from ..._functional import (
     Around,
+    Batch,
     ModelFunction,
     forward_hooks_matter,
+    refused_arguments,
     run_forward_hooks,
 )
 from ..._types import Parameters
@@ -59,7 +61,7 @@ class Follower(TorchFunctionMode):
 
 
 def inspect_forward(
-    fn: ModelFunction, name: str, x: Tensor, follower: Follower | None = None
+    fn: ModelFunction, name: str, x: Batch, follower: Follower | None = None
 ) -> Inspection:
     """Evaluate the model on the first sample of the batch `x`, called `name` in errors.
 
@@ -90,8 +92,7 @@ def inspect_forward(
     if outputs.shape[1] == 0:
         raise value_error("model", "a function with outputs", outputs)
     if not bool(torch.isfinite(outputs).all()):
-        if x.is_floating_point():
-            check_finite(name, x, "Remove or impute those entries.")
+        x.check_finite(name, "Remove or impute those entries.")
         raise value_error(
             "model",
             f"a function with finite outputs on `{name}`",
@@ -105,7 +106,7 @@ def inspect_forward(
     return Inspection(outputs.shape[1], bytes_.bytes, keeps_hooks)
 
 
-def forward_operations(fn: ModelFunction, x: Tensor) -> int:
+def forward_operations(fn: ModelFunction, x: Batch) -> int:
     """Floating-point operations of one forward pass of one sample."""
     with Operations() as operations:
         fn.batch(fn.params, x[:1])
@@ -123,7 +124,7 @@ def not_deterministic() -> ArgumentError:
     )
 
 
-def keep_hooks_that_matter(fn: ModelFunction, x: Tensor) -> bool:
+def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
     """Let forward hooks of the user run if they are part of the function: they change its outputs.
 
     To find out, they run once, without gradients and on the first sample.
@@ -138,7 +139,7 @@ def keep_hooks_that_matter(fn: ModelFunction, x: Tensor) -> bool:
     return True
 
 
-def _forward(fn: ModelFunction, name: str, x: Tensor, around: Around) -> Tensor:
+def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> Tensor:
     try:
         return fn.plain.run(x, lambda found: found.outputs.detach(), around)
     except (ArgumentError, RuleError):
@@ -146,22 +147,25 @@ def _forward(fn: ModelFunction, name: str, x: Tensor, around: Around) -> Tensor:
     except Exception as error:  # anything that a user's forward may raise
         if is_out_of_memory(error):
             raise MemoryError(
-                f"The forward pass of the model on {x.shape[0]} samples needs more memory than "
+                f"The forward pass of the model on {len(x)} samples needs more memory than "
                 f"there is: {_first_line(error)}."
             ) from error
-        kind = str(x.dtype).removeprefix("torch.")
-        if not x.is_floating_point() and ("dtype" in str(error) or "Float" in str(error)):
+        if isinstance(error, TypeError):
+            refused = refused_arguments(name, fn.model, x.value, fn.forward_fn)
+            if refused is not None:
+                raise refused from error
+        is_one = len(x.tensors) == 1
+        if is_one and not x.floating and ("dtype" in str(error) or "Float" in str(error)):
             raise type_error(
                 name,
                 "floating-point for this model",
-                f"{kind} samples, on which its forward fails ({_first_line(error)})",
+                f"{x}, on which its forward fails ({_first_line(error)})",
                 f"Convert it with {name}.to({fn.result_dtype}).",
             ) from error
         raise value_error(
             name,
             "a batch of inputs that the model takes",
-            f"{kind} samples of shape {tuple(x.shape[1:])}, on which its forward fails with "
-            f"{type(error).__name__}: {_first_line(error)}",
+            f"{x}, on which its forward fails with {type(error).__name__}: {_first_line(error)}",
             "Samples are also evaluated one at a time, as batches [1, ...]. A model that needs "
             "several rows at once (the nodes of a graph, a fixed batch size) can be wrapped in a "
             "module that takes them as one sample."

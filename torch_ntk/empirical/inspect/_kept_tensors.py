@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..._checks import value_error
-from ..._functional import ModelFunction, plain_name
+from ..._functional import Batch, ModelFunction, plain_name
 from ..._types import Parameters
 
 
@@ -51,7 +50,7 @@ class _Reads(TorchFunctionMode):
         return out
 
 
-def refuse_kept_tensors(fn: ModelFunction, x: Tensor, unused: Sequence[str]) -> None:
+def refuse_kept_tensors(fn: ModelFunction, x: Batch, unused: Sequence[str]) -> None:
     """Raise if parameters are unused only because tensors computed from them are kept.
 
     Args:
@@ -64,7 +63,7 @@ def refuse_kept_tensors(fn: ModelFunction, x: Tensor, unused: Sequence[str]) -> 
         return
     in_eval = _reads(fn, module, x[:1], training=False)
     # Normalization in train mode needs two samples.
-    in_train = _reads(fn, module, torch.cat([x[:1], x[-1:]]), training=True)
+    in_train = _reads(fn, module, x[:1].join(x[-1:]), training=True)
     if in_eval is None or in_train is None:
         return
     derived = [n for n in unused if n in in_train.parameters]
@@ -79,7 +78,7 @@ def refuse_kept_tensors(fn: ModelFunction, x: Tensor, unused: Sequence[str]) -> 
         )
 
 
-def _reads(fn: ModelFunction, module: nn.Module, x: Tensor, training: bool) -> _Reads | None:
+def _reads(fn: ModelFunction, module: nn.Module, x: Batch, training: bool) -> _Reads | None:
     """What a forward pass reads; None if it fails."""
     reads = _Reads()
     try:

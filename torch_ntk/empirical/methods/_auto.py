@@ -67,7 +67,7 @@ def choose(job: KernelJob) -> str:
     "trace", "mean" and "diagonal"). Products with vectors take 2 F O per column sample and then
     3 F O per pair: less where the weights are many and each is used once.
     """
-    o, n1, n2 = job.outputs, job.x1.shape[0], job.columns.shape[0]
+    o, n1, n2 = job.outputs, len(job.x1), len(job.columns)
     p = sum(t.numel() for t in job.fn.params.values())
     forward = max(forward_operations(job.fn, job.x1), 2 * p)
     contraction = 2 * p * (o * o if job.output == "full" else o)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import jacrev
 
 from ..._functional import (
+    Batch,
     CannotTransformError,
     ModelFunction,
     RightOperations,
@@ -25,7 +26,7 @@ from ..checksum import BlockCheck, plain_jacobians
 from ..contract import Factors, JacobianFactor
 
 
-def jacobians(fn: ModelFunction, x: Tensor) -> tuple[Tensor, Parameters]:
+def jacobians(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
     """Outputs `[N, O]`, and Jacobians `[N, O, p]` of all samples of `x` by parameter name.
 
     All samples at once under vmap; if an operation has no batching rule (GRU, data-dependent
@@ -41,14 +42,18 @@ def jacobians(fn: ModelFunction, x: Tensor) -> tuple[Tensor, Parameters]:
             return plain_jacobians(fn, x, fn.params)
 
 
-def _batched(fn: ModelFunction, x: Tensor) -> tuple[Tensor, Parameters]:
-    def single(params: Parameters, sample: Tensor) -> tuple[Tensor, Tensor]:
-        out = fn.single(params, sample)
-        return out, out
+def _batched(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
+    def of_sample(sample: Batch) -> tuple[Parameters, Tensor]:
+        def single(params: Parameters) -> tuple[Tensor, Tensor]:
+            out = fn.single(params, sample)
+            return out, out
+
+        found: tuple[Parameters, Tensor] = jacrev(single, has_aux=True)(fn.params)
+        return found
 
     with transforming(), RightOperations():
-        jac, out = vmap(jacrev(single, has_aux=True), in_dims=(None, 0))(fn.params, x)
-    n, o = x.shape[0], out.shape[-1]
+        jac, out = x.vmap(of_sample)
+    n, o = len(x), out.shape[-1]
     # Some batching rules mistake one axis for another.
     shapes = {k: (n, o, *p.shape) for k, p in fn.params.items()}
     if out.shape != (n, o) or any(j.is_sparse or j.shape != shapes[k] for k, j in jac.items()):
@@ -87,7 +92,7 @@ class JacobianMethod(FactorMethod):
         """The same in another precision."""
         return JacobianMethod(self.job.in_dtype(dtype), self.by_loops)
 
-    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+    def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """All Jacobians but those that are taken by loops."""
         outputs, found = jacobians(self.job.fn, x)
         if check is not None:

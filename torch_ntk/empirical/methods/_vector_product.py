@@ -15,6 +15,7 @@ from torch.func import jvp, vjp, vmap
 
 from ..._checks import ArgumentError
 from ..._functional import (
+    Batch,
     CannotTransformError,
     PlainPass,
     RightOperations,
@@ -38,7 +39,7 @@ def by_vector_products(job: KernelJob) -> Kernels:
     """
     products = _VectorProducts(job)
     results = job.empty_kernels()
-    o, n1, n2 = job.outputs, job.x1.shape[0], job.columns.shape[0]
+    o, n1, n2 = job.outputs, len(job.x1), len(job.columns)
     rows, samples, outputs = products.sizes()
     basis = torch.eye(o, dtype=job.fn.dtype, device=job.fn.device)
     blocks = Backoff(n2, samples, within=max(rows, outputs))
@@ -100,8 +101,8 @@ class _VectorProducts:
         per_column = 2 * fn.parameter_bytes + 2 * activations
         check_enough(per_column + 4 * activations)
         # Rows share the memory with the columns: as many directions as one block of rows allows.
-        rows = job.batch_size or plan(job.x1.shape[0], 4 * activations, fn.device)
-        n2 = job.columns.shape[0]
+        rows = job.batch_size or plan(len(job.x1), 4 * activations, fn.device)
+        n2 = len(job.columns)
         at_once = plan(n2 * o, per_column + 2 * rows * activations, fn.device)
         samples = job.batch_size or max(1, at_once // o)
         return rows, samples, max(1, min(o, at_once // samples))
@@ -109,10 +110,10 @@ class _VectorProducts:
     def directions(self, start: int, stop: int, basis: Tensor) -> Parameters:
         """The vjps of samples `start … stop` with every row of `basis` [c, O]: `[m·c, ...]`."""
         fn, x = self._fn, self._job.columns[start:stop]
-        n, c = x.shape[0], basis.shape[0]
+        n, c = len(x), basis.shape[0]
         try:
             with transforming(), RightOperations():
-                grads = vmap(lambda s: self._pulled(s, basis))(x)
+                grads = x.vmap(lambda s: self._pulled(s, basis))
             if all(v.shape == (n, c, *fn.params[k].shape) for k, v in grads.items()):
                 found = {k: v.reshape(n * c, *fn.params[k].shape) for k, v in grads.items()}
                 if self._are_right(found, x, basis):
@@ -132,18 +133,18 @@ class _VectorProducts:
         """Remember how large directions are."""
         self._largest = max(self._largest, _norm(directions))
 
-    def _pulled(self, sample: Tensor, basis: Tensor) -> Parameters:
+    def _pulled(self, sample: Batch, basis: Tensor) -> Parameters:
         pull = vjp(lambda p: self._fn.single(p, sample), self._fn.params)[1]
         grads: Parameters = vmap(lambda e: pull(e)[0])(basis)
         return grads
 
-    def _are_right(self, found: Parameters, x: Tensor, basis: Tensor) -> bool:
+    def _are_right(self, found: Parameters, x: Batch, basis: Tensor) -> bool:
         if not self._job.check:
             return True
-        u = signs(x.shape[0], basis.shape[0], like=basis)
+        u = signs(len(x), basis.shape[0], like=basis)
         wanted, (other, made_up) = u @ basis, companion_of(self._job, x)
         try:
-            both = x if other is None else torch.cat([x, other])
+            both = x if other is None else x.join(other)
             of_both = wanted if other is None else torch.cat([wanted, torch.zeros_like(wanted[:1])])
             expected = self._plain_gradient(both, of_both)
         except (ArgumentError, RuntimeError):
@@ -155,7 +156,7 @@ class _VectorProducts:
         # The caller is told of what is not finite with the kernel.
         return agree(own.values(), (expected[k] for k in own)) or not _are_finite(expected)
 
-    def _plain_gradient(self, x: Tensor, u: Tensor) -> Parameters:
+    def _plain_gradient(self, x: Batch, u: Tensor) -> Parameters:
         def of_pass(found: PlainPass) -> Parameters:
             return found.gradients(u)
 
@@ -182,8 +183,8 @@ class _VectorProducts:
                 raise depends_on_batch(self._fn.exact_plain, x, "derivatives")
             self._ways = self._ways[1:]
 
-    def _pushed(self, x: Tensor, w: Parameters) -> Tensor:
-        def one(sample: Tensor, direction: Parameters) -> Tensor:
+    def _pushed(self, x: Batch, w: Parameters) -> Tensor:
+        def one(sample: Batch, direction: Parameters) -> Tensor:
             product: Tensor = jvp(
                 lambda p: self._fn.single(p, sample), (self._fn.params,), (direction,)
             )[1]
@@ -191,12 +192,12 @@ class _VectorProducts:
 
         c = next(iter(w.values())).shape[0]
         with transforming(), RightOperations():
-            found: Tensor = vmap(lambda v: vmap(lambda s: one(s, v))(x))(w)
-        if found.shape != (c, x.shape[0], self._job.outputs):
+            found: Tensor = vmap(lambda v: x.vmap(lambda s: one(s, v)))(w)
+        if found.shape != (c, len(x), self._job.outputs):
             raise CannotTransformError("vmap changes the shape of a product")
         return found
 
-    def _twice(self, x: Tensor, w: Parameters) -> Tensor:
+    def _twice(self, x: Batch, w: Parameters) -> Tensor:
         """By two plain backward passes for each direction."""
         c = next(iter(w.values())).shape[0]
 
@@ -207,7 +208,7 @@ class _VectorProducts:
         with transforming():
             return self._fn.exact_plain.run(x, of_pass).to(self._fn.dtype)
 
-    def _formed(self, x: Tensor, w: Parameters) -> Tensor:
+    def _formed(self, x: Batch, w: Parameters) -> Tensor:
         """From Jacobians by plain loops."""
         _, jacobians = plain_jacobians(self._fn, x, self._fn.params)
         products = [
@@ -215,13 +216,13 @@ class _VectorProducts:
         ]
         return torch.stack(products).sum(0)
 
-    def _are_adjoint(self, start: int, stop: int, x: Tensor, found: Tensor, w: Parameters) -> bool:
+    def _are_adjoint(self, start: int, stop: int, x: Batch, found: Tensor, w: Parameters) -> bool:
         """Whether `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` for every direction."""
         if not self._job.check:
             return True
         known = self._adjoint
         if known is None or known[:2] != (start, stop):
-            u = signs(x.shape[0], self._job.outputs, like=found)
+            u = signs(len(x), self._job.outputs, like=found)
             known = self._adjoint = (start, stop, u, self._plain_gradient(x, u))
         u, gradient = known[2:]
         forwards = (found * u).sum((1, 2))

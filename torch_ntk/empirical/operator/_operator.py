@@ -19,8 +19,8 @@ from ..._checks import (
     type_error,
     value_error,
 )
-from ..._functional import evaluating, model_function
-from ..._types import ModelLike, ParameterSelection
+from ..._functional import evaluating_on, model_function
+from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
 from ...memory import budget, in_bytes, limited
 from .._empirical_ntk import NOT_FINITE
 from .._job import KernelJob
@@ -57,7 +57,7 @@ class NTKOperator:
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        x: Inputs `[N, ...]`.
+        x: A batch of N samples.
         output: `"full"`, `"trace"`, `"mean"` or `"pseudo"`, as in `torch_ntk.empirical_ntk`.
         params: As in `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None chooses from the memory.
@@ -66,6 +66,7 @@ class NTKOperator:
         max_memory: Bytes that a product may take, as an integer or like `"2GB"`; None follows
             from what is free.
         progress: Show a progress bar over samples.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
         check: Whether every product is compared with plain backward passes of the model itself,
             made once for the operator.
 
@@ -95,7 +96,7 @@ class NTKOperator:
     def __init__(
         self,
         model: ModelLike,
-        x: Tensor,
+        x: BatchLike,
         *,
         output: OperatorOutput = "full",
         params: ParameterSelection = None,
@@ -103,6 +104,7 @@ class NTKOperator:
         dtype: torch.dtype | None = None,
         max_memory: int | str | None = None,
         progress: bool = False,
+        forward_fn: ForwardFn | None = None,
         check: bool = True,
     ) -> None:
         check_choice("output", output, _OUTPUTS, "A diagonal is not a matrix between samples.")
@@ -114,8 +116,8 @@ class NTKOperator:
         self._memory = None if max_memory is None else in_bytes(max_memory)
         self._progress, self._batch_size, self._check = progress, batch_size, check
         self.output = output
-        with evaluating(model, x), limited(self._memory):
-            fn = model_function(model, params, dtype)
+        with evaluating_on(model, x, forward_fn), limited(self._memory):
+            fn = model_function(model, params, dtype, forward_fn)
             self._x = fn.input("x", x)
             recorder = UseRecorder()
             forward = inspect_forward(fn, "x", self._x, recorder)
@@ -124,7 +126,7 @@ class NTKOperator:
                 fn, forward = fn.pseudo(), replace(forward, outputs=1)
             self._fn, self._forward = fn, forward
             self._products = Products(fn, self._x, forward, batch_size, check)
-        n = self._x.shape[0]
+        n = len(self._x)
         size = n * self._outputs if output == "full" else n
         self.shape = (size, size)
         self.dtype, self.device = fn.dtype, fn.device
@@ -170,7 +172,7 @@ class NTKOperator:
 
     def _multiply(self, matrix: Tensor) -> Tensor:
         """`[D, M]` to `[D, M]`."""
-        n, o, count = self._x.shape[0], self._forward.outputs, matrix.shape[1]
+        n, o, count = len(self._x), self._forward.outputs, matrix.shape[1]
         each = self.output in ("trace", "mean")
         passes = count * (o if each else 1)
         with (
@@ -192,7 +194,7 @@ class NTKOperator:
         Raises:
             ValueError: It does not fit in memory.
         """
-        n, o = self._x.shape[0], self._outputs
+        n, o = len(self._x), self._outputs
         size = check_fits(self._fn, self.output, n, n, o, 1, self._memory)
         with (
             self._evaluating(),
@@ -207,7 +209,8 @@ class NTKOperator:
             return kernel
 
     def _evaluating(self) -> AbstractContextManager[None]:
-        return evaluating(self._model, self._x, self._forward.keeps_hooks)
+        fn, forward = self._fn, self._forward
+        return evaluating_on(self._model, self._x.value, fn.forward_fn, forward.keeps_hooks)
 
     def _job(self) -> KernelJob:
         """The dense kernel."""
@@ -222,7 +225,7 @@ class NTKOperator:
         outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
         what the plan counts for its contractions.
         """
-        size, n, o = self.shape[0], self._x.shape[0], self._outputs
+        size, n, o = self.shape[0], len(self._x), self._outputs
         if 3 * 8 * size**2 > budget(self.device):
             return False
         with self._evaluating():
@@ -337,7 +340,7 @@ class NTKOperator:
             raise value_error("n_samples", expected, n_samples)
         # The traces of the full kernel and of "trace" are the same sum over outputs, so that
         # signs for samples and outputs serve both, with one pass for each vector.
-        n, o = self._x.shape[0], self._forward.outputs
+        n, o = len(self._x), self._forward.outputs
         z = signs(n_samples, n * o, generator).to(device=self.device, dtype=self.dtype)
         z = z.view(n_samples, n, o)
         with (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._functional import ModelFunction, PlainPass, agree
+from ..._functional import Batch, ModelFunction, PlainPass, agree
 from ..._types import Parameters
 from ...memory import Backoff, is_out_of_memory
 from ..checksum import depends_on_batch, signs
@@ -30,10 +30,10 @@ class ProductCheck:
             on each other.
     """
 
-    def __init__(self, fn: ModelFunction, x: Tensor, outputs: int, step: int) -> None:
+    def __init__(self, fn: ModelFunction, x: Batch, outputs: int, step: int) -> None:
         self._fn, self._x = fn, x
         like = torch.zeros((), dtype=fn.dtype, device=fn.device)
-        self._u = signs(x.shape[0], outputs, like=like)
+        self._u = signs(len(x), outputs, like=like)
         self._w = {n: signs(*p.shape, like=p) for n, p in fn.params.items()}
         self._g: Parameters = {}
         products: dict[int, Tensor | None] = {}  # by the first sample
@@ -47,7 +47,7 @@ class ProductCheck:
             for k, g in gradient.items():
                 self._g[k] = self._g[k] + g if k in self._g else g
 
-        Backoff(x.shape[0], max(2, step)).run(block)
+        Backoff(len(x), max(2, step)).run(block)
         found = [product for product in products.values() if product is not None]
         self._z = torch.cat(found) if len(found) == len(products) else None
         # A backward pass that computes something by itself may have no second derivative, silently.
@@ -82,7 +82,7 @@ class ProductCheck:
                 halves = {k: g + halves[k] if halves else g for k, g in part.items()}
         return gradient, halves, product
 
-    def _gradient(self, x: Tensor, u: Tensor) -> Parameters:
+    def _gradient(self, x: Batch, u: Tensor) -> Parameters:
         def of_pass(found: PlainPass) -> Parameters:
             return found.gradients(u)
 

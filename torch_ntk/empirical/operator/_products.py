@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..._checks import value_error
-from ..._functional import CannotTransformError, ModelFunction, agree, failure
+from ..._functional import Batch, CannotTransformError, ModelFunction, agree, failure
 from ..._types import Parameters
 from ...memory import Backoff, budget, check_enough, ranges
 from ..inspect import Inspection
@@ -41,7 +41,7 @@ class Products:
     def __init__(
         self,
         fn: ModelFunction,
-        x: Tensor,
+        x: Batch,
         forward: Inspection,
         batch_size: int | None,
         check: bool,
@@ -56,7 +56,7 @@ class Products:
     def bar(self, count: int, passes: int, show: bool) -> Iterator[Callable[[int], None]]:
         """A progress bar over the samples of `passes` for `count` vectors; advance it."""
         vectors, _ = self.sizes(max(1, count))
-        total = passes * self._x.shape[0] * -(-count // vectors)
+        total = passes * len(self._x) * -(-count // vectors)
         with tqdm(
             total=total, desc="NTK operator", unit="sample", disable=not show, leave=False
         ) as bar:
@@ -149,7 +149,7 @@ class Products:
         A vector takes its gradient about three times over, and every sample of a block once more
         for each vector.
         """
-        n = self._x.shape[0]
+        n = len(self._x)
         free = budget(self._fn.device)
         if self._fn.device.type == "cpu":
             free = min(free, _CPU_BYTES)
@@ -180,7 +180,7 @@ class Products:
     def _push(
         self, total: Parameters, count: int, samples: int, advance: Callable[[int], None]
     ) -> Tensor:
-        n = self._x.shape[0]
+        n = len(self._x)
         result = torch.empty(
             count, n, self._forward.outputs, dtype=self._fn.dtype, device=self._fn.device
         )

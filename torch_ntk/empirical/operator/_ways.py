@@ -16,6 +16,7 @@ from torch.func import jvp, vjp, vmap
 
 from ..._checks import ArgumentError
 from ..._functional import (
+    Batch,
     CannotTransformError,
     ModelFunction,
     PlainPass,
@@ -38,18 +39,18 @@ class Way(ABC):
         return 4 * forward.activation_bytes
 
     @abstractmethod
-    def pull(self, fn: ModelFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Parameters]:
+    def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
         """Outputs `[n, O]`, and `Σ_n J[n]ᵀ v[c, n]` as `{name: [c, ...]}`, of `v` `[c, n, O]`."""
 
     @abstractmethod
-    def push(self, fn: ModelFunction, x: Tensor, w: Parameters) -> Tensor:
+    def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
         """`J[n] w[c]` as `[c, n, O]`, of `w` `{name: [c, ...]}`."""
 
 
 class Forward(Way):
     """By torch.func, several directions at once: Jw in forward mode, without a graph."""
 
-    def pull(self, fn: ModelFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Parameters]:
+    def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
         """One forward pass, and a backward pass for each direction."""
         with transforming(), RightOperations():
             transformed = vjp(lambda p: fn.batch(p, x), fn.params)
@@ -57,7 +58,7 @@ class Forward(Way):
             rows = _directions(lambda d: pull(d["v"])[0], {"v": v})
         return out.detach(), rows
 
-    def push(self, fn: ModelFunction, x: Tensor, w: Parameters) -> Tensor:
+    def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
         """One jvp for each direction."""
 
         def one(direction: Parameters) -> Parameters:
@@ -70,7 +71,7 @@ class Forward(Way):
 class Plain(Way):
     """By plain backward passes of the user's own module: Jw as the derivative of `⟨Jᵀu, w⟩`."""
 
-    def pull(self, fn: ModelFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Parameters]:
+    def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
         """One backward pass for each direction."""
 
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
@@ -79,7 +80,7 @@ class Plain(Way):
 
         return _run(fn, x, of_pass)
 
-    def push(self, fn: ModelFunction, x: Tensor, w: Parameters) -> Tensor:
+    def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
         """Two backward passes for each direction."""
 
         def of_pass(found: PlainPass) -> Tensor:
@@ -97,7 +98,7 @@ class Formed(Way):
         """Those of the Jacobian, whatever the number of directions."""
         return forward.outputs * 2 * fn.parameter_bytes + 4 * forward.activation_bytes
 
-    def pull(self, fn: ModelFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Parameters]:
+    def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
         """Rows of the Jacobians, weighted and summed."""
         rows = v.reshape(v.shape[0], -1)
         outputs, jacobians = plain_jacobians(fn, x, fn.params)
@@ -106,7 +107,7 @@ class Formed(Way):
             for k, j in jacobians.items()
         }
 
-    def push(self, fn: ModelFunction, x: Tensor, w: Parameters) -> Tensor:
+    def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
         """The Jacobians times each direction."""
         products = [
             (j @ w[k].reshape(-1, j.shape[2]).T).permute(2, 0, 1)
@@ -132,7 +133,7 @@ def _directions(one: Callable[[Parameters], Parameters], directions: Parameters)
     return {k: torch.stack([row[k] for row in each]) for k in each[0]}
 
 
-def _run(fn: ModelFunction, x: Tensor, of_pass: Callable[[PlainPass], T]) -> T:
+def _run(fn: ModelFunction, x: Batch, of_pass: Callable[[PlainPass], T]) -> T:
     """A plain pass; what autograd cannot do is what torch.func cannot do."""
     try:
         return fn.exact_plain.run(x, of_pass)

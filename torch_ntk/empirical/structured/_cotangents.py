@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from ..._functional import CannotTransformError, ModelFunction, transforming
+from ..._functional import Batch, CannotTransformError, ModelFunction, transforming
 from ..._types import Parameters
 from ._parameter_uses import ParameterUses, perturbed
 
@@ -32,7 +32,7 @@ class Cotangents:
     sources: tuple[Tensor, ...]
 
 
-def cotangents(fn: ModelFunction, planned: ParameterUses, x: Tensor, o: int) -> Cotangents:
+def cotangents(fn: ModelFunction, planned: ParameterUses, x: Batch, o: int) -> Cotangents:
     """For all samples of `x` and all outputs.
 
     All at once under vmap; sample by sample where an operation has no batching rule, or one that
@@ -50,13 +50,13 @@ def cotangents(fn: ModelFunction, planned: ParameterUses, x: Tensor, o: int) -> 
     """
     try:
         with transforming():
-            found = vmap(lambda sample: _of_sample(fn, planned, sample))(x)
-        if _are_of_shape(found, fn, planned, x.shape[0], o):
+            found = x.vmap(lambda sample: _of_sample(fn, planned, sample))
+        if _are_of_shape(found, fn, planned, len(x), o):
             return Cotangents(*found)
     except CannotTransformError:
         pass
     with transforming():
-        each = [_of_sample(fn, planned, sample, loop=True) for sample in x]
+        each = [_of_sample(fn, planned, sample, loop=True) for sample in x.samples()]
     return Cotangents(
         torch.stack([e[0] for e in each]),
         _stacked([e[1] for e in each]),
@@ -66,7 +66,7 @@ def cotangents(fn: ModelFunction, planned: ParameterUses, x: Tensor, o: int) -> 
 
 
 def _of_sample(
-    fn: ModelFunction, planned: ParameterUses, sample: Tensor, loop: bool = False
+    fn: ModelFunction, planned: ParameterUses, sample: Batch, loop: bool = False
 ) -> tuple[Any, ...]:
     """One sample's outputs, cotangents, Jacobians of the rest, and sources."""
     # Zeros without a layout of their own: results keep theirs, and nothing is read.

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..._functional import Batch
 from ...memory import budget, check_enough, within
 from .._checked_blocks import FactorMethod
 from .._job import KernelJob
@@ -103,7 +104,7 @@ class StructuredMethod(FactorMethod):
         job = self.job.in_dtype(dtype)
         return StructuredMethod(job, self._uses, self.by_loops, self._innermost)
 
-    def factors(self, x: Tensor, start: int, alone: bool, check: BlockCheck | None) -> Factors:
+    def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """From the cotangents of all uses.
 
         Raises:
@@ -142,7 +143,7 @@ class StructuredMethod(FactorMethod):
             else:
                 factors[keys[name], name] = made
         for name, jacobian in of_rest.items():
-            flat = jacobian.reshape(x.shape[0], o, -1)
+            flat = jacobian.reshape(len(x), o, -1)
             if check is not None:
                 with stage("check"):
                     check.sums.add_jacobian(name, start, flat)

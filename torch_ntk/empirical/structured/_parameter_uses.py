@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._functional import ModelFunction, call_right
+from ..._functional import Batch, ModelFunction, call_right
 from ..._types import Parameters
 from ..inspect import Follower
 from ..rules import RULES, ConvUse, Rule, RuleError, Use
@@ -195,7 +195,7 @@ def perturbed(
     planned: ParameterUses,
     added: Sequence[Tensor],
     rest: Parameters,
-    x: Tensor,
+    x: Batch,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Outputs `[O]` with `added[k]` put onto the result of the k-th call, and the uses' inputs.
 

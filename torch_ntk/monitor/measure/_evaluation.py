@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..._checks import (
     check_choice,
-    check_finite,
     check_positive_int,
     describe,
     type_error,
@@ -119,8 +118,7 @@ class Evaluation:
         with quiet(network, x.device):
             fn = model_function(network, self.params, self.gradient_dtype(network))
             samples = fn.input("probe", x)
-            if samples.is_floating_point():
-                check_finite("probe", samples, "Remove or impute those entries.")
+            samples.check_finite("probe", "Remove or impute those entries.")
             inspect_forward(fn, "probe", samples)
             # θ_0 is put in the place of θ_t later.
             fn.plain.check_replaceable(samples[:1])
@@ -181,7 +179,7 @@ class Evaluation:
             fn = model_function(network, list(names), dtype or self.gradient_dtype(network))
             samples = fn.input("probe", x)
             keep_hooks_that_matter(fn, samples)
-            blocks = samples.split(self.block)  # type: ignore[no-untyped-call]
+            blocks = samples.split(self.block)
             outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
         return outputs.to(self.result_dtype(x.device))
 

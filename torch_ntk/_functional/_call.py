@@ -1,0 +1,127 @@
+"""How a model is called on a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .._checks import ArgumentError, type_error
+from .._types import ForwardFn
+from ._batch import first_tensor
+from ._quiet import evaluating, values_of
+from ._state import hidden_modules
+
+
+def call_model(model: Any, value: Any, forward_fn: ForwardFn | None = None) -> Any:
+    """What `model` returns for a batch in the caller's form, `Batch.value`.
+
+    A mapping is given as `model(**value)`, a tuple or list as `model(*value)`, anything else as
+    `model(value)`; or `forward_fn(model, value)` says how.
+    """
+    if forward_fn is not None:
+        return forward_fn(model, value)
+    if isinstance(value, Mapping):
+        return model(**value)
+    return model(*value) if isinstance(value, (tuple, list)) else model(value)
+
+
+def call_with(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    value: Any,
+    forward_fn: ForwardFn | None = None,
+    then: Callable[[Any], Any] = lambda out: out,
+    around: AbstractContextManager[object] | None = None,
+) -> Any:
+    """The same with other tensors in the place of parameters and buffers, also during `then`.
+
+    Args:
+        module: The model.
+        tensors: By the names of the parameters and buffers that they stand for.
+        value: The batch, see `call_model`.
+        forward_fn: In place of the usual call; what it does with the module sees the tensors too.
+        then: Called with what the model returns.
+        around: In which the model is called, and `then` is not.
+    """
+    within = {f"module.{n}": t for n, t in tensors.items()}
+    return functional_call(_Called(module, forward_fn, then, around), within, (value,))
+
+
+@contextlib.contextmanager
+def evaluating_on(
+    model: object, value: object, forward_fn: object = None, keep_forward_hooks: bool = False
+) -> Iterator[None]:
+    """`evaluating` for a model and a batch of the caller, which nothing has checked yet.
+
+    Modules that `forward_fn` reaches besides the model, such as that of a loss, are put back too.
+    """
+    own = {id(m) for m in model.modules()} if isinstance(model, nn.Module) else set()
+    others = [m for m in hidden_modules(forward_fn) if id(m) not in own]
+    with evaluating(model, first_tensor(value), keep_forward_hooks), values_of(others):
+        yield
+
+
+def in_words(value: Any) -> str:
+    """How a batch of this form is given to a model."""
+    if isinstance(value, Mapping):
+        return "model(**batch)"
+    return "model(*batch)" if isinstance(value, (tuple, list)) else "model(batch)"
+
+
+def refused_arguments(
+    name: str, model: Any, value: Any, forward_fn: ForwardFn | None
+) -> ArgumentError | None:
+    """The error for a batch whose parts are not the arguments of `model.forward`, if it is so.
+
+    Args:
+        name: Of the argument that is the batch.
+        model: Its call has failed with a TypeError.
+        value: The batch.
+        forward_fn: See `call_model`.
+    """
+    if forward_fn is not None or not isinstance(value, (Mapping, tuple, list)):
+        return None
+    is_mapping = isinstance(value, Mapping)
+    kind, example = ("keys", "model(batch['x'])") if is_mapping else ("parts", "model(batch[0])")
+    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    try:
+        signature.bind(**value) if isinstance(value, Mapping) else signature.bind(*value)
+    except TypeError as error:
+        parts = f"the keys {list(value)}" if is_mapping else f"{len(value)} of them"
+        return type_error(
+            name,
+            f"a batch whose {kind} are arguments of the model's forward{signature}",
+            f"{parts} ({error})",
+            "Leave out what the model does not take, or say how it is called: "
+            f"forward_fn=lambda model, batch: {example}.",
+        )
+    return None
+
+
+class _Called(nn.Module):
+    """A module and its call, which can be given other parameters as one module."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward_fn: ForwardFn | None,
+        then: Callable[[Any], Any],
+        around: AbstractContextManager[object] | None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.forward_fn = forward_fn
+        self.then = then
+        self.around = contextlib.nullcontext() if around is None else around
+
+    def forward(self, value: Any) -> Any:
+        """What `then` makes of what the module returns."""
+        with self.around:
+            out = call_model(self.module, value, self.forward_fn)
+        return self.then(out)
