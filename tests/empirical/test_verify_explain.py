@@ -45,7 +45,7 @@ def test_a_wrong_engine_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verify_refuses_what_is_no_batch() -> None:
-    with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor|`x` must be a batch \\[N"):
+    with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor"):
         verify(nn.Linear(2, 1), [1.0, 2.0])
 
 

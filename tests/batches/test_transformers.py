@@ -1,0 +1,122 @@
+"""Models of Hugging Face with random weights, against loops of their own backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from batch_forms import Call, by_name, full, loop, off
+from torch import Tensor, nn
+from traces import snapshot
+
+from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, verify
+
+transformers = pytest.importorskip("transformers")
+
+METHODS = ("structured", "jacobian", "vector_product")
+SIZES = {"vocab_size": 11, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 12}
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=8, bos_token_id=1, eos_token_id=2
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bert() -> nn.Module:
+    config = transformers.BertConfig(**SIZES, **HEADS, num_labels=3)
+    return transformers.BertForSequenceClassification(config)
+
+
+def llama() -> nn.Module:
+    config = transformers.LlamaConfig(**SIZES, **HEADS, num_key_value_heads=1)
+    return transformers.LlamaForCausalLM(config)
+
+
+def last_tokens(model: nn.Module, batch: Any) -> Tensor:
+    """Log-probabilities of the last two tokens, given those before."""
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    log_p = logits[:, -3:-1].log_softmax(-1)
+    return log_p.gather(-1, batch["input_ids"][:, -2:, None])[..., 0]
+
+
+def logits(model: nn.Module, batch: Any) -> Tensor:
+    return by_name(model, batch).logits
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Call | None, float]] = {
+    "GPT-2": (gpt2, last_tokens, 1e-10),
+    "BERT": (bert, None, 1e-10),
+    "LLaMA": (llama, last_tokens, 1e-5),  # it normalizes in float32, whatever its dtype
+}
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model in float64 and train mode; not so small that its outputs hardly depend on it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = make().double()
+        for p in model.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+    return model.train()
+
+
+def tokens(seed: int = 0) -> Any:
+    """Three samples, two of them padded, as a tokenizer gives them."""
+    ids = torch.randint(3, 11, (3, 5), generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    return transformers.BatchEncoding({"input_ids": ids * mask, "attention_mask": mask})
+
+
+def one_by_one(batch: Any) -> list[dict[str, Tensor]]:
+    each = zip(*(t.split(1) for t in batch.values()), strict=True)
+    return [dict(zip(batch.keys(), tensors, strict=True)) for tensors in each]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels(name: str, method: Any) -> None:
+    make, forward_fn, tolerance = MODELS[name]
+    net, a, b = built(make), tokens(), tokens(1)
+    before = snapshot(net, *a.values(), *b.values())
+    found = empirical_ntk(net, a, b, method=method, forward_fn=forward_fn)
+    assert snapshot(net, *a.values(), *b.values()) == before
+    _, j1 = loop(net, one_by_one(a), forward_fn or logits)
+    _, j2 = loop(net, one_by_one(b), forward_fn or logits)
+    assert off(found, full(j1, j2)) < tolerance
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_functions(name: str) -> None:
+    make, forward_fn, tolerance = MODELS[name]
+    net, batch = built(make), tokens()
+    out, j = loop(net, one_by_one(batch), forward_fn or logits)
+    n, o, _ = j.shape
+    matrix = full(j, j).permute(0, 2, 1, 3).reshape(n * o, n * o)
+    operator = NTKOperator(net, batch, forward_fn=forward_fn)
+    assert off(operator @ torch.eye(n * o).double(), matrix) < tolerance
+    assert off(empirical_nngp(net, batch, forward_fn=forward_fn), out @ out.T / o) < tolerance
+    found = verify(net, batch, forward_fn=forward_fn, output="trace")
+    assert found.is_right, str(found)
+    assert not [c for c in found.checks if c.refusal], str(found)
+
+
+def test_an_encoding_with_labels_needs_no_function() -> None:
+    net, batch = built(bert), tokens()
+    batch["labels"] = torch.tensor([0, 2, 1])
+    plain = empirical_ntk(net, tokens(), output="mean")
+    assert torch.allclose(empirical_ntk(net, batch, output="mean"), plain, rtol=1e-12)
+
+
+def test_base_models_ask_which_output_is_meant() -> None:
+    net = built(lambda: transformers.BertModel(transformers.BertConfig(**SIZES, **HEADS)))
+    with pytest.raises(TypeError, match=r"last_hidden_state: .*model\(\*\*batch\)\['last_hidden"):
+        empirical_ntk(net, tokens())
+    pooled = empirical_ntk(
+        net, tokens(), output="mean", forward_fn=lambda m, b: m(**b)["pooler_output"]
+    )
+    assert pooled.shape == (3, 3)
