@@ -145,7 +145,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "random_own_generator": (_own_generator, ValueError, "deterministic"),
     "returns_tuple": (lambda: Module(lambda f, x: (f(x), x)), TypeError, "one tensor.*tuple"),
-    "returns_dict": (lambda: Module(lambda f, x: {"y": f(x)}), TypeError, "one tensor.*dict"),
+    "returns_dict": (lambda: Module(lambda f, x: {"y": f(x), "h": x}), TypeError, "one.*dict"),
     "returns_none": (lambda: Module(lambda f, x: None), TypeError, "one tensor.*None"),
     "returns_classes": (lambda: Module(lambda f, x: f(x).argmax(1)), TypeError, "floating-point"),
     "returns_complex": (lambda: Module(lambda f, x: torch.fft.fft(f(x))), TypeError, "floating"),

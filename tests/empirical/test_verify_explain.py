@@ -91,5 +91,5 @@ def test_explain_leaves_no_trace_and_checks_its_input() -> None:
     explain(model, torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
     assert model[1].training
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ValueError, match=r"`x` must be a torch.Tensor|`x` must be a batch \\[N"):
+    with pytest.raises(ValueError, match="`x` must be a batch"):
         explain(model, torch.randn(0, 2))

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 
-def agree(a: Iterable[Tensor], b: Iterable[Tensor], slack: float = 1.0) -> bool:
+def agree(
+    a: Iterable[Tensor],
+    b: Iterable[Tensor],
+    slack: float = 1.0,
+    precision: torch.dtype | None = None,
+) -> bool:
     """Whether corresponding tensors differ by rounding only, measured by the largest entry of all.
 
-    Half of the digits must be the same, but for a factor `slack`. NaN agrees with nothing.
+    Half of the digits must be the same, but for a factor `slack`: those of `precision` if the
+    computation has rounded to that on its way. NaN agrees with nothing.
     """
-    scale, difference, eps = 0.0, 0.0, 0.0
+    scale, difference = 0.0, 0.0
+    eps = 0.0 if precision is None else torch.finfo(precision).eps
     for v, w in zip(a, b, strict=True):
         if v.shape != w.shape:
             return False

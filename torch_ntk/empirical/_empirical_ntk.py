@@ -251,7 +251,7 @@ def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
     if not b.is_like(a):
         raise value_error(
             "x2",
-            f"like x1, {a}",
+            f"of samples like x1's, {a}",
             str(b),
             "Both are inputs of the same model; only their number may differ.",
         )

@@ -28,8 +28,8 @@ class Check:
             method refused the model.
         seconds: Wall time.
         refusal: What the method said if it refused.
-        coarse: Whether the loop itself ran in float32, because the module has parameters of that
-            precision and cannot be copied.
+        coarse: Whether the loop itself is no better than float32: the module has parameters of that
+            precision and cannot be copied, or its forward rounds to it on its way.
     """
 
     method: str
@@ -121,9 +121,12 @@ def verify(
     with evaluating_on(model, x, forward_fn):
         # What is wrong with the model or its inputs is told first.
         fn = model_function(model, params, forward_fn=forward_fn)
-        inspect_forward(fn, "x", fn.input("x", x))
+        batch = fn.input("x", x)
+        inspect_forward(fn, "x", batch)
+        exact, batch = fn.in_dtype(torch.float64), batch.to(torch.float64)
+        precision = inspect_forward(exact, "x", batch).precision
     reference, outputs = kernel_by_loops(model, few, output, params, forward_fn)
-    coarse = reference.dtype != torch.float64
+    coarse = torch.float32 in (reference.dtype, precision)
     reference = reference.double()
     scale = float(reference.abs().max()) or 1.0
     checks = []

@@ -143,10 +143,12 @@ class BlockCheck:
         if not bool(own.isfinite().all()) or not bool(expected.outputs.isfinite().all()):
             # What is not finite is reported with the kernel, by its index.
             return set() if torch.equal(own.isfinite(), expected.outputs.isfinite()) else every
-        if not agree([own], [expected.outputs]):
+        precision = self._job.forward.precision
+        if not agree([own], [expected.outputs], precision=precision):
             return every
-        # In the coarser one of the two precisions.
-        coarse = torch.float64 if plain.dtype == self._fn.dtype == torch.float64 else torch.float32
+        # In the coarsest of the precisions.
+        kinds = {plain.dtype, self._fn.dtype, precision}
+        coarse = torch.float64 if kinds == {torch.float64} else torch.float32
         eps, close = torch.finfo(coarse).eps, _CLOSE[coarse]
         names = list(expected.gradient)
         measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])

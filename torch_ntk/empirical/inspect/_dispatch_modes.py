@@ -5,16 +5,24 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class ActivationBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the sizes of everything that the operations inside return."""
+class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What is seen of the operations inside.
+
+    Attributes:
+        bytes: The sizes of everything that they return, added up.
+        rounds: Whether float64 numbers are converted to a coarser type, as a normalization does
+            that is always computed in float32.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
+        self.rounds = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -25,6 +33,8 @@ class ActivationBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for t in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(t, Tensor) and t.device.type != "meta":
                     self.bytes += t.numel() * t.element_size()
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            self.rounds |= out.is_floating_point() and out.dtype != torch.float64
         return out
 
 

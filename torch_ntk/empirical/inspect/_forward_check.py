@@ -23,7 +23,7 @@ from ..._types import Parameters
 from ...memory import is_out_of_memory
 from .._stages import stage
 from ..rules import RuleError
-from ._dispatch_modes import ActivationBytes, Operations
+from ._dispatch_modes import ForwardRecord, Operations
 from ._kept_tensors import refuse_kept_tensors
 
 
@@ -34,12 +34,19 @@ class Inspection:
     Attributes:
         outputs: Number of outputs O per sample.
         activation_bytes: Bytes of all intermediate results of one forward pass.
+        precision: float32 if a forward pass in float64 rounds to that on its way, as some
+            normalizations do: differences of that size then show no mistake. Else float64.
         keeps_hooks: Whether forward hooks of the user run, as they are part of the function.
     """
 
     outputs: int
     activation_bytes: int
+    precision: torch.dtype
     keeps_hooks: bool = False
+
+    def eps(self, dtype: torch.dtype) -> float:
+        """The relative rounding of an evaluation in `dtype`."""
+        return max(torch.finfo(dtype).eps, torch.finfo(self.precision).eps)
 
 
 class Follower(TorchFunctionMode):
@@ -79,12 +86,12 @@ def inspect_forward(
     with stage("inspect"):
         keeps_hooks = keep_hooks_that_matter(fn, x)
         states = _random_states(fn.device)
-        bytes_ = ActivationBytes()
+        record = ForwardRecord()
 
         @contextlib.contextmanager
         def around(leaves: Parameters) -> Iterator[None]:
             followed = contextlib.nullcontext() if follower is None else follower.following(leaves)
-            with bytes_, followed:
+            with record, followed:
                 yield
 
         outputs = _forward(fn, name, x[:1], around)
@@ -103,7 +110,8 @@ def inspect_forward(
         raise not_deterministic()
     if follower is not None:
         refuse_kept_tensors(fn, x, follower.unused())
-    return Inspection(outputs.shape[1], bytes_.bytes, keeps_hooks)
+    precision = torch.float32 if record.rounds else torch.float64
+    return Inspection(outputs.shape[1], record.bytes, precision, keeps_hooks)
 
 
 def forward_operations(fn: ModelFunction, x: Batch) -> int:

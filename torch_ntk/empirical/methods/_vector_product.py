@@ -90,7 +90,7 @@ class _VectorProducts:
         """Raise if the outputs of the first sample change from call to call."""
         plain, first = self._fn.exact_plain, self._job.x1[:1]
         twice = [plain.run(first, lambda found: found.outputs.detach()) for _ in range(2)]
-        if not agree(twice[:1], twice[1:]):
+        if not agree(twice[:1], twice[1:], precision=self._job.forward.precision):
             raise not_deterministic()
 
     def sizes(self) -> tuple[int, int, int]:
@@ -154,7 +154,9 @@ class _VectorProducts:
         flat = u.reshape(-1)
         own = {k: torch.tensordot(flat, v, dims=1) for k, v in found.items()}
         # The caller is told of what is not finite with the kernel.
-        return agree(own.values(), (expected[k] for k in own)) or not _are_finite(expected)
+        precision = self._job.forward.precision
+        same = agree(own.values(), (expected[k] for k in own), precision=precision)
+        return same or not _are_finite(expected)
 
     def _plain_gradient(self, x: Batch, u: Tensor) -> Parameters:
         def of_pass(found: PlainPass) -> Parameters:
@@ -229,7 +231,7 @@ class _VectorProducts:
         terms = [(v * gradient[k]).reshape(len(found), -1) for k, v in w.items()]
         backwards = torch.stack([t.sum(1) for t in terms]).sum(0)
         scale = torch.stack([t.abs().sum(1) for t in terms]).sum(0) + found.abs().sum((1, 2))
-        eps = torch.finfo(self._fn.dtype).eps
+        eps = self._job.forward.eps(self._fn.dtype)
         rounding = 100 * eps * self._largest * _norm(gradient)
         close = (forwards - backwards).abs() <= eps**0.5 * scale + rounding
         return bool((close | ~backwards.isfinite()).all())

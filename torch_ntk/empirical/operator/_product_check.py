@@ -14,6 +14,7 @@ from ..._functional import Batch, ModelFunction, PlainPass, agree
 from ..._types import Parameters
 from ...memory import Backoff, is_out_of_memory
 from ..checksum import depends_on_batch, signs
+from ..inspect import Inspection
 
 
 class ProductCheck:
@@ -22,7 +23,7 @@ class ProductCheck:
     Args:
         fn: The function.
         x: All samples.
-        outputs: O.
+        forward: What one sample costs.
         step: Samples of a pass.
 
     Raises:
@@ -30,10 +31,10 @@ class ProductCheck:
             on each other.
     """
 
-    def __init__(self, fn: ModelFunction, x: Batch, outputs: int, step: int) -> None:
-        self._fn, self._x = fn, x
+    def __init__(self, fn: ModelFunction, x: Batch, forward: Inspection, step: int) -> None:
+        self._fn, self._x, self._forward = fn, x, forward
         like = torch.zeros((), dtype=fn.dtype, device=fn.device)
-        self._u = signs(len(x), outputs, like=like)
+        self._u = signs(len(x), forward.outputs, like=like)
         self._w = {n: signs(*p.shape, like=p) for n, p in fn.params.items()}
         self._g: Parameters = {}
         products: dict[int, Tensor | None] = {}  # by the first sample
@@ -41,7 +42,9 @@ class ProductCheck:
         def block(start: int, stop: int) -> None:
             gradient, halves, product = self._of_block(start, stop)
             finite = all(bool(g.isfinite().all()) for g in gradient.values())
-            if finite and not agree(gradient.values(), (halves[k] for k in gradient)):
+            if finite and not agree(
+                gradient.values(), (halves[k] for k in gradient), precision=forward.precision
+            ):
                 raise depends_on_batch(fn.exact_plain, x[start:stop], "derivatives")
             products[start] = product
             for k, g in gradient.items():
@@ -96,7 +99,8 @@ class ProductCheck:
             flip = signs(v.shape[0], like=v)
             one = self._gradient(self._x, torch.tensordot(flip, v, dims=1))
             own = {k: torch.tensordot(flip, t, dims=1) for k, t in total.items()}
-            return agree(own.values(), (one[k] for k in own)) or not _is_finite(found)
+            same = agree(own.values(), (one[k] for k in own), precision=self._forward.precision)
+            return same or not _is_finite(found)
         scale = sum(t.square().sum(1) for t in terms.values())
         products = v * self._z
         scale = torch.as_tensor(scale).sqrt() + products.square().sum((1, 2)).sqrt()
@@ -112,7 +116,7 @@ class ProductCheck:
         return self._close(found, expected, scale + norms)
 
     def _close(self, a: Tensor, b: Tensor, scale: Tensor) -> bool:
-        eps = torch.finfo(self._fn.dtype).eps
+        eps = self._forward.eps(self._fn.dtype)
         close = (a - b).abs() <= eps**0.5 * scale
         return bool((close | ~a.isfinite()).all())
 

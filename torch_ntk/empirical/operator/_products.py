@@ -49,7 +49,7 @@ class Products:
         self._fn, self._x, self._forward = fn, x, forward
         self._batch_size = batch_size
         self._ways = [way() for way in WAYS]
-        self._check = ProductCheck(fn, x, forward.outputs, self.sizes(1)[1]) if check else None
+        self._check = ProductCheck(fn, x, forward, self.sizes(1)[1]) if check else None
         self._first = fn.exact_plain.run(x[:1], lambda found: found.outputs.detach())
 
     @contextlib.contextmanager
