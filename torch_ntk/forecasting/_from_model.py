@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, describe, type_error
-from .._functional import model_function, quiet, unwrap
-from .._types import Method, Output, ParameterSelection
+from .._functional import evaluating_on, model_function, unwrap
+from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection
 from ..empirical import empirical_ntk
 from ..empirical.inspect import keep_hooks_that_matter
 from ._forecast import Forecast
@@ -22,13 +22,13 @@ _CHUNK = 256
 
 def forecast(
     model: nn.Module,
-    x: Tensor,
+    x: BatchLike,
     y: Tensor,
     *,
     loss: LossLike = "mse",
     lr: float,
     steps: int | Sequence[int] | Tensor,
-    x_test: Tensor | None = None,
+    x_test: BatchLike | None = None,
     momentum: float = 0.0,
     reduction: str = "mean",
     output: Output = "full",
@@ -37,6 +37,7 @@ def forecast(
     batch_size: int | None = None,
     dtype: torch.dtype | None = torch.float64,
     progress: bool = False,
+    forward_fn: ForwardFn | None = None,
 ) -> Forecast:
     r"""Predict the loss curve of full-batch training from the kernel at its start.
 
@@ -54,7 +55,8 @@ def forecast(
 
     Args:
         model: The network, at the parameters from which training starts.
-        x: All training samples `[N, ...]`: full batches are predicted.
+        x: All N training samples, in any form that `torch_ntk.empirical_ntk` takes: full batches
+            are predicted.
         y: Targets: `[N, O]` for squared error, class labels `[N]` or probabilities `[N, O]` for
             cross-entropy, or what `loss` takes.
         loss: `"mse"` is ½ (f - y)² averaged over all N·O entries (or summed, see `reduction`).
@@ -64,7 +66,7 @@ def forecast(
         lr: The learning rate.
         steps: The number of steps: every step is predicted, or of more than a thousand 1,001
             evenly spaced ones; or the steps to predict.
-        x_test: Test samples `[M, ...]`, whose outputs are predicted as well.
+        x_test: M test samples of the same kind, whose outputs are predicted as well.
         momentum: Of SGD: heavy ball, without dampening, not Nesterov's.
         reduction: `"mean"` or `"sum"`, of the losses that are given by name or as torch's
             function.
@@ -77,6 +79,7 @@ def forecast(
         dtype: Of the kernel; float64 by default, as small eigenvalues of a float32 kernel are
             noise.
         progress: Whether to show progress bars.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
 
     Returns:
         The forecast: losses, outputs, the time of each eigenmode, and the largest stable step.
@@ -110,7 +113,7 @@ def forecast(
     read_loss(loss, reduction)
     check_targets(y)
 
-    def kernel(a: Tensor, b: Tensor | None) -> Tensor:
+    def kernel(a: BatchLike, b: BatchLike | None) -> Tensor:
         return empirical_ntk(
             model,
             a,
@@ -121,12 +124,16 @@ def forecast(
             batch_size=batch_size,
             dtype=dtype,
             progress=progress,
+            forward_fn=forward_fn,
         )
 
-    test = None if x_test is None else outputs_of(model, x_test, params, dtype, name="x_test")
+    def outputs(a: BatchLike, name: str) -> Tensor:
+        return outputs_of(model, a, params, dtype, name=name, forward_fn=forward_fn)
+
+    test = None if x_test is None else outputs(x_test, "x_test")
     return forecast_from_kernel(
         kernel(x, None),
-        outputs_of(model, x, params, dtype),
+        outputs(x, "x"),
         y,
         loss=loss,
         lr=lr,
@@ -141,29 +148,29 @@ def forecast(
 
 def outputs_of(
     model: nn.Module,
-    x: Tensor,
+    x: BatchLike,
     params: ParameterSelection = None,
     dtype: torch.dtype | None = torch.float64,
     *,
     name: str = "x",
+    forward_fn: ForwardFn | None = None,
 ) -> Tensor:
     """The outputs of a network `[N, O]` in eval mode; nothing of the call can be seen afterwards.
 
     Args:
         model: The network.
-        x: Inputs `[N, ...]`.
+        x: A batch of N samples, in any form that `torch_ntk.empirical_ntk` takes.
         params: As in `torch_ntk.empirical_ntk`.
         dtype: In which it is evaluated; None is the model's own.
         name: What the caller calls `x`, for messages.
+        forward_fn: As in `torch_ntk.empirical_ntk`.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
     """
     network = unwrap(model)
-    first = next(network.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
-    with quiet(network, device):
-        fn = model_function(network, params, dtype)
+    with evaluating_on(network, x, forward_fn):
+        fn = model_function(network, params, dtype, forward_fn)
         samples = fn.input(name, x)
         keep_hooks_that_matter(fn, samples)
         parts = samples.split(_CHUNK)
