@@ -39,9 +39,7 @@ def test_training_goes_as_forecast(form: Any, entry: str) -> None:
         return out[entry]
 
     forward_fn = None if entry == "logits" else f
-    found = forecast(
-        net, form(train), y, lr=0.2, steps=6, x_test=form(test), forward_fn=forward_fn
-    )
+    found = forecast(net, form(train), y, lr=0.2, steps=6, x_test=form(test), forward_fn=forward_fn)
     assert torch.equal(
         outputs_of(net, form(test), forward_fn=forward_fn), net(**test)[entry].detach()
     )

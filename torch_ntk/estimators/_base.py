@@ -28,6 +28,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         kernel: Any = "mlp",
         *,
         network: Any = None,
+        forward_fn: Any = None,
         depth: int = 3,
         activation: Any = "relu",
         sigma_w: float = 2**0.5,
@@ -39,6 +40,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         # As scikit-learn asks: kept as they are, and checked when they are used.
         self.kernel = kernel
         self.network = network
+        self.forward_fn = forward_fn
         self.depth = depth
         self.activation = activation
         self.sigma_w = sigma_w
@@ -58,7 +60,13 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
 
     def _settings(self) -> KernelSettings:
         return KernelSettings(
-            self.kernel, self.network, self.depth, self.activation, self.sigma_w, self.sigma_b
+            self.kernel,
+            self.network,
+            self.forward_fn,
+            self.depth,
+            self.activation,
+            self.sigma_w,
+            self.sigma_b,
         )
 
     # ------------------------------------------------------------------ data

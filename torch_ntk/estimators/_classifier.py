@@ -36,6 +36,8 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         kernel: As in `NTKRegressor`: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a
             network, or a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`.
         network: For `"empirical"` and `"analytic"`.
+        forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
+            in `torch_ntk.empirical_ntk`. X reaches it in float64.
         depth: Dense layers of `"mlp"`, so that 1 is a linear model.
         activation: Of `"mlp"`.
         sigma_w: Of `"mlp"`.

@@ -20,7 +20,15 @@ from .._checks import (
     type_error,
     value_error,
 )
-from .._functional import CannotTransformError, check_copy, faithful_copy, transforming
+from .._functional import (
+    Batch,
+    CannotTransformError,
+    call_model,
+    check_copy,
+    faithful_copy,
+    rows_of,
+    transforming,
+)
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
 
@@ -38,11 +46,13 @@ class KernelSettings:
     Attributes:
         kernel: One of `KINDS`, a callable, or a network.
         network: The network of the kinds `"empirical"` and `"analytic"`.
+        forward_fn: How it is called for an empirical kernel.
         depth, activation, sigma_w, sigma_b: Of the kind `"mlp"`.
     """
 
     kernel: Any
     network: Any
+    forward_fn: Any
     depth: Any
     activation: Any
     sigma_w: Any
@@ -80,7 +90,8 @@ class KernelSettings:
         network = getattr(self, name)
         if not is_network(network):
             return copy.deepcopy(self), lambda samples: None
-        twin, origin = faithful_copy(network, name)
+        outputs, origin = faithful_copy(_Outputs(network, self.forward_fn), name)
+        twin = outputs._orig_mod
 
         def check(samples: Tensor) -> None:
             if self.kernel == "analytic":  # which reads no parameters
@@ -88,7 +99,7 @@ class KernelSettings:
             like = next(twin.parameters())
             try:
                 with transforming():
-                    check_copy(twin, origin, samples[:1].to(like.device, like.dtype), name)
+                    check_copy(outputs, origin, samples[:1].to(like.device, like.dtype), name)
             except CannotTransformError:
                 return  # its forward fails on these samples, which the kernel will say better
 
@@ -113,7 +124,14 @@ class KernelSettings:
 
         def kernel(a: Tensor, b: Tensor | None) -> Tensor:
             other = None if b is None else b.to(device)
-            return empirical_ntk(net, a.to(device), other, output="mean", dtype=torch.float64)
+            return empirical_ntk(
+                net,
+                a.to(device),
+                other,
+                output="mean",
+                dtype=torch.float64,
+                forward_fn=self.forward_fn,
+            )
 
         return kernel
 
@@ -126,6 +144,25 @@ class KernelSettings:
             describe(network),
             "Pass network=MLP([...]), for example.",
         )
+
+
+class _Outputs(nn.Module):
+    """A network as the module that returns the outputs which its kernel is of.
+
+    The network has the name that `torch.compile` gives to a module within another, which is left
+    out where parameters are called by name.
+    """
+
+    def __init__(self, network: nn.Module, forward_fn: Any) -> None:
+        super().__init__()
+        self._orig_mod = network
+        self.forward_fn = forward_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, O]`."""
+        batch = Batch.of("X", x)
+        out = call_model(self._orig_mod, batch.value, self.forward_fn)
+        return rows_of(out, batch, x.dtype, self.forward_fn)
 
 
 def is_network(kernel: object) -> bool:

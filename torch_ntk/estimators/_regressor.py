@@ -36,6 +36,8 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
               float64 on the CPU, and may move it and return what lies elsewhere.
         network: For `"empirical"` and `"analytic"`. As in scikit-learn, `clone` copies it; and
             `fit` keeps a copy, so that training the network further does not change predictions.
+        forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
+            in `torch_ntk.empirical_ntk`. X reaches it in float64.
         depth: Dense layers of `"mlp"`, so that 1 is a linear model.
         activation: Of `"mlp"`.
         sigma_w: Of `"mlp"`.
