@@ -36,7 +36,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
     "empirical": (
         *("_outputs _parts _stages rules", "inspect", "_job _result_size", "contract"),
-        *("checksum", "_checked_blocks", "structured", "methods", "_empirical_ntk"),
+        *("checksum", "_checked_blocks", "structured", "methods", "_probed", "_coupled"),
+        "_empirical_ntk",
         *("_explain _nngp _oracle operator", "_verify"),
     ),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .analytic import analytic_ntk as analytic_ntk
     from .analytic import mlp_kernels as mlp_kernels
     from .empirical import NTKOperator as NTKOperator
+    from .empirical import ProbedKernel as ProbedKernel
     from .empirical import empirical_nngp as empirical_nngp
     from .empirical import empirical_ntk as empirical_ntk
     from .empirical import explain as explain
@@ -73,6 +74,7 @@ __all__ = [
     "NTKLinear",
     "NTKOperator",
     "NTKRegressor",
+    "ProbedKernel",
     "Sin",
     "TaylorModel",
     "__version__",
@@ -97,7 +99,7 @@ __all__ = [
 
 _NAMES_OF = {
     "analytic": "CNTK Kernels analytic_kernels analytic_nngp analytic_ntk mlp_kernels",
-    "empirical": "NTKOperator empirical_nngp empirical_ntk explain verify",
+    "empirical": "NTKOperator ProbedKernel empirical_nngp empirical_ntk explain verify",
     "estimators": "NTKClassifier NTKRegressor",
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",

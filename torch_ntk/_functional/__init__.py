@@ -30,6 +30,7 @@ from ._quiet import quiet as quiet
 from ._quiet import run_forward_hooks as run_forward_hooks
 from ._quiet import settings as settings
 from ._refuse import refuse_unsupported as refuse_unsupported
+from ._result import coupled_rows_of as coupled_rows_of
 from ._result import rows_of as rows_of
 from ._right_operations import RightOperations as RightOperations
 from ._right_operations import call_right as call_right

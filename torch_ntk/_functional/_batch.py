@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
 
@@ -71,6 +72,18 @@ class Batch:
             )
         return found
 
+    @staticmethod
+    def coupled(name: str, value: object) -> Batch:
+        """The tensors of a batch that is one input as a whole, of any shapes.
+
+        Raises:
+            TypeError: There is no tensor in it, or it is a container that is not looked into.
+        """
+        form, tensors = _taken_apart(name, value)
+        if not tensors:
+            raise _no_tensor(name, value)
+        return Batch(tuple(tensors), form)
+
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.tensors[0])
@@ -123,7 +136,10 @@ class Batch:
         return (self.map(lambda t, n=n: t[n]) for n in range(len(self)))  # type: ignore[misc]
 
     def vmap(self, f: Callable[[Batch], T]) -> T:
-        """`f` of each sample (see `samples`) under `torch.func.vmap`."""
+        """`f` of each sample (see `samples`) under `torch.func.vmap`; of one sample without."""
+        if len(self) == 1:
+            of_one: T = tree_map(lambda t: t.unsqueeze(0), f(next(self.samples())))
+            return of_one
         found: T = vmap(lambda tensors: f(self.with_tensors(tensors)))(self.tensors)
         return found
 

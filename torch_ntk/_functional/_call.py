@@ -55,7 +55,11 @@ def call_with(
 
 @contextlib.contextmanager
 def evaluating_on(
-    model: object, value: object, forward_fn: object = None, keep_forward_hooks: bool = False
+    model: object,
+    value: object,
+    forward_fn: object = None,
+    keep_forward_hooks: bool = False,
+    training: bool = False,
 ) -> Iterator[None]:
     """`evaluating` for a model and a batch of the caller, which nothing has checked yet.
 
@@ -63,7 +67,8 @@ def evaluating_on(
     """
     own = {id(m) for m in model.modules()} if isinstance(model, nn.Module) else set()
     others = [m for m in hidden_modules(forward_fn) if id(m) not in own]
-    with evaluating(model, first_tensor(value), keep_forward_hooks), values_of(others):
+    first = first_tensor(value)
+    with evaluating(model, first, keep_forward_hooks, training), values_of(others):
         yield
 
 

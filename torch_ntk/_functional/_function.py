@@ -40,6 +40,7 @@ class ModelFunction:
         dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
         accumulate: In which products over parameters are added up; None is `dtype`.
         forward_fn: In place of the usual call of a module; see `call_model`.
+        coupled: Whether the one sample is a batch, so that none like it can be made up.
         transform: From the outputs `[N, O]` of the model to those whose kernel is wanted.
     """
 
@@ -53,6 +54,7 @@ class ModelFunction:
     dtype_from_model: bool = True
     accumulate: torch.dtype | None = None
     forward_fn: ForwardFn | None = None
+    coupled: bool = False
     transform: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -110,13 +112,13 @@ class ModelFunction:
         """The function by plain autograd in `dtype`."""
         return self.plain.in_dtype(self.dtype)
 
+    def with_outputs(self, transform: Callable[[Tensor], Tensor]) -> ModelFunction:
+        """The function whose outputs are `transform` of the outputs `[N, O]` of this one."""
+        return replace(self, transform=transform, plain=self.plain.with_transform(transform))
+
     def pseudo(self) -> ModelFunction:
         """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023)."""
-
-        def summed(out: Tensor) -> Tensor:
-            return out.sum(dim=1, keepdim=True) / math.sqrt(out.shape[1])
-
-        return replace(self, transform=summed, plain=self.plain.with_transform(summed))
+        return self.with_outputs(lambda out: out.sum(dim=1, keepdim=True) / math.sqrt(out.shape[1]))
 
     def input(self, name: str, x: Any) -> Batch:
         """Check a batch of inputs and bring it into the form in which it is computed with.
@@ -162,6 +164,7 @@ def model_function(
     params: ParameterSelection = None,
     dtype: torch.dtype | None = None,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
 ) -> ModelFunction:
     """Make a pure function of `model`; call and use it within `quiet`.
 
@@ -174,6 +177,7 @@ def model_function(
         params: See `torch_ntk.empirical_ntk`.
         dtype: float32 or float64, or None for the model's own.
         forward_fn: See `torch_ntk.empirical_ntk`.
+        coupled: Whether outputs may depend on the whole batch.
 
     Raises:
         TypeError: `model` is neither module nor function, or its kind cannot be transformed.
@@ -196,7 +200,7 @@ def model_function(
     if forward_fn is not None and not callable(forward_fn):
         raise type_error("forward_fn", "a function forward_fn(model, batch)", forward_fn)
     if isinstance(model, nn.Module):
-        return _of_module(unwrap(model), params, dtype, forward_fn)
+        return _of_module(unwrap(model), params, dtype, forward_fn, coupled)
     if callable(model):
         if forward_fn is not None:
             raise type_error(
@@ -205,7 +209,7 @@ def model_function(
                 forward_fn,
                 "Call it inside of that function.",
             )
-        return _of_function(model, params, dtype)
+        return replace(_of_function(model, params, dtype), coupled=coupled)
     raise type_error("model", "an nn.Module or a function f(params, x)", describe(model), "")
 
 
@@ -214,8 +218,9 @@ def _of_module(
     params: ParameterSelection,
     dtype: torch.dtype | None,
     forward_fn: ForwardFn | None,
+    coupled: bool,
 ) -> ModelFunction:
-    refuse_unsupported(model)
+    refuse_unsupported(model, coupled=coupled)
     chosen = select_parameters(model, params)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     device, own = common_device_and_dtype("model", parameters, dtype)
@@ -252,6 +257,7 @@ def _of_module(
         result,
         dtype_from_model=dtype is None,
         forward_fn=forward_fn,
+        coupled=coupled,
     )
 
 

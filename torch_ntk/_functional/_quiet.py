@@ -31,7 +31,10 @@ _hooks: dict[int, UserHooks] = {}
 
 @contextlib.contextmanager
 def quiet(
-    model: nn.Module | None, device: torch.device, keep_forward_hooks: bool = False
+    model: nn.Module | None,
+    device: torch.device,
+    keep_forward_hooks: bool = False,
+    training: bool = False,
 ) -> Iterator[None]:
     """Within it, `model` is a deterministic function that torch.func can differentiate.
 
@@ -49,8 +52,10 @@ def quiet(
         model: The module; None for a function.
         device: Where it is evaluated.
         keep_forward_hooks: Whether forward hooks run, as they are part of the function.
+        training: Whether every module keeps its flag in place of eval mode.
     """
-    with _one_at_a_time, python_state(model, keep_forward_hooks), settings(model, device):
+    state = python_state(model, keep_forward_hooks, training)
+    with _one_at_a_time, state, settings(model, device):
         yield
 
 
@@ -73,7 +78,9 @@ def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: object, x: object, keep_forward_hooks: bool = False) -> Iterator[None]:
+def evaluating(
+    model: object, x: object, keep_forward_hooks: bool = False, training: bool = False
+) -> Iterator[None]:
     """`quiet` for a model of the caller, which nothing has checked yet, on inputs `x`."""
     module = unwrap(model) if isinstance(model, nn.Module) else None
     reached = [] if module is not None else hidden_modules(model)
@@ -81,12 +88,14 @@ def evaluating(model: object, x: object, keep_forward_hooks: bool = False) -> It
     first = None if module is None else next(module.parameters(), None)
     device = device if first is None else first.device
     device = torch.device("cpu") if device.type == "meta" else device
-    with quiet(module, device, keep_forward_hooks), values_of(reached):
+    with quiet(module, device, keep_forward_hooks, training), values_of(reached):
         yield
 
 
 @contextlib.contextmanager
-def python_state(model: nn.Module | None, keep_forward_hooks: bool = False) -> Iterator[None]:
+def python_state(
+    model: nn.Module | None, keep_forward_hooks: bool = False, training: bool = False
+) -> Iterator[None]:
     """Put every module in eval mode without hooks, and its attributes back as they were.
 
     The flags are set one by one: `model.eval(); ...; model.train()` would thaw modules that the
@@ -107,7 +116,7 @@ def python_state(model: nn.Module | None, keep_forward_hooks: bool = False) -> I
         on_parameters.remove()
         if keep_forward_hooks:
             hooks.put_forward_back()
-        for m in modules:
+        for m in () if training else modules:
             m.training = False
         _states[id(model)] = PythonState(modules, with_values=False)
         _hooks[id(model)] = hooks

@@ -31,8 +31,13 @@ def _once(test: Callable[[type], bool]) -> Callable[[type], bool]:
     return functools.cache(test)
 
 
-def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
+def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bool = False) -> None:
     """Raise if `model` holds a module for which a kernel would be undefined or wrong.
+
+    Args:
+        model: The network.
+        argument: What the caller calls it.
+        coupled: Whether outputs may depend on the whole batch.
 
     Raises:
         TypeError: TorchScript, quantized, uninitialized lazy modules, sharded or meta
@@ -43,7 +48,7 @@ def refuse_unsupported(model: nn.Module, argument: str = "model") -> None:
     """
     for name, module in model.named_modules():
         where = f"{type(module).__name__} at {plain_name(name)!r}" if name else _kind(module)
-        _refuse_module(module, where, argument)
+        _refuse_module(module, where, argument, coupled)
     _refuse_tensors(model.named_parameters(), argument, torch.isfinite)
     _refuse_tensors(model.named_buffers(), argument, lambda t: ~torch.isnan(t))
 
@@ -52,7 +57,7 @@ def _kind(module: nn.Module) -> str:
     return f"a {type(module).__name__}"
 
 
-def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
+def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) -> None:
     if is_script(module):
         raise type_error(
             argument,
@@ -82,13 +87,14 @@ def _refuse_module(module: nn.Module, where: str, argument: str) -> None:
             f"a lazy module with no parameters yet ({where})",
             "Run one forward pass first.",
         )
-    if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
+    if isinstance(module, _BATCH_NORMS) and module.running_mean is None and not coupled:
         raise value_error(
             argument,
             "a function of one sample at a time",
             f"batch normalization without running statistics ({where}), "
             "which couples the samples of a batch even in eval mode",
-            "Build it with track_running_stats=True, or use GroupNorm or LayerNorm.",
+            "Build it with track_running_stats=True, or use GroupNorm or LayerNorm. The kernel "
+            "between the rows of one batch that are normalized together is that of coupled=True.",
         )
 
 

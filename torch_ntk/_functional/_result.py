@@ -31,16 +31,8 @@ def rows_of(
         ValueError: Not one row per sample.
     """
     n = len(batch)
-    f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, forward_fn)
+    f = _tensor_of(out, batch, n, forward_fn)
     name = "model" if forward_fn is None else "forward_fn"
-    if not f.is_floating_point():
-        raise type_error(
-            name,
-            "a function with real floating-point outputs",
-            f,
-            "Return logits instead of classes, and real and imaginary parts "
-            "(torch.view_as_real) instead of complex numbers.",
-        )
     if n == 1:
         return f.reshape(1, -1).to(dtype)
     if f.ndim == 0 or f.shape[0] != n:
@@ -58,7 +50,39 @@ def rows_of(
     return f.reshape(n, -1).to(dtype)
 
 
-def _chosen(out: Any, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
+def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None) -> Tensor:
+    """Outputs as `[N, O]` of a batch that is one input; N is the number of rows that come.
+
+    Raises:
+        TypeError: As `rows_of`.
+        ValueError: A number, which has no rows.
+    """
+    f = _tensor_of(out, batch, None, forward_fn)
+    if f.ndim == 0 or f.numel() == 0:
+        raise value_error(
+            "model" if forward_fn is None else "forward_fn",
+            "a function that returns outputs [N, ...], a row for every sample",
+            f,
+            "A loss is one number for each sample (reduction='none'), and not their mean.",
+        )
+    return f.reshape(f.shape[0], -1)
+
+
+def _tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | None) -> Tensor:
+    """The tensor of outputs, of `n` rows if that is known, in what a model returns."""
+    f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, n, forward_fn)
+    if f.is_floating_point():
+        return f
+    raise type_error(
+        "model" if forward_fn is None else "forward_fn",
+        "a function with real floating-point outputs",
+        f,
+        "Return logits instead of classes, and real and imaginary parts "
+        "(torch.view_as_real) instead of complex numbers.",
+    )
+
+
+def _chosen(out: Any, batch: Batch, rows: int | None, forward_fn: ForwardFn | None) -> Tensor:
     """The tensor that is meant in a mapping or dataclass: its logits, or the only one."""
     entries: dict[str, Any] = {}
     if isinstance(out, Mapping):
@@ -70,7 +94,7 @@ def _chosen(out: Any, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
         raise type_error(
             "forward_fn", "a function that returns a tensor [N, ...]", describe(out), remedy
         )
-    found: dict[str, Tensor] = {n: t for n, t in entries.items() if _is_output(t, len(batch))}
+    found: dict[str, Tensor] = {n: t for n, t in entries.items() if _is_output(t, rows)}
     if "logits" in found or len(found) == 1:
         return found.get("logits", next(iter(found.values())))
     is_mapping = isinstance(out, Mapping)
@@ -91,8 +115,9 @@ def _chosen(out: Any, batch: Batch, forward_fn: ForwardFn | None) -> Tensor:
     )
 
 
-def _is_output(t: object, n: int) -> bool:
-    return isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 0 and t.shape[0] == n
+def _is_output(t: object, n: int | None) -> bool:
+    is_real = isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 0
+    return is_real and (n is None or len(t) == n)  # type: ignore[arg-type]
 
 
 def _in_short(value: object) -> str:

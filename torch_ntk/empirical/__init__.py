@@ -18,6 +18,7 @@ from ._empirical_ntk import empirical_ntk as empirical_ntk
 from ._explain import Explanation as Explanation
 from ._explain import explain as explain
 from ._nngp import empirical_nngp as empirical_nngp
+from ._probed import ProbedKernel as ProbedKernel
 from ._verify import Verification as Verification
 from ._verify import verify as verify
 from .operator import Eigenpairs as Eigenpairs
@@ -28,6 +29,7 @@ __all__ = [
     "Eigenpairs",
     "Explanation",
     "NTKOperator",
+    "ProbedKernel",
     "TraceEstimate",
     "Verification",
     "empirical_nngp",

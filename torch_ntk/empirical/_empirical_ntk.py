@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args, overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ from .._checks import (
 from .._functional import Batch, ModelFunction, evaluating_on, model_function
 from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
 from ..memory import in_bytes, limited
+from ._coupled import CoupledBatches
 from ._job import KernelJob
 from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
+from ._probed import ProbedKernel, estimate, probing
 from ._result_size import check_fits, held
 from .inspect import inspect_forward
 from .methods import METHODS, OnePrecisionError
@@ -43,6 +45,54 @@ def empirical_ntk(
     x1: BatchLike,
     x2: BatchLike | None = None,
     *,
+    output: Literal["probed"],
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    forward_fn: ForwardFn | None = None,
+    probes: int = 8,
+    seed: int = 0,
+    coupled: bool = False,
+    training: bool = False,
+    check: bool = True,
+) -> ProbedKernel: ...
+
+
+@overload
+def empirical_ntk(
+    model: ModelLike,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
+    *,
+    output: Literal["probed"],
+    method: Method = "auto",
+    params: ParameterSelection = None,
+    by: By,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    forward_fn: ForwardFn | None = None,
+    probes: int = 8,
+    seed: int = 0,
+    coupled: bool = False,
+    training: bool = False,
+    check: bool = True,
+) -> dict[str, ProbedKernel]: ...
+
+
+@overload
+def empirical_ntk(
+    model: ModelLike,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
+    *,
     output: Output = "full",
     method: Method = "auto",
     params: ParameterSelection = None,
@@ -53,6 +103,10 @@ def empirical_ntk(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    probes: int = 8,
+    seed: int = 0,
+    coupled: bool = False,
+    training: bool = False,
     check: bool = True,
 ) -> Tensor: ...
 
@@ -73,6 +127,10 @@ def empirical_ntk(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    probes: int = 8,
+    seed: int = 0,
+    coupled: bool = False,
+    training: bool = False,
     check: bool = True,
 ) -> dict[str, Tensor]: ...
 
@@ -82,7 +140,7 @@ def empirical_ntk(
     x1: BatchLike,
     x2: BatchLike | None = None,
     *,
-    output: Output = "full",
+    output: Output | Literal["probed"] = "full",
     method: Method = "auto",
     params: ParameterSelection = None,
     by: By | None = None,
@@ -92,8 +150,12 @@ def empirical_ntk(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    probes: int = 8,
+    seed: int = 0,
+    coupled: bool = False,
+    training: bool = False,
     check: bool = True,
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor | ProbedKernel | dict[str, Tensor] | dict[str, ProbedKernel]:
     r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
 
     The model is evaluated in eval mode, one sample at a time in effect, without autocast; nothing
@@ -120,7 +182,10 @@ def empirical_ntk(
               as the width grows;
             - `"diagonal"`: `[N1, N2, O]`, `Θ[n, m, i, i]`;
             - `"pseudo"`: `[N1, N2]`, the kernel of `Σ_i f_i / sqrt(O)`, O times cheaper than the
-              trace and equal to `"mean"` in expectation (Mohamadi et al. 2023).
+              trace and equal to `"mean"` in expectation (Mohamadi et al. 2023);
+            - `"probed"`: a `ProbedKernel`, an unbiased estimate of `"mean"` from a few random
+              directions of the outputs, and its standard error, both `[N1, N2]`: for the logits
+              of a vocabulary, or a map of pixels.
         method: `"jacobian"` forms per-sample Jacobians and contracts them (the reference);
             `"structured"` contracts the inputs and output cotangents of linear operations
             (linear layers, convolutions, embeddings, products, norms, scales and shifts) in the
@@ -149,6 +214,15 @@ def empirical_ntk(
         forward_fn: `forward_fn(model, batch)` returns the outputs `[N, ...]` in place of that
             call, `batch` being samples in the caller's form: another output, or one that depends
             on targets in the batch, such as the loss of each sample or a margin.
+        probes: With `"probed"` the number of directions; the error falls with its square root, and
+            time and memory grow with it. From O on the result is exact.
+        seed: Of these directions, which depend on nothing else.
+        coupled: Whether the batch is *one* input, whose outputs may depend on all of it: the nodes
+            of a graph, rows that are normalized together. The rows `[N, ...]` of the outputs are
+            then the samples, and the tensors of the batch may be of any shape.
+        training: Whether modules keep their training flags instead of being evaluated in eval
+            mode: batch normalization with the statistics of the batch, then with `coupled`. What it
+            writes to its buffers is undone.
         check: Whether the derivatives behind the kernel are compared with plain backward passes
             of the model itself, on these very samples: for random signs u, the gradient of `Σ u·f`
             must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
@@ -178,8 +252,10 @@ def empirical_ntk(
                 [0., 1., 0.],
                 [0., 0., 1.]], dtype=torch.float64)
     """
-    check_choice("output", output, OUTPUTS)
+    check_choice("output", output, (*OUTPUTS, "probed"))
     check_choice("method", method, get_args(Method))
+    if output == "probed":
+        check_probes(probes, seed)
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
     check_bool("progress", progress)
@@ -189,8 +265,23 @@ def empirical_ntk(
     allowed = None if max_memory is None else in_bytes(max_memory)
     check_accumulate(accumulate)
 
+    if check_bool("coupled", coupled) and batch_size is not None:
+        raise value_error(
+            "batch_size",
+            "None with coupled=True",
+            describe(batch_size),
+            "The batch is one input and is not divided. max_memory bounds what is formed of it.",
+        )
+    check_bool("training", training)
+    kept: Output | Literal["probed"] = output
+    batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
+    if batches is not None:
+        model, forward_fn = batches.model(model, forward_fn)
+        x1, x2, kept = batches.sample, None, "full"
+
     def compute(dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
-        fn = replace(model_function(model, params, dtype, forward_fn), accumulate=accumulate)
+        fn = model_function(model, params, dtype, forward_fn, coupled)
+        fn = replace(fn, accumulate=accumulate)
         if fn.products != fn.dtype and method == "vector_product":
             raise value_error(
                 "accumulate",
@@ -201,31 +292,49 @@ def empirical_ntk(
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
         recorder = UseRecorder(RULES if method in ("auto", "structured") else {})
+        forward = inspect_forward(fn, "x1", a, recorder)
+        keys = keys_of(fn.params, by)
+        n1, n2 = len(a), len(a if b is None else b)
+        outputs, form = forward.outputs, kept
+        if form == "probed":
+            form = "diagonal" if probes < outputs else "mean"
+            if probes < outputs:
+                fn = probing(fn, outputs, probes, seed)
+                forward = replace(forward, outputs=probes)
+        size = check_fits(fn, form, n1, n2, forward.outputs, len(distinct(keys)), allowed)
+        if form == "pseudo":
+            fn, forward = fn.pseudo(), replace(forward, outputs=1)
+        job = KernelJob(fn, a, b, form, forward, keys, batch_size, check)
 
         def run(job: KernelJob) -> Kernels:
             return METHODS[method](job, recorder)
 
-        forward = inspect_forward(fn, "x1", a, recorder)
-        keys = keys_of(fn.params, by)
-        n1, n2 = len(a), len(a if b is None else b)
-        size = check_fits(fn, output, n1, n2, forward.outputs, len(distinct(keys)), allowed)
-        outputs = forward.outputs
-        if output == "pseudo":
-            fn, forward = fn.pseudo(), replace(forward, outputs=1)
-        job = KernelJob(fn, a, b, output, forward, keys, batch_size, check)
         with limited(None if allowed is None else allowed - size - held(fn)):
             kernels = with_progress(job, progress, method == "vector_product", run)
         for key, kernel in kernels.items():
-            kernels[key] = rounded(finish(kernel, output, outputs), accumulate or fn.result_dtype)
+            kernels[key] = rounded(finish(kernel, form, outputs), accumulate or fn.result_dtype)
             check_kernel(kernels[key], a, b)
         return kernels
 
-    with evaluating_on(model, x1, forward_fn):
+    with evaluating_on(model, x1, forward_fn, training=training):
         try:
             kernels = compute(dtype, accumulate)
         except OnePrecisionError:
             kernels = compute(accumulate, None)
-    return kernels if by is not None else kernels[WHOLE]
+    if batches is not None:
+        kernels = {key: batches.kernel(whole) for key, whole in kernels.items()}
+    if output != "probed":
+        return kernels if by is not None else kernels[WHOLE]
+    probed = {key: estimate(kernel) for key, kernel in kernels.items()}
+    return probed if by is not None else probed[WHOLE]
+
+
+def check_probes(probes: object, seed: object) -> None:
+    """Raise if they are not what `empirical_ntk` takes."""
+    if check_positive_int("probes", probes) == 1:
+        raise value_error("probes", "at least 2", "1", "One direction has no standard error.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise value_error("seed", "an integer of at least 0", describe(seed))
 
 
 def check_accumulate(accumulate: object) -> None:

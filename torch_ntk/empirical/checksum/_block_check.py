@@ -211,6 +211,8 @@ def companion_of(job: KernelJob, x: Batch) -> tuple[Batch | None, bool]:
     A sample that is accompanied by another one shows whether it depends on it; one that meets only
     itself may not.
     """
+    if job.fn.coupled:
+        return None, False
     if bool(x[-1:].unlike(x).any()) or bool(x.unlike(x).any()):
         return None, False
     for side in (job.x1, job.columns):
@@ -301,7 +303,8 @@ def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
         f"{what} of a sample that change with the other samples of its batch",
         "Replace statistics over the batch (batch normalization without running "
         "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
-        "dimension the model takes for the batch (batch_first=True).",
+        "dimension the model takes for the batch (batch_first=True). If the batch is meant as one "
+        "input, such as the nodes of a graph: coupled=True of empirical_ntk.",
     )
 
 

@@ -61,6 +61,8 @@ def refuse_kept_tensors(fn: ModelFunction, x: Batch, unused: Sequence[str]) -> N
     module = fn.module
     if module is None or not unused or not fn.plain.is_own:
         return
+    if any(m.training for m in module.modules()):
+        return
     in_eval = _reads(fn, module, x[:1], training=False)
     # Normalization in train mode needs two samples.
     in_train = _reads(fn, module, x[:1].join(x[-1:]), training=True)

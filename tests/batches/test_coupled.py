@@ -1,0 +1,195 @@
+"""`coupled=True`: kernels between the rows of a batch that is one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from traces import snapshot
+
+from torch_ntk import empirical_ntk
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class Graph(nn.Module):
+    """Two convolutions by hand: each node sums its neighbours by an index of edges `[2, E]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self._sum(self.second(torch.tanh(self._sum(self.first(x), edges))), edges)
+
+    def _sum(self, h: Tensor, edges: Tensor) -> Tensor:
+        return h + torch.zeros_like(h).index_add(0, edges[1], h[edges[0]])
+
+
+class InSet(nn.Module):
+    """The elements of a set look at its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(torch.cat([x, x.mean(0).expand_as(x)], dim=1)))
+
+
+def normalized() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
+    )
+
+
+def without_statistics() -> nn.Module:
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    return nn.Sequential(nn.Linear(3, 4), norm, nn.Tanh(), nn.Linear(4, 2))
+
+
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 0, 4, 3, 4]])
+FEWER = torch.tensor([[0, 2, 1], [1, 0, 2]])
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, bool]] = {
+    "graph": (
+        Graph,
+        {"x": normal(5, 3), "edges": EDGES},
+        {"x": normal(3, 3, seed=1), "edges": FEWER},
+        False,
+    ),
+    "set": (InSet, normal(4, 3), normal(2, 3, seed=1), False),
+    "batch norm": (normalized, normal(6, 2, 5, 5), normal(4, 2, 5, 5, seed=1), True),
+    "no statistics": (without_statistics, normal(4, 3), None, False),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    net = CASES[name][0]().double()
+    return net.train(CASES[name][3])
+
+
+def call(net: nn.Module, x: Any) -> Tensor:
+    out: Tensor = net(**x) if isinstance(x, dict) else net(x)
+    return out
+
+
+def jacobian(name: str, x: Any) -> Tensor:
+    """`[N, O, P]` by one backward pass of the whole batch for each row and output."""
+    net = made(name)
+    out = call(net, x)
+    params = list(net.parameters())
+    rows = [torch.autograd.grad(f, params, retain_graph=True) for f in out.flatten()]
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    return flat.view(*out.shape, -1)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", ["auto", "jacobian", "vector_product"])
+def test_full(name: str, method: Any) -> None:
+    _, x, _, training = CASES[name]
+    j, net = jacobian(name, x), made(name)
+    before = snapshot(net)
+    found = empirical_ntk(net, x, coupled=True, training=training, method=method)
+    assert error(found, torch.einsum("nip,mjp->nmij", j, j)) < 1e-10
+    assert torch.equal(found, found.permute(1, 0, 3, 2))
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize("name", ["graph", "set", "batch norm"])
+def test_between_two_batches(name: str) -> None:
+    _, x1, x2, training = CASES[name]
+    j1, j2 = jacobian(name, x1), jacobian(name, x2)
+    found = empirical_ntk(made(name), x1, x2, coupled=True, training=training)
+    assert error(found, torch.einsum("nip,mjp->nmij", j1, j2)) < 1e-10
+
+
+@pytest.mark.parametrize("output", ["trace", "mean", "diagonal", "pseudo"])
+def test_outputs(output: Any) -> None:
+    _, x1, x2, _ = CASES["graph"]
+    j1, j2 = jacobian("graph", x1), jacobian("graph", x2)
+    full = torch.einsum("nip,mjp->nmij", j1, j2)
+    diagonal = full.diagonal(dim1=2, dim2=3)
+    expected = {
+        "trace": diagonal.sum(-1),
+        "mean": diagonal.mean(-1),
+        "diagonal": diagonal,
+        "pseudo": full.sum((2, 3)) / 2,
+    }
+    found = empirical_ntk(made("graph"), x1, x2, coupled=True, output=output)
+    assert error(found, expected[output]) < 1e-10
+
+
+def test_parts_and_a_function_of_parameters() -> None:
+    _, x, _, _ = CASES["graph"]
+    net = made("graph")
+    whole = empirical_ntk(net, x, coupled=True)
+    parts = empirical_ntk(net, x, coupled=True, by="module")
+    assert set(parts) == {"first", "second"}
+    assert error(sum(parts.values()), whole) < 1e-12  # type: ignore[arg-type]
+
+    def f(params: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.func.functional_call(net, params, kwargs=batch)
+
+    found = empirical_ntk(f, x, coupled=True, params=dict(net.named_parameters()))
+    assert error(found, whole) < 1e-12
+
+
+def test_a_score_of_architecture_search() -> None:
+    """The condition number of the kernel in train mode, as that field computes it (float32)."""
+    torch.manual_seed(0)
+    net = normalized().train()
+    x = normal(8, 2, 5, 5).float()
+    found = empirical_ntk(net, x, coupled=True, training=True, output="mean")
+    logits = net(x)
+    rows = []
+    for n in range(8):
+        net.zero_grad()
+        logits[n : n + 1].backward(torch.ones(1, 2), retain_graph=True)
+        rows.append(torch.cat([p.grad.flatten() for p in net.parameters()]))  # type: ignore[union-attr]
+    score = torch.stack(rows) @ torch.stack(rows).T
+    summed = empirical_ntk(net, x, coupled=True, training=True, output="pseudo") * 2
+    assert error(summed, score) < 1e-4
+    assert found.shape == score.shape
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"batch_size": 2}, "`batch_size` must be None with coupled=True"),
+        ({"coupled": 1}, "`coupled` must be"),
+        ({"training": "yes"}, "`training` must be"),
+        ({"forward_fn": lambda net, b: net(**b).sum()}, "`forward_fn` must be.*row for every"),
+        ({"x1": {"x": [1.0]}}, "`x1` must be.*without a tensor"),
+    ],
+)
+def test_bad_arguments(changed: dict[str, Any], says: str) -> None:
+    _, x, _, _ = CASES["graph"]
+    arguments = {"x1": x, "coupled": True, **changed}
+    with pytest.raises((ValueError, TypeError), match=rf"(?s){says}"):
+        empirical_ntk(made("graph"), **arguments)
+
+
+def test_another_number_of_outputs() -> None:
+    net = nn.Linear(3, 2).double()
+    forward_fn = lambda net, x: net(x) if len(x) == 4 else net(x)[:, :1]  # noqa: E731
+    with pytest.raises(ValueError, match=r"`x2` must be.*2 outputs a row"):
+        empirical_ntk(net, normal(4, 3), normal(2, 3), coupled=True, forward_fn=forward_fn)
+
+
+def test_coupled_samples_without_it_are_refused_with_the_argument_to_pass() -> None:
+    with pytest.raises(ValueError, match="coupled=True"):
+        empirical_ntk(made("set"), CASES["set"][1])
+    with pytest.raises(ValueError, match="coupled=True"):
+        empirical_ntk(made("no statistics"), CASES["no statistics"][1])
