@@ -11,7 +11,7 @@ from batch_forms import Call, by_name, full, loop, off
 from torch import Tensor, nn
 from traces import snapshot
 
-from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, verify
+from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, explain, verify
 
 transformers = pytest.importorskip("transformers")
 
@@ -103,6 +103,13 @@ def test_other_functions(name: str) -> None:
     found = verify(net, batch, forward_fn=forward_fn, output="trace")
     assert found.is_right, str(found)
     assert not [c for c in found.checks if c.refusal], str(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rules_cover_all_parameters(name: str) -> None:
+    make, forward_fn, _ = MODELS[name]
+    lines = explain(built(make), tokens(), forward_fn=forward_fn).lines
+    assert [line.parameter for line in lines if not line.uses] == []
 
 
 def test_an_encoding_with_labels_needs_no_function() -> None:

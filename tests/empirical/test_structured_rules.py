@@ -290,6 +290,55 @@ def test_bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
     check(Products(), tokens, {"layer.weight", "layer.bias"}, monkeypatch)
 
 
+def rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+ADDMM = {
+    "a row": (lambda x, w, b: torch.addmm(b, rows(x), w), [(4, 3), (3,)], {"w.0", "w.1"}),
+    "a method": (lambda x, w, b: b.addmm(rows(x), w), [(4, 3), (3,)], {"w.0", "w.1"}),
+    "by name": (
+        lambda x, w, b: torch.addmm(mat2=w, mat1=rows(x), input=b, alpha=1),
+        [(4, 3), (3,)],
+        {"w.0", "w.1"},
+    ),
+    "a constant row": (
+        lambda x, w: torch.addmm(x.new_ones(3), rows(x), w),
+        [(4, 3)],
+        {"w.0"},
+    ),
+    "twice": (
+        lambda x, w, b: torch.addmm(b, torch.tanh(torch.addmm(b, rows(x), w)), w),
+        [(4, 4), (4,)],
+        {"w.0", "w.1"},
+    ),
+    "scaled": (lambda x, w, b: torch.addmm(b, rows(x), w, alpha=2), [(4, 3), (3,)], set()),
+    "scaled row": (lambda x, w, b: torch.addmm(b, rows(x), w, beta=2), [(4, 3), (3,)], set()),
+    "one number": (lambda x, w, b: torch.addmm(b, rows(x), w), [(4, 3), (1,)], set()),
+    "a row of features": (
+        lambda x, v, b: torch.addmm(b, v, rows(x).T),
+        [(3, 4), (3, 1)],
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("sample", [(4,), (5, 4)])
+@pytest.mark.parametrize("name", ADDMM)
+def test_addmm(name: str, sample: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    function, shapes, names = ADDMM[name]
+
+    def outputs(x: Tensor, *w: Tensor) -> Tensor:
+        return function(x, *w).reshape(len(x), -1)
+
+    class EachSample(Weighted):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super(EachSample, self).forward(s) for s in x.split(1)])
+
+    kind = EachSample if name == "a row of features" else Weighted
+    check(kind(outputs, *shapes), torch.randn(3, *sample).double(), names, monkeypatch)
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 3)])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_prelu(channels: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:

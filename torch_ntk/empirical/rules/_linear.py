@@ -1,4 +1,4 @@
-"""`F.linear(x, W)`, `x @ W` and their spellings."""
+"""`F.linear(x, W)`, `x @ W`, `torch.addmm(b, x, W)` and their spellings."""
 
 from __future__ import annotations
 
@@ -66,6 +66,17 @@ def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
     return MatmulUse(source, weight)
 
 
+def addmm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
+    """`torch.addmm(b, x, W)`, by which GPT-2 calls its linear layers; b a row."""
+    bias, source, weight = (
+        argument(args, kwargs, i, name) for i, name in enumerate(("input", "mat1", "mat2"))
+    )
+    plain = len(args) <= 3 and kwargs.get("beta", 1) == kwargs.get("alpha", 1) == 1
+    if not plain or "out" in kwargs or bias.shape != weight.shape[1:]:
+        return ()
+    return with_bias(MatmulUse(source, weight), bias, 0)
+
+
 CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]] = {
     F.linear: linear,
     torch.matmul: matmul,
@@ -73,4 +84,6 @@ CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use
     Tensor.matmul: matmul,
     Tensor.__matmul__: matmul,
     Tensor.mm: matmul,
+    torch.addmm: addmm,
+    Tensor.addmm: addmm,
 }
