@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,49 @@ _PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class _NTKConvNd(_ConvNd):
-    """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass."""
+    """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass.
+
+    A subclass has `nn.ConvNd` as its second base.
+    """
 
     if TYPE_CHECKING:  # torch.jit.script would read them as strings, and refuse
         sigma_w: float
         sigma_b: float
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: _PaddingMode = "zeros",
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma_w: float = 1.0,
+        sigma_b: float = 0.1,
+    ) -> None:
+        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        check_dtype(dtype)
+        init: Any = super().__init__  # of nn.ConvNd, which stands behind this class among the bases
+        init(
+            check_size("in_channels", in_channels, 1),
+            check_size("out_channels", out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            check_flag("bias", bias),
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.sigma_w, self.sigma_b = sigma_w, sigma_b
 
     @property
     def fan_in(self) -> int:
@@ -101,41 +139,6 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
             `in_channels` is 0, or `nn.Conv1d` refuses its arguments.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: str | int | tuple[int] = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: _PaddingMode = "zeros",
-        device: _Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        sigma_w: float = 1.0,
-        sigma_b: float = 0.1,
-    ) -> None:
-        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
-        check_dtype(dtype)
-        nn.Conv1d.__init__(
-            self,
-            check_size("in_channels", in_channels, 1),
-            check_size("out_channels", out_channels),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            check_flag("bias", bias),
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.sigma_w, self.sigma_b = sigma_w, sigma_b
-
 
 class NTKConv2d(_NTKConvNd, nn.Conv2d):
     r"""`nn.Conv2d` in NTK parameterization.
@@ -175,41 +178,6 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         NTKConv2d(6, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, sigma_w=1.41421, sigma_b=0)
     """  # noqa: E501
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: _PaddingMode = "zeros",
-        device: _Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        sigma_w: float = 1.0,
-        sigma_b: float = 0.1,
-    ) -> None:
-        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
-        check_dtype(dtype)
-        nn.Conv2d.__init__(
-            self,
-            check_size("in_channels", in_channels, 1),
-            check_size("out_channels", out_channels),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            check_flag("bias", bias),
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.sigma_w, self.sigma_b = sigma_w, sigma_b
-
 
 class NTKConv3d(_NTKConvNd, nn.Conv3d):
     r"""`nn.Conv3d` in NTK parameterization.
@@ -241,38 +209,3 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.Conv3d` refuses its arguments.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: str | int | tuple[int, int, int] = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: _PaddingMode = "zeros",
-        device: _Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        sigma_w: float = 1.0,
-        sigma_b: float = 0.1,
-    ) -> None:
-        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
-        check_dtype(dtype)
-        nn.Conv3d.__init__(
-            self,
-            check_size("in_channels", in_channels, 1),
-            check_size("out_channels", out_channels),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            check_flag("bias", bias),
-            padding_mode,
-            device,
-            dtype,
-        )
-        self.sigma_w, self.sigma_b = sigma_w, sigma_b
