@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from oracle import WAYS, Make, Net, built, check, error, inputs, jacobian, mean, weight
+from oracle import WAYS, Make, Net, built, check, error, inputs, jacobian, mean, said, weight
 from torch import Tensor, nn
 
 from torch_ntk import empirical_nngp, empirical_ntk, linearize
@@ -199,6 +200,19 @@ def test_a_second_call_after_a_step(kind: type[Cached]) -> None:
             for p, q in zip(model.parameters(), twin.parameters(), strict=True):
                 p.mul_(1.1)
                 q.mul_(1.1)
+
+
+@pytest.mark.parametrize("enabled", [False, True], ids=["no_grad", "grad"])
+@each_cache
+def test_linearize_a_cache_that_the_user_has_filled(kind: type[Cached], enabled: bool) -> None:
+    before = functools.partial(_evaluated, enabled=enabled)
+    if kind is InBuffer and enabled:  # `check` reads gradients of buffers, which have none then
+        model = built(kind)
+        _evaluated(model, enabled)
+        assert re.search(KEPT, said(lambda: linearize(model)(X)))
+        return
+    refusal = f"{KEPT}|tensors with a history"  # of those that copy.deepcopy meets by itself
+    check("linearize", kind, X, plain=_plain(kind), before=before, refusal=refusal)
 
 
 def test_verify() -> None:

@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .._checks import value_error
 from .._types import Parameters
 from ._agree import agree
+from ._graph import leaves_reached, tensors_in
 from ._quiet import quiet
 from ._unwrap import plain_name
 
@@ -57,7 +59,7 @@ class Origin:
         at: Parameters,
         run: Callable[[nn.Module, Parameters, AbstractContextManager[Any]], Tensor],
         argument: str = "model",
-    ) -> None:
+    ) -> list[str]:
         """Raise unless `duplicate` computes with the tensors `at` and as the original does.
 
         - None of the original's tensors, and none of those that the duplicate holds while `at` is
@@ -73,8 +75,12 @@ class Origin:
                 and without a trace, and its forward within a context.
             argument: What the caller calls the original.
 
+        Returns:
+            Names of the tensors that require grad and that the outputs do not depend on.
+
         Raises:
-            ValueError: A tensor is used past the attributes of the module, or the outputs differ.
+            ValueError: A tensor is used past the attributes of the module, the outputs differ, or
+                normalization uses the statistics of the batch.
         """
         original = self._model()
         alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
@@ -82,11 +88,20 @@ class Origin:
         others |= {id(t): n for n, t in _named_tensors(duplicate) if at.get(n, t) is not t}
         watch = _Watch(others)
         out = run(duplicate, at, watch)
-        leaves = set(_leaves(out))
+        leaves = leaves_reached(out)
         for name in [*watch.found, *(others[i] for i in leaves if i in others)]:
             raise another_reference(name, argument)
+        if watch.couples_samples:
+            raise value_error(
+                argument,
+                "a function of one sample at a time",
+                "batch normalization with the statistics of the batch: in a layer in train mode "
+                "that eval() does not reach, or by F.batch_norm(..., training=True)",
+                "Make the layer a submodule (nn.ModuleList instead of a list).",
+            )
+        unused = [n for n, t in at.items() if t.requires_grad and id(t) not in leaves]
         if original is None or not _has_values(original, at):
-            return
+            return unused
         # On copies as well: a forward may write to its parameters.
         own = {n: t.detach().clone() for n, t in _named_tensors(original)}
         own = {n: t.requires_grad_(n in at and at[n].requires_grad) for n, t in own.items()}
@@ -99,11 +114,12 @@ class Origin:
                 "Its forward may depend on an object outside of the module, or its class define "
                 "how it is copied.",
             )
-        reached = set(_leaves(expected))
+        reached = leaves_reached(expected)
         for name, tensor in original.named_parameters():
             used = id(tensor) in reached or id(own[name]) in reached
             if used and id(at.get(name)) not in leaves:
                 raise another_reference(name, argument)
+        return unused
 
 
 def check_copy(duplicate: nn.Module, origin: Origin, x: Tensor, argument: str = "model") -> None:
@@ -184,7 +200,7 @@ def faithful_copy(
     names = {id(p): n for n, p in model.named_parameters()}
     computed = []
     for t in with_history:
-        made_from = [names[i] for i in _leaves(t) if i in names]
+        made_from = [names[i] for i in leaves_reached(t) if i in names]
         computed += [(memo[id(t)], made_from[0])] if made_from else []
     try:
         duplicate = copy.deepcopy(model, memo | {id(kept): kept for kept in shared})
@@ -203,35 +219,26 @@ class _Watch(TorchFunctionMode):
     """Which of some tensors, given by identity, are computed with.
 
     Their shape, device and dtype may be asked for; a function that makes a tensor or a number
-    of one of them has used its values.
+    of one of them has used its values. Batch normalization in train mode
+    couples the samples of a batch.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self._names = names
+        self.couples_samples = False
         self.found: list[str] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is F.batch_norm and kwargs and kwargs.get("training"):
+            self.couples_samples = True
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, float) or next(_tensors_in(result), None) is not None:
-            given = _tensors_in((args, kwargs))
+        if isinstance(result, float) or next(tensors_in(result), None) is not None:
+            given = tensors_in((args, kwargs))
             self.found += [self._names[id(t)] for t in given if id(t) in self._names]
         return result
-
-
-def _leaves(out: Tensor) -> Iterator[int]:
-    """Identities of the tensors that gradients of `out` would be accumulated in."""
-    nodes, seen = [out.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes.extend(following for following, _ in node.next_functions)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            yield id(leaf)
 
 
 def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:
@@ -255,16 +262,6 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
         if isinstance(value, (list, tuple)):
             members = value
         yield from (v for v in members if isinstance(v, Tensor))
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from _tensors_in(v)
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
 
 
 def _nothing() -> None:

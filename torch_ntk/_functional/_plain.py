@@ -22,6 +22,8 @@ from .._checks import ArgumentError, value_error
 from .._types import ForwardFn, Parameters
 from ._batch import Batch
 from ._call import call_model, call_with
+from ._faithful_copy import another_reference
+from ._graph import leaves_reached
 from ._parameters import as_real, copied, real_dtype
 from ._quiet import after_evaluation
 from ._result import rows_of
@@ -286,31 +288,16 @@ class PlainModel:
         If autograd reaches one of the caller's own instead, the forward has got it in another way,
         from a list or a closure, and it would count as a constant.
         """
-        own = {id(p): n for n, p in self.own.items()}
-        nodes, seen = [found.outputs.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            nodes.extend(following for following, _ in node.next_functions)
-            name = own.get(id(getattr(node, "variable", None)))
-            if name is None:
-                continue
-            if not isinstance(self.model, nn.Module):
-                raise value_error(
-                    "model",
-                    "a function f(params, x) that uses its parameters from `params`",
-                    f"one that reaches {name!r} by itself, through a closure",
-                    "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
-                    "or pass the module itself.",
-                )
+        reached = leaves_reached(found.outputs)
+        for name in (n for n, p in self.own.items() if id(p) in reached):
+            if isinstance(self.model, nn.Module):
+                raise another_reference(name)
             raise value_error(
                 "model",
-                "a module that uses its parameters as attributes (self.weight)",
-                f"a forward that uses {plain_name(name)!r} through another reference, such "
-                "as a list, a closure or a tensor computed from it before",
-                "Use the attribute, or nn.ParameterList instead of a list.",
+                "a function f(params, x) that uses its parameters from `params`",
+                f"one that reaches {name!r} by itself, through a closure",
+                "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
+                "or pass the module itself.",
             )
 
 

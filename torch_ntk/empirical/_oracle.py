@@ -14,6 +14,7 @@ from .._functional import (
     call_model,
     evaluating,
     evaluating_on,
+    leaves_reached,
     rows_of,
     select_parameters,
     unwrap,
@@ -127,14 +128,5 @@ def _in_double(module: nn.Module, x: Batch, forward_fn: ForwardFn | None) -> nn.
             out = rows_of(out, one, torch.float64, forward_fn)
         except RuntimeError:
             return module
-        originals = {id(p) for p in module.parameters()}
-        nodes, seen = [out.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if id(getattr(node, "variable", None)) in originals:
-                return module
-            nodes.extend(following for following, _ in node.next_functions)
-    return twin
+        reached = leaves_reached(out)
+    return module if any(id(p) in reached for p in module.parameters()) else twin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
 import torch
@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
-from .._functional import RightOperations, failure, faithful_copy, refuse_unsupported, unwrap
-from .._functional._slope import leaves_of
+from .._functional import (
+    Batch,
+    RightOperations,
+    failure,
+    faithful_copy,
+    leaves_of,
+    refuse_kept_tensors,
+    refuse_unsupported,
+    unwrap,
+)
+from .._functional._kept_tensors import Reads
 from .._types import Parameters
 from ..memory import is_out_of_memory
 from ._expansion import backwards_by_torch_func, right_terms, taylor_sum
@@ -149,8 +158,14 @@ class TaylorModel(nn.Module):
         """See that the copy computes with its own tensors, for samples of a new kind."""
         kind = x.dtype, x.shape[1:]
         if kind not in self._samples:
-            at = {**self._buffers_0.tensors(), **leaves_of(theta_0)}
-            self._origin.check(self.network, at, f.of_another)
+            leaves = leaves_of(theta_0)
+            at = {**self._buffers_0.tensors(), **leaves}
+            unused = self._origin.check(self.network, at, f.of_another)
+
+            def run(batch: Batch, around: Callable[[Parameters], Reads]) -> Tensor:
+                return self._function(batch.value).of_another(self.network, at, around(leaves))
+
+            refuse_kept_tensors(self.network, unused, Batch.of("x", x), run)
             self._samples.add(kind)
 
     def _check_takes(self, f: NetworkFunction, x: Tensor, theta_0: Parameters) -> None:

@@ -16,6 +16,7 @@ from ..._functional import (
     Batch,
     ModelFunction,
     forward_hooks_matter,
+    refuse_kept_tensors,
     refused_arguments,
     run_forward_hooks,
 )
@@ -24,7 +25,6 @@ from ...memory import is_out_of_memory
 from .._stages import stage
 from ..rules import RuleError
 from ._dispatch_modes import ForwardRecord, Operations
-from ._kept_tensors import refuse_kept_tensors
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,18 @@ def inspect_forward(
         )
     if any(not torch.equal(a, b) for a, b in zip(states, after, strict=True)):
         raise not_deterministic()
-    if follower is not None:
-        refuse_kept_tensors(fn, x, follower.unused())
+    module = fn.module if fn.plain.is_own else None
+    if (
+        follower is not None
+        and module is not None
+        and not any(m.training for m in module.modules())
+    ):
+        refuse_kept_tensors(
+            module,
+            follower.unused(),
+            x,
+            lambda batch, around: fn.plain.run(batch, lambda found: None, around),
+        )
     precision = torch.float32 if record.rounds else torch.float64
     return Inspection(outputs.shape[1], record.bytes, precision, keeps_hooks)
 

@@ -6,14 +6,14 @@ code, tied weights and layers that are called several times need no case of thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._functional import Batch, ModelFunction, call_right
+from ..._functional import Batch, ModelFunction, call_right, tensors_in
 from ..._types import Parameters
 from ..inspect import Follower
 from ..rules import RULES, ConvUse, Rule, RuleError, Use
@@ -84,9 +84,9 @@ class _Tracker(Follower):
     ) -> Any:
         kwargs = kwargs or {}
         out = self.call(func, args, kwargs)
-        found = [self._names[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._names]
+        found = [self._names[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._names]
         # Shapes, dtypes and numbers read from a parameter carry no derivative.
-        if not found or not any(True for _ in _tensors(out)):
+        if not found or not any(True for _ in tensors_in(out)):
             return out
         rule = self._rules.get(func)
         uses: list[Use] = []
@@ -211,14 +211,3 @@ def perturbed(
     if len(mode.sources) != len(planned.uses):
         raise UsesChangedError
     return out, tuple(mode.sources)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)

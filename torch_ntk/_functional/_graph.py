@@ -1,0 +1,37 @@
+"""The tensors at the ends of a computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+
+def leaves_reached(*outputs: Tensor) -> dict[int, Tensor]:
+    """By identity the tensors that gradients of the outputs would be accumulated in."""
+    found: dict[int, Tensor] = {}
+    nodes: list[Any] = [out.grad_fn for out in outputs]
+    found.update((id(out), out) for out in outputs if out.is_leaf and out.requires_grad)
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+    return found
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries, as functions take and return them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from tensors_in(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from tensors_in(v)
