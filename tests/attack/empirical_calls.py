@@ -380,6 +380,9 @@ class Attack:
             wrong = [c for c in found.checks if not c.is_right and not c.refusal]
             if self.dtype == torch.float64 and any(c.dtype == torch.float64 for c in wrong):
                 raise AssertionError(f"verify says wrong: {[(c.method, c.error) for c in wrong]}")
+            refusals = [c.refusal for c in found.checks if c.refusal]
+            if len(refusals) == len(found.checks):
+                raise ValueError(refusals[0])
             yield "", torch.zeros(1), torch.zeros(1, dtype=torch.float64)
 
         return "verify", compare

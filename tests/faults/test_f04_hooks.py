@@ -7,7 +7,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import WAYS, Net, built, error, errors, inputs, jacobian, mean, outputs_and_jacobian
+from oracle import (
+    WAYS,
+    Net,
+    built,
+    error,
+    errors,
+    inputs,
+    jacobian,
+    mean,
+    outputs_and_jacobian,
+    weight,
+)
 from torch import Tensor, nn
 
 from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk
@@ -139,6 +150,23 @@ def test_value(kind: str, way: str) -> None:
     (f_0, j), net = outputs_and_jacobian(built(_net), X), built(_net)
     Statistics(net, kind)
     assert errors(way, net, X, j, f_0) < 1e-10
+
+
+def test_hooks_that_watch_a_diverged_network_do_not_run() -> None:
+    """Outputs that are not finite differ from themselves, which is not the doing of the hooks."""
+
+    def make() -> nn.Module:
+        return Net(lambda net, x: net.a(x) / net.scale, a=nn.Linear(4, 3), scale=weight(3))
+
+    net = built(make)
+    with torch.no_grad():
+        net.scale.zero_()  # type: ignore[operator, union-attr]
+        net.a.bias.zero_()  # type: ignore[operator, union-attr]
+    seen = Statistics(net, "forward")
+    for measurement in MEASUREMENTS.values():
+        with pytest.raises(ValueError, match="finite"):
+            measurement(net)
+    assert seen.calls == 0
 
 
 def _changed_by_hooks() -> nn.Module:

@@ -8,6 +8,7 @@ formed (Novak et al. 2022).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,19 +114,19 @@ class _VectorProducts:
         n, c = len(x), basis.shape[0]
         try:
             with transforming(), RightOperations():
-                grads = x.vmap(lambda s: self._pulled(s, basis))
+                outputs, grads = x.vmap(lambda s: self._pulled(s, basis))
             if all(v.shape == (n, c, *fn.params[k].shape) for k, v in grads.items()):
                 found = {k: v.reshape(n * c, *fn.params[k].shape) for k, v in grads.items()}
-                if self._are_right(found, x, basis):
+                if self._are_right(outputs, found, x, basis):
                     return found
         except CannotTransformError:
             pass
-        _, jacobians = plain_jacobians(fn, x, fn.params)
+        outputs, jacobians = plain_jacobians(fn, x, fn.params)
         found = {
             k: torch.einsum("co,nop->ncp", basis, j).reshape(n * c, *fn.params[k].shape)
             for k, j in jacobians.items()
         }
-        if not self._are_right(found, x, basis):
+        if not self._are_right(outputs, found, x, basis):
             raise depends_on_batch(fn.exact_plain, x, "derivatives")
         return found
 
@@ -133,12 +134,13 @@ class _VectorProducts:
         """Remember how large directions are."""
         self._largest = max(self._largest, _norm(directions))
 
-    def _pulled(self, sample: Batch, basis: Tensor) -> Parameters:
-        pull = vjp(lambda p: self._fn.single(p, sample), self._fn.params)[1]
-        grads: Parameters = vmap(lambda e: pull(e)[0])(basis)
-        return grads
+    def _pulled(self, sample: Batch, basis: Tensor) -> tuple[Tensor, Parameters]:
+        transformed: tuple[Any, ...] = vjp(lambda p: self._fn.single(p, sample), self._fn.params)
+        outputs, pull = transformed
+        return outputs, vmap(lambda e: pull(e)[0])(basis)
 
-    def _are_right(self, found: Parameters, x: Batch, basis: Tensor) -> bool:
+    def _are_right(self, outputs: Tensor, found: Parameters, x: Batch, basis: Tensor) -> bool:
+        """Whether outputs `[n, O]` and directions are those of a plain pass over all samples."""
         if not self._job.check:
             return True
         u = signs(len(x), basis.shape[0], like=basis)
@@ -146,24 +148,29 @@ class _VectorProducts:
         try:
             both = x if other is None else x.join(other)
             of_both = wanted if other is None else torch.cat([wanted, torch.zeros_like(wanted[:1])])
-            expected = self._plain_gradient(both, of_both)
+            together, expected = self._plain_pass(both, of_both)
         except (ArgumentError, RuntimeError):
             if not made_up:
                 raise
-            expected = self._plain_gradient(x, wanted)  # nothing says that others must be taken
+            together, expected = self._plain_pass(
+                x, wanted
+            )  # nothing says that others must be taken
         flat = u.reshape(-1)
         own = {k: torch.tensordot(flat, v, dims=1) for k, v in found.items()}
         # The caller is told of what is not finite with the kernel.
         precision = self._job.forward.precision
-        same = agree(own.values(), (expected[k] for k in own), precision=precision)
+        same = agree([outputs], [together[: len(x)].to(outputs)], precision=precision)
+        same = same and agree(own.values(), (expected[k] for k in own), precision=precision)
         return same or not _are_finite(expected)
 
-    def _plain_gradient(self, x: Batch, u: Tensor) -> Parameters:
-        def of_pass(found: PlainPass) -> Parameters:
-            return found.gradients(u)
+    def _plain_pass(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
+        """Outputs, and the gradient of `Σ u·f`."""
 
-        gradient = self._fn.exact_plain.run(x, of_pass)
-        return {n: g.to(self._fn.dtype) for n, g in gradient.items()}
+        def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
+            return found.outputs.detach(), found.gradients(u)
+
+        outputs, gradient = self._fn.exact_plain.run(x, of_pass)
+        return outputs, {n: g.to(self._fn.dtype) for n, g in gradient.items()}
 
     def along(self, start: int, stop: int, w: Parameters) -> Tensor:
         """`J w` of the samples `start … stop` of x1 in each of `c` directions: `[c, n, O]`.
@@ -225,7 +232,7 @@ class _VectorProducts:
         known = self._adjoint
         if known is None or known[:2] != (start, stop):
             u = signs(len(x), self._job.outputs, like=found)
-            known = self._adjoint = (start, stop, u, self._plain_gradient(x, u))
+            known = self._adjoint = (start, stop, u, self._plain_pass(x, u)[1])
         u, gradient = known[2:]
         forwards = (found * u).sum((1, 2))
         terms = [(v * gradient[k]).reshape(len(found), -1) for k, v in w.items()]
