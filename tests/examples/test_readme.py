@@ -42,7 +42,10 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
     x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
     names = {"model": Tiny(), "loader": DataLoader(TensorDataset(x, y), batch_size=32)}
     exec(compile(code, "README.md", "exec"), names)
-    if "cntk" in names:
+    if "of_loss" in names:
+        assert names["kernel"].shape == (6, 6, 3, 3)
+        assert names["of_loss"].shape == (6, 6, 1, 1)
+    elif "cntk" in names:
         assert names["theta"].shape == names["cntk"].shape == (4, 4)
         assert torch.linalg.eigvalsh(names["theta"])[0] > 0
     elif "predict" in names:
@@ -60,7 +63,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 5
+    assert len(SNIPPETS) == README.count("```python") == 6
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])
