@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
+from ._numbers_of_samples import SamplesDifferError, vmap_over_samples
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Batch:
         return len(self.tensors[0])
 
     def __getitem__(self, index: slice | Tensor) -> Batch:
-        """Some of the samples: consecutive ones, or those of a mask."""
+        """Some of the samples: consecutive ones, or those of a mask or of indices."""
         return self.map(lambda t: t[index])
 
     def named(self, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -136,11 +136,21 @@ class Batch:
         return (self.map(lambda t, n=n: t[n]) for n in range(len(self)))  # type: ignore[misc]
 
     def vmap(self, f: Callable[[Batch], T]) -> T:
-        """`f` of each sample (see `samples`) under `torch.func.vmap`; of one sample without."""
+        """`f` of each sample (see `samples`) under `torch.func.vmap`; of one sample without.
+
+        Where `f` decides by the values of a sample, those for which it decides alike go together.
+        """
         if len(self) == 1:
             of_one: T = tree_map(lambda t: t.unsqueeze(0), f(next(self.samples())))
             return of_one
-        found: T = vmap(lambda tensors: f(self.with_tensors(tensors)))(self.tensors)
+        try:
+            return vmap_over_samples(lambda sample: f(self.with_tensors(sample)), self.tensors)
+        except SamplesDifferError as differ:
+            kinds = differ.kinds
+        groups = [(kinds == k).nonzero()[:, 0] for k in range(int(kinds.max()) + 1)]
+        each = [self[group].vmap(f) for group in groups]
+        order = torch.cat(groups).argsort()
+        found: T = tree_map(lambda *parts: torch.cat(parts)[order], *each)
         return found
 
     def unlike(self, sample: Batch) -> Tensor:
