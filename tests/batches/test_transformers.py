@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from batch_forms import Call, by_name, full, loop, off
 from torch import Tensor, nn
 from traces import snapshot
 
 from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, explain, verify
-
-transformers = pytest.importorskip("transformers")
 
 METHODS = ("structured", "jacobian", "vector_product")
 SIZES = {"vocab_size": 11, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 12}
