@@ -149,6 +149,15 @@ def test_bad_batches(kind: str, call: str) -> None:
     assert re.search(words, str(raised.value), re.DOTALL), str(raised.value)
 
 
+def test_a_function_gets_its_own_error() -> None:
+    def f(params: Any, batch: Any) -> Tensor:
+        return params["w"] * batch["features"] * batch["name"]
+
+    batch = {"features": torch.ones(3, 4), "name": ["a", None]}
+    with pytest.raises(ValueError, match="fails with TypeError"):
+        empirical_ntk(f, batch, params={"w": torch.ones(4)})
+
+
 OTHER: dict[str, tuple[Any, str]] = {
     "form": (tuple(parts(2)), r"samples \(float64 \(4,\), float64 \(\), bool \(4,\)\)"),
     "container": (Encoding(mapping(parts(2))), r"samples Encoding\('features': float64 \(4,\)"),

@@ -90,11 +90,12 @@ def refused_arguments(
         value: The batch.
         forward_fn: See `call_model`.
     """
-    if forward_fn is not None or not isinstance(value, (Mapping, tuple, list)):
+    is_taken_apart = isinstance(value, (Mapping, tuple, list)) and forward_fn is None
+    if not is_taken_apart or not isinstance(model, nn.Module):
         return None
     is_mapping = isinstance(value, Mapping)
     kind, example = ("keys", "model(batch['x'])") if is_mapping else ("parts", "model(batch[0])")
-    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    signature = inspect.signature(model.forward)
     try:
         signature.bind(**value) if isinstance(value, Mapping) else signature.bind(*value)
     except TypeError as error:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .._checks import check_choice, check_positive_int, check_tensor, type_error, value_error
-from .._functional import quiet
+from .._checks import check_choice, check_positive_int, type_error, value_error
+from .._functional import Batch, quiet
+from .._types import BatchLike, ForwardFn
 from ..empirical import empirical_nngp, empirical_ntk
 from ._moments import RunningMoments
 
@@ -35,14 +36,15 @@ class MonteCarloKernel:
 
 def monte_carlo_kernel(
     make_model: Callable[[], nn.Module],
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     n_samples: int,
     kind: Literal["ntk", "nngp"] = "ntk",
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
+    forward_fn: ForwardFn | None = None,
 ) -> MonteCarloKernel:
     """The kernel of finite random networks, averaged over draws, with its standard error.
 
@@ -61,13 +63,14 @@ def monte_carlo_kernel(
     Args:
         make_model: Makes a network with newly drawn weights at each call; it may also draw anew
             in a module that it returns every time.
-        x1: Inputs `[N1, ...]`, in the type of the networks.
-        x2: Inputs `[N2, ...]`; None means x2 = x1.
+        x1: A batch of N1 samples, as `empirical_ntk` takes it, in the type of the networks.
+        x2: A batch of N2 samples; None means x2 = x1.
         n_samples: How many networks to draw, at least 2.
         kind: `"ntk"`: `empirical_ntk(..., output="mean")`; `"nngp"`: `empirical_nngp`.
         seed: Of all draws, at least 0.
         batch_size: As for `empirical_ntk`.
         progress: Whether to show a progress bar.
+        forward_fn: As for `empirical_ntk`.
 
     Raises:
         TypeError: `make_model` cannot be called or gives no module, or an argument is of the
@@ -82,17 +85,18 @@ def monte_carlo_kernel(
         >>> k.mean.shape, k.n_samples
         (torch.Size([2, 2]), 3)
     """
-    _check(make_model, x1, n_samples, seed)
+    _check(make_model, n_samples, seed)
     check_choice("kind", kind, ("ntk", "nngp"))
+    device = Batch.of("x1", x1).tensors[0].device
     if x2 is not None:
-        check_tensor("x2", x2)
+        Batch.of("x2", x2)
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**63 - 1, (n_samples,), generator=generator).tolist()
     moments = RunningMoments()
     before: list[Tensor] | None = None
     for number in tqdm(seeds, disable=not progress, desc="draws", unit="network"):
-        with quiet(None, x1.device):
-            _seed_all(number, x1.device)
+        with quiet(None, device):
+            _seed_all(number, device)
             with torch.enable_grad():  # it may train what it makes
                 model = make_model()
         if not isinstance(model, nn.Module):
@@ -104,14 +108,16 @@ def monte_carlo_kernel(
             )
         before = _new_weights(model, before)
         if kind == "ntk":
-            value = empirical_ntk(model, x1, x2, output="mean", batch_size=batch_size)
+            value = empirical_ntk(
+                model, x1, x2, output="mean", batch_size=batch_size, forward_fn=forward_fn
+            )
         else:
-            value = empirical_nngp(model, x1, x2, batch_size=batch_size)
+            value = empirical_nngp(model, x1, x2, batch_size=batch_size, forward_fn=forward_fn)
         moments.add(value)
     return MonteCarloKernel(moments.mean, moments.standard_error, n_samples)
 
 
-def _check(make_model: object, x1: object, n_samples: object, seed: object) -> None:
+def _check(make_model: object, n_samples: object, seed: object) -> None:
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise type_error(
             "make_model",
@@ -119,7 +125,6 @@ def _check(make_model: object, x1: object, n_samples: object, seed: object) -> N
             make_model,
             "A module has one set of weights: give lambda: Net(...), which makes one.",
         )
-    check_tensor("x1", x1)
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2", n_samples, "One draw has no standard error.")
     if isinstance(seed, bool) or not isinstance(seed, int):
