@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -26,8 +26,10 @@ from .._types import Parameters
 from ._agree import agree
 from ._graph import leaves_reached, tensors_in
 from ._quiet import quiet
+from ._state import reached_by, walk
 from ._unwrap import plain_name
 
+_DEPTH = 5  # levels of containers and objects in which a module holds tensors
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -152,7 +154,7 @@ def refuse_closures(model: nn.Module, argument: str = "model") -> None:
     own = {id(m) for m in model.modules()} | {id(t) for _, t in _named_tensors(model)}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if isinstance(value, FunctionType) and any(id(v) in own for v in _reached_by(value)):
+            if isinstance(value, FunctionType) and any(id(v) in own for v in reached_by(value)):
                 raise value_error(
                     argument,
                     "a module that can be copied with its layers",
@@ -161,14 +163,6 @@ def refuse_closures(model: nn.Module, argument: str = "model") -> None:
                     "them from the copy",
                     "Make it a method.",
                 )
-
-
-def _reached_by(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # a name that has no value yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
 
 
 def another_reference(name: str, argument: str = "model") -> Exception:
@@ -194,7 +188,8 @@ def faithful_copy(
     Raises:
         ValueError: The model holds something that cannot be copied.
     """
-    with_history = [t for m in model.modules() for t in _held(m) if not t.is_leaf]
+    held = (v for m in model.modules() for v in walk(vars(m), _DEPTH, set(), into_modules=False))
+    with_history = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
     # What copy.deepcopy finds here it takes for the copy of the tensor with that identity.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in with_history}
     names = {id(p): n for n, p in model.named_parameters()}
@@ -253,15 +248,6 @@ def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def _held(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors in the attributes of `module`, and in plain containers there, one level deep."""
-    for value in vars(module).values():
-        members: Any = value.values() if isinstance(value, dict) else (value,)
-        if isinstance(value, (list, tuple)):
-            members = value
-        yield from (v for v in members if isinstance(v, Tensor))
 
 
 def _nothing() -> None:

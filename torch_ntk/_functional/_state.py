@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._unwrap import is_script
+
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
-_DEPTH = 3  # of containers and objects inside of an attribute
+_DEPTH = 4  # levels of containers, functions and objects from an attribute on
 # Objects of these packages are no caches of a forward: trainers, loggers, devices, generators, …
 _FOREIGN = ("torch", "numpy", "lightning", "pytorch_lightning", "builtins", "_thread")
 
@@ -49,47 +52,26 @@ class PythonState:
             self._members.append((attributes, dict(attributes)))
             for name, value in attributes.items():
                 if name not in _TORCHS:
-                    self._visit(value, _DEPTH)
+                    self._visit(value)
                 elif value and type(value) in _CONTAINERS:  # most are dictionaries of no hooks
                     self._members.append((value, value.copy()))
 
         for value in also:
-            self._visit(value, _DEPTH)
+            self._visit(value)
 
-    def _visit(self, value: Any, depth: int) -> None:
-        if isinstance(value, (str, int, float, nn.Module, type)) or value is None:
-            return
-        if id(value) in self._seen:
-            return
-        if isinstance(value, Tensor):
-            self._seen.add(id(value))
-            if (
-                self._with_values and not value.is_inference()
-            ):  # these cannot be written to outside of inference mode
-                self._tensors.append((value, value.detach().clone(), value._version))
-        elif isinstance(value, torch.Generator):
-            self._seen.add(id(value))
-            if not self._with_values:
-                return
-            self._generators.append((value, value.get_state()))
-        elif type(value) in _CONTAINERS:
-            self._seen.add(id(value))
-            self._members.append((value, value.copy()))
-            if depth > 1:
-                for member in list(value.values() if isinstance(value, dict) else value):
-                    self._visit(member, depth - 1)
-        elif isinstance(value, tuple):
-            for member in value if depth > 1 else ():
-                self._visit(member, depth - 1)
-        elif isinstance(value, (FunctionType, MethodType, functools.partial)):
-            self._seen.add(id(value))
-            for member in _reached_by(value):
-                self._visit(member, depth - 1)
-        elif depth > 1 and _is_plain_object(value):
-            self._seen.add(id(value))
-            self._members.append((vars(value), dict(vars(value))))
-            for member in list(vars(value).values()):
-                self._visit(member, depth - 1)
+    def _visit(self, value: Any) -> None:
+        for held in walk(value, _DEPTH, self._seen, into_modules=False):
+            if isinstance(held, Tensor):
+                # Those of inference mode cannot be written to outside of it.
+                if self._with_values and not held.is_inference():
+                    self._tensors.append((held, held.detach().clone(), held._version))
+            elif isinstance(held, torch.Generator):
+                if self._with_values:
+                    self._generators.append((held, held.get_state()))
+            elif type(held) in _CONTAINERS:
+                self._members.append((held, held.copy()))
+            elif _is_plain_object(held):
+                self._members.append((vars(held), dict(vars(held))))
 
     def restore_attributes(self) -> None:
         """Put attributes and members back, in place where others may hold a reference.
@@ -116,7 +98,39 @@ class PythonState:
 _TORCHS = frozenset(vars(nn.Module()))
 
 
-def _reached_by(function: Any) -> list[Any]:
+def walk(value: Any, depth: int, seen: set[int], into_modules: bool = True) -> Iterator[Any]:
+    """`value` and what it holds, each object once.
+
+    Args:
+        value: Anything. Containers, functions and plain objects are looked into.
+        depth: How many levels, of which `value` is the first.
+        seen: Identities of what has been met; these are passed over.
+        into_modules: Whether modules are given and looked into as well, all submodules at once.
+    """
+    if depth == 0 or value is None or isinstance(value, (str, int, float, type)):
+        return
+    if id(value) in seen or (isinstance(value, nn.Module) and not into_modules):
+        return
+    seen.add(id(value))
+    yield value
+    for member in _held_by(value):
+        yield from walk(member, depth - 1, seen, into_modules)
+
+
+def _held_by(value: Any) -> list[Any]:
+    if isinstance(value, nn.Module):
+        modules = [] if is_script(value) else list(value.modules())
+        return [v for m in modules for n, v in vars(m).items() if n not in _TORCHS]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, deque)):
+        return list(value)
+    if isinstance(value, (FunctionType, MethodType, functools.partial)):
+        return reached_by(value)
+    return list(vars(value).values()) if _is_plain_object(value) else []
+
+
+def reached_by(function: Any) -> list[Any]:
     """What a function holds besides its code: closure, defaults, and arguments that are bound."""
     if isinstance(function, functools.partial):
         return [function.func, *function.args, *function.keywords.values()]
@@ -124,47 +138,16 @@ def _reached_by(function: Any) -> list[Any]:
         return [function.__self__, function.__func__]
     cells = []
     for cell in function.__closure__ or ():
-        try:
+        with contextlib.suppress(ValueError):  # not filled yet
             cells.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            continue
     return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
-def hidden_modules(value: Any, depth: int = 4) -> list[nn.Module]:
+def hidden_modules(value: Any) -> list[nn.Module]:
     """Modules that a function or a module reaches in another way than as submodules."""
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
-
-    def visit(value: Any, depth: int) -> None:
-        if id(value) in seen or depth < 0 or isinstance(value, (str, int, float, Tensor, type)):
-            return
-        seen.add(id(value))
-        if isinstance(value, torch.jit.ScriptModule):
-            return
-        if isinstance(value, nn.Module):
-            found.update(
-                (id(m), m) for m in value.modules() if not isinstance(m, torch.jit.ScriptModule)
-            )
-            for m in value.modules():
-                for name, member in vars(m).items():
-                    if name not in _TORCHS:
-                        visit(member, depth - 1)
-        elif isinstance(value, dict):
-            for member in list(value.values()):
-                visit(member, depth - 1)
-        elif isinstance(value, (list, tuple, set)):
-            for member in list(value):
-                visit(member, depth - 1)
-        elif isinstance(value, (FunctionType, MethodType, functools.partial)):
-            for member in _reached_by(value):
-                visit(member, depth - 1)
-        elif _is_plain_object(value):
-            for member in list(vars(value).values()):
-                visit(member, depth - 1)
-
-    visit(value, depth)
-    return list(found.values())
+    modules = (held for held in walk(value, _DEPTH + 1, set()) if isinstance(held, nn.Module))
+    found = (m for module in modules if not is_script(module) for m in module.modules())
+    return [m for m in dict.fromkeys(found) if not is_script(m)]
 
 
 def _is_plain_object(value: Any) -> bool:
