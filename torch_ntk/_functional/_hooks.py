@@ -22,19 +22,21 @@ _GLOBAL_BACKWARD = ("_global_backward_pre_hooks", "_global_backward_hooks")
 
 
 class UserHooks:
-    """The users' hooks of some modules, and of every module of the process.
+    """The users' hooks of some modules and parameters, and of every module of the process.
 
-    Those of modules are attributes, which the caller saves and puts back; `restore` puts those of
-    the process back.
+    Those of modules are attributes, which the caller saves and puts back; `restore` puts the others
+    back. Those of parameters change gradients, and are no part of the function.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], parameters: Iterable[Tensor]) -> None:
         self._own = [
             (m, kind, hooks)
             for m in modules
             for kind in (*_FORWARD, *_BACKWARD)
             if (hooks := vars(m).get(kind)) and _of_users(hooks)
         ]
+        # A gradient that is asked for by `torch.autograd.grad` passes through them.
+        self._of_parameters = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
         kinds = (*_GLOBAL, *_GLOBAL_BACKWARD)
         self._global = {kind: dict(getattr(torch_module, kind)) for kind in kinds}
 
@@ -48,6 +50,8 @@ class UserHooks:
         """Leave all of them out."""
         for m, kind, hooks in self._own:
             vars(m)[kind] = OrderedDict((k, h) for k, h in hooks.items() if _is_torch(h))
+        for p, _ in self._of_parameters:
+            p._backward_hooks = None
         for kind in self._global:
             getattr(torch_module, kind).clear()
 
@@ -61,7 +65,9 @@ class UserHooks:
                 getattr(torch_module, kind)[k] = wrapped(hook)
 
     def restore(self) -> None:
-        """Those of the process as they were."""
+        """Those of parameters and of the process as they were."""
+        for p, own in self._of_parameters:
+            p._backward_hooks = own
         for kind, hooks in self._global.items():
             current = getattr(torch_module, kind)
             current.clear()
@@ -104,21 +110,3 @@ def _is_torch(hook: Any) -> bool:
     of = getattr(hook, "__self__", None)
     kind = hook if of is None and hasattr(hook, "__qualname__") else type(of or hook)
     return str(getattr(kind, "__module__", "")).startswith("torch.nn.")
-
-
-class ParameterHooks:
-    """Hooks on the gradients of parameters, which are no part of the function."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        # A gradient that is asked for by `torch.autograd.grad` passes through them.
-        self._saved = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
-
-    def remove(self) -> None:
-        """Leave them out."""
-        for p, _ in self._saved:
-            p._backward_hooks = None
-
-    def restore(self) -> None:
-        """As they were."""
-        for p, hooks in self._saved:
-            p._backward_hooks = hooks

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from ._agree import agree
 from ._forward_mode import forward_mode
-from ._hooks import Noting, ParameterHooks, UserHooks
+from ._hooks import Noting, UserHooks
 from ._replaced import autocast_off_inside, checkpoints_passed_over
 from ._state import PythonState, hidden_modules
 from ._unwrap import is_script, unwrap
@@ -108,12 +108,11 @@ def python_state(
     modules = [m for m in model.modules() if not is_script(m)]
     own, known = list(model.parameters()), {id(m) for m in modules}
     hidden = [m for m in hidden_modules(model) if id(m) not in known]
-    before, hooks, on_parameters = PythonState(modules), UserHooks(modules), ParameterHooks(own)
+    before, hooks = PythonState(modules), UserHooks(modules, own)
     gradients = [p.grad for p in own]
     outer = _states.get(id(model)), _hooks.get(id(model))
     try:
         hooks.remove()
-        on_parameters.remove()
         if keep_forward_hooks:
             hooks.put_forward_back()
         for m in () if training else modules:
@@ -129,7 +128,6 @@ def python_state(
             _states[id(model)], _hooks[id(model)] = outer[0], outer[1]
         before.restore()
         hooks.restore()
-        on_parameters.restore()
         for p, gradient in zip(own, gradients, strict=True):
             if p.grad is not gradient:
                 p.grad = gradient

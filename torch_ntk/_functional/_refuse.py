@@ -47,14 +47,14 @@ def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bo
             buffer may be meant, as the -inf of an attention mask).
     """
     for name, module in model.named_modules():
-        where = f"{type(module).__name__} at {plain_name(name)!r}" if name else _kind(module)
+        where = (
+            f"{type(module).__name__} at {plain_name(name)!r}"
+            if name
+            else f"a {type(module).__name__}"
+        )
         _refuse_module(module, where, argument, coupled)
     _refuse_tensors(model.named_parameters(), argument, torch.isfinite)
     _refuse_tensors(model.named_buffers(), argument, lambda t: ~torch.isnan(t))
-
-
-def _kind(module: nn.Module) -> str:
-    return f"a {type(module).__name__}"
 
 
 def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,28 +39,21 @@ def checkpoints_passed_over() -> Iterator[None]:
     Replaced is what `checkpoint` itself looks up in each call: users import `checkpoint` by name.
     """
     module = torch.utils.checkpoint
-    generators = [
-        name
-        for name in (
-            "_checkpoint_without_reentrant_generator_impl",
-            "_checkpoint_without_reentrant_generator",
-        )
-        if hasattr(module, name)
-    ]
+    names = (
+        "_checkpoint_without_reentrant_generator_impl",
+        "_checkpoint_without_reentrant_generator",
+    )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_in_this_thread(module, "CheckpointFunction", _CallFunction))
-        for name in generators:
-            stack.enter_context(_in_this_thread(module, name, _call_between))
+        stack.enter_context(_in_this_thread(module.CheckpointFunction, "apply", _call))
+        for name in names:
+            if hasattr(module, name):
+                stack.enter_context(_in_this_thread(module, name, _call_between))
         yield
 
 
-class _CallFunction:
-    """In place of the reentrant `CheckpointFunction`."""
-
-    @staticmethod
-    def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
-        """What the function returns."""
-        return function(*inputs)
+def _call(function: Any, preserve: bool, *inputs: Any) -> Any:
+    """In place of the reentrant `CheckpointFunction.apply`: what the function returns."""
+    return function(*inputs)
 
 
 def _call_between(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -69,27 +62,20 @@ def _call_between(*args: Any, **kwargs: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_this_thread(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+def _in_this_thread(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
     """`owner.name` is `replacement` for calls of this thread, and itself for those of others."""
-    original = getattr(owner, name)
+    original, is_own = getattr(owner, name), name in vars(owner)
     thread = threading.get_ident()
-    if isinstance(replacement, type):
 
-        class Chosen(original):  # type: ignore[misc, valid-type]
-            @staticmethod
-            def apply(*args: Any) -> Any:
-                own = threading.get_ident() == thread
-                return (replacement if own else original).apply(*args)
-
-        chosen: Any = Chosen
-    else:
-
-        def chosen(*args: Any, **kwargs: Any) -> Any:
-            own = threading.get_ident() == thread
-            return (replacement if own else original)(*args, **kwargs)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        here = threading.get_ident() == thread
+        return (replacement if here else original)(*args, **kwargs)
 
     setattr(owner, name, chosen)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if is_own:
+            setattr(owner, name, original)
+        else:  # it is inherited
+            delattr(owner, name)
