@@ -35,6 +35,7 @@ from ._quiet import settings as settings
 from ._refuse import refuse_unsupported as refuse_unsupported
 from ._result import coupled_rows_of as coupled_rows_of
 from ._result import rows_of as rows_of
+from ._result import tensor_of as tensor_of
 from ._right_operations import RightOperations as RightOperations
 from ._right_operations import call_right as call_right
 from ._select import select_parameters as select_parameters

@@ -31,7 +31,7 @@ def rows_of(
         ValueError: Not one row per sample.
     """
     n = len(batch)
-    f = _tensor_of(out, batch, n, forward_fn)
+    f = tensor_of(out, batch, n, forward_fn)
     name = "model" if forward_fn is None else "forward_fn"
     if n == 1:
         return f.reshape(1, -1).to(dtype)
@@ -57,7 +57,7 @@ def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None)
         TypeError: As `rows_of`.
         ValueError: A number, which has no rows.
     """
-    f = _tensor_of(out, batch, None, forward_fn)
+    f = tensor_of(out, batch, None, forward_fn)
     if f.ndim == 0 or f.numel() == 0:
         raise value_error(
             "model" if forward_fn is None else "forward_fn",
@@ -68,8 +68,12 @@ def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None)
     return f.reshape(f.shape[0], -1)
 
 
-def _tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | None) -> Tensor:
-    """The tensor of outputs, of `n` rows if that is known, in what a model returns."""
+def tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | None) -> Tensor:
+    """The tensor of outputs, of `n` rows if that is known, in what a model returns.
+
+    Raises:
+        TypeError: No tensor of real floating-point numbers, or not one alone.
+    """
     f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, n, forward_fn)
     if f.is_floating_point():
         return f

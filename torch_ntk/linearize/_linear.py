@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,24 +20,24 @@ def linearized(
     f: NetworkFunction,
     theta_0: Parameters,
     delta: Parameters,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     tracked: bool,
     around: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
     """`f(θ_0) + J δ`, of which gradients by δ are `Jᵀu`.
 
     They are one backward pass of `f` at θ_0: as fast as that of the network, and with its digits.
-    Gradients by x go through the two passes that give J δ, because J depends on x.
+    Gradients by inputs go through the two passes that give J δ, because J depends on them.
 
     Args:
-        f: The function, at the batch x.
+        f: The function, at a batch of inputs.
         theta_0: The point at which it is differentiated.
         delta: The displacement; gradients are for those that require grad.
-        x: The inputs.
+        inputs: Those tensors of the batch that require grad.
         tracked: Whether there are gradients at all.
         around: What a backward pass has to be within.
     """
-    by_inputs = tracked and x.requires_grad
+    by_inputs = tracked and bool(inputs)
     still = {k: d.detach() for k, d in delta.items()}
     leaves = leaves_of(theta_0)
     with f.evaluated(leaves) as out:
@@ -59,19 +59,20 @@ def linearized(
                 out, wanted, u, keep_graph=keep, create=torch.is_grad_enabled()
             )
 
-    numbers: Tensor = _Linear.apply(value, transposed, x, *trained.values())
+    numbers: Tensor = _Linear.apply(value, transposed, len(inputs), *inputs, *trained.values())
     return numbers
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, transposed: Any, x: Tensor, *delta: Tensor) -> Tensor:
-        ctx.transposed = transposed
+    def forward(ctx: Any, value: Tensor, transposed: Any, n: int, *by: Tensor) -> Tensor:
+        # Of the tensors `by` the first n are inputs, the others displacements.
+        ctx.transposed, ctx.n = transposed, n
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:
-        if ctx.needs_input_grad[2]:
+        if any(ctx.needs_input_grad[3 : 3 + ctx.n]):
             raise value_error(
                 "x",
                 "a batch that does not require grad",
@@ -79,4 +80,4 @@ class _Linear(torch.autograd.Function):
                 "second derivative",
                 "Detach it: gradients by the inputs differentiate once more than those by θ.",
             )
-        return None, None, None, *ctx.transposed(u).values()
+        return *(None,) * (3 + ctx.n), *ctx.transposed(u).values()

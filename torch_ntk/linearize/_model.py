@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from .._checks import check_positive_int, check_tensor, describe, type_error, value_error
+from .._checks import check_positive_int, describe, type_error, value_error
 from .._functional import (
     Batch,
     RightOperations,
@@ -21,11 +22,11 @@ from .._functional import (
     unwrap,
 )
 from .._functional._kept_tensors import Reads
-from .._types import Parameters
+from .._types import ForwardFn, Parameters
 from ..memory import is_out_of_memory
 from ._expansion import backwards_by_torch_func, right_terms, taylor_sum
 from ._linear import linearized
-from ._network_function import NetworkFunction
+from ._network_function import Call, NetworkFunction, has_samples
 from ._steady import steady
 
 
@@ -64,13 +65,19 @@ class TaylorModel(nn.Module):
     Attributes:
         network: A copy of the network whose parameters are θ. Train these.
         order: The degree of the polynomial.
+        forward_fn: Which outputs are expanded; None is what the network returns.
     """
 
-    def __init__(self, model: nn.Module, order: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, order: int = 1, *, forward_fn: ForwardFn | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise type_error("model", "an nn.Module", describe(model), "Pass the network itself.")
         self.order = check_positive_int("order", order)
+        if forward_fn is not None and not callable(forward_fn):
+            raise type_error("forward_fn", "a function forward_fn(model, batch)", forward_fn)
+        self.forward_fn = forward_fn
         model = unwrap(model)
         refuse_unsupported(model)
         named = dict(model.named_parameters())
@@ -96,94 +103,124 @@ class TaylorModel(nn.Module):
         return {k: p - at[k] for k, p in self.network.named_parameters() if k in at}
 
     @_disable_dynamo  # torch.compiler.disable, which loads torch._dynamo when it is first called
-    def forward(self, x: Tensor) -> Tensor:
-        """The expansion at a batch `x`, in the shape that the network gives.
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The expansion at a batch of inputs, in the shape that the network gives.
+
+        It is called like the network: `lin(x)`, `lin(x, lengths)`, `lin(**batch)`. With a
+        `forward_fn` the same is its batch: x, the tuple `(x, lengths)` or the dictionary.
 
         Every call makes sure on its own data that the derivatives are those of plain backward
         passes. The first call for samples of a kind also makes sure that the copy of the network
         computes with tensors of its own.
 
         Args:
-            x: What the network takes, on its device and in its dtype.
+            *args: What the network takes, on its device and in its dtype.
+            **kwargs: The same by name.
 
         Raises:
-            TypeError: The network does not return one real floating-point tensor.
+            TypeError: There is no tensor among the inputs; or the network does not return one real
+                floating-point tensor, or a mapping or dataclass with `logits` or with exactly one.
             ValueError: The network reaches parameters in another way than as attributes; torch
                 has no right derivatives for one of its operations; saved tensor hooks
                 (`torch.utils.checkpoint`, `save_on_cpu`) are set around this call.
         """
-        x = check_tensor("x", x)
+        value, call = _batch_of(args, kwargs)
+        x = Batch.coupled("x", value)  # samples are not taken apart: a tensor may have none
+        device = x.tensors[0].device
         # Someone else differentiates this call by torch.func, which tracks what it needs.
         transformed = torch._C._functorch.maybe_current_level() is not None
         tracked = torch.is_grad_enabled() or transformed
-        rounded = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-        around = partial(steady, self.network, x.device)
+        around = partial(steady, self.network, device)
+        rounded = torch.is_autocast_enabled(device.type)
         with around():
             theta_0 = self._theta_0.tensors()
             x = x.to(_real_dtype(theta_0)) if rounded else x
-            x = x.clone() if x.is_inference() else x
+            x = x.map(lambda t: t.clone() if t.is_inference() else t)
             if not transformed and self._keep_hooks is None:
-                one = self._function(x[:1].detach(), keep_hooks=False)
+                one = self._function(_first(x), call, keep_hooks=False)
                 self._keep_hooks = one.hooks_matter(theta_0)
             # Normalizations are differentiated three times then.
-            often = transformed or self.order > 1 or (tracked and x.requires_grad)
-            f = self._function(x, often=often)
+            inputs = [t for t in x.tensors if t.requires_grad]
+            often = transformed or self.order > 1 or (tracked and bool(inputs))
+            f = self._function(x, call, often=often)
             delta = self.displacement()
             if not tracked:
                 delta = {k: d.detach() for k, d in delta.items()}
             try:
                 if transformed:
                     return taylor_sum(backwards_by_torch_func(f, theta_0, delta, self.order))
-                self._check_copy(f, theta_0, x)
+                self._check_copy(f, theta_0, x, call)
                 if self.order == 1:
-                    return linearized(f, theta_0, delta, x, tracked, around)
+                    return linearized(f, theta_0, delta, inputs, tracked, around)
                 with torch.set_grad_enabled(tracked):
                     return taylor_sum(right_terms(f, theta_0, delta, self.order))
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 if not transformed:
-                    self._check_takes(f, x, theta_0)
+                    _check_takes(f, value, theta_0)
                 remedy = "It takes backward passes of its own, which torch.func does not transform."
                 doing = "expand the outputs of the model"
                 raise failure(error, doing, remedy if transformed else "") from error
 
-    def _function(self, x: Tensor, often: bool = False, keep_hooks: bool = True) -> NetworkFunction:
+    def _function(
+        self, x: Batch, call: Call, often: bool = False, keep_hooks: bool = True
+    ) -> NetworkFunction:
         # While it is unknown whether hooks matter, leaving them out could be wrong.
         keep = keep_hooks and self._keep_hooks is not False
         around = RightOperations(norms=often)
-        return NetworkFunction(self.network, self._buffers_0.tensors, x, around, keep)
+        return NetworkFunction(
+            self.network, self._buffers_0.tensors, x, around, keep, self.forward_fn, call
+        )
 
-    def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Tensor) -> None:
+    def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Batch, call: Call) -> None:
         """See that the copy computes with its own tensors, for samples of a new kind."""
-        kind = x.dtype, x.shape[1:]
+        kind = str(x)
         if kind not in self._samples:
             leaves = leaves_of(theta_0)
             at = {**self._buffers_0.tensors(), **leaves}
             unused = self._origin.check(self.network, at, f.of_another)
 
             def run(batch: Batch, around: Callable[[Parameters], Reads]) -> Tensor:
-                return self._function(batch.value).of_another(self.network, at, around(leaves))
+                return self._function(batch, call).of_another(self.network, at, around(leaves))
 
-            refuse_kept_tensors(self.network, unused, Batch.of("x", x), run)
+            if has_samples(x):
+                refuse_kept_tensors(self.network, unused, x, run)
             self._samples.add(kind)
-
-    def _check_takes(self, f: NetworkFunction, x: Tensor, theta_0: Parameters) -> None:
-        """Raise for inputs on which the network itself fails, before anything is expanded."""
-        try:
-            f(theta_0)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise value_error(
-                "x",
-                "a batch of inputs that the network takes",
-                f"{describe(x)}, on which its forward fails with {first}",
-                "Give it inputs as the network gets them in training, in its dtype.",
-            ) from error
 
     def extra_repr(self) -> str:
         """What `repr` shows besides the network."""
         return f"order={self.order}"
+
+
+def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call]:
+    """The batch that a call gives, and how a network is called with it."""
+    if args and kwargs:
+        return (args, kwargs), lambda network, value: network(*value[0], **value[1])
+    if kwargs:
+        return kwargs, lambda network, value: network(**value)
+    if len(args) == 1:
+        return args[0], lambda network, value: network(value)
+    return args, lambda network, value: network(*value)
+
+
+def _first(x: Batch) -> Batch:
+    """The first sample of a batch, or the whole where it has none."""
+    return (x[:1] if has_samples(x) else x).map(torch.detach)
+
+
+def _check_takes(f: NetworkFunction, value: Any, theta_0: Parameters) -> None:
+    """Raise for inputs on which the network itself fails, before anything is expanded."""
+    try:
+        f(theta_0)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise value_error(
+            "x",
+            "a batch of inputs that the network takes",
+            f"{describe(value)}, on which its forward fails with {first}",
+            "Give it inputs as the network gets them in training, in its dtype.",
+        ) from error
 
 
 def _real_dtype(theta: Parameters) -> torch.dtype:
@@ -193,11 +230,11 @@ def _real_dtype(theta: Parameters) -> torch.dtype:
 class LinearizedModel(TaylorModel):
     """`f(x; θ_0) + ⟨θ - θ_0, ∇f(x; θ_0)⟩`, a trainable module; built by `linearize`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, order=1)
+    def __init__(self, model: nn.Module, *, forward_fn: ForwardFn | None = None) -> None:
+        super().__init__(model, order=1, forward_fn=forward_fn)
 
 
-def linearize(model: nn.Module) -> LinearizedModel:
+def linearize(model: nn.Module, *, forward_fn: ForwardFn | None = None) -> LinearizedModel:
     r"""The network linearized in its parameters around their current values.
 
     `f_lin(x; θ) = f(x; θ_0) + ⟨θ - θ_0, ∇_θ f(x; θ_0)⟩`: nonlinear in x, linear in θ. Trained by
@@ -209,10 +246,14 @@ def linearize(model: nn.Module) -> LinearizedModel:
     output. Gradients by θ are one plain backward pass.
 
     Args:
-        model: The network. It must return one tensor.
+        model: The network. It returns one tensor, or a mapping or dataclass with `logits` or with
+            exactly one floating-point tensor.
+        forward_fn: `forward_fn(model, batch)` returns the outputs that are meant in place of that
+            call: of `lin(x)` for the batch x, of `lin(**batch)` for the dictionary.
 
     Returns:
-        A module with the parameters θ = θ_0 to begin with. Any optimizer trains it. A training
+        A module with the parameters θ = θ_0 to begin with, called like the network. Any optimizer
+        trains it. A training
         step costs about three of the network's, a forward pass alone about eight.
 
     Raises:
@@ -231,19 +272,22 @@ def linearize(model: nn.Module) -> LinearizedModel:
         >>> bool(torch.allclose(lin(x), net(x)))  # equal at θ_0
         True
     """
-    return LinearizedModel(model)
+    return LinearizedModel(model, forward_fn=forward_fn)
 
 
-def taylor_expand(model: nn.Module, order: int) -> TaylorModel:
+def taylor_expand(
+    model: nn.Module, order: int, *, forward_fn: ForwardFn | None = None
+) -> TaylorModel:
     r"""The network expanded in its parameters around their current values up to `order`.
 
     `Σ_{k=0}^{order} (1/k!) d^k/dt^k f(x; θ_0 + t (θ - θ_0))` at t = 0: `order=1` is `linearize`,
     `order=2` adds the first correction to lazy training.
 
     Args:
-        model: The network. It must return one tensor.
+        model: The network, as in `linearize`.
         order: The degree, at least 1. Each order multiplies the cost by about 3: a forward pass
             of order 2 costs about 30 of the network's.
+        forward_fn: As in `linearize`.
 
     Derivatives are taken in nested forward mode and by nested backward passes. Every call compares
     the two, or, where one is missing or wrong (`torch.linalg.det`, an `autograd.Function` without
@@ -258,5 +302,5 @@ def taylor_expand(model: nn.Module, order: int) -> TaylorModel:
         neural networks" (2020).
     """
     if check_positive_int("order", order) == 1:
-        return LinearizedModel(model)
-    return TaylorModel(model, order)
+        return LinearizedModel(model, forward_fn=forward_fn)
+    return TaylorModel(model, order, forward_fn=forward_fn)

@@ -10,10 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from .._checks import describe, type_error
-from .._functional import forward_hooks_matter
-from .._functional._quiet import python_state
-from .._types import Parameters
+from .._functional import Batch, call_model, forward_hooks_matter, tensor_of
+from .._functional._quiet import python_state, values_of
+from .._functional._state import hidden_modules
+from .._types import ForwardFn, Parameters
+
+Call = Callable[[nn.Module, Any], Any]
+"""From a network and a batch in the caller's form to what the network returns."""
+
+
+def has_samples(x: Batch) -> bool:
+    """Whether every tensor has as many rows as the others, so that a row is a sample."""
+    sizes = {t.shape[:1] for t in x.tensors}
+    return len(sizes) == 1 and sizes != {()}
 
 
 class NetworkFunction:
@@ -23,9 +32,11 @@ class NetworkFunction:
         self,
         network: nn.Module,
         buffers: Callable[[], Parameters],
-        x: Tensor,
+        x: Batch,
         around: AbstractContextManager[Any] | None = None,
         keep_hooks: bool = False,
+        forward_fn: ForwardFn | None = None,
+        call: Call = call_model,
     ) -> None:
         """The function of `network` at `x`.
 
@@ -35,21 +46,28 @@ class NetworkFunction:
             x: A batch.
             around: In which its forward runs.
             keep_hooks: Whether forward hooks of the user run, as they are part of the function.
+            forward_fn: In place of the call of the network.
+            call: How the network is called without it.
         """
         self._network, self._buffers, self._x = network, buffers, x
         self._around = contextlib.nullcontext() if around is None else around
         self._keep_hooks = keep_hooks
+        self._forward_fn, self._call = forward_fn, call
+        self._rows = len(x) if has_samples(x) else None
 
     def of_another(
         self, network: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]
     ) -> Tensor:
         """The outputs of a network with these parameters and buffers, run within a context."""
-        return NetworkFunction(network, dict, self._x, around, self._keep_hooks)(tensors)
+        other = NetworkFunction(
+            network, dict, self._x, around, self._keep_hooks, self._forward_fn, self._call
+        )
+        return other(tensors)
 
     def hooks_matter(self, params: Parameters) -> bool:
         """Whether forward hooks of the user change the outputs; to be asked without them."""
         with self.in_place(params):
-            return forward_hooks_matter(self._network, lambda: self._network(self._x.clone()))
+            return forward_hooks_matter(self._network, self._outputs)
 
     def __call__(self, params: Parameters) -> Tensor:
         """The outputs."""
@@ -61,22 +79,23 @@ class NetworkFunction:
         """The outputs; within it `params` are in place, for backward passes that run it again."""
         with self.in_place(params):
             with self._around:
-                out: Any = self._network(self._x.clone())
-            if not isinstance(out, Tensor) or not out.is_floating_point():
-                raise type_error(
-                    "model",
-                    "a module that returns one real floating-point tensor",
-                    describe(out),
-                    "Wrap it in a module whose forward returns the part you mean.",
-                )
+                out = self._outputs()
             yield out
+
+    def _outputs(self) -> Tensor:
+        call = self._call if self._forward_fn is None else self._forward_fn
+        out = call(self._network, self._x.clone().value)
+        return tensor_of(out, self._x, self._rows, self._forward_fn)
 
     @contextlib.contextmanager
     def in_place(self, params: Parameters) -> Iterator[None]:
         """Within it, the network has these parameters; afterwards it is as it was."""
         tensors = {**self._buffers(), **params}
+        own = {id(m) for m in self._network.modules()}
+        others = [m for m in hidden_modules(self._forward_fn) if id(m) not in own]
         with (
             python_state(self._network, self._keep_hooks),
+            values_of(others),
             _reparametrize_module(self._network, tensors, tie_weights=True),
         ):
             yield

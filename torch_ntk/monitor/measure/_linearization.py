@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..._functional import RightOperations, copied, failure, leaves_of, slope
+from ..._functional import Batch, RightOperations, copied, failure, leaves_of, slope
 from ..._types import Parameters
 from ...linearize._network_function import NetworkFunction
 from ...linearize._steady import steady
@@ -69,7 +69,8 @@ class Linearization:
         x = x.to(dtype) if x.is_floating_point() else x
 
         def function(x: Tensor, keep_hooks: bool) -> NetworkFunction:
-            return NetworkFunction(network, self._buffers, x, RightOperations(), keep_hooks)
+            batch = Batch.of("probe", x)
+            return NetworkFunction(network, self._buffers, batch, RightOperations(), keep_hooks)
 
         def slopes(f: NetworkFunction) -> Tensor:
             with f.evaluated(theta_0) as out:
