@@ -101,3 +101,21 @@ def test_a_layer_unfrozen_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         record = Record(METRICS, Evaluation(dtype=dtype))
         gaps.append(observed(record, model)["linearization_gap"])
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)
+
+
+def test_imaginary_parts_of_parameters_count() -> None:
+    """A network that is linear in its complex weights stays on its linearization."""
+
+    class Phases(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (torch.complex(x, -x) @ self.weight).real
+
+    model, record = Phases(), Record(("linearization_gap",))
+    record.begin(model, Probe(torch.randn(4, 5)), 0)
+    with torch.no_grad():
+        model.weight += 0.1j * torch.randn(5, 3)
+    assert record.measure(model, 1).scalars["linearization_gap"] < 1e-5
