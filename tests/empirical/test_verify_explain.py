@@ -93,3 +93,15 @@ def test_explain_leaves_no_trace_and_checks_its_input() -> None:
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ValueError, match="`x` must be a batch"):
         explain(model, torch.randn(0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_verify_in_inference_mode(dtype: torch.dtype, made_inside: bool) -> None:
+    """Also of a network that was made there, whose parameters autograd does not follow."""
+    with torch.inference_mode(made_inside):
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+    with torch.inference_mode():
+        found = verify(net, torch.randn(3, 3, dtype=dtype))
+    assert found.is_right, str(found)
+    assert not any(c.refusal for c in found.checks), str(found)

@@ -115,10 +115,11 @@ def _in_double(module: nn.Module, x: Batch, forward_fn: ForwardFn | None) -> nn.
     It cannot if the copy reaches parameters of the original, through a closure or a list.
     """
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if kinds <= {torch.float64}:
+    if kinds <= {torch.float64} and not any(p.is_inference() for p in module.parameters()):
         return module
     try:
-        twin = copy.deepcopy(module).double()
+        with torch.inference_mode(False):  # autograd does not follow what is made in that mode
+            twin = copy.deepcopy(module).double()
     except (RuntimeError, TypeError):
         return module
     with evaluating_on(module, None, forward_fn), evaluating(twin, None), torch.enable_grad():
