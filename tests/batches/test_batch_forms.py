@@ -82,6 +82,7 @@ class Greedy(Scaled):
     def forward(self, features: Tensor, scale: Tensor, options: dict[str, Any]) -> Tensor:
         mask = options.pop("mask")
         options["new"] = options["steps"]
+        options["notes"]["seen"].append(len(features))
         out = self.outputs(features.mul_(2.0), scale.add_(1.0), mask)
         return out * options["steps"]
 
@@ -89,14 +90,17 @@ class Greedy(Scaled):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_forward_may_write_into_its_batch(method: Any) -> None:
     net, (features, scale, mask) = built(Greedy), parts(4)
-    batch = {"features": features, "scale": scale, "options": {"mask": mask, "steps": 3}}
+    notes: dict[str, list[int]] = {"seen": []}
+    options = {"mask": mask, "steps": 3, "notes": notes}
+    batch = {"features": features, "scale": scale, "options": options}
     copies = [t.clone() for t in (features, scale, mask)]
     found = empirical_ntk(net, batch, method=method)
-    assert list(batch["options"]) == ["mask", "steps"]  # type: ignore[call-overload]
+    assert list(options) == ["mask", "steps", "notes"]
+    assert notes == {"seen": []}
     assert all(torch.equal(a, b) for a, b in zip(copies, (features, scale, mask), strict=True))
 
     def of(r: Any) -> dict[str, Any]:
-        options = {"mask": r[2], "steps": 3}
+        options = {"mask": r[2], "steps": 3, "notes": {"seen": []}}
         return {"features": r[0].clone(), "scale": r[1].clone(), "options": options}
 
     _, j = loop(net, [of(r) for r in rows((features, scale, mask))], by_name)

@@ -304,7 +304,7 @@ def _taken_apart(path: str, value: object) -> tuple[Form, list[Tensor]]:
         form, own = _taken_apart(f"{path}[{key!r}]", part)
         forms.append(form)
         tensors.extend(own)
-    if not tensors:
+    if not tensors and type(value) not in (dict, list):  # which a forward may write to
         return _Constant(value), []
     keys = tuple(parts)
     try:
