@@ -159,6 +159,13 @@ CASES: tuple[Case, ...] = (
         (3,),
         tokens=7,
     ),
+    # Of this one torch has the first derivative in reverse mode, and no other.
+    Case(
+        "embedding_bag_max",
+        lambda: nn.Sequential(nn.EmbeddingBag(7, 4, mode="max"), nn.Linear(4, 2)),
+        (3,),
+        tokens=7,
+    ),
     Case("layer_twice", lambda: Reused(2), (5,)),
     Case("layer_three_times", lambda: Reused(3), (5,)),
     Case("tied_weights", TiedLinears, (5,)),

@@ -27,6 +27,7 @@ from ._graph import leaves_reached
 from ._parameters import as_real, copied, real_dtype
 from ._quiet import after_evaluation
 from ._result import rows_of
+from ._slope import transposed_product
 from ._unwrap import plain_name
 
 T = TypeVar("T")
@@ -59,21 +60,9 @@ class PlainPass:
             only: Names of the parameters; None is all.
         """
         leaves = self.leaves if only is None else {n: self.leaves[n] for n in only}
-        if not self.outputs.requires_grad:
-            return {n: as_real(torch.zeros_like(p)) for n, p in leaves.items()}
-        found = torch.autograd.grad(
-            self.outputs,
-            list(leaves.values()),
-            u.to(self.outputs.dtype),
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-        dense = {
-            n: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
-            for (n, p), g in zip(leaves.items(), found, strict=True)
-        }
-        return {n: as_real(g) for n, g in dense.items()}
+        u = u.to(self.outputs.dtype)
+        found = transposed_product(self.outputs, leaves, u, create=create_graph)
+        return {n: as_real(g) for n, g in found.items()}
 
     def along(self, w: Parameters) -> Tensor:
         """`J w` `[N, O]` by two backward passes: the derivative of `⟨Jᵀu, w⟩` by u.
