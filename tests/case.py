@@ -24,7 +24,6 @@ class Case:
         tokens: The number of indices, for models that take them instead of numbers.
         inexact_on_gpu: Of which operation torch makes errors in float64 on a GPU.
         slow: Whether it takes more than about ten seconds.
-        is_heavy: Whether only a few of the combinations of arguments are tested.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Case:
     tokens: int = 0
     inexact_on_gpu: str = ""
     slow: bool = False
-    is_heavy: bool = False
 
     def build(self, device: torch.device | None = None) -> nn.Module:
         """The model in float64, in train mode unless the row says otherwise."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -200,7 +202,10 @@ class CountingNet(nn.Module):
 
 
 class OwnGenerators(nn.Module):
-    """Draws from generators of its own at each forward pass; in eval mode it does not use them."""
+    """Draws from generators of its own, and those of NumPy and Python, at each forward pass.
+
+    In eval mode nothing depends on what it has drawn.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,6 +214,7 @@ class OwnGenerators(nn.Module):
         self.others = [torch.Generator().manual_seed(2)]
 
     def forward(self, x: Tensor) -> Tensor:
+        random.random(), np.random.rand()  # noqa: NPY002
         noise = torch.randn(3, generator=self.source) + torch.rand(3, generator=self.others[0])
         hidden = self.layer(x).sin()
         return hidden + noise.to(hidden) if self.training else hidden

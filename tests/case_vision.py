@@ -1,8 +1,4 @@
-"""Networks of torchvision for the table of cases, made so small that a loop can differentiate them.
-
-The deep ones have their largest weights frozen: what is left holds every kind of layer, and the
-Jacobians that a loop makes of it fit in memory.
-"""
+"""Networks of torchvision for the table of cases, with every kind of layer but few of each."""
 
 from __future__ import annotations
 
@@ -10,42 +6,49 @@ from case_models import with_statistics
 from torch import nn
 
 
-def _without_the_largest(model: nn.Module, most: int) -> nn.Module:
+def resnet() -> nn.Module:
+    """ResNet-18 with its largest weights frozen, so that a loop's Jacobians fit in memory."""
+    from torchvision.models import resnet18
+
+    model = with_statistics(resnet18(num_classes=3))
     for p in model.parameters():
-        p.requires_grad_(p.numel() <= most)
+        p.requires_grad_(p.numel() <= 150_000)
     return model
 
 
-def resnet() -> nn.Module:
-    """ResNet-18."""
-    from torchvision.models import resnet18
-
-    return with_statistics(resnet18(num_classes=3))
-
-
 def mobilenet() -> nn.Module:
-    """MobileNetV3 small: depthwise convolutions, squeeze and excitation, hard activations."""
-    from torchvision.models import mobilenet_v3_small
+    """MobileNetV3: depthwise convolutions, squeeze and excitation, hard activations."""
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 
-    return with_statistics(mobilenet_v3_small(num_classes=2))
+    def block(*settings: int | bool | str) -> InvertedResidualConfig:
+        return InvertedResidualConfig(*settings, width_mult=1.0)
+
+    blocks = [
+        block(16, 3, 16, 16, True, "RE", 2, 1),
+        block(16, 3, 24, 24, False, "RE", 2, 1),
+        block(24, 5, 32, 24, True, "HS", 1, 1),  # with the residual sum
+    ]
+    return with_statistics(MobileNetV3(blocks, last_channel=32, num_classes=2))
 
 
 def convnext() -> nn.Module:
-    """ConvNeXt tiny: layer scales, layer norms over channels, stochastic depth."""
-    from torchvision.models import convnext_tiny
+    """ConvNeXt: layer scales, layer norms over channels, stochastic depth."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-    model = convnext_tiny(num_classes=2)
+    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 2)]
+    model = ConvNeXt(blocks, stochastic_depth_prob=0.2, num_classes=2)
     for name, p in model.named_parameters():
         if name.endswith("layer_scale"):
             nn.init.normal_(p)  # as built, all but nothing passes through a block
-    return _without_the_largest(model, 200_000)
+    return model
 
 
 def densenet() -> nn.Module:
-    """DenseNet-121: concatenations, and batch norms before the convolutions."""
-    from torchvision.models import densenet121
+    """DenseNet: concatenations, and batch norms before the convolutions."""
+    from torchvision.models import DenseNet
 
-    return _without_the_largest(with_statistics(densenet121(num_classes=2)), 60_000)
+    options = {"growth_rate": 4, "block_config": (2, 2), "num_init_features": 8, "bn_size": 2}
+    return with_statistics(DenseNet(**options, num_classes=2))
 
 
 def vision_transformer() -> nn.Module:

@@ -42,7 +42,7 @@ class _Oracle:
         self._known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-        """Jacobians `[4, O, P]` and `[3, O, P]` on `case.inputs(4)` and `case.inputs(3, 1)`."""
+        """Jacobians on `case.inputs(4)` and `case.inputs(3, 1)`."""
         if case.name not in self._known:
             self._known[case.name] = (
                 jacobian_loop(case.build(_CPU), case.inputs(4, device=_CPU)),
@@ -68,11 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the rows of the table say about the tests that run for them.
 
-    Of networks with millions of parameters only a few combinations run, to save minutes, and of
-    slow ones the reference method for one output: it takes all from the same Jacobian. Files with
-    slow tests come first, so that in the end no process waits for another's.
+    Files with slow tests come first, so that in the end no process waits for another's.
     """
-    few = {"output": ("full",), "nth": (2,), "x2": (None,)}
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
@@ -85,10 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if case.inexact_on_gpu and case_module.DEVICE.type == "cuda":
             reason = f"torch's {case.inexact_on_gpu} has errors of 1e-8 in float64 on a GPU"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
-        fits = all(given.get(name, values[0]) in values for name, values in few.items())
-        again = given.get("method") == "jacobian" and given.get("output", "full") != "full"
-        is_left_out = (case.is_heavy and not fits) or (case.slow and again)
-        (dropped if is_left_out else kept).append(item)
+        kept.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     slow = {item.path for item in kept if item.get_closest_marker("slow")}

@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from case import Case
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+
+def in_training(case: Case) -> nn.Module:
+    """As in the middle of training: gradients are there, and the generators have been used."""
+    model = case.build()
+    for p in model.parameters():
+        if p.requires_grad and p.numel():
+            p.grad = torch.full_like(p, 0.5)
+    random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002
+    return model
 
 
 def snapshot(model: nn.Module, *inputs: Tensor) -> dict[str, Any]:

@@ -25,17 +25,22 @@ METHODS = ["structured", "jacobian", "vector_product"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("method", [*METHODS, "auto"])
-@pytest.mark.parametrize(
-    "name", ["mlp", "ntk_conv", "writes_into_zeros", "function_of_the_old_kind"]
-)
+# Every two of network, method and output together, though not every three.
+NAMES = ["mlp", "ntk_conv", "writes_into_zeros", "function_of_the_old_kind"]
+COMBINATIONS = [
+    (NAMES[(i + k) % len(NAMES)], method, output)
+    for i, method in enumerate([*METHODS, "auto"])
+    for k, output in enumerate(OUTPUTS)
+]
+
+
+@pytest.mark.parametrize(("name", "method", "output"), COMBINATIONS)
 def test_block_sizes_agree(name: str, method: str, output: str) -> None:
     case = by_name(name)
     model, x1, x2 = case.build(), case.inputs(5), case.inputs(3, 1)
     whole = empirical_ntk(model, x1, x2, output=output, method=method)
     square = empirical_ntk(model, x1, output=output, method=method)
-    for size in (1, 2, 3, 100):
+    for size in (1, 2, 100):
         kernel = empirical_ntk(model, x1, x2, output=output, method=method, batch_size=size)
         assert relative_error(kernel, whole) < 1e-12
         kernel = empirical_ntk(model, x1, output=output, method=method, batch_size=size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, by_name
-from oracles import contract_full, reduced, relative_error
+from cases import by_name
+from oracles import reduced, relative_error
+from test_empirical_values import expected_parts
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
@@ -16,18 +17,6 @@ METHODS = ["structured", "jacobian", "vector_product", "auto"]
 OUTPUTS = ["full", "trace", "mean", "diagonal", "pseudo"]
 
 
-def expected_parts(model: nn.Module, j1: Tensor, j2: Tensor, output: str) -> dict[str, Tensor]:
-    """From whole Jacobians, whose columns follow `model.parameters()`."""
-    parts, start = {}, 0
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            columns = slice(start, start + p.numel())
-            full = contract_full(j1[..., columns], j2[..., columns])
-            parts[name.replace("_orig_mod.", "")] = reduced(full, output)
-            start += p.numel()
-    return parts
-
-
 def check(parts: dict[str, Tensor], expected: dict[str, Tensor], scale: float) -> None:
     assert list(parts) == list(expected)
     for name, part in parts.items():
@@ -35,45 +24,37 @@ def check(parts: dict[str, Tensor], expected: dict[str, Tensor], scale: float) -
         assert float((part.cpu() - expected[name].cpu()).abs().max()) < 1e-10 * scale
 
 
-@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
-def test_every_parameter_has_its_part(case: Case, method: str, oracle) -> None:
-    # Products with vectors take a pass for each of hundreds of parameters of the slow ones.
-    if method == "vector_product" and case.slow:
-        method = "auto"
-    model, x1, x2 = case.build(), case.inputs(4), case.inputs(3, 1)
-    j1, j2 = oracle(case)
-    parts = empirical_ntk(model, x1, x2, method=method, by="parameter")
-    whole = empirical_ntk(model, x1, x2, method=method)
-    scale = float(whole.abs().max())
-    check(parts, expected_parts(model, j1, j2, "full"), scale)
-    assert relative_error(sum(parts.values()), whole) < 1e-12
+NAMES = ["mlp", "tied_weights", "batchnorm2d"]
+COMBINATIONS = [
+    (NAMES[(i + k) % len(NAMES)], method, output)
+    for i, method in enumerate(METHODS)
+    for k, output in enumerate(OUTPUTS)
+]
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["mlp", "tied_weights", "batchnorm2d"])
+@pytest.mark.parametrize(("name", "method", "output"), COMBINATIONS)
 def test_all_outputs_and_blocks(name: str, method: str, output: str, oracle) -> None:
     case = by_name(name)
     model, x1, x2 = case.build(), case.inputs(4), case.inputs(3, 1)
     j1, j2 = oracle(case)
-    for size in (None, 3):
+    for size, other, j in ((None, x2, j2), (3, x2, j2), (3, None, j1)):
         arguments = {"output": output, "method": method, "batch_size": size}
-        for other, j in ((x2, j2), (None, j1)):
-            expected = expected_parts(model, j1, j, output)
-            scale = float(sum(expected.values()).abs().max())
-            parts = empirical_ntk(model, x1, other, by="parameter", **arguments)
-            check(parts, expected, scale)
-            modules: dict[str, Tensor] = {}
-            for parameter, part in expected.items():
-                module = parameter.rpartition(".")[0]
-                modules[module] = modules[module] + part if module in modules else part
-            check(empirical_ntk(model, x1, other, by="module", **arguments), modules, scale)
-            if other is None:
-                mirrored = {
-                    k: p.permute(1, 0, 3, 2) if p.ndim == 4 else p.transpose(0, 1)
-                    for k, p in parts.items()
-                }
-                assert all(torch.equal(p, mirrored[k]) for k, p in parts.items())
+        full = expected_parts(model, j1, j)
+        expected = {name: reduced(part, output) for name, part in full.items()}
+        scale = float(sum(expected.values()).abs().max())
+        parts = empirical_ntk(model, x1, other, by="parameter", **arguments)
+        check(parts, expected, scale)
+        modules: dict[str, Tensor] = {}
+        for parameter, part in expected.items():
+            module = parameter.rpartition(".")[0]
+            modules[module] = modules[module] + part if module in modules else part
+        check(empirical_ntk(model, x1, other, by="module", **arguments), modules, scale)
+        if other is None:
+            mirrored = {
+                k: p.permute(1, 0, 3, 2) if p.ndim == 4 else p.transpose(0, 1)
+                for k, p in parts.items()
+            }
+            assert all(torch.equal(p, mirrored[k]) for k, p in parts.items())
 
 
 def test_names() -> None:
