@@ -83,7 +83,7 @@ class Wave(nn.Module):
 
 
 ACTIVATIONS: tuple[Net, ...] = tuple(
-    Net(f"mlp_{name}", (5,), mlp(kind, sigma), True, tolerance)
+    Net(f"mlp_{name}", (5,), mlp(kind, sigma), name in ("relu", "of_a_user"), tolerance)
     for name, kind, sigma, tolerance in (
         ("relu", nn.ReLU, ROOT2, 1e-10),
         ("leaky_relu", lambda: nn.LeakyReLU(0.2), 1.4, 1e-10),
@@ -123,8 +123,8 @@ GAP, FLAT = adaptive(1, 1), nn.Flatten
 CONVOLUTIONS: tuple[Net, ...] = tuple(
     Net(f"conv_{name}", (3, 5, 6), cnn(first, second, end), finite)
     for name, first, second, end, finite in (
-        ("flatten", (3, ONE), (3, {}), FLAT, True),
-        ("gap", (3, ONE), (3, ONE), GAP, True),
+        ("flatten", (3, ONE), (3, {}), FLAT, False),
+        ("gap", (3, ONE), (3, ONE), GAP, False),
         ("even", (2, ONE), ((4, 2), {}), GAP, False),
         ("even_flat", (2, ONE), (4, {}), FLAT, False),
         ("stride", (3, {"stride": 2, **ONE}), (2, {"stride": (1, 2)}), GAP, True),
@@ -152,7 +152,7 @@ CONVOLUTIONS: tuple[Net, ...] = tuple(
         ("wider_than_image", (9, {"padding": 4}), ((11, 1), {"padding": (5, 0)}), GAP, False),
         ("far_padding", (3, {"padding": 4}), (3, {}), GAP, False),
         ("one_tap", (1, {}), (1, {}), GAP, False),
-        ("avgpool_end", (3, ONE), (3, ONE), pool(2), True),
+        ("avgpool_end", (3, ONE), (3, ONE), pool(2), False),
         ("avgpool_padded", (3, ONE), (3, ONE), pool(**PADDED), False),
         ("avgpool_counted", (3, ONE), (3, ONE), pool((3, 2), **COUNTED), False),
         ("avgpool_divisor", (3, ONE), (3, ONE), pool(2, divisor_override=3), False),
@@ -279,17 +279,17 @@ def _pooled_apart(n: int) -> nn.Module:
 
 STRUCTURES: tuple[Net, ...] = (
     Net("dense_only", (5,), lambda n: dense(5, n), True),
-    Net("layers_after_gap", (3, 5, 6), _deep_end, True),
+    Net("layers_after_gap", (3, 5, 6), _deep_end),
     Net("pool_inside", (3, 5, 6), _pool_inside, True),
     Net("pool_then_activation", (3, 5, 6), _pool_then_activation),
-    Net("residual", (3, 5, 6), _residual, True),
+    Net("residual", (3, 5, 6), _residual),
     Net("projected", (3, 5, 6), _projected, True),
     Net("input_added", (3, 5, 6), _input_added),
     Net("dense_net", (3, 5, 6), _dense_net, True),
     Net("uneven_cat", (3, 5, 6), _uneven_cat),
-    Net("group_norm", (3, 5, 6), _group_norm(False), True),
+    Net("group_norm", (3, 5, 6), _group_norm(False)),
     Net("group_norm_affine", (3, 5, 6), _group_norm(True), True),
-    Net("layer_norm", (5,), _layer_norm(False), True),
+    Net("layer_norm", (5,), _layer_norm(False)),
     Net("layer_norm_affine", (5,), _layer_norm(True), True),
     Net("layer_norm_of_images", (3, 5, 6), _image_norm),
     Net("one_axis_flat", (2, 9), _one_axis(nn.Flatten), True),

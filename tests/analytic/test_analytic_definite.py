@@ -59,6 +59,7 @@ def test_exact_copies_have_equal_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("uncompiled")
 def test_a_second_tensor_of_the_same_images(compile: bool) -> None:
     x = alike((2, 3, 4), ())
     kernel = CNTK(DEPTH, pooling="gap", compile=compile)
@@ -67,6 +68,7 @@ def test_a_second_tensor_of_the_same_images(compile: bool) -> None:
 
 @pytest.mark.parametrize("name", ["mlp without bias", "abs", "cntk", "cntk gap"])
 @pytest.mark.parametrize("compile", [None, True])
+@pytest.mark.usefixtures("uncompiled")
 def test_multiples_of_an_input(name: str, compile: bool | None) -> None:
     """Without biases the kernel of x, 2x and 3x has rank one."""
     shape = KERNELS[name][0]
