@@ -1,6 +1,6 @@
-"""One process of a two-process training; started by `test_callbacks_ddp.py`.
+"""One of two processes that train together, without and with callbacks.
 
-Usage: ddp_run.py RANK PORT FOLDER WATCHED
+Started by `test_callbacks_ddp.py`. Usage: ddp_run.py RANK PORT FOLDER
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATIENCE = 6.0  # seconds after which a process that waits for the other one fai
 SLOW = 2.0  # seconds that one measurement takes
 
 
-def main(rank: str, port: str, folder: str, watched: str) -> None:
+def main(rank: str, port: str, folder: str) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=port,
@@ -71,59 +71,65 @@ def main(rank: str, port: str, folder: str, watched: str) -> None:
         "theta_0": "beside",
     }
     torch.set_num_threads(1)
-    path = Path(folder)
+
+    def train(path: Path, callbacks: list[Any]) -> dict[str, Any]:
+        """A run with these callbacks, and everything that it leaves behind."""
+        called.clear()
+        saver = ModelCheckpoint(path / "checkpoints", save_last=True, every_n_train_steps=1)
+        module = classifier(with_batch_norm, Slow)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = fit(
+                path,
+                module,
+                [saver, *callbacks],
+                logger=CSVLogger(path, version=0),
+                strategy=DDPStrategy(timeout=timedelta(seconds=PATIENCE)),
+                devices=2,
+                enable_checkpointing=True,
+            )
+        return {
+            "weights": dict(module.state_dict()),
+            "moments": [s["momentum_buffer"] for s in run.optimizers[0].state.values()],
+            "random": torch.get_rng_state(),
+            "collectives": dict(called),
+            "said": [str(w.message) for w in caught if "other processes waited" in str(w.message)],
+        }
+
+    train(Path(folder) / "first", [])  # makes the connection
+    alone = train(Path(folder) / "alone", [])
+    path = Path(folder) / "watched"
     monitor = NTKMonitor(4, **settings)
-    saver = ModelCheckpoint(path / "checkpoints", save_last=True, every_n_train_steps=1)
-    module = classifier(with_batch_norm, Slow)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run = fit(
-            path,
-            module,
-            [saver, monitor] if watched == "watched" else [saver],
-            logger=CSVLogger(path, version=0),
-            strategy=DDPStrategy(timeout=timedelta(seconds=PATIENCE)),
-            devices=2,
-            enable_checkpointing=True,
-        )
-    said = [str(w.message) for w in caught if "other processes waited" in str(w.message)]
+    found = train(path, [monitor])
+    found["history"] = monitor.history
     warnings.filterwarnings("ignore")
-    found = {
-        "weights": dict(module.state_dict()),
-        "moments": [s["momentum_buffer"] for s in run.optimizers[0].state.values()],
-        "random": torch.get_rng_state(),
-        "collectives": dict(called),
-        "said": said,
-        "history": monitor.history,
-    }
 
-    if watched == "watched":
-        # Every process loads the state; the first one goes on measuring.
-        again = NTKMonitor(4, **settings)
-        last = str(path / "checkpoints" / "last.ckpt")
-        options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
-        fit(path, classifier(with_batch_norm), [again], ckpt_path=last, max_epochs=3, **options)
-        state = again.state_dict()
-        found["resumed"] = again.history
-        found["probe"] = state["observer"]["anchor"]["x"]
-        found["validation"] = state["validation"]["x"]
+    # Every process loads the state; the first one goes on measuring.
+    again = NTKMonitor(4, **settings)
+    last = str(path / "checkpoints" / "last.ckpt")
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
+    fit(path, classifier(with_batch_norm), [again], ckpt_path=last, max_epochs=3, **options)
+    state = again.state_dict()
+    found["resumed"] = again.history
+    found["probe"] = state["observer"]["anchor"]["x"]
+    found["validation"] = state["validation"]["x"]
 
-        # A network that is linear in its parameters goes where its kernel says, also when each
-        # process has half of the samples.
-        x = data()[:][0]
-        y = x[:, :3] @ torch.eye(3)
+    # A network that is linear in its parameters goes where its kernel says, also when each
+    # process has half of the samples.
+    x = data()[:][0]
+    y = x[:, :3] @ torch.eye(3)
 
-        class Regressor(Classifier):
-            def loss(self, batch: Any) -> torch.Tensor:
-                return nn.functional.mse_loss(self(batch[0]), batch[1])
+    class Regressor(Classifier):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return nn.functional.mse_loss(self(batch[0]), batch[1])
 
-        forecast = LossForecast((x, y), every_n_steps=5)
-        linear = classifier(lambda: nn.Sequential(nn.Linear(6, 3)), Regressor, lr=0.1)
-        halves = loader(torch.utils.data.TensorDataset(x, y), batch_size=20)
-        fit(path, linear, [forecast], halves, max_epochs=20, **options)
-        found["forecast"] = forecast.history
+    forecast = LossForecast((x, y), every_n_steps=5)
+    linear = classifier(lambda: nn.Sequential(nn.Linear(6, 3)), Regressor, lr=0.1)
+    halves = loader(torch.utils.data.TensorDataset(x, y), batch_size=20)
+    fit(path, linear, [forecast], halves, max_epochs=20, **options)
+    found["forecast"] = forecast.history
 
-    torch.save(found, path / f"found{rank}.pt")
+    torch.save({"alone": alone, "watched": found}, Path(folder) / f"found{rank}.pt")
 
     # Lightning leaves the group open. A process that ends while the other one still holds a
     # connection to it may be aborted by gloo's threads, after all work is done.

@@ -16,9 +16,8 @@ import torch
 HERE = Path(__file__).parent
 
 
-def train(folder: Path, watched: bool) -> Path:
-    """Run both processes to their end, or kill both."""
-    folder.mkdir()
+def train(folder: Path) -> list[Any]:
+    """Run both processes to their end, or kill both; what each of them found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -26,7 +25,7 @@ def train(folder: Path, watched: bool) -> Path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in ("0", "1"):
-        arguments = [rank, port, str(folder), "watched" if watched else "alone"]
+        arguments = [rank, port, str(folder)]
         with open(folder / f"log{rank}.txt", "wb") as log:
             processes.append(
                 subprocess.Popen(
@@ -44,19 +43,14 @@ def train(folder: Path, watched: bool) -> Path:
             process.wait()
     logs = "\n".join((folder / f"log{rank}.txt").read_text()[-3000:] for rank in "01")
     assert codes == [0, 0], logs
-    return folder
-
-
-def load(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
+    return [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in "01"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes(tmp_path: Path) -> None:
-    alone, watched = train(tmp_path / "alone", False), train(tmp_path / "watched", True)
-    plain = [load(alone / f"found{rank}.pt") for rank in "01"]
-    found = [load(watched / f"found{rank}.pt") for rank in "01"]
+    both = train(tmp_path)
+    plain, found = ([each[name] for each in both] for name in ("alone", "watched"))
 
     for a, b in zip(plain, found, strict=True):
         # Also the batch statistics, which each process has of its own.
@@ -82,7 +76,9 @@ def test_two_processes(tmp_path: Path) -> None:
     assert "they fail after 6 s" in said
     assert found[1]["said"] == plain[0]["said"] == []
 
-    with open(watched / "lightning_logs" / "version_0" / "metrics.csv", newline="") as file:
+    with open(
+        tmp_path / "watched" / "lightning_logs" / "version_0" / "metrics.csv", newline=""
+    ) as file:
         points = [row for row in csv.DictReader(file) if row["ntk/drift"]]
     assert [float(row["ntk/drift"]) for row in points] == history["ntk/drift"]
 

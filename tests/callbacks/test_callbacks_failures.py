@@ -157,7 +157,7 @@ def test_it_may_break_off_at_any_evaluation(kind: str, first: int, tmp_path: Pat
     assert set(expected) == {0, 1, 2}
     assert calls > 30
     missed = 0
-    for at in range(first, calls, 4):
+    for at in range(first, calls, 7):
         Faults.set(at, kind)
         broken = monitor()
         with warnings.catch_warnings(record=True) as caught:

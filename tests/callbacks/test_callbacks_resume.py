@@ -71,14 +71,20 @@ def stopped(path: Path, module: Classifier, monitor: KernelCallback, **options: 
     return str(path / "last.ckpt")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+STOPS: list[tuple[int, dict[str, int]]] = [
+    (5, {"every_n_train_steps": 1}),  # after the last batch of an epoch
+    (5, {"every_n_epochs": 1}),  # at the end of the epoch, after the point of the last step
+    (7, {"every_n_train_steps": 1}),  # within an epoch
+    (7, {"every_n_train_steps": 4}),  # at step 4, which has no point yet
+]
+
+
+# The monitor at each of them, and the others, which share its way of going on, at one.
 @pytest.mark.parametrize(
-    ("stop", "saving"),
+    ("kind", "stop", "saving"),
     [
-        (5, {"every_n_train_steps": 1}),  # after the last batch of an epoch
-        (5, {"every_n_epochs": 1}),  # at the end of the epoch, after the point of the last step
-        (7, {"every_n_train_steps": 1}),  # within an epoch
-        (7, {"every_n_train_steps": 4}),  # at step 4, which has no point yet
+        *((NTKMonitor, *stop) for stop in STOPS),
+        *((kind, *stop) for kind, stop in zip(KINDS[1:], STOPS, strict=True)),
     ],
 )
 def test_curves_are_those_of_the_whole_run(

@@ -23,7 +23,6 @@ from lightning_runs import (
     classifier,
     fit,
     loader,
-    mlp,
     untimed,
     with_batch_norm,
 )
@@ -50,17 +49,23 @@ class StopAt(Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("kind", EVERY)
+RUNS: list[tuple[dict[str, Any], list[int]]] = [
+    ({}, [0, 3, 6, 9, 10]),
+    ({"accumulate_grad_batches": 2}, [0, 3, 6]),  # 3 steps per epoch of 5 batches
+    ({"max_steps": 7, "max_epochs": -1}, [0, 3, 6, 7]),
+    ({"max_steps": 6, "max_epochs": -1}, [0, 3, 6]),
+    ({"limit_train_batches": 2}, [0, 3, 4]),
+    ({"limit_train_batches": 1, "max_epochs": 1}, [0, 1]),
+    ({"overfit_batches": 1, "max_epochs": 4}, [0, 3, 4]),
+]
+
+
+# The monitor in each run, and the others, whose hooks are the same, in some of them.
 @pytest.mark.parametrize(
-    ("options", "steps"),
+    ("kind", "options", "steps"),
     [
-        ({}, [0, 3, 6, 9, 10]),
-        ({"accumulate_grad_batches": 2}, [0, 3, 6]),  # 3 steps per epoch of 5 batches
-        ({"max_steps": 7, "max_epochs": -1}, [0, 3, 6, 7]),
-        ({"max_steps": 6, "max_epochs": -1}, [0, 3, 6]),
-        ({"limit_train_batches": 2}, [0, 3, 4]),
-        ({"limit_train_batches": 1, "max_epochs": 1}, [0, 1]),
-        ({"overfit_batches": 1, "max_epochs": 4}, [0, 3, 4]),
+        *((NTKMonitor, *run) for run in RUNS),
+        *((kind, *run) for kind, run in zip(EVERY[1:], RUNS[:3], strict=True)),
     ],
 )
 def test_steps(kind: type, options: dict[str, Any], steps: list[int], tmp_path: Path) -> None:
@@ -84,8 +89,16 @@ def test_logarithmic(tmp_path: Path) -> None:
     assert monitor.history["step"] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 25]
 
 
-@pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "accumulated"),
+    [
+        (NTKMonitor, 1),
+        (NTKMonitor, 2),
+        (KernelDrift, 2),
+        (KernelSpectrum, 1),
+        (LinearizationGap, 2),
+    ],
+)
 def test_exactly_these_steps(kind: type, accumulated: int, tmp_path: Path) -> None:
     """Each once, however many batches pass at it; step 99 is never reached."""
     monitor = kind(4, at_steps=[2, 3, 5, 99], log_figures=False)
@@ -155,15 +168,15 @@ class Stopping(EarlyStopping):
         super().__init__("loss", patience=0, check_on_train_epoch_end=True, min_delta=1e9)
 
 
-@pytest.mark.parametrize("make", [mlp, with_batch_norm])
 @pytest.mark.parametrize("make_other", [WeightAveraging, ema, swa])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("stopping", [False, True])
 def test_the_last_point_sees_the_trained_weights(
-    make: Any, make_other: Callable[[], Callback], first: bool, stopping: bool, tmp_path: Path
+    make_other: Callable[[], Callback], first: bool, stopping: bool, tmp_path: Path
 ) -> None:
     """Averaged weights take the place of the trained ones at the end, for the user's use."""
-    monitor, watch, module = KernelSpectrum(8, every_n_steps=4), Watch(), classifier(make)
+    monitor, watch = KernelSpectrum(8, every_n_steps=4), Watch()
+    module = classifier(with_batch_norm)
     pair = [monitor, make_other()] if first else [make_other(), monitor]
     others = [watch, Stopping()] if stopping else [watch]
     fit(tmp_path, module, [*others, *pair], max_epochs=3 if not stopping else 9)
