@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from example_runs import end_of
+
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "kernel_classifier.py"
 
 
@@ -32,8 +35,7 @@ def test_the_kernels_keep_up_with_a_support_vector_machine() -> None:
     assert min(scores.values()) > support - 5
 
 
-def test_more_images_than_there_are() -> None:
-    done = run("--train", "5000")
-    assert done.returncode != 0
-    assert "ValueError" in done.stderr
-    assert "1797" in done.stderr
+def test_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = end_of(SCRIPT, monkeypatch, "--train", "5000")
+    assert isinstance(error, ValueError)
+    assert "1797" in str(error)
