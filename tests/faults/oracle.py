@@ -19,7 +19,8 @@ Make = Callable[[], nn.Module]
 
 METHODS = ("auto", "structured", "jacobian", "vector_product")
 KERNELS = (*METHODS, "operator")
-WAYS = (*KERNELS, "linearize")
+WAYS = (*(k for k in KERNELS if k != "structured"), "linearize")
+"""Without the structured method by its name, which is what `"auto"` takes first."""
 
 NO_FORWARD_MODE = "forward.mode|forward AD|setup_context|method='jacobian'"
 """What `method="vector_product"` may say of an operation that has only a backward rule."""
