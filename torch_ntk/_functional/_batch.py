@@ -136,13 +136,10 @@ class Batch:
         return (self.map(lambda t, n=n: t[n]) for n in range(len(self)))  # type: ignore[misc]
 
     def vmap(self, f: Callable[[Batch], T]) -> T:
-        """`f` of each sample (see `samples`) under `torch.func.vmap`; of one sample without.
+        """`f` of each sample (see `samples`) under `torch.func.vmap`.
 
         Where `f` decides by the values of a sample, those for which it decides alike go together.
         """
-        if len(self) == 1:
-            of_one: T = tree_map(lambda t: t.unsqueeze(0), f(next(self.samples())))
-            return of_one
         try:
             return vmap_over_samples(lambda sample: f(self.with_tensors(sample)), self.tensors)
         except SamplesDifferError as differ:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
 from .._types import ForwardFn, ModelLike, Parameters, ParameterSelection
@@ -21,6 +22,8 @@ from ._refuse import refuse_unsupported
 from ._result import rows_of
 from ._select import select_parameters
 from ._unwrap import unwrap
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,16 @@ class ModelFunction:
     def single(self, params: Parameters, x: Batch) -> Tensor:
         """Outputs `[O]` of one sample, whose tensors have no batch dimension."""
         return self.call(params, x.map(lambda t: t.unsqueeze(0).clone())).reshape(-1)
+
+    def of_each(self, x: Batch, f: Callable[[Batch], T]) -> T:
+        """`f` of each sample under vmap; of a coupled batch, which is one sample, without.
+
+        What a module in training writes to its buffers cannot be written under vmap.
+        """
+        if not self.coupled:
+            return x.vmap(f)
+        found: T = tree_map(lambda t: t.unsqueeze(0), f(next(x.samples())))
+        return found
 
     def in_dtype(self, dtype: torch.dtype) -> ModelFunction:
         """The same in another precision, from the parameters as they are here."""

@@ -52,7 +52,7 @@ def _batched(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
         return found
 
     with transforming(), RightOperations():
-        jac, out = x.vmap(of_sample)
+        jac, out = fn.of_each(x, of_sample)
     n, o = len(x), out.shape[-1]
     # Some batching rules mistake one axis for another.
     shapes = {k: (n, o, *p.shape) for k, p in fn.params.items()}

@@ -114,7 +114,7 @@ class _VectorProducts:
         n, c = len(x), basis.shape[0]
         try:
             with transforming(), RightOperations():
-                outputs, grads = x.vmap(lambda s: self._pulled(s, basis))
+                outputs, grads = fn.of_each(x, lambda s: self._pulled(s, basis))
             if all(v.shape == (n, c, *fn.params[k].shape) for k, v in grads.items()):
                 found = {k: v.reshape(n * c, *fn.params[k].shape) for k, v in grads.items()}
                 if self._are_right(outputs, found, x, basis):
@@ -201,7 +201,7 @@ class _VectorProducts:
 
         c = next(iter(w.values())).shape[0]
         with transforming(), RightOperations():
-            found: Tensor = vmap(lambda v: x.vmap(lambda s: one(s, v)))(w)
+            found: Tensor = vmap(lambda v: self._fn.of_each(x, lambda s: one(s, v)))(w)
         if found.shape != (c, len(x), self._job.outputs):
             raise CannotTransformError("vmap changes the shape of a product")
         return found

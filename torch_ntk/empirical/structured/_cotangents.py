@@ -50,7 +50,7 @@ def cotangents(fn: ModelFunction, planned: ParameterUses, x: Batch, o: int) -> C
     """
     try:
         with transforming():
-            found = x.vmap(lambda sample: _of_sample(fn, planned, sample))
+            found = fn.of_each(x, lambda sample: _of_sample(fn, planned, sample))
         if _are_of_shape(found, fn, planned, len(x), o):
             return Cotangents(*found)
     except CannotTransformError:
