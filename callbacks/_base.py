@@ -160,8 +160,9 @@ class KernelCallback(Results, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take the validation probe from the first batch that passes, if it is a number."""
-        if trainer.is_global_zero:
-            self._session.offer_validation(batch)
+        if trainer.is_global_zero and self._session.needs_validation_batch:
+            with unlogged(trainer, pl_module):
+                self._session.offer_validation(lambda: self._find(pl_module), batch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -254,9 +255,8 @@ class KernelCallback(Results, Callback):
                     with first_measurement(type(self).__name__, pl_module):
                         session.begin(self._find(pl_module), batch, step)
                 training = Training(pl_module, trainer.optimizers)
-                seen = session.measure(
-                    self._find(pl_module), step, training, batches=batches_seen(trainer)
-                )
+                network, batches = self._find(pl_module), batches_seen(trainer)
+                seen = session.measure(network, step, training, batches=batches, batch=batch)
             steps = [row["step"] for row in session.record.history]
             draw = self.log_figures and (last or is_turn(steps, self.figure_every))
             log_observation(trainer, session, seen, draw=draw)

@@ -10,6 +10,7 @@ from torch import nn
 
 from torch_ntk._checks import ArgumentTypeError, ArgumentValueError, value_error
 
+_ONE_ARGUMENT = ("Pass input_fn=", "Pass forward_fn=")  # begins what an error says to pass
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 
 
@@ -66,11 +67,14 @@ def first_measurement(callback: str, pl_module: LightningModule) -> Iterator[Non
         yield
     except (TypeError, ValueError) as error:
         kind = next(kind for kind in _KINDS if isinstance(error, kind))
-        raise kind(
-            f"{callback} cannot measure {type(pl_module).__name__}: {error} "
+        remedies = (
             f"Arguments of {callback} that may help: network='...', one of "
             f"{list(named_parts(pl_module))} or of their submodules, measures that part; "
             "forward_fn=lambda net, x: ..., returns the outputs [N, O] where forward takes or "
             "returns something else; input_fn=lambda batch: (x, y), or probe=(x, y), gives inputs "
             "that forward takes; on_error='warn' trains on without measurements."
-        ) from error
+        )
+        if any(argument in str(error) for argument in _ONE_ARGUMENT):
+            remedies = "Or on_error='warn' trains on without measurements."
+        text = f"{callback} cannot measure {type(pl_module).__name__}: {error} {remedies}"
+        raise kind(text) from error

@@ -181,12 +181,20 @@ def test_errors_of_the_first_measurement_name_callback_and_remedies(
         fit(tmp_path, classifier(kind=ReturnsDict), [kind(6)])
     text = str(caught.value)
     assert text.startswith(f"{kind.__name__} cannot measure ReturnsDict: ")
-    for remedy in ("network='...', one of ['network']", "forward_fn=", "input_fn=", "probe="):
-        assert remedy in text
+    assert " Pass forward_fn=lambda net, x: net.network(x), which measures that part. " in text
     assert text.endswith("on_error='warn' trains on without measurements.")
     cause = caught.value.__cause__
     assert type(cause) is type(caught.value)
     assert str(cause) in text
+
+
+def test_errors_without_a_part_that_works_list_what_may_help(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="NTKMonitor cannot measure Classifier: ") as caught:
+        fit(tmp_path, classifier(), [NTKMonitor(torch.randn(4, 5))])
+    text = str(caught.value)
+    for remedy in ("network='...', one of ['network']", "forward_fn=", "input_fn=", "probe="):
+        assert remedy in text
+    assert text.endswith("on_error='warn' trains on without measurements.")
 
 
 def test_each_remedy_works(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def test_a_probe_made_in_inference_mode() -> None:
         ((X, Y[:3]), ValueError),
         ((X, Y.tolist()), TypeError),
         ((X.numpy(), Y), TypeError),
-        ((X, Y, Y), TypeError),
+        ((X, torch.tensor(1), Y), ValueError),
+        ({"x": X, "lengths": Y[:3]}, ValueError),
+        ({"x": [1.0]}, TypeError),
         ((X, torch.tensor(1)), ValueError),
     ],
 )

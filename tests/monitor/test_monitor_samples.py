@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from torch_ntk.monitor import Probe, probe_from_batch, read_probe
+from torch_ntk.monitor import Probe, Reader, Unread, probe_from_batch, read_probe
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 DATA = TensorDataset(X, Y)
@@ -46,8 +46,9 @@ class Endless(IterableDataset[Tensor]):
     ],
 )
 def test_a_dataset_by_index(given: Any, chosen: list[int]) -> None:
-    probe = read_probe("probe", given)
-    assert isinstance(probe, Probe)
+    found = read_probe("probe", given)
+    assert isinstance(found, Unread)
+    probe = found.read(Reader(torch.nn.Linear(2, 3)).read)
     assert torch.equal(probe.x, X[chosen])
     assert probe.y is not None
     assert torch.equal(probe.y, Y[chosen])
@@ -56,10 +57,12 @@ def test_a_dataset_by_index(given: Any, chosen: list[int]) -> None:
 def test_samples_of_an_unusual_form() -> None:
     data: Any = [{"left": x, "meta": {"class": y}} for x, y in DATA]
     wrapped: Any = Subset(data, [3, 4])
-    with pytest.raises(TypeError, match=r"`probe` must be taken from a batch with one of the keys"):
-        read_probe("probe", wrapped)
-    probe = read_probe("probe", wrapped, lambda b: (b["left"], b["meta"]["class"]))
-    assert isinstance(probe, Probe)
+    found = read_probe("validation_probe", wrapped)
+    assert isinstance(found, Unread)
+    text = r"`validation_probe` must be taken from a batch with one of the keys"
+    with pytest.raises(TypeError, match=text):
+        found.read(Reader().read)
+    probe = found.read(Reader(input_fn=lambda b: (b["left"], b["meta"]["class"])).read)
     assert torch.equal(probe.x, X[3:5])
     assert probe.y is not None
     assert probe.y.tolist() == [3, 4]
@@ -118,4 +121,13 @@ def test_samples_of_one_number_and_of_bools() -> None:
     assert Probe(torch.tensor([1.0, 2.0, 1.0])).distinct().x.tolist() == [1.0, 2.0]
     flags = torch.tensor([[True, False], [True, False], [False, False]])
     assert len(Probe(flags).distinct().x) == 2
-    assert len(Probe(torch.zeros(3, 0)).distinct().x) == 3  # nothing to compare
+    with pytest.raises(ValueError, match="`probe` must be a batch"):
+        Probe(torch.zeros(3, 0))  # nothing to compare
+
+
+def test_samples_are_equal_only_in_all_of_their_tensors() -> None:
+    lengths = torch.tensor([1, 2, 1, 3, 1])
+    kept = Probe({"x": REPEATED, "inner": [lengths]}, torch.arange(5)).distinct()
+    assert kept.y is not None
+    assert kept.y.tolist() == [0, 1, 3, 4]
+    assert kept.x["inner"][0].tolist() == [1, 2, 3, 1]

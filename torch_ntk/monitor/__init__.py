@@ -46,9 +46,11 @@ from .probe._probe import DEFAULT_PROBE as DEFAULT_PROBE
 from .probe._probe import InputFn as InputFn
 from .probe._probe import Probe as Probe
 from .probe._probe import ProbeLike as ProbeLike
+from .probe._probe import Unread as Unread
 from .probe._probe import check_probe as check_probe
-from .probe._probe import probe_from_batch as probe_from_batch
 from .probe._probe import read_probe as read_probe
+from .probe._reader import Reader as Reader
+from .probe._reader import probe_from_batch as probe_from_batch
 from .reference._reference import Reference as Reference
 from .reference._reference import has_diverged as has_diverged
 from .reference._reference import snapshot as snapshot
@@ -77,6 +79,7 @@ __all__ = [
     "Observation",
     "Probe",
     "ProbeLike",
+    "Reader",
     "Record",
     "Reference",
     "ReferenceFile",
@@ -85,6 +88,7 @@ __all__ = [
     "Session",
     "SessionOptions",
     "Training",
+    "Unread",
     "Verdict",
     "check_probe",
     "figures_of",

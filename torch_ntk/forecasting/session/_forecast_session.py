@@ -66,16 +66,22 @@ class ForecastSession(Session):
     def say_if_smaller(self, samples: int) -> None:
         """Warn if the probe is only a part of so many training samples."""
         reference = self.record.reference
-        if reference is not None and reference.probe.x.shape[0] < samples:
+        if reference is not None and len(reference.probe) < samples:
             self.warn_once(
                 "part",
-                f"{self._owner} predicts a training on its probe of {reference.probe.x.shape[0]} "
+                f"{self._owner} predicts a training on its probe of {len(reference.probe)} "
                 f"samples, but {samples} are trained on. Pass them all as the probe for a forecast "
                 "of this training.",
             )
 
     def measure(
-        self, network: nn.Module, step: int, training: Training, *, batches: int
+        self,
+        network: nn.Module,
+        step: int,
+        training: Training,
+        *,
+        batches: int,
+        batch: Any = None,
     ) -> Observation:
         """Measure within `attempt`, after `begin`; arguments as for `Session`.
 
@@ -85,7 +91,7 @@ class ForecastSession(Session):
         began = time.perf_counter()
         found = self._compare(unwrap(self._adapted(network)), step, training)
         spent = time.perf_counter() - began
-        seen = super().measure(network, step, training, batches=batches)
+        seen = super().measure(network, step, training, batches=batches, batch=batch)
         self.record.add(seen, **found, seconds=seen.scalars["seconds"] + spent)
         return seen
 
@@ -109,7 +115,7 @@ class ForecastSession(Session):
         assert self._kernel is not None
         course = self._course or self._make(reference, training, self._kernel)
         dtype = evaluation.result_dtype(device)
-        f = evaluation.outputs(network, reference.trained, reference.probe.x, dtype)
+        f = evaluation.outputs(network, reference.trained, reference.probe, dtype)
         found["actual"] = course.loss_of(f)
         if self._changed_at is None or step <= self._changed_at:
             found["predicted"] = course.loss_at(step - reference.step)
@@ -124,7 +130,7 @@ class ForecastSession(Session):
         """
         steps = read_steps_of(training.optimizers, network, reference.trained)
         parts = [
-            share * self.record.evaluation.kernel(network, names, reference.probe.x, "full")
+            share * self.record.evaluation.kernel(network, names, reference.probe, "full")
             for share, names in steps.groups.items()
         ]
         kernel = torch.stack(parts).sum(0)

@@ -166,7 +166,7 @@ class Monitor(Results):
             if session.record.reference is None:
                 session.begin(network, batch, step)
             training = Training(network, _optimizers(optimizer))
-            seen = session.measure(network, step, training, batches=batches)
+            seen = session.measure(network, step, training, batches=batches, batch=batch)
         if seen is not None and self._log is not None:
             self._log({session.tag(n): v for n, v in seen.scalars.items()}, step)
         return seen

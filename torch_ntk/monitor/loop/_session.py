@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +13,17 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..._checks import value_error
+from ..._checks import ArgumentTypeError, ArgumentValueError, value_error
 from ..measure._adapted_network import adapted
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
 from ..measure._record import Record
-from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, probe_from_batch, read_probe
+from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, Unread, _DefaultCount, read_probe
+from ..probe._reader import Reader, probe_from_batch
 from ..reference._reference import Reference, has_diverged
 from ..stability._stability import Training, edge_in_words, passes_the_edge
+from ._part import part_that_works
 from ._settings import SessionOptions, Settings
 
 _LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
@@ -29,6 +31,7 @@ _NO_VALIDATION = (
     "No validation batch came before the first measurement: there is no validation probe. Pass "
     "validation_probe=(x, y), or let the Trainer begin with a sanity check."
 )
+_KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 _OF_ONE = ("seconds", "overhead", "batches", "verdict", "anchor_step")
 
 
@@ -73,11 +76,11 @@ class Session:
         self.schedule, evaluation = settings.new_schedule(), settings.evaluation()
         self.record = Record(settings.metrics, evaluation, loss=settings.loss)
         probe = DEFAULT_PROBE if probe is None else probe
-        self._probe = read_probe("probe", probe, settings.input_fn)
+        self._probe = read_probe("probe", probe)
         self.validation: Record | None = None
-        self._validation: int | Probe | None = None
+        self._validation: int | Probe | Unread | None = None
         if samples is not None:
-            self._validation = read_probe("validation_probe", samples, settings.input_fn)
+            self._validation = read_probe("validation_probe", samples)
             possible = [name for name, metric in REGISTRY.items() if metric.on_validation]
             metrics = [name for name in self.record.metrics if name in possible]
             if not metrics:
@@ -121,12 +124,12 @@ class Session:
     @property
     def needs_batch(self) -> bool:
         """Whether the probe is to be taken from the first batch."""
-        return not isinstance(self._probe, Probe)
+        return isinstance(self._probe, int)
 
     @property
     def needs_validation_batch(self) -> bool:
         """Whether the validation probe is to be taken from the first validation batch."""
-        return self._validation_probe is not None and not isinstance(self._validation_probe, Probe)
+        return isinstance(self._validation_probe, int)
 
     def is_due(self, step: int) -> bool:
         """Whether to measure at `step`, at which nothing has been tried yet."""
@@ -179,32 +182,49 @@ class Session:
         module = self._adapted(network)
         # First: it is taken again with the other one if that fails, which ends the attempts.
         if self.validation is not None:
-            if isinstance(self._validation_probe, Probe):
-                self.validation.begin(module, self._validation_probe, step)
-            else:
+            if self._validation_probe is None or isinstance(self._validation_probe, int):
                 self.warn_once("validation", _NO_VALIDATION)
-        probe = self._probe
-        if not isinstance(probe, Probe):
-            probe = probe_from_batch(batch, probe, self.settings.input_fn)
-        self.record.begin(module, probe, step)
+            else:
+                self.validation.begin(module, self._read(network, self._validation_probe), step)
+        probe = self._read(network, self._probe, batch)
+        try:
+            self.record.begin(module, probe, step)
+        except (TypeError, ValueError) as error:
+            no_part = self.settings.forward_fn is not None or has_diverged(network)
+            part = None if no_part else part_that_works(network, probe, self.settings.dtype)
+            if part is None:
+                raise
+            kind = next(kind for kind in _KINDS if isinstance(error, kind))
+            raise kind(f"{error} Pass {part}, which measures that part.") from error
         if step > 0:
             self.warn_once("late", _LATE.format(self._owner, step))
 
-    def offer_validation(self, batch: Any) -> None:
-        """Take the validation probe from a batch, if it was given as a number of samples."""
+    def offer_validation(self, find: Callable[[], nn.Module], batch: Any) -> None:
+        """Take the validation probe from a batch, if it was given as a number of samples.
+
+        Args:
+            find: Finds the module with the parameters.
+            batch: Of validation data.
+        """
         count = self._validation_probe
-        if count is None or isinstance(count, Probe):
+        if not isinstance(count, int):
             return
         try:
             with torch.inference_mode(False):  # a tensor of that mode could not be differentiated
-                self._validation_probe = probe_from_batch(batch, count, self.settings.input_fn)
+                self._validation_probe = self._read(find(), count, batch)
         except (TypeError, ValueError) as error:
             if self.settings.on_error == "raise":
                 raise
             self.warn_once("validation", f"No validation probe: {error}")
 
     def measure(
-        self, network: nn.Module, step: int, training: Training, *, batches: int
+        self,
+        network: nn.Module,
+        step: int,
+        training: Training,
+        *,
+        batches: int,
+        batch: Any = None,
     ) -> Observation:
         """Measure within `attempt`, after `begin`.
 
@@ -213,8 +233,12 @@ class Session:
             step: Optimizer steps taken.
             training: What moves the network.
             batches: Training batches seen.
+            batch: The next one, if there is one: a probe from a saved state is put in its form.
         """
         module = self._adapted(network)
+        self._in_its_form(self.record, network, self._probe, batch)
+        if self.validation is not None:
+            self._in_its_form(self.validation, network, self._validation, batch)
         seen = self.record.measure(module, step, training)
         if self.validation is not None and self.validation.reference is not None:
             beside = self.validation.measure(module, step).scalars
@@ -226,6 +250,28 @@ class Session:
         spent = time.perf_counter() - self._started
         self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))
         return seen
+
+    def _read(self, network: nn.Module, samples: int | Probe | Unread, batch: Any = None) -> Probe:
+        """A probe in the form in which the network takes it; a number is taken from the batch."""
+        forward_fn, input_fn = self.settings.forward_fn, self.settings.input_fn
+        reader = Reader(network, forward_fn, input_fn)
+        if isinstance(samples, Probe):
+            return reader.fit(samples)
+        if isinstance(samples, Unread):
+            return samples.read(reader.read)
+        return probe_from_batch(batch, samples, input_fn, network=network, forward_fn=forward_fn)
+
+    def _in_its_form(self, record: Record, network: nn.Module, samples: Any, batch: Any) -> None:
+        """Put the samples of a saved state, which has plain containers, in those of this run."""
+        reference = record.reference
+        if reference is None or reference.probe.is_whole:
+            return
+        if isinstance(samples, int) and batch is None:
+            return  # the run has had none since
+        found = self._read(
+            network, _DefaultCount(1) if isinstance(samples, int) else samples, batch
+        )
+        record.reference = replace(reference, probe=reference.probe.in_form_of(found))
 
     def release(self) -> None:
         """Keep no network alive."""

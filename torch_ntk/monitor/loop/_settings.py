@@ -78,7 +78,7 @@ class Settings:
             came = describe(self.prefix)
             raise value_error("prefix", "a non-empty string", came, "The default is 'ntk'.")
         _check_function("input_fn", self.input_fn, "a batch", "lambda batch: (x, y).")
-        of, remedy = "a network and its inputs", "lambda net, x: net(x)['logits'], for example."
+        of, remedy = "a network and a batch", "lambda net, x: net(x)['logits'], for example."
         _check_function("forward_fn", self.forward_fn, of, remedy)
 
     def new_schedule(self) -> Schedule:

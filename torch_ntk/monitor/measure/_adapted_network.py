@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
+from ..._functional import Batch, tensor_of
+from ..._types import ForwardFn as ForwardFn
 from ..._types import ParameterSelection
-
-ForwardFn: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
-"""From a network and its inputs `x` [N, ...] to its outputs `[N, O]`."""
+from ..probe._probe import Probe
 
 _OWN = "network."  # begins the names of an adapted network's parameters
 
 
 class AdaptedNetwork(nn.Module):
-    """A network whose forward is `forward_fn(network, x)`; parameters and buffers are shared.
+    """A network whose forward is `forward_fn(network, batch)`; parameters and buffers are shared.
 
     Args:
         network: The module with the parameters.
@@ -30,9 +29,32 @@ class AdaptedNetwork(nn.Module):
         self.network = network
         self.forward_fn = forward_fn
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs `[N, O]`."""
-        return self.forward_fn(self.network, x)
+    def forward(self, batch: Any) -> Tensor:
+        """Outputs `[N, ...]` of a batch in the caller's form."""
+        return self.forward_fn(self.network, batch)
+
+
+def call_of(network: nn.Module, probe: Probe) -> ForwardFn | None:
+    """How the module to measure is called on a probe; None is the usual way, see `empirical_ntk`.
+
+    Args:
+        network: What `adapted` returned.
+        probe: Samples in the form in which the network takes them.
+    """
+    if isinstance(network, AdaptedNetwork):
+        return _adapted_outputs
+    return _outputs_of_one if probe.as_one else None
+
+
+def _adapted_outputs(network: nn.Module, batch: Any) -> Tensor:
+    out: Tensor = network(batch)
+    return out
+
+
+def _outputs_of_one(network: nn.Module, batch: Any) -> Tensor:
+    """Of a network whose only argument is a container, with the usual choice of the outputs."""
+    samples = Batch.coupled("probe", batch)
+    return tensor_of(network(batch), samples, len(samples), None)
 
 
 def adapted(

@@ -21,7 +21,8 @@ from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import analytic_ntk
 from ...empirical import NTKOperator, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
-from ._adapted_network import AdaptedNetwork
+from ..probe._probe import Probe
+from ._adapted_network import AdaptedNetwork, call_of
 
 _OUTPUTS = ("mean", "trace", "pseudo", "full")
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
@@ -109,15 +110,16 @@ class Evaluation:
         return _ROUNDED
 
     # ------------------------------------------------------------------ kernels and outputs
-    def trained(self, network: nn.Module, x: Tensor) -> tuple[str, ...]:
+    def trained(self, network: nn.Module, probe: Probe) -> tuple[str, ...]:
         """Names of the parameters by which the kernel is taken, once a forward has succeeded.
 
         Raises:
             TypeError, ValueError: The network or its inputs are not fit for a kernel.
         """
-        with quiet(network, x.device):
-            fn = model_function(network, self.params, self.gradient_dtype(network))
-            samples = fn.input("probe", x)
+        call = call_of(network, probe)
+        with quiet(network, probe.device):
+            fn = model_function(network, self.params, self.gradient_dtype(network), call)
+            samples = fn.input("probe", probe.x)
             samples.check_finite("probe", "Remove or impute those entries.")
             inspect_forward(fn, "probe", samples)
             # θ_0 is put in the place of θ_t later.
@@ -125,66 +127,75 @@ class Evaluation:
         return tuple(fn.params)
 
     def kernel(
-        self, network: nn.Module, names: Sequence[str], x: Tensor, output: Output | None = None
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        probe: Probe,
+        output: Output | None = None,
     ) -> Tensor:
         """Θ by the parameters called `names`, with `output` in place of the usual one."""
-        how = self._how(network, names)
-        kernel: Tensor = empirical_ntk(network, x, output=output or self.output, **how)
+        how = self._how(network, names, probe)
+        kernel: Tensor = empirical_ntk(network, probe.x, output=output or self.output, **how)
         return kernel
 
-    def kernel_by_module(self, network: nn.Module, names: Sequence[str], x: Tensor) -> Parameters:
+    def kernel_by_module(
+        self, network: nn.Module, names: Sequence[str], probe: Probe
+    ) -> Parameters:
         """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
-        how = self._how(network, names)
-        parts = empirical_ntk(network, x, output=self.output, by="module", **how)
+        how = self._how(network, names, probe)
+        parts = empirical_ntk(network, probe.x, output=self.output, by="module", **how)
         if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
         return {n or _ITSELF: p for n, p in parts.items()}
 
-    def _how(self, network: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    def _how(self, network: nn.Module, names: Sequence[str], probe: Probe) -> dict[str, Any]:
         return {
             "method": self.method,
             "params": list(names),
             "batch_size": self.batch_size,
             "dtype": self.gradient_dtype(network),
             "accumulate": self.sum_dtype(network),
+            "forward_fn": call_of(network, probe),
         }
 
-    def operator(self, network: nn.Module, names: Sequence[str], x: Tensor) -> NTKOperator:
+    def operator(self, network: nn.Module, names: Sequence[str], probe: Probe) -> NTKOperator:
         """The full Θ by the parameters called `names`, only to multiply with."""
         return NTKOperator(
             network,
-            x,
+            probe.x,
             output="full",
             params=list(names),
             batch_size=self.batch_size,
             dtype=self.gradient_dtype(network),
+            forward_fn=call_of(network, probe),
         )
 
     def outputs(
         self,
         network: nn.Module,
         names: Sequence[str],
-        x: Tensor,
+        probe: Probe,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The outputs on `x`, `[N, O]`, in eval mode with the current parameters and buffers.
+        """The outputs on the probe, `[N, O]`, in eval mode with the current parameters and buffers.
 
         Args:
             network: The module.
             names: The parameters by which the kernel is taken.
-            x: Inputs.
+            probe: The samples.
             dtype: In which the network runs; None is the one of its gradients.
         """
-        with quiet(network, x.device):
-            fn = model_function(network, list(names), dtype or self.gradient_dtype(network))
-            samples = fn.input("probe", x)
+        dtype, call = dtype or self.gradient_dtype(network), call_of(network, probe)
+        with quiet(network, probe.device):
+            fn = model_function(network, list(names), dtype, call)
+            samples = fn.input("probe", probe.x)
             keep_hooks_that_matter(fn, samples)
             blocks = samples.split(self.block)
             outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
-        return outputs.to(self.result_dtype(x.device))
+        return outputs.to(self.result_dtype(probe.device))
 
 
-def infinite_kernel(network: nn.Module, names: Sequence[str], x: Tensor) -> Tensor:
+def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
     """The kernel `[N, N]` of the network's limit of infinite width, float64.
 
     Raises:
@@ -194,7 +205,7 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], x: Tensor) -> Tens
     if movable != set(names):
         raise ValueError("the infinite-width kernel is that of all parameters that require grad.")
     # A compiler that starts within a training could change the run.
-    return analytic_ntk(network, x, compile=False)
+    return analytic_ntk(network, probe.x, compile=False)
 
 
 def mean_kernel(kernel: Tensor, output: Output, outputs: int) -> Tensor:

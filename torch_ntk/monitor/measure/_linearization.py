@@ -14,6 +14,7 @@ from ...linearize._network_function import NetworkFunction
 from ...linearize._steady import steady
 from ...memory import is_out_of_memory
 from ..reference._reference import Reference
+from ._adapted_network import call_of
 from ._evaluation import Evaluation
 
 _REMEDY = "Leave out what needs it: metrics=(...) without 'linearization_gap'."
@@ -48,7 +49,7 @@ class Linearization:
         now = {n: p.detach() for n, p in self.network.named_parameters() if n in theta_0}
         delta = {n: copied(p, self._dtype) - theta_0[n] for n, p in now.items()}
         moved = {n: d for n, d in delta.items() if bool(d.any())}
-        return reference.outputs + self._slopes(moved, reference.probe.x)
+        return reference.outputs + self._slopes(moved, reference.probe.batch)
 
     def check(self) -> None:
         """Raise at the reference, on one sample, what `outputs` would raise steps later.
@@ -57,29 +58,29 @@ class Linearization:
             ValueError: As `outputs`.
         """
         direction = {n: self._theta_0[n] for n in self.reference.trained}
-        self._slopes(direction, self.reference.probe.x[:1])
+        self._slopes(direction, self.reference.probe.batch[:1])
 
-    def _slopes(self, delta: Parameters, x: Tensor) -> Tensor:
+    def _slopes(self, delta: Parameters, x: Batch) -> Tensor:
         """⟨δ, ∇f_0⟩ `[N, O]` for a displacement δ of some of the parameters; 0 if there is none."""
-        network, dtype = self.network, self._dtype
+        network, dtype, device = self.network, self._dtype, x.tensors[0].device
         if not delta:
-            return torch.zeros((), dtype=dtype, device=x.device)
+            return torch.zeros((), dtype=dtype, device=device)
         leaves = leaves_of({n: self._theta_0[n] for n in delta})
         theta_0 = {**self._theta_0, **leaves}
-        x = x.to(dtype) if x.is_floating_point() else x
+        x, call = x.to(dtype), call_of(network, self.reference.probe)
 
-        def function(x: Tensor, keep_hooks: bool) -> NetworkFunction:
-            batch = Batch.of("probe", x)
-            return NetworkFunction(network, self._buffers, batch, RightOperations(), keep_hooks)
+        def function(x: Batch, keep_hooks: bool) -> NetworkFunction:
+            around = RightOperations()
+            return NetworkFunction(network, self._buffers, x, around, keep_hooks, call)
 
         def slopes(f: NetworkFunction) -> Tensor:
             with f.evaluated(theta_0) as out:
                 return slope(out, leaves, delta).detach().flatten(1)
 
-        with steady(network, x.device):
+        with steady(network, device):
             try:
                 keep_hooks = function(x[:1], False).hooks_matter(theta_0)
-                blocks = x.split(self.evaluation.block)  # type: ignore[no-untyped-call]
+                blocks = x.split(self.evaluation.block)
                 return torch.cat([slopes(function(block, keep_hooks)) for block in blocks])
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):

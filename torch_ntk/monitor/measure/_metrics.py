@@ -159,7 +159,7 @@ _spectral(
 def _stability(now: Moment) -> Values:
     """The learning rate times the largest curvature of the loss; see `StabilityEdge`."""
     network, reference, evaluation = now.network, now.reference, now.evaluation
-    x = reference.probe.x
+    probe = reference.probe
     rule = read_optimizers(now.training.optimizers, network, reference.trained)
     y = now.targets
     return stability(
@@ -167,8 +167,8 @@ def _stability(now: Moment) -> Values:
         find_loss(now.loss, now.training.module, now.outputs, y),
         now.outputs,
         y,
-        lambda names: evaluation.kernel(network, names, x, "full"),
-        lambda names: evaluation.operator(network, names, x),
+        lambda names: evaluation.kernel(network, names, probe, "full"),
+        lambda names: evaluation.operator(network, names, probe),
     )
 
 

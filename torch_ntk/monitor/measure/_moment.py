@@ -55,7 +55,7 @@ class Moment:
         if self.is_reference and at_start is not None:
             return at_start
         reference = self.reference
-        return self.evaluation.kernel_by_module(self.network, reference.trained, reference.probe.x)
+        return self.evaluation.kernel_by_module(self.network, reference.trained, reference.probe)
 
     @cached_property
     def kernel(self) -> Tensor:
@@ -65,7 +65,7 @@ class Moment:
             return reference.kernel
         if self.by_module:
             return sum_of(self.parts)
-        return self.evaluation.kernel(self.network, reference.trained, reference.probe.x)
+        return self.evaluation.kernel(self.network, reference.trained, reference.probe)
 
     @cached_property
     def spectrum(self) -> m.SpectralSummary:
@@ -79,7 +79,7 @@ class Moment:
         reference = self.reference
         if self.is_reference:
             return reference.outputs
-        return self.evaluation.outputs(self.network, reference.trained, reference.probe.x)
+        return self.evaluation.outputs(self.network, reference.trained, reference.probe)
 
     @cached_property
     def linearized(self) -> Tensor:

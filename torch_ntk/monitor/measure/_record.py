@@ -82,24 +82,24 @@ class Record:
         network = unwrap(network)
         first = next(network.parameters(), None)
         probe = probe if first is None else probe.to(first.device)
-        x, evaluation = probe.x, self.evaluation
-        trained = evaluation.trained(network, x)
+        evaluation = self.evaluation
+        trained = evaluation.trained(network, probe)
         kernel = parts = None
         if "parts" in self.needs:
-            parts = evaluation.kernel_by_module(network, trained, x)
+            parts = evaluation.kernel_by_module(network, trained, probe)
             kernel = sum_of(parts)
         elif self.needs & {"kernel", "spectrum"}:
-            kernel = evaluation.kernel(network, trained, x)
+            kernel = evaluation.kernel(network, trained, probe)
         reference = Reference(
             step=step,
             trained=trained,
             params=snapshot(dict(network.named_parameters())),
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
-            outputs=evaluation.outputs(network, trained, x),
+            outputs=evaluation.outputs(network, trained, probe),
             kernel=kernel,
             parts=parts,
-            infinite=self._infinite(network, trained, x) if "infinite" in self.needs else None,
+            infinite=self._infinite(network, trained, probe) if "infinite" in self.needs else None,
         )
         if "linearized" in self.needs:
             Linearization(network, reference, evaluation).check()
@@ -158,9 +158,9 @@ class Record:
         seen.scalars.update(values)
         self.history[-1].update(values)
 
-    def _infinite(self, network: nn.Module, trained: Sequence[str], x: Tensor) -> Tensor | None:
+    def _infinite(self, network: nn.Module, trained: Sequence[str], probe: Probe) -> Tensor | None:
         try:
-            return infinite_kernel(network, trained, x)
+            return infinite_kernel(network, trained, probe)
         except (TypeError, ValueError) as error:  # most networks have no such limit
             self._warn({"infinite_gap": str(error)})
             return None
@@ -176,7 +176,7 @@ class Record:
             )
         self.reference.check_matches(network)
         device = next(network.parameters()).device
-        if self.reference.probe.x.device != device:
+        if self.reference.probe.device != device:
             self.reference = self.reference.to(device)
         return self.reference
 

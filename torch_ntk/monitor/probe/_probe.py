@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -12,23 +15,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..._checks import check_positive_int, check_tensor, describe, type_error, value_error
+from ..._functional import Batch, tensors_in
+from ..._types import BatchLike
 from ._samples import batch_of, first_of_each
 
-ProbeLike: TypeAlias = (
-    int | Tensor | tuple[Tensor, Tensor] | Dataset[Any] | tuple[Dataset[Any], Iterable[int]]
-)
-"""A number of samples to take from the first training batch; or the samples: inputs `x`, `(x, y)`,
-a dataset such as `Subset(dataset, indices)`, or `(dataset, indices)`."""
+ProbeLike: TypeAlias = int | BatchLike | Dataset[Any] | tuple[Dataset[Any], Iterable[int]]
+"""A number of samples to take from the first training batch; or the samples: a batch of training,
+inputs `x`, `(x, y)`, a dataset such as `Subset(dataset, indices)`, or `(dataset, indices)`."""
 
 InputFn: TypeAlias = Callable[[Any], Any]
-"""From a batch of the training loader to `x` or `(x, y)`."""
+"""From a batch of the training loader to the inputs `x`, in any form, or to `(x, y)`."""
 
-_INPUT_KEYS = (
-    *("x", "input", "inputs", "image", "images", "img", "data", "features"),
-    *("pixel_values", "input_ids", "input_values"),
-)
-_TARGET_KEYS = ("y", "label", "labels", "target", "targets")
-_REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
+REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
+
+_CONSTANTS = (bool, int, float, str, type(None))
 
 
 class _DefaultCount(int):
@@ -41,29 +41,49 @@ DEFAULT_PROBE = _DefaultCount(64)
 
 @dataclass(frozen=True)
 class Probe:
-    """Samples `x` [N, ...] and, where there are any, their targets `y` [N, ...].
+    """Samples in the form in which the network takes them, and their targets if there are any.
 
     Attributes:
-        x: The inputs.
-        y: The targets, or None.
+        x: The inputs: a tensor `[N, ...]`, or any nesting of mappings, tuples, lists and
+            dataclasses of such tensors.
+        y: The targets `[N, ...]`, or None.
         why_none: Why there are no targets, for those who need them.
+        as_one: Whether a mapping, tuple or list is given to the network as one argument.
+        is_whole: Whether `x` has the form of the caller's; False for what was read from a saved
+            state, which keeps plain containers only.
     """
 
-    x: Tensor
+    x: Any
     y: Tensor | None = None
     why_none: str = "the probe has no targets. Pass probe=(x, y)."
+    as_one: bool = False
+    is_whole: bool = True
 
     def __post_init__(self) -> None:
         """Check the two against each other."""
-        check_tensor("probe", self.x)
-        if self.x.ndim == 0 or self.x.shape[0] == 0:
-            raise value_error("probe", "at least one sample [N, ...]", self.x, _REMEDY)
+        n = len(self)
         if self.y is not None:
             check_tensor("probe targets", self.y)
-            if self.y.ndim == 0 or self.y.shape[0] != self.x.shape[0]:
-                raise value_error(
-                    "probe", f"(x, y) with {self.x.shape[0]} targets", self.y, _REMEDY
-                )
+            if self.y.ndim == 0 or self.y.shape[0] != n:
+                raise value_error("probe", f"(x, y) with {n} targets", self.y, REMEDY)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The inputs, to be taken apart into samples."""
+        return Batch.of("probe", self.x)
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return self.batch.tensors[0].device
+
+    def with_batch(self, batch: Batch) -> Probe:
+        """Other inputs of the same form."""
+        return replace(self, x=batch.value)
 
     def first(self, n: int) -> Probe:
         """The first `n` samples, as copies that later writes to the batch do not reach.
@@ -73,63 +93,101 @@ class Probe:
         y = None if self.y is None else self.y[:n].detach().clone()
         if y is not None and y.dtype == torch.bool:
             y = y.long() if y.ndim == 1 else y.to(torch.get_default_dtype())
-        return replace(self, x=self.x[:n].detach().clone(), y=y)
+        batch = self.batch[:n].map(lambda t: t.detach().clone())
+        return replace(self, x=batch.value, y=y)
 
     def distinct(self) -> Probe:
         """Without samples that equal an earlier one: they would make every kernel singular."""
-        kept = first_of_each(self.x)
-        if len(kept) == self.x.shape[0]:
+        kept = first_of_each(self.batch)
+        if len(kept) == len(self):
             return self
         y = None if self.y is None else self.y[kept]
-        return replace(self, x=self.x[kept], y=y)
+        return replace(self, x=self.batch.map(lambda t: t[kept]).value, y=y)
 
     def to(self, device: torch.device) -> Probe:
         """The same samples on `device`."""
         y = None if self.y is None else self.y.to(device)
-        return replace(self, x=self.x.to(device), y=y)
+        return replace(self, x=self.batch.map(lambda t: t.to(device)).value, y=y)
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, dictionaries, lists, tuples and constants only."""
+        return {
+            "x": _plain(self.x),
+            "y": self.y,
+            "as_one": self.as_one,
+            "is_whole": self.is_whole and _is_plain(self.x),
+        }
+
+    @staticmethod
+    def from_state_dict(state: Mapping[str, Any]) -> Probe:
+        """The inverse of `state_dict`, where mappings are dictionaries and so are dataclasses."""
+        as_one, is_whole = state.get("as_one", False), state.get("is_whole", True)
+        return Probe(state["x"], state["y"], as_one=as_one, is_whole=is_whole)
+
+    def in_form_of(self, other: Probe) -> Probe:
+        """These samples in the containers of other ones of the same kind."""
+        pairs = zip(self.batch.tensors, other.batch.tensors, strict=False)
+        alike = len(self.batch.tensors) == len(other.batch.tensors) and all(
+            a.dtype == b.dtype and a.shape[1:] == b.shape[1:] for a, b in pairs
+        )
+        if not alike:
+            raise value_error(
+                "probe",
+                f"of samples as in the run that is resumed, {self.batch}",
+                str(other.batch),
+                "Resume with the same data, or start a new run.",
+            )
+        device = self.device
+        tensors = [t.to(device) for t in self.batch.tensors]
+        return replace(self, x=other.batch.with_tensors(tensors).value, is_whole=True)
 
 
-def read_probe(name: str, probe: object, input_fn: InputFn | None = None) -> int | Probe:
-    """A number of samples, or the probe itself, in which no sample repeats.
+@dataclass(frozen=True)
+class Unread:
+    """Samples of which only the network can say what is input, and what is target.
+
+    Attributes:
+        name: Of the argument by which they came.
+        batch: All of them, as one batch.
+    """
+
+    name: str
+    batch: Any
+
+    def read(self, read: Callable[[Any], Probe]) -> Probe:
+        """The probe, in which no sample repeats, by a function of a batch."""
+        with _errors_about(self.name):
+            return _without_repetition(self.name, read(self.batch))
+
+
+def read_probe(name: str, probe: object) -> int | Probe | Unread:
+    """A number of samples, the probe itself, or what a network has to be asked about.
 
     Args:
         name: The argument's name.
         probe: What the caller gave.
-        input_fn: From a batch, also one made from a dataset, to `x` or `(x, y)`.
 
     Raises:
         TypeError, ValueError: As `check_probe`.
     """
     is_pair = isinstance(probe, (tuple, list)) and len(probe) == 2
-    try:
+    with _errors_about(name):
         if isinstance(probe, Dataset):
-            found = _from_batch(batch_of(probe), input_fn)
-        elif is_pair and isinstance(probe[0], Dataset):  # type: ignore[index]
-            found = _from_batch(batch_of(*probe), input_fn)  # type: ignore[misc]
-        else:
-            checked = check_probe(probe)
-            if not isinstance(checked, Probe):
-                return checked
-            found = checked
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("`probe", f"`{name}")) from error
-    kept = found.distinct()
-    left_out = found.x.shape[0] - kept.x.shape[0]
-    if left_out:
-        warnings.warn(
-            f"{left_out} of the {found.x.shape[0]} samples of `{name}` equal an earlier one and "
-            "are left out: they would make the kernel singular.",
-            UserWarning,
-            stacklevel=2,
-        )
-    return kept.first(kept.x.shape[0])
+            return Unread(name, batch_of(probe))
+        if is_pair and isinstance(probe[0], Dataset):  # type: ignore[index]
+            return Unread(name, batch_of(*probe))  # type: ignore[misc]
+        checked = check_probe(probe)
+    if isinstance(checked, Probe):
+        return _without_repetition(name, checked)
+    return Unread(name, checked.batch) if isinstance(checked, Unread) else checked
 
 
-def check_probe(probe: object) -> int | Probe:
-    """A number of samples, or the probe itself.
+def check_probe(probe: object) -> int | Probe | Unread:
+    """A number of samples, the probe itself, or a batch of another form than `x` or `(x, y)`.
 
     Raises:
-        TypeError: Neither an integer, a tensor nor a pair of tensors.
+        TypeError: Neither an integer nor a batch with tensors.
         ValueError: No samples, or another number of targets.
     """
     if isinstance(probe, Probe):
@@ -137,99 +195,76 @@ def check_probe(probe: object) -> int | Probe:
     if isinstance(probe, Tensor):
         return Probe(probe).first(len(probe) if probe.ndim else 1)
     if isinstance(probe, (tuple, list)) and len(probe) == 2:
-        x = check_tensor("probe[0]", probe[0])
-        y = check_tensor("probe[1]", probe[1])
-        return Probe(x, y).first(x.shape[0])
-    if isinstance(probe, int) and not isinstance(probe, bool):
+        for k, part in enumerate(probe):
+            if part is None and k == 1:
+                continue
+            if next(tensors_in(part), None) is None:
+                check_tensor(f"probe[{k}]", part)
+        if probe[1] is None or isinstance(probe[1], Tensor):
+            found = Probe(*probe)
+            return found.first(len(found))
+    elif isinstance(probe, int) and not isinstance(probe, bool):
         return check_positive_int("probe", probe)
-    raise type_error(
-        "probe",
-        "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
-        describe(probe),
-        "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
-    )
+    if next(tensors_in(probe), None) is None and not _has_tensors(probe):
+        raise type_error(
+            "probe",
+            "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
+            describe(probe),
+            "Pass probe=64 to take them from the first training batch, or the samples as tensors.",
+        )
+    batch = Batch.of("probe", probe)
+    return Unread("probe", batch.map(lambda t: t.detach().clone()).value)
 
 
-def probe_from_batch(batch: Any, n: int, input_fn: InputFn | None = None) -> Probe:
-    """The first `n` samples of a training batch that equal no earlier one.
-
-    Understood are a tensor, a sequence that begins with the inputs (and goes on with the
-    targets), and a mapping with one of the usual names; `input_fn` is for everything else. A
-    batch with fewer samples gives a smaller probe, with a warning if `n` is the caller's choice.
-
-    Without `input_fn`, the second entry of a sequence is not taken as targets if they could as
-    well be something else: if there are more entries with one row per sample, as masks and
-    second inputs have, or if it is of the inputs' own kind, as a second view or a reconstruction
-    is.
-
-    Raises:
-        TypeError: The batch is of another form.
-        ValueError: The batch is empty.
-    """
-    given = _from_batch(batch, input_fn)
-    found = given.distinct()
-    size = int(found.x.shape[0])
-    kind = "" if size == given.x.shape[0] else " different ones"
-    if size < n and not isinstance(n, _DefaultCount):
+def _without_repetition(name: str, found: Probe) -> Probe:
+    kept = found.distinct()
+    left_out = len(found) - len(kept)
+    if left_out:
         warnings.warn(
-            f"`probe` asks for {n} samples but the first training batch has {size}{kind}: the "
-            f"probe has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
+            f"{left_out} of the {len(found)} samples of `{name}` equal an earlier one and "
+            "are left out: they would make the kernel singular.",
             UserWarning,
             stacklevel=2,
         )
-    return found.first(min(n, size))
+    return kept.first(len(kept))
 
 
-def _from_batch(batch: Any, input_fn: InputFn | None) -> Probe:
-    return _guess(batch) if input_fn is None else _pair(input_fn(batch))
+@contextlib.contextmanager
+def _errors_about(name: str) -> Iterator[None]:
+    """Within it, errors about `probe` are about the argument of this name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`probe", f"`{name}")) from error
 
 
-def _guess(batch: Any) -> Probe:
-    """The samples of a batch, with targets only where nothing else can be meant."""
-    found = _pair(batch)
-    if found.y is None or isinstance(batch, (Mapping, Probe)):
-        return found
-    x, y = found.x, found.y
-    others = [e for e in batch[2:] if isinstance(e, Tensor) and _matching(x, e) is not None]
-    if others:
-        reason = f"which of the {len(batch)} entries of a batch are the targets cannot be told"
-    # A single number per sample is more often a regression in one dimension.
-    elif y.is_floating_point() and y.shape == x.shape and x[0].numel() > 1:
-        reason = "the second entry of a batch has the inputs' shape, as a second view of them has"
-    else:
-        return found
-    why = f"{reason}. Pass input_fn=lambda batch: (x, y), or probe=(x, y)."
-    return Probe(x, None, why)
+def _has_tensors(value: object) -> bool:
+    """Whether there is a tensor in a dataclass, or in a mapping that is no dictionary."""
+    try:
+        Batch.coupled("probe", value)
+    except TypeError:
+        return False
+    return True
 
 
-def _pair(batch: Any) -> Probe:
-    if isinstance(batch, Probe):
-        return batch
-    if isinstance(batch, Tensor):
-        return Probe(batch)
-    if isinstance(batch, Mapping):
-        x = next((batch[k] for k in _INPUT_KEYS if isinstance(batch.get(k), Tensor)), None)
-        y = next((batch[k] for k in _TARGET_KEYS if isinstance(batch.get(k), Tensor)), None)
-        if x is not None:
-            return Probe(x, _matching(x, y))
-        raise type_error(
-            "probe",
-            "taken from a batch with one of the keys " + ", ".join(_INPUT_KEYS),
-            f"a batch with the keys {sorted(map(str, batch))}",
-            _REMEDY,
-        )
-    if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
-        y = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
-        return Probe(batch[0], _matching(batch[0], y))
-    raise type_error(
-        "probe",
-        "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
-        describe(batch),
-        _REMEDY,
-    )
+def _plain(value: Any) -> Any:
+    """The same in dictionaries, lists and tuples; what a saved state cannot hold is None."""
+    if isinstance(value, Tensor) or type(value) in _CONSTANTS:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [_plain(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return None
 
 
-def _matching(x: Tensor, y: Tensor | None) -> Tensor | None:
-    """Targets only if there is one per sample: a batch may hold other things beside."""
-    per_sample = y is not None and y.ndim > 0 and x.ndim > 0 and y.shape[0] == x.shape[0]
-    return y if per_sample else None
+def _is_plain(value: Any) -> bool:
+    """Whether `_plain` changes nothing."""
+    if isinstance(value, Tensor) or type(value) in _CONSTANTS:
+        return True
+    if type(value) is dict:
+        return all(map(_is_plain, value.values()))
+    return type(value) in (tuple, list) and all(map(_is_plain, value))

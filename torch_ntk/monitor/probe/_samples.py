@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ..._checks import describe, type_error, value_error
-from ..._functional import quiet
+from ..._functional import Batch, quiet
 
 _MOST = 4096
 
@@ -65,15 +65,14 @@ def _checked(indices: object, size: int | None) -> list[int]:
     return chosen
 
 
-def first_of_each(x: Tensor) -> list[int]:
-    """Indices of the samples that equal no earlier one, bit by bit.
+def first_of_each(x: Batch) -> list[int]:
+    """Indices of the samples that equal no earlier one, bit by bit, in all of their tensors.
 
     Two equal samples make a kernel singular, whatever the network.
     """
-    rows = x.detach().cpu().reshape(x.shape[0], -1).contiguous()
-    if rows.shape[1] == 0:
-        return list(range(x.shape[0]))
     seen: dict[bytes, int] = {}
-    for k, row in enumerate(rows.view(torch.uint8).numpy()):
-        seen.setdefault(row.tobytes(), k)
+    rows = [t.detach().cpu().reshape(len(x), -1).contiguous() for t in x.tensors]
+    numbers = [row.view(torch.uint8).numpy() for row in rows]
+    for k in range(len(x)):
+        seen.setdefault(b"".join(n[k].tobytes() for n in numbers), k)
     return sorted(seen.values())

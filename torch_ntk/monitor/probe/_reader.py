@@ -1,0 +1,389 @@
+"""What of a batch of training is given to the network, and what are its targets."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..._checks import ArgumentError, describe, type_error
+from ..._functional import Batch, call_model, evaluating_on, tensor_of, unwrap
+from ..._types import ForwardFn
+from ._probe import REMEDY, InputFn, Probe, _DefaultCount
+
+_INPUT_KEYS = (
+    *("x", "input", "inputs", "image", "images", "img", "data", "features"),
+    *("pixel_values", "input_ids", "input_values"),
+)
+_TARGET_KEYS = ("y", "label", "labels", "target", "targets")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What a forward takes.
+
+    Attributes:
+        text: Its signature.
+        positional: Its positional arguments in their order.
+        required: How many of these have no default.
+        names: Those that can be given by name.
+        needed: Those of them that have no default.
+        any_name: Whether it takes `**kwargs`.
+        next_may_be_tensor: Whether the first positional argument after those that are given in any
+            case has the default None, so that it may be a mask, or lengths.
+    """
+
+    text: str
+    positional: tuple[str, ...] = ()
+    required: int = 1
+    names: frozenset[str] = frozenset()
+    needed: tuple[str, ...] = ()
+    any_name: bool = False
+    next_may_be_tensor: bool = False
+
+    @staticmethod
+    def of(module: nn.Module) -> _Arguments | None:
+        """Those of a module's forward; None where Python does not know them.
+
+        A forward of `*args` or `**kwargs` alone is taken for one that hands them to the only
+        submodule with parameters.
+        """
+        try:
+            signature = inspect.signature(unwrap(module).forward)
+        except (TypeError, ValueError):
+            return None
+        every = list(signature.parameters.values())
+        positional = [p for p in every if p.kind in _POSITIONAL]
+        named = [p for p in every if p.kind in _NAMED]
+        if not named and not positional:
+            parts = [m for m in module.children() if next(m.parameters(), None) is not None]
+            return _Arguments.of(parts[0]) if len(parts) == 1 else None
+        required = sum(p.default is p.empty for p in positional)
+        after = positional[max(1, required) :]
+        return _Arguments(
+            str(signature),
+            tuple(p.name for p in positional),
+            required,
+            frozenset(p.name for p in named),
+            tuple(p.name for p in named if p.default is p.empty),
+            any(p.kind is p.VAR_KEYWORD for p in every),
+            bool(after) and after[0].default is None and after[0].name not in _TARGET_KEYS,
+        )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Finds the inputs and targets of a batch by what the network takes.
+
+    Without a network or `forward_fn`, a tensor is the inputs, a sequence begins with them, and of
+    a mapping the entry with a usual name is taken. With one:
+
+    - a sequence gives as many entries as the network requires, `(x, y)` one and `(x, lengths, y)`
+      two for a forward of `(x, lengths)`; what follows are targets if nothing else can be meant;
+    - of a mapping the network gets the keys that its forward names, or all if it takes
+      `**kwargs`; targets by their usual names are left out where it does not require them;
+    - a mapping of which it names no key is given as it is, or else its entry of a usual name.
+
+    Attributes:
+        network: Whose forward is asked; None asks none.
+        forward_fn: In place of its call. It gets a mapping with all of its keys.
+        input_fn: From a batch to the inputs in the form in which the network takes them, or to
+            `(x, y)`.
+    """
+
+    network: nn.Module | None = None
+    forward_fn: ForwardFn | None = None
+    input_fn: InputFn | None = None
+
+    def read(self, batch: Any) -> Probe:
+        """The samples of a batch.
+
+        Raises:
+            TypeError: It cannot be told what the network takes of it; with the argument to pass.
+            ValueError: The batch is empty.
+        """
+        if isinstance(batch, Probe):
+            return batch
+        if self.input_fn is None:
+            return self._of(batch)
+        found = self.input_fn(batch)
+        if not (isinstance(found, (tuple, list)) and len(found) == 2):
+            return self._of(found)
+        x, y = found
+        is_input = isinstance(x, Tensor) and self._arguments is not None
+        if is_input and self._arguments.required == 2 and self.forward_fn is None:  # type: ignore[union-attr]
+            return Probe(tuple(found))
+        if y is None or isinstance(y, Tensor):
+            return self.fit(Probe(x, y))
+        return Probe(found)
+
+    def fit(self, given: Probe) -> Probe:
+        """Samples that a user gave as `x` or `(x, y)`, as the network takes them."""
+        x, arguments = given.x, self._arguments
+        if arguments is None or self.forward_fn is not None:
+            return given
+        if arguments.required == 2 and isinstance(x, Tensor) and given.y is not None:
+            return Probe((x, given.y), why_none=given.why_none)
+        if isinstance(x, Mapping) and not arguments.any_name:
+            named = arguments.names & {str(key) for key in x}
+            return given if named else replace(given, as_one=True)
+        return given
+
+    # ------------------------------------------------------------------ forms
+    def _of(self, batch: Any) -> Probe:
+        if isinstance(batch, Tensor):
+            self._check_number((batch,), batch)
+            return Probe(batch)
+        if isinstance(batch, Mapping):
+            return self._of_mapping(batch)
+        if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)) and len(batch):
+            return self._of_sequence(batch)
+        if is_dataclass(batch) and not isinstance(batch, type) and _has_tensors(batch):
+            found = Probe(batch)
+            targets = (getattr(batch, name, None) for name in _TARGET_KEYS)
+            return replace(found, y=_matching(len(found), next(filter(_is_tensor, targets), None)))
+        raise type_error(
+            "probe",
+            "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
+            describe(batch),
+            REMEDY,
+        )
+
+    def _of_sequence(self, batch: Sequence[Any]) -> Probe:
+        arguments = self._arguments
+        count = 1 if arguments is None else max(1, arguments.required)
+        is_named = isinstance(batch[0], Mapping) and arguments is not None
+        if is_named and any(k in arguments.names for k in batch[0]):  # type: ignore[union-attr]
+            count = 1  # the mapping has all of them
+        inputs, rest = tuple(batch[:count]), list(batch[count:])
+        if not isinstance(batch[0], Mapping):
+            self._check_number(inputs, batch)
+        if count == 1:
+            found = self._of_first(batch)
+        else:
+            found = Probe(inputs)
+        n = len(found)
+        beside = [e for e in rest if _matching(n, e) is not None]
+        if found.y is not None or not beside:
+            return found
+        if arguments is not None and arguments.next_may_be_tensor and self.forward_fn is None:
+            name = arguments.positional[count]
+            raise self._refused(
+                batch,
+                f"entry {count} may be `{name}` of its forward{arguments.text}, or targets",
+                f"input_fn=lambda batch: ({_listed(count)}, batch[{count}]) if it is targets, and "
+                f"input_fn=lambda batch: ({_listed(count + 1)}, None) if it is `{name}`",
+            )
+        x, y = found.x, beside[0]
+        if len(beside) > 1:
+            reason = f"which of the {len(batch)} entries of a batch are the targets cannot be told"
+            return replace(found, why_none=_why(reason))
+        if rest[0] is not y:  # something else comes first
+            return found
+        # A single number per sample is more often a regression in one dimension.
+        is_like = count == 1 and isinstance(x, Tensor) and y.is_floating_point()
+        if is_like and y.shape == x.shape and x[0].numel() > 1:
+            reason = "the second entry of a batch has the inputs' shape, as a second view has"
+            if arguments is not None and self.forward_fn is None and self.input_fn is None:
+                raise self._refused(
+                    batch,
+                    "the second entry has the shape of the first, as a second view of the inputs "
+                    "has, or what is to be reconstructed",
+                    "input_fn=lambda batch: batch[0] if it is a view, and "
+                    "input_fn=lambda batch: (batch[0], batch[1]) if it is targets",
+                )
+            return replace(found, why_none=_why(reason))
+        return replace(found, y=y)
+
+    def _of_first(self, batch: Sequence[Any]) -> Probe:
+        """The samples of the first entry of a sequence, all that the network takes."""
+        x = batch[0]
+        if isinstance(x, Tensor):
+            return Probe(x)
+        if isinstance(x, Mapping) and self.network is not None:
+            return self._of_mapping(x)
+        if self.forward_fn is not None and _has_tensors(x):
+            return Probe(x)
+        if self.network is None or not _has_tensors(batch):
+            raise type_error(
+                "probe",
+                "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
+                describe(batch),
+                REMEDY,
+            )
+        raise self._refused(batch, f"its first entry is {describe(x)}", self._working(batch))
+
+    def _of_mapping(self, batch: Mapping[Any, Any]) -> Probe:
+        arguments = self._arguments
+        usual = next((batch[k] for k in _INPUT_KEYS if isinstance(batch.get(k), Tensor)), None)
+        y = next((batch[k] for k in _TARGET_KEYS if isinstance(batch.get(k), Tensor)), None)
+        if self.forward_fn is not None and _has_tensors(batch):
+            whole = _with_targets(Probe(batch, as_one=True), y)
+            if usual is None or self._runs(whole) or not self._runs(Probe(usual)):
+                return whole
+        elif arguments is not None:
+            named = [k for k in batch if k in arguments.names or arguments.any_name]
+            missing = [n for n in arguments.needed if n not in batch]
+            inputs = {k: batch[k] for k in named if k not in _TARGET_KEYS or k in arguments.needed}
+            if _has_tensors(inputs) and not missing:
+                return _with_targets(Probe(inputs), y)
+            if any(k in arguments.names for k in inputs):
+                raise self._refused(
+                    batch,
+                    f"its forward{arguments.text} requires {missing}, and there are the keys "
+                    f"{sorted(map(str, batch))}",
+                    "input_fn=lambda batch: {"
+                    + ", ".join(f"{n!r}: batch[...]" for n in arguments.needed)
+                    + "}",
+                )
+            if _has_tensors(batch) and arguments.required <= 1:
+                whole = _with_targets(Probe(batch, as_one=True), y)
+                if self._runs(whole):
+                    return whole
+        if usual is not None:
+            return _with_targets(Probe(usual), y)
+        keys = sorted(map(str, batch))
+        if self.network is not None and _has_tensors(batch):
+            raise self._refused(batch, f"there are the keys {keys}", self._working(batch))
+        raise type_error(
+            "probe",
+            "taken from a batch with one of the keys " + ", ".join(_INPUT_KEYS),
+            f"a batch with the keys {keys}",
+            REMEDY,
+        )
+
+    # ------------------------------------------------------------------ the network
+    @cached_property
+    def _arguments(self) -> _Arguments | None:
+        return None if self.network is None else _Arguments.of(self.network)
+
+    def _check_number(self, inputs: tuple[Any, ...], batch: Any) -> None:
+        """Raise if the network requires more arguments than there are inputs."""
+        arguments = self._arguments
+        if arguments is None or self.forward_fn is not None or arguments.required <= len(inputs):
+            return
+        wanted = arguments.positional[: arguments.required]
+        first = "batch" if isinstance(batch, Tensor) else "batch[0]"
+        listed = ", ".join([first, *(f"<{name}>" for name in wanted[1:])])
+        raise self._refused(
+            batch,
+            f"its forward{arguments.text} requires {len(wanted)} arguments",
+            f"input_fn=lambda batch: (({listed}), None)",
+        )
+
+    def _runs(self, probe: Probe) -> bool:
+        """Whether the network takes the first two samples; nothing of the attempt is seen."""
+        network = self.network
+        if network is None:
+            return True
+        first = next(network.parameters(), None)
+        probe = probe.first(2)
+        probe = probe if first is None else probe.to(first.device)
+        call = self.forward_fn
+        if call is None and probe.as_one:
+            call = _as_one
+        try:
+            with evaluating_on(network, probe.x, call):
+                out = call_model(unwrap(network), probe.x, call)
+                tensor_of(out, probe.batch, len(probe), self.forward_fn)
+        except Exception:  # anything that a user's forward may raise
+            return False
+        return True
+
+    def _working(self, batch: Any) -> str:
+        """An `input_fn` with a tensor of the batch that the network takes, or with the first."""
+        named = list(Batch.coupled("batch", batch).named("batch"))
+        usable = [(path, t) for path, t in named if t.ndim > 0 and len(t) > 0]
+        works = [path for path, t in usable if self._runs(Probe(t))]
+        path = next(iter([*works, *(path for path, _ in named)]))
+        has_targets = isinstance(batch, Sequence) and len(batch) == 2
+        is_pair = has_targets and isinstance(batch[1], Tensor) and path != "batch[1]"
+        return f"input_fn=lambda batch: {f'({path}, batch[1])' if is_pair else path}"
+
+    def _refused(self, batch: Any, came: str, argument: str) -> ArgumentError:
+        return type_error(
+            "probe",
+            "taken from a batch of which it is clear what the network takes",
+            f"{describe(batch)}: {came}",
+            f"Pass {argument}.",
+        )
+
+
+def probe_from_batch(
+    batch: Any,
+    n: int,
+    input_fn: InputFn | None = None,
+    *,
+    network: nn.Module | None = None,
+    forward_fn: ForwardFn | None = None,
+) -> Probe:
+    """The first `n` samples of a training batch that equal no earlier one.
+
+    A batch with fewer samples gives a smaller probe, with a warning if `n` is the caller's choice.
+
+    Args:
+        batch: As the training gets it.
+        n: How many.
+        input_fn: See `Reader`, as the other two.
+        network: The module that is measured.
+        forward_fn: In place of its call.
+
+    Raises:
+        TypeError: The batch is of another form.
+        ValueError: The batch is empty.
+    """
+    given = Reader(network, forward_fn, input_fn).read(batch)
+    found = given.distinct()
+    size = len(found)
+    kind = "" if size == len(given) else " different ones"
+    if size < n and not isinstance(n, _DefaultCount):
+        warnings.warn(
+            f"`probe` asks for {n} samples but the first training batch has {size}{kind}: the "
+            f"probe has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found.first(min(n, size))
+
+
+def _as_one(network: nn.Module, batch: Any) -> Any:
+    return network(batch)
+
+
+def _with_targets(found: Probe, y: Tensor | None) -> Probe:
+    return replace(found, y=_matching(len(found), y))
+
+
+def _matching(n: int, y: object) -> Tensor | None:
+    """Targets only if there is one per sample: a batch may hold other things beside."""
+    return y if isinstance(y, Tensor) and y.ndim > 0 and y.shape[0] == n else None
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _has_tensors(value: Any) -> bool:
+    try:
+        Batch.coupled("probe", value)
+    except TypeError:
+        return False
+    return True
+
+
+def _listed(count: int) -> str:
+    """The first entries of a batch as one argument."""
+    if count == 1:
+        return "batch[0]"
+    return "(" + ", ".join(f"batch[{k}]" for k in range(count)) + ")"
+
+
+def _why(reason: str) -> str:
+    return f"{reason}. Pass input_fn=lambda batch: (x, y), or probe=(x, y)."
