@@ -45,6 +45,10 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
     if "of_loss" in names:
         assert names["kernel"].shape == (6, 6, 3, 3)
         assert names["of_loss"].shape == (6, 6, 1, 1)
+    elif "coupled" in names:
+        assert names["coupled"].shape == (16, 16, 2, 2)
+        assert names["kernel"].shape == names["error"].shape == (6, 6)
+        assert bool((names["error"] > 0).all())
     elif "cntk" in names:
         assert names["theta"].shape == names["cntk"].shape == (4, 4)
         assert torch.linalg.eigvalsh(names["theta"])[0] > 0
@@ -63,7 +67,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 6
+    assert len(SNIPPETS) == README.count("```python") == 7
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])
