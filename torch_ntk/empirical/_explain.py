@@ -115,7 +115,7 @@ def explain(
 
 
 def _line(job: KernelJob, plan: Plan, name: str) -> Line:
-    indices, cost = plan.groups.get(name, []), plan.costs.get(name)
+    indices, cost = plan.groups.get(name, []), plan.costs.get(name, plan.tied.get(name))
     entries, o = job.fn.params[name].numel(), job.outputs
     rule = type(plan.uses_of(name)[0]).__name__ if indices else "own Jacobian"
     weight = {bias: weight for weight, bias in plan.biases.items()}.get(name)

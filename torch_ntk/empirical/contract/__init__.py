@@ -11,6 +11,7 @@ from ._factors import joined_features as joined_features
 from ._jacobian_pieces import Unformed as Unformed
 from ._pair_blocks import PairBlocks as PairBlocks
 from ._piece_sizes import piece_sizes as piece_sizes
+from ._tied import TiedFactor as TiedFactor
 
 __all__ = [
     "SMALL",
@@ -20,6 +21,7 @@ __all__ = [
     "GramFactor",
     "JacobianFactor",
     "PairBlocks",
+    "TiedFactor",
     "Unformed",
     "join",
     "joined_features",

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from ..._types import Output
 from ..rules import Use
 from ._jacobian_pieces import Formed, Piece, whole
+
+F = TypeVar("F", bound="Factor")
 
 Call = tuple[Use, Tensor]
 """A use and its sources, or what it `held` of them."""
@@ -56,6 +59,10 @@ class Factor(ABC):
     @abstractmethod
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> Factor:
         """The same for products in `dtype`, and with several others unless it is `alone`."""
+
+    @abstractmethod
+    def followed_by(self: F, parts: Sequence[Factor]) -> F:
+        """The factor of this block of samples and of those of `parts`, which are of its kind."""
 
 
 Factors = dict[tuple[str, str], Factor]
@@ -116,6 +123,12 @@ class JacobianFactor(Factor):
         if not alone and self.pieces and self.pieces[0].dtype == dtype:
             return replace(self, j=whole(self.pieces, output), pieces=())
         return self
+
+    def followed_by(self, parts: Sequence[Factor]) -> JacobianFactor:
+        """The pieces of all."""
+        every = [self, *(p for p in parts if isinstance(p, JacobianFactor))]
+        pieces = tuple(piece for p in every for piece in p.pieces)
+        return replace(self, samples=sum(p.samples for p in every), pieces=pieces)
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,19 @@ class GramFactor(Factor):
         a = None if self.a is None else to(self.a, dtype)
         return replace(self, a=a, b=to(self.b, dtype))
 
+    def followed_by(self, parts: Sequence[Factor]) -> GramFactor:
+        """Features and cotangents of all."""
+        every = [self, *(p for p in parts if isinstance(p, GramFactor))]
+        features = [p.a for p in every if p.a is not None]
+        return replace(
+            self,
+            samples=sum(p.samples for p in every),
+            sources=tuple(calls for p in every for calls in p.sources),
+            a=torch.cat(features, dim=1) if features else None,
+            b=torch.cat([p.b for p in every], dim=1),
+            is_last=all(p.is_last for p in every),
+        )
+
     def gathered(self, dtype: torch.dtype) -> GramFactor:
         """The same with features in place of sources."""
         a: Tensor | None = None
@@ -228,27 +254,11 @@ def join(blocks: list[Factors]) -> Factors:
     if len(blocks) == 1:
         return blocks[0]
     names = list(blocks[0])
-    return {name: _join([block.pop(name) for block in blocks]) for name in names}
-
-
-def _join(parts: list[Factor]) -> Factor:
-    first, samples = parts[0], sum(p.samples for p in parts)
-    if isinstance(first, JacobianFactor):
-        jacobians = [p for p in parts if isinstance(p, JacobianFactor)]
-        return replace(
-            first, samples=samples, pieces=tuple(piece for p in jacobians for piece in p.pieces)
-        )
-    assert isinstance(first, GramFactor)
-    grams = [p for p in parts if isinstance(p, GramFactor)]
-    features = [p.a for p in grams if p.a is not None]
-    return replace(
-        first,
-        samples=samples,
-        sources=tuple(calls for p in grams for calls in p.sources),
-        a=torch.cat(features, dim=1) if features else None,
-        b=torch.cat([p.b for p in grams], dim=1),
-        is_last=all(p.is_last for p in grams),
-    )
+    found: Factors = {}
+    for name in names:
+        first, *others = (block.pop(name) for block in blocks)
+        found[name] = first.followed_by(others)
+    return found
 
 
 def joined_features(calls: Sequence[Call]) -> Tensor:

@@ -12,6 +12,7 @@ from ...memory import ranges
 from ._factors import Factor, GramFactor, JacobianFactor, to
 from ._jacobian_pieces import blocks
 from ._piece_sizes import limited_size, piece_sizes
+from ._tied import TiedFactor, add_between_
 
 
 def add_(block: Tensor, p: Factor, q: Factor, output: Output) -> None:
@@ -25,6 +26,13 @@ def add_(block: Tensor, p: Factor, q: Factor, output: Output) -> None:
             _add_between_(block, p, q, output)
         else:
             _add_grams_(block, p, q, output)
+        return
+    if isinstance(p, TiedFactor):
+        assert isinstance(q, TiedFactor)
+        add_(block, p.looked_up, q.looked_up, output)
+        add_(block, p.applied, q.applied, output)
+        add_between_(block, p.looked_up, q.applied, output, swap=False)
+        add_between_(block, q.looked_up, p.applied, output, swap=True)
         return
     assert isinstance(p, JacobianFactor)
     assert isinstance(q, JacobianFactor)

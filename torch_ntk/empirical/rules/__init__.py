@@ -19,7 +19,9 @@ from ._conv_transpose import CALLS as _CONV_TRANSPOSE
 from ._einsum import CALLS as _EINSUM
 from ._elementwise import CALLS as _ELEMENTWISE
 from ._embedding import CALLS as _EMBEDDING
+from ._embedding import EmbeddingUse as EmbeddingUse
 from ._linear import CALLS as _LINEAR
+from ._linear import LinearUse as LinearUse
 from ._norm import CALLS as _NORM
 from ._prelu import CALLS as _PRELU
 from ._rule import RuleError as RuleError
@@ -41,4 +43,15 @@ RULES: dict[Any, Rule] = {
     **_ELEMENTWISE,
 }
 
-__all__ = ["RULES", "BiasUse", "ConvUse", "Rule", "RuleError", "Use", "laid_out", "product"]
+__all__ = [
+    "RULES",
+    "BiasUse",
+    "ConvUse",
+    "EmbeddingUse",
+    "LinearUse",
+    "Rule",
+    "RuleError",
+    "Use",
+    "laid_out",
+    "product",
+]

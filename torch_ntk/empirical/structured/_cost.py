@@ -12,7 +12,8 @@ kernel"). A pair of samples takes about
                                             cotangents of one sample, then those of the other;
     "jacobian"   O² a b                     and forming J takes T O a b for each sample.
 
-Many positions call for J, a single one for Gram matrices, and few for the form in between.
+Many positions call for J, a single one for Gram matrices, and few for the form in between. A weight
+that is an embedding and a linear layer is "tied": Gram matrices of either, and products between.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Literal
 from .._job import KernelJob
 from ..rules import Use
 
-Contraction = Literal["gram", "features", "jacobian"]
+Contraction = Literal["gram", "features", "jacobian", "tied"]
 
 # Memory traffic per entry, in FLOP equivalents: of a Jacobian or of a Gram matrix, and of what is
 # multiplied in small pieces.

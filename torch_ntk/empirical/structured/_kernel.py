@@ -25,11 +25,12 @@ from ..contract import (
     Factors,
     GramFactor,
     JacobianFactor,
+    TiedFactor,
     Unformed,
     joined_features,
     piece_sizes,
 )
-from ..rules import Use
+from ..rules import EmbeddingUse, Use
 from ._cotangents import Cotangents, cotangents
 from ._parameter_uses import ParameterUses
 from ._plan import Plan, make_plan
@@ -181,6 +182,8 @@ class StructuredMethod(FactorMethod):
             alone: See `factors`.
         """
         plan = self.plan
+        if name in plan.tied:
+            return self._tied(calls, rows)
         if name not in plan.costs:
             with stage("jacobian"):
                 each = [u.jacobian(u.features(s), c) for (u, s), c in zip(calls, rows, strict=True)]
@@ -201,3 +204,14 @@ class StructuredMethod(FactorMethod):
             return JacobianFactor.of(Unformed(b[:, :, 0], calls))
         with stage("jacobian"):
             return use.columns(joined_features(calls), b)
+
+    def _tied(self, calls: list[Call], rows: list[Tensor]) -> TiedFactor:
+        """The factor of an embedding that is a linear layer too; empties `rows`."""
+        both = []
+        for looked_up in (True, False):
+            own = [k for k, (u, _) in enumerate(calls) if isinstance(u, EmbeddingUse) is looked_up]
+            a = joined_features([calls[k] for k in own])
+            b = rows[own[0]] if len(own) == 1 else torch.cat([rows[k] for k in own], dim=3)
+            both.append(GramFactor.of(a, b, calls[own[0]][0], self.job.output))
+        rows.clear()
+        return TiedFactor(*both)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ..._types import Parameters
 from .._job import KernelJob
 from ..contract import SMALL
-from ..rules import BiasUse, Use
+from ..rules import BiasUse, EmbeddingUse, LinearUse, Use
 from ._channels_last import channels_last
 from ._cost import ContractionCost, cheapest, contraction_costs
 from ._parameter_uses import ParameterUses
@@ -24,6 +26,8 @@ class Plan:
         groups: By weight name the indices of its uses.
         costs: By weight name the order of contraction; absent where the uses of one weight are of
             different kinds, which only its Jacobian joins.
+        tied: The same for a weight that is an embedding and a linear layer, whose uses are
+            contracted with each other.
         biases: By weight name that of the bias which is contracted with it.
         channels_last: Names of the convolutions' weights that a pass has with their channels
             innermost in memory.
@@ -33,6 +37,7 @@ class Plan:
     outputs: int
     groups: Mapping[str, list[int]]
     costs: Mapping[str, ContractionCost]
+    tied: Mapping[str, ContractionCost]
     biases: Mapping[str, str]
     channels_last: frozenset[str]
 
@@ -111,6 +116,8 @@ class Plan:
             return 0
         if alone and self.is_late(name):
             return self._late_size(name)
+        if name in self.tied:
+            return self.tied[name].size
         return self.costs[name].size if self.is_gram(name) else self.outputs * entries
 
     def numbers_per_sample(self, params: Parameters, alone: bool) -> int:
@@ -127,9 +134,12 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
         innermost: Whether convolutions on a CPU run with their channels innermost in memory.
     """
     groups = uses.groups()
-    costs = {}
+    costs, tied = {}, {}
     for name, indices in groups.items():
         own = [uses.uses[i] for i in indices]
+        cost = _cost_of_tied(job, own, [uses.shapes[uses.calls[i]] for i in indices])
+        if cost is not None:
+            tied[name] = cost
         if len({use.kind for use in own}) == 1:
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
             found = contraction_costs(job, own[0], sum(positions))
@@ -142,7 +152,34 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
         if weight in grams and job.keys[weight] == job.keys[bias]
     }
     layout = frozenset(uses.convolutions()) if innermost else frozenset()
-    return Plan(uses, job.outputs, groups, costs, biases, layout)
+    return Plan(uses, job.outputs, groups, costs, tied, biases, layout)
+
+
+def _cost_of_tied(
+    job: KernelJob, uses: list[Use], shapes: list[torch.Size]
+) -> ContractionCost | None:
+    """What an embedding takes that is a linear layer too.
+
+    None if the weight is used in any other way, or if its Jacobian takes less.
+    """
+    looked_up = [u for u in uses if type(u) is EmbeddingUse]
+    applied = [u for u in uses if type(u) is LinearUse]
+    if not looked_up or not applied or len(looked_up) + len(applied) < len(uses):
+        return None
+    positions = [u.positions(shape) for u, shape in zip(uses, shapes, strict=True)]
+    t = sum(p for u, p in zip(uses, positions, strict=True) if type(u) is EmbeddingUse)
+    s = sum(positions) - t
+    if not t or not s:
+        return None
+    of_either = [contraction_costs(job, u, n) for u, n in ((looked_up[0], t), (applied[0], s))]
+    each = job.outputs**2 if job.output == "full" else job.outputs
+    between = 4.0 * job.pairs * t * s * (job.outputs * applied[0].inputs + each)
+    grams = [found["gram"] for found in of_either]
+    effort = between + sum(cost.effort for cost in grams)
+    if effort >= of_either[1]["jacobian"].effort:
+        return None
+    operations = between + sum(cost.operations for cost in grams)
+    return ContractionCost("tied", operations, sum(cost.size for cost in grams), effort)
 
 
 def _biases(uses: ParameterUses, groups: Mapping[str, list[int]]) -> Iterator[tuple[str, str]]:
