@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -77,6 +78,7 @@ class KernelCallback(Results, Callback):
     ) -> None:
         name = type(self).__name__
         self._session = self.session_type(probe, owner=name, own=self.own, **options)
+        self._session.say = rank_zero_info
         if network is not None and not isinstance(network, str):
             raise type_error(
                 "network",

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from torch_ntk._types import Output, ParameterSelection
-from torch_ntk.monitor import METRICS, ForwardFn, InputFn, LossLike, ProbeLike
+from torch_ntk._types import ParameterSelection
+from torch_ntk.monitor import METRICS, ForwardFn, InputFn, KernelOutput, LossLike, ProbeLike
 
 from ._base import KernelCallback
 
@@ -56,9 +56,15 @@ class NTKMonitor(KernelCallback):
 
     Args:
         probe: The number of samples to take from the first training batch as it passes, where None
-            is up to 64; or the samples: `x`, `(x, y)`, or of a dataset
-            `(dataset, indices)` or `Subset(dataset, indices)`, read once. Samples that equal an
-            earlier one are left out.
+            is up to 64; or the samples: a batch of the form of the training's, `x`, `(x, y)`, or of
+            a dataset `(dataset, indices)` or `Subset(dataset, indices)`, read once. Samples that
+            equal an earlier one are left out. A batch may be a tensor or any nesting of mappings,
+            tuples, lists and dataclasses. What of it is input follows from the network's `forward`:
+            of a sequence as many entries as that requires, `(x, y)` one and `(x, lengths, y)` two
+            for `forward(x, lengths)`; of a mapping the keys that it names, or all if it takes
+            `**kwargs`, but no targets (`labels`, `y`, …) that it does not require; or the
+            mapping as it is, if it takes one argument. Where that cannot be told, the error says
+            which `input_fn` to pass.
         validation_probe: Samples of the same forms on which drift, alignment and linearization gap
             are measured as well, logged as `ntk/val_drift`, …; a number takes them from the first
             validation batch, that of the sanity check.
@@ -67,7 +73,10 @@ class NTKMonitor(KernelCallback):
         at_steps: Measure at exactly these steps, besides the first and the last; instead of
             `every_n_steps`, `schedule` and `max_overhead`.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
-        output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
+        output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"`, `"full"` or
+            `"probed"`. None is `"mean"`, and for networks with more than 64 outputs (a vocabulary,
+            a map of pixels) `"probed"`: the mean kernel estimated from eight random directions of
+            the outputs, the same at every step, in the memory of a few batches.
         metrics: Which of the metrics above to measure, without the prefix, and which of those that
             are measured on request only, `torch_ntk.monitor.OPTIONAL`, as in
             `metrics=(*torch_ntk.monitor.METRICS, "stability")`. `torch_ntk.monitor.MEANINGS` says
@@ -90,12 +99,14 @@ class NTKMonitor(KernelCallback):
         prefix: The first part of the logged names. Several monitors need different ones.
         network: The name of the submodule to measure; None takes the LightningModule's own
             `forward`, or else its only submodule with parameters.
-        input_fn: From a training batch to `x` or `(x, y)`, for batches of an unusual form, and
-            for those in which targets cannot be told from masks or second views.
-        forward_fn: From the network and `x` to the outputs `[N, O]`, for modules that return
-            something else than one tensor, or take more than `x`:
-            `forward_fn=lambda net, x: net(input_ids=x)["logits"]`. It is called with the module
-            that `network` names, and must use no other parameters.
+        input_fn: From a training batch to the inputs, in any form that the network takes, or to
+            `(inputs, targets)`, for batches in which the two cannot be told apart:
+            `input_fn=lambda batch: ((batch[0], batch[1]), None)`.
+        forward_fn: `forward_fn(net, batch)` returns the outputs `[N, ...]` in place of the
+            network's call, for modules that return something else than one tensor or `.logits`,
+            and for other outputs, such as the loss of every sample. It gets samples in the form
+            that batches have, mappings with all of their keys, but of `(x, y)` only x. It is called
+            with the module that `network` names, and must use no other parameters.
         params: Names of parameters, or a predicate `(name, tensor) -> bool`, by which the kernel
             is taken; by default every parameter that requires grad at the first step.
         batch_size: Samples per block of a measurement; None follows the free memory.
@@ -138,7 +149,7 @@ class NTKMonitor(KernelCallback):
         every_n_steps: int | None = None,
         at_steps: Iterable[int] | None = None,
         schedule: str = "linear",
-        output: Output = "mean",
+        output: KernelOutput = None,
         metrics: Sequence[str] = METRICS,
         log_figures: bool = True,
         figure_every: int | None = None,

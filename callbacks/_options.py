@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch_ntk._types import Output
-from torch_ntk.monitor import CommonOptions
+from torch_ntk.monitor import CommonOptions, KernelOutput
 
 
 class PlainOptions(CommonOptions, total=False):
@@ -30,5 +29,5 @@ class CallbackOptions(PlainOptions, total=False):
 class KernelOptions(CallbackOptions, total=False):
     """For one that takes the kernel."""
 
-    output: Output
+    output: KernelOutput
     method: str

@@ -81,6 +81,7 @@ READ: list[tuple[type[nn.Module], Any, Any, bool]] = [
     (Two, (X, M, Y, M), (X, M), False),
     (WithFlag, (X, Y), X, True),
     (WithLoss, (X, Y), X, True),
+    (Maybe, (X, Y), X, True),  # labels are no mask
     (NeedsLabels, (X, Y), (X, Y), False),
     (One, NAMED, X, True),  # its only argument is `input`
     (Two, NAMED, {"x": X, "mask": M}, True),
@@ -129,10 +130,11 @@ REFUSED: list[tuple[type[nn.Module], Any, str]] = [
     (Two, (X,), r"requires 2 arguments.* input_fn=lambda batch: \(\(batch\[0\], <mask>\), None\)"),
     (
         Maybe,
-        (X, Y),
+        (X, M),
         r"entry 1 may be `mask`.*input_fn=lambda batch: \(batch\[0\], batch\[1\]\) if it is "
         r"targets, and input_fn=lambda batch: \(\(batch\[0\], batch\[1\]\), None\) if it is `mask`",
     ),
+    (Maybe, (X, M, Y), r"entry 1 may be `mask`"),
     (One, (X, X + 1.0), r"second view.*input_fn=lambda batch: batch\[0\] if it is a view"),
     (One, ([X, X + 1.0], Y), r"Pass input_fn=lambda batch: \(batch\[0\]\[0\], batch\[1\]\)\."),
     (Two, {"x": X, "labels": Y}, r"requires \['mask'\].*input_fn=lambda batch: \{'x': batch\["),
@@ -153,9 +155,9 @@ def test_what_cannot_be_told_is_refused_with_what_to_pass(
 
 
 def test_the_arguments_that_errors_name_are_right() -> None:
-    pair = Reader(Maybe(), input_fn=lambda batch: (batch[0], batch[1])).read((X, Y))
+    pair = Reader(Maybe(), input_fn=lambda batch: (batch[0], batch[1])).read((X, M))
     assert same(pair.x, X)
-    assert same(pair.y, Y)
+    assert same(pair.y, M)
     both = Reader(Maybe(), input_fn=lambda batch: ((batch[0], batch[1]), None)).read((X, M))
     assert same(both.x, (X, M))
     assert both.y is None

@@ -5,7 +5,8 @@
 One measurement, through the folders:
 
 1. `loop/`: `Session.is_due` asks the `Schedule` whether step s is one to measure at.
-2. `probe/`: the first time, the samples are taken from the batch, unless they were given.
+2. `probe/`: the first time, the samples are taken from the batch, unless they were given; what of
+   it is input, and what is target, the `Reader` sees by the network's forward.
 3. `reference/`: the first time, θ_0, the buffers, f_0 and Θ_0 are kept in a `Reference`.
 4. `measure/`: `Record.measure` makes a `Moment` of the network now and the reference.
 5. Each `Metric` of the registry takes what it needs from it; kernel, spectrum, outputs and
@@ -31,6 +32,7 @@ from .loop._settings import SessionOptions as SessionOptions
 from .measure._adapted_network import AdaptedNetwork as AdaptedNetwork
 from .measure._adapted_network import ForwardFn as ForwardFn
 from .measure._evaluation import Evaluation as Evaluation
+from .measure._evaluation import KernelOutput as KernelOutput
 from .measure._metric import Curve as Curve
 from .measure._metrics import FORECAST_CURVES as FORECAST_CURVES
 from .measure._metrics import MEANINGS as MEANINGS
@@ -73,6 +75,7 @@ __all__ = [
     "Evaluation",
     "ForwardFn",
     "InputFn",
+    "KernelOutput",
     "Log",
     "LossLike",
     "Monitor",

@@ -156,6 +156,7 @@ class ForecastSession(Session):
         if y is None:
             raise ValueError(reference.probe.why_none)
         f = reference.outputs
+        assert f is not None  # the kernel is the full one
         loss: LossLike = find_loss(self.settings.loss, training.module, f, y)
         if isinstance(loss, nn.Module):  # weights of classes have to be of the outputs' dtype
             loss = copy.deepcopy(loss).to(y.device, torch.float64)

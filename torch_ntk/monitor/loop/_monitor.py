@@ -42,8 +42,8 @@ class Monitor(Results):
     measures; call it in all of them.
 
     Args:
-        probe: The samples, in one of the forms that `NTKMonitor` takes, or their number, to be
-            taken from the `batch` of the first call; None takes up to 64.
+        probe: The samples, in one of the forms that `NTKMonitor` takes (a batch of the training),
+            or their number, to be taken from the `batch` of the first call; None takes up to 64.
         log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `schedule`, `output`,

@@ -36,9 +36,8 @@ def part_that_works(
     for name in dict.fromkeys(names):
         for part, pick in (("", lambda out: out), ("[0]", lambda out: out[0])):
             try:
-                Evaluation(dtype=dtype).trained(
-                    AdaptedNetwork(network, _forward(name, pick)), probe
-                )
+                adapted = AdaptedNetwork(network, _forward(name, pick))
+                Evaluation(dtype=dtype).examined(adapted, probe)
             except Exception:  # anything that a part raises on what it was not made for
                 continue
             return f"forward_fn=lambda net, x: net.{name}(x){part}"

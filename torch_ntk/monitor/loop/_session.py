@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,12 @@ from ..stability._stability import Training, edge_in_words, passes_the_edge
 from ._part import part_that_works
 from ._settings import SessionOptions, Settings
 
+_logger = logging.getLogger("torch_ntk.monitor")
+
+_PROBED = (
+    "{} estimates the kernel of {:,} outputs per sample from eight random directions of them, the "
+    "same at every step. output='mean' takes all outputs."
+)
 _LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
 _NO_VALIDATION = (
     "No validation batch came before the first measurement: there is no validation probe. Pass "
@@ -56,6 +63,7 @@ class Session:
         settings: The arguments, checked.
         record: What was measured on the probe.
         validation: What was measured on the validation probe, if there is one.
+        say: Is told what a user may want to know once, and need not act on.
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
 
@@ -89,6 +97,7 @@ class Session:
                 raise value_error("validation_probe", expected, came)
             self.validation = Record(metrics, evaluation, names=VALIDATION)
         self._owner, self._own = owner, own
+        self.say: Callable[[str], None] = _logger.info
         self.reset()
 
     def reset(self) -> None:
@@ -196,6 +205,9 @@ class Session:
                 raise
             kind = next(kind for kind in _KINDS if isinstance(error, kind))
             raise kind(f"{error} Pass {part}, which measures that part.") from error
+        evaluation = self.record.evaluation
+        if self.settings.output is None and evaluation.is_probed:
+            self.say(_PROBED.format(self._owner, evaluation.size))
         if step > 0:
             self.warn_once("late", _LATE.format(self._owner, step))
 

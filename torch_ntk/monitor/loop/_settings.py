@@ -9,9 +9,9 @@ from typing import TypedDict, cast
 import torch
 
 from ..._checks import check_choice, describe, type_error, value_error
-from ..._types import Method, Output, ParameterSelection
+from ..._types import Method, ParameterSelection
 from ..measure._adapted_network import ForwardFn, adapted_selection
-from ..measure._evaluation import Evaluation
+from ..measure._evaluation import Evaluation, KernelOutput
 from ..measure._metrics import METRICS
 from ..probe._probe import InputFn, ProbeLike
 from ..stability._training_loss import LossLike
@@ -39,7 +39,7 @@ class SessionOptions(CommonOptions, total=False):
     """Arguments of a monitor that takes the kernel, with its metrics."""
 
     metrics: Sequence[str]
-    output: Output
+    output: KernelOutput
     method: str
     loss: LossLike
 
@@ -67,7 +67,7 @@ class Settings:
     batch_size: int | None = None
     dtype: torch.dtype | None = None
     metrics: Sequence[str] = METRICS
-    output: Output = "mean"
+    output: KernelOutput = None
     method: str = "auto"
     loss: LossLike = "auto"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,21 @@ from ..._checks import (
 from ..._functional import model_function, quiet
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import analytic_ntk
-from ...empirical import NTKOperator, empirical_ntk
+from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, call_of
 
-_OUTPUTS = ("mean", "trace", "pseudo", "full")
+KernelOutput: TypeAlias = Output | Literal["probed"] | None
+"""The kernel's output reduction; None is `"mean"` up to `MANY` outputs and `"probed"` beyond."""
+
+MANY = 64
+"""From more outputs than this on, the mean kernel is estimated from random directions of them."""
+
+_OUTPUTS = ("mean", "trace", "pseudo", "full", "probed")
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
 _BLOCK = 16  # samples that pass through the network at once where nobody says how many
+_NUMBERS = 2**22  # outputs of a block up to which it has so many samples
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
 LARGE = 1_000_000
@@ -44,7 +51,8 @@ class Evaluation:
     """The settings of every kernel and every output of a record.
 
     Attributes:
-        output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"` or `"full"`.
+        output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"`, `"full"` or
+            `"probed"`; None is left to the number of outputs, see `for_outputs`.
         params: By which parameters the kernel is taken; see `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None follows the free memory.
         dtype: In which the network is evaluated; None is float64, or float32 for networks of more
@@ -52,22 +60,25 @@ class Evaluation:
             added up in float64 in any case: added up in float32, the smallest eigenvalue of a
             kernel is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
+        size: O, the number of outputs of a sample; None before a network has been seen.
 
     Raises:
         TypeError, ValueError: One of them is wrong.
     """
 
-    output: Output = "mean"
+    output: KernelOutput = None
     params: ParameterSelection = None
     batch_size: int | None = None
     dtype: torch.dtype | None = None
     method: Method = "auto"
+    size: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be told before there is a network."""
         if self.batch_size is not None:
             check_positive_int("batch_size", self.batch_size)
-        check_choice("output", self.output, _OUTPUTS)
+        if self.output is not None:
+            check_choice("output", self.output, _OUTPUTS)
         check_choice("method", self.method, _METHODS)
         if self.dtype not in (None, torch.float32, torch.float64):
             raise value_error("dtype", "None, torch.float32 or torch.float64", str(self.dtype), "")
@@ -78,11 +89,22 @@ class Evaluation:
             expected = "None, names of parameters or a predicate"
             raise type_error("params", expected, describe(self.params), "")
 
-    # ------------------------------------------------------------------ precision
+    def for_outputs(self, size: int) -> Evaluation:
+        """The same for a network with `size` outputs of each sample."""
+        output = self.output or ("probed" if size > MANY else "mean")
+        return replace(self, output=output, size=size)
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether there are so many outputs that those of all samples are not kept."""
+        return self.output == "probed"
+
     @property
     def block(self) -> int:
         """Samples that pass through the network at once."""
-        return self.batch_size or _BLOCK
+        return self.batch_size or max(1, min(_BLOCK, _NUMBERS // (self.size or 1)))
+
+    # ------------------------------------------------------------------ precision
 
     def result_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype of outputs and kernels."""
@@ -110,8 +132,10 @@ class Evaluation:
         return _ROUNDED
 
     # ------------------------------------------------------------------ kernels and outputs
-    def trained(self, network: nn.Module, probe: Probe) -> tuple[str, ...]:
-        """Names of the parameters by which the kernel is taken, once a forward has succeeded.
+    def examined(self, network: nn.Module, probe: Probe) -> tuple[tuple[str, ...], int]:
+        """Names of the parameters by which the kernel is taken, and the number of outputs.
+
+        A forward has succeeded then.
 
         Raises:
             TypeError, ValueError: The network or its inputs are not fit for a kernel.
@@ -121,10 +145,10 @@ class Evaluation:
             fn = model_function(network, self.params, self.gradient_dtype(network), call)
             samples = fn.input("probe", probe.x)
             samples.check_finite("probe", "Remove or impute those entries.")
-            inspect_forward(fn, "probe", samples)
+            outputs = inspect_forward(fn, "probe", samples).outputs
             # θ_0 is put in the place of θ_t later.
             fn.plain.check_replaceable(samples[:1])
-        return tuple(fn.params)
+        return tuple(fn.params), outputs
 
     def kernel(
         self,
@@ -135,18 +159,25 @@ class Evaluation:
     ) -> Tensor:
         """Θ by the parameters called `names`, with `output` in place of the usual one."""
         how = self._how(network, names, probe)
-        kernel: Tensor = empirical_ntk(network, probe.x, output=output or self.output, **how)
-        return kernel
+        kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
+        return _estimate(kernel)
 
     def kernel_by_module(
         self, network: nn.Module, names: Sequence[str], probe: Probe
     ) -> Parameters:
         """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
         how = self._how(network, names, probe)
-        parts = empirical_ntk(network, probe.x, output=self.output, by="module", **how)
+        found: dict[str, Any] = empirical_ntk(
+            network, probe.x, output=self._kept, by="module", **how
+        )
+        parts = {n: _estimate(part) for n, part in found.items()}
         if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
         return {n or _ITSELF: p for n, p in parts.items()}
+
+    @property
+    def _kept(self) -> Any:
+        return self.output or "mean"
 
     def _how(self, network: nn.Module, names: Sequence[str], probe: Probe) -> dict[str, Any]:
         return {
@@ -208,7 +239,12 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
     return analytic_ntk(network, probe.x, compile=False)
 
 
-def mean_kernel(kernel: Tensor, output: Output, outputs: int) -> Tensor:
+def _estimate(kernel: Tensor | ProbedKernel) -> Tensor:
+    """The kernel; of probed outputs what is estimated, always by the same directions."""
+    return kernel.kernel if isinstance(kernel, ProbedKernel) else kernel
+
+
+def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:
     """The kernel `[N, N]` in the units of `output="mean"`, which have a limit of infinite width."""
     if output == "full":
         return kernel.diagonal(dim1=2, dim2=3).mean(-1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ... import metrics as m
 from ..._functional import Batch, RightOperations, copied, failure, leaves_of, slope
 from ..._types import Parameters
 from ...linearize._network_function import NetworkFunction
@@ -17,7 +20,40 @@ from ..reference._reference import Reference
 from ._adapted_network import call_of
 from ._evaluation import Evaluation
 
+T = TypeVar("T")
+_At: TypeAlias = Callable[[Parameters, Parameters], Tensor]
+
+_SHOWN = 4096  # numbers of a movement that are kept for its figure
 _REMEDY = "Leave out what needs it: metrics=(...) without 'linearization_gap'."
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the outputs are from where they began, and from the linearization.
+
+    Attributes:
+        outputs: f_t `[N, O]`, or of very many outputs some.
+        linearized: f_t^lin, the same ones.
+        missed: f_t - f_t^lin, or a vector with the norm that this has.
+        moved: f_t - f_0, or such a vector.
+    """
+
+    outputs: Tensor
+    linearized: Tensor
+    missed: Tensor
+    moved: Tensor
+
+    @staticmethod
+    def of(outputs: Tensor, linearized: Tensor, f_0: Tensor) -> Movement:
+        """That of all outputs."""
+        return Movement(outputs, linearized, outputs - linearized, outputs - f_0)
+
+    @property
+    def gap(self) -> Tensor:
+        """‖f_t - f_t^lin‖ / ‖f_t - f_0‖."""
+        # The function takes three points. With f_t at the origin only the differences count.
+        origin = torch.zeros_like(self.missed)
+        return m.linearization_gap(origin, self.missed, self.moved)
 
 
 @dataclass(frozen=True)
@@ -37,19 +73,51 @@ class Linearization:
     reference: Reference
     evaluation: Evaluation
 
-    def outputs(self) -> Tensor:
+    def outputs(self, f_0: Tensor) -> Tensor:
         """f^lin at the network's parameters, `[N, O]`.
 
         Every parameter that has moved counts, also one that was frozen at the reference.
 
+        Args:
+            f_0: The outputs at the reference.
+
         Raises:
             ValueError: The network cannot be differentiated.
         """
-        theta_0, reference = self._theta_0, self.reference
-        now = {n: p.detach() for n, p in self.network.named_parameters() if n in theta_0}
-        delta = {n: copied(p, self._dtype) - theta_0[n] for n, p in now.items()}
-        moved = {n: d for n, d in delta.items() if bool(d.any())}
-        return reference.outputs + self._slopes(moved, reference.probe.batch)
+        delta = self._delta()
+        if not delta:
+            return f_0
+        blocks = self._over_blocks(self.reference.probe.batch, delta, lambda f_0, along, at: along)
+        return f_0 + torch.cat(blocks)
+
+    def movement_in_blocks(self) -> Movement:
+        """The movement of more outputs than are kept for all samples.
+
+        f_0 is evaluated anew, beside its slopes; of every block only the squares of the norms are
+        kept, and some outputs for a figure.
+
+        Raises:
+            ValueError: As `outputs`.
+        """
+        batch, size = self.reference.probe.batch, self.reference.size
+        count = max(1, min(size, _SHOWN // len(batch)))
+        chosen = torch.linspace(0, size - 1, count).round().long().to(batch.tensors[0].device)
+        wide = self.evaluation.result_dtype(batch.tensors[0].device)
+        theta_t = {n: copied(p, self._dtype) for n, p in self.network.named_parameters()}
+        buffers_t = {n: copied(b, self._dtype) for n, b in self.network.named_buffers()}
+
+        def of_block(f_0: Tensor, along: Tensor, at: _At) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                now = at(theta_t, buffers_t).to(wide)
+            moved = now - f_0
+            shown = now[:, chosen], (f_0 + along)[:, chosen].to(wide)
+            missed = (moved - along).square().sum()
+            return *shown, missed, moved.square().sum()
+
+        parts = self._over_blocks(batch, self._delta(), of_block)
+        outputs, linearized, missed, moved = zip(*parts, strict=True)
+        norms = [torch.stack(squares).sum().sqrt().reshape(1) for squares in (missed, moved)]
+        return Movement(torch.cat(outputs), torch.cat(linearized), *norms)
 
     def check(self) -> None:
         """Raise at the reference, on one sample, what `outputs` would raise steps later.
@@ -58,37 +126,58 @@ class Linearization:
             ValueError: As `outputs`.
         """
         direction = {n: self._theta_0[n] for n in self.reference.trained}
-        self._slopes(direction, self.reference.probe.batch[:1])
+        first = self.reference.probe.batch[:1]
+        self._over_blocks(first, direction, lambda f_0, along, at: None)
 
-    def _slopes(self, delta: Parameters, x: Batch) -> Tensor:
-        """⟨δ, ∇f_0⟩ `[N, O]` for a displacement δ of some of the parameters; 0 if there is none."""
-        network, dtype, device = self.network, self._dtype, x.tensors[0].device
-        if not delta:
-            return torch.zeros((), dtype=dtype, device=device)
+    def _delta(self) -> Parameters:
+        """θ - θ_0 of those parameters that have moved."""
+        theta_0 = self._theta_0
+        now = {n: p.detach() for n, p in self.network.named_parameters() if n in theta_0}
+        delta = {n: copied(p, self._dtype) - theta_0[n] for n, p in now.items()}
+        return {n: d for n, d in delta.items() if bool(d.any())}
+
+    def _over_blocks(
+        self, x: Batch, delta: Parameters, use: Callable[[Tensor, Tensor, _At], T]
+    ) -> list[T]:
+        """What `use` makes of f_0 and ⟨δ, ∇f_0⟩ `[n, O]` on every block of n samples.
+
+        Args:
+            x: The samples.
+            delta: A displacement of some of the parameters.
+            use: Called with the two, and with a function that gives the outputs on the block at
+                other parameters and buffers.
+        """
+        network, call = self.network, call_of(self.network, self.reference.probe)
         leaves = leaves_of({n: self._theta_0[n] for n in delta})
         theta_0 = {**self._theta_0, **leaves}
-        x, call = x.to(dtype), call_of(network, self.reference.probe)
+        x = x.to(self._dtype)
 
-        def function(x: Batch, keep_hooks: bool) -> NetworkFunction:
-            around = RightOperations()
-            return NetworkFunction(network, self._buffers, x, around, keep_hooks, call)
+        def function(x: Batch, buffers: Parameters, keep_hooks: bool) -> NetworkFunction:
+            def copies() -> Parameters:  # some forwards write into the tensors that they are given
+                return {n: b.clone() for n, b in buffers.items()}
 
-        def slopes(f: NetworkFunction) -> Tensor:
-            with f.evaluated(theta_0) as out:
-                return slope(out, leaves, delta).detach().flatten(1)
+            return NetworkFunction(network, copies, x, RightOperations(), keep_hooks, call)
 
-        with steady(network, device):
+        def used(block: Batch, keep_hooks: bool) -> T:
+            def at(theta: Parameters, buffers: Parameters) -> Tensor:
+                return function(block, buffers, keep_hooks)(theta).reshape(len(block), -1)
+
+            with function(block, self._buffers_0, keep_hooks).evaluated(theta_0) as out:
+                along = slope(out, leaves, delta) if delta else torch.zeros_like(out)
+                f_0, along = (t.detach().reshape(len(block), -1) for t in (out, along))
+            return use(f_0, along, at)
+
+        with steady(network, x.tensors[0].device):
             try:
-                keep_hooks = function(x[:1], False).hooks_matter(theta_0)
-                blocks = x.split(self.evaluation.block)
-                return torch.cat([slopes(function(block, keep_hooks)) for block in blocks])
+                keep = function(x[:1], self._buffers_0, False).hooks_matter(theta_0)
+                return [used(block, keep) for block in x.split(self.evaluation.block)]
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 raise failure(error, "linearize the outputs of the model", _REMEDY) from error
 
-    def _buffers(self) -> Parameters:
-        """New copies of those of the reference."""
+    @cached_property
+    def _buffers_0(self) -> Parameters:
         return {n: copied(b, self._dtype) for n, b in self.reference.buffers.items()}
 
     @cached_property

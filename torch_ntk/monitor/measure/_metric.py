@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._moment import Moment
 
-Need: TypeAlias = Literal["kernel", "parts", "spectrum", "outputs", "linearized", "infinite"]
+Need: TypeAlias = Literal["kernel", "parts", "spectrum", "outputs", "movement", "infinite"]
 """What a metric may need of a `Moment`, by the name of the property there."""
 
 Values: TypeAlias = Tensor | float | Mapping[str, float]

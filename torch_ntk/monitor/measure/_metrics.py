@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ... import metrics as m
 from ..._checks import check_choice, describe, type_error
 from ..stability import find_loss, read_optimizers
 from ..stability._stability import stability
+from ..stability._training_loss import IGNORED
 from ._evaluation import mean_kernel
 from ._metric import Curve, Metric, Need, Panel, Values
 from ._moment import Moment
@@ -93,10 +97,31 @@ _spectral("effective_rank", "effective rank", _RANK, "exp(entropy of the spectru
 @_metric("alignment", _ALIGNMENT, "kernel", on_validation=True)
 def _alignment(now: Moment) -> Values:
     """The cosine between Θ_t and the targets' Gram matrix."""
-    y, outputs = now.targets, now.reference.outputs.shape[1]
+    y, outputs = now.targets, now.reference.size
+    places = y[0].numel()
+    if not y.is_floating_point() and y.ndim > 1 and outputs % places == 0 and outputs > places:
+        return m.kernel_alignment(now.kernel, _of_many_labels(y, outputs // places))
     # The last classes may be missing from the probe; a single output may stand for two classes.
     is_labels = not y.is_floating_point() and y.ndim == 1 and outputs > 1
     return m.kernel_alignment(now.kernel, y, num_classes=outputs if is_labels else None)
+
+
+def _of_many_labels(y: Tensor, classes: int) -> Tensor:
+    """Targets Y `[N, N]` with the Gram matrix YYᵀ that labels at P places have as one-hot vectors.
+
+    With e_c - 1/C for class c it is the mean over the places of 1 - 1/C where two samples have
+    the same class, and of -1/C where they do not; places without a label count 0. Nothing of the
+    size N·P·C is formed.
+    """
+    labels = y.reshape(len(y), -1)
+    known = labels != IGNORED
+    rows = [
+        (((own == labels).double() - 1.0 / classes) * (has & known)).mean(1)
+        for own, has in zip(labels, known, strict=True)
+    ]
+    values, vectors = torch.linalg.eigh(torch.stack(rows))
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return root
 
 
 @_metric("parameters", _MOVEMENT, beside=[Curve("buffer_drift", "running statistics", _MOVEMENT)])
@@ -123,10 +148,10 @@ def _param_drift(now: Moment) -> Values:
     return values
 
 
-@_metric("linearization gap", LAZY, "outputs", "linearized", on_validation=True)
+@_metric("linearization gap", LAZY, "movement", on_validation=True)
 def _linearization_gap(now: Moment) -> Values:
     """‖f_t - f_t^lin‖ / ‖f_t - f_0‖ with f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩."""
-    return m.linearization_gap(now.outputs, now.linearized, now.reference.outputs)
+    return now.movement.gap
 
 
 @_metric("velocity", _SPEED, "kernel")
@@ -197,7 +222,7 @@ def _infinite_gap(now: Moment) -> Values:
     limit = now.infinite
     if limit is None:
         raise ValueError("the run was anchored without the infinite kernel.")
-    mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.outputs.shape[1])
+    mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.size)
     return m.kernel_drift(mean.to(limit.dtype), limit)
 
 

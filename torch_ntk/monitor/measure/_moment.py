@@ -13,14 +13,14 @@ from ..reference._reference import Reference
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike
 from ._evaluation import Evaluation
-from ._linearization import Linearization
+from ._linearization import Linearization, Movement
 
 
 @dataclass
 class Moment:
     """The network at one step, and its reference.
 
-    Kernel, spectrum, outputs and linearization are computed when they are first asked for, and
+    Kernel, spectrum, outputs and movement are computed when they are first asked for, and
     once: whichever metrics need them share them.
 
     Attributes:
@@ -77,14 +77,18 @@ class Moment:
     def outputs(self) -> Tensor:
         """f_t on the probe, `[N, O]`."""
         reference = self.reference
-        if self.is_reference:
+        if self.is_reference and reference.outputs is not None:
             return reference.outputs
         return self.evaluation.outputs(self.network, reference.trained, reference.probe)
 
     @cached_property
-    def linearized(self) -> Tensor:
-        """f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩ on the probe, `[N, O]`."""
-        return Linearization(self.network, self.reference, self.evaluation).outputs()
+    def movement(self) -> Movement:
+        """f_t beside f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩ on the probe."""
+        linearization = Linearization(self.network, self.reference, self.evaluation)
+        f_0 = self.reference.outputs
+        if f_0 is None:
+            return linearization.movement_in_blocks()
+        return Movement.of(self.outputs, linearization.outputs(f_0), f_0)
 
     @property
     def infinite(self) -> Tensor | None:

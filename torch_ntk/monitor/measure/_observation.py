@@ -17,8 +17,8 @@ class Observation:
         scalars: The metrics by name, and `"seconds"`, the wall time that they took.
         kernel: Θ_t, or None if no metric needs it.
         eigenvalues: The spectrum of Θ_t, ascending, or None.
-        outputs: f_t on the probe, or None.
-        linearized: f_t^lin on the probe, or None.
+        outputs: f_t on the probe, or None. Of very many outputs some, evenly spread.
+        linearized: f_t^lin on the probe, or None; the same ones.
     """
 
     step: int

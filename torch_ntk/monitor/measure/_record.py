@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,13 +57,14 @@ class Record:
     ) -> None:
         self.metrics = tuple(metric.name for metric in read_metrics(metrics))
         self.needs = frozenset(need for name in self.metrics for need in REGISTRY[name].needs)
-        self.evaluation = Evaluation() if evaluation is None else evaluation
+        self.evaluation = self._asked = Evaluation() if evaluation is None else evaluation
         self.loss = check_loss(loss)
         self._names = names
         self.reset()
 
     def reset(self) -> None:
         """Forget the reference and everything measured."""
+        self.evaluation = self._asked
         self.reference: Reference | None = None
         self.history: list[dict[str, float]] = []
         self.spectra: list[tuple[int, Tensor]] = []
@@ -82,8 +84,8 @@ class Record:
         network = unwrap(network)
         first = next(network.parameters(), None)
         probe = probe if first is None else probe.to(first.device)
-        evaluation = self.evaluation
-        trained = evaluation.trained(network, probe)
+        trained, size = self._asked.examined(network, probe)
+        evaluation = self._asked.for_outputs(size)
         kernel = parts = None
         if "parts" in self.needs:
             parts = evaluation.kernel_by_module(network, trained, probe)
@@ -96,14 +98,15 @@ class Record:
             params=snapshot(dict(network.named_parameters())),
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
-            outputs=evaluation.outputs(network, trained, probe),
+            size=size,
+            outputs=None if evaluation.is_probed else evaluation.outputs(network, trained, probe),
             kernel=kernel,
             parts=parts,
             infinite=self._infinite(network, trained, probe) if "infinite" in self.needs else None,
         )
-        if "linearized" in self.needs:
+        if "movement" in self.needs:
             Linearization(network, reference, evaluation).check()
-        self.reference = reference
+        self.evaluation, self.reference = evaluation, reference
         self._seconds_of_reference = time.perf_counter() - started
 
     def measure(
@@ -210,11 +213,12 @@ class Record:
                 "state", "a state of version 1", describe(state), "Start a new monitor."
             )
         try:
-            if state["output"] != self.evaluation.output:  # two outputs cannot be compared
+            asked = self._asked.output or state["output"]  # what follows from O, as it did then
+            if state["output"] != asked:  # two outputs cannot be compared
                 raise value_error(
                     "output",
                     f"{state['output']!r}, as in the run that is resumed",
-                    repr(self.evaluation.output),
+                    repr(asked),
                     "Resume with the same one, or start a new run.",
                 )
             kept = state["anchor"]
@@ -227,6 +231,9 @@ class Record:
             raise value_error(
                 "state", "complete", f"one without {error}", "Start a new monitor."
             ) from error
+        self.evaluation = replace(self._asked, output=state["output"])
+        if reference is not None:
+            self.evaluation = self.evaluation.for_outputs(reference.size)
         self.reference, self.history, self.spectra = reference, history, spectra
         self._previous = previous
 
@@ -234,12 +241,12 @@ class Record:
 def _observation(moment: Moment, values: dict[str, float]) -> Observation:
     """The values, and those quantities that some metric has asked for."""
     computed: dict[str, Any] = vars(moment)  # where `cached_property` keeps what it has computed
-    spectrum = computed.get("spectrum")
+    spectrum, movement = computed.get("spectrum"), computed.get("movement")
     return Observation(
         moment.step,
         values,
         computed.get("kernel"),
         None if spectrum is None else spectrum.eigenvalues,
-        computed.get("outputs"),
-        computed.get("linearized"),
+        computed.get("outputs") if movement is None else movement.outputs,
+        None if movement is None else movement.linearized,
     )

@@ -86,7 +86,8 @@ class Reader:
     a mapping the entry with a usual name is taken. With one:
 
     - a sequence gives as many entries as the network requires, `(x, y)` one and `(x, lengths, y)`
-      two for a forward of `(x, lengths)`; what follows are targets if nothing else can be meant;
+      two for a forward of `(x, lengths)`; what follows are targets if nothing else can be meant,
+      as it can for `(x, mask=None)` if the network takes them in that place;
     - of a mapping the network gets the keys that its forward names, or all if it takes
       `**kwargs`; targets by their usual names are left out where it does not require them;
     - a mapping of which it names no key is given as it is, or else its entry of a usual name.
@@ -173,7 +174,7 @@ class Reader:
         beside = [e for e in rest if _matching(n, e) is not None]
         if found.y is not None or not beside:
             return found
-        if arguments is not None and arguments.next_may_be_tensor and self.forward_fn is None:
+        if arguments is not None and self._may_be_input(found, (*inputs, rest[0])):
             name = arguments.positional[count]
             raise self._refused(
                 batch,
@@ -201,6 +202,20 @@ class Reader:
                 )
             return replace(found, why_none=_why(reason))
         return replace(found, y=y)
+
+    def _may_be_input(self, found: Probe, longer: tuple[Any, ...]) -> bool:
+        """Whether the next entry of a sequence may be an optional argument, as a mask is.
+
+        Not if the network fails with it, and does not without: class labels pass for no mask.
+
+        Args:
+            found: The samples without it.
+            longer: The inputs with it.
+        """
+        arguments = self._arguments
+        if arguments is None or not arguments.next_may_be_tensor or self.forward_fn is not None:
+            return False
+        return self._runs(Probe(longer)) or not self._runs(found)
 
     def _of_first(self, batch: Sequence[Any]) -> Probe:
         """The samples of the first entry of a sequence, all that the network takes."""
@@ -279,12 +294,12 @@ class Reader:
         )
 
     def _runs(self, probe: Probe) -> bool:
-        """Whether the network takes the first two samples; nothing of the attempt is seen."""
+        """Whether the network takes the first three samples; nothing of the attempt is seen."""
         network = self.network
         if network is None:
             return True
         first = next(network.parameters(), None)
-        probe = probe.first(2)
+        probe = probe.first(3)
         probe = probe if first is None else probe.to(first.device)
         call = self.forward_fn
         if call is None and probe.as_one:

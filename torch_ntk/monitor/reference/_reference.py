@@ -26,7 +26,8 @@ class Reference:
         params: θ_0, every floating-point parameter by name.
         buffers: Every buffer by name; Θ_0, f_0 and the linearization are taken with these.
         probe: The samples.
-        outputs: f_0 on the probe, `[N, O]`.
+        size: O, the number of outputs of a sample.
+        outputs: f_0 on the probe, `[N, O]`; None if they are too many to be kept.
         kernel: Θ_0 on the probe, or None if no metric needs it.
         parts: Its parts by module, or None if no metric needs them.
         infinite: The kernel of the limit of infinite width, or None.
@@ -37,7 +38,8 @@ class Reference:
     params: Parameters
     buffers: Parameters
     probe: Probe
-    outputs: Tensor
+    size: int
+    outputs: Tensor | None
     kernel: Tensor | None
     parts: Parameters | None = None
     infinite: Tensor | None = None
@@ -66,7 +68,7 @@ class Reference:
             params=move(self.params),
             buffers=move(self.buffers),
             probe=self.probe.to(device),
-            outputs=self.outputs.to(device),
+            outputs=None if self.outputs is None else self.outputs.to(device),
             kernel=None if self.kernel is None else self.kernel.to(device),
             parts=None if self.parts is None else move(self.parts),
             infinite=None if self.infinite is None else self.infinite.to(device),
@@ -80,6 +82,7 @@ class Reference:
             "params": dict(self.params),
             "buffers": dict(self.buffers),
             **self.probe.state_dict(),
+            "size": self.size,
             "outputs": self.outputs,
             "kernel": self.kernel,
             "parts": None if self.parts is None else dict(self.parts),
@@ -99,6 +102,7 @@ class Reference:
             params=dict(state["params"]),
             buffers=dict(state["buffers"]),
             probe=Probe.from_state_dict(state),
+            size=int(state["size"]) if "size" in state else state["outputs"].shape[1],
             outputs=state["outputs"],
             kernel=state["kernel"],
             parts=state.get("parts"),
