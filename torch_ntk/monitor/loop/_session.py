@@ -109,6 +109,7 @@ class Session:
         self.last_step: int | None = None
         self.diverged_at: int | None = None
         self._network: nn.Module | None = None
+        self._remedy: str | None = None
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,12 +200,12 @@ class Session:
         try:
             self.record.begin(module, probe, step)
         except (TypeError, ValueError) as error:
-            no_part = self.settings.forward_fn is not None or has_diverged(network)
-            part = None if no_part else part_that_works(network, probe, self.settings.dtype)
-            if part is None:
+            if self._remedy is None:  # sought once, however often the measurement is tried
+                self._remedy = self._part(network, probe)
+            if not self._remedy:
                 raise
             kind = next(kind for kind in _KINDS if isinstance(error, kind))
-            raise kind(f"{error} Pass {part}, which measures that part.") from error
+            raise kind(f"{error} {self._remedy}") from error
         evaluation = self.record.evaluation
         if self.settings.output is None and evaluation.is_probed:
             self.say(_PROBED.format(self._owner, evaluation.size))
@@ -262,6 +263,13 @@ class Session:
         spent = time.perf_counter() - self._started
         self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))
         return seen
+
+    def _part(self, network: nn.Module, probe: Probe) -> str:
+        """What to pass to measure a part of a network that cannot be measured; "" for nothing."""
+        if self.settings.forward_fn is not None or has_diverged(network):
+            return ""
+        part = part_that_works(network, probe, self.settings.dtype)
+        return "" if part is None else f"Pass {part}, which measures that part."
 
     def _read(self, network: nn.Module, samples: int | Probe | Unread, batch: Any = None) -> Probe:
         """A probe in the form in which the network takes it; a number is taken from the batch."""
