@@ -106,18 +106,26 @@ class Linearization:
         theta_t = {n: copied(p, self._dtype) for n, p in self.network.named_parameters()}
         buffers_t = {n: copied(b, self._dtype) for n, b in self.network.named_buffers()}
 
-        def of_block(f_0: Tensor, along: Tensor, at: _At) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                now = at(theta_t, buffers_t).to(wide)
-            moved = now - f_0
-            shown = now[:, chosen], (f_0 + along)[:, chosen].to(wide)
-            missed = (moved - along).square().sum()
-            return *shown, missed, moved.square().sum()
+        # Made before the blocks: small tensors that stay between large ones that go would keep the
+        # memory of these from being used again.
+        shown = torch.empty(2, len(batch), count, dtype=wide, device=chosen.device)
+        squares = torch.zeros(2, 1, dtype=wide, device=chosen.device)
+        starts = iter(range(0, len(batch), self.evaluation.block))
 
-        parts = self._over_blocks(batch, self._delta(), of_block)
-        outputs, linearized, missed, moved = zip(*parts, strict=True)
-        norms = [torch.stack(squares).sum().sqrt().reshape(1) for squares in (missed, moved)]
-        return Movement(torch.cat(outputs), torch.cat(linearized), *norms)
+        def of_block(f_0: Tensor, along: Tensor, at: _At) -> None:
+            with torch.no_grad():
+                moved = at(theta_t, buffers_t).to(wide, copy=True)
+            start = next(starts)
+            block = slice(start, start + len(moved))
+            shown[0, block] = moved[:, chosen]
+            shown[1, block] = (f_0[:, chosen] + along[:, chosen]).to(wide)
+            moved -= f_0
+            squares[1] += moved.square().sum()
+            squares[0] += moved.sub_(along).square_().sum()
+
+        self._over_blocks(batch, self._delta(), of_block)
+        missed, moved = squares.sqrt()
+        return Movement(shown[0], shown[1], missed, moved)
 
     def check(self) -> None:
         """Raise at the reference, on one sample, what `outputs` would raise steps later.
