@@ -54,6 +54,15 @@ def test_a_direction_is_the_same_for_every_sample_and_method() -> None:
     assert not torch.allclose(other.kernel, whole.kernel, rtol=1e-3)
 
 
+def test_directions_are_of_the_precision_of_the_outputs() -> None:
+    """Of a single linear layer every direction has its kernel `⟨x, x'⟩` itself: |v|² = O."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, OUTPUTS, bias=False).double()
+    found = empirical_ntk(model, X, output="probed")
+    assert torch.allclose(found.kernel, X @ X.T, rtol=1e-14)
+    assert bool((found.standard_error <= 1e-14 * (X @ X.T).abs().max()).all())
+
+
 def test_parts_add_up() -> None:
     whole = empirical_ntk(net(), X, output="probed")
     parts = empirical_ntk(net(), X, output="probed", by="module")

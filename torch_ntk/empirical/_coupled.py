@@ -97,7 +97,7 @@ class CoupledBatches:
             return f
         if self.outputs not in self._signs:
             self._signs[self.outputs] = random_signs(self.outputs, self.probes, self.seed)
-        return f @ self._signs[self.outputs].to(f).T
+        return f @ self._signs[self.outputs].to(f).T / math.sqrt(self.outputs)
 
     def kernel(self, whole: Tensor) -> Tensor:
         """The kernel of the output from that of the sample `[1, 1, ΣN·O', ΣN·O']`.

@@ -10,6 +10,7 @@ symmetric and positive semi-definite, and costs K backward passes in place of O.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,14 +43,14 @@ def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFun
         seed: Of the signs, which depend on nothing else.
     """
     signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
-    return fn.with_outputs(lambda out: out @ signs.to(out.dtype).T)
+    return fn.with_outputs(lambda out: out @ signs.to(out.dtype).T / math.sqrt(outputs))
 
 
 def random_signs(outputs: int, probes: int, seed: int) -> Tensor:
-    """Directions `[K, O]` of signs, divided by sqrt(O), float32."""
+    """Directions `[K, O]` of ±1, int8."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, 2, (probes, outputs), generator=generator, dtype=torch.int8)
-    return (2 * drawn - 1).float().div_(outputs**0.5)
+    return 2 * drawn - 1
 
 
 def estimate(diagonal: Tensor) -> ProbedKernel:
