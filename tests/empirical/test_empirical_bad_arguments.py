@@ -19,7 +19,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "output": (
         {"output": "sum"},
         ValueError,
-        "`output` must be one of 'full'.*'pseudo'; got 'sum'",
+        "`output` must be one of 'full'.*'pseudo', 'probed'; got 'sum'",
     ),
     "method": ({"method": "fast"}, ValueError, "`method` must be one of 'auto'"),
     "batch_size_zero": ({"batch_size": 0}, ValueError, "`batch_size`"),

@@ -213,6 +213,7 @@ def test_limits_of_control_groups(files: dict[str, str], free: int | None, tmp_p
 
 def test_free_memory_is_the_smaller_of_machine_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    monkeypatch.setattr(_budget, "_READ_AGAIN_AFTER", 1e-9)
     monkeypatch.setattr(_budget, "_control_group_free", lambda: GIB // 64)
     assert free_memory(cpu) == GIB // 64
     monkeypatch.setattr(_budget, "_control_group_free", lambda: None)

@@ -11,7 +11,7 @@ from plans import OUTPUTS, covered, method_of, plan_of
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk._functional import evaluating
+from torch_ntk._functional import Batch, evaluating
 from torch_ntk.empirical.methods import JacobianMethod
 from torch_ntk.empirical.rules import RULES, RuleError
 from torch_ntk.empirical.structured import ParameterUses, UsesChangedError
@@ -122,15 +122,16 @@ def test_perturbing_needs_the_planned_calls() -> None:
     model, x = case.build(), case.inputs(2)
     method = method_of(model, x)
     fn, uses = method.job.fn, method.plan.uses
+    (sample, _) = Batch.of("x", x).samples()
     with evaluating(model, x):
         zeros = [torch.zeros(s, dtype=fn.dtype) for s in uses.shapes]
         rest = {n: fn.params[n] for n in uses.rest}
-        out, sources = perturbed(fn, uses, zeros, rest, x[0])
-        assert torch.equal(out, fn.single(fn.params, x[0]))
+        out, sources = perturbed(fn, uses, zeros, rest, sample)
+        assert torch.equal(out, fn.single(fn.params, sample))
         assert len(sources) == len(uses.uses)
         backwards = ParameterUses(uses.uses[::-1], uses.calls[::-1], uses.shapes[::-1], uses.rest)
         with pytest.raises(UsesChangedError):
-            perturbed(fn, backwards, zeros[::-1], rest, x[0])
+            perturbed(fn, backwards, zeros[::-1], rest, sample)
     last = uses.uses[-1].name
     assert set(uses.without({last}).rest) == {*uses.rest, last}
 

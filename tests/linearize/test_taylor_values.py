@@ -60,17 +60,26 @@ class WrittenOut(nn.Module):
         return self.weight.reshape(shape) * unit + self.bias.reshape(shape)
 
 
-def with_norms_written_out(net: nn.Module) -> nn.Module:
+class Hardsigmoid(nn.Module):
+    """That of torch has no second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 3).clamp(0, 6) / 6
+
+
+def written_out(net: nn.Module) -> nn.Module:
     for module in list(net.modules()):
         for name, child in module.named_children():
-            if isinstance(child, (nn.LayerNorm, nn.InstanceNorm2d)):
+            if type(child) in (nn.LayerNorm, nn.InstanceNorm2d):  # others derive from them
                 setattr(module, name, WrittenOut(child))
+            elif type(child) is nn.Hardsigmoid:
+                setattr(module, name, Hardsigmoid())
     return net
 
 
 def taylor_loop(net: nn.Module, delta: Parameters, x: Tensor, order: int) -> Tensor:
     """The Taylor polynomial of `t -> f(θ_0 + t δ)` at t = 1, by `order` nested backward passes."""
-    net = with_norms_written_out(net.eval())
+    net = written_out(net.eval())
     theta_0 = {k: p.detach() for k, p in net.named_parameters()}
     t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH):
