@@ -60,20 +60,11 @@ class WrittenOut(nn.Module):
         return self.weight.reshape(shape) * unit + self.bias.reshape(shape)
 
 
-class Hardsigmoid(nn.Module):
-    """That of torch has no second derivative."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x + 3).clamp(0, 6) / 6
-
-
 def written_out(net: nn.Module) -> nn.Module:
     for module in list(net.modules()):
         for name, child in module.named_children():
             if type(child) in (nn.LayerNorm, nn.InstanceNorm2d):  # others derive from them
                 setattr(module, name, WrittenOut(child))
-            elif type(child) is nn.Hardsigmoid:
-                setattr(module, name, Hardsigmoid())
     return net
 
 
@@ -144,6 +135,10 @@ def test_second_order_of_every_case(case: Case) -> None:
     model, x = taylor_expand(case.build(), 2), case.inputs(2)
     if case.name == "gradient_stopped_by_no_grad":
         with pytest.raises(ValueError, match=r"torch\.no_grad.*try order=1"):
+            model(x)
+        return
+    if case.name == "mobilenet_v3":  # torch has no second derivative of hardsigmoid
+        with pytest.raises(ValueError, match="hardsigmoid_backward"):
             model(x)
         return
     model(x)

@@ -4,7 +4,6 @@
 - In forward mode `embedding` ignores `padding_idx`: the row has a derivative there. Its gradient
   may be sparse, which other operations do not take.
 - `embedding_bag` has no forward-mode rule and no second derivative.
-- `hardsigmoid`, and so MobileNetV3, has no second derivative.
 - `weight_norm` has no forward-mode rule, and its second derivative is wrong.
 - The derivatives of `layer_norm`, and of the `batch_norm` that `instance_norm` calls, lose a term
   when they are differentiated twice more, without an error (pytorch issues 196700 and 196699).
@@ -112,11 +111,6 @@ def _embedding_bag(
     return out / counted.new_zeros(len(offsets), 1).index_add(0, bags, counted).clamp(min=1)
 
 
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    out = F.hardtanh(input + 3, 0.0, 6.0) / 6
-    return input.copy_(out) if inplace else out
-
-
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """As `torch._weight_norm`: `g v / ‖v‖`, with a norm for each index along `dim`."""
     others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]  # -1 is no axis here
@@ -172,7 +166,6 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 _RIGHT: dict[Any, Callable[..., Tensor]] = {
     F.prelu: _prelu,
     Tensor.prelu: _prelu,
-    F.hardsigmoid: _hardsigmoid,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
     torch._weight_norm: _weight_norm,
