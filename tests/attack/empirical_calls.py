@@ -221,7 +221,7 @@ class Attack:
         label = f"{where}, {call}, N={n}{'' if x2 is None else f'/{len(x2)}'} {context}".strip()
         finite = all(bool(t.isfinite().all()) for t in (f1, f2, *j1.values(), *j2.values()))
         coupled = self.couples and self._is_coupled(x1, f1)
-        if coupled and kind[0] == "linearize":
+        if kind[0] == "linearize" and self.couples and bool(self.net.gate):
             return  # that of a batch is a function as well
         self._compare(label, compare, CONTEXTS[context], (x1, x2), finite, coupled)
 

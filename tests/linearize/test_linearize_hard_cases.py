@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -204,3 +205,33 @@ def test_second_gradients_by_the_parameters() -> None:
     residual = f_0.reshape(-1) + jacobian @ delta
     expected = 2 * jacobian.T @ jacobian @ jacobian.T @ residual
     torch.testing.assert_close(flat(list(found)), expected, rtol=1e-10, atol=1e-10)
+
+
+class WithoutSecondDerivative(torch.autograd.Function):
+    """`w x`, whose gradient by w cannot be differentiated by the cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return w * x
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return (cotangent.detach() * x).sum(0), None
+
+
+def test_what_is_missing_does_not_cancel_between_equal_samples() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = (torch.nn.Parameter(torch.ones(1).double()) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return WithoutSecondDerivative.apply(self.w, x) + self.v * x  # type: ignore[no-any-return]
+
+    for n in range(1, 9):
+        lin, x = linearize(Net()), torch.ones(n, 1).double()
+        with torch.no_grad():
+            lin.network.w += 1
+        torch.testing.assert_close(lin(x), 3 * x)

@@ -48,7 +48,7 @@ def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool
     r"""`J δ`, in the shape of `out`, by two backward passes.
 
     The gradient `Jᵀu` of `⟨u, f⟩` is linear in u, and so is `⟨Jᵀu, δ⟩ = ⟨u, J δ⟩`: its derivative
-    by u is J δ, at whatever u it is taken. Taken at random signs u, the result also proves itself,
+    by u is J δ, at whatever u it is taken. Taken at random weights, the result also proves itself,
     as `⟨u, J δ⟩` has to be the number `⟨Jᵀu, δ⟩`, in which only the first pass took part. If it is
     not, or fails, an operation has a backward pass whose derivative is wrong or missing; then each
     entry of J δ takes one plain backward pass, as a row of J.
@@ -63,7 +63,10 @@ def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool
     """
     if not out.requires_grad:
         return torch.zeros_like(out)
-    signs = 2 * torch.randint(2, out.shape, generator=torch.Generator().manual_seed(0)) - 1
+    # Of sizes between 0.5 and 1.5: with ±1 alone, what is missing would cancel between two samples
+    # that are equal in one of two calls.
+    drawn = torch.rand(2, *out.shape, generator=torch.Generator().manual_seed(0))
+    signs = torch.where(drawn[1] < 0.5, -1.0, 1.0) * (drawn[0] + 0.5)
     u = signs.to(out.device, out.dtype).requires_grad_()
     try:
         gradient = transposed_product(out, leaves, u, create=True)
