@@ -8,7 +8,6 @@ the outputs of both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from .._checks import value_error
 from .._functional import Batch, call_model, coupled_rows_of
 from .._types import ForwardFn, ModelLike, Output
-from ._probed import random_signs
+from ._probed import along, random_signs
 
 
 @dataclass
@@ -92,12 +91,12 @@ class CoupledBatches:
     def _left(self, f: Tensor) -> Tensor:
         """`[N, O']` of the outputs `[N, O]`."""
         if self.output == "pseudo":
-            return f.sum(dim=1, keepdim=True) / math.sqrt(self.outputs)
+            return along(f, f.new_ones(1, self.outputs))
         if not self._is_estimate:
             return f
         if self.outputs not in self._signs:
             self._signs[self.outputs] = random_signs(self.outputs, self.probes, self.seed)
-        return f @ self._signs[self.outputs].to(f).T / math.sqrt(self.outputs)
+        return along(f, self._signs[self.outputs])
 
     def kernel(self, whole: Tensor) -> Tensor:
         """The kernel of the output from that of the sample `[1, 1, ΣN·O', ΣN·O']`.

@@ -43,7 +43,12 @@ def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFun
         seed: Of the signs, which depend on nothing else.
     """
     signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
-    return fn.with_outputs(lambda out: out @ signs.to(out.dtype).T / math.sqrt(outputs))
+    return fn.with_outputs(lambda out: along(out, signs))
+
+
+def along(outputs: Tensor, directions: Tensor) -> Tensor:
+    """`Σ_i v[k, i] f_i / sqrt(O)` `[N, K]` of outputs `[N, O]`, for directions v `[K, O]`."""
+    return outputs @ directions.to(outputs).T / math.sqrt(outputs.shape[1])
 
 
 def random_signs(outputs: int, probes: int, seed: int) -> Tensor:
