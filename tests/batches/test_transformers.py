@@ -111,6 +111,27 @@ def test_rules_cover_all_parameters(name: str) -> None:
     assert [line.parameter for line in lines if not line.uses] == []
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is newer
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_activation_checkpointing_is_passed_over(name: str, reentrant: bool) -> None:
+    make, forward_fn, tolerance = MODELS[name]
+    net, batch = built(make), tokens()
+    plain = empirical_ntk(net, batch, forward_fn=forward_fn)
+    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert any(getattr(module, "gradient_checkpointing", False) for module in net.modules())
+    assert off(empirical_ntk(net, batch, forward_fn=forward_fn), plain) < 1e-12
+    flat = plain.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    operator = NTKOperator(net, batch, forward_fn=forward_fn)
+    ones = torch.ones(operator.shape[0]).double()
+    assert off(operator @ ones, flat.sum(1)) < tolerance
+    for dropout in (m for m in net.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    # In training mode, in which these models recompute.
+    trained = empirical_ntk(net, batch, forward_fn=forward_fn, training=True, check=False)
+    assert off(trained, plain) < 1e-12
+
+
 def test_an_encoding_with_labels_needs_no_function() -> None:
     net, batch = built(bert), tokens()
     batch["labels"] = torch.tensor([0, 2, 1])

@@ -10,7 +10,7 @@ _generator = torch.Generator().manual_seed(2018)
 
 
 def signs(*shape: int, like: Tensor) -> Tensor:
-    """A tensor of random signs, of the type and on the device of `like`.
+    """A tensor of random weights of either sign, of the type and on the device of `like`.
 
     Their sizes vary between 0.5 and 1.5: with ±1 alone, a difference between samples that lie
     evenly around another one would cancel in one of a few calls.

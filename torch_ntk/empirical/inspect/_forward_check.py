@@ -135,10 +135,11 @@ def not_deterministic() -> ArgumentError:
     """The error for outputs that change from call to call."""
     return value_error(
         "model",
-        "deterministic in eval mode",
+        "deterministic in eval mode, or in train mode with training=True",
         "a forward whose outputs change from call to call, or that draws random numbers",
-        "Use nn.Dropout instead of F.dropout(x, training=True), draw the noise outside of the "
-        "model, and reset or pass in a state that a call leaves for the next one.",
+        "Use nn.Dropout instead of F.dropout(x, training=True) (with p=0 for training=True), draw "
+        "the noise outside of the model, and reset or pass in a state that a call leaves for the "
+        "next one.",
     )
 
 

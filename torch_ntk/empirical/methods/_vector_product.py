@@ -78,7 +78,7 @@ class _VectorProducts:
     """Directions `J2ᵀ e` of samples of x2, and products `J1 w` with samples of x1, checked.
 
     Directions are compared with the gradient of their signed sum by a plain backward pass, and
-    products by the identity `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` with such a gradient for random signs u.
+    products by the identity `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` with such a gradient for random weights u.
     """
 
     def __init__(self, job: KernelJob) -> None:

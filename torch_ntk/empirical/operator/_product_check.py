@@ -1,7 +1,7 @@
 """Whether products with a Jacobian and with its transpose are right, at nearly no cost each.
 
 Two pairs of vectors are computed once, by plain backward passes of the user's own module over all
-samples: `g = Jᵀ u` for random signs u, and `z = J w` for random signs w. Then every product with
+samples: `g = Jᵀ u` for random u, and `z = J w` for random w. Then every product with
 the transpose must satisfy `⟨Jᵀ v, w⟩ = ⟨v, z⟩`, and every product `⟨J t, u⟩ = ⟨t, g⟩`.
 """
 
