@@ -105,7 +105,7 @@ def test_operators_follow_a_limit(output: str) -> None:
     theta = NTKOperator(model, x, output=output)
     small = NTKOperator(model, x, output=output, max_memory="100kB")
     with limited(100_000):
-        vectors, samples = small._products.sizes(50)
+        vectors, samples = small._map.left.sizes(50)
     assert vectors < 50
     assert samples < 12
     v = torch.randn(theta.shape[0], 8, dtype=torch.float64)

@@ -67,7 +67,7 @@ def test_the_way_that_a_model_allows(name: str) -> None:
     case = by_name(name)
     theta = NTKOperator(case.build(), case.inputs(4))
     theta @ torch.ones(theta.shape[0], dtype=theta.dtype)
-    assert type(theta._products._ways[0]).__name__ == WAYS[name]
+    assert type(theta._map.left._ways[0]).__name__ == WAYS[name]
 
 
 BLOCKS = [
@@ -96,7 +96,7 @@ def test_any_blocks(name: str, output: str, few: int, monkeypatch: pytest.Monkey
 
 
 def test_sizes_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = NTKOperator(MLP([5, 30, 3]).double(), torch.randn(40, 5).double())._products
+    products = NTKOperator(MLP([5, 30, 3]).double(), torch.randn(40, 5).double())._map.left
     assert products.sizes(7) == (7, 40)
     monkeypatch.setattr(_products, "_CPU_BYTES", 1)
     assert products.sizes(7) == (1, 1)

@@ -13,6 +13,7 @@ from traces import settings
 from torch_ntk import MLP
 from torch_ntk.empirical import NTKOperator
 from torch_ntk.empirical.operator import _lanczos
+from torch_ntk.empirical.operator._kernel_map import KernelMap
 from torch_ntk.empirical.operator._stochastic_trace import on_sphere, signs, xtrace
 
 OUTPUTS = ["full", "trace", "mean", "pseudo"]
@@ -49,7 +50,7 @@ def test_extreme_eigenvalues(output: str, which: str, k: int) -> None:
 
 def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrix is small, and cheaper than products, in all of these tests."""
-    monkeypatch.setattr(NTKOperator, "_is_dense_cheaper", lambda self: False)
+    monkeypatch.setattr(KernelMap, "is_dense_cheaper", lambda self: False)
 
 
 def test_lanczos_needs_products_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -21,15 +22,11 @@ from ..._checks import (
 )
 from ..._functional import evaluating_on, model_function
 from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
-from ...memory import budget, in_bytes, limited
-from .._empirical_ntk import NOT_FINITE
-from .._job import KernelJob
-from .._outputs import finish
-from .._parts import WHOLE, keys_of
-from .._result_size import check_fits
-from ..inspect import forward_operations, inspect_forward
-from ..methods import METHODS
-from ..structured import StructuredMethod, UseRecorder
+from ...memory import in_bytes, limited
+from .._empirical_ntk import second_input
+from ..inspect import inspect_forward
+from ..structured import UseRecorder
+from ._kernel_map import KernelMap, Settings
 from ._lanczos import Eigenpairs, SymmetricProduct, extreme
 from ._products import Products
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
@@ -42,22 +39,24 @@ if TYPE_CHECKING:
 
 
 class NTKOperator:
-    r"""The empirical NTK of the samples `x` as a symmetric linear operator `[D, D]`.
+    r"""The empirical NTK between the samples `x1` and `x2` as a linear operator `[D1, D2]`.
 
-    A product is `Θ v = J (Jᵀ v)`: one backward pass and one forward-mode pass over all samples,
-    in blocks, whose memory grows neither with the number of samples nor with `N·P`. Entry
-    `n·O + i` of a vector belongs to output i of sample n (D = N·O) for `output="full"`, entry n
-    to sample n (D = N) otherwise; `"trace"` and `"mean"` take O such pairs of passes.
+    A product is `Θ v = J(x1) (J(x2)ᵀ v)`: one backward pass over the samples `x2` and one
+    forward-mode pass over the samples `x1`, in blocks, whose memory grows neither with the number
+    of samples nor with `N·P`. Entry `n·O + i` of a vector belongs to output i of sample n
+    (D = N·O) for `output="full"`, entry n to sample n (D = N) otherwise; `"trace"` and `"mean"`
+    take O such pairs of passes. Without `x2` the operator is symmetric, and has eigenvalues and a
+    trace.
 
     The operator is a snapshot: parameters, buffers and samples are copied once, when it is made,
     and training that goes on afterwards does not change it. The module's code and its other
     attributes are the caller's: if they change the outputs of the first sample, the next product
-    raises. Nothing of the evaluation can be seen
-    afterwards, as with `torch_ntk.empirical_ntk`.
+    raises. Nothing of the evaluation can be seen afterwards, as with `torch_ntk.empirical_ntk`.
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        x: A batch of N samples.
+        x1: A batch of N1 samples.
+        x2: A batch of N2 samples of the same kind; None means x2 = x1.
         output: `"full"`, `"trace"`, `"mean"` or `"pseudo"`, as in `torch_ntk.empirical_ntk`.
         params: As in `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None chooses from the memory.
@@ -69,10 +68,6 @@ class NTKOperator:
         forward_fn: As in `torch_ntk.empirical_ntk`.
         check: Whether every product is compared with plain backward passes of the model itself,
             made once for the operator.
-
-    Attributes:
-        shape: `(D, D)`.
-        dtype, device: Of the vectors that it multiplies.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`; also if no way of multiplying by the
@@ -88,6 +83,8 @@ class NTKOperator:
         >>> theta = NTKOperator(torch.nn.Linear(3, 1).double(), x)
         >>> theta @ torch.ones(3, dtype=torch.float64)  # Θ = x xᵀ + 1
         tensor([4., 4., 4.], dtype=torch.float64)
+        >>> NTKOperator(torch.nn.Linear(3, 1).double(), x[:1], x).T.shape
+        (3, 1)
     """
 
     # NumPy must not take an operator for a scalar object.
@@ -96,7 +93,8 @@ class NTKOperator:
     def __init__(
         self,
         model: ModelLike,
-        x: BatchLike,
+        x1: BatchLike,
+        x2: BatchLike | None = None,
         *,
         output: OperatorOutput = "full",
         params: ParameterSelection = None,
@@ -112,24 +110,44 @@ class NTKOperator:
             check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
         check_bool("progress", progress)
         check_bool("check", check)
-        self._model = model
-        self._memory = None if max_memory is None else in_bytes(max_memory)
-        self._progress, self._batch_size, self._check = progress, batch_size, check
-        self.output = output
-        with evaluating_on(model, x, forward_fn), limited(self._memory):
+        memory = None if max_memory is None else in_bytes(max_memory)
+        settings = Settings(memory, batch_size, check, progress)
+        with evaluating_on(model, x1, forward_fn), limited(memory):
             fn = model_function(model, params, dtype, forward_fn)
-            self._x = fn.input("x", x)
+            a = fn.input("x1", x1)
+            b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
             recorder = UseRecorder()
-            forward = inspect_forward(fn, "x", self._x, recorder)
-            self._outputs, self._recorder = forward.outputs, recorder
+            forward = inspect_forward(fn, "x1", a, recorder)
             if output == "pseudo":
                 fn, forward = fn.pseudo(), replace(forward, outputs=1)
-            self._fn, self._forward = fn, forward
-            self._products = Products(fn, self._x, forward, batch_size, check)
-        n = len(self._x)
-        size = n * self._outputs if output == "full" else n
-        self.shape = (size, size)
-        self.dtype, self.device = fn.dtype, fn.device
+            left = Products(fn, a, forward, batch_size, check)
+            right = left if b is None else Products(fn, b, forward, batch_size, check)
+        self.output = output
+        self._map = KernelMap(fn, forward, recorder, left, right, output, settings)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(D1, D2)`."""
+        return self._map.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors that it multiplies."""
+        return self._map.fn.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors that it multiplies."""
+        return self._map.fn.device
+
+    @property
+    def T(self) -> NTKOperator:
+        """`Θ(x2, x1)`, which shares all copies with this one; the same if there is no `x2`."""
+        if self._map.is_symmetric:
+            return self
+        other = copy.copy(self)
+        other._map = self._map.transposed
+        return other
 
     def __repr__(self) -> str:
         """Sizes and kind."""
@@ -142,7 +160,7 @@ class NTKOperator:
     def __matmul__(self, other: NDArray[Any]) -> NDArray[Any]: ...
 
     def __matmul__(self, other: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
-        """`Θ v` of a vector `[D]` or a matrix `[D, M]`; an array gives an array.
+        """`Θ v` of a vector `[D2]` or a matrix `[D2, M]`; an array gives an array.
 
         Raises:
             TypeError: Not a tensor or an array of real numbers, or a tensor of another dtype.
@@ -156,86 +174,27 @@ class NTKOperator:
             return (self @ tensor.to(self.device)).cpu().numpy()
         v = self._checked(other)
         matrix = v if v.ndim == 2 else v[:, None]
-        result = self._multiply(matrix)
+        result = self._map.multiply(matrix)
         return result if v.ndim == 2 else result[:, 0]
 
     def _checked(self, v: object) -> Tensor:
         if not isinstance(v, Tensor) or v.dtype != self.dtype:
             remedy = f"Convert it, for example with v.to({self.dtype})."
             raise type_error("v", f"a tensor of {self.dtype}", v, remedy)
-        if v.ndim not in (1, 2) or v.shape[0] != self.shape[0] or v.device != self.device:
-            size = self.shape[0]
+        if v.ndim not in (1, 2) or v.shape[0] != self.shape[1] or v.device != self.device:
+            size = self.shape[1]
             expected = f"a vector [{size}] or a matrix [{size}, M] on {self.device}"
             raise value_error("v", expected, v)
         with torch.inference_mode(False), torch.no_grad():
             return check_finite("v", v.detach()).clone()
 
-    def _multiply(self, matrix: Tensor) -> Tensor:
-        """`[D, M]` to `[D, M]`."""
-        n, o, count = len(self._x), self._forward.outputs, matrix.shape[1]
-        each = self.output in ("trace", "mean")
-        passes = count * (o if each else 1)
-        with (
-            self._evaluating(),
-            limited(self._memory),
-            self._products.bar(passes, 2, self._progress) as advance,
-        ):
-            if each:
-                result = self._products.with_traced_kernel(matrix, advance)
-            else:
-                v = matrix.T.reshape(count, n, o)
-                result = self._products.with_kernel(v, advance).reshape(count, n * o).T
-            result = result / o if self.output == "mean" else result.contiguous()
-            return check_finite("product", result, NOT_FINITE)
-
     def to_dense(self) -> Tensor:
-        """The matrix `[D, D]`, equal to that of `torch_ntk.empirical_ntk`.
+        """The matrix `[D1, D2]`, equal to that of `torch_ntk.empirical_ntk`.
 
         Raises:
             ValueError: It does not fit in memory.
         """
-        n, o = len(self._x), self._outputs
-        size = check_fits(self._fn, self.output, n, n, o, 1, self._memory)
-        with (
-            self._evaluating(),
-            limited(None if self._memory is None else self._memory - size),
-            self._products.bar(1, 1, self._progress) as advance,
-        ):
-            job = replace(self._job(), advance=advance)
-            kernel = finish(METHODS["auto"](job, self._recorder)[WHOLE], self.output, o)
-            check_finite("kernel", kernel, NOT_FINITE)
-            if self.output == "full":
-                kernel = kernel.permute(0, 2, 1, 3).reshape(self.shape)
-            return kernel
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        fn, forward = self._fn, self._forward
-        return evaluating_on(self._model, self._x.value, fn.forward_fn, forward.keeps_hooks)
-
-    def _job(self) -> KernelJob:
-        """The dense kernel."""
-        keys = keys_of(self._fn.params, None)
-        output, fn, forward = self.output, self._fn, self._forward
-        return KernelJob(fn, self._x, None, output, forward, keys, self._batch_size, self._check)
-
-    def _is_dense_cheaper(self) -> bool:
-        """Whether the matrix takes fewer operations than the products of a Lanczos method.
-
-        With F the operations of a forward pass, a product takes about 5 F N, O times as much where
-        outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
-        what the plan counts for its contractions.
-        """
-        size, n, o = self.shape[0], len(self._x), self._outputs
-        if 3 * 8 * size**2 > budget(self.device):
-            return False
-        with self._evaluating():
-            forward = forward_operations(self._fn, self._x)
-            plan = StructuredMethod(self._job(), self._recorder.recorded()).plan
-        passes = 40 * 5 * (o if self.output in ("trace", "mean") else 1)
-        contraction = sum(cost.operations for cost in plan.costs.values())
-        rest = sum(self._fn.params[name].numel() for name in plan.uses.rest)
-        contraction += float(rest) * size**2
-        return 2 * forward * n * (o + 1) + contraction <= passes * forward * n
+        return self._map.dense()
 
     def to_scipy(self) -> LinearOperator:
         """A `scipy.sparse.linalg.LinearOperator` of float64.
@@ -245,21 +204,17 @@ class NTKOperator:
         """
         from scipy.sparse.linalg import LinearOperator  # slow to import
 
-        def multiply(v: NDArray[Any]) -> NDArray[Any]:
-            return (self @ np.asarray(v, dtype=np.float64)).astype(np.float64)
+        def by(operator: NTKOperator) -> Callable[[NDArray[Any]], NDArray[Any]]:
+            return lambda v: (operator @ np.asarray(v, dtype=np.float64)).astype(np.float64)
 
         return LinearOperator(
             shape=self.shape,
-            matvec=multiply,
-            rmatvec=multiply,
-            matmat=multiply,
-            rmatmat=multiply,
+            matvec=by(self),
+            rmatvec=by(self.T),
+            matmat=by(self),
+            rmatmat=by(self.T),
             dtype=np.float64,
         )
-
-    def in_double(self, matrix: Tensor) -> Tensor:
-        """`Θ v` of a float64 matrix `[D, M]` on the CPU, likewise."""
-        return (self @ matrix.to(device=self.device, dtype=self.dtype)).double().cpu()
 
     def eigsh(
         self,
@@ -284,20 +239,43 @@ class NTKOperator:
             max_products: About how many products the Lanczos method may take.
 
         Raises:
-            ValueError: `k` exceeds D; the smallest are asked of an operator in float32, or of one
-                whose matrix does not fit in memory.
+            ValueError: There is an `x2`; `k` exceeds D; the smallest are asked of an operator in
+                float32, or of one whose matrix does not fit in memory.
             RuntimeError: The Lanczos method did not converge.
         """
-        product = SymmetricProduct(
+        product = self._symmetric("eigsh")
+        with limited(self._map.settings.memory):
+            return extreme(product, k, which, tol, max_products)
+
+    def _symmetric(self, name: str) -> SymmetricProduct:
+        """The kernel of one set of samples.
+
+        Args:
+            name: Of the method that needs it, for the error.
+
+        Raises:
+            ValueError: The operator has an `x2`.
+        """
+        if not self._map.is_symmetric:
+            raise value_error(
+                "x2",
+                f"None for {name}(), which is of the kernel of one set of samples",
+                f"an operator of shape {self.shape} between two",
+                "Make NTKOperator(model, x1). Singular values of this one come from "
+                "scipy.sparse.linalg.svds(operator.to_scipy()).",
+            )
+
+        def multiply(matrix: Tensor) -> Tensor:
+            return (self @ matrix.to(device=self.device, dtype=self.dtype)).double().cpu()
+
+        return SymmetricProduct(
             self.shape[0],
             self.dtype,
             self.device,
-            self.in_double,
+            multiply,
             self.to_dense,
-            self._is_dense_cheaper,
+            self._map.is_dense_cheaper,
         )
-        with limited(self._memory):
-            return extreme(product, k, which, tol, max_products)
 
     def trace(
         self,
@@ -319,13 +297,15 @@ class NTKOperator:
                 global generators are never used.
 
         Raises:
-            ValueError: `n_samples` is too small, or for `"xtrace"` not less than 2 D.
+            ValueError: There is an `x2`; `n_samples` is too small, or for `"xtrace"` not less
+                than 2 D.
 
         References:
             Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian
             smoothing splines" (1990). Epperly, Tropp, Webber, "XTrace: Making the most of every
             sample in stochastic trace estimation" (2024).
         """
+        product = self._symmetric("trace")
         check_choice("method", method, ("hutchinson", "xtrace"))
         check_positive_int("n_samples", n_samples)
         size, half = self.shape[0], n_samples // 2
@@ -334,20 +314,12 @@ class NTKOperator:
                 expected = f"at least 4 and less than {2 * size} for 'xtrace'"
                 remedy = "For a small operator take to_dense().trace()."
                 raise value_error("n_samples", expected, n_samples, remedy)
-            return xtrace(self.in_double, on_sphere(half, size, generator).T.cpu())
+            return xtrace(product.multiply, on_sphere(half, size, generator).T.cpu())
         if n_samples < 2:
             expected = "at least 2, for the error of the estimate"
             raise value_error("n_samples", expected, n_samples)
         # The traces of the full kernel and of "trace" are the same sum over outputs, so that
         # signs for samples and outputs serve both, with one pass for each vector.
-        n, o = len(self._x), self._forward.outputs
-        z = signs(n_samples, n * o, generator).to(device=self.device, dtype=self.dtype)
-        z = z.view(n_samples, n, o)
-        with (
-            self._evaluating(),
-            limited(self._memory),
-            self._products.bar(n_samples, 1, self._progress) as advance,
-        ):
-            values = self._products.squared_norms(z, advance)
-            check_finite("trace", values, NOT_FINITE)
-        return mean_and_error(values / o if self.output == "mean" else values)
+        z = signs(n_samples, self._map.left.size, generator)
+        values = self._map.squared_norms(z.to(device=self.device, dtype=self.dtype))
+        return mean_and_error(values / self._map.outputs if self.output == "mean" else values)

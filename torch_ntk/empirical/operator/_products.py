@@ -1,14 +1,12 @@
-"""Θ times vectors, `J (Jᵀ v)`, in blocks of samples and of vectors."""
+"""A Jacobian and its transpose times vectors, in blocks of samples and of vectors."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..._checks import value_error
 from ..._functional import Batch, CannotTransformError, ModelFunction, agree, failure
@@ -23,8 +21,9 @@ _CPU_BYTES = 1024**3
 # Blocks below this many samples leave the machine idle: rather take fewer vectors at once.
 _FEW = 16
 
-
 T = TypeVar("T")
+Advance: TypeAlias = Callable[[int], None]
+"""Told of every number of samples that is done."""
 
 
 class Products:
@@ -36,6 +35,10 @@ class Products:
         forward: What one sample costs.
         batch_size: Samples per block; None follows from the memory.
         check: Whether every product is compared with plain backward passes.
+
+    Attributes:
+        x: The samples.
+        size: N·O, the number of its rows; entry `n·O + i` of a vector is output i of sample n.
     """
 
     def __init__(
@@ -46,37 +49,16 @@ class Products:
         batch_size: int | None,
         check: bool,
     ) -> None:
-        self._fn, self._x, self._forward = fn, x, forward
+        self.x, self.size = x, len(x) * forward.outputs
+        self._fn, self._forward = fn, forward
         self._batch_size = batch_size
         self._ways = [way() for way in WAYS]
         self._check = ProductCheck(fn, x, forward, self.sizes(1)[1]) if check else None
         self._first = fn.exact_plain.run(x[:1], lambda found: found.outputs.detach())
 
-    @contextlib.contextmanager
-    def bar(self, count: int, passes: int, show: bool) -> Iterator[Callable[[int], None]]:
-        """A progress bar over the samples of `passes` for `count` vectors; advance it."""
-        vectors, _ = self.sizes(max(1, count))
-        total = passes * len(self._x) * -(-count // vectors)
-        with tqdm(
-            total=total, desc="NTK operator", unit="sample", disable=not show, leave=False
-        ) as bar:
-
-            def advance(samples: int) -> None:
-                bar.update(samples)
-
-            yield advance
-
-    def with_kernel(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
-        """`J (Jᵀ v)` as `[c, N, O]`, of `v` `[c, N, O]`."""
-        result = torch.empty_like(v)
-        vectors, _ = self.sizes(v.shape[0])
-        for a, b in ranges(0, v.shape[0], vectors):
-            total = self.transpose(v[a:b], advance)
-            result[a:b] = self.product(total, advance)
-        return result
-
-    def transpose(self, v: Tensor, advance: Callable[[int], None]) -> Parameters:
-        """`Jᵀ v` as `{name: [c, ...]}`, of `v` `[c, N, O]`, checked."""
+    def transpose(self, v: Tensor, advance: Advance) -> Parameters:
+        """`Jᵀ v` as `{name: [c, ...]}`, of `v` `[c, N·O]`, checked."""
+        v = v.reshape(len(v), len(self.x), self._forward.outputs)
 
         def attempt() -> Parameters:
             return self._pull(v, self.sizes(v.shape[0])[1], advance)
@@ -84,15 +66,16 @@ class Products:
         check = self._check
         return self._first_right(attempt, lambda t: check is None or check.is_transpose(v, t))
 
-    def product(self, t: Parameters, advance: Callable[[int], None]) -> Tensor:
-        """`J t` as `[c, N, O]`, of `t` `{name: [c, ...]}`, checked."""
+    def product(self, t: Parameters, advance: Advance) -> Tensor:
+        """`J t` as `[c, N·O]`, of `t` `{name: [c, ...]}`, checked."""
 
         def attempt() -> Tensor:
             count = next(iter(t.values())).shape[0]
             return self._push(t, count, self.sizes(count)[1], advance)
 
         check = self._check
-        return self._first_right(attempt, lambda r: check is None or check.is_product(t, r))
+        found = self._first_right(attempt, lambda r: check is None or check.is_product(t, r))
+        return found.reshape(len(found), self.size)
 
     def _first_right(self, attempt: Callable[[], T], is_right: Callable[[T], bool]) -> T:
         """By the first way that gives the right result; those before it are not tried again.
@@ -120,22 +103,8 @@ class Products:
             "Look for an autograd.Function with an inconsistent backward.",
         )
 
-    def with_traced_kernel(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
-        """`Σ_i J_i (J_iᵀ v)` as `[N, c]`, of `v` `[N, c]`, J_i the Jacobian of output i."""
-        (n, count), o = v.shape, self._forward.outputs
-        result = torch.zeros_like(v)
-        vectors, _ = self.sizes(count * o)
-        for a, b in ranges(0, count * o, vectors):
-            index = torch.arange(a, b, device=v.device)
-            column, output, row = index // o, index % o, index - a
-            one_hot = v.new_zeros(b - a, n, o)
-            one_hot[row, :, output] = v.T[column]
-            products = self.with_kernel(one_hot, advance)[row, :, output]
-            result.index_add_(1, column, products.T)
-        return result
-
-    def squared_norms(self, v: Tensor, advance: Callable[[int], None]) -> Tensor:
-        """`vᵀ Θ v = ‖Jᵀ v‖²` as `[c]`, for half of the price of a product."""
+    def squared_norms(self, v: Tensor, advance: Advance) -> Tensor:
+        """`‖Jᵀ v‖²` as `[c]`, of `v` `[c, N·O]`."""
         vectors, _ = self.sizes(v.shape[0])
         rows = []
         for a, b in ranges(0, v.shape[0], vectors):
@@ -149,7 +118,7 @@ class Products:
         A vector takes its gradient about three times over, and every sample of a block once more
         for each vector.
         """
-        n = len(self._x)
+        n = len(self.x)
         free = budget(self._fn.device)
         if self._fn.device.type == "cpu":
             free = min(free, _CPU_BYTES)
@@ -163,11 +132,11 @@ class Products:
         samples = self._batch_size or free // (2 * sample * vectors)
         return vectors, max(1, min(n, samples))
 
-    def _pull(self, v: Tensor, samples: int, advance: Callable[[int], None]) -> Parameters:
+    def _pull(self, v: Tensor, samples: int, advance: Advance) -> Parameters:
         total = {k: p.new_zeros(v.shape[0], *p.shape) for k, p in self._fn.params.items()}
 
         def block(start: int, stop: int) -> None:
-            out, gradients = self._ways[0].pull(self._fn, self._x[start:stop], v[:, start:stop])
+            out, gradients = self._ways[0].pull(self._fn, self.x[start:stop], v[:, start:stop])
             if start == 0:
                 self._check_unchanged(out[:1])
             for k, g in gradients.items():
@@ -177,16 +146,14 @@ class Products:
         Backoff(v.shape[1], samples).run(block)
         return total
 
-    def _push(
-        self, total: Parameters, count: int, samples: int, advance: Callable[[int], None]
-    ) -> Tensor:
-        n = len(self._x)
+    def _push(self, total: Parameters, count: int, samples: int, advance: Advance) -> Tensor:
+        n = len(self.x)
         result = torch.empty(
             count, n, self._forward.outputs, dtype=self._fn.dtype, device=self._fn.device
         )
 
         def block(start: int, stop: int) -> None:
-            result[:, start:stop] = self._ways[0].push(self._fn, self._x[start:stop], total)
+            result[:, start:stop] = self._ways[0].push(self._fn, self.x[start:stop], total)
             advance(stop - start)
 
         Backoff(n, samples).run(block)

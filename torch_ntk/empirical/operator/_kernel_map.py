@@ -1,0 +1,219 @@
+"""The kernel between two sets of samples as a linear map, `Θ v = J(x1) (J(x2)ᵀ v)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..._checks import check_finite
+from ..._functional import ModelFunction, evaluating_on
+from ...memory import budget, limited, ranges
+from .._empirical_ntk import NOT_FINITE
+from .._job import KernelJob
+from .._outputs import finish
+from .._parts import WHOLE, keys_of
+from .._result_size import check_fits
+from ..inspect import Inspection, forward_operations
+from ..methods import METHODS
+from ..structured import StructuredMethod, UseRecorder
+from ._products import Advance, Products
+
+Form = Literal["full", "trace", "mean", "pseudo"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller wants of every evaluation.
+
+    Attributes:
+        memory: Bytes that one may take; None follows from what is free.
+        batch_size: Samples per block; None follows from the memory.
+        check: Whether results are compared with plain backward passes.
+        progress: Whether to show a progress bar over samples.
+    """
+
+    memory: int | None
+    batch_size: int | None
+    check: bool
+    progress: bool
+
+
+@dataclass(frozen=True)
+class KernelMap:
+    """`Θ(x1, x2)`, known by products with the Jacobians of both sides.
+
+    Attributes:
+        fn: The function whose kernel it is.
+        forward: What one forward pass does and costs.
+        recorder: How that pass uses the parameters.
+        left: The Jacobian of the samples of the rows.
+        right: That of the columns; the same object where the kernel is symmetric.
+        form: What is kept of the output indices.
+        settings: See there.
+    """
+
+    fn: ModelFunction
+    forward: Inspection
+    recorder: UseRecorder
+    left: Products
+    right: Products
+    form: Form
+    settings: Settings
+
+    @property
+    def outputs(self) -> int:
+        """O, the number of outputs of a sample."""
+        return self.forward.outputs
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether both sides are the same samples."""
+        return self.left is self.right
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is a sum over outputs of the kernels of each."""
+        return self.form in ("trace", "mean")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The matrix's."""
+        left, right = self.left.size, self.right.size
+        return (left // self.outputs, right // self.outputs) if self.is_sum else (left, right)
+
+    @property
+    def transposed(self) -> KernelMap:
+        """`Θ(x2, x1)`."""
+        return replace(self, left=self.right, right=self.left)
+
+    @contextmanager
+    def evaluating(self, held: int = 0) -> Iterator[None]:
+        """The model as it is to be evaluated, while `held` bytes stand beside."""
+        fn, memory = self.fn, self.settings.memory
+        batch = self.left.x.value
+        with (
+            evaluating_on(fn.model, batch, fn.forward_fn, self.forward.keeps_hooks),
+            limited(None if memory is None else memory - held),
+        ):
+            yield
+
+    @contextmanager
+    def bar(self, samples: int) -> Iterator[Advance]:
+        """A progress bar over so many samples; advance it."""
+        hide = not self.settings.progress
+        with tqdm(
+            total=samples, desc="NTK operator", unit="sample", disable=hide, leave=False
+        ) as bar:
+
+            def advance(done: int) -> None:
+                bar.update(done)
+
+            yield advance
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """`[D2, M]` to `[D1, M]`.
+
+        Raises:
+            ValueError: The product is not finite.
+        """
+        passes = matrix.shape[1] * (self.outputs if self.is_sum else 1)
+        with self.evaluating():
+            turns = -(-passes // self._vectors(passes))
+            with self.bar(turns * (len(self.left.x) + len(self.right.x))) as advance:
+                if self.is_sum:
+                    result = self._summed(matrix, advance)
+                else:
+                    result = self._one_by_one(matrix.T, advance).T
+            result = result / self.outputs if self.form == "mean" else result.contiguous()
+            return check_finite("product", result, NOT_FINITE)
+
+    def _vectors(self, count: int) -> int:
+        """How many of `count` vectors are in memory at once."""
+        return min(side.sizes(count)[0] for side in (self.left, self.right))
+
+    def _one_by_one(self, v: Tensor, advance: Advance) -> Tensor:
+        """`J1 (J2ᵀ v)` as `[c, N1·O]`, of `v` `[c, N2·O]`."""
+        result = v.new_empty(len(v), self.left.size)
+        for a, b in ranges(0, len(v), self._vectors(len(v))):
+            total = self.right.transpose(v[a:b], advance)
+            result[a:b] = self.left.product(total, advance)
+        return result
+
+    def _summed(self, v: Tensor, advance: Advance) -> Tensor:
+        """`Σ_i J1_i (J2_iᵀ v)` as `[N1, c]`, of `v` `[N2, c]`, J_i the Jacobian of output i."""
+        (n1, n2), count, o = self.shape, v.shape[1], self.outputs
+        result = v.new_zeros(n1, count)
+        for a, b in ranges(0, count * o, self._vectors(count * o)):
+            index = torch.arange(a, b, device=v.device)
+            column, output, row = index // o, index % o, index - a
+            one_hot = v.new_zeros(b - a, n2, o)
+            one_hot[row, :, output] = v.T[column]
+            products = self._one_by_one(one_hot.view(b - a, n2 * o), advance)
+            products = products.view(b - a, n1, o)[row, :, output]
+            result.index_add_(1, column, products.T)
+        return result
+
+    def squared_norms(self, v: Tensor) -> Tensor:
+        """`‖J1ᵀ v‖²` `[c]`, of `v` `[c, N1·O]`, for half of the price of a product."""
+        with self.evaluating():
+            turns = -(-len(v) // self.left.sizes(len(v))[0])
+            with self.bar(turns * len(self.left.x)) as advance:
+                return check_finite("trace", self.left.squared_norms(v, advance), NOT_FINITE)
+
+    def dense(self) -> Tensor:
+        """The matrix.
+
+        Raises:
+            ValueError: It does not fit in memory.
+        """
+        fn, o = self.fn, self.outputs
+        n1, n2 = len(self.left.x), len(self.right.x)
+        held = check_fits(fn, self.form, n1, n2, o, 1, self.settings.memory)
+        with self.evaluating(held), self.bar(n1) as advance:
+            job = replace(self._job(), advance=advance)
+            kernel = finish(METHODS["auto"](job, self.recorder)[WHOLE], self.form, o)
+            check_finite("kernel", kernel, NOT_FINITE)
+            if self.form == "full":
+                kernel = kernel.permute(0, 2, 1, 3).reshape(self.shape)
+            return kernel
+
+    def _job(self) -> KernelJob:
+        """The dense kernel."""
+        fn, settings = self.fn, self.settings
+        x2 = None if self.is_symmetric else self.right.x
+        keys = keys_of(fn.params, None)
+        return KernelJob(
+            fn,
+            self.left.x,
+            x2,
+            self.form,
+            self.forward,
+            keys,
+            settings.batch_size,
+            settings.check,
+        )
+
+    def is_dense_cheaper(self) -> bool:
+        """Whether the matrix takes fewer operations than the products of a Lanczos method.
+
+        With F the operations of a forward pass, a product takes about 5 F N, O times as much where
+        outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
+        what the plan counts for its contractions.
+        """
+        size, n, o = self.shape[0], len(self.left.x), self.outputs
+        if 3 * 8 * size**2 > budget(self.fn.device):
+            return False
+        with self.evaluating():
+            forward = forward_operations(self.fn, self.left.x)
+            plan = StructuredMethod(self._job(), self.recorder.recorded()).plan
+        passes = 40 * 5 * (o if self.is_sum else 1)
+        contraction = sum(cost.operations for cost in plan.costs.values())
+        rest = sum(self.fn.params[name].numel() for name in plan.uses.rest)
+        contraction += float(rest) * size**2
+        return 2 * forward * n * (o + 1) + contraction <= passes * forward * n
