@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ from .._checks import value_error
 from .._functional import Batch, call_model, coupled_rows_of
 from .._types import ForwardFn, ModelLike, Output
 from ._probed import along, random_signs
+
+
+class Pair(NamedTuple):
+    """Two batches, each coupled in itself, as one sample."""
+
+    x1: Any
+    x2: Any
 
 
 @dataclass
@@ -30,15 +37,15 @@ class CoupledBatches:
         x2: The batch of the columns; None is `x1`.
         output: What is kept of the output indices.
         probes, seed: See `empirical_ntk`.
-        rows: The numbers of samples, once they have been evaluated.
-        outputs: O, likewise.
+        rows: The numbers of samples in what was evaluated last.
+        outputs: O, once a batch has been evaluated.
     """
 
     x1: object
     x2: object
     output: Output | Literal["probed"]
-    probes: int
-    seed: int
+    probes: int = 8
+    seed: int = 0
     rows: tuple[int, ...] = ()
     outputs: int = 0
     _signs: dict[int, Tensor] = field(default_factory=dict)
@@ -46,13 +53,17 @@ class CoupledBatches:
     @property
     def sample(self) -> Any:
         """What the model is evaluated on: every tensor has a first axis of length one."""
-        made = [self._one("x1", self.x1)]
-        if self.x2 is not None and self.x2 is not self.x1:
-            made.append(self._one("x2", self.x2))
-        return made[0] if len(made) == 1 else tuple(made)
+        sides = self.sides
+        return sides[0] if len(sides) == 1 else Pair(*sides)
 
-    def _one(self, name: str, x: object) -> Any:
-        return Batch.coupled(name, x).map(lambda t: t.detach().unsqueeze(0)).value
+    @property
+    def sides(self) -> tuple[Any, ...]:
+        """The same of each batch by itself, once if both are the same."""
+        x2 = [] if self.x2 is None or self.x2 is self.x1 else [("x2", self.x2)]
+        named = [("x1", self.x1), *x2]
+        return tuple(
+            Batch.coupled(name, x).map(lambda t: t.detach().unsqueeze(0)).value for name, x in named
+        )
 
     def model(self, model: ModelLike, forward_fn: ForwardFn | None) -> tuple[ModelLike, Any]:
         """Model and `forward_fn` that take the sample and return all outputs in one row."""
@@ -70,18 +81,19 @@ class CoupledBatches:
         self, call: Callable[[Any], Any], sample: Any, forward_fn: ForwardFn | None
     ) -> Tensor:
         """`[1, ΣN·O']`, with the outputs O' that are left of O."""
-        is_one = self.x2 is None or self.x2 is self.x1
         each = []
-        for one in (sample,) if is_one else sample:
+        for one in sample if isinstance(sample, Pair) else (sample,):
             batch = Batch.coupled("batch", one).map(lambda t: t.squeeze(0))
             each.append(coupled_rows_of(call(batch.value), batch, forward_fn))
-        self.rows, self.outputs = tuple(len(f) for f in each), each[0].shape[1]
-        if any(f.shape[1] != self.outputs for f in each):
-            raise value_error(
-                "x2",
-                f"a batch for which the model returns {self.outputs} outputs a row, as for `x1`",
-                f"one for which it returns {each[1].shape[1]}",
-            )
+        self.rows, self.outputs = tuple(len(f) for f in each), self.outputs or each[0].shape[1]
+        for f in each:
+            if f.shape[1] != self.outputs:
+                raise value_error(
+                    "x2",
+                    f"a batch for which the model returns {self.outputs} outputs a row, as for "
+                    "`x1`",
+                    f"one for which it returns {f.shape[1]}",
+                )
         return torch.cat([self._left(f).reshape(-1) for f in each]).unsqueeze(0)
 
     @property
@@ -97,6 +109,11 @@ class CoupledBatches:
         if self.outputs not in self._signs:
             self._signs[self.outputs] = random_signs(self.outputs, self.probes, self.seed)
         return along(f, self._signs[self.outputs])
+
+    def outputs_of(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs `[N, O]` of both batches from those of the sample `[1, ΣN·O]`."""
+        rows = whole.view(-1, self.outputs)
+        return rows[: self.rows[0]], rows[-self.rows[-1] :]
 
     def kernel(self, whole: Tensor) -> Tensor:
         """The kernel of the output from that of the sample `[1, 1, ΣN·O', ΣN·O']`.

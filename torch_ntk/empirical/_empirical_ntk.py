@@ -265,13 +265,7 @@ def empirical_ntk(
     allowed = None if max_memory is None else in_bytes(max_memory)
     check_accumulate(accumulate)
 
-    if check_bool("coupled", coupled) and batch_size is not None:
-        raise value_error(
-            "batch_size",
-            "None with coupled=True",
-            describe(batch_size),
-            "The batch is one input and is not divided. max_memory bounds what is formed of it.",
-        )
+    check_coupled(coupled, batch_size)
     check_bool("training", training)
     kept: Output | Literal["probed"] = output
     batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
@@ -337,6 +331,17 @@ def check_probes(probes: object, seed: object) -> None:
         raise value_error("seed", "an integer of at least 0", describe(seed))
 
 
+def check_coupled(coupled: object, batch_size: int | None) -> None:
+    """Raise if it is no bool, or there are blocks of a batch that is one input."""
+    if check_bool("coupled", coupled) and batch_size is not None:
+        raise value_error(
+            "batch_size",
+            "None with coupled=True",
+            describe(batch_size),
+            "The batch is one input and is not divided. max_memory bounds what is formed of it.",
+        )
+
+
 def check_accumulate(accumulate: object) -> None:
     """Raise if it is not what `empirical_ntk` takes."""
     if accumulate not in (None, torch.float64):
@@ -357,7 +362,7 @@ def check_kernel(kernel: Tensor, x1: Batch, x2: Batch | None) -> None:
 def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
     """The samples `x2` as they are computed with."""
     b = fn.input("x2", x2)
-    if not b.is_like(a):
+    if not fn.coupled and not b.is_like(a):
         raise value_error(
             "x2",
             f"of samples like x1's, {a}",

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .._checks import check_bool
 from .._functional import evaluating_on, model_function, plain_name
 from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection
 from ..memory import size_in_words
+from ._coupled import CoupledBatches
+from ._empirical_ntk import check_coupled
 from ._job import KernelJob
 from ._parts import keys_of
 from .inspect import inspect_forward
@@ -77,6 +80,8 @@ def explain(
     params: ParameterSelection = None,
     dtype: torch.dtype | None = None,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
 ) -> Explanation:
     """How `empirical_ntk(model, x, method="structured")` would go about it.
 
@@ -90,6 +95,9 @@ def explain(
         params: As in `torch_ntk.empirical_ntk`.
         dtype: As in `torch_ntk.empirical_ntk`.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        coupled: Likewise; the batch is then one sample, and the counts are of its kernel between
+            all rows and outputs.
+        training: Likewise.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -100,18 +108,26 @@ def explain(
         >>> [(line.parameter, line.rule) for line in plan.lines]
         [('weight', 'LinearUse'), ('bias', 'BiasUse')]
     """
-    with evaluating_on(model, x, forward_fn):
-        fn = model_function(model, params, dtype, forward_fn)
+    check_coupled(coupled, None)
+    check_bool("training", training)
+    kept, batches = output, CoupledBatches(x, None, output) if coupled else None
+    if batches is not None:
+        model, forward_fn = batches.model(model, forward_fn)
+        x, kept = batches.sample, "full"
+    with evaluating_on(model, x, forward_fn, training=training):
+        fn = model_function(model, params, dtype, forward_fn, coupled)
         a = fn.input("x", x)
         recorder = UseRecorder()
         forward = inspect_forward(fn, "x", a, recorder)
-        outputs = forward.outputs
-        if output == "pseudo":
+        samples, outputs = len(a), forward.outputs
+        if batches is not None:
+            samples, outputs = batches.rows[0], batches.outputs
+        if kept == "pseudo":
             fn, forward = fn.pseudo(), replace(forward, outputs=1)
-        job = KernelJob(fn, a, None, output, forward, keys_of(fn.params, None))
+        job = KernelJob(fn, a, None, kept, forward, keys_of(fn.params, None))
         plan = StructuredMethod(job, recorder.recorded()).plan
         lines = tuple(_line(job, plan, name) for name in fn.params)
-        return Explanation(lines, len(a), outputs, output)
+        return Explanation(lines, samples, outputs, output)
 
 
 def _line(job: KernelJob, plan: Plan, name: str) -> Line:

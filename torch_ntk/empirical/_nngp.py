@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_positive_int, has_finite_sum, type_error
+from .._checks import (
+    check_bool,
+    check_finite,
+    check_positive_int,
+    has_finite_sum,
+    type_error,
+)
 from .._functional import (
     Batch,
     CannotTransformError,
@@ -22,7 +28,8 @@ from .._functional import (
 )
 from .._types import BatchLike, ForwardFn, ModelLike, Parameters, ParameterSelection
 from ..memory import Backoff, plan
-from ._empirical_ntk import rounded, second_input
+from ._coupled import CoupledBatches
+from ._empirical_ntk import check_coupled, rounded, second_input
 from .checksum import depends_on_batch
 from .inspect import Inspection, inspect_forward
 
@@ -36,12 +43,14 @@ def empirical_nngp(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
 ) -> Tensor:
     """The kernel `K[n, m] = f(x1_n) · f(x2_m) / O`, `[N1, N2]`.
 
     For a network whose last layer has independent weights it converges, as all widths and O grow,
     to the covariance of the Gaussian process that the network is at initialization. Evaluated
-    like `torch_ntk.empirical_ntk`: in eval mode and without a trace.
+    like `torch_ntk.empirical_ntk`: in eval mode unless `training=True`, and without a trace.
 
     Args:
         model: A module, or a function `f(params, x)` with `params`.
@@ -51,6 +60,8 @@ def empirical_nngp(
         batch_size: Samples per forward pass; None chooses from the free memory.
         dtype: `torch.float32`, `torch.float64` or None for the model's own.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        coupled: Likewise.
+        training: Likewise.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -67,6 +78,8 @@ def empirical_nngp(
     """
     if batch_size is not None:
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    check_coupled(coupled, batch_size)
+    check_bool("training", training)
     if isinstance(model, nn.Module) and params is not None:
         raise type_error(
             "params",
@@ -74,16 +87,23 @@ def empirical_nngp(
             params,
             "The NNGP kernel does not differentiate: there is nothing to select.",
         )
-    with evaluating_on(model, x1, forward_fn):
+    batches = CoupledBatches(x1, x2, "full") if coupled else None
+    if batches is not None:
+        model, forward_fn = batches.model(model, forward_fn)
+        x1, x2 = batches.sample, None
+    with evaluating_on(model, x1, forward_fn, training=training):
         # Frozen parameters do not matter here, as nothing is differentiated.
-        fn = _function(model, x1, params, dtype, forward_fn)
+        fn = _function(model, x1, params, dtype, forward_fn, coupled)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
         forward = inspect_forward(fn, "x1", a)
         f1 = _outputs(fn, "x1", a, forward, batch_size)
-        f2 = f1 if b is None else _outputs(fn, "x2", b, forward, batch_size)
-        kernel = f1 @ f2.T / forward.outputs
-        if b is None:
+        if batches is not None:
+            f1, f2 = batches.outputs_of(f1)
+        else:
+            f2 = f1 if b is None else _outputs(fn, "x2", b, forward, batch_size)
+        kernel = f1 @ f2.T / f1.shape[1]
+        if b is None and (batches is None or len(batches.rows) == 1):
             kernel = (kernel + kernel.T) / 2
         return rounded(kernel, fn.result_dtype)
 
@@ -94,13 +114,14 @@ def _function(
     params: ParameterSelection,
     dtype: torch.dtype | None,
     forward_fn: ForwardFn | None,
+    coupled: bool,
 ) -> ModelFunction:
     if not isinstance(model, nn.Module):
-        return model_function(model, params, dtype, forward_fn)
+        return model_function(model, params, dtype, forward_fn, coupled)
     if next(model.parameters(), None) is not None:
-        return model_function(model, lambda name, tensor: True, dtype, forward_fn)
+        return model_function(model, lambda name, tensor: True, dtype, forward_fn, coupled)
     # A module without parameters has outputs all the same; the inputs say where and how precise.
-    refuse_unsupported(model)
+    refuse_unsupported(model, coupled=coupled)
     fixed = {n: b.clone() for n, b in model.named_buffers()}
     batch = Batch.of("x1", x)
     like = next(iter(batch.floating), torch.zeros(()))
@@ -109,7 +130,7 @@ def _function(
     def outputs(params: Parameters, value: Any) -> Any:
         return call_with(model, fixed, value, forward_fn)
 
-    return model_function(outputs, nothing, dtype)
+    return model_function(outputs, nothing, dtype, coupled=coupled)
 
 
 def _outputs(
@@ -138,6 +159,6 @@ def _outputs(
 def _alone(fn: ModelFunction, x: Batch) -> Tensor:
     try:
         with transforming(), RightOperations():
-            return x.vmap(lambda sample: fn.single(fn.params, sample))
+            return fn.of_each(x, lambda sample: fn.single(fn.params, sample))
     except CannotTransformError:
         return torch.stack([fn.single(fn.params, sample) for sample in x.samples()])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from .._functional import (
     Batch,
     call_model,
+    coupled_rows_of,
     evaluating,
     evaluating_on,
     leaves_reached,
@@ -22,35 +26,59 @@ from .._functional import (
 from .._types import ForwardFn, ModelLike, Output, ParameterSelection
 
 
+@dataclass(frozen=True)
+class Loop:
+    """What the loop goes over.
+
+    Attributes:
+        x: The samples.
+        forward_fn, coupled, training: As in `torch_ntk.empirical_ntk`.
+    """
+
+    x: Batch
+    forward_fn: ForwardFn | None = None
+    coupled: bool = False
+    training: bool = False
+
+    def batches(self) -> Iterable[Batch]:
+        """What the model is called on: each sample alone, or all of a coupled batch."""
+        return (self.x,) if self.coupled else self.x.split(1)
+
+    def rows(self, out: Any, x: Batch, dtype: torch.dtype) -> Tensor:
+        """Outputs `[n, O]` of one call."""
+        if self.coupled:
+            return coupled_rows_of(out, x, self.forward_fn)
+        return rows_of(out, x, dtype, self.forward_fn)
+
+    def evaluating(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The module as it is to be evaluated."""
+        return evaluating_on(module, None, self.forward_fn, training=self.training)
+
+
 def kernel_by_loops(
-    model: ModelLike,
-    x: Batch,
-    output: Output,
-    params: ParameterSelection,
-    forward_fn: ForwardFn | None = None,
+    model: ModelLike, loop: Loop, output: Output, params: ParameterSelection
 ) -> tuple[Tensor, int]:
-    """The kernel of the samples `x`, in float64 where the model allows it, and O."""
+    """The kernel of the samples, in float64 where the model allows it, and O."""
     if isinstance(model, nn.Module):
         module = unwrap(model)
         names = select_parameters(module, params)
-        twin = _in_double(module, x, forward_fn)
-        with evaluating_on(twin, None, forward_fn), torch.enable_grad():
-            jacobian = _of_module(twin, names, x, forward_fn)
+        twin = _in_double(module, loop)
+        with loop.evaluating(twin), torch.enable_grad():
+            jacobian = _of_module(twin, names, loop)
     else:
         assert isinstance(params, Mapping)
-        with evaluating(None, x.tensors[0]), torch.enable_grad():
+        with evaluating(None, loop.x.tensors[0]), torch.enable_grad():
             leaves = {n: p.detach().double().requires_grad_() for n, p in params.items()}
             rows = []
-            for s in x.map(Tensor.detach).to(torch.float64).split(1):
-                out = rows_of(model(dict(leaves), s.clone().value), s, torch.float64)
+            for s in loop.batches():
+                one = s.map(Tensor.detach).to(torch.float64).clone()
+                out = loop.rows(model(dict(leaves), one.value), one, torch.float64)
                 rows.append(_rows(out, leaves))
-            jacobian = torch.stack(rows)
+            jacobian = torch.cat(rows)
     return _contracted(jacobian, output), jacobian.shape[1]
 
 
-def _of_module(
-    module: nn.Module, names: list[str], x: Batch, forward_fn: ForwardFn | None
-) -> Tensor:
+def _of_module(module: nn.Module, names: list[str], loop: Loop) -> Tensor:
     """Jacobians `[N, O, P]` by the module's own parameters, which are left as they were."""
     own = dict(module.named_parameters())
     saved = [(t, t.detach().clone()) for t in (*own.values(), *module.buffers())]
@@ -61,9 +89,9 @@ def _of_module(
         for n, p in own.items():
             if p.is_floating_point() or p.is_complex():
                 p.requires_grad_(n in names)
-        for s in x.to(kind).split(1):
-            one = s.map(lambda t: _copied(t, t.requires_grad))
-            out = rows_of(call_model(module, one.value, forward_fn), one, kind, forward_fn)
+        for s in loop.batches():
+            one = s.to(kind).map(lambda t: _copied(t, t.requires_grad))
+            out = loop.rows(call_model(module, one.value, loop.forward_fn), one, kind)
             rows.append(_rows(out, {n: own[n] for n in names}))
             for t, value in saved:  # a forward may write to its parameters and buffers
                 t.data.copy_(value)
@@ -72,11 +100,11 @@ def _of_module(
             t.data.copy_(value)
         for n, p in own.items():
             p.requires_grad_(flags[n])
-    return torch.stack(rows)
+    return torch.cat(rows)
 
 
 def _rows(out: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
-    """The Jacobian `[O, P]` of one sample's outputs."""
+    """The Jacobians `[n, O, P]` of the outputs `[n, O]` of one call."""
     rows = []
     for f in out.reshape(-1):
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
@@ -89,7 +117,7 @@ def _rows(out: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
             dense = torch.zeros_like(p) if g is None else g.to_dense()
             row.append((torch.view_as_real(dense) if dense.is_complex() else dense).reshape(-1))
         rows.append(torch.cat(row).detach())
-    return torch.stack(rows)
+    return torch.stack(rows).view(*out.shape, -1)
 
 
 def _contracted(j: Tensor, output: Output) -> Tensor:
@@ -109,7 +137,7 @@ def _copied(t: Tensor, tracked: bool) -> Tensor:
     return t.detach().requires_grad_().clone() if tracked else t.detach().clone()
 
 
-def _in_double(module: nn.Module, x: Batch, forward_fn: ForwardFn | None) -> nn.Module:
+def _in_double(module: nn.Module, loop: Loop) -> nn.Module:
     """A copy in float64, if it can be one; else the module itself.
 
     It cannot if the copy reaches parameters of the original, through a closure or a list.
@@ -122,11 +150,11 @@ def _in_double(module: nn.Module, x: Batch, forward_fn: ForwardFn | None) -> nn.
             twin = copy.deepcopy(module).double()
     except (RuntimeError, TypeError):
         return module
-    with evaluating_on(module, None, forward_fn), evaluating(twin, None), torch.enable_grad():
-        one = x[:1].map(lambda t: _copied(t, False)).to(torch.float64)
+    quiet = evaluating(twin, None, training=loop.training)
+    with loop.evaluating(module), quiet, torch.enable_grad():
+        one = next(iter(loop.batches())).map(lambda t: _copied(t, False)).to(torch.float64)
         try:
-            out = call_model(twin, one.value, forward_fn)
-            out = rows_of(out, one, torch.float64, forward_fn)
+            out = loop.rows(call_model(twin, one.value, loop.forward_fn), one, torch.float64)
         except RuntimeError:
             return module
         reached = leaves_reached(out)

@@ -29,6 +29,16 @@ def check_fits(
     bound = f"the {size_in_words(free)} that are free"
     if allowed is not None and allowed < free:
         free, bound = allowed, f"max_memory, {size_in_words(allowed)}"
+    if size > free and fn.coupled:
+        raise value_error(
+            "coupled",
+            "of a batch whose kernel between all rows and outputs, from which every output is "
+            f"taken, fits in {bound}",
+            f"one of {o} rows times outputs, a kernel {list(dims[2:])} of {size_in_words(size)}",
+            "Instead: NTKOperator(…, coupled=True) multiplies by it without forming it; "
+            "output='pseudo', or 'probed' with few probes, leaves fewer outputs of a row, and so "
+            "does a forward_fn that returns only some.",
+        )
     if size > free:
         many = "a kernel" if parts == 1 else f"{parts} kernels"
         raise value_error(

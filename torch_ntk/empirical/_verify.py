@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .._checks import check_bool
 from .._functional import Batch, evaluating_on, model_function
 from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
-from ._empirical_ntk import empirical_ntk
-from ._oracle import kernel_by_loops
+from ._coupled import CoupledBatches
+from ._empirical_ntk import check_coupled, empirical_ntk
+from ._oracle import Loop, kernel_by_loops
 from .inspect import inspect_forward
 
 _METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian", "vector_product")
@@ -88,6 +90,8 @@ def verify(
     params: ParameterSelection = None,
     samples: int = 4,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
 ) -> Verification:
     """Compare every method with a plain `torch.autograd` loop on `model` itself.
 
@@ -101,8 +105,10 @@ def verify(
         x: A batch of N samples.
         output: The kernel's output.
         params: As in `torch_ntk.empirical_ntk`.
-        samples: How many samples of `x` to use.
+        samples: How many samples of `x` to use; of a coupled batch, which is one input, all are.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        coupled: Likewise.
+        training: Likewise.
 
     Returns:
         The errors of every method in float64 and float32; `print` it.
@@ -116,16 +122,23 @@ def verify(
         >>> verify(net, torch.randn(4, 3)).is_right
         True
     """
-    few = Batch.of("x", x)[:samples]
+    check_coupled(coupled, None)
+    check_bool("training", training)
+    few = Batch.coupled("x", x) if coupled else Batch.of("x", x)[:samples]
     x = few.value
-    with evaluating_on(model, x, forward_fn):
+    checked, call, sample = model, forward_fn, x
+    if coupled:
+        batches = CoupledBatches(x, None, output)
+        (checked, call), sample = batches.model(model, forward_fn), batches.sample
+    with evaluating_on(checked, sample, call, training=training):
         # What is wrong with the model or its inputs is told first.
-        fn = model_function(model, params, forward_fn=forward_fn)
-        batch = fn.input("x", x)
+        fn = model_function(checked, params, forward_fn=call, coupled=coupled)
+        batch = fn.input("x", sample)
         inspect_forward(fn, "x", batch)
         exact, batch = fn.in_dtype(torch.float64), batch.to(torch.float64)
         precision = inspect_forward(exact, "x", batch).precision
-    reference, outputs = kernel_by_loops(model, few, output, params, forward_fn)
+    loop = Loop(few, forward_fn, coupled, training)
+    reference, outputs = kernel_by_loops(model, loop, output, params)
     coarse = torch.float32 in (reference.dtype, precision)
     reference = reference.double()
     scale = float(reference.abs().max()) or 1.0
@@ -143,10 +156,12 @@ def verify(
                     params=params,
                     dtype=dtype,
                     forward_fn=forward_fn,
+                    coupled=coupled,
+                    training=training,
                 )
                 error = float((kernel.double() - reference).abs().max()) / scale
             except ValueError as refused:
                 refusal = str(refused)
             seconds = time.perf_counter() - started
             checks.append(Check(method, dtype, error, seconds, refusal, coarse))
-    return Verification(tuple(checks), len(few), outputs)
+    return Verification(tuple(checks), len(reference), outputs)

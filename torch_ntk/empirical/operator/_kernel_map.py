@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 from ..._checks import check_finite
 from ..._functional import ModelFunction, evaluating_on
 from ...memory import budget, limited, ranges
+from .._coupled import Pair
 from .._empirical_ntk import NOT_FINITE
 from .._job import KernelJob
 from .._outputs import finish
 from .._parts import WHOLE, keys_of
 from .._result_size import check_fits
-from ..inspect import Inspection, forward_operations
+from ..inspect import Inspection, forward_operations, inspect_forward
 from ..methods import METHODS
 from ..structured import StructuredMethod, UseRecorder
 from ._products import Advance, Products
@@ -36,12 +37,14 @@ class Settings:
         batch_size: Samples per block; None follows from the memory.
         check: Whether results are compared with plain backward passes.
         progress: Whether to show a progress bar over samples.
+        training: Whether modules keep their training flags.
     """
 
     memory: int | None
     batch_size: int | None
     check: bool
     progress: bool
+    training: bool
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class KernelMap:
         recorder: How that pass uses the parameters.
         left: The Jacobian of the samples of the rows.
         right: That of the columns; the same object where the kernel is symmetric.
+        outputs: O, the number of outputs of a sample; of a coupled batch, of a row.
         form: What is kept of the output indices.
         settings: See there.
     """
@@ -63,13 +67,9 @@ class KernelMap:
     recorder: UseRecorder
     left: Products
     right: Products
+    outputs: int
     form: Form
     settings: Settings
-
-    @property
-    def outputs(self) -> int:
-        """O, the number of outputs of a sample."""
-        return self.forward.outputs
 
     @property
     def is_symmetric(self) -> bool:
@@ -84,8 +84,7 @@ class KernelMap:
     @property
     def shape(self) -> tuple[int, int]:
         """The matrix's."""
-        left, right = self.left.size, self.right.size
-        return (left // self.outputs, right // self.outputs) if self.is_sum else (left, right)
+        return self._samples if self.is_sum else (self.left.size, self.right.size)
 
     @property
     def transposed(self) -> KernelMap:
@@ -98,7 +97,13 @@ class KernelMap:
         fn, memory = self.fn, self.settings.memory
         batch = self.left.x.value
         with (
-            evaluating_on(fn.model, batch, fn.forward_fn, self.forward.keeps_hooks),
+            evaluating_on(
+                fn.model,
+                batch,
+                fn.forward_fn,
+                self.forward.keeps_hooks,
+                self.settings.training,
+            ),
             limited(None if memory is None else memory - held),
         ):
             yield
@@ -172,47 +177,59 @@ class KernelMap:
         Raises:
             ValueError: It does not fit in memory.
         """
-        fn, o = self.fn, self.outputs
-        n1, n2 = len(self.left.x), len(self.right.x)
-        held = check_fits(fn, self.form, n1, n2, o, 1, self.settings.memory)
-        with self.evaluating(held), self.bar(n1) as advance:
-            job = replace(self._job(), advance=advance)
-            kernel = finish(METHODS["auto"](job, self.recorder)[WHOLE], self.form, o)
-            check_finite("kernel", kernel, NOT_FINITE)
-            if self.form == "full":
-                kernel = kernel.permute(0, 2, 1, 3).reshape(self.shape)
-            return kernel
+        fn, o, form = self.fn, self.outputs, self.form
+        (n1, n2), allowed = self._samples, self.settings.memory
+        if fn.coupled:
+            both = self.left.size + (0 if self.is_symmetric else self.right.size)
+            held = check_fits(fn, "full", 1, 1, both, 1, allowed)
+        else:
+            held = check_fits(fn, form, n1, n2, o, 1, allowed)
+        with self.evaluating(held), self.bar(len(self.left.x)) as advance:
+            job, recorder = self._job()
+            kernel = METHODS["auto"](replace(job, advance=advance), recorder)[WHOLE]
+            if fn.coupled:
+                pairs = kernel[0, 0, : self.left.size, -self.right.size :].view(n1, o, n2, o)
+                kernel = pairs.permute(0, 2, 1, 3)
+                kernel = kernel.diagonal(dim1=2, dim2=3).sum(2) if self.is_sum else kernel
+            kernel = check_finite("kernel", finish(kernel, form, o), NOT_FINITE)
+            if kernel.ndim == 4:
+                kernel = kernel.permute(0, 2, 1, 3)
+            return kernel.reshape(self.shape)
 
-    def _job(self) -> KernelJob:
-        """The dense kernel."""
-        fn, settings = self.fn, self.settings
+    @property
+    def _samples(self) -> tuple[int, int]:
+        """N1 and N2."""
+        return self.left.size // self.outputs, self.right.size // self.outputs
+
+    def _job(self) -> tuple[KernelJob, UseRecorder]:
+        """The dense kernel; of coupled batches, that of both as one sample."""
+        fn, settings, form = self.fn, self.settings, self.form
+        x1, forward, recorder = self.left.x, self.forward, self.recorder
         x2 = None if self.is_symmetric else self.right.x
-        keys = keys_of(fn.params, None)
-        return KernelJob(
-            fn,
-            self.left.x,
-            x2,
-            self.form,
-            self.forward,
-            keys,
-            settings.batch_size,
-            settings.check,
-        )
+        if fn.coupled:
+            form = "full"
+            if x2 is not None:
+                x1, x2, recorder = fn.input("x1", Pair(x1.value, x2.value)), None, UseRecorder()
+                forward = inspect_forward(fn, "x1", x1, recorder)
+        keys, check = keys_of(fn.params, None), settings.check
+        job = KernelJob(fn, x1, x2, form, forward, keys, settings.batch_size, check)
+        return job, recorder
 
     def is_dense_cheaper(self) -> bool:
         """Whether the matrix takes fewer operations than the products of a Lanczos method.
 
         With F the operations of a forward pass, a product takes about 5 F N, O times as much where
         outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
-        what the plan counts for its contractions.
+        what the plan counts for its contractions. A coupled batch is one sample of N·O outputs.
         """
-        size, n, o = self.shape[0], len(self.left.x), self.outputs
+        size, n, o = self.shape[0], len(self.left.x), self.forward.outputs
         if 3 * 8 * size**2 > budget(self.fn.device):
             return False
         with self.evaluating():
             forward = forward_operations(self.fn, self.left.x)
-            plan = StructuredMethod(self._job(), self.recorder.recorded()).plan
-        passes = 40 * 5 * (o if self.is_sum else 1)
+            job, recorder = self._job()
+            plan = StructuredMethod(job, recorder.recorded()).plan
+        passes = 40 * 5 * (self.outputs if self.is_sum else 1)
         contraction = sum(cost.operations for cost in plan.costs.values())
         rest = sum(self.fn.params[name].numel() for name in plan.uses.rest)
         contraction += float(rest) * size**2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ from ..._checks import (
     type_error,
     value_error,
 )
-from ..._functional import evaluating_on, model_function
+from ..._functional import ModelFunction, evaluating_on, model_function
 from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
 from ...memory import in_bytes, limited
-from .._empirical_ntk import second_input
+from .._coupled import CoupledBatches
+from .._empirical_ntk import check_coupled, check_probes, second_input
+from .._probed import probing
 from ..inspect import inspect_forward
 from ..structured import UseRecorder
-from ._kernel_map import KernelMap, Settings
+from ._kernel_map import Form, KernelMap, Settings
 from ._lanczos import Eigenpairs, SymmetricProduct, extreme
 from ._products import Products
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
 
-OperatorOutput = Literal["full", "trace", "mean", "pseudo"]
-_OUTPUTS = ("full", "trace", "mean", "pseudo")
+OperatorOutput = Literal["full", "trace", "mean", "pseudo", "probed"]
+_OUTPUTS = get_args(OperatorOutput)
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
@@ -45,8 +47,8 @@ class NTKOperator:
     forward-mode pass over the samples `x1`, in blocks, whose memory grows neither with the number
     of samples nor with `N·P`. Entry `n·O + i` of a vector belongs to output i of sample n
     (D = N·O) for `output="full"`, entry n to sample n (D = N) otherwise; `"trace"` and `"mean"`
-    take O such pairs of passes. Without `x2` the operator is symmetric, and has eigenvalues and a
-    trace.
+    take O such pairs of passes, `"probed"` one for each probe. Without `x2` the operator is
+    symmetric, and has eigenvalues and a trace.
 
     The operator is a snapshot: parameters, buffers and samples are copied once, when it is made,
     and training that goes on afterwards does not change it. The module's code and its other
@@ -57,7 +59,9 @@ class NTKOperator:
         model: As in `torch_ntk.empirical_ntk`.
         x1: A batch of N1 samples.
         x2: A batch of N2 samples of the same kind; None means x2 = x1.
-        output: `"full"`, `"trace"`, `"mean"` or `"pseudo"`, as in `torch_ntk.empirical_ntk`.
+        output: `"full"`, `"trace"`, `"mean"`, `"pseudo"` or `"probed"`, as in
+            `torch_ntk.empirical_ntk`; the last is the estimate itself, a kernel too, whose
+            standard error is found there.
         params: As in `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None chooses from the memory.
         dtype: `torch.float32` or `torch.float64` to compute in; None is the model's own, and
@@ -65,7 +69,7 @@ class NTKOperator:
         max_memory: Bytes that a product may take, as an integer or like `"2GB"`; None follows
             from what is free.
         progress: Show a progress bar over samples.
-        forward_fn: As in `torch_ntk.empirical_ntk`.
+        forward_fn, coupled, training, probes, seed: As in `torch_ntk.empirical_ntk`.
         check: Whether every product is compared with plain backward passes of the model itself,
             made once for the operator.
 
@@ -103,27 +107,44 @@ class NTKOperator:
         max_memory: int | str | None = None,
         progress: bool = False,
         forward_fn: ForwardFn | None = None,
+        coupled: bool = False,
+        training: bool = False,
+        probes: int = 8,
+        seed: int = 0,
         check: bool = True,
     ) -> None:
         check_choice("output", output, _OUTPUTS, "A diagonal is not a matrix between samples.")
+        if output == "probed":
+            check_probes(probes, seed)
         if batch_size is not None:
             check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
         check_bool("progress", progress)
         check_bool("check", check)
+        check_coupled(coupled, batch_size)
+        check_bool("training", training)
         memory = None if max_memory is None else in_bytes(max_memory)
-        settings = Settings(memory, batch_size, check, progress)
-        with evaluating_on(model, x1, forward_fn), limited(memory):
-            fn = model_function(model, params, dtype, forward_fn)
+        settings = Settings(memory, batch_size, check, progress, training)
+        batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
+        if batches is not None:
+            model, forward_fn = batches.model(model, forward_fn)
+            x1, x2 = batches.sides[0], (*batches.sides, None)[1]
+        with evaluating_on(model, x1, forward_fn, training=training), limited(memory):
+            fn = model_function(model, params, dtype, forward_fn, coupled)
             a = fn.input("x1", x1)
             b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
             recorder = UseRecorder()
-            forward = inspect_forward(fn, "x1", a, recorder)
-            if output == "pseudo":
-                fn, forward = fn.pseudo(), replace(forward, outputs=1)
+            forward = of_second = inspect_forward(fn, "x1", a, recorder)
+            if batches is not None:
+                outputs = forward.outputs // batches.rows[0]
+                of_second = forward if b is None else inspect_forward(fn, "x2", b)
+            else:
+                fn, outputs = _with_fewer_outputs(fn, forward.outputs, output, probes, seed)
+                forward = of_second = replace(forward, outputs=outputs)
             left = Products(fn, a, forward, batch_size, check)
-            right = left if b is None else Products(fn, b, forward, batch_size, check)
-        self.output = output
-        self._map = KernelMap(fn, forward, recorder, left, right, output, settings)
+            right = left if b is None else Products(fn, b, of_second, batch_size, check)
+        self.output: OperatorOutput = output
+        form: Form = "mean" if output == "probed" else output
+        self._map = KernelMap(fn, forward, recorder, left, right, outputs, form, settings)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -322,4 +343,15 @@ class NTKOperator:
         # signs for samples and outputs serve both, with one pass for each vector.
         z = signs(n_samples, self._map.left.size, generator)
         values = self._map.squared_norms(z.to(device=self.device, dtype=self.dtype))
-        return mean_and_error(values / self._map.outputs if self.output == "mean" else values)
+        return mean_and_error(values / self._map.outputs if self._map.form == "mean" else values)
+
+
+def _with_fewer_outputs(
+    fn: ModelFunction, outputs: int, output: OperatorOutput, probes: int, seed: int
+) -> tuple[ModelFunction, int]:
+    """The function whose outputs are differentiated, and how many it has, of one with `outputs`."""
+    if output == "pseudo":
+        return fn.pseudo(), 1
+    if output == "probed" and probes < outputs:
+        return probing(fn, outputs, probes, seed), probes
+    return fn, outputs
