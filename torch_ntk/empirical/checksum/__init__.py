@@ -1,9 +1,9 @@
 """Compare what is known of a block of samples with one plain backward pass, on every call.
 
-For random weights u `[N, O]` of either sign, drawn anew each time, the gradient of `Σ u·f` by a backward
-pass of the user's own module with its own parameters is `Σ_{n,i} u[n, i] J[n, i]`, which costs
-little to assemble from factors: the cotangents are contracted with u first, then with the features.
-Whatever is wrong, a plan, a batching rule, a weight that is kept from before, samples that depend
+For random weights u `[N, O]` of either sign, drawn anew each time, the gradient of `Σ u·f` by a
+backward pass of the user's own module with its own parameters is `Σ_{n,i} u[n, i] J[n, i]`, which
+costs little to assemble from factors: the cotangents are contracted with u first, then with the
+features. Whatever is wrong, a plan, a batching rule, a weight that is kept from before, samples that depend
 on each other, shows as a difference, parameter by parameter, with probability one.
 """
 
