@@ -46,7 +46,7 @@ def test_bad_vectors(name: str) -> None:
 
 def test_bad_arguments() -> None:
     model, x = MLP([5, 8, 3]), torch.randn(4, 5)
-    with pytest.raises(ValueError, match=r"`output`.*'pseudo'; got 'diagonal'"):
+    with pytest.raises(ValueError, match=r"`output`.*'probed'; got 'diagonal'"):
         NTKOperator(model, x, output="diagonal")
     with pytest.raises(ValueError, match="`batch_size`"):
         NTKOperator(model, x, batch_size=0)

@@ -22,12 +22,14 @@ from ._probed import ProbedKernel as ProbedKernel
 from ._verify import Verification as Verification
 from ._verify import verify as verify
 from .operator import Eigenpairs as Eigenpairs
+from .operator import JacobianOperator as JacobianOperator
 from .operator import NTKOperator as NTKOperator
 from .operator import TraceEstimate as TraceEstimate
 
 __all__ = [
     "Eigenpairs",
     "Explanation",
+    "JacobianOperator",
     "NTKOperator",
     "ProbedKernel",
     "TraceEstimate",

@@ -1,7 +1,8 @@
 """The empirical kernel as a linear operator that is never formed."""
 
+from ._jacobian import JacobianOperator as JacobianOperator
 from ._lanczos import Eigenpairs as Eigenpairs
 from ._operator import NTKOperator as NTKOperator
 from ._stochastic_trace import TraceEstimate as TraceEstimate
 
-__all__ = ["Eigenpairs", "NTKOperator", "TraceEstimate"]
+__all__ = ["Eigenpairs", "JacobianOperator", "NTKOperator", "TraceEstimate"]

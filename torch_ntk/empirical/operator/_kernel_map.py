@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..._checks import check_finite
 from ..._functional import ModelFunction, evaluating_on
+from ..._types import Parameters
 from ...memory import budget, limited, ranges
 from .._coupled import Pair
 from .._empirical_ntk import NOT_FINITE
@@ -163,6 +164,29 @@ class KernelMap:
             products = products.view(b - a, n1, o)[row, :, output]
             result.index_add_(1, column, products.T)
         return result
+
+    def pull(self, v: Tensor) -> Parameters:
+        """`J1ᵀ v` as `{name: [c, ...]}`, of `v` `[c, N1·O]`."""
+        parts = []
+        with self.evaluating():
+            size, _ = self.left.sizes(len(v))
+            with self.bar(-(-len(v) // size) * len(self.left.x)) as advance:
+                for a, b in ranges(0, len(v), size):
+                    parts.append(self.left.transpose(v[a:b], advance))
+        found = {n: torch.cat([part[n] for part in parts]) for n in self.fn.params}
+        return {n: check_finite("product", g, NOT_FINITE) for n, g in found.items()}
+
+    def push(self, w: Parameters) -> Tensor:
+        """`J1 w` as `[c, N1·O]`, of `w` `{name: [c, ...]}`."""
+        count = len(next(iter(w.values())))
+        parts = []
+        with self.evaluating():
+            size, _ = self.left.sizes(count)
+            with self.bar(-(-count // size) * len(self.left.x)) as advance:
+                for a, b in ranges(0, count, size):
+                    part = {n: t[a:b] for n, t in w.items()}
+                    parts.append(self.left.product(part, advance))
+        return check_finite("product", torch.cat(parts), NOT_FINITE)
 
     def squared_norms(self, v: Tensor) -> Tensor:
         """`‖J1ᵀ v‖²` `[c]`, of `v` `[c, N1·O]`, for half of the price of a product."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,9 +13,7 @@ from torch import Tensor
 from ..._checks import (
     check_bool,
     check_choice,
-    check_finite,
     check_positive_int,
-    type_error,
     value_error,
 )
 from ..._functional import ModelFunction, evaluating_on, model_function
@@ -28,10 +24,12 @@ from .._empirical_ntk import check_coupled, check_probes, second_input
 from .._probed import probing
 from ..inspect import inspect_forward
 from ..structured import UseRecorder
+from ._jacobian import JacobianOperator
 from ._kernel_map import Form, KernelMap, Settings
 from ._lanczos import Eigenpairs, SymmetricProduct, extreme
 from ._products import Products
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
+from ._vectors import as_scipy, multiplied
 
 OperatorOutput = Literal["full", "trace", "mean", "pseudo", "probed"]
 _OUTPUTS = get_args(OperatorOutput)
@@ -170,6 +168,22 @@ class NTKOperator:
         other._map = self._map.transposed
         return other
 
+    @property
+    def jacobian(self) -> JacobianOperator:
+        """`J` `[D1, P]` of the samples `x1`, for `output="full"` and `"pseudo"`.
+
+        Raises:
+            ValueError: The kernel is a sum of those of single outputs, and not `J Jᵀ`.
+        """
+        if self._map.is_sum:
+            raise value_error(
+                "output",
+                "'full' or 'pseudo' for the Jacobian of the rows",
+                f"{self.output!r}, a sum of kernels of single outputs",
+                "NTKOperator(…, output='full').jacobian is that of all outputs.",
+            )
+        return JacobianOperator(self._map)
+
     def __repr__(self) -> str:
         """Sizes and kind."""
         return f"NTKOperator(shape={self.shape}, output={self.output!r}, dtype={self.dtype})"
@@ -187,27 +201,7 @@ class NTKOperator:
             TypeError: Not a tensor or an array of real numbers, or a tensor of another dtype.
             ValueError: Another length, another device, NaN or infinity.
         """
-        if isinstance(other, np.ndarray):
-            if other.dtype.kind not in "fiub":
-                came = f"an array of {other.dtype}"
-                raise type_error("v", "an array of real numbers", came)
-            tensor = torch.as_tensor(np.ascontiguousarray(other), dtype=self.dtype)
-            return (self @ tensor.to(self.device)).cpu().numpy()
-        v = self._checked(other)
-        matrix = v if v.ndim == 2 else v[:, None]
-        result = self._map.multiply(matrix)
-        return result if v.ndim == 2 else result[:, 0]
-
-    def _checked(self, v: object) -> Tensor:
-        if not isinstance(v, Tensor) or v.dtype != self.dtype:
-            remedy = f"Convert it, for example with v.to({self.dtype})."
-            raise type_error("v", f"a tensor of {self.dtype}", v, remedy)
-        if v.ndim not in (1, 2) or v.shape[0] != self.shape[1] or v.device != self.device:
-            size = self.shape[1]
-            expected = f"a vector [{size}] or a matrix [{size}, M] on {self.device}"
-            raise value_error("v", expected, v)
-        with torch.inference_mode(False), torch.no_grad():
-            return check_finite("v", v.detach()).clone()
+        return multiplied(self, other, self._map.multiply)
 
     def to_dense(self) -> Tensor:
         """The matrix `[D1, D2]`, equal to that of `torch_ntk.empirical_ntk`.
@@ -223,19 +217,7 @@ class NTKOperator:
         Vectors are converted to this operator's `dtype`, in which products are computed, and
         back: for the accuracy of float64 make the operator with `dtype=torch.float64`.
         """
-        from scipy.sparse.linalg import LinearOperator  # slow to import
-
-        def by(operator: NTKOperator) -> Callable[[NDArray[Any]], NDArray[Any]]:
-            return lambda v: (operator @ np.asarray(v, dtype=np.float64)).astype(np.float64)
-
-        return LinearOperator(
-            shape=self.shape,
-            matvec=by(self),
-            rmatvec=by(self.T),
-            matmat=by(self),
-            rmatmat=by(self.T),
-            dtype=np.float64,
-        )
+        return as_scipy(self, self.T)
 
     def eigsh(
         self,

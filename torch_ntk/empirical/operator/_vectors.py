@@ -1,0 +1,96 @@
+"""What callers multiply with: vectors and matrices, tensors and arrays, and SciPy's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..._checks import check_finite, type_error, value_error
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
+
+
+class Matrix(Protocol):
+    """What is known by its products with tensors and arrays."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors that it multiplies."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the tensors that it multiplies."""
+        ...
+
+
+def multiplied(
+    matrix: Matrix, other: object, product: Callable[[Tensor], Tensor]
+) -> Tensor | NDArray[Any]:
+    """`matrix @ other`, of the kind of `other`.
+
+    Args:
+        matrix: What is multiplied.
+        other: A vector `[D2]` or a matrix `[D2, M]`.
+        product: `[D2, M]` to `[D1, M]`.
+
+    Raises:
+        TypeError: Not a tensor or an array of real numbers, or a tensor of another dtype.
+        ValueError: Another length, another device, NaN or infinity.
+    """
+    if isinstance(other, np.ndarray):
+        if other.dtype.kind not in "fiub":
+            raise type_error("v", "an array of real numbers", f"an array of {other.dtype}")
+        tensor = torch.as_tensor(np.ascontiguousarray(other), dtype=matrix.dtype)
+        found = multiplied(matrix, tensor.to(matrix.device), product)
+        assert isinstance(found, Tensor)
+        return found.cpu().numpy()
+    v = _checked(matrix, other)
+    columns = v if v.ndim == 2 else v[:, None]
+    result = product(columns)
+    return result if v.ndim == 2 else result[:, 0]
+
+
+def _checked(matrix: Matrix, v: object) -> Tensor:
+    if not isinstance(v, Tensor) or v.dtype != matrix.dtype:
+        remedy = f"Convert it, for example with v.to({matrix.dtype})."
+        raise type_error("v", f"a tensor of {matrix.dtype}", v, remedy)
+    size, device = matrix.shape[1], matrix.device
+    if v.ndim not in (1, 2) or v.shape[0] != size or v.device != device:
+        expected = f"a vector [{size}] or a matrix [{size}, M] on {device}"
+        raise value_error("v", expected, v)
+    with torch.inference_mode(False), torch.no_grad():
+        return check_finite("v", v.detach()).clone()
+
+
+def as_scipy(matrix: Any, transposed: Any) -> LinearOperator:
+    """A `LinearOperator` of float64 of what multiplies arrays, and of its transpose."""
+    from scipy.sparse.linalg import LinearOperator  # slow to import
+
+    def by(operator: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        def multiply(v: NDArray[Any]) -> NDArray[Any]:
+            product: NDArray[Any] = operator @ np.asarray(v, dtype=np.float64)
+            return product.astype(np.float64)
+
+        return multiply
+
+    there, back = by(matrix), by(transposed)
+    return LinearOperator(
+        shape=matrix.shape,
+        matvec=there,
+        rmatvec=back,
+        matmat=there,
+        rmatmat=back,
+        dtype=np.float64,
+    )
