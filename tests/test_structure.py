@@ -18,7 +18,7 @@ PACKAGE = "torch_ntk"
 # The folders and modules of the package, from the lowest row to the highest. A folder may import
 # from the rows above it in this table, and within its row from the groups that come before its own.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("_version _types _checks", "memory", "_functional"),
+    ("_version _types _checks", "memory _optimizers", "_functional"),
     ("activations linalg nn",),
     ("analytic empirical linearize",),
     ("metrics predict sampling", "plotting", "monitor", "estimators forecasting"),
@@ -35,7 +35,12 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
     "empirical": (
-        *("_outputs _parts _stages rules", "inspect", "_job _result_size", "contract"),
+        *(
+            "_outputs _parts _precondition _stages rules",
+            "inspect",
+            "_job _result_size",
+            "contract",
+        ),
         *("checksum", "_checked_blocks", "structured", "methods", "_probed", "_coupled"),
         "_empirical_ntk",
         *("_explain _nngp _oracle operator", "_verify"),

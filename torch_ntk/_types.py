@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 Output: TypeAlias = Literal["full", "trace", "mean", "diagonal", "pseudo"]
 """What is kept of the output indices of Θ[n, m, i, j]; see `torch_ntk.empirical_ntk`."""
@@ -44,3 +45,6 @@ ModelLike: TypeAlias = nn.Module | FunctionOfParameters
 ParameterSelection: TypeAlias = Sequence[str] | Callable[[str, Tensor], bool] | Parameters | None
 """Which parameters a kernel differentiates by: names or patterns like `"layers.1.*"`, a predicate
 `(name, tensor) -> bool`, or, with a function instead of a module, the parameters themselves."""
+
+PreconditionLike: TypeAlias = Optimizer | Mapping[str, Tensor] | None
+"""P of the kernel J P Jᵀ: an optimizer, or tensors by the names of parameters. None is P = 1."""

@@ -128,7 +128,8 @@ class FactorMethod(ABC):
             if check is not None and not found:
                 check.add_outputs(outputs)
             for name, j in jacobians.items():
-                found[self.job.keys[name], name] = JacobianFactor.of(j)
                 if check is not None:
                     check.sums.add_jacobian(name, start, j)
+                j = self.job.precondition.columns(name, j)
+                found[self.job.keys[name], name] = JacobianFactor.of(j)
         return found

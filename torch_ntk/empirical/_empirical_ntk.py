@@ -20,12 +20,21 @@ from .._checks import (
     value_error,
 )
 from .._functional import Batch, ModelFunction, evaluating_on, model_function
-from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
+from .._types import (
+    BatchLike,
+    ForwardFn,
+    Method,
+    ModelLike,
+    Output,
+    ParameterSelection,
+    PreconditionLike,
+)
 from ..memory import in_bytes, limited
 from ._coupled import CoupledBatches
 from ._job import KernelJob
 from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
+from ._precondition import precondition_of
 from ._probed import ProbedKernel, estimate, probing
 from ._result_size import check_fits, held
 from .inspect import inspect_forward
@@ -59,6 +68,7 @@ def empirical_ntk(
     seed: int = 0,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
     check: bool = True,
 ) -> ProbedKernel: ...
 
@@ -83,6 +93,7 @@ def empirical_ntk(
     seed: int = 0,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
     check: bool = True,
 ) -> dict[str, ProbedKernel]: ...
 
@@ -107,6 +118,7 @@ def empirical_ntk(
     seed: int = 0,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
     check: bool = True,
 ) -> Tensor: ...
 
@@ -131,6 +143,7 @@ def empirical_ntk(
     seed: int = 0,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
     check: bool = True,
 ) -> dict[str, Tensor]: ...
 
@@ -154,6 +167,7 @@ def empirical_ntk(
     seed: int = 0,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
     check: bool = True,
 ) -> Tensor | ProbedKernel | dict[str, Tensor] | dict[str, ProbedKernel]:
     r"""The empirical NTK `Θ[n, m, i, j] = ⟨∂f_i(x1_n)/∂θ, ∂f_j(x2_m)/∂θ⟩` at the current θ.
@@ -223,6 +237,15 @@ def empirical_ntk(
         training: Whether modules keep their training flags instead of being evaluated in eval
             mode: batch normalization with the statistics of the batch, then with `coupled`. What it
             writes to its buffers is undone.
+        precondition: The kernel `J P Jᵀ` by which an optimizer moves the outputs: where its steps
+            are `θ ← θ - lr P g` with a diagonal matrix P, they move by `-lr J P Jᵀ ∂L/∂f` to first
+            order. Either the `torch.optim` optimizer that holds the parameters: P is
+            `1 / (√v̂ + ε)` of its last step for Adam, AdamW and NAdam, likewise for RMSprop and
+            Adagrad, and 1 for SGD, times each group's learning rate relative to the first group's;
+            momentum and weight decay do not count, and an entry that never had a gradient has
+            P = 1/ε. Or a mapping `{name: P}` with positive tensors of the parameters' shapes. P
+            that is one number for a parameter costs nothing, nor does any P of an embedding, a norm
+            or a bias; for one that varies within another weight, the Jacobian by that is formed.
         check: Whether the derivatives behind the kernel are compared with plain backward passes
             of the model itself, on these very samples: for random signs u, the gradient of `Σ u·f`
             must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
@@ -233,10 +256,11 @@ def empirical_ntk(
 
     Raises:
         TypeError: An argument is of the wrong type, or the model of a kind that cannot be
-            transformed (TorchScript, quantized, lazy, sharded, complex).
+            transformed (TorchScript, quantized, lazy, sharded, complex); an optimizer of which it
+            is not known how it steps.
         ValueError: A shape, device or value is wrong; the outputs of a sample depend on other
-            samples, are random or not finite; the result cannot fit in memory, or a single
-            sample not in `max_memory`.
+            samples, are random or not finite; an optimizer has not taken a step, or lacks one of
+            the parameters; the result cannot fit in memory, or a single sample not in `max_memory`.
         MemoryError: A single sample does not fit in memory.
 
     References:
@@ -283,6 +307,7 @@ def empirical_ntk(
                 str(accumulate),
                 "It never forms the products: compute all in dtype=torch.float64.",
             )
+        scales = precondition_of(precondition, fn)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
         recorder = UseRecorder(RULES if method in ("auto", "structured") else {})
@@ -298,12 +323,12 @@ def empirical_ntk(
         size = check_fits(fn, form, n1, n2, forward.outputs, len(distinct(keys)), allowed)
         if form == "pseudo":
             fn, forward = fn.pseudo(), replace(forward, outputs=1)
-        job = KernelJob(fn, a, b, form, forward, keys, batch_size, check)
+        job = KernelJob(fn, a, b, form, forward, keys, batch_size, check, scales)
 
         def run(job: KernelJob) -> Kernels:
             return METHODS[method](job, recorder)
 
-        with limited(None if allowed is None else allowed - size - held(fn)):
+        with limited(None if allowed is None else allowed - size - held(fn) - scales.bytes):
             kernels = with_progress(job, progress, method == "vector_product", run)
         for key, kernel in kernels.items():
             kernels[key] = rounded(finish(kernel, form, outputs), accumulate or fn.result_dtype)

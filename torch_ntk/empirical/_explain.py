@@ -8,12 +8,13 @@ import torch
 
 from .._checks import check_bool
 from .._functional import evaluating_on, model_function, plain_name
-from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection
+from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection, PreconditionLike
 from ..memory import size_in_words
 from ._coupled import CoupledBatches
 from ._empirical_ntk import check_coupled
 from ._job import KernelJob
 from ._parts import keys_of
+from ._precondition import precondition_of
 from .inspect import inspect_forward
 from .structured import Plan, StructuredMethod, UseRecorder
 
@@ -31,6 +32,8 @@ class Line:
             `"joined"` for a bias that is contracted together with the weight of its calls.
         operations: Floating-point operations of its contraction for the whole kernel.
         bytes_per_sample: What is kept of it for one sample, where all samples fit at once.
+        formed_for_p: Whether its Jacobian is formed only because P differs from entry to entry;
+            the table then has "jacobian, P".
     """
 
     parameter: str
@@ -39,6 +42,7 @@ class Line:
     contraction: str
     operations: float
     bytes_per_sample: int
+    formed_for_p: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Explanation:
             f"{'GFLOP':>9}{'per sample':>12}"
         )
         rows = [
-            f"{line.parameter:<{width}}  {line.rule:<14}{line.uses:>5}  {line.contraction:<12}"
+            f"{line.parameter:<{width}}  {line.rule:<14}{line.uses:>5}  "
+            f"{line.contraction + (', P' if line.formed_for_p else ''):<12}"
             f"{line.operations / 1e9:>9.3f}{size_in_words(line.bytes_per_sample):>12}"
             for line in self.lines
         ]
@@ -82,6 +87,7 @@ def explain(
     forward_fn: ForwardFn | None = None,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
 ) -> Explanation:
     """How `empirical_ntk(model, x, method="structured")` would go about it.
 
@@ -98,6 +104,7 @@ def explain(
         coupled: Likewise; the batch is then one sample, and the counts are of its kernel between
             all rows and outputs.
         training: Likewise.
+        precondition: Likewise.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -116,6 +123,7 @@ def explain(
         x, kept = batches.sample, "full"
     with evaluating_on(model, x, forward_fn, training=training):
         fn = model_function(model, params, dtype, forward_fn, coupled)
+        scales = precondition_of(precondition, fn)
         a = fn.input("x", x)
         recorder = UseRecorder()
         forward = inspect_forward(fn, "x", a, recorder)
@@ -125,12 +133,16 @@ def explain(
         if kept == "pseudo":
             fn, forward = fn.pseudo(), replace(forward, outputs=1)
         job = KernelJob(fn, a, None, kept, forward, keys_of(fn.params, None))
-        plan = StructuredMethod(job, recorder.recorded()).plan
-        lines = tuple(_line(job, plan, name) for name in fn.params)
+        uses = recorder.recorded()
+        free = StructuredMethod(job, uses).plan
+        job = replace(job, precondition=scales)
+        plan = StructuredMethod(job, uses).plan
+        lines = tuple(_line(job, plan, free, name) for name in fn.params)
         return Explanation(lines, samples, outputs, output)
 
 
-def _line(job: KernelJob, plan: Plan, name: str) -> Line:
+def _line(job: KernelJob, plan: Plan, free: Plan, name: str) -> Line:
+    """The line of a parameter, from the plan and from that for P = 1."""
     indices, cost = plan.groups.get(name, []), plan.costs.get(name, plan.tied.get(name))
     entries, o = job.fn.params[name].numel(), job.outputs
     rule = type(plan.uses_of(name)[0]).__name__ if indices else "own Jacobian"
@@ -143,4 +155,5 @@ def _line(job: KernelJob, plan: Plan, name: str) -> Line:
         operations = 2.0 * job.pairs * (o * o if job.output == "full" else o) * entries
         contraction = "jacobian"
     size = plan.size(name, entries, alone=True) * job.item
-    return Line(plain_name(name), rule, len(indices), contraction, operations, size)
+    for_p = contraction == "jacobian" and (free.is_gram(name) or name in free.tied)
+    return Line(plain_name(name), rule, len(indices), contraction, operations, size, for_p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from .._functional import Batch, ModelFunction
 from .._types import Output
 from ._outputs import shape
 from ._parts import Kernels, Keys, distinct
+from ._precondition import Precondition
 from .inspect import Inspection
 
 
@@ -27,6 +28,7 @@ class KernelJob:
         keys: Which parameters' contributions are returned together.
         batch_size: Samples per block as the caller wants them; None follows from the memory.
         check: Whether every block is compared with a plain backward pass.
+        precondition: √P of the kernel J P Jᵀ.
         advance: Told of every number of samples that is done.
     """
 
@@ -38,6 +40,7 @@ class KernelJob:
     keys: Keys
     batch_size: int | None = None
     check: bool = True
+    precondition: Precondition = field(default_factory=Precondition)
     advance: Callable[[int], None] = lambda samples: None
 
     @property
@@ -80,4 +83,5 @@ class KernelJob:
     def in_dtype(self, dtype: torch.dtype) -> KernelJob:
         """The same evaluated in another precision."""
         x2 = None if self.x2 is None else self.x2.to(dtype)
-        return replace(self, fn=self.fn.in_dtype(dtype), x1=self.x1.to(dtype), x2=x2)
+        fn, scales = self.fn.in_dtype(dtype), self.precondition.in_dtype(dtype)
+        return replace(self, fn=fn, x1=self.x1.to(dtype), x2=x2, precondition=scales)

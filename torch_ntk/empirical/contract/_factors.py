@@ -143,8 +143,9 @@ class GramFactor(Factor):
         a: Features `[G, N·T, a]`.
         sources: In place of `a`, for pieces of consecutive samples, the calls and what they `held`
             of their inputs.
-        shift: What a bias adds to products of features: one, as its features are 1 in the same
-            calls and its cotangents are the same.
+        scale: By what products of features are multiplied, P of the weight.
+        shift: What a bias adds to them: its own P, as its features are 1 in the same calls and its
+            cotangents are the same.
         between: Whether the Gram matrix of the features goes between the cotangents; see `_cost`.
         is_last: Whether the cotangents of every sample are the identity matrix.
     """
@@ -156,6 +157,7 @@ class GramFactor(Factor):
     use: Use
     a: Tensor | None = None
     sources: tuple[Sequence[Call], ...] = ()
+    scale: float = 1.0
     shift: float = 0.0
     between: bool = False
     is_last: bool = False
@@ -166,6 +168,7 @@ class GramFactor(Factor):
         b: Tensor,
         use: Use,
         output: Output,
+        scale: float = 1.0,
         shift: float = 0.0,
         between: bool = False,
     ) -> GramFactor:
@@ -179,7 +182,7 @@ class GramFactor(Factor):
             laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
         is_last = g * t == 1 and units == o
         is_last = is_last and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
-        found = GramFactor(n, o, t, laid, use, shift=shift, between=between, is_last=is_last)
+        found = GramFactor(n, o, t, laid, use, None, (), scale, shift, between, is_last)
         if isinstance(a, Tensor):
             return replace(found, a=_rows(a))
         return replace(found, sources=(a,))

@@ -77,16 +77,19 @@ class Unformed(Piece):
     Args:
         b: Cotangents `[N, O, T, b]`, of all calls one after the other.
         calls: Each call and what it `held` of its input.
+        scale: By what all columns are multiplied, or the numbers `[b, a]` for each of them.
     """
 
-    def __init__(self, b: Tensor, calls: Sequence[tuple[Use, Tensor]]) -> None:
+    def __init__(
+        self, b: Tensor, calls: Sequence[tuple[Use, Tensor]], scale: float | Tensor = 1.0
+    ) -> None:
         use = calls[0][0]
         features = use.inputs // use.steps
         self.like = self._b = laid_out(b)
         self.samples, self.outputs = b.shape[:2]
         self.width, self.each = use.steps, b.shape[3] * features
         self.least = -(-piece_sizes(b.device).features // features)
-        self._calls = calls
+        self._calls, self._scale = calls, scale
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
         """Multiply the cotangents with some of the features."""
@@ -97,6 +100,10 @@ class Unformed(Piece):
             product(self._b, a, out.view(shape))
         else:
             out.view(shape).copy_(product(self._b, a))
+        if isinstance(self._scale, Tensor):
+            out.view(shape).mul_(self._calls[0][0].narrowed_entries(self._scale, start, stop))
+        elif self._scale != 1.0:
+            out.mul_(self._scale)
 
 
 def laid(j: Tensor, output: Output) -> Tensor:

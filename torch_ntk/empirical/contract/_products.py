@@ -116,10 +116,12 @@ def _between(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
 
 
 def _features(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
-    """The Gram matrix of features `[G, n1·T, n2·T]`, with that of a bias of the same calls."""
+    """The Gram matrix of features `[G, n1·T, n2·T]`, with P and a bias of the same calls."""
     assert p.a is not None
     assert q.a is not None
     ga = p.use.gram(to(p.a, dtype), to(q.a, dtype)).to(dtype)
+    if p.scale != 1.0:
+        ga *= p.scale
     if p.shift:
         ga += p.shift
     return ga

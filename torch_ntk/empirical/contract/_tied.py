@@ -122,6 +122,8 @@ def _between(
     picked = torch.stack([to(rows.index_select(1, read), dtype) for rows in b])
     picked *= (index >= 0).to(dtype)
     inner = torch.matmul(to(c, dtype), a.T)
+    if p.scale != 1.0:  # P of the weight, which both uses have
+        inner *= p.scale
     left = inner.view(o, n1, t, n2, s)
     right = picked.view(o, n2, s, n1, t)
     if output == "full":

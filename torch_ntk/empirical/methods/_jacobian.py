@@ -98,10 +98,12 @@ class JacobianMethod(FactorMethod):
         if check is not None:
             check.add_outputs(outputs)
         factors: Factors = {}
-        for name, j in found.items():
+        for name in list(found):
+            j = found.pop(name)
             if name in self.by_loops:
                 continue
             if check is not None:
                 check.sums.add_jacobian(name, start, j)
+            j = self.job.precondition.columns(name, j)
             factors[self.job.keys[name], name] = JacobianFactor.of(j)
         return factors

@@ -52,6 +52,7 @@ def by_vector_products(job: KernelJob) -> Kernels:
             result[top:, start:stop] = 0
         for i, k in ranges(0, o, blocks.cut(outputs)):
             directions = products.directions(start, stop, basis[i:k])
+            directions = job.precondition.times(directions)
             products.note_size(directions)
             for key, result in results.items():
                 # A part of the kernel is the derivative along a part of the direction.

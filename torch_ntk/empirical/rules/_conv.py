@@ -74,6 +74,13 @@ class ConvUse(Use):
             return super().narrowed(kept, start, stop)
         return self._patches(kept[:, :, start:stop])
 
+    def narrowed_entries(self, packed: Tensor, start: int, stop: int) -> Tensor:
+        """Those of some channels, which run last or first in a patch."""
+        if not self.channels_last:
+            return super().narrowed_entries(packed, start, stop)
+        split = packed.reshape(len(packed), -1, self.weight.shape[1])
+        return split[..., start:stop].flatten(1)
+
     def unpack(self, jacobian: Tensor) -> Tensor:
         """Entries of the weight run over the channels first."""
         if not self.channels_last:

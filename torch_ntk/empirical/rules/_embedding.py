@@ -41,6 +41,10 @@ class EmbeddingUse(Use):
         same = (a1 == a2.transpose(1, 2)) & (a1 >= 0)
         return same.to(self.weight.dtype)
 
+    def scaled(self, b: Tensor, a: Tensor, entries: Tensor) -> Tensor:
+        """The cotangent of a position times the numbers of the row that it reads."""
+        return b * entries[a.squeeze(3).clamp(min=0)].unsqueeze(1)
+
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """Cotangents added to the rows that were read."""
         n, o, _, t, units = b.shape

@@ -107,6 +107,11 @@ class Use(ABC):
         """The features of the steps `start … stop`, `[N, G, T, columns]`."""
         return kept[..., start:stop]
 
+    def narrowed_entries(self, packed: Tensor, start: int, stop: int) -> Tensor:
+        """Of numbers `[b, a]` those that belong to the features of `narrowed`."""
+        each = self.inputs // self.steps
+        return packed[:, start * each : stop * each]
+
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """The Jacobian `[N, O, p]` with respect to the flattened weight."""
         return self.unpack(self._product(a, b))
@@ -115,6 +120,28 @@ class Use(ABC):
         """The Jacobian with its columns in an order that all uses of one kind have."""
         is_product = type(self).jacobian is Use.jacobian
         return self._product(a, b).flatten(2) if is_product else self.jacobian(a, b)
+
+    def in_columns(self, entries: Tensor) -> Tensor:
+        """Numbers for the entries of the weight, in the order of `columns`: `[p]`."""
+        is_product = type(self).jacobian is Use.jacobian
+        return self.pack(entries).flatten() if is_product else entries.flatten()
+
+    @property
+    def has_one_feature(self) -> bool:
+        """Whether a unit has a single feature, so that cotangents can be `scaled`."""
+        return self.inputs == 1
+
+    def scaled(self, b: Tensor, a: Tensor, entries: Tensor) -> Tensor:
+        """Cotangents whose Jacobian is that of `b` times numbers for the entries of the weight.
+
+        With one feature, J[(g, b)] = Σ_t B[g, t, b] A[g, t] is multiplied by multiplying B.
+
+        Args:
+            b: Cotangents `[N, O, G, T, b]`.
+            a: Features `[N, G, T, a]`.
+            entries: Of the weight's shape.
+        """
+        return b * self.pack(entries).reshape(self.groups, 1, self.units)
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         n, o, g, t, units = b.shape

@@ -112,7 +112,8 @@ class StructuredMethod(FactorMethod):
             UsesChangedError: The model uses its parameters in another way than planned.
             CannotTransformError: torch.func cannot differentiate it.
         """
-        plan, keys, o = self.plan, self.job.keys, self.job.outputs
+        plan, job = self.plan, self.job
+        keys, o = job.keys, job.outputs
         with stage("backward"):
             found = cotangents(self._fn, plan.uses, x, o)
         if check is not None:
@@ -148,7 +149,7 @@ class StructuredMethod(FactorMethod):
             if check is not None:
                 with stage("check"):
                     check.sums.add_jacobian(name, start, flat)
-            add(name, flat)
+            add(name, job.precondition.columns(name, flat))
         for key, jacobians in joined.items():
             one = jacobians[0] if len(jacobians) == 1 else torch.cat(jacobians, dim=2)
             factors[key, _JOINED] = JacobianFactor.of(one)
@@ -181,37 +182,50 @@ class StructuredMethod(FactorMethod):
             rows: Cotangents of the uses.
             alone: See `factors`.
         """
-        plan = self.plan
+        plan, precondition = self.plan, self.job.precondition
+        root = precondition.root(name)
         if name in plan.tied:
-            return self._tied(calls, rows)
+            assert isinstance(root, float)
+            return self._tied(calls, rows, root)
         if name not in plan.costs:
             with stage("jacobian"):
                 each = [u.jacobian(u.features(s), c) for (u, s), c in zip(calls, rows, strict=True)]
-                return torch.stack(each).sum(0)
+                return precondition.columns(name, torch.stack(each).sum(0))
         # Several uses of one weight of a kind are more positions of one use.
         use = calls[0][0]
         b = rows[0] if len(rows) == 1 else torch.cat(rows, dim=3)
         rows.clear()
+        if isinstance(root, Tensor) and plan.is_gram(name):
+            b = use.scaled(b, joined_features(calls), root)
         is_late = alone and plan.is_late(name)
         if is_late:
             calls = [(use, use.held(source)) for use, source in calls]
         if plan.is_gram(name):
             a = calls if is_late else joined_features(calls)
-            shift = float(name in plan.biases)
+            scale = 1.0 if isinstance(root, Tensor) else root**2
+            shift = 0.0
+            if name in plan.biases:
+                of_bias = precondition.root(plan.biases[name])
+                assert isinstance(of_bias, float)
+                shift = of_bias**2
             between = plan.costs[name].contraction == "features"
-            return GramFactor.of(a, b, use, self.job.output, shift, between)
+            return GramFactor.of(a, b, use, self.job.output, scale, shift, between)
         if is_late:
-            return JacobianFactor.of(Unformed(b[:, :, 0], calls))
+            scales = use.pack(root)[0] if isinstance(root, Tensor) else root
+            return JacobianFactor.of(Unformed(b[:, :, 0], calls, scales))
         with stage("jacobian"):
-            return use.columns(joined_features(calls), b)
+            j = use.columns(joined_features(calls), b)
+            if isinstance(root, Tensor):
+                return j * use.in_columns(root)
+            return j if root == 1.0 else j * root
 
-    def _tied(self, calls: list[Call], rows: list[Tensor]) -> TiedFactor:
+    def _tied(self, calls: list[Call], rows: list[Tensor], root: float) -> TiedFactor:
         """The factor of an embedding that is a linear layer too; empties `rows`."""
         both = []
         for looked_up in (True, False):
             own = [k for k, (u, _) in enumerate(calls) if isinstance(u, EmbeddingUse) is looked_up]
             a = joined_features([calls[k] for k in own])
             b = rows[own[0]] if len(own) == 1 else torch.cat([rows[k] for k in own], dim=3)
-            both.append(GramFactor.of(a, b, calls[own[0]][0], self.job.output))
+            both.append(GramFactor.of(a, b, calls[own[0]][0], self.job.output, root**2))
         rows.clear()
         return TiedFactor(*both)

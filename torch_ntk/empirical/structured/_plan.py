@@ -137,19 +137,26 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
     costs, tied = {}, {}
     for name, indices in groups.items():
         own = [uses.uses[i] for i in indices]
+        varies = job.precondition.varies(name)
         cost = _cost_of_tied(job, own, [uses.shapes[uses.calls[i]] for i in indices])
-        if cost is not None:
+        if cost is not None and not varies:
             tied[name] = cost
         if len({use.kind for use in own}) == 1:
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
             found = contraction_costs(job, own[0], sum(positions))
-            # A contraction over no positions at all is not worth a form of its own.
-            costs[name] = cheapest(found) if sum(positions) else found["jacobian"]
+            # A contraction over no positions at all is not worth a form of its own, and P that
+            # differs from entry to entry is that of columns, unless cotangents can take it.
+            formed = not sum(positions) or (varies and not own[0].has_one_feature)
+            costs[name] = found["jacobian"] if formed else cheapest(found)
     grams = {n for n, cost in costs.items() if cost.contraction != "jacobian"}
     biases = {
         weight: bias
         for weight, bias in _biases(uses, groups)
-        if weight in grams and job.keys[weight] == job.keys[bias]
+        if weight in grams
+        and job.keys[weight] == job.keys[bias]
+        # They share their cotangents, which take the P of neither.
+        and not job.precondition.varies(weight)
+        and not job.precondition.varies(bias)
     }
     layout = frozenset(uses.convolutions()) if innermost else frozenset()
     return Plan(uses, job.outputs, groups, costs, tied, biases, layout)

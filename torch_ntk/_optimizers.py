@@ -1,0 +1,190 @@
+r"""What this package knows of optimizers: by which diagonal matrix they multiply a gradient.
+
+The step of an optimizer without momentum is θ ← θ - lr P g with P diagonal. With momentum the same
+P multiplies an average of gradients instead. For SGD P = 1, and
+
+    Adam, AdamW, NAdam   P = 1 / (√v̂ + ε)           v̂ = v / (1 - β₂ᵗ), v the average of g²
+    RMSprop              P = 1 / (√v + ε)           centered: v minus the squared average of g
+    Adagrad              P = 1 / ((√s + ε) (1 + (t - 1) lr_decay))         s the sum of g²
+
+as they were in the last step, the t-th (Kingma, Ba 2015; Loshchilov, Hutter 2019; Dozat 2016;
+Tieleman, Hinton 2012; Duchi, Hazan, Singer 2011). lr is the learning rate of the first group of
+parameters: P of another group is multiplied by its learning rate relative to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._checks import ArgumentValueError, describe, message, type_error, value_error
+
+Scale: TypeAlias = float | Tensor
+"""The entries of P that belong to one parameter: one number for all, or a tensor of its shape."""
+
+_State: TypeAlias = Mapping[str, Any]
+
+# Wrappers that delegate each step to `.optimizer`, by the package and the name of their class.
+# Others that have such an attribute (Lookahead) take steps of their own.
+_WRAPPERS = {
+    ("lightning", "LightningOptimizer"),
+    ("lightning", "_FabricOptimizer"),
+    ("pytorch_lightning", "LightningOptimizer"),
+    ("lightning_fabric", "_FabricOptimizer"),
+    ("accelerate", "AcceleratedOptimizer"),
+}
+_SHOWN = 4  # names in a message
+
+
+class NoStepError(ArgumentValueError):
+    """An optimizer has not taken a step, so that there is no P yet."""
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that takes the steps, without what Lightning and Accelerate put around it."""
+    kinds = {(c.__module__.partition(".")[0], c.__name__) for c in type(optimizer).__mro__}
+    if not kinds & _WRAPPERS:
+        return optimizer
+    inner: Any = optimizer
+    return unwrapped(inner.optimizer)
+
+
+def step_scales(
+    name: str, optimizer: Optimizer, parameters: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Scale]]:
+    """P of one parameter after the other, in float64; 0 where a group's learning rate is 0.
+
+    Of a complex parameter P belongs to the real and imaginary parts `[..., 2]`.
+
+    Args:
+        name: Of the argument, for errors.
+        optimizer: Any of those above; of a subclass nobody knows how it steps.
+        parameters: By name the very tensors that the optimizer holds.
+
+    Raises:
+        TypeError: It is another optimizer.
+        NoStepError: It has not taken a step.
+        ValueError: It does not hold every parameter; one has never had a gradient; a learning rate
+            or P is not finite, or the first learning rate is 0.
+    """
+    optimizer = unwrapped(optimizer)
+    if type(optimizer) not in _SCALES:
+        known = ", ".join(kind.__name__ for kind in _SCALES)
+        raise type_error(
+            name,
+            f"one of torch.optim's {known} itself, or a mapping from names to tensors",
+            describe(optimizer),
+            "How it steps is not known. If its steps are θ - lr·P·g with a positive P for each "
+            f"entry of a parameter, pass {name}={{name: P}}.",
+        )
+    groups = _groups(optimizer)
+    lacking = [n for n, p in parameters.items() if id(p) not in groups]
+    if lacking:
+        raise value_error(
+            name,
+            "an optimizer that holds every parameter of the kernel",
+            f"one that does not hold {_listed(lacking)}",
+            "Pass the optimizer that was made of this model's own parameters, or select what it "
+            "holds with params=[...].",
+        )
+    first = _rate(name, optimizer.param_groups[0])
+    if first == 0.0:
+        raise value_error(
+            name,
+            "an optimizer whose first group of parameters has a learning rate above 0",
+            "one with the learning rate 0",
+            "The learning rates of other groups count relative to it.",
+        )
+    scale = _SCALES[type(optimizer)]
+    if scale is None:
+        for n, p in parameters.items():
+            yield n, _rate(name, groups[id(p)]) / first
+        return
+    steps = {p: float(state.get("step", 0)) for p, state in optimizer.state.items()}
+    if not any(steps.values()):
+        raise NoStepError(
+            message(
+                name,
+                "an optimizer that has taken a step",
+                f"a {type(optimizer).__name__} before its first",
+                "Until then there are no second moments from which P follows.",
+            )
+        )
+    unmoved = [n for n, p in parameters.items() if not steps.get(p)]
+    if unmoved:
+        raise value_error(
+            name,
+            "an optimizer that has moved every parameter of the kernel",
+            f"one that has no state for {_listed(unmoved)}, which never had a gradient in a step",
+            "Leave out what is not trained with params=[...].",
+        )
+    for n, p in parameters.items():
+        group = groups[id(p)]
+        entries = scale(optimizer.state[p], group) * (_rate(name, group) / first)
+        if not bool(entries.isfinite().all()):
+            raise value_error(
+                name,
+                "an optimizer with a finite P",
+                f"1 / (√v + ε) that is not finite for {n!r}",
+                "Entries that never had a gradient need an ε (eps) above 0; a state that is NaN is "
+                "one of a training that has diverged.",
+            )
+        yield n, entries
+
+
+def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """By the identity of each parameter its group."""
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+
+def _rate(name: str, group: Mapping[str, Any]) -> float:
+    rate = float(group["lr"])
+    if not math.isfinite(rate) or rate < 0.0:
+        expected = "an optimizer with finite learning rates of at least 0"
+        raise value_error(name, expected, f"one with {rate}")
+    return rate
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _real(t: Tensor) -> Tensor:
+    """In float64, complex moments by those of the real and imaginary parts."""
+    parts = torch.view_as_real(t) if t.is_complex() else t
+    return parts.detach().to(torch.float64)
+
+
+def _of_adam(state: _State, group: _State) -> Tensor:
+    v = _real(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
+    correction = 1.0 - math.pow(float(group["betas"][1]), float(state["step"]))
+    return 1.0 / ((v / correction).sqrt() + float(group["eps"]))
+
+
+def _of_rmsprop(state: _State, group: _State) -> Tensor:
+    v = _real(state["square_avg"])
+    if group["centered"]:  # a variance, which rounding may make negative
+        v = (v - _real(state["grad_avg"]).square()).clamp_min(0.0)
+    return 1.0 / (v.sqrt() + float(group["eps"]))
+
+
+def _of_adagrad(state: _State, group: _State) -> Tensor:
+    decay = 1.0 + (float(state["step"]) - 1.0) * float(group["lr_decay"])
+    return 1.0 / ((_real(state["sum"]).sqrt() + float(group["eps"])) * decay)
+
+
+_SCALES: dict[type[Optimizer], Callable[[_State, _State], Tensor] | None] = {
+    torch.optim.SGD: None,
+    torch.optim.Adam: _of_adam,
+    torch.optim.AdamW: _of_adam,
+    torch.optim.NAdam: _of_adam,
+    torch.optim.RMSprop: _of_rmsprop,
+    torch.optim.Adagrad: _of_adagrad,
+}
+"""By the exact type P without the learning rate, of the state of a parameter and its group."""

@@ -1,0 +1,149 @@
+"""The kernel of an optimizer: J P Jᵀ with a positive diagonal matrix P.
+
+Where steps are θ ← θ - lr P g, the outputs move by -lr J P Jᵀ ∂L/∂f. With θ = P^½ φ it is the
+kernel of the same function of φ, whose Jacobian is J P^½: every way to take a kernel serves if its
+factors are multiplied by √P, and what comes out is symmetric and positive semi-definite as before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .._checks import check_finite, check_tensor, describe, type_error, value_error
+from .._functional import ModelFunction, plain_name
+from .._optimizers import Scale, step_scales
+from .._types import Parameters, PreconditionLike
+
+_NAME = "precondition"
+_SHOWN = 4  # names in a message
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """√P, by names of parameters.
+
+    Attributes:
+        roots: One number for a parameter, or a tensor of its shape (of a complex one `[..., 2]`);
+            a parameter without a root has 1.
+    """
+
+    roots: Mapping[str, Scale] = field(default_factory=dict)
+
+    def root(self, name: str) -> Scale:
+        """√P of a parameter."""
+        return self.roots.get(name, 1.0)
+
+    def varies(self, name: str) -> bool:
+        """Whether the entries of a parameter have different P."""
+        return isinstance(self.root(name), Tensor)
+
+    def columns(self, name: str, j: Tensor) -> Tensor:
+        """The Jacobian `[..., p]` of a parameter times √P."""
+        root = self.root(name)
+        if isinstance(root, Tensor):
+            return j * root.reshape(-1)
+        return j if root == 1.0 else j * root
+
+    def times(self, directions: Parameters) -> Parameters:
+        """P w of directions w `{name: [c, ...]}`."""
+        found = {}
+        for name, w in directions.items():
+            root = self.root(name)
+            is_one = not isinstance(root, Tensor) and root == 1.0
+            found[name] = w if is_one else w * (root * root)
+        return found
+
+    def in_dtype(self, dtype: torch.dtype) -> Precondition:
+        """The same in another precision."""
+        roots = {n: r.to(dtype) if isinstance(r, Tensor) else r for n, r in self.roots.items()}
+        return replace(self, roots=roots)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the roots."""
+        tensors = [r for r in self.roots.values() if isinstance(r, Tensor)]
+        return sum(r.numel() * r.element_size() for r in tensors)
+
+
+def precondition_of(given: PreconditionLike, fn: ModelFunction) -> Precondition:
+    """√P of the parameters of a function, in its precision.
+
+    Args:
+        given: As the caller gave it. An optimizer is asked for the caller's own parameters, by
+            their identity.
+        fn: The function.
+
+    Raises:
+        TypeError, ValueError: See `torch_ntk.empirical_ntk`.
+    """
+    if given is None:
+        return Precondition()
+    own = {n: fn.plain.own[n] for n in fn.params}
+    if isinstance(given, Optimizer):
+        scales = step_scales(_NAME, given, {plain_name(n): p for n, p in own.items()})
+    elif isinstance(given, Mapping):
+        scales = _checked(given, {plain_name(n): p for n, p in own.items()}, fn)
+    else:
+        raise type_error(
+            _NAME,
+            "None, a torch.optim.Optimizer or a mapping from names of parameters to tensors",
+            describe(given),
+            "Pass the optimizer whose steps are meant, or {name: P}.",
+        )
+    values = fn.params.items()
+    return Precondition({n: _root(p, v) for (n, v), (_, p) in zip(values, scales, strict=True)})
+
+
+def _checked(
+    given: Mapping[str, Tensor], known: Parameters, fn: ModelFunction
+) -> Iterator[tuple[str, Scale]]:
+    """P of one of the `known` parameters after the other, in float64."""
+    every = {plain_name(n) for n in fn.plain.own}
+    remedy = "It needs an entry for every selected parameter."
+    lacking = [n for n in known if n not in given]
+    if lacking:
+        raise value_error(_NAME, "given for all parameters", f"none for {_listed(lacking)}", remedy)
+    unknown = [n for n in given if n not in every]
+    if unknown:
+        came = f"also {_listed(unknown)}"
+        raise value_error(_NAME, "given by the names of the model's parameters", came, remedy)
+    for n, parameter in known.items():
+        name = f"{_NAME}[{n!r}]"
+        p = check_tensor(name, given[n])
+        if not p.is_floating_point():
+            raise type_error(name, "of real floating-point numbers", p)
+        if p.shape != parameter.shape:
+            expected = f"of the parameter's shape {tuple(parameter.shape)}"
+            raise value_error(name, expected, p, "Write P.expand_as(parameter) for one number.")
+        if p.device != parameter.device:
+            raise value_error(name, f"on the parameter's device {parameter.device}", p)
+        check_finite(name, p)
+        if p.numel() and not bool((p > 0).all()):
+            least = float(p.min())
+            raise value_error(name, "positive in every entry", f"a smallest entry of {least:g}")
+        p = p.detach().double()
+        # Of a complex number P multiplies the real and the imaginary part.
+        yield n, torch.stack([p, p], dim=-1) if parameter.is_complex() else p
+
+
+def _root(p: Scale, parameter: Tensor) -> Scale:
+    """√P in the parameter's precision; one number, if all entries are the same."""
+    if not isinstance(p, Tensor):
+        return math.sqrt(p)
+    if not p.numel():
+        return 1.0
+    least, most = p.aminmax()
+    if bool(least == most):
+        return math.sqrt(float(least))
+    return p.sqrt().to(parameter)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
