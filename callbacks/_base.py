@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -260,11 +260,18 @@ class KernelCallback(Results, Callback):
                 network, batches = self._find(pl_module), batches_seen(trainer)
                 seen = session.measure(network, step, training, batches=batches, batch=batch)
             steps = [row["step"] for row in session.record.history]
-            draw = self.log_figures and (last or is_turn(steps, self.figure_every))
+            draw = self.log_figures and (last or self._draws(steps))
             log_observation(trainer, session, seen, draw=draw)
         spent, limit = session.schedule.last_cost, patience(trainer)
         if limit is not None and spent > _SLOW * limit:
             session.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
+
+    def _draws(self, steps: Sequence[float]) -> bool:
+        """Whether the last of the measured steps has figures."""
+        is_asked = self.figure_every is not None
+        return is_turn(steps, self.figure_every) and (
+            is_asked or self._session.schedule.due_figures()
+        )
 
     def _find(self, pl_module: LightningModule) -> nn.Module:
         any_form = self._session.settings.forward_fn is not None

@@ -69,7 +69,8 @@ class NTKMonitor(KernelCallback):
             are measured as well, logged as `ntk/val_drift`, …; a number takes them from the first
             validation batch, that of the sanity check.
         every_n_steps: Measure at multiples of this; None measures as often as `max_overhead`
-            allows. The first and the last step are always measured.
+            allows, and at ten steps or more of a run of 50 if that takes less than five seconds.
+            The first and the last step are always measured.
         at_steps: Measure at exactly these steps, besides the first and the last; instead of
             `every_n_steps`, `schedule` and `max_overhead`.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
@@ -84,7 +85,7 @@ class NTKMonitor(KernelCallback):
         log_figures: Whether to draw figures, at the first and the last point and between them as
             `figure_every` says.
         figure_every: Draw at the first point at or after each multiple of so many steps; None
-            draws at the 1st, 2nd, 4th, 8th, … point.
+            draws at the 1st, 2nd, 4th, 8th, … point as far as a fifth of `max_overhead` allows.
         tensorboard_layout: Whether to write the layout of TensorBoard's page "Custom scalars", on
             which the curves stand in groups. A run has room for one layout: False leaves it to
             `SummaryWriter.add_custom_scalars` calls of your own.

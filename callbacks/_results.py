@@ -17,8 +17,9 @@ def log_observation(trainer: Trainer, session: Session, seen: Observation, *, dr
     named = {session.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)
     if draw and _loggers.takes_figures(trainer):
-        for name, figure in figures_of(session.record, seen):
-            _loggers.log_figure(trainer, session.tag(name), figure, seen.step)
+        with session.drawing():
+            for name, figure in figures_of(session.record, seen):
+                _loggers.log_figure(trainer, session.tag(name), figure, seen.step)
 
 
 @contextlib.contextmanager

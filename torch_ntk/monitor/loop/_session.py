@@ -81,7 +81,7 @@ class Session:
     ) -> None:
         samples = options.pop("validation_probe", None)  # which settings need not keep alive
         self.settings = settings = Settings(**options)  # type: ignore[misc]
-        self.schedule, evaluation = settings.new_schedule(), settings.evaluation()
+        evaluation = settings.evaluation()
         self.record = Record(settings.metrics, evaluation, loss=settings.loss)
         probe = DEFAULT_PROBE if probe is None else probe
         self._probe = read_probe("probe", probe)
@@ -102,6 +102,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything: the next measurement is the first one."""
+        self.schedule = self.settings.new_schedule()
         self.record.reset()
         if self.validation is not None:
             self.validation.reset()
@@ -147,7 +148,7 @@ class Session:
             return False
         # Also where the first measurement failed: a network that cannot be measured is not
         # tried again at every step.
-        return self.last_step is None or self.schedule.due(step)
+        return self.last_step is None or self.schedule.due(step, self.last_step)
 
     @contextlib.contextmanager
     def attempt(self, step: int, module: nn.Module) -> Iterator[None]:
@@ -161,7 +162,7 @@ class Session:
         """
         started = time.perf_counter()
         self.last_step = step
-        self._started = started
+        self._started, self._drawing = started, 0.0
         try:
             yield
             self.diverged_at = None
@@ -179,7 +180,17 @@ class Session:
             else:
                 self.warn_once(str(error), f"No measurement at step {step}: {error}")
         finally:
-            self.schedule.spend(time.perf_counter() - started)
+            seconds = time.perf_counter() - started - self._drawing
+            self.schedule.spend(seconds, self._drawing)
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within it, and within `attempt`, time counts as that of figures."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._drawing = time.perf_counter() - started
 
     def begin(self, network: nn.Module, batch: Any, step: int) -> None:
         """Take the reference on both probes: the network as it is now.
@@ -321,6 +332,7 @@ class Session:
             "last_step": self.last_step,
             "diverged_at": self.diverged_at,
             "validation": validation,
+            "time": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -340,6 +352,8 @@ class Session:
                 self.validation.reference = replace(
                     own, params=reference.params, buffers=reference.buffers
                 )
+        if "time" in state:
+            self.schedule.load_state_dict(state["time"])
         last = state["last_step"]
         self.last_step = None if last is None else int(last)
         self.diverged_at = state.get("diverged_at")
