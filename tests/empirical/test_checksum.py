@@ -181,3 +181,35 @@ def test_switched_off_it_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     empirical_ntk(model, x, check=False, method="jacobian")
     with pytest.raises(TypeError, match="`check` must be True or False"):
         empirical_ntk(model, x, check=1)
+
+
+class OfOneImage(nn.Module):
+    """The gradient of the normalization comes with its channels innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.InstanceNorm2d(2, affine=True), nn.Linear(18, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
+def test_an_operation_whose_plain_gradient_is_wrong_for_one_image(method: Any) -> None:
+    """That of torch's `instance_norm`; written out, it is right."""
+    torch.manual_seed(3)
+    net = OfOneImage().double()
+    with torch.no_grad():
+        net.norm.weight.normal_()
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
+
+    def written_out(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        centered = x - x.mean((2, 3), keepdim=True)
+        h = centered / (centered.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+        h = h * params["norm.weight"].view(2, 1, 1) + params["norm.bias"].view(2, 1, 1)
+        h = h.permute(0, 2, 3, 1).flatten(1)
+        return h @ params["head.weight"].T + params["head.bias"]
+
+    expected = empirical_ntk(written_out, x, params=dict(net.named_parameters()), method="jacobian")
+    found = empirical_ntk(net, x, method=method, batch_size=1)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)

@@ -145,17 +145,7 @@ class _VectorProducts:
         if not self._job.check:
             return True
         u = signs(len(x), basis.shape[0], like=basis)
-        wanted, (other, made_up) = u @ basis, companion_of(self._job, x)
-        try:
-            both = x if other is None else x.join(other)
-            of_both = wanted if other is None else torch.cat([wanted, torch.zeros_like(wanted[:1])])
-            together, expected = self._plain_pass(both, of_both)
-        except (ArgumentError, RuntimeError):
-            if not made_up:
-                raise
-            together, expected = self._plain_pass(
-                x, wanted
-            )  # nothing says that others must be taken
+        together, expected = self._plain_pass(x, u @ basis)
         flat = u.reshape(-1)
         own = {k: torch.tensordot(flat, v, dims=1) for k, v in found.items()}
         # The caller is told of what is not finite with the kernel.
@@ -165,8 +155,21 @@ class _VectorProducts:
         return same or not _are_finite(expected)
 
     def _plain_pass(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
-        """Outputs, and the gradient of `Σ u·f`."""
+        """Outputs, and the gradient of `Σ u·f`, of the samples beside another one.
 
+        It shows samples that depend on each other, and operations that are wrong for a single one:
+        torch's gradient of `instance_norm` is, where the next operation's is not contiguous.
+        """
+        other, made_up = companion_of(self._job, x)
+        if other is not None:
+            try:
+                return self._of_batch(x.join(other), torch.cat([u, torch.zeros_like(u[:1])]))
+            except (ArgumentError, RuntimeError):
+                if not made_up:
+                    raise  # of one that is made up, nothing says that it must be taken
+        return self._of_batch(x, u)
+
+    def _of_batch(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
             return found.outputs.detach(), found.gradients(u)
 
