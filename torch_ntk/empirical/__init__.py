@@ -24,6 +24,7 @@ from ._verify import verify as verify
 from .operator import Eigenpairs as Eigenpairs
 from .operator import JacobianOperator as JacobianOperator
 from .operator import NTKOperator as NTKOperator
+from .operator import Solution as Solution
 from .operator import TraceEstimate as TraceEstimate
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "JacobianOperator",
     "NTKOperator",
     "ProbedKernel",
+    "Solution",
     "TraceEstimate",
     "Verification",
     "empirical_nngp",

@@ -3,8 +3,8 @@
 For random weights u `[N, O]` of either sign, drawn anew each time, the gradient of `Σ u·f` by a
 backward pass of the user's own module with its own parameters is `Σ_{n,i} u[n, i] J[n, i]`, which
 costs little to assemble from factors: the cotangents are contracted with u first, then with the
-features. Whatever is wrong, a plan, a batching rule, a weight that is kept from before, samples that depend
-on each other, shows as a difference, parameter by parameter, with probability one.
+features. Whatever is wrong, a plan, a batching rule, a weight that is kept from before, samples
+that depend on each other, shows as a difference, parameter by parameter, with probability one.
 """
 
 from ._block_check import BlockCheck as BlockCheck

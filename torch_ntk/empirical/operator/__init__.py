@@ -3,6 +3,13 @@
 from ._jacobian import JacobianOperator as JacobianOperator
 from ._lanczos import Eigenpairs as Eigenpairs
 from ._operator import NTKOperator as NTKOperator
+from ._solve import Solution as Solution
 from ._stochastic_trace import TraceEstimate as TraceEstimate
 
-__all__ = ["Eigenpairs", "JacobianOperator", "NTKOperator", "TraceEstimate"]
+__all__ = [
+    "Eigenpairs",
+    "JacobianOperator",
+    "NTKOperator",
+    "Solution",
+    "TraceEstimate",
+]

@@ -27,6 +27,7 @@ from ..structured import StructuredMethod, UseRecorder
 from ._products import Advance, Products
 
 Form = Literal["full", "trace", "mean", "pseudo"]
+_TOGETHER = 16  # samples whose kernel is formed for the sake of its diagonal
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,36 @@ class KernelMap:
             turns = -(-len(v) // self.left.sizes(len(v))[0])
             with self.bar(turns * len(self.left.x)) as advance:
                 return check_finite("trace", self.left.squared_norms(v, advance), NOT_FINITE)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal `[D]`, by a backward pass for each output of each sample.
+
+        Kernels of a few samples have it, among entries that are not needed. A coupled batch is one
+        sample: there they are squared norms of the gradients of single outputs.
+        """
+        if self.fn.coupled:
+            found = torch.cat([self._squared_norms_of_rows(a, b) for a, b in self._rows()])
+            if self.is_sum:
+                found = found.view(self.shape[0], self.outputs).sum(1)
+            return finish(found, self.form, self.outputs)
+        form, blocks = self.form, []
+        with self.evaluating(), self.bar(len(self.left.x)) as advance:
+            for x in self.left.x.split(self.settings.batch_size or _TOGETHER):
+                job = replace(self._job()[0], x1=x, batch_size=None, advance=advance)
+                job = replace(job, output="diagonal" if form == "full" else form)
+                kernel = METHODS["auto"](job, self.recorder)[WHOLE]
+                blocks.append(kernel.diagonal(dim1=0, dim2=1).movedim(-1, 0).reshape(-1))
+        found = finish(torch.cat(blocks), form, self.outputs)
+        return check_finite("diagonal", found, NOT_FINITE)
+
+    def _rows(self) -> Iterator[tuple[int, int]]:
+        return ranges(0, self.left.size, _TOGETHER)
+
+    def _squared_norms_of_rows(self, start: int, stop: int) -> Tensor:
+        """`‖J1ᵀ e‖²` for unit vectors e."""
+        e = torch.zeros(stop - start, self.left.size, dtype=self.fn.dtype, device=self.fn.device)
+        e[:, start:stop].fill_diagonal_(1.0)
+        return self.squared_norms(e)
 
     def dense(self) -> Tensor:
         """The matrix.

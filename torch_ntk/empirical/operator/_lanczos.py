@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +12,13 @@ from torch import Tensor
 
 from ..._checks import check_choice, check_finite_number, check_positive_int, value_error
 from ...memory import budget, size_in_words
+from ._symmetric_product import SymmetricProduct
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 _DEFAULT_VECTORS = 20  # the least that ARPACK keeps
-
-
-@dataclass(frozen=True)
-class SymmetricProduct:
-    """A symmetric positive semidefinite matrix, known by its products.
-
-    Attributes:
-        size: D.
-        dtype: Of the products.
-        device: Where its dense form would be.
-        multiply: `Θ v` of a float64 matrix `[D, M]` on the CPU, likewise.
-        to_dense: The matrix.
-        is_dense_cheaper: Whether forming it takes less than some tens of products.
-    """
-
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-    multiply: Callable[[Tensor], Tensor]
-    to_dense: Callable[[], Tensor]
-    is_dense_cheaper: Callable[[], bool]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..._checks import (
 )
 from ..._functional import ModelFunction, evaluating_on, model_function
 from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
+from ...linalg import as_float64
 from ...memory import in_bytes, limited
 from .._coupled import CoupledBatches
 from .._empirical_ntk import check_coupled, check_probes, second_input
@@ -26,9 +27,11 @@ from ..inspect import inspect_forward
 from ..structured import UseRecorder
 from ._jacobian import JacobianOperator
 from ._kernel_map import Form, KernelMap, Settings
-from ._lanczos import Eigenpairs, SymmetricProduct, extreme
+from ._lanczos import Eigenpairs, extreme
 from ._products import Products
+from ._solve import Solution, solve
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
+from ._symmetric_product import SymmetricProduct
 from ._vectors import as_scipy, multiplied
 
 OperatorOutput = Literal["full", "trace", "mean", "pseudo", "probed"]
@@ -277,25 +280,35 @@ class NTKOperator:
             self.device,
             multiply,
             self.to_dense,
+            self._map.diagonal,
             self._map.is_dense_cheaper,
         )
 
+    def diagonal(self) -> Tensor:
+        """The diagonal `[D]`, exactly, by O backward passes over all samples.
+
+        Raises:
+            ValueError: There is an `x2`.
+        """
+        return self._symmetric("diagonal").diagonal()
+
     def trace(
         self,
-        method: Literal["hutchinson", "xtrace"] = "hutchinson",
+        method: Literal["hutchinson", "xtrace", "exact"] = "hutchinson",
         n_samples: int = 32,
         generator: torch.Generator | None = None,
     ) -> TraceEstimate:
-        """An unbiased estimate of the trace and its standard error.
+        """The trace, by default an unbiased estimate and its standard error.
 
         `"hutchinson"` averages `zᵀΘz = ‖Jᵀz‖²` over random signs z, a backward pass each; its
         error falls like `1/sqrt(n_samples)`. `"xtrace"` takes `n_samples` products, half of them
         with random vectors and half with a basis of what came out; where the spectrum decays, as
-        that of kernels does, its error falls much faster.
+        that of kernels does, its error falls much faster. `"exact"` sums the diagonal, in O
+        backward passes over all samples, and has no error.
 
         Args:
             method: The estimator.
-            n_samples: Backward passes, or products; at least 2 and 4.
+            n_samples: Backward passes, or products; at least 2 and 4. Not for `"exact"`.
             generator: Of the random numbers; None takes the same ones in every call. The
                 global generators are never used.
 
@@ -309,8 +322,10 @@ class NTKOperator:
             sample in stochastic trace estimation" (2024).
         """
         product = self._symmetric("trace")
-        check_choice("method", method, ("hutchinson", "xtrace"))
+        check_choice("method", method, ("hutchinson", "xtrace", "exact"))
         check_positive_int("n_samples", n_samples)
+        if method == "exact":
+            return TraceEstimate(product.trace, 0.0)
         size, half = self.shape[0], n_samples // 2
         if method == "xtrace":
             if not 2 <= half < size:
@@ -326,6 +341,69 @@ class NTKOperator:
         z = signs(n_samples, self._map.left.size, generator)
         values = self._map.squared_norms(z.to(device=self.device, dtype=self.dtype))
         return mean_and_error(values / self._map.outputs if self._map.form == "mean" else values)
+
+    def solve(
+        self,
+        y: Tensor,
+        diag_reg: float = 0.0,
+        tol: float | None = None,
+        *,
+        max_products: int = 1000,
+    ) -> Solution:
+        r"""Solve `(Θ + diag_reg · tr Θ/D) x = y`, with a verified residual.
+
+        By conjugate gradients, preconditioned with a randomized Nyström approximation of as many
+        vectors as pay for themselves; or by the dense matrix where that takes fewer operations and
+        fits in memory. Recurrences are in float64 whatever the operator's precision. The residual
+        is computed at the end, by a product with the x that is returned. A singular kernel gives
+        the solution of least norm where there is one.
+
+        `diag_reg` means what it means in `torch_ntk.predict`. Its unit, the mean of the diagonal,
+        is computed exactly, by O backward passes over all samples.
+
+        Args:
+            y: Right-hand sides: `[D]`, or `[D, M]` for M of them, which share products; for
+                `output="full"` also outputs `[N, O]`, which are one.
+            diag_reg: Added to the diagonal, in units of its mean.
+            tol: Of `‖Θx + μx - y‖ / ‖y‖` for every right-hand side; None is 1e-8 in float64 and
+                1e-3 in float32.
+            max_products: At most about so many products of each right-hand side.
+
+        Returns:
+            x in the shape of y, the residual that was reached, and the number of products.
+
+        Raises:
+            TypeError: `y` is not a tensor of floating-point numbers.
+            ValueError: There is an `x2`; `y` has another shape or device; `diag_reg` or `tol` is
+                negative.
+            RuntimeError: The tolerance was not reached; the message says what was.
+
+        References:
+            Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
+            Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2023).
+
+        Example:
+            >>> import torch
+            >>> x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+            >>> theta = NTKOperator(torch.nn.Linear(1, 1).double(), x)  # Θ = x xᵀ + 1
+            >>> solution = theta.solve(torch.tensor([2.0, 3.0], dtype=torch.float64))
+            >>> solution.x.round(decimals=6)
+            tensor([1., 0.], dtype=torch.float64)
+        """
+        product = self._symmetric("solve")
+        values = as_float64("y", y)
+        size, shapes = self.shape[0], f"[{self.shape[0]}] or [{self.shape[0]}, M]"
+        columns = values[:, None] if values.ndim == 1 else values
+        if self.output == "full":
+            samples = (size // self._map.outputs, self._map.outputs)
+            shapes += f", or outputs {list(samples)}"
+            columns = values.reshape(size, 1) if values.shape == samples else columns
+        if columns.ndim != 2 or len(columns) != size or y.device != self.device:
+            raise value_error("y", f"of shape {shapes} on {self.device}", y)
+        with limited(self._map.settings.memory):
+            found = solve(product, columns.cpu(), diag_reg, tol, max_products)
+        x = found.x.to(device=self.device, dtype=self.dtype).reshape(y.shape)
+        return found._replace(x=x)
 
 
 def _with_fewer_outputs(
