@@ -25,6 +25,7 @@ from .operator import Eigenpairs as Eigenpairs
 from .operator import JacobianOperator as JacobianOperator
 from .operator import NTKOperator as NTKOperator
 from .operator import Solution as Solution
+from .operator import SpectralDensity as SpectralDensity
 from .operator import TraceEstimate as TraceEstimate
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "NTKOperator",
     "ProbedKernel",
     "Solution",
+    "SpectralDensity",
     "TraceEstimate",
     "Verification",
     "empirical_nngp",

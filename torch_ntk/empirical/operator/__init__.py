@@ -4,6 +4,7 @@ from ._jacobian import JacobianOperator as JacobianOperator
 from ._lanczos import Eigenpairs as Eigenpairs
 from ._operator import NTKOperator as NTKOperator
 from ._solve import Solution as Solution
+from ._spectral_density import SpectralDensity as SpectralDensity
 from ._stochastic_trace import TraceEstimate as TraceEstimate
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "JacobianOperator",
     "NTKOperator",
     "Solution",
+    "SpectralDensity",
     "TraceEstimate",
 ]

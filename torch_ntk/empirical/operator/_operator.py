@@ -28,8 +28,10 @@ from ..structured import UseRecorder
 from ._jacobian import JacobianOperator
 from ._kernel_map import Form, KernelMap, Settings
 from ._lanczos import Eigenpairs, extreme
+from ._log_determinant import log_determinant
 from ._products import Products
 from ._solve import Solution, solve
+from ._spectral_density import SpectralDensity, spectral_density
 from ._stochastic_trace import TraceEstimate, mean_and_error, on_sphere, signs, xtrace
 from ._symmetric_product import SymmetricProduct
 from ._vectors import as_scipy, multiplied
@@ -404,6 +406,77 @@ class NTKOperator:
             found = solve(product, columns.cpu(), diag_reg, tol, max_products)
         x = found.x.to(device=self.device, dtype=self.dtype).reshape(y.shape)
         return found._replace(x=x)
+
+    def logdet(
+        self,
+        diag_reg: float = 0.0,
+        *,
+        n_samples: int = 16,
+        max_products: int = 200,
+        generator: torch.Generator | None = None,
+    ) -> TraceEstimate:
+        r"""`log det (Θ + diag_reg · tr Θ/D)` = `tr log(…)`, and its standard error.
+
+        Where the dense matrix takes fewer operations, and for `diag_reg=0`, it comes from all
+        eigenvalues, and the error is 0. Otherwise a Nyström approximation gives most of it
+        exactly, and stochastic Lanczos quadrature with random signs the rest: the error is that of
+        the mean over the signs, and what the last Lanczos steps have changed.
+
+        Args:
+            diag_reg: Added to the diagonal, in units of its mean, as in `torch_ntk.predict`.
+            n_samples: Random vectors, at least 2.
+            max_products: At most so many products of each.
+            generator: Of the random numbers; None takes the same ones in every call.
+
+        Raises:
+            ValueError: There is an `x2`; an eigenvalue of Θ + μ cannot be told from 0, so that the
+                logarithm is -∞ to working precision; `diag_reg` is 0 for a matrix that does not
+                fit in memory.
+            RuntimeError: The quadrature did not converge in `max_products`.
+
+        References:
+            Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature"
+            (2017). Wenger et al., "Preconditioning for scalable Gaussian process hyperparameter
+            optimization" (2022).
+        """
+        product = self._symmetric("logdet")
+        with limited(self._map.settings.memory):
+            return log_determinant(product, diag_reg, n_samples, max_products, generator)
+
+    def spectral_density(
+        self,
+        *,
+        width: float | None = None,
+        n_samples: int = 16,
+        max_products: int = 400,
+        generator: torch.Generator | None = None,
+    ) -> SpectralDensity:
+        r"""The density of the eigenvalues, smoothed, with its standard error.
+
+        `φ(t) = 1/D Σ_i g(t - λ_i)` with a Gaussian g of standard deviation `width`, estimated by
+        stochastic Lanczos quadrature, or computed from all eigenvalues, with error 0, where the
+        dense matrix takes fewer operations. What is closer together than `width` is one: for the
+        small eigenvalues of a kernel on a logarithmic axis take those of `to_dense()`.
+
+        Args:
+            width: Standard deviation of the Gaussian; None is a hundredth of the largest
+                eigenvalue. Narrower ones take more products.
+            n_samples: Random vectors, at least 2.
+            max_products: At most so many products of each.
+            generator: Of the random numbers; None takes the same ones in every call.
+
+        Raises:
+            ValueError: There is an `x2`, or `width` is not positive.
+            RuntimeError: The quadrature did not converge in `max_products`.
+
+        References:
+            Lin, Saad, Yang, "Approximating spectral densities of large matrices" (2016). Ghorbani,
+            Krishnan, Xiao, "An investigation into neural net optimization via Hessian eigenvalue
+            density" (2019).
+        """
+        product = self._symmetric("spectral_density")
+        with limited(self._map.settings.memory):
+            return spectral_density(product, width, n_samples, max_products, generator)
 
 
 def _with_fewer_outputs(
