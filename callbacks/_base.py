@@ -253,10 +253,10 @@ class KernelCallback(Results, Callback):
         session = self._session
         with session.attempt(step, pl_module):
             with unlogged(trainer, pl_module):
+                training = Training(pl_module, trainer.optimizers)
                 if session.record.reference is None:
                     with first_measurement(type(self).__name__, pl_module):
-                        session.begin(self._find(pl_module), batch, step)
-                training = Training(pl_module, trainer.optimizers)
+                        session.begin(self._find(pl_module), batch, step, training)
                 network, batches = self._find(pl_module), batches_seen(trainer)
                 seen = session.measure(network, step, training, batches=batches, batch=batch)
             steps = [row["step"] for row in session.record.history]

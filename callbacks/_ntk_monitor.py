@@ -78,6 +78,12 @@ class NTKMonitor(KernelCallback):
             `"probed"`. None is `"mean"`, and for networks with more than 64 outputs (a vocabulary,
             a map of pixels) `"probed"`: the mean kernel estimated from eight random directions of
             the outputs, the same at every step, in the memory of a few batches.
+        kernel: `"gradient"` measures Θ = J Jᵀ, by which gradient descent moves the outputs;
+            `"optimizer"` J P Jᵀ, by which the optimizer in use does: `precondition` of
+            `torch_ntk.empirical_ntk` with its state at each measurement. That of Adam and its like
+            begins with the first step, so that Θ_0 is the kernel of the first measurement after
+            it, and what comes before has parameters and linearization only. P moves too, fast in
+            the first steps: with `at_steps` drift is measured from a later one.
         metrics: Which of the metrics above to measure, without the prefix, and which of those that
             are measured on request only, `torch_ntk.monitor.OPTIONAL`, as in
             `metrics=(*torch_ntk.monitor.METRICS, "stability")`. `torch_ntk.monitor.MEANINGS` says
@@ -151,6 +157,7 @@ class NTKMonitor(KernelCallback):
         at_steps: Iterable[int] | None = None,
         schedule: str = "linear",
         output: KernelOutput = None,
+        kernel: str = "gradient",
         metrics: Sequence[str] = METRICS,
         log_figures: bool = True,
         figure_every: int | None = None,

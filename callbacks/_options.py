@@ -30,4 +30,5 @@ class KernelOptions(CallbackOptions, total=False):
     """For one that takes the kernel."""
 
     output: KernelOutput
+    kernel: str
     method: str

@@ -41,8 +41,12 @@ _WRAPPERS = {
 _SHOWN = 4  # names in a message
 
 
-class NoStepError(ArgumentValueError):
-    """An optimizer has not taken a step, so that there is no P yet."""
+class NoScalesError(ArgumentValueError):
+    """An optimizer has no P at this step of a training, but may have one at others."""
+
+
+class NoStepError(NoScalesError):
+    """It has not taken a step, from which P would follow."""
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
@@ -52,6 +56,31 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
         return optimizer
     inner: Any = optimizer
     return unwrapped(inner.optimizer)
+
+
+def owner(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tensor]) -> Optimizer:
+    """The only one of the optimizers of a training that holds any of the parameters.
+
+    Raises:
+        ValueError: There is none, or there are several.
+    """
+    if not optimizers:
+        raise ValueError("no optimizer is known. Pass it to the monitor's step.")
+    own = {id(p) for p in parameters.values()}
+    owners = [o for o in optimizers if own & set(_groups(o))]
+    if not owners:
+        raise ValueError("no optimizer holds a parameter of the network that is measured.")
+    if len(owners) > 1:
+        raise ValueError(
+            f"{len(owners)} optimizers move the network in turn, each with steps of its own. "
+            "Measure one optimizer's part with network='...'."
+        )
+    return unwrapped(owners[0])
+
+
+def has_scales(optimizer: Optimizer) -> bool:
+    """Whether P is known for an optimizer of this kind."""
+    return type(unwrapped(optimizer)) in _SCALES
 
 
 def step_scales(
@@ -69,15 +98,15 @@ def step_scales(
     Raises:
         TypeError: It is another optimizer.
         NoStepError: It has not taken a step.
+        NoScalesError: The first learning rate is 0, and others count relative to it.
         ValueError: It does not hold every parameter; one has never had a gradient; a learning rate
-            or P is not finite, or the first learning rate is 0.
+            or P is not finite.
     """
     optimizer = unwrapped(optimizer)
-    if type(optimizer) not in _SCALES:
-        known = ", ".join(kind.__name__ for kind in _SCALES)
+    if not has_scales(optimizer):
         raise type_error(
             name,
-            f"one of torch.optim's {known} itself, or a mapping from names to tensors",
+            f"one of torch.optim's {KNOWN} itself, or a mapping from names to tensors",
             describe(optimizer),
             "How it steps is not known. If its steps are θ - lr·P·g with a positive P for each "
             f"entry of a parameter, pass {name}={{name: P}}.",
@@ -92,18 +121,24 @@ def step_scales(
             "Pass the optimizer that was made of this model's own parameters, or select what it "
             "holds with params=[...].",
         )
-    first = _rate(name, optimizer.param_groups[0])
-    if first == 0.0:
-        raise value_error(
-            name,
-            "an optimizer whose first group of parameters has a learning rate above 0",
-            "one with the learning rate 0",
-            "The learning rates of other groups count relative to it.",
+    first = optimizer.param_groups[0]
+    if _rate(name, first) == 0.0 and any(groups[id(p)] is not first for p in parameters.values()):
+        raise NoScalesError(
+            message(
+                name,
+                "an optimizer whose first group of parameters has a learning rate above 0",
+                "one with the learning rate 0",
+                "The learning rates of its other groups count relative to that.",
+            )
         )
+
+    def relative(group: Mapping[str, Any]) -> float:
+        return 1.0 if group is first else _rate(name, group) / _rate(name, first)
+
     scale = _SCALES[type(optimizer)]
     if scale is None:
         for n, p in parameters.items():
-            yield n, _rate(name, groups[id(p)]) / first
+            yield n, relative(groups[id(p)])
         return
     steps = {p: float(state.get("step", 0)) for p, state in optimizer.state.items()}
     if not any(steps.values()):
@@ -125,7 +160,7 @@ def step_scales(
         )
     for n, p in parameters.items():
         group = groups[id(p)]
-        entries = scale(optimizer.state[p], group) * (_rate(name, group) / first)
+        entries = scale(optimizer.state[p], group) * relative(group)
         if not bool(entries.isfinite().all()):
             raise value_error(
                 name,
@@ -188,3 +223,6 @@ _SCALES: dict[type[Optimizer], Callable[[_State, _State], Tensor] | None] = {
     torch.optim.Adagrad: _of_adagrad,
 }
 """By the exact type P without the learning rate, of the state of a parameter and its group."""
+
+KNOWN = ", ".join(kind.__name__ for kind in _SCALES)
+"""The optimizers whose P is known, for messages."""

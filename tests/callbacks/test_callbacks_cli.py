@@ -51,6 +51,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "at_steps": None,
     "schedule": "log",
     "output": "trace",
+    "kernel": "optimizer",
     "metrics": ["drift", "lambda_max", "stability"],
     "log_figures": False,
     "figure_every": 10,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from torch_ntk import empirical_ntk
-from torch_ntk._optimizers import NoStepError, step_scales, unwrapped
+from torch_ntk._optimizers import NoScalesError, NoStepError, step_scales, unwrapped
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 STEPS = 4
@@ -163,6 +163,16 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def test_a_single_group_has_p_whatever_its_learning_rate() -> None:
+    """A schedule may begin and end with 0."""
+    model = net()
+    optimizer = Adam(model.parameters(), 0.01)
+    trained(model, optimizer)
+    kernel = empirical_ntk(model, X, precondition=optimizer)
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert torch.equal(empirical_ntk(model, X, precondition=optimizer), kernel)
+
+
 def test_a_small_step_of_adam_moves_the_outputs_by_the_kernel() -> None:
     r"""Without momentum f(θ - lr P g) - f(θ) = -lr J P Jᵀ ∂L/∂f + O(lr²), P that of this step."""
     misses = []
@@ -283,8 +293,8 @@ WRONG: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
         r"does not hold '2.bias'\..*params=\[",
     ),
     "first rate 0": (
-        with_a_step(ADAM, lr=0.0),
-        ValueError,
+        with_a_step(lambda p: Adam([{"params": [q]} for q in p], 0.01), lr=0.0),
+        NoScalesError,
         "first group of parameters has a learning rate above 0",
     ),
     "rate not finite": (with_a_step(ADAM, lr=float("nan")), ValueError, "finite learning rates"),

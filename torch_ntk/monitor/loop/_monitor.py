@@ -47,8 +47,8 @@ class Monitor(Results):
         log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `schedule`, `output`,
-            `metrics`, `max_overhead`, `on_error`, `prefix`, `input_fn`, `forward_fn`, `params`,
-            `batch_size`, `dtype`, `method` and `loss`, as in `NTKMonitor`.
+            `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`, `input_fn`, `forward_fn`,
+            `params`, `batch_size`, `dtype`, `method` and `loss`, as in `NTKMonitor`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -104,7 +104,8 @@ class Monitor(Results):
 
         Args:
             model: The network, also compiled or wrapped for `DistributedDataParallel`.
-            optimizer: Whose steps the network takes, for the metric `stability`.
+            optimizer: Whose steps the network takes, for the metric `stability` and for
+                `kernel="optimizer"`.
             batch: The training batch that comes next; needed where `probe` is a number.
             step: Optimizer steps taken so far; None counts the calls. Pass it where batches are
                 accumulated: a step is measured once, however often it is passed.
@@ -162,10 +163,10 @@ class Monitor(Results):
             return None
         network = model.module if isinstance(model, DistributedDataParallel) else model
         seen = None
+        training = Training(network, _optimizers(optimizer))
         with session.attempt(step, network):
             if session.record.reference is None:
-                session.begin(network, batch, step)
-            training = Training(network, _optimizers(optimizer))
+                session.begin(network, batch, step, training)
             seen = session.measure(network, step, training, batches=batches, batch=batch)
         if seen is not None and self._log is not None:
             self._log({session.tag(n): v for n, v in seen.scalars.items()}, step)

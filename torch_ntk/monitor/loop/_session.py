@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, value_error
 from ..measure._adapted_network import adapted
+from ..measure._evaluation import OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
@@ -32,6 +33,10 @@ _logger = logging.getLogger("torch_ntk.monitor")
 _PROBED = (
     "{} estimates the kernel of {:,} outputs per sample from eight random directions of them, the "
     "same at every step. output='mean' takes all outputs."
+)
+_NO_STEP = (
+    "{} measures the kernel of the optimizer, which begins with its first step: Θ_0 is that of the "
+    "first measurement after it."
 )
 _LATE = "{} starts at step {}: drift and gap are measured from the parameters of that step."
 _NO_VALIDATION = (
@@ -50,7 +55,7 @@ class Session:
 
         with session.attempt(step, network):
             if session.record.reference is None:
-                session.begin(network, batch, step)
+                session.begin(network, batch, step, training)
             observation = session.measure(network, step, training, batches=batches)
 
     Args:
@@ -192,13 +197,16 @@ class Session:
         finally:
             self._drawing = time.perf_counter() - started
 
-    def begin(self, network: nn.Module, batch: Any, step: int) -> None:
+    def begin(
+        self, network: nn.Module, batch: Any, step: int, training: Training | None = None
+    ) -> None:
         """Take the reference on both probes: the network as it is now.
 
         Args:
             network: The module with the parameters.
             batch: Where the probe is taken from if it was given as a number of samples.
             step: Optimizer steps taken.
+            training: What moves the network.
         """
         module = self._adapted(network)
         # First: it is taken again with the other one if that fails, which ends the attempts.
@@ -206,10 +214,13 @@ class Session:
             if self._validation_probe is None or isinstance(self._validation_probe, int):
                 self.warn_once("validation", _NO_VALIDATION)
             else:
-                self.validation.begin(module, self._read(network, self._validation_probe), step)
+                samples = self._read(network, self._validation_probe)
+                self.validation.begin(module, samples, step, training)
         probe = self._read(network, self._probe, batch)
         try:
-            self.record.begin(module, probe, step)
+            self.record.begin(module, probe, step, training)
+        except OptimizerError:
+            raise  # of which no part of the network is the remedy
         except (TypeError, ValueError) as error:
             if self._remedy is None:  # sought once, however often the measurement is tried
                 self._remedy = self._part(network, probe)
@@ -220,6 +231,8 @@ class Session:
         evaluation = self.record.evaluation
         if self.settings.output is None and evaluation.is_probed:
             self.say(_PROBED.format(self._owner, evaluation.size))
+        if self.record.awaits_step:
+            self.say(_NO_STEP.format(self._owner))
         if step > 0:
             self.warn_once("late", _LATE.format(self._owner, step))
 
@@ -265,7 +278,7 @@ class Session:
             self._in_its_form(self.validation, network, self._validation, batch)
         seen = self.record.measure(module, step, training)
         if self.validation is not None and self.validation.reference is not None:
-            beside = self.validation.measure(module, step).scalars
+            beside = self.validation.measure(module, step, training).scalars
             seconds = seen.scalars["seconds"] + beside["seconds"]
             named = {VALIDATION + n: beside[n] for n in self.validation.metrics if n in beside}
             self.record.add(seen, **named, seconds=seconds)

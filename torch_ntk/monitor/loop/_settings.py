@@ -11,7 +11,7 @@ import torch
 from ..._checks import check_choice, describe, type_error, value_error
 from ..._types import Method, ParameterSelection
 from ..measure._adapted_network import ForwardFn, adapted_selection
-from ..measure._evaluation import Evaluation, KernelOutput
+from ..measure._evaluation import Evaluation, KernelKind, KernelOutput
 from ..measure._metrics import METRICS
 from ..probe._probe import InputFn, ProbeLike
 from ..stability._training_loss import LossLike
@@ -40,6 +40,7 @@ class SessionOptions(CommonOptions, total=False):
 
     metrics: Sequence[str]
     output: KernelOutput
+    kernel: str
     method: str
     loss: LossLike
 
@@ -68,6 +69,7 @@ class Settings:
     dtype: torch.dtype | None = None
     metrics: Sequence[str] = METRICS
     output: KernelOutput = None
+    kernel: str = "gradient"
     method: str = "auto"
     loss: LossLike = "auto"
 
@@ -89,8 +91,8 @@ class Settings:
         """How kernels and outputs are taken."""
         is_adapted = self.forward_fn is not None
         params = adapted_selection(self.params) if is_adapted else self.params
-        method = cast(Method, self.method)
-        return Evaluation(self.output, params, self.batch_size, self.dtype, method)
+        method, kind = cast(Method, self.method), cast(KernelKind, self.kernel)
+        return Evaluation(self.output, params, self.batch_size, self.dtype, method, kind)
 
 
 def _check_function(name: str, given: object, of: str, remedy: str) -> None:

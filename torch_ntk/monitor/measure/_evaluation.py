@@ -8,15 +8,19 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..._checks import (
+    ArgumentValueError,
     check_choice,
     check_positive_int,
     describe,
+    message,
     type_error,
     value_error,
 )
 from ..._functional import model_function, quiet
+from ..._optimizers import KNOWN, NoScalesError, has_scales, owner, step_scales
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
@@ -31,6 +35,9 @@ MANY = 64
 """From more outputs than this on, the mean kernel is estimated from random directions of them."""
 
 _OUTPUTS = ("mean", "trace", "pseudo", "full", "probed")
+KernelKind: TypeAlias = Literal["gradient", "optimizer"]
+"""The kernel of gradient descent, J Jᵀ, or J P Jᵀ of the optimizer in use."""
+
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
 _BLOCK = 16  # samples that pass through the network at once where nobody says how many
 _NUMBERS = 2**22  # outputs of a block up to which it has so many samples
@@ -44,6 +51,10 @@ LARGE = 1_000_000
 # inequality every σ is known up to the size of the error, about 8 · 2^-23 σ_max; an eigenvalue
 # λ = σ² therefore means nothing once √λ is below that, which is λ < (8 · 2^-23)² λ_max.
 _ROUNDED = (8 * 2.0**-23) ** 2
+
+
+class OptimizerError(ArgumentValueError):
+    """The kernel of the optimizer is asked of a training that has not one that is known."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Evaluation:
             added up in float64 in any case: added up in float32, the smallest eigenvalue of a
             kernel is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
+        moved_by: Whether the kernel is J Jᵀ, by which gradient descent moves the outputs, or
+            J P Jᵀ, by which the optimizer of the training does.
         size: O, the number of outputs of a sample; None before a network has been seen.
 
     Raises:
@@ -71,6 +84,7 @@ class Evaluation:
     batch_size: int | None = None
     dtype: torch.dtype | None = None
     method: Method = "auto"
+    moved_by: KernelKind = "gradient"
     size: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +94,7 @@ class Evaluation:
         if self.output is not None:
             check_choice("output", self.output, _OUTPUTS)
         check_choice("method", self.method, _METHODS)
+        check_choice("kernel", self.moved_by, ("gradient", "optimizer"))
         if self.dtype not in (None, torch.float32, torch.float64):
             raise value_error("dtype", "None, torch.float32 or torch.float64", str(self.dtype), "")
         if self.params is None or callable(self.params):
@@ -150,23 +165,60 @@ class Evaluation:
             fn.plain.check_replaceable(samples[:1])
         return tuple(fn.params), outputs
 
+    def optimizer_of(
+        self, network: nn.Module, names: Sequence[str], optimizers: Sequence[Optimizer]
+    ) -> Optimizer | None:
+        """By whose P the kernel is taken; None for the kernel of gradient descent.
+
+        Args:
+            network: The module.
+            names: The parameters by which the kernel is taken.
+            optimizers: Those of the training.
+
+        Raises:
+            NoScalesError: It has no P yet, or none at this step.
+            OptimizerError: No optimizer moves these parameters, or several, or one that is not
+                known.
+        """
+        if self.moved_by == "gradient":
+            return None
+        chosen = set(names)
+        parameters = {n: p for n, p in network.named_parameters() if n in chosen}
+        try:
+            optimizer = owner(optimizers, parameters)
+            if not has_scales(optimizer):
+                raise ValueError(f"{type(optimizer).__name__} is none of torch.optim's {KNOWN}.")
+            next(step_scales("kernel", optimizer, parameters), None)  # its checks come first
+        except NoScalesError:
+            raise
+        except ValueError as error:
+            raise OptimizerError(
+                message("kernel", "'gradient' for this training", f"'optimizer': {error}")
+            ) from error
+        return optimizer
+
     def kernel(
         self,
         network: nn.Module,
         names: Sequence[str],
         probe: Probe,
         output: Output | None = None,
+        optimizer: Optimizer | None = None,
     ) -> Tensor:
         """Θ by the parameters called `names`, with `output` in place of the usual one."""
-        how = self._how(network, names, probe)
+        how = self._how(network, names, probe, optimizer)
         kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
         return _estimate(kernel)
 
     def kernel_by_module(
-        self, network: nn.Module, names: Sequence[str], probe: Probe
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        probe: Probe,
+        optimizer: Optimizer | None = None,
     ) -> Parameters:
         """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
-        how = self._how(network, names, probe)
+        how = self._how(network, names, probe, optimizer)
         found: dict[str, Any] = empirical_ntk(
             network, probe.x, output=self._kept, by="module", **how
         )
@@ -179,7 +231,13 @@ class Evaluation:
     def _kept(self) -> Any:
         return self.output or "mean"
 
-    def _how(self, network: nn.Module, names: Sequence[str], probe: Probe) -> dict[str, Any]:
+    def _how(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        probe: Probe,
+        optimizer: Optimizer | None,
+    ) -> dict[str, Any]:
         return {
             "method": self.method,
             "params": list(names),
@@ -187,6 +245,7 @@ class Evaluation:
             "dtype": self.gradient_dtype(network),
             "accumulate": self.sum_dtype(network),
             "forward_fn": call_of(network, probe),
+            "precondition": optimizer,
         }
 
     def operator(self, network: nn.Module, names: Sequence[str], probe: Probe) -> NTKOperator:

@@ -220,6 +220,10 @@ def _module_drift(now: Moment) -> Values:
 def _infinite_gap(now: Moment) -> Values:
     """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, Θ_∞ the `analytic_ntk` of a network of NTK layers."""
     limit = now.infinite
+    if now.optimizer is not None:
+        raise ValueError(
+            "the infinite kernel is that of gradient descent: measure it with kernel='gradient'."
+        )
     if limit is None:
         raise ValueError("the run was anchored without the infinite kernel.")
     mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.size)

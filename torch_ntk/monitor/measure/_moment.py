@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ... import metrics as m
 from ..._types import Parameters
@@ -32,6 +33,7 @@ class Moment:
         is_reference: Whether the network is the one of the reference, so that Θ_0 and f_0 are
             already what is asked for.
         training: What moves the network.
+        optimizer: By whose P the kernel is taken; None for that of gradient descent.
         loss: The loss in training; see `stability.find_loss`.
         previous: Step and kernel of the measurement before, if that was kept.
         undefined: Why metrics have no value, by their names.
@@ -44,6 +46,7 @@ class Moment:
     by_module: bool = False
     is_reference: bool = False
     training: Training = field(default_factory=Training)
+    optimizer: Optimizer | None = None
     loss: LossLike = "auto"
     previous: tuple[int, Tensor] | None = None
     undefined: dict[str, str] = field(default_factory=dict)
@@ -55,7 +58,9 @@ class Moment:
         if self.is_reference and at_start is not None:
             return at_start
         reference = self.reference
-        return self.evaluation.kernel_by_module(self.network, reference.trained, reference.probe)
+        return self.evaluation.kernel_by_module(
+            self.network, reference.trained, reference.probe, self.optimizer
+        )
 
     @cached_property
     def kernel(self) -> Tensor:
@@ -65,7 +70,9 @@ class Moment:
             return reference.kernel
         if self.by_module:
             return sum_of(self.parts)
-        return self.evaluation.kernel(self.network, reference.trained, reference.probe)
+        return self.evaluation.kernel(
+            self.network, reference.trained, reference.probe, optimizer=self.optimizer
+        )
 
     @cached_property
     def spectrum(self) -> m.SpectralSummary:

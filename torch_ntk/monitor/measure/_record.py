@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..._checks import describe, value_error
 from ..._functional import refuse_unsupported, unwrap
+from ..._optimizers import NoScalesError, NoStepError
 from ..probe._probe import Probe
 from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
@@ -21,6 +23,9 @@ from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics
 from ._moment import Moment, sum_of
 from ._observation import Observation
+
+_KERNELS = frozenset({"kernel", "parts", "spectrum"})
+"""What is taken of the kernel, of the things that metrics need."""
 
 
 class Record:
@@ -42,6 +47,8 @@ class Record:
         reference: What the network is compared with; None before `begin`.
         history: `"step"` and the values by name, one dictionary for each measurement.
         spectra: Step and eigenvalues of each measurement that needed them.
+        awaits_step: Whether the last measurement had no kernel because the optimizer, whose kernel
+            is measured, had not taken a step.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -69,12 +76,21 @@ class Record:
         self.history: list[dict[str, float]] = []
         self.spectra: list[tuple[int, Tensor]] = []
         self._previous: tuple[int, Tensor] | None = None
+        self.awaits_step = False
         self._warned: set[str] = set()
         self._seconds_of_reference = 0.0
 
     # ------------------------------------------------------------------ measuring
-    def begin(self, network: nn.Module, probe: Probe, step: int) -> None:
+    def begin(
+        self, network: nn.Module, probe: Probe, step: int, training: Training | None = None
+    ) -> None:
         """Take the reference: the network as it is now, and what is needed of it.
+
+        Args:
+            network: The module.
+            probe: The samples.
+            step: Optimizer steps taken.
+            training: What moves it, for the kernel of its optimizer.
 
         Raises:
             TypeError, ValueError: The network or the probe is not fit for a kernel; see
@@ -87,11 +103,13 @@ class Record:
         trained, size = self._asked.examined(network, probe)
         evaluation = self._asked.for_outputs(size)
         kernel = parts = None
-        if "parts" in self.needs:
-            parts = evaluation.kernel_by_module(network, trained, probe)
+        # Without a kernel now, Θ_0 is that of the first measurement that has one.
+        has_kernel, optimizer = self._optimizer(network, trained, training, {})
+        if has_kernel and "parts" in self.needs:
+            parts = evaluation.kernel_by_module(network, trained, probe, optimizer)
             kernel = sum_of(parts)
-        elif self.needs & {"kernel", "spectrum"}:
-            kernel = evaluation.kernel(network, trained, probe)
+        elif has_kernel:
+            kernel = evaluation.kernel(network, trained, probe, optimizer=optimizer)
         reference = Reference(
             step=step,
             trained=trained,
@@ -117,7 +135,7 @@ class Record:
         Args:
             network: The module of which the reference was taken.
             step: Optimizer steps taken.
-            training: What moves it, for `stability`.
+            training: What moves it, for `stability` and the kernel of its optimizer.
 
         Raises:
             ValueError: There is no reference, the network is another one, or it has NaN or
@@ -128,6 +146,8 @@ class Record:
         reference = self._reference_for(network)
         refuse_unsupported(network)
         is_reference = step == reference.step and not self.history
+        training, undefined = training or Training(), dict[str, str]()
+        has_kernel, optimizer = self._optimizer(network, reference.trained, training, undefined)
         moment = Moment(
             network,
             reference,
@@ -135,13 +155,20 @@ class Record:
             self.evaluation,
             by_module="parts" in self.needs,
             is_reference=is_reference,
-            training=training or Training(),
+            training=training,
+            optimizer=optimizer,
             loss=self.loss,
             previous=self._previous,
+            undefined=undefined,
         )
+        if optimizer is not None and reference.kernel is None:
+            parts = moment.parts if moment.by_module else None
+            reference = replace(reference, kernel=moment.kernel, parts=parts)
+            moment.reference = self.reference = reference
         values: dict[str, float] = {}
-        for name in self.metrics:
-            values.update(REGISTRY[name].measure(moment))
+        for metric in (REGISTRY[name] for name in self.metrics):
+            if has_kernel or not _KERNELS.intersection(metric.needs):
+                values.update(metric.measure(moment))
         if is_reference and step > 0:
             values["anchor_step"] = float(step)
         values["seconds"] = time.perf_counter() - started
@@ -153,13 +180,37 @@ class Record:
             self._previous = (step, seen.kernel)
         if seen.eigenvalues is not None:
             self.spectra.append((step, seen.eigenvalues.cpu()))
-        self._warn(moment.undefined)
+        self._warn(undefined)
         return seen
 
     def add(self, seen: Observation, **values: float) -> None:
         """Add what only the caller knows to the last measurement `seen`, also in the history."""
         seen.scalars.update(values)
         self.history[-1].update(values)
+
+    def _optimizer(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        training: Training | None,
+        undefined: dict[str, str],
+    ) -> tuple[bool, Optimizer | None]:
+        """Whether there is a kernel to measure, and by whose P; None is gradient descent.
+
+        That of an optimizer begins with its first step. At a step where it has none for another
+        reason, this goes to `undefined`.
+        """
+        optimizers = () if training is None else training.optimizers
+        self.awaits_step = False
+        if not self.needs & _KERNELS:
+            return False, None
+        try:
+            return True, self.evaluation.optimizer_of(network, names, optimizers)
+        except NoStepError:
+            self.awaits_step = True
+        except NoScalesError as error:
+            undefined["kernel"] = str(error)
+        return False, None
 
     def _infinite(self, network: nn.Module, trained: Sequence[str], probe: Probe) -> Tensor | None:
         try:
@@ -196,6 +247,7 @@ class Record:
         return {
             "version": 1,
             "output": self.evaluation.output,
+            "kernel": self.evaluation.moved_by,
             "anchor": None if self.reference is None else self.reference.state_dict(),
             "history": [dict(row) for row in self.history],
             "previous": None if self._previous is None else list(self._previous),
@@ -219,6 +271,13 @@ class Record:
                     "output",
                     f"{state['output']!r}, as in the run that is resumed",
                     repr(asked),
+                    "Resume with the same one, or start a new run.",
+                )
+            if state.get("kernel", "gradient") != self._asked.moved_by:
+                raise value_error(
+                    "kernel",
+                    f"{state.get('kernel', 'gradient')!r}, as in the run that is resumed",
+                    repr(self._asked.moved_by),
                     "Resume with the same one, or start a new run.",
                 )
             kept = state["anchor"]

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..._optimizers import owner
+
 _ONLY_SGD = (
     "{} gives each parameter a step size of its own, so that no single one stands against the "
     "loss's curvature; the stability limit is known for torch.optim.SGD."
@@ -54,18 +56,10 @@ def read_optimizers(
     Raises:
         ValueError: There is not one optimizer that is SGD with one momentum.
     """
-    if not optimizers:
-        raise ValueError("no optimizer is known. Pass it to the monitor's step.")
-    by_id = {id(p): n for n, p in network.named_parameters() if n in set(names)}
-    owners = [o for o in optimizers if any(id(p) in by_id for p in _parameters(o))]
-    if not owners:
-        raise ValueError("no optimizer holds a parameter of the network that is measured.")
-    if len(owners) > 1:
-        raise ValueError(
-            f"{len(owners)} optimizers move the network in turn: no single step size stands "
-            "against the loss's curvature. Measure one optimizer's part with network='...'."
-        )
-    (optimizer,) = owners
+    chosen = set(names)
+    parameters = {n: p for n, p in network.named_parameters() if n in chosen}
+    by_id = {id(p): n for n, p in parameters.items()}
+    optimizer = owner(optimizers, parameters)
     if type(optimizer) is not torch.optim.SGD:
         raise ValueError(_ONLY_SGD.format(type(optimizer).__name__))
     rates: dict[str, float] = {}
@@ -99,7 +93,3 @@ def _limit(group: dict[str, Any]) -> float:
     if dampening >= 1.0:
         raise ValueError(f"dampening {dampening:g} leaves nothing of the gradient.")
     return 2.0 * (1.0 + momentum) / (1.0 - dampening)
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
