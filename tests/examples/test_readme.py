@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from torch_ntk import MLP
+from torch_ntk import MLP, empirical_ntk
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +49,9 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
         assert names["coupled"].shape == (16, 16, 2, 2)
         assert names["kernel"].shape == names["error"].shape == (6, 6)
         assert bool((names["error"] > 0).all())
+    elif "of_adam" in names:
+        assert names["of_adam"].shape == (8, 8, 2, 2)
+        assert not torch.allclose(names["of_adam"], empirical_ntk(names["net"], names["x"]))
     elif "cntk" in names:
         assert names["theta"].shape == names["cntk"].shape == (4, 4)
         assert torch.linalg.eigvalsh(names["theta"])[0] > 0
@@ -67,7 +70,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 7
+    assert len(SNIPPETS) == README.count("```python") == 8
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])
