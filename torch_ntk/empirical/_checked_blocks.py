@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from torch import Tensor
 
 from .._functional import Batch
 from ..memory import Backoff, even, ranges
 from ._job import KernelJob
 from ._parts import Kernels
-from .checksum import BlockCheck, MismatchError, plain_jacobians
-from .contract import Factors, JacobianFactor, PairBlocks, join
+from .checksum import CLOSE, BlockCheck, MismatchError, plain_jacobians
+from .contract import Factor, Factors, JacobianFactor, PairBlocks, join
 
 
 class FactorMethod(ABC):
@@ -25,7 +26,10 @@ class FactorMethod(ABC):
     Attributes:
         job: The kernel.
         by_loops: Names of the parameters whose Jacobians are taken by plain loops.
+        close: See `BlockCheck`.
     """
+
+    close: float = CLOSE
 
     def __init__(self, job: KernelJob, by_loops: frozenset[str] = frozenset()) -> None:
         self.job = job
@@ -83,21 +87,26 @@ class FactorMethod(ABC):
         def rows(start: int, stop: int) -> None:
             step = even(stop - start, backoff.cut(small))
             alone = symmetric and (start, stop) == (0, n1)
-            left = self._checked(job.x1, start, stop, step, alone)
+            left = self.checked(job.x1, start, stop, step, alone)
             left = {k: f.kept(job.fn.products, job.output, alone) for k, f in left.items()}
             if symmetric:
                 results.add_square(start, stop, left)
             for a, b in ranges(stop if symmetric else 0, n2, step):
-                right = self._checked(job.columns, a, b, step, False)
+                right = self.checked(job.columns, a, b, step, False)
                 results.add_block((start, stop), (a, b), left, right)
             job.advance(stop - start)
 
         backoff.run(rows)
         return results.kernels
 
-    def _checked(self, side: Batch, start: int, stop: int, step: int, alone: bool) -> Factors:
-        """Factors of the samples `start … stop`, computed in pieces and compared."""
-        check = BlockCheck(self.job, side, start, stop) if self.job.check else None
+    def checked(self, side: Batch, start: int, stop: int, step: int, alone: bool) -> Factors:
+        """Factors of the samples `start … stop`, computed in pieces and compared.
+
+        Raises:
+            MismatchError: They are wrong, which another method may mend; see `without`.
+        """
+        job = self.job
+        check = BlockCheck(job, side, start, stop, self.close) if job.check else None
         pieces = list(ranges(0, stop - start, step))
         found = [self._all(side[start + a : start + b], a, alone, check) for a, b in pieces]
         if check is not None:
@@ -131,5 +140,9 @@ class FactorMethod(ABC):
                 if check is not None:
                     check.sums.add_jacobian(name, start, j)
                 j = self.job.precondition.columns(name, j)
-                found[self.job.keys[name], name] = JacobianFactor.of(j)
+                found[self.job.keys[name], name] = self.of_jacobian(name, j)
         return found
+
+    def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
+        """The factor of a parameter with this Jacobian `[N, O, p]`."""
+        return JacobianFactor.of(jacobian)

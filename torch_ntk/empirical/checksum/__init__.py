@@ -7,6 +7,7 @@ features. Whatever is wrong, a plan, a batching rule, a weight that is kept from
 that depend on each other, shows as a difference, parameter by parameter, with probability one.
 """
 
+from ._block_check import CLOSE as CLOSE
 from ._block_check import BlockCheck as BlockCheck
 from ._block_check import MismatchError as MismatchError
 from ._block_check import companion_of as companion_of
@@ -15,6 +16,7 @@ from ._plain_jacobian import plain_jacobians as plain_jacobians
 from ._signs import signs as signs
 
 __all__ = [
+    "CLOSE",
     "BlockCheck",
     "MismatchError",
     "companion_of",

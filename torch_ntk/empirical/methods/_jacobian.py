@@ -23,7 +23,7 @@ from .._job import KernelJob
 from .._outputs import row_bytes
 from .._stages import stage
 from ..checksum import BlockCheck, plain_jacobians
-from ..contract import Factors, JacobianFactor
+from ..contract import Factors
 
 
 def jacobians(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
@@ -105,5 +105,5 @@ class JacobianMethod(FactorMethod):
             if check is not None:
                 check.sums.add_jacobian(name, start, j)
             j = self.job.precondition.columns(name, j)
-            factors[self.job.keys[name], name] = JacobianFactor.of(j)
+            factors[self.job.keys[name], name] = self.of_jacobian(name, j)
         return factors

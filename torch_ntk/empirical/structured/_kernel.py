@@ -96,14 +96,15 @@ class StructuredMethod(FactorMethod):
         Some operations of torch are wrong for channels that are innermost: instance_norm returns
         wrong gradients for a single image of that layout.
         """
-        if self.plan.channels_last:
-            return StructuredMethod(self.job, self._uses, self.by_loops, innermost=False)
-        return StructuredMethod(self.job, self._uses, self.by_loops | names, innermost=False)
+        names = frozenset() if self.plan.channels_last else names
+        return self._with(self.job, self.by_loops | names, innermost=False)
 
     def in_dtype(self, dtype: torch.dtype) -> StructuredMethod:
         """The same plan in another precision."""
-        job = self.job.in_dtype(dtype)
-        return StructuredMethod(job, self._uses, self.by_loops, self._innermost)
+        return self._with(self.job.in_dtype(dtype), self.by_loops, self._innermost)
+
+    def _with(self, job: KernelJob, by_loops: frozenset[str], innermost: bool) -> StructuredMethod:
+        return StructuredMethod(job, self._uses, by_loops, innermost)
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """From the cotangents of all uses.
@@ -114,12 +115,7 @@ class StructuredMethod(FactorMethod):
         """
         plan, job = self.plan, self.job
         keys, o = job.keys, job.outputs
-        with stage("backward"):
-            found = cotangents(self._fn, plan.uses, x, o)
-        if check is not None:
-            check.add_outputs(found.outputs)
-            with stage("check"):
-                self._check_uses(check, start, found)
+        found = self.backward(x, start, check)
         b: list[Tensor | None] = list(found.of_calls)
         sources, of_rest = found.sources, found.of_rest
         del found
@@ -145,18 +141,27 @@ class StructuredMethod(FactorMethod):
             else:
                 factors[keys[name], name] = made
         for name, jacobian in of_rest.items():
-            flat = jacobian.reshape(len(x), o, -1)
-            if check is not None:
-                with stage("check"):
-                    check.sums.add_jacobian(name, start, flat)
-            add(name, job.precondition.columns(name, flat))
+            add(name, job.precondition.columns(name, jacobian.reshape(len(x), o, -1)))
         for key, jacobians in joined.items():
             one = jacobians[0] if len(jacobians) == 1 else torch.cat(jacobians, dim=2)
             factors[key, _JOINED] = JacobianFactor.of(one)
         return factors
 
+    def backward(self, x: Batch, start: int, check: BlockCheck | None) -> Cotangents:
+        """Cotangents of a piece of a block, of which the check is told; see `factors`."""
+        with stage("backward"):
+            found = cotangents(self._fn, self.plan.uses, x, self.job.outputs)
+        if check is not None:
+            check.add_outputs(found.outputs)
+            with stage("check"):
+                self._check_uses(check, start, found)
+        return found
+
     def _check_uses(self, check: BlockCheck, start: int, found: Cotangents) -> None:
-        """Tell the check of all uses, of the samples from `start` on."""
+        """Tell the check of all parameters, of the samples from `start` on."""
+        for name, jacobian in found.of_rest.items():
+            flat = jacobian.reshape(len(jacobian), self.job.outputs, -1)
+            check.sums.add_jacobian(name, start, flat)
         signed = [check.sums.signed(start, b) for b in found.of_calls]
         for name, indices in self.plan.groups.items():
             calls = [(use, found.sources[i]) for use, i in self._indexed(name)]
