@@ -31,6 +31,7 @@ WHAT = {
     "analytic": "kernels of infinite width:\nlift, operations, engine",
     "empirical": "kernels of finite networks,\nchecked on every call",
     "linearize": "networks linearized\nin their parameters",
+    "features": "random projections\nof gradients",
     "metrics": "drift, spectrum,\nalignment",
     "predict": "training in closed\nform, by ODE",
     "sampling": "kernels by draws\nof networks",

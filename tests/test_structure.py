@@ -20,7 +20,7 @@ PACKAGE = "torch_ntk"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("_version _types _checks", "memory _optimizers", "_functional"),
     ("activations linalg nn",),
-    ("analytic empirical linearize",),
+    ("analytic empirical linearize", "features"),
     ("metrics predict sampling", "plotting", "monitor", "estimators forecasting"),
     ("callbacks integrations",),
 )
@@ -44,6 +44,9 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("checksum", "_checked_blocks", "structured", "methods", "_probed", "_coupled"),
         "_empirical_ntk",
         *("_explain _nngp _oracle operator", "_verify"),
+    ),
+    "features": (
+        *("_projection _samples _store", "_dense _sjlt _error", "_method", "_ntk_features"),
     ),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
     "monitor": ("probe stability", "reference", "measure", "figures", "loop"),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .empirical import verify as verify
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
+    from .features import features_error as features_error
+    from .features import ntk_features as ntk_features
     from .forecasting import Forecast as Forecast
     from .forecasting import forecast as forecast
     from .linearize import LinearizedModel as LinearizedModel
@@ -84,11 +86,13 @@ __all__ = [
     "empirical_nngp",
     "empirical_ntk",
     "explain",
+    "features_error",
     "forecast",
     "linearize",
     "metrics",
     "mlp_kernels",
     "monte_carlo_kernel",
+    "ntk_features",
     "ntk_param_groups",
     "ntk_parameterize",
     "predict",
@@ -101,6 +105,7 @@ _NAMES_OF = {
     "analytic": "CNTK Kernels analytic_kernels analytic_nngp analytic_ntk mlp_kernels",
     "empirical": "NTKOperator ProbedKernel empirical_nngp empirical_ntk explain verify",
     "estimators": "NTKClassifier NTKRegressor",
+    "features": "features_error ntk_features",
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",
     "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKLinear Sin ntk_param_groups "

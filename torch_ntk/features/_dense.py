@@ -1,0 +1,125 @@
+r"""Dense projections: feature k is uᵀ G v / sqrt(dim) for random vectors u and v of its own.
+
+For G = Σ_t b_t a_tᵀ that is Σ_t ⟨u, b_t⟩⟨v, a_t⟩. With normal entries, by Isserlis' theorem,
+
+    dim · Var⟨φ(G), φ(G')⟩ = ‖G‖²‖G'‖² + ⟨G, G'⟩² + 2‖GᵀG'‖² + 2‖GG'ᵀ‖² + 2 tr((GᵀG')²)
+
+(with signs it is smaller), at most four times the sum of the first two; see `_sjlt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..empirical.rules import Use
+from ._projection import Projection, Sides
+
+# Features that are drawn together.
+_SLAB = 256
+
+
+class DenseProjection(Projection):
+    """`kind="gaussian"` and `"rademacher"`.
+
+    Args:
+        kept: Whether what is drawn is kept for the next samples, and not drawn anew.
+        normal: Whether entries are normal, or signs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dim: int,
+        seed: int,
+        joint: int,
+        device: torch.device,
+        *,
+        normal: bool,
+        kept: bool,
+    ) -> None:
+        super().__init__(name, shape, dim, seed, joint, device)
+        self._normal, self._is_kept = normal, kept
+        self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _slabs(self, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some features at a time, `u` `[k, joint, rows]` and `v` `[k, columns]`."""
+        for part, start in enumerate(range(0, self.dim, _SLAB)):
+            k = min(_SLAB, self.dim - start)
+            drawn = self._drawn.get(part)
+            if drawn is None:
+                generator = self.generator(part)
+                drawn = (
+                    self._draw(generator, k, self.joint * self.rows),
+                    self._draw(generator, k, self.columns),
+                )
+                if self._is_kept:
+                    self._drawn[part] = drawn
+            u, v = (t.to(like) for t in drawn)
+            yield slice(start, start + k), u.view(k, self.joint, self.rows) / self.dim**0.5, v
+
+    def _draw(self, generator: torch.Generator, k: int, n: int) -> Tensor:
+        """`[k, n]`; ones of a side with a single entry."""
+        if n == 1:
+            return torch.ones(k, 1, dtype=torch.int8, device=self.device)
+        if self._normal:
+            # In float64, where the same numbers come out whatever vectors the CPU has.
+            drawn = torch.randn(k, n, generator=generator, dtype=torch.float64)
+        else:
+            drawn = 2 * torch.randint(2, (k, n), generator=generator, dtype=torch.int8) - 1
+        return drawn.to(self.device, torch.float32 if self._normal else torch.int8)
+
+    @staticmethod
+    def numbers(shape: Sequence[int], dim: int, joint: int) -> int:
+        """How many are drawn for a parameter."""
+        rows = shape[0] if len(shape) else 1
+        size = torch.Size(shape).numel()
+        return dim * (joint * rows + size // max(1, rows))
+
+    def by_factors(self, use: Use, b: Tensor) -> bool:
+        """By multiplications for one sample."""
+        _, o, _, t, units = b.shape
+        factors = t * (use.inputs + o * units + o) * self.dim
+        formed = o * self.rows * self.columns * (t + self.dim)
+        return factors < formed
+
+    def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
+        """By one product for either side."""
+        n, o, t, units = b.shape
+        left = o // self.joint
+        rows = b.reshape(n, left, self.joint, t, units).transpose(2, 3).reshape(n, left, t, -1)
+        found = b.new_empty(n, left, self.dim)
+        for where, u, v in self._slabs(b):
+            if sides.units_are_rows:
+                of_units = u[:, :, sides.of_units].flatten(1)
+                of_inputs = v[:, sides.of_inputs]
+            else:
+                of_units, of_inputs = v[:, sides.of_units], u[:, 0, sides.of_inputs]
+            found[:, :, where] = ((rows @ of_units.T) * (a @ of_inputs.T).unsqueeze(1)).sum(2)
+        return found
+
+    def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
+        """With the entries of u that belong to the rows."""
+        n, o, t, units = b.shape
+        left = o // self.joint
+        b = (b * (index >= 0).view(n, 1, t, 1)).reshape(n, left, self.joint, t, units)
+        found = b.new_empty(n, left, self.dim)
+        for where, u, v in self._slabs(b):
+            of_rows = u[:, :, index.clamp(min=0)]  # [k, joint, N, T]
+            found[:, :, where] = torch.einsum("nljtk,kjnt->nlk", b @ v.T, of_rows)
+        return found
+
+    def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
+        """From the Jacobian in the order of the weight."""
+        n, left = len(jacobian), jacobian.shape[1] // self.joint
+        if use is not None and use.is_matrix:
+            place = self.places(use)
+            jacobian = torch.empty_like(jacobian).index_copy_(2, place, jacobian)
+        matrix = jacobian.reshape(n, left, self.joint, self.rows, self.columns)
+        found = jacobian.new_empty(n, left, self.dim)
+        for where, u, v in self._slabs(jacobian):
+            found[:, :, where] = torch.einsum("nljrk,kjr->nlk", matrix @ v.T, u)
+        return found

@@ -1,0 +1,325 @@
+"""Random features of the gradients of a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from math import prod
+from typing import Any, Literal, get_args, overload
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_positive_int,
+    describe,
+    has_finite_sum,
+    value_error,
+)
+from .._functional import Batch, ModelFunction, evaluating_on, model_function
+from .._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
+from .._version import __version__
+from ..empirical._empirical_ntk import NOT_FINITE, rounded
+from ..empirical._job import KernelJob
+from ..empirical._parts import WHOLE, By, distinct, keys_of
+from ..empirical._result_size import held
+from ..empirical.inspect import inspect_forward
+from ..empirical.rules import RULES
+from ..empirical.structured import UseRecorder
+from ..memory import budget, free_memory, in_bytes, limited, size_in_words
+from ._dense import DenseProjection
+from ._method import Features, Projections
+from ._projection import Kind
+from ._samples import Samples, samples_of
+from ._sjlt import SparseProjection
+from ._store import FeatureFile, check_store
+
+FeatureOutput = Literal["mean", "pseudo", "full"]
+
+Path = str | os.PathLike[str]
+
+
+@overload
+def ntk_features(
+    model: ModelLike,
+    x: BatchLike | Dataset[Any] | DataLoader[Any],
+    dim: int,
+    *,
+    kind: Kind = "sjlt",
+    output: FeatureOutput = "mean",
+    seed: int = 0,
+    by: None = None,
+    params: ParameterSelection = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    forward_fn: ForwardFn | None = None,
+    store: Path | None = None,
+    check: bool = True,
+) -> Tensor: ...
+
+
+@overload
+def ntk_features(
+    model: ModelLike,
+    x: BatchLike | Dataset[Any] | DataLoader[Any],
+    dim: int,
+    *,
+    kind: Kind = "sjlt",
+    output: FeatureOutput = "mean",
+    seed: int = 0,
+    by: By,
+    params: ParameterSelection = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    forward_fn: ForwardFn | None = None,
+    store: Path | None = None,
+    check: bool = True,
+) -> dict[str, Tensor]: ...
+
+
+def ntk_features(
+    model: ModelLike,
+    x: BatchLike | Dataset[Any] | DataLoader[Any],
+    dim: int,
+    *,
+    kind: Kind = "sjlt",
+    output: FeatureOutput = "mean",
+    seed: int = 0,
+    by: By | None = None,
+    params: ParameterSelection = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: int | str | None = None,
+    progress: bool = False,
+    forward_fn: ForwardFn | None = None,
+    store: Path | None = None,
+    check: bool = True,
+) -> Tensor | dict[str, Tensor]:
+    r"""Random projections φ(x) of per-sample gradients: `E⟨φ(x), φ(x')⟩ = Θ(x, x')`.
+
+    A kernel of N samples has N² entries, features have N·dim. Samples are read in blocks, and the
+    projection of a parameter depends on `seed` and its name alone: it is the same for every batch,
+    in every process and on every device, so that features of different calls belong together.
+    Gradients of linear layers and convolutions are projected from their inputs and output
+    cotangents, or formed where that is cheaper, with the same result. With one seed
+
+        Var⟨φ(x), φ(x')⟩ ≤ c (Θ(x, x) Θ(x', x') + Θ(x, x')²) / dim,
+
+    c = 3 for `"sjlt"` and 4 for the others, up to terms of order 1/dim²; `features_error` gives the
+    standard error of every entry.
+
+    The model is evaluated as by `torch_ntk.empirical_ntk`, which describes the arguments that are
+    not listed here: each block is compared with a plain backward pass, and nothing of the call can
+    be seen afterwards.
+
+    Args:
+        model: A module, or a function `f(params, batch)` with `params={name: tensor}`.
+        x: N samples: a batch of any form; or a `Dataset`, whose samples are put together by
+            `default_collate`, or a `DataLoader` without shuffling. What these yield is given to
+            the model like any batch: with labels in it, `forward_fn=lambda model, batch:
+            model(batch[0])` says what is meant.
+        dim: Features of a sample (of an output for `"full"`), at most the number of parameters.
+        kind: The projection:
+
+            - `"sjlt"`: sparse, every entry of a gradient goes to four features (Kane, Nelson 2014);
+              by far the cheapest, and the most exact;
+            - `"rademacher"`, `"gaussian"`: feature k is `uᵀ G v / sqrt(dim)`, of the gradient G of
+              each weight, with vectors of random signs or normal numbers.
+        output: `"mean"` and `"full"` are as for the kernel; `"pseudo"` is the gradient of
+            `Σ_i f_i / sqrt(O)`, O times cheaper.
+        seed: Of the projection.
+        by: Features in parts, `{name: φ_name}` with `φ = Σ φ_name`, for each `"parameter"` or
+            `"module"`.
+        params: Which parameters.
+        batch_size: Samples that are computed at once; a `DataLoader` has its own on top.
+        dtype: In which to compute and return.
+        max_memory: About how many bytes the call may take, with the result unless it is stored.
+        progress: Show a progress bar over samples.
+        forward_fn: In place of the model's usual call.
+        store: A path `….safetensors` that the features are written to, block by block, so that they
+            need not fit in memory. The file appears when it is complete. Kind, output, dim and seed
+            are in its metadata.
+        check: Whether each block is compared with a plain backward pass.
+
+    Returns:
+        `[N, dim]`, or `[N, O, dim]` for `"full"`, on the model's device; with `store`, the tensor
+        `"features"` of that file (with `by`, those of the names), which is mapped into memory and
+        read when it is used.
+
+    Raises:
+        TypeError, ValueError: As `empirical_ntk`; `dim` is larger than the number of parameters; a
+            loader is shuffled or its length not known; the result does not fit in memory.
+        MemoryError: A single sample does not fit in memory.
+
+    References:
+        Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002). Pham, Pagh,
+        "Fast and scalable polynomial kernels via explicit feature maps" (2013). Kane, Nelson,
+        "Sparser Johnson-Lindenstrauss transforms" (2014). Park et al., "TRAK: attributing model
+        behavior at scale" (2023).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(200, 1, bias=False).double()
+        >>> x = torch.eye(2, 200, dtype=torch.float64)
+        >>> ntk_features(model, x, 64) @ ntk_features(model, x, 64).T  # Θ(x, x') = ⟨x, x'⟩
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
+    check_positive_int("dim", dim)
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("output", output, get_args(FeatureOutput))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise value_error("seed", "an integer of at least 0", describe(seed))
+    if by is not None:
+        check_choice("by", by, get_args(By), "None returns the features of all parameters.")
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    check_bool("progress", progress)
+    check_bool("check", check)
+    allowed = None if max_memory is None else in_bytes(max_memory)
+    path = None if store is None else check_store(store)
+    samples = samples_of("x", x)
+    # Loaders and datasets are read inside: they may draw random numbers.
+    with evaluating_on(model, x, forward_fn):
+        fn = model_function(model, params, dtype, forward_fn)
+        check_dim(dim, fn)
+        recorder = UseRecorder(RULES)
+        start = fn.input("x", samples.first())
+        forward = inspect_forward(fn, "x", start, recorder)
+        outputs, keys = forward.outputs, keys_of(fn.params, by)
+        if output == "pseudo":
+            fn, forward = fn.pseudo(), replace(forward, outputs=1)
+        shape = (samples.n, outputs, dim) if output == "full" else (samples.n, dim)
+        names = {key: "features" if key == WHOLE else key for key in distinct(keys)}
+        size = 0 if path is not None else check_fits(fn, shape, len(names), allowed)
+        job = KernelJob(
+            fn,
+            start,
+            None,
+            "full" if output == "full" else "mean",
+            forward,
+            keys,
+            batch_size,
+            check,
+        )
+        joint = outputs if output == "mean" else 1
+        with limited(None if allowed is None else allowed - size - held(fn)), ExitStack() as stack:
+            features = Features(job, recorder.recorded(), _projections(fn, kind, dim, seed, joint))
+            results: dict[str, Tensor] = {}
+            file: FeatureFile | None = None
+            if path is None:
+                like = torch.empty((), dtype=fn.result_dtype, device=fn.device)
+                results = {key: like.new_empty(shape) for key in names}
+            else:
+                about = {"kind": kind, "output": output, "dim": dim, "seed": seed}
+                metadata = {k: str(v) for k, v in about.items()}
+                metadata["torch_ntk"] = __version__
+                shapes = dict.fromkeys(names.values(), shape)
+                file = stack.enter_context(FeatureFile(path, shapes, fn.result_dtype, metadata))
+
+            def write(first: int, found: dict[str, Tensor], block: Batch) -> None:
+                for key, rows in found.items():
+                    rows = rows / joint**0.5 if output == "mean" else rows
+                    if not has_finite_sum(rows):
+                        block.check_finite("x", "Remove or impute those entries.")
+                        check_finite("features", rows, NOT_FINITE)
+                    rows = rounded(rows, fn.result_dtype).reshape(-1, *shape[1:])
+                    if file is None:
+                        results[key][first : first + len(rows)] = rows
+                    else:
+                        file.write(names[key], first, rows)
+
+            _compute(features, fn, samples, start, write, progress)
+    if file is not None:
+        stored = file.read()
+        results = {key: stored[name] for key, name in names.items()}
+    return results if by is not None else results[WHOLE]
+
+
+def _compute(
+    features: Features,
+    fn: ModelFunction,
+    samples: Samples,
+    first: Batch,
+    write: Callable[[int, dict[str, Tensor], Batch], None],
+    progress: bool,
+) -> None:
+    """Go over all samples."""
+    done = 0
+    with tqdm(
+        total=samples.n, desc="NTK features", unit="sample", disable=not progress, leave=False
+    ) as bar:
+        for value in samples.blocks(features.size):
+            block = fn.input("x", value)
+            if not block.is_like(first) or done + len(block) > samples.n:
+                raise value_error(
+                    "x",
+                    f"{samples.n} samples of one kind, {first}",
+                    f"{len(block)} {block} after {done} of them",
+                )
+            for start, found in features.of(block):
+                write(done + start, found, block)
+            done += len(block)
+            bar.update(len(block))
+    if done < samples.n:
+        raise value_error("x", f"{samples.n} samples, as its length says", f"{done} of them")
+
+
+def check_dim(dim: int, fn: ModelFunction) -> None:
+    """Raise if the features are larger than the gradients."""
+    parameters = sum(p.numel() for p in fn.params.values())
+    if dim > parameters:
+        raise value_error(
+            "dim",
+            f"at most the number of parameters, {parameters}",
+            str(dim),
+            "The gradients themselves are smaller than these features, and exact: "
+            "empirical_ntk, or torch.func.vmap(torch.func.grad(...)).",
+        )
+
+
+def check_fits(fn: ModelFunction, shape: tuple[int, ...], parts: int, allowed: int | None) -> int:
+    """Bytes of the result, if they fit into what is free and what the caller allows."""
+    size = parts * prod(shape) * torch.empty((), dtype=fn.result_dtype).element_size()
+    free = free_memory(fn.device)
+    bound = f"the {size_in_words(free)} that are free"
+    if allowed is not None and allowed < free:
+        free, bound = allowed, f"max_memory, {size_in_words(allowed)}"
+    if size > free:
+        many = "features" if parts == 1 else f"{parts} times features"
+        raise value_error(
+            "x",
+            f"samples whose features fit in {bound}",
+            f"{many} {list(shape)} of {size_in_words(size)}",
+            "Write them to a file with store='features.safetensors', or lower dim.",
+        )
+    return size
+
+
+def _projections(fn: ModelFunction, kind: Kind, dim: int, seed: int, joint: int) -> Projections:
+    """By parameter name its projection, by what the parameter is called without wrappers."""
+    # A tied weight is one parameter under its first name, and its uses have one projection.
+    names = dict(zip(fn.params, keys_of(fn.params, "parameter").values(), strict=True))
+    if kind == "sjlt":
+        return {
+            n: SparseProjection(names[n], p.shape, dim, seed, joint, fn.device)
+            for n, p in fn.params.items()
+        }
+    numbers = sum(DenseProjection.numbers(p.shape, dim, joint) for p in fn.params.values())
+    normal = kind == "gaussian"
+    kept = numbers * (4 if normal else 1) <= budget(fn.device) // 4
+    return {
+        n: DenseProjection(names[n], p.shape, dim, seed, joint, fn.device, normal=normal, kept=kept)
+        for n, p in fn.params.items()
+    }

@@ -1,0 +1,139 @@
+"""A random linear map of one parameter's Jacobian to `dim` numbers.
+
+Every parameter has a projection of its own, drawn from the seed and its name alone. A weight is
+read as a matrix [rows, columns] (its first axis and all others), and in most layers its gradient is
+G = Σ_t b_t a_tᵀ, so that maps that are a product of one for either side need not see G:
+
+    φ(G) = Σ_t φ(b_t, a_t).
+
+Of `output="mean"` the Jacobian [O · rows, columns] of all outputs is projected as one matrix, with
+rows drawn for each output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..empirical.contract import Call, joined_features
+from ..empirical.rules import EmbeddingUse, Use
+
+Kind = Literal["sjlt", "gaussian", "rademacher"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which row and column of its weight belong to the entries of a use's cotangents and features.
+
+    Attributes:
+        of_units, of_inputs: Indices `[b]`, `[a]`.
+        units_are_rows: Whether cotangents run over rows, and features over columns.
+    """
+
+    of_units: Tensor
+    of_inputs: Tensor
+    units_are_rows: bool
+
+
+class Projection(ABC):
+    """The projection of one parameter.
+
+    Args:
+        name: Of the parameter.
+        shape: Of the parameter.
+        dim: Numbers that it is projected to.
+        seed: Of the caller.
+        joint: How many consecutive outputs are projected together: O of `"mean"`, else 1.
+        device: Where it is used. It is drawn on the CPU, so that it is the same everywhere.
+    """
+
+    def __init__(
+        self, name: str, shape: Sequence[int], dim: int, seed: int, joint: int, device: torch.device
+    ) -> None:
+        self.name, self.seed = name, seed
+        self.dim, self.joint, self.device = dim, joint, device
+        self.rows, self.columns = (shape[0], prod(shape[1:])) if len(shape) else (1, 1)
+        self._known: dict[Hashable, Sides | None] = {}
+
+    def generator(self, part: int = 0) -> torch.Generator:
+        """Random numbers of this parameter that depend on nothing but the seed and its name."""
+        drawn = hashlib.blake2b(f"{self.seed} {part} {self.name}".encode(), digest_size=7)
+        return torch.Generator().manual_seed(int.from_bytes(drawn.digest(), "big"))
+
+    def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor]) -> Tensor:
+        """Features `[N, O', dim]` of a weight from its uses.
+
+        Args:
+            calls: The uses and their stacked sources.
+            rows: The cotangents `[N, O, G, T, b]` of each.
+        """
+        if len({use.kind for use, _ in calls}) > 1:
+            each = [self.of_uses([c], [b]) for c, b in zip(calls, rows, strict=True)]
+            return torch.stack(each).sum(0)
+        # Several uses of a kind are more positions of one use.
+        use, a = calls[0][0], joined_features(calls)
+        b = rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=3)
+        if isinstance(use, EmbeddingUse):
+            return self.of_rows(a[:, 0, :, 0], b[:, :, 0])
+        sides = self._sides(use)
+        if sides is not None and self.by_factors(use, b):
+            return self.of_factors(sides, a[:, 0], b[:, :, 0])
+        return self.of_jacobian(use.columns(a, b), use)
+
+    def _sides(self, use: Use) -> Sides | None:
+        """Of a use whose entries are products of one number for its units and one for its inputs.
+
+        None if rows and columns of the weight are mixed in either, or if outputs that are projected
+        together would have features of their own.
+        """
+        if not use.is_product or use.groups > 1:
+            return None
+        if use.kind not in self._known:
+            place = self.places(use).view(use.units, use.inputs)
+            found = None
+            for units, inputs, are_rows in (
+                (place // self.columns, place % self.columns, True),
+                (place % self.columns, place // self.columns, False),
+            ):
+                alike = bool((units == units[:, :1]).all()) and bool((inputs == inputs[:1]).all())
+                if alike and (are_rows or self.joint == 1):
+                    found = Sides(units[:, 0], inputs[0], are_rows)
+                    break
+            self._known[use.kind] = found
+        return self._known[use.kind]
+
+    def places(self, use: Use | None) -> Tensor:
+        """Indices `[p]` into the flattened weight of the columns of a use's Jacobian."""
+        index = torch.arange(self.rows * self.columns, device=self.device)
+        return index if use is None else use.in_columns(index)
+
+    @abstractmethod
+    def by_factors(self, use: Use, b: Tensor) -> bool:
+        """Whether `of_factors` takes less than forming the Jacobian from these cotangents."""
+
+    @abstractmethod
+    def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
+        """Features `[N, O', dim]` from features `[N, T, a]` and cotangents `[N, O, T, b]`."""
+
+    @abstractmethod
+    def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
+        """The same of a weight whose rows `index` `[N, T]` have the cotangents `[N, O, T, b]`.
+
+        Rows of index -1 have no gradient.
+        """
+
+    @abstractmethod
+    def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
+        """The same from the Jacobian `[N, O, p]`.
+
+        Args:
+            jacobian: Its columns are in the order of the weight, or in that of `use.columns`.
+            use: The use.
+        """

@@ -1,0 +1,197 @@
+r"""Sparse projections: every entry of a gradient goes, with random signs, to four features.
+
+A count sketch (Charikar, Chen, Farach-Colton 2002) adds entry p to feature h(p) with a sign s(p);
+four of them side by side, each of dim/4 features and of half the size, are a sparse
+Johnson-Lindenstrauss transform (Kane and Nelson 2014). Drawn as
+
+    h(r, c) = h1(r) + h2(c) mod m,      s(r, c) = s1(r) s2(c),
+
+the sketch of b aᵀ is the circular convolution of the sketches of b and a, a product of their
+Fourier transforms (Pham and Pagh 2013), so that
+
+    φ(Σ_t b_t a_tᵀ) = F⁻¹ Σ_t F(φ1(b_t)) F(φ2(a_t)),
+
+and G need not be formed. Both ways are the same projection; which one is taken follows from what
+they cost. With G, G' the gradients by one weight, m features have the variance
+
+    m Var⟨φ(G), φ(G')⟩ ≤ ‖G‖²‖G'‖² + ⟨G, G'⟩² + ‖GᵀG'‖² + ‖GG'ᵀ‖² + 2 tr((GᵀG')²) + O(1/m):
+
+the first two terms are those of independent entries (pairs of equal entries are left out, which
+makes them smaller), the others of the rectangles (r, c), (r, c'), (r', c), (r', c'), whose signs
+have the product one. With G = Σ_k σ_k u_k v_kᵀ and M = Uᵀ G' V they are
+
+    Σ_kl (σ_k² + σ_l²) M_kl² + 2 Σ_kl σ_k σ_l M_kl M_lk ≤ 2 ‖G‖²‖G'‖² + 2 ⟨G, G'⟩²:
+
+of a pair k < l it is at most (σ_k + σ_l)² (M_kl² + M_lk²) ≤ 2 ‖G‖² (M_kl² + M_lk²), and of the
+diagonal 4 Σ σ_k² M_kk², where 2 diag(σ²) - σσᵀ ≤ ‖G‖²: only one σ_k² can exceed ‖G‖²/2, and the
+determinant of the difference has the right sign. Weights are blocks of one large block-diagonal G,
+so that this is also the bound of all of them together: three times that of independent entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..empirical.rules import Use
+from ._projection import Projection, Sides
+
+# Sketches side by side: the same variance, but collisions of two large entries weigh a quarter.
+_SKETCHES = 4
+# Nanoseconds on one core: of a number that is transformed, is sketched, or is written and laid out,
+# and of a multiplication in a product of matrices.
+_TRANSFORMED, _SKETCHED, _WRITTEN, _MULTIPLIED = 3.0, 0.4, 3.0, 0.02
+# Numbers that are transformed at once, and entries of a Jacobian whose places are kept.
+_AT_ONCE, _MOST_PLACES = 4 * 1024**2, 8 * 1024**2
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """Sums of rows of a table, which are many small sums in a row of memory each.
+
+    Attributes:
+        index: Rows in the order of the features that they are added to.
+        starts: Where the rows of each feature begin.
+        signs: Of the rows in this order, scaled.
+    """
+
+    index: Tensor
+    starts: Tensor
+    signs: Tensor
+
+    def of(self, table: Tensor) -> Tensor:
+        """`[dim, n]` of a table `[rows, n]`."""
+        found: Tensor = F.embedding_bag(
+            self.index, table, self.starts, mode="sum", per_sample_weights=self.signs
+        )
+        return found
+
+
+class SparseProjection(Projection):
+    """`kind="sjlt"`."""
+
+    def __init__(
+        self, name: str, shape: Sequence[int], dim: int, seed: int, joint: int, device: torch.device
+    ) -> None:
+        super().__init__(name, shape, dim, seed, joint, device)
+        self._sketches = gcd(dim, _SKETCHES)
+        self._m = dim // self._sketches
+        drawn = self.generator()
+        self._of_rows = self._draw(drawn, joint * self.rows)
+        self._of_columns = self._draw(drawn, self.columns)
+        self._made: dict[Hashable, _Sketch] = {}
+
+    def _draw(self, generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
+        """Features and signs `[sketches, n]`; none of a side with a single entry."""
+        shape = (self._sketches, n)
+        if n == 1:
+            return torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.int8)
+        to = torch.randint(self._m, shape, generator=generator)
+        signs = 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
+        return to, signs
+
+    def by_factors(self, use: Use, b: Tensor) -> bool:
+        """By their operations for one sample."""
+        _, o, _, t, units = b.shape
+        left = o // self.joint
+        sketched = t * (use.inputs + o * units) * self._sketches
+        factors = sketched * _SKETCHED + t * (1 + left) * self.dim * _TRANSFORMED
+        p = o * self.rows * self.columns
+        formed = p * (t * _MULTIPLIED + _WRITTEN + self._sketches * _SKETCHED)
+        return factors < formed or self.joint * self.rows * self.columns > _MOST_PLACES
+
+    def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
+        """By a product of Fourier transforms, summed over positions."""
+        n, o, t, units = b.shape
+        left = o // self.joint
+        of_units = self._side("units", sides.of_units, sides.units_are_rows, b)
+        of_inputs = self._side("inputs", sides.of_inputs, not sides.units_are_rows, b)
+        total: Tensor | None = None
+        step = max(1, _AT_ONCE // (n * (1 + left) * self.dim))
+        for start in range(0, t, step):
+            some = a[:, start : start + step]
+            table = some.permute(2, 0, 1).reshape(a.shape[2], -1)
+            of_a = self._transformed(of_inputs, table).view(self._sketches, n, 1, some.shape[1], -1)
+            cotangents = b[:, :, start : start + step].reshape(n, left, self.joint, -1, units)
+            table = cotangents.permute(2, 4, 0, 1, 3).reshape(self.joint * units, -1)
+            of_b = self._transformed(of_units, table).view(
+                self._sketches, n, left, some.shape[1], -1
+            )
+            summed = (of_a * of_b).sum(3)
+            total = summed if total is None else total + summed
+        if total is None:
+            return b.new_zeros(n, left, self.dim)
+        found: Tensor = torch.fft.irfft(total, n=self._m)
+        return found.permute(1, 2, 0, 3).reshape(n, left, self.dim)
+
+    def _transformed(self, sketch: _Sketch, table: Tensor) -> Tensor:
+        """The transforms `[sketches, n, f]` of the sketches of a table `[entries, n]`."""
+        found = sketch.of(table).view(self._sketches, self._m, -1)
+        transformed: Tensor = torch.fft.rfft(found.transpose(1, 2).contiguous())
+        return transformed
+
+    def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
+        """Entry by entry: of a row only the entries of its own gradient are not zero."""
+        n, o, t, units = b.shape
+        left = o // self.joint
+        found = b.new_zeros(n, left, self._sketches, self._m)
+        read = index.clamp(min=0)
+        b = b * (index >= 0).view(n, 1, t, 1)
+        columns, of_columns = (t.to(self.device) for t in self._of_columns)
+        rows, of_rows = (
+            t.to(self.device).view(self._sketches, self.joint, -1) for t in self._of_rows
+        )
+        for k in range(self._sketches):
+            for i in range(self.joint):
+                to = (rows[k, i][read].unsqueeze(2) + columns[k]) % self._m
+                signs = of_rows[k, i][read].unsqueeze(2) * of_columns[k]
+                own = b[:, i :: self.joint] * signs.unsqueeze(1)
+                index_of = to.view(n, 1, t * units).expand(n, left, -1)
+                found[:, :, k].scatter_add_(2, index_of, own.reshape(n, left, -1))
+        return found.reshape(n, left, self.dim).div_(self._sketches**0.5)
+
+    def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
+        """Entry by entry."""
+        n, o, p = jacobian.shape
+        left = o // self.joint
+        if not p:
+            return jacobian.new_zeros(n, left, self.dim)
+        key = ("jacobian", None if use is None else use.kind, jacobian.dtype)
+        if key not in self._made:
+            place = self.places(use).cpu()
+            (rows, of_rows), (columns, of_columns) = self._of_rows, self._of_columns
+            row, column = place // self.columns, place % self.columns
+            shape = (self._sketches, self.joint, self.rows)
+            to = rows.view(shape)[:, :, row] + columns[:, column].unsqueeze(1)
+            signs = of_rows.view(shape)[:, :, row] * of_columns[:, column].unsqueeze(1)
+            self._made[key] = self._sketch(to % self._m, signs, jacobian)
+        table = (
+            jacobian.reshape(n, left, self.joint * p).permute(2, 0, 1).reshape(self.joint * p, -1)
+        )
+        return self._made[key].of(table).view(self.dim, n, left).permute(1, 2, 0)
+
+    def _side(self, side: str, index: Tensor, are_rows: bool, like: Tensor) -> _Sketch:
+        """The sketch of one side of a product; see `Sides`."""
+        key = (side, are_rows, like.dtype, len(index))
+        if key not in self._made:
+            to, signs = self._of_rows if are_rows else self._of_columns
+            shape = (self._sketches, self.joint if are_rows else 1, -1)
+            to, signs = (t.view(shape)[:, :, index.cpu()] for t in (to, signs))
+            self._made[key] = self._sketch(to, signs, like, are_rows)
+        return self._made[key]
+
+    def _sketch(self, to: Tensor, signs: Tensor, like: Tensor, scaled: bool = True) -> _Sketch:
+        """Of features and signs `[sketches, …]` of the rows of a table."""
+        to, signs = to.flatten(1), signs.flatten(1)
+        to = (to + self._m * torch.arange(self._sketches).unsqueeze(1)).reshape(-1)
+        order = to.argsort(stable=True)
+        starts = torch.searchsorted(to[order], torch.arange(self.dim))
+        scale = self._sketches**-0.5 if scaled else 1.0
+        weights = signs.reshape(-1)[order].to(like.dtype) * scale
+        index = (order % signs.shape[1]).int()
+        return _Sketch(*(t.to(self.device) for t in (index, starts.int(), weights)))
