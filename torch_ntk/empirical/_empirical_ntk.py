@@ -8,7 +8,6 @@ from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .._checks import (
     check_bool,
@@ -401,6 +400,8 @@ def with_progress(
     job: KernelJob, show: bool, over_columns: bool, run: Callable[[KernelJob], Kernels]
 ) -> Kernels:
     """What `run` makes of the job, with a progress bar over its samples."""
+    from tqdm.auto import tqdm  # slow to import
+
     total = len(job.columns if over_columns else job.x1)
     with tqdm(
         total=total, desc="empirical NTK", unit="sample", disable=not show, leave=False

@@ -20,6 +20,7 @@ from ._gradient_flow import gradient_flow as gradient_flow
 from ._gradient_flow_mse import gradient_flow_mse as gradient_flow_mse
 from ._max_learning_rate import max_learning_rate as max_learning_rate
 from ._one_hot import one_hot as one_hot
+from ._operator_process import OperatorProcess as OperatorProcess
 from ._predictor import MSEPredictor as MSEPredictor
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianProcess",
     "KernelPair",
     "MSEPredictor",
+    "OperatorProcess",
     "SingularKernelWarning",
     "ensemble_mse",
     "gp_inference",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from ..empirical import NTKOperator
 from ._gaussian import Gaussian, promoted, read_square, symmetrized
 from ._modes import Modes, read_modes, read_targets
+from ._operator_process import OperatorProcess, process_of_operator
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,8 +76,20 @@ class GaussianProcess:
         return Gaussian(mean, covariance.to(dtype).to(layout.device))
 
 
+@overload
+def gp_inference(k_train_train: Tensor, y: Tensor, *, diag_reg: float = 0.0) -> GaussianProcess: ...
+
+
+@overload
+def gp_inference(
+    k_train_train: NTKOperator, y: Tensor, *, diag_reg: float = 0.0
+) -> OperatorProcess: ...
+
+
 @torch.no_grad()
-def gp_inference(k_train_train: Tensor, y: Tensor, *, diag_reg: float = 0.0) -> GaussianProcess:
+def gp_inference(
+    k_train_train: Tensor | NTKOperator, y: Tensor, *, diag_reg: float = 0.0
+) -> GaussianProcess | OperatorProcess:
     """The posterior of a Gaussian process with covariance K, given y on the training samples.
 
         mean = K_st (K + ρ)⁻¹ y,   covariance = K_ss - K_st (K + ρ)⁻¹ K_ts,
@@ -86,14 +101,18 @@ def gp_inference(k_train_train: Tensor, y: Tensor, *, diag_reg: float = 0.0) -> 
 
     Args:
         k_train_train: K, `[N, N]` (for every output alike, none between outputs) or
-            `[N, N, O, O]`.
+            `[N, N, O, O]`; or `NTKOperator(model, x, output=…)`, whose matrix is never formed: the
+            mean takes a linear system by products, solved to `NTKOperator.solve`'s tolerance.
         y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
         diag_reg: Variance of the noise, in units of the mean of K's diagonal.
 
     Returns:
-        `p(k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`.
+        `p(k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`; of an operator the two
+        may be operators too.
 
     Raises:
+        RuntimeError: A linear system with an operator was not solved: it is singular, or takes too
+            many products; the message says what was reached.
         TypeError: A tensor is not of real floating-point numbers, or `diag_reg` not a number.
         ValueError: Shapes do not fit; something is not finite; the kernel is not symmetric or not
             positive semi-definite beyond its precision; or `diag_reg` is negative.
@@ -111,6 +130,8 @@ def gp_inference(k_train_train: Tensor, y: Tensor, *, diag_reg: float = 0.0) -> 
         >>> round(mean.item(), 12), round(abs(covariance.item()), 12)
         (1.0, 0.0)
     """
+    if isinstance(k_train_train, NTKOperator):
+        return process_of_operator(k_train_train, y, diag_reg)
     _, targets = read_targets("y", "k_train_train", k_train_train, y)
     modes = read_modes("k_train_train", k_train_train, tuple(y.shape), "y", diag_reg)
     inverse = modes.inverse()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..._checks import check_finite
 from ..._functional import ModelFunction, evaluating_on
@@ -113,6 +113,8 @@ class KernelMap:
     @contextmanager
     def bar(self, samples: int) -> Iterator[Advance]:
         """A progress bar over so many samples; advance it."""
+        from tqdm.auto import tqdm  # slow to import
+
         hide = not self.settings.progress
         with tqdm(
             total=samples, desc="NTK operator", unit="sample", disable=hide, leave=False
@@ -196,6 +198,7 @@ class KernelMap:
             with self.bar(turns * len(self.left.x)) as advance:
                 return check_finite("trace", self.left.squared_norms(v, advance), NOT_FINITE)
 
+    @cached_property
     def diagonal(self) -> Tensor:
         """The diagonal `[D]`, by a backward pass for each output of each sample.
 

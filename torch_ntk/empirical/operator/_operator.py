@@ -155,6 +155,11 @@ class NTKOperator:
         return self._map.shape
 
     @property
+    def outputs(self) -> int:
+        """How many rows belong to one sample: O for `output="full"`, otherwise 1."""
+        return self._map.outputs if self.output == "full" else 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the vectors that it multiplies."""
         return self._map.fn.dtype
@@ -282,7 +287,7 @@ class NTKOperator:
             self.device,
             multiply,
             self.to_dense,
-            self._map.diagonal,
+            lambda: self._map.diagonal,
             self._map.is_dense_cheaper,
         )
 
@@ -292,7 +297,7 @@ class NTKOperator:
         Raises:
             ValueError: There is an `x2`.
         """
-        return self._symmetric("diagonal").diagonal()
+        return self._symmetric("diagonal").diagonal().clone()
 
     def trace(
         self,
@@ -397,7 +402,7 @@ class NTKOperator:
         size, shapes = self.shape[0], f"[{self.shape[0]}] or [{self.shape[0]}, M]"
         columns = values[:, None] if values.ndim == 1 else values
         if self.output == "full":
-            samples = (size // self._map.outputs, self._map.outputs)
+            samples = (size // self.outputs, self.outputs)
             shapes += f", or outputs {list(samples)}"
             columns = values.reshape(size, 1) if values.shape == samples else columns
         if columns.ndim != 2 or len(columns) != size or y.device != self.device:
