@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class JacobianOperator:
     """`J = ∂f(x1)/∂θ` `[D, P]`, of which `Θ = J Jᵀ`; made by `NTKOperator.jacobian`.
 
-    Row `n·O + i` is the gradient of output i of sample n. The columns are the P entries of the
-    selected parameters, in the order of `parameters` and each in row-major order, as
+    Of an operator with a `precondition` it is the same J, without that. Row `n·O + i` is the
+    gradient of output i of sample n. The columns are the P entries of the selected parameters, in
+    the order of `parameters` and each in row-major order, as
     `torch.nn.utils.parameters_to_vector` puts them. Every product is compared with plain backward
     passes of the model, as those of the kernel are.
 

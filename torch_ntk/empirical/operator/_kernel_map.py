@@ -1,4 +1,4 @@
-"""The kernel between two sets of samples as a linear map, `Θ v = J(x1) (J(x2)ᵀ v)`."""
+"""The kernel between two sets of samples as a linear map, `Θ v = J(x1) P (J(x2)ᵀ v)`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .._empirical_ntk import NOT_FINITE
 from .._job import KernelJob
 from .._outputs import finish
 from .._parts import WHOLE, keys_of
+from .._precondition import Precondition
 from .._result_size import check_fits
 from ..inspect import Inspection, forward_operations, inspect_forward
 from ..methods import METHODS
@@ -62,6 +63,7 @@ class KernelMap:
         outputs: O, the number of outputs of a sample; of a coupled batch, of a row.
         form: What is kept of the output indices.
         settings: See there.
+        precondition: √P of the kernel `J(x1) P J(x2)ᵀ`.
     """
 
     fn: ModelFunction
@@ -72,6 +74,7 @@ class KernelMap:
     outputs: int
     form: Form
     settings: Settings
+    precondition: Precondition
 
     @property
     def is_symmetric(self) -> bool:
@@ -147,15 +150,15 @@ class KernelMap:
         return min(side.sizes(count)[0] for side in (self.left, self.right))
 
     def _one_by_one(self, v: Tensor, advance: Advance) -> Tensor:
-        """`J1 (J2ᵀ v)` as `[c, N1·O]`, of `v` `[c, N2·O]`."""
+        """`J1 P (J2ᵀ v)` as `[c, N1·O]`, of `v` `[c, N2·O]`."""
         result = v.new_empty(len(v), self.left.size)
         for a, b in ranges(0, len(v), self._vectors(len(v))):
             total = self.right.transpose(v[a:b], advance)
-            result[a:b] = self.left.product(total, advance)
+            result[a:b] = self.left.product(self.precondition.times(total), advance)
         return result
 
     def _summed(self, v: Tensor, advance: Advance) -> Tensor:
-        """`Σ_i J1_i (J2_iᵀ v)` as `[N1, c]`, of `v` `[N2, c]`, J_i the Jacobian of output i."""
+        """`Σ_i J1_i P (J2_iᵀ v)` as `[N1, c]`, of `v` `[N2, c]`, J_i the Jacobian of output i."""
         (n1, n2), count, o = self.shape, v.shape[1], self.outputs
         result = v.new_zeros(n1, count)
         for a, b in ranges(0, count * o, self._vectors(count * o)):
@@ -192,11 +195,12 @@ class KernelMap:
         return check_finite("product", torch.cat(parts), NOT_FINITE)
 
     def squared_norms(self, v: Tensor) -> Tensor:
-        """`‖J1ᵀ v‖²` `[c]`, of `v` `[c, N1·O]`, for half of the price of a product."""
+        """`‖P^½ J1ᵀ v‖²` `[c]`, of `v` `[c, N1·O]`, for half of the price of a product."""
         with self.evaluating():
             turns = -(-len(v) // self.left.sizes(len(v))[0])
             with self.bar(turns * len(self.left.x)) as advance:
-                return check_finite("trace", self.left.squared_norms(v, advance), NOT_FINITE)
+                found = self.left.squared_norms(v, self.precondition, advance)
+                return check_finite("trace", found, NOT_FINITE)
 
     @cached_property
     def diagonal(self) -> Tensor:
@@ -224,7 +228,7 @@ class KernelMap:
         return ranges(0, self.left.size, _TOGETHER)
 
     def _squared_norms_of_rows(self, start: int, stop: int) -> Tensor:
-        """`‖J1ᵀ e‖²` for unit vectors e."""
+        """`‖P^½ J1ᵀ e‖²` for unit vectors e."""
         e = torch.zeros(stop - start, self.left.size, dtype=self.fn.dtype, device=self.fn.device)
         e[:, start:stop].fill_diagonal_(1.0)
         return self.squared_norms(e)
@@ -269,8 +273,8 @@ class KernelMap:
             if x2 is not None:
                 x1, x2, recorder = fn.input("x1", Pair(x1.value, x2.value)), None, UseRecorder()
                 forward = inspect_forward(fn, "x1", x1, recorder)
-        keys, check = keys_of(fn.params, None), settings.check
-        job = KernelJob(fn, x1, x2, form, forward, keys, settings.batch_size, check)
+        keys, size, check = keys_of(fn.params, None), settings.batch_size, settings.check
+        job = KernelJob(fn, x1, x2, form, forward, keys, size, check, self.precondition)
         return job, recorder
 
     def is_dense_cheaper(self) -> bool:

@@ -17,11 +17,12 @@ from ..._checks import (
     value_error,
 )
 from ..._functional import ModelFunction, evaluating_on, model_function
-from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
+from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection, PreconditionLike
 from ...linalg import as_float64
 from ...memory import in_bytes, limited
 from .._coupled import CoupledBatches
 from .._empirical_ntk import check_coupled, check_probes, second_input
+from .._precondition import precondition_of
 from .._probed import probing
 from ..inspect import inspect_forward
 from ..structured import UseRecorder
@@ -51,7 +52,7 @@ class NTKOperator:
     of samples nor with `N·P`. Entry `n·O + i` of a vector belongs to output i of sample n
     (D = N·O) for `output="full"`, entry n to sample n (D = N) otherwise; `"trace"` and `"mean"`
     take O such pairs of passes, `"probed"` one for each probe. Without `x2` the operator is
-    symmetric, and has eigenvalues and a trace.
+    symmetric, and has eigenvalues and a trace. With `precondition` it is `J(x1) P J(x2)ᵀ`.
 
     The operator is a snapshot: parameters, buffers and samples are copied once, when it is made,
     and training that goes on afterwards does not change it. The module's code and its other
@@ -72,7 +73,7 @@ class NTKOperator:
         max_memory: Bytes that a product may take, as an integer or like `"2GB"`; None follows
             from what is free.
         progress: Show a progress bar over samples.
-        forward_fn, coupled, training, probes, seed: As in `torch_ntk.empirical_ntk`.
+        forward_fn, coupled, training, precondition, probes, seed: As in `torch_ntk.empirical_ntk`.
         check: Whether every product is compared with plain backward passes of the model itself,
             made once for the operator.
 
@@ -112,6 +113,7 @@ class NTKOperator:
         forward_fn: ForwardFn | None = None,
         coupled: bool = False,
         training: bool = False,
+        precondition: PreconditionLike = None,
         probes: int = 8,
         seed: int = 0,
         check: bool = True,
@@ -133,6 +135,7 @@ class NTKOperator:
             x1, x2 = batches.sides[0], (*batches.sides, None)[1]
         with evaluating_on(model, x1, forward_fn, training=training), limited(memory):
             fn = model_function(model, params, dtype, forward_fn, coupled)
+            scales = precondition_of(precondition, fn)
             a = fn.input("x1", x1)
             b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
             recorder = UseRecorder()
@@ -147,7 +150,7 @@ class NTKOperator:
             right = left if b is None else Products(fn, b, of_second, batch_size, check)
         self.output: OperatorOutput = output
         form: Form = "mean" if output == "probed" else output
-        self._map = KernelMap(fn, forward, recorder, left, right, outputs, form, settings)
+        self._map = KernelMap(fn, forward, recorder, left, right, outputs, form, settings, scales)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -181,6 +184,8 @@ class NTKOperator:
     @property
     def jacobian(self) -> JacobianOperator:
         """`J` `[D1, P]` of the samples `x1`, for `output="full"` and `"pseudo"`.
+
+        It is the derivative itself, without the P of `precondition`.
 
         Raises:
             ValueError: The kernel is a sum of those of single outputs, and not `J Jᵀ`.

@@ -12,6 +12,7 @@ from ..._checks import value_error
 from ..._functional import Batch, CannotTransformError, ModelFunction, agree, failure
 from ..._types import Parameters
 from ...memory import Backoff, budget, check_enough, ranges
+from .._precondition import Precondition
 from ..inspect import Inspection
 from ._product_check import ProductCheck
 from ._ways import WAYS
@@ -103,13 +104,14 @@ class Products:
             "Look for an autograd.Function with an inconsistent backward.",
         )
 
-    def squared_norms(self, v: Tensor, advance: Advance) -> Tensor:
-        """`‖Jᵀ v‖²` as `[c]`, of `v` `[c, N·O]`."""
+    def squared_norms(self, v: Tensor, precondition: Precondition, advance: Advance) -> Tensor:
+        """`‖P^½ Jᵀ v‖²` as `[c]`, of `v` `[c, N·O]`."""
         vectors, _ = self.sizes(v.shape[0])
         rows = []
         for a, b in ranges(0, v.shape[0], vectors):
             total = self.transpose(v[a:b], advance)
-            rows.append(sum(g.reshape(b - a, -1).double().square().sum(1) for g in total.values()))
+            parts = (precondition.columns(n, g.reshape(b - a, -1)) for n, g in total.items())
+            rows.append(sum(part.double().square().sum(1) for part in parts))
         return torch.cat([r for r in rows if isinstance(r, Tensor)])
 
     def sizes(self, count: int) -> tuple[int, int]:
