@@ -185,8 +185,35 @@ def test_embeddings(tied: bool, output: Any) -> None:
         if tied:
             formed = ("jacobian", True) if kind == "varied" else ("tied", False)
             assert how["table.weight"] == formed
+            kernel = empirical_ntk(model, x, batch_size=2, **options)  # formed for each block
+            assert relative_error(kernel, expected) < 1e-10
         else:
             assert how["table.weight"] == ("gram", False)
+
+
+def test_a_tied_table_is_contracted_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Jacobian, of O·V·d numbers for a sample, never stands in memory as a whole."""
+    for module in (_plan, _kernel):
+        monkeypatch.setattr(module, "SMALL", 0)
+    model, x = Tokens(True).double(), torch.randint(0, 6, (4, 3))
+    p = scales(model, "varied")
+    j = times_root(jacobian_loop(model, x), p)
+    pieces = []
+    real = _kernel.Unformed
+
+    def unformed(*a):
+        pieces.append(real(*a))
+        return pieces[-1]
+
+    monkeypatch.setattr(_kernel, "Unformed", unformed)
+    for size in (1, 10**6):
+        in_pieces(monkeypatch, columns=size, features=1)
+        kernel = empirical_ntk(model, x, method="structured", precondition=p)
+        assert relative_error(kernel, contract_full(j, j)) < 1e-10
+    tables = [piece for piece in pieces if piece._read is not None]
+    assert len(tables) == 2
+    narrow = empirical_ntk(model.float(), x, accumulate=torch.float64, precondition=p)
+    assert relative_error(narrow, contract_full(j, j)) < 1e-5
 
 
 def test_explain_says_where_p_excludes_gram_matrices() -> None:

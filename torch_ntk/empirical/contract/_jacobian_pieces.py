@@ -78,10 +78,16 @@ class Unformed(Piece):
         b: Cotangents `[N, O, T, b]`, of all calls one after the other.
         calls: Each call and what it `held` of its input.
         scale: By what all columns are multiplied, or the numbers `[b, a]` for each of them.
+        read: Of a weight that is an embedding too: the rows that it reads `[N, S]`, -1 where there
+            is no gradient, and their cotangents `[N, O, S, a]`.
     """
 
     def __init__(
-        self, b: Tensor, calls: Sequence[tuple[Use, Tensor]], scale: float | Tensor = 1.0
+        self,
+        b: Tensor,
+        calls: Sequence[tuple[Use, Tensor]],
+        scale: float | Tensor = 1.0,
+        read: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         use = calls[0][0]
         features = use.inputs // use.steps
@@ -89,7 +95,7 @@ class Unformed(Piece):
         self.samples, self.outputs = b.shape[:2]
         self.width, self.each = use.steps, b.shape[3] * features
         self.least = -(-piece_sizes(b.device).features // features)
-        self._calls, self._scale = calls, scale
+        self._calls, self._scale, self._read = calls, scale, read
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
         """Multiply the cotangents with some of the features."""
@@ -100,6 +106,10 @@ class Unformed(Piece):
             product(self._b, a, out.view(shape))
         else:
             out.view(shape).copy_(product(self._b, a))
+        if self._read is not None:
+            rows, c = self._read[0][:, None, :, None], self._read[1][..., start:stop]
+            where = rows.clamp(min=0).expand(c.shape)
+            out.view(shape).scatter_add_(2, where, (c * (rows >= 0)).to(out.dtype))
         if isinstance(self._scale, Tensor):
             out.view(shape).mul_(self._calls[0][0].narrowed_entries(self._scale, start, stop))
         elif self._scale != 1.0:

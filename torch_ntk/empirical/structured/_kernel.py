@@ -189,9 +189,13 @@ class StructuredMethod(FactorMethod):
         """
         plan, precondition = self.plan, self.job.precondition
         root = precondition.root(name)
-        if name in plan.tied:
-            assert isinstance(root, float)
+        if name in plan.tied and isinstance(root, float):
             return self._tied(calls, rows, root)
+        if name in plan.tied and alone and plan.is_late(name):
+            ((read, c), (applied, b)) = _by_kind(calls, rows)
+            held = [(use, use.held(source)) for use, source in applied]
+            rows_read = joined_features(read)[:, 0, :, 0], c[:, :, 0]
+            return JacobianFactor.of(Unformed(b[:, :, 0], held, root, rows_read))
         if name not in plan.costs:
             with stage("jacobian"):
                 each = [u.jacobian(u.features(s), c) for (u, s), c in zip(calls, rows, strict=True)]
@@ -226,11 +230,20 @@ class StructuredMethod(FactorMethod):
 
     def _tied(self, calls: list[Call], rows: list[Tensor], root: float) -> TiedFactor:
         """The factor of an embedding that is a linear layer too; empties `rows`."""
-        both = []
-        for looked_up in (True, False):
-            own = [k for k, (u, _) in enumerate(calls) if isinstance(u, EmbeddingUse) is looked_up]
-            a = joined_features([calls[k] for k in own])
-            b = rows[own[0]] if len(own) == 1 else torch.cat([rows[k] for k in own], dim=3)
-            both.append(GramFactor.of(a, b, calls[own[0]][0], self.job.output, root**2))
-        rows.clear()
+        output = self.job.output
+        both = (
+            GramFactor.of(joined_features(own), b, own[0][0], output, root**2)
+            for own, b in _by_kind(calls, rows)
+        )
         return TiedFactor(*both)
+
+
+def _by_kind(calls: list[Call], rows: list[Tensor]) -> list[tuple[list[Call], Tensor]]:
+    """Calls and cotangents as an embedding, and those as a linear layer; empties `rows`."""
+    both = []
+    for looked_up in (True, False):
+        own = [k for k, (u, _) in enumerate(calls) if isinstance(u, EmbeddingUse) is looked_up]
+        b = rows[own[0]] if len(own) == 1 else torch.cat([rows[k] for k in own], dim=3)
+        both.append(([calls[k] for k in own], b))
+    rows.clear()
+    return both

@@ -26,8 +26,8 @@ class Plan:
         groups: By weight name the indices of its uses.
         costs: By weight name the order of contraction; absent where the uses of one weight are of
             different kinds, which only its Jacobian joins.
-        tied: The same for a weight that is an embedding and a linear layer, whose uses are
-            contracted with each other.
+        tied: The same for a weight that is an embedding and a linear layer: "tied", its uses
+            contracted with each other, or "jacobian" for one whose P varies.
         biases: By weight name that of the bias which is contracted with it.
         channels_last: Names of the convolutions' weights that a pass has with their channels
             innermost in memory.
@@ -70,9 +70,13 @@ class Plan:
 
     def is_late(self, name: str) -> bool:
         """Whether less is kept of this weight if its Jacobian or its features are made last."""
-        if name not in self.costs:
+        if name not in self.costs and name not in self.tied:
             return False
         use = self.uses_of(name)[0]
+        if name in self.tied:
+            size = use.weight.numel()
+            is_formed = self.tied[name].contraction == "jacobian" and size > SMALL
+            return is_formed and self._late_size(name) < self.outputs * size
         if self.is_gram(name):
             return self._late_size(name) < self.costs[name].size
         size = use.units * use.inputs
@@ -138,8 +142,8 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
     for name, indices in groups.items():
         own = [uses.uses[i] for i in indices]
         varies = job.precondition.varies(name)
-        cost = _cost_of_tied(job, own, [uses.shapes[uses.calls[i]] for i in indices])
-        if cost is not None and not varies:
+        cost = _cost_of_tied(job, own, [uses.shapes[uses.calls[i]] for i in indices], varies)
+        if cost is not None:
             tied[name] = cost
         if len({use.kind for use in own}) == 1:
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
@@ -163,9 +167,9 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
 
 
 def _cost_of_tied(
-    job: KernelJob, uses: list[Use], shapes: list[torch.Size]
+    job: KernelJob, uses: list[Use], shapes: list[torch.Size], varies: bool
 ) -> ContractionCost | None:
-    """What an embedding takes that is a linear layer too.
+    """What an embedding takes that is a linear layer too; where P `varies`, by its Jacobian.
 
     None if the weight is used in any other way, or if its Jacobian takes less.
     """
@@ -179,6 +183,8 @@ def _cost_of_tied(
     if not t or not s:
         return None
     of_either = [contraction_costs(job, u, n) for u, n in ((looked_up[0], t), (applied[0], s))]
+    if varies:
+        return of_either[1]["jacobian"]
     each = job.outputs**2 if job.output == "full" else job.outputs
     between = 4.0 * job.pairs * t * s * (job.outputs * applied[0].inputs + each)
     grams = [found["gram"] for found in of_either]
