@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_budget_holds_the_share() -> None:
     clock.now += 0.6
     schedule.spend(0.6)  # the last one, in any case
     assert 0.04 < schedule.share() <= 0.05
-    distances = [b - a for a, b in zip(points, points[1:], strict=False)]
+    distances = [b - a for a, b in pairwise(points)]
     assert max(distances[2:]) - min(distances[2:]) <= 1  # evenly
 
 
