@@ -42,6 +42,23 @@ def jacobian_loop(model: nn.Module, x: Tensor, names: list[str] | None = None) -
     return torch.stack(samples).detach()
 
 
+def jacobian_with_graph(model: nn.Module, x: Tensor, names: list[str] | None = None) -> Tensor:
+    """The same Jacobians, differentiable by all parameters and inputs that require grad."""
+    model.eval()
+    named = dict(model.named_parameters())
+    params = [p for n, p in named.items() if (p.requires_grad if names is None else n in names)]
+    samples = []
+    for n in range(x.shape[0]):
+        rows = []
+        for output in model(x[n : n + 1].clone()).reshape(-1):
+            grads = torch.autograd.grad(output, params, create_graph=True, allow_unused=True)
+            pairs = zip(params, grads, strict=True)
+            dense = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in pairs]
+            rows.append(torch.cat([g.reshape(-1) for g in dense]))
+        samples.append(torch.stack(rows))
+    return torch.stack(samples)
+
+
 def contract_full(j1: Tensor, j2: Tensor) -> Tensor:
     """`Θ[n, m, i, j] = Σ_p J1[n, i, p] J2[m, j, p]`."""
     return torch.einsum("nip,mjp->nmij", j1, j2)

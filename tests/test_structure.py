@@ -41,7 +41,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
             "_job _result_size",
             "contract",
         ),
-        *("checksum", "_checked_blocks", "structured", "methods", "_probed", "_coupled"),
+        *("checksum", "_checked_blocks", "structured", "gradient methods", "_probed", "_coupled"),
         "_empirical_ntk",
         *("_explain _nngp _oracle operator", "_verify"),
     ),

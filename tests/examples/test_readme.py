@@ -49,6 +49,9 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
         assert names["coupled"].shape == (16, 16, 2, 2)
         assert names["kernel"].shape == names["error"].shape == (6, 6)
         assert bool((names["error"] > 0).all())
+    elif "kernel" in names:
+        assert names["kernel"].requires_grad
+        assert names["x"].grad is not None
     elif "of_adam" in names:
         assert names["of_adam"].shape == (8, 8, 2, 2)
         assert not torch.allclose(names["of_adam"], empirical_ntk(names["net"], names["x"]))
@@ -70,7 +73,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 8
+    assert len(SNIPPETS) == README.count("```python") == 9
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

@@ -20,6 +20,7 @@ from ._faithful_copy import refuse_closures as refuse_closures
 from ._function import ModelFunction as ModelFunction
 from ._function import model_function as model_function
 from ._graph import leaves_reached as leaves_reached
+from ._graph import nodes_of as nodes_of
 from ._graph import tensors_in as tensors_in
 from ._kept_tensors import refuse_kept_tensors as refuse_kept_tensors
 from ._parameters import copied as copied

@@ -15,7 +15,14 @@ from .._checks import check_finite, check_tensor, describe, type_error, value_er
 from .._types import ForwardFn, ModelLike, Parameters, ParameterSelection
 from ._batch import Batch
 from ._call import call_with
-from ._parameters import as_real, common_device_and_dtype, copied, real_dtype, working_dtype
+from ._parameters import (
+    as_real,
+    common_device_and_dtype,
+    copied,
+    followed,
+    real_dtype,
+    working_dtype,
+)
 from ._plain import PlainModel
 from ._quiet import after_evaluation
 from ._refuse import refuse_unsupported
@@ -119,6 +126,14 @@ class ModelFunction:
         plain = self.exact_plain.in_dtype(dtype)
         params = {n: as_real(p) for n, p in plain.selected.items()}
         return replace(self, params=params, fixed=plain.fixed, plain=plain, dtype=dtype)
+
+    def connected(self, tensors: Parameters) -> ModelFunction:
+        """The same with other values by name, through which autograd goes on to `tensors`."""
+        placed = {n: followed(t, self.dtype) for n, t in tensors.items()}
+        params = {n: as_real(placed[n]) if n in placed else p for n, p in self.params.items()}
+        return replace(
+            self, params=params, fixed={n: placed.get(n, t) for n, t in self.fixed.items()}
+        )
 
     @property
     def exact_plain(self) -> PlainModel:

@@ -10,19 +10,24 @@ from torch import Tensor
 
 def leaves_reached(*outputs: Tensor) -> dict[int, Tensor]:
     """By identity the tensors that gradients of the outputs would be accumulated in."""
-    found: dict[int, Tensor] = {}
+    found = {id(out): out for out in outputs if out.is_leaf and out.requires_grad}
+    for node in nodes_of(*outputs):
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+    return found
+
+
+def nodes_of(*outputs: Tensor) -> Iterator[Any]:
+    """The nodes of the graph behind the outputs, each once."""
     nodes: list[Any] = [out.grad_fn for out in outputs]
-    found.update((id(out), out) for out in outputs if out.is_leaf and out.requires_grad)
     seen = set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
+        yield node
         nodes.extend(following for following, _ in node.next_functions)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found[id(leaf)] = leaf
-    return found
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -22,11 +22,16 @@ def working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 
 def copied(t: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy, in `dtype` if it is of floating-point numbers, or complex ones of that precision."""
+    return followed(t.detach(), dtype)
+
+
+def followed(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same, through which autograd goes on to `t`."""
     if t.is_complex():
         dtype = dtype if dtype.is_complex else dtype.to_complex()
     elif not t.is_floating_point():
         dtype = t.dtype
-    return t.detach().to(dtype, copy=True)
+    return t.to(dtype, copy=True)
 
 
 def real_dtype(t: Tensor) -> torch.dtype | None:

@@ -62,7 +62,7 @@ class CoupledBatches:
         x2 = [] if self.x2 is None or self.x2 is self.x1 else [("x2", self.x2)]
         named = [("x1", self.x1), *x2]
         return tuple(
-            Batch.coupled(name, x).map(lambda t: t.detach().unsqueeze(0)).value for name, x in named
+            Batch.coupled(name, x).map(lambda t: t.unsqueeze(0)).value for name, x in named
         )
 
     def model(self, model: ModelLike, forward_fn: ForwardFn | None) -> tuple[ModelLike, Any]:

@@ -8,6 +8,7 @@ that depend on each other, shows as a difference, parameter by parameter, with p
 """
 
 from ._block_check import CLOSE as CLOSE
+from ._block_check import CLOSE_IN_DOUBLE as CLOSE_IN_DOUBLE
 from ._block_check import BlockCheck as BlockCheck
 from ._block_check import MismatchError as MismatchError
 from ._block_check import companion_of as companion_of
@@ -17,6 +18,7 @@ from ._signs import signs as signs
 
 __all__ = [
     "CLOSE",
+    "CLOSE_IN_DOUBLE",
     "BlockCheck",
     "MismatchError",
     "companion_of",

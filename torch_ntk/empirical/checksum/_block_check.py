@@ -33,7 +33,7 @@ _ROUNDINGS = 100.0
 # Relative differences that are not looked at again, in float64 and in float32. Between two
 # evaluations in float32 some of the many ReLUs of a network change sides, which is more than
 # rounding: 1e-4 in a ResNet.
-_CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
+CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
 
 
 class MismatchError(Exception):
@@ -154,7 +154,7 @@ class BlockCheck:
         kinds = {plain.dtype, self._fn.dtype, precision}
         coarse = torch.float64 if kinds == {torch.float64} else torch.float32
         eps = torch.finfo(coarse).eps
-        close = _CLOSE_IN_DOUBLE if coarse == torch.float64 else self._close
+        close = CLOSE_IN_DOUBLE if coarse == torch.float64 else self._close
         names = list(expected.gradient)
         measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
         # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.

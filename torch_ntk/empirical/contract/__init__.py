@@ -12,6 +12,9 @@ from ._jacobian_pieces import Unformed as Unformed
 from ._pair_blocks import PairBlocks as PairBlocks
 from ._piece_sizes import piece_sizes as piece_sizes
 from ._tied import TiedFactor as TiedFactor
+from ._weighted import in_one_piece as in_one_piece
+from ._weighted import mapped as mapped
+from ._weighted import weighted as weighted
 
 __all__ = [
     "SMALL",
@@ -23,7 +26,10 @@ __all__ = [
     "PairBlocks",
     "TiedFactor",
     "Unformed",
+    "in_one_piece",
     "join",
     "joined_features",
+    "mapped",
     "piece_sizes",
+    "weighted",
 ]

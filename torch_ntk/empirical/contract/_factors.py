@@ -180,7 +180,8 @@ class GramFactor(Factor):
             laid = b.permute(2, 1, 0, 3, 4).reshape(g * o, n * t, units)
         else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
             laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
-        is_last = g * t == 1 and units == o
+        # Numbers that are differentiated further are the identity by chance, at this θ alone.
+        is_last = g * t == 1 and units == o and not b.requires_grad
         is_last = is_last and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
         found = GramFactor(n, o, t, laid, use, None, (), scale, shift, between, is_last)
         if isinstance(a, Tensor):

@@ -101,7 +101,7 @@ def _add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -
 def _between(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
     """`[n1, O, n2, O]`."""
     n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
-    ga = _features(p, q, dtype)
+    ga = features_gram(p, q, dtype)
     g = ga.shape[0]
     # The Gram matrix is small and repeated for every output; the cotangents stay as they are.
     ga = ga.view(g, n1 * t, n2, 1, t).permute(0, 2, 3, 1, 4).expand(g, n2, o, n1 * t, t)
@@ -115,7 +115,7 @@ def _between(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
     return found.view(n1, o, n2, o)
 
 
-def _features(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
+def features_gram(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
     """The Gram matrix of features `[G, n1·T, n2·T]`, with P and a bias of the same calls."""
     assert p.a is not None
     assert q.a is not None
@@ -129,7 +129,7 @@ def _features(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
 
 def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> None:
     n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
-    ga = _features(p, q, block.dtype)
+    ga = features_gram(p, q, block.dtype)
     g = ga.shape[0]
     if p.is_last and q.is_last:
         _add_identity_(block, ga[0], output, o)

@@ -13,7 +13,7 @@ of either use there are the products between them,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,12 +95,8 @@ def add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output, sw
         output: The kernel's output.
         swap: Whether the rows of the block are the samples of q.
     """
-    o, t, s = p.outputs, p.positions, q.positions
-    index, columns = _index(p), 2 if output in ("full", "diagonal") else 1
-    entries = o * p.samples * t * s * block.element_size()
-    step = max(1, limited_size(piece_sizes(block.device).chunk) // (2 * entries))
-    for m, stop in ranges(0, q.samples, step):
-        found = _between(p, index, q.narrow(m, stop), output, block.dtype)
+    columns = 2 if output in ("full", "diagonal") else 1
+    for m, stop, found in between(p, q, output, block.dtype):
         if swap:  # the samples of q are the rows; outputs go with their samples
             found = found.permute(2, 3, 0, 1) if output == "full" else found.transpose(-1, -2)
             first = columns - 2 if output == "full" else columns - 1
@@ -109,10 +105,25 @@ def add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output, sw
             block.narrow(columns, m, stop - m).add_(found)
 
 
+def between(
+    p: GramFactor, q: GramFactor, output: Output, dtype: torch.dtype
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The products between the embedding and the linear layer, for some samples of q at a time.
+
+    Yields:
+        The first of these samples, the one after the last, and `[n1, O, n2, O]`, `[O, n1, n2]` or,
+        summed over outputs, `[n1, n2]`.
+    """
+    index = _index(p)
+    entries = p.outputs * p.samples * p.positions * q.positions * (torch.finfo(dtype).bits // 8)
+    step = max(1, limited_size(piece_sizes(p.device).chunk) // (2 * entries))
+    for m, stop in ranges(0, q.samples, step):
+        yield m, stop, _between(p, index, q.narrow(m, stop), output, dtype)
+
+
 def _between(
     p: GramFactor, index: Tensor, q: GramFactor, output: Output, dtype: torch.dtype
 ) -> Tensor:
-    """`[n1, O, n2, O]`, `[O, n1, n2]` or, summed over outputs, `[n1, n2]`."""
     assert q.a is not None
     n1, n2, o, t, s = p.samples, q.samples, p.outputs, p.positions, q.positions
     c, b = _by_output(p, output), _by_output(q, output)

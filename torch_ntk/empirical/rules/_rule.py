@@ -186,6 +186,8 @@ class Use(ABC):
 def product(b: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
     """`J[n, o, b, a] = Σ_t B[n, o, t, b] A[n, t, a]`, of which `b` is best as `laid_out` has it."""
     n, o, t, units = b.shape
+    if out is None and (b.requires_grad or a.requires_grad):  # autograd does not follow `out=`
+        return torch.bmm(b.transpose(2, 3).reshape(n, o * units, t), a).view(n, o, units, -1)
     out = b.new_empty(n, o, units, a.shape[2]) if out is None else out
     if b.stride() == (t * o * units, units, o * units, 1) and o > 1:
         rows = b.transpose(1, 2).reshape(n, t, o * units)

@@ -1,0 +1,128 @@
+"""The inner product `⟨W, Θ⟩` of a block of the kernel with weights, as autograd differentiates it.
+
+Gradients of a kernel are derivatives of such numbers. They are made of new tensors alone, where
+`_products` adds into the block, and the weights are applied before what they are multiplied with
+is summed: of a Jacobian, `Σ W ∘ (J1 J2ᵀ)` is `⟨W J2, J1⟩`, so that the kernel itself is not formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..._types import Output
+from ...memory import ranges
+from .._outputs import transposed
+from ._factors import Factor, GramFactor, JacobianFactor, to
+from ._piece_sizes import limited_size, piece_sizes
+from ._products import features_gram
+from ._tied import TiedFactor, between
+
+
+def in_one_piece(factor: Factor, dtype: torch.dtype, output: Output) -> Factor:
+    """The factor as `weighted` takes it: laid out, in the precision of the products."""
+    if isinstance(factor, JacobianFactor):
+        return replace(factor, j=to(factor.whole(output), dtype), pieces=())
+    return factor.kept(dtype, output, False)
+
+
+def mapped(factor: Factor, f: Callable[[Tensor], Tensor]) -> Factor:
+    """The factor with `f` of all its tensors that carry derivatives; see `in_one_piece`."""
+    if isinstance(factor, TiedFactor):
+        both = (mapped(part, f) for part in (factor.looked_up, factor.applied))
+        return TiedFactor(*both)  # type: ignore[arg-type]
+    if isinstance(factor, JacobianFactor):
+        assert factor.j is not None
+        return replace(factor, j=f(factor.j))
+    assert isinstance(factor, GramFactor)
+    assert factor.a is not None
+    a = f(factor.a) if factor.a.is_floating_point() else factor.a
+    return replace(factor, a=a, b=f(factor.b))
+
+
+def weighted(p: Factor, q: Factor, weights: Tensor, output: Output) -> Iterator[Tensor]:
+    """Numbers whose sum is `Σ W ∘ Θ`, for what one parameter contributes to a block.
+
+    Args:
+        p: Of the rows.
+        q: Of the columns.
+        weights: W, in the form of the block `[n1, n2, ...]`.
+        output: The kernel's output.
+    """
+    if isinstance(p, TiedFactor):
+        assert isinstance(q, TiedFactor)
+        yield from weighted(p.looked_up, q.looked_up, weights, output)
+        yield from weighted(p.applied, q.applied, weights, output)
+        for a, b, found in between(p.looked_up, q.applied, output, weights.dtype):
+            yield (_laid(weights[:, a:b], output) * found).sum()
+        back = transposed(weights)
+        for a, b, found in between(q.looked_up, p.applied, output, weights.dtype):
+            yield (_laid(back[:, a:b], output) * found).sum()
+    elif isinstance(p, JacobianFactor):
+        assert isinstance(q, JacobianFactor)
+        left, right = p.whole(output), q.whole(output)
+        rows = _laid(weights, output).reshape(len(left), left.shape[1], right.shape[1])
+        yield (torch.bmm(rows, right) * left).sum()
+    else:
+        assert isinstance(p, GramFactor)
+        assert isinstance(q, GramFactor)
+        for a, b in ranges(0, q.samples, _columns(p, output)):
+            yield _of_grams(p, q.narrow(a, b), weights[:, a:b], output)
+
+
+def _laid(weights: Tensor, output: Output) -> Tensor:
+    """Weights of a block in the order of its products; see `_outputs.zeros`."""
+    if output == "full":
+        return weights.permute(0, 2, 1, 3)
+    return weights.permute(2, 0, 1) if output == "diagonal" else weights
+
+
+def _columns(p: GramFactor, output: Output) -> int:
+    """Samples of the columns at once, so that what stands between them is not too large."""
+    groups, t = p.a.shape[0] if p.a is not None else 1, p.positions
+    each = p.outputs * p.b.shape[2] if p.between else t
+    entries = p.outputs**2 if output == "full" else p.outputs if output == "diagonal" else 1
+    per_column = p.samples * groups * t * (each if p.between else entries * each)
+    size = per_column * p.b.element_size()
+    return max(1, limited_size(piece_sizes(p.device).chunk) // max(1, size))
+
+
+def _of_grams(p: GramFactor, q: GramFactor, weights: Tensor, output: Output) -> Tensor:
+    n, m, o, t = p.samples, q.samples, p.outputs, p.positions
+    ga = features_gram(p, q, weights.dtype)
+    g = len(ga)
+    if p.is_last and q.is_last:  # the Gram matrix of the cotangents is the identity
+        if output == "full":
+            weights = weights.diagonal(dim1=2, dim2=3).sum(2)
+        return (ga[0] * (weights.sum(2) if output == "diagonal" else weights)).sum() * (
+            1 if output in ("full", "diagonal") else o
+        )
+    if p.between and output == "full":
+        return _between(p, q, ga, weights)
+    gb = torch.bmm(p.b, q.b.transpose(1, 2))
+    w = _laid(weights, output)
+    if output == "full":
+        if g * t == 1:  # sums over the outputs first leave less to do
+            return ((gb.view(n, o, m, o) * w).sum((1, 3)) * ga[0]).sum()
+        found = (gb.view(g, n, o, t, m, o, t) * ga.view(g, n, 1, t, m, 1, t)).sum((0, 3, 6))
+    elif output == "diagonal":
+        found = (gb.view(g, o, n, t, m, t) * ga.view(g, 1, n, t, m, t)).sum((0, 3, 5))
+    else:
+        found = (gb * ga).view(g, n, t, m, t).sum((0, 2, 4))
+    return (w * found).sum()
+
+
+def _between(p: GramFactor, q: GramFactor, ga: Tensor, weights: Tensor) -> Tensor:
+    """Of the full kernel, the Gram matrix of the features applied to the cotangents first."""
+    n, m, o, t = p.samples, q.samples, p.outputs, p.positions
+    g, units = p.b.shape[0], p.b.shape[2]
+    rows = q.b.view(g, m, o, t, units).transpose(2, 3).reshape(g * m, t, o * units)
+    features = ga.view(g, n * t, m, t).transpose(1, 2).reshape(g * m, n * t, t)
+    inner = torch.bmm(features, rows).view(g, m, n, t, o, units)
+    inner = inner.permute(2, 1, 4, 0, 3, 5).reshape(n, m * o, g * t * units)
+    w = weights.permute(0, 2, 1, 3).reshape(n, o, m * o)
+    left = p.b.view(g, n, o, t, units).permute(1, 2, 0, 3, 4).reshape(n, o, g * t * units)
+    return (torch.bmm(w, inner) * left).sum()

@@ -1,0 +1,290 @@
+"""Whether a kernel's gradient is right, found out on two samples before it is needed.
+
+For weights W = u vᵀ over pairs of a sample and an output, `⟨W, Θ⟩ = ⟨Jᵀu, Jᵀv⟩` is made of two
+plain backward passes of the user's own module, which autograd differentiates: as costly as a few
+training steps on these samples, and by other means than the gradient of a kernel. Of torch's own
+operations both have the same formulas, which are trusted. What an `autograd.Function` of the user
+does in its `backward` need not be differentiable, and torch does not notice; if there is one, the
+derivative in a random direction is compared with a difference of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from ..._checks import ArgumentError, describe, value_error
+from ..._functional import (
+    Batch,
+    CannotTransformError,
+    PlainPass,
+    RightOperations,
+    copied,
+    leaves_reached,
+    nodes_of,
+)
+from ...memory import is_out_of_memory
+from .._parts import distinct
+from .._stages import stage
+from ..checksum import CLOSE, CLOSE_IN_DOUBLE, signs
+from ..structured import UsesChangedError
+from ._kernel_gradient import KernelGradient, gradients
+
+T = TypeVar("T")
+
+_MOST_OUTPUTS = 3  # another number than that of the samples: some batching rules confuse axes
+_ROUNDINGS = 1e3
+# Of a difference of values only the steps without a kink in between are right.
+_STEPS = (1e-4, 1e-5, 1e-6)
+_CLOSE_TO_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What plain backward passes give.
+
+    Attributes:
+        value: `⟨Jᵀu, Jᵀv⟩`.
+        gradients: By the sources; None of what is no parameter and no input.
+        has_functions: Whether an `autograd.Function` takes part.
+    """
+
+    value: Tensor
+    gradients: list[Tensor | None]
+    has_functions: bool
+
+
+def check_gradient(gradient: KernelGradient) -> KernelGradient:
+    """The gradient as it is to be taken: by torch.func, or by loops where that is not right.
+
+    Raises:
+        ValueError: Autograd cannot differentiate the kernel of this model, or not by all tensors
+            that require grad and that it depends on.
+    """
+    with stage("check"):
+        small = _Small.of(gradient)
+        expected = small.expected()
+        if expected.has_functions:
+            small.in_dtype(torch.float64).check_difference()
+        for by_loops in (False, True):
+            if small.is_right(by_loops, expected):
+                return replace(gradient, by_loops=by_loops)
+    raise value_error(
+        "differentiable",
+        "False for a model whose kernel has no right gradient",
+        "True, where the gradient of ⟨Jᵀu, Jᵀv⟩ is not that of plain backward passes",
+        "An operation of the model has a second derivative that is missing or wrong.",
+    )
+
+
+@dataclass(frozen=True)
+class _Small:
+    """The same kernel for two samples, and for a few random combinations of the outputs.
+
+    Attributes:
+        gradient: Of that kernel.
+        u, v: Weights `[N, O]`.
+    """
+
+    gradient: KernelGradient
+    u: Tensor
+    v: Tensor
+
+    @staticmethod
+    def of(gradient: KernelGradient) -> _Small:
+        """From the whole kernel."""
+        job, sources = gradient.job, gradient.sources
+        several = len(job.x1) > 1 or job.x2 is not None
+        x = job.x1[:1].join(job.columns[-1:]) if several else job.x1
+        k, before = min(job.outputs, _MOST_OUTPUTS), job.fn.transform
+        like = torch.zeros((), dtype=job.fn.dtype, device=job.fn.device)
+        mixing = signs(job.outputs, k, like=like) / job.outputs**0.5
+
+        def outputs(out: Tensor) -> Tensor:
+            rows: Tensor = (out if before is None else before(out)) @ mixing.to(out)
+            return rows
+
+        fn, forward = job.fn.with_outputs(outputs), replace(job.forward, outputs=k)
+        job = replace(job, fn=fn, x1=x, x2=None, output="full", forward=forward, batch_size=None)
+        inputs = tuple(dict.fromkeys((*sources.first, *sources.second)))
+        sources = replace(sources, first=inputs, second=())
+        made = replace(gradient, job=job, sources=sources)
+        return _Small(made, *(signs(len(x), k, like=like) for _ in range(2)))
+
+    def in_dtype(self, dtype: torch.dtype) -> _Small:
+        """The same in another precision."""
+        gradient = replace(self.gradient, job=self.gradient.job.in_dtype(dtype))
+        return _Small(gradient, self.u.to(dtype), self.v.to(dtype))
+
+    def is_right(self, by_loops: bool, expected: _Expected) -> bool:
+        """Whether value and gradients are as expected, up to rounding."""
+        job, sources = self.gradient.job, self.gradient.sources
+        gradient = replace(self.gradient, by_loops=by_loops)
+        # In the precision of the evaluation: gradients come in that of the values.
+        parameters = [copied(t, job.fn.dtype) for t in sources.tensors[: len(sources.names)]]
+        values = [*parameters, *(job.x1.tensors[i] for i in sources.first)]
+        weights = torch.einsum("ni,mj->nmij", self.u, self.v)
+        try:
+            value, found = gradient.of(values, dict.fromkeys(distinct(job.keys), weights))
+        except (CannotTransformError, UsesChangedError):
+            return False
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        if self._agree([value, *found], [expected.value, *expected.gradients]):
+            return True
+        if job.fn.dtype == torch.float64:
+            return False
+        try:
+            double = self.in_dtype(torch.float64)
+            return double.is_right(by_loops, double.expected())
+        except (ArgumentError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+
+    def _agree(self, found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
+        kinds = {self.gradient.job.fn.dtype, self.gradient.job.forward.precision}
+        exact = kinds == {torch.float64}
+        close = CLOSE_IN_DOUBLE if exact else CLOSE
+        pairs = [
+            (torch.zeros_like(w) if f is None else f.to(w), w)
+            for f, w in zip(found, expected, strict=True)
+            if w is not None and w.numel()
+        ]
+        sizes = [float(w.abs().max()) for _, w in pairs]
+        noise = _ROUNDINGS * torch.finfo(torch.float64 if exact else torch.float32).eps * max(sizes)
+        return all(
+            float((f - w).abs().max()) <= max(close * size, noise)
+            for (f, w), size in zip(pairs, sizes, strict=True)
+        )
+
+    def expected(self) -> _Expected:
+        """By plain backward passes.
+
+        Raises:
+            ValueError: There is no second derivative, or tensors besides the sources require grad.
+        """
+        sources = self.gradient.sources
+
+        def of_pass(found: PlainPass, inputs: Batch) -> _Expected:
+            value = self._value(found, create_graph=True)
+            leaves: dict[Any, Tensor] = {**found.leaves, **dict(enumerate(inputs.tensors))}
+            _check_reached([value, found.outputs], leaves)
+            wanted = [leaves.get(k) for k in (*sources.names, *sources.first)]
+            by = [t for t in wanted if t is not None]
+            each = iter(gradients([value], by))
+            made: list[Tensor | None] = []
+            for t in wanted:
+                g = None if t is None else next(each)
+                made.append(torch.zeros_like(t) if t is not None and g is None else g)
+            nodes = nodes_of(found.outputs)
+            has_functions = any(isinstance(node, BackwardCFunction) for node in nodes)
+            return _Expected(value.detach(), made, has_functions)
+
+        try:
+            return self._run(of_pass, {})
+        except ArgumentError:
+            raise
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            lines = str(error).strip().splitlines()
+            raise value_error(
+                "differentiable",
+                "False for a model that autograd cannot differentiate twice",
+                f"True, where it fails with {lines[0] if lines else type(error).__name__}",
+                "The error above this one names the operation.",
+            ) from error
+
+    def check_difference(self) -> None:
+        """Compare the derivative in a random direction with differences of the value.
+
+        Raises:
+            ValueError: It is none of them.
+        """
+        job, sources = self.gradient.job, self.gradient.sources
+        given = {n: t.detach() for n, t in zip(sources.names, sources.tensors, strict=False)}
+        by: dict[Any, Tensor] = {**given, **{i: job.x1.tensors[i] for i in sources.first}}
+        pairs = []
+        directions: dict[object, Tensor] = {}
+        for (key, t), g in zip(by.items(), self.expected().gradients, strict=True):
+            if g is not None:
+                directions[key] = signs(*t.shape, like=g)
+                pairs.append((g.conj() * directions[key]).real)
+        slope, size = (float(sum(p.sum() for p in of)) for of in (pairs, [p.abs() for p in pairs]))
+        rates = []
+        for step in _STEPS:
+            moved = ({k: h * d for k, d in directions.items()} for h in (step, -step))
+            after, before = (
+                float(self._run(lambda found, _: self._value(found, False), m)) for m in moved
+            )
+            rates.append((after - before) / (2 * step))
+        size = max(size, *(abs(rate) for rate in rates))
+        if min(abs(rate - slope) for rate in rates) > _CLOSE_TO_DIFFERENCE * size:
+            raise value_error(
+                "differentiable",
+                "False for a model with an autograd.Function whose backward pass autograd cannot "
+                "follow",
+                f"True, where the derivative of the kernel in a direction is {slope:.6g}, and "
+                f"{rates[1]:.6g} by a difference of its values",
+                "In `backward`, compute with ctx.saved_tensors, and not with .data, .detach() or "
+                "NumPy.",
+            )
+
+    def _value(self, found: PlainPass, create_graph: bool) -> Tensor:
+        """`⟨Jᵀu, Jᵀv⟩`."""
+        job = self.gradient.job
+        names = list(job.fn.params)
+        left, right = (found.gradients(w, create_graph, names) for w in (self.u, self.v))
+        left = {n: job.precondition.columns(n, g.reshape(-1)) for n, g in left.items()}
+        right = {n: job.precondition.columns(n, g.reshape(-1)) for n, g in right.items()}
+        return torch.stack([left[n] @ right[n] for n in names]).sum()
+
+    def _run(self, use: Callable[[PlainPass, Batch], T], moved: Mapping[Any, Tensor]) -> T:
+        """What `use` makes of a plain pass and its inputs.
+
+        Args:
+            use: Called with them.
+            moved: By the name of a parameter or the index of an input what is added to it.
+        """
+        job, plain = self.gradient.job, self.gradient.job.fn.exact_plain
+        names = {*plain.selected, *(n for n in self.gradient.sources.names if n in plain.own)}
+        every = {**plain.fixed, **plain.selected}
+        placed = replace(
+            plain,
+            selected={n: every[n] + moved[n] if n in moved else every[n] for n in names},
+            fixed={n: t for n, t in plain.fixed.items() if n not in names},
+        )
+        # All inputs require grad: a forward that differentiates by some finds them as they must be.
+        leaves = [
+            (t + moved[i] if i in moved else t.clone()).detach().requires_grad_()
+            if t.is_floating_point()
+            else t
+            for i, t in enumerate(job.x1.tensors)
+        ]
+        inputs = job.x1.with_tensors(leaves)
+        with torch.enable_grad():  # the copies of the inputs belong to the graph
+            return placed.run(inputs, lambda found: use(found, inputs), lambda _: RightOperations())
+
+
+def _check_reached(ends: list[Tensor], leaves: Mapping[Any, Tensor]) -> None:
+    """Raise if others than these require grad, to which no gradient of the kernel would go."""
+    known = {id(t) for t in leaves.values()}
+    for other in leaves_reached(*ends).values():
+        if id(other) not in known:
+            raise value_error(
+                "differentiable",
+                "False where outputs depend on tensors that require grad and that are neither "
+                "parameters of the model nor part of a batch",
+                f"True, where the forward (or forward_fn) reaches {describe(other)} by a closure "
+                "or an attribute",
+                "Make it a parameter of a module around both, or an entry of params of a function "
+                "f(params, batch); or detach it.",
+            )

@@ -1,0 +1,100 @@
+"""A kernel that autograd differentiates by evaluating its model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._checks import value_error
+from .._parts import Kernels
+from ..checksum import CLOSE, CLOSE_IN_DOUBLE
+from ._kernel_gradient import KernelGradient
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a backward pass needs.
+
+    Attributes:
+        gradient: Of the kernel.
+        keys: Of its parts.
+        divisor: By which products are divided in the end.
+        evaluating: Around the evaluation of the model; see `quiet`.
+        values: The parts as they were computed; empty if nothing is to be compared.
+    """
+
+    gradient: KernelGradient
+    keys: tuple[str, ...]
+    divisor: int
+    evaluating: Callable[[], AbstractContextManager[object]]
+    values: Kernels
+
+    def gradients(
+        self, tensors: tuple[Tensor, ...], weights: tuple[Tensor | None, ...], create_graph: bool
+    ) -> list[Tensor | None]:
+        """By the sources, of which `tensors` are the values."""
+        kind = self.gradient.job.fn.products
+        given = {k: w for k, w in zip(self.keys, weights, strict=True) if w is not None}
+        with torch.set_grad_enabled(create_graph):
+            scaled = {k: w.to(kind) / self.divisor for k, w in given.items()}
+        with self.evaluating():
+            value, found = self.gradient.of(tensors, scaled, create_graph)
+        if self.values:
+            self._check_value(value.detach(), {k: w.detach() for k, w in given.items()})
+        return found
+
+    def _check_value(self, value: Tensor, weights: Kernels) -> None:
+        """Raise unless ⟨W, Θ⟩ is that of the kernel that was returned.
+
+        The model that is evaluated again may have been changed meanwhile, in what is no parameter.
+        """
+        job, expected, scale, close = self.gradient.job, 0.0, 0.0, 0.0
+        for key, w in weights.items():
+            kernel = self.values[key]
+            expected += float((w * kernel).sum(dtype=value.dtype))
+            scale += float(w.abs().sum(dtype=value.dtype)) * float(kernel.abs().max())
+            kinds = {kernel.dtype, job.fn.dtype, job.forward.precision}
+            # The entries of half precision have been rounded more than that.
+            rounding = 4 * torch.finfo(kernel.dtype).eps
+            close = CLOSE_IN_DOUBLE if kinds == {torch.float64} else max(CLOSE, rounding)
+        if abs(float(value) - expected) > close * scale:
+            raise value_error(
+                "model",
+                "in the backward pass what it was when its kernel was computed",
+                f"one whose kernel has changed (⟨W, Θ⟩ is {float(value):.6g}, and was "
+                f"{expected:.6g})",
+                "The backward pass evaluates the model again: change its modules, attributes and "
+                "what forward_fn reaches after it.",
+            )
+
+
+def connected(kernels: Kernels, recipe: Recipe) -> Kernels:
+    """The same kernels, of which autograd goes on to the sources."""
+    with torch.enable_grad():
+        found = _Kernel.apply(
+            recipe, [kernels[k] for k in recipe.keys], *recipe.gradient.sources.tensors
+        )
+    return dict(zip(recipe.keys, found, strict=True))
+
+
+class _Kernel(torch.autograd.Function):
+    """Values that are known, with the derivatives of what they were computed from."""
+
+    @staticmethod
+    def forward(ctx: Any, recipe: Recipe, values: list[Tensor], *tensors: Tensor) -> Any:
+        """The values themselves."""
+        ctx.recipe = recipe
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)  # raises if one is written to before the backward pass
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx: Any, *weights: Tensor | None) -> Any:
+        """By the sources."""
+        create_graph = torch.is_grad_enabled()
+        return None, None, *ctx.recipe.gradients(ctx.saved_tensors, weights, create_graph)
