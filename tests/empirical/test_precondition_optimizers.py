@@ -137,6 +137,17 @@ def test_a_state_that_was_loaded_and_the_same_tensors_under_other_names() -> Non
     assert relative_error(found, kernel) < 1e-12
 
 
+@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
+def test_in_inference_mode(method: Any) -> None:
+    model = net()
+    optimizer = Adam(model.parameters(), 0.01)
+    trained(model, optimizer)
+    kernel = empirical_ntk(model, X, precondition=optimizer)
+    with torch.inference_mode():
+        found = empirical_ntk(model, X, method=method, precondition=optimizer)
+    assert relative_error(found, kernel) < 1e-12
+
+
 def test_learning_rates_count_relative_to_the_first_group() -> None:
     model = net()
     adam_, sgd = Adam(groups_of(model)), SGD(groups_of(model))
