@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -19,7 +21,15 @@ from torch_ntk._checks import (
     type_error,
     value_error,
 )
-from torch_ntk.monitor import ProbeLike, Results, Session, SessionOptions, Training, snapshot
+from torch_ntk.monitor import (
+    ProbeLike,
+    Results,
+    Session,
+    SessionOptions,
+    Training,
+    Verdict,
+    snapshot,
+)
 
 from . import _loggers
 from ._checkpoint_state import CheckpointState
@@ -100,6 +110,8 @@ class KernelCallback(Results, Callback):
         self._session.reset()
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
+        self._shared: Verdict | None = None
+        self._told: tuple[int | None, str] = (None, "")  # the verdict's last step, and its regime
         self._state = CheckpointState(self.theta_0)
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
 
@@ -176,6 +188,39 @@ class KernelCallback(Results, Callback):
         if self._session.is_due(step):
             self._measure(trainer, pl_module, step, batch)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Let every process know what was measured, before a callback looks at it."""
+        if self._shared is None or trainer.is_last_batch:
+            self._share(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same; callbacks look at the end of a validation too."""
+        if not trainer.sanity_checking:
+            self._share(trainer)
+
+    def _share(self, trainer: Trainer) -> None:
+        """Send the last values, and the verdict, from the first process to all.
+
+        Every process comes here at the same places, so that none waits for another one in vain.
+        """
+        rows, tag = self._session.record.history, self._session.tag
+        own = {tag(n): v for n, v in rows[-1].items() if n != "step"} if rows else {}
+        found = (own, astuple(self.verdict))
+        if trainer.world_size > 1:
+            found = trainer.strategy.broadcast(found, src=0)
+        values, words = found
+        trainer.callback_metrics.update({n: torch.tensor(v) for n, v in values.items()})
+        self._shared = Verdict(*words)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The regime of the training, with the reason, from the last measurement.
+
+        On another process than the first, as that one has told it.
+        """
+        told = None if self._session.record.history else self._shared
+        return super().verdict if told is None else told
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step here: at the end of training the weights may be averaged ones."""
         if not trainer.is_global_zero or has_averaged_weights(trainer):
@@ -187,19 +232,19 @@ class KernelCallback(Results, Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step if that has not been done, and say what the curves say."""
-        if not trainer.is_global_zero:
-            return
-        if not swaps_weights(trainer):
-            self._finish(trainer, pl_module)
-        elif self._trained is not None and self._trained[0] == steps_taken(trainer):
-            with lent_weights(pl_module, self._trained[1]):
+        if trainer.is_global_zero:
+            if not swaps_weights(trainer):
                 self._finish(trainer, pl_module)
+            elif self._trained is not None and self._trained[0] == steps_taken(trainer):
+                with lent_weights(pl_module, self._trained[1]):
+                    self._finish(trainer, pl_module)
         self._trained = None
         self._session.release()
-        last, found = self._session.last_step, self.verdict
+        self._share(trainer)
+        if not trainer.is_global_zero:
+            return
         with writing(self._session):
-            if found.regime != "unknown" and last is not None:
-                _loggers.log_text(trainer, self._session.tag("verdict"), str(found), last)
+            self._write_verdict(trainer)
             _loggers.flush(trainer)
 
     def on_exception(
@@ -208,7 +253,16 @@ class KernelCallback(Results, Callback):
         """Write out what has been measured; an interrupted run ends here."""
         if trainer.is_global_zero:
             with writing(self._session):
+                self._write_verdict(trainer)
                 _loggers.flush(trainer)
+
+    def _write_verdict(self, trainer: Trainer) -> None:
+        """Log what is known of the regime, unless that has been done at this step."""
+        step, found = self._session.last_step, self.verdict
+        if found.regime != "unknown" and step is not None and step != self._told[0]:
+            tag = self._session.tag("verdict")
+            _loggers.log_text(trainer, tag, str(found), found.text, step)
+            self._told = (step, found.regime)
 
     def state_dict(self) -> dict[str, Any]:
         """Reference (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
@@ -262,6 +316,11 @@ class KernelCallback(Results, Callback):
             steps = [row["step"] for row in session.record.history]
             draw = self.log_figures and (last or self._draws(steps))
             log_observation(trainer, session, seen, draw=draw)
+            if trainer.world_size == 1:
+                self._share(trainer)
+        if self.verdict.regime != self._told[1]:
+            with writing(session):
+                self._write_verdict(trainer)
         spent, limit = session.schedule.last_cost, patience(trainer)
         if limit is not None and spent > _SLOW * limit:
             session.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))

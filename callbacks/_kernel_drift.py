@@ -13,8 +13,9 @@ from ._options import KernelOptions
 class KernelDrift(KernelCallback):
     r"""Logs how far and how fast the kernel on a fixed probe moves, with a heat map of the kernel.
 
-    That is `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, and `ntk/velocity` = ‖Θ_t - Θ_s‖_F /
-    (‖Θ_t‖_F (t - s)) with the measurement before, at step s.
+    That is `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, `ntk/kernel_distance` = 1 less the cosine between
+    Θ_t and Θ_0, and `ntk/velocity` = ‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)) with the measurement before,
+    at step s.
 
     Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
     its time under a name of its own, here `drift_seconds`.
@@ -28,6 +29,6 @@ class KernelDrift(KernelCallback):
     def __init__(self, probe: ProbeLike | None = None, **options: Unpack[KernelOptions]) -> None:
         super().__init__(
             probe,
-            metrics=("drift", "velocity"),
+            metrics=("drift", "kernel_distance", "velocity"),
             **options,
         )

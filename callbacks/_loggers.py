@@ -72,19 +72,19 @@ def log_layout(trainer: Trainer, groups: Layout) -> None:
             logger.experiment.add_custom_scalars(groups)
 
 
-def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
-    """Log a line of text on the loggers that show text.
+def log_text(trainer: Trainer, tag: str, line: str, text: str, step: int) -> None:
+    """Log a line, or all of a text, on the loggers that show text.
 
-    TensorBoard shows it at `step`; Weights & Biases keeps it in the summary and MLflow in the tags
-    of the run, by which their tables of runs can be filtered.
+    TensorBoard shows the text at `step`; Weights & Biases keeps the line in the summary and MLflow
+    in the tags of the run, by which their tables of runs can be filtered.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(tag, text, step)
         elif isinstance(logger, WandbLogger):
-            logger.experiment.summary[tag] = text
+            logger.experiment.summary[tag] = line
         elif isinstance(logger, MLFlowLogger):
-            logger.experiment.set_tag(logger.run_id, mlflow_name(tag), text)
+            logger.experiment.set_tag(logger.run_id, mlflow_name(tag), line)
 
 
 def flush(trainer: Trainer) -> None:

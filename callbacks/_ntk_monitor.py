@@ -20,7 +20,8 @@ class NTKMonitor(KernelCallback):
     At each measurement, Θ_t being the kernel on the probe and θ_0, f_0, Θ_0 those of the reference
     (the first step of the run, also after a resume), it logs:
 
-    - `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training;
+    - `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training, and `ntk/kernel_distance`, 1 less
+      the cosine between the two: how far the kernel has turned, from 0 to 1;
     - `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition`: the spectrum's ends, which are the
       slowest and the fastest rates at which gradient descent fits the probe, and their ratio;
     - `ntk/effective_rank`: the exponential of the entropy of the spectrum;
@@ -73,6 +74,9 @@ class NTKMonitor(KernelCallback):
             The first and the last step are always measured.
         at_steps: Measure at exactly these steps, besides the first and the last; instead of
             `every_n_steps`, `schedule` and `max_overhead`.
+        anchor_at: The step at which the reference is taken, and before which nothing is measured;
+            None is the first one. The running statistics of normalization mean nothing in a fresh
+            network, and move kernel and outputs until they have settled.
         schedule: `"linear"`, or `"log"` for about four points per doubling of the step.
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"`, `"full"` or
             `"probed"`. None is `"mean"`, and for networks with more than 64 outputs (a vocabulary,
@@ -155,6 +159,7 @@ class NTKMonitor(KernelCallback):
         validation_probe: ProbeLike | None = None,
         every_n_steps: int | None = None,
         at_steps: Iterable[int] | None = None,
+        anchor_at: int | None = None,
         schedule: str = "linear",
         output: KernelOutput = None,
         kernel: str = "gradient",

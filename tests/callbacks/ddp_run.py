@@ -34,7 +34,7 @@ def main(rank: str, port: str, folder: str) -> None:
     )
 
     import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import DDPStrategy
     from lightning_runs import Classifier, classifier, data, fit, loader, with_batch_norm
@@ -104,10 +104,18 @@ def main(rank: str, port: str, folder: str) -> None:
     found["history"] = monitor.history
     warnings.filterwarnings("ignore")
 
+    # Every process stops at the same epoch, and knows the verdict.
+    stop = EarlyStopping(
+        "ntk/param_drift", mode="max", stopping_threshold=0.1, check_on_train_epoch_end=True
+    )
+    watch = NTKMonitor(4, every_n_steps=2, metrics=("drift", "param_drift"))
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
+    stopped = fit(path, classifier(lr=0.1), [stop, watch], max_epochs=50, **options)
+    found["stopped"] = [stopped.global_step, str(watch.verdict)]
+
     # Every process loads the state; the first one goes on measuring.
     again = NTKMonitor(4, **settings)
     last = str(path / "checkpoints" / "last.ckpt")
-    options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     fit(path, classifier(with_batch_norm), [again], ckpt_path=last, max_epochs=3, **options)
     state = again.state_dict()
     found["resumed"] = again.history

@@ -49,6 +49,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "validation_probe": 4,
     "every_n_steps": 2,
     "at_steps": None,
+    "anchor_at": 3,
     "schedule": "log",
     "output": "trace",
     "kernel": "optimizer",

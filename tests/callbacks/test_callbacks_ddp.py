@@ -59,9 +59,13 @@ def test_two_processes(tmp_path: Path) -> None:
         assert len(a["moments"]) == len(b["moments"]) == 6
         assert all(torch.equal(v, w) for v, w in zip(a["moments"], b["moments"], strict=True))
         assert torch.equal(a["random"], b["random"])
-        # Not one communication more, on no process.
+        # The values are told after the first step, at the ends of two epochs and at the end.
+        more = {"broadcast_object_list": a["collectives"].get("broadcast_object_list", 0) + 4}
         assert sum(a["collectives"].values()) > 0
-        assert a["collectives"] == b["collectives"]
+        assert {**a["collectives"], **more} == b["collectives"]
+    assert found[0]["stopped"] == found[1]["stopped"]
+    assert 0 < found[0]["stopped"][0] < 150
+    assert not found[1]["stopped"][1].startswith("unknown")
 
     history = found[0]["history"]
     assert history["step"] == list(range(len(history["step"])))

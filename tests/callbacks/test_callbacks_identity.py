@@ -134,7 +134,8 @@ class Ledger(Callback):
         self.flags.append([m.training for m in pl_module.modules()])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+        own = {k: v for k, v in trainer.callback_metrics.items() if "/" not in k}
+        self.metrics.append({k: float(v) for k, v in own.items()})
 
 
 def _params(module: nn.Module) -> list[nn.Parameter]:

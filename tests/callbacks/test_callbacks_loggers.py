@@ -23,6 +23,7 @@ from torch_ntk.callbacks import KernelDrift, KernelSpectrum, LinearizationGap, N
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_SAYS]
 NAMES = {
     "ntk/drift",
+    "ntk/kernel_distance",
     "ntk/lambda_min",
     "ntk/lambda_max",
     "ntk/condition",
@@ -78,9 +79,9 @@ def test_images_and_verdict_on_tensorboard(tmp_path: Path) -> None:
         images = seen.Images(tag)
         assert [i.step for i in images] == [0, 1, 3, 7, 10]  # the 1st, 2nd, 4th, 8th, last point
         assert all(i.width > 300 and i.height > 300 for i in images)
-    (text,) = seen.Tensors("ntk/verdict/text_summary")
+    *_, text = seen.Tensors("ntk/verdict/text_summary")
     assert text.step == 10
-    assert text.tensor_proto.string_val[0].decode() == str(monitor.verdict)
+    assert text.tensor_proto.string_val[0].decode() == monitor.verdict.text
 
 
 def test_the_parts_share_a_prefix_and_no_curve(tmp_path: Path) -> None:

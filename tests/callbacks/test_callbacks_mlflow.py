@@ -87,7 +87,7 @@ def test_every_point_and_every_figure(logger: MLFlowLogger, tmp_path: Path) -> N
     run = client(logger).get_run(logger.run_id)
     names = set(monitor.history) - {"step"}
     assert set(run.data.metrics) == names | {"loss", "epoch"}
-    assert len(names) == 14
+    assert len(names) == 15
     for name in names:
         found = points(logger, name)
         assert found == measured(monitor, name)

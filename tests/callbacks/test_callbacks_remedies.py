@@ -248,6 +248,18 @@ def test_a_learning_rate_of_zero(tmp_path: Path) -> None:
     assert "running statistics" in monitor.verdict.reason
 
 
+def test_statistics_that_have_settled_leave_a_verdict(tmp_path: Path) -> None:
+    """From step 40 on they follow the parameters, which move little."""
+    monitor = NTKMonitor(6, every_n_steps=20, anchor_at=40)
+    network = classifier(norm_net, lr=0.002)
+    fit(tmp_path, network, [monitor], loader(batch_size=40), max_epochs=80)
+    assert monitor.history["step"] == [40, 60, 80]
+    assert monitor.history["ntk/drift"][0] == 0.0
+    assert monitor.history["ntk/anchor_step"][0] == 40.0
+    assert monitor.history["ntk/buffer_drift"][-1] < 0.1
+    assert monitor.verdict.regime != "undecided"
+
+
 class Diverges(Classifier):
     """Has a loss that is NaN from some step on."""
 

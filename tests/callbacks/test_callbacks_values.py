@@ -6,10 +6,13 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning_runs import LIGHTNING_SAYS, Watch, classifier, fit, loader, mlp, with_batch_norm
 from oracles import jacobian_loop, ntk_loop, reduced
 from torch import Tensor, nn
@@ -290,3 +293,19 @@ def test_selected_parameters(tmp_path: Path) -> None:
     theta = reduced(ntk_loop(untouched, x.double(), x.double(), ["2.weight", "2.bias"]), "mean")
     top = float(torch.linalg.eigvalsh(theta)[-1])
     assert monitor.history["ntk/lambda_max"][0] == pytest.approx(top, rel=1e-10)
+
+
+def test_other_callbacks_watch_what_is_measured(tmp_path: Path) -> None:
+    """Also one that stands before the monitor and looks at the end of an epoch."""
+    stop = EarlyStopping(
+        "ntk/param_drift", mode="max", stopping_threshold=0.05, check_on_train_epoch_end=True
+    )
+    best = ModelCheckpoint(tmp_path, monitor="ntk/drift", mode="max", every_n_train_steps=1)
+    monitor = NTKMonitor(6, every_n_steps=1)
+    logger = CSVLogger(tmp_path)
+    options: dict[str, Any] = {"max_epochs": 50, "enable_checkpointing": True, "logger": logger}
+    run = fit(tmp_path, classifier(lr=0.01), [stop, monitor, best], **options)
+    moved, drift = (monitor.history[f"ntk/{name}"] for name in ("param_drift", "drift"))
+    assert 5 < run.global_step < 250
+    assert moved[-1] > 0.05 > moved[-7]  # it stopped at the first epoch that ended beyond
+    assert float(best.best_model_score) == pytest.approx(max(drift[:-1]), rel=1e-6)

@@ -150,7 +150,7 @@ def test_every_point_and_every_image(logger: WandbLogger, tmp_path: Path) -> Non
     kept = Kept(logger)
 
     names = set(monitor.history) - {"step"}
-    assert len(names) == 14
+    assert len(names) == 15
     for name in names:
         assert kept.points(name) == measured(monitor, name)
         assert kept.summary[name] == monitor.history[name][-1]

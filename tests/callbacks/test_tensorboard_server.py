@@ -118,7 +118,7 @@ def test_the_images(served: tuple[str, NTKMonitor], tag: str) -> None:
 
 def test_the_verdict(served: tuple[str, NTKMonitor]) -> None:
     address, monitor = served
-    (entry,) = json.loads(
+    *_, entry = json.loads(
         get(address, "data/plugin/text/text", run=RUN, tag="ntk/verdict/text_summary")
     )
     assert entry["step"] == 10

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_ntk.metrics import kernel_drift, linearization_gap, param_drift
+from torch_ntk.metrics import kernel_distance, kernel_drift, linearization_gap, param_drift
 
 RNG = np.random.default_rng
 
@@ -36,6 +36,22 @@ def test_kernel_drift_known_values_and_invariances() -> None:
     rotation = torch.linalg.qr(torch.from_numpy(RNG(3).standard_normal((4, 4)))).Q
     turned = kernel_drift(rotation @ now @ rotation.T, rotation @ start @ rotation.T)
     assert turned.item() == pytest.approx(base, rel=1e-12)
+
+
+def test_kernel_distance_is_one_minus_the_cosine() -> None:
+    start, now = (torch.from_numpy(RNG(s).standard_normal((4, 4, 2))) for s in (1, 2))
+    expected = 1.0 - float((start * now).sum() / start.norm() / now.norm())
+    for scale in (1.0, 1e-200, 1e200, 1e307):
+        found = kernel_distance(scale * now, start)
+        assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert kernel_distance(3.0 * start, start).item() < 1e-31
+    # Half of the square of a small angle, which 1 - cosine would lose.
+    first = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    assert kernel_distance(first + 1e-9 * first.flip(1), first).item() == pytest.approx(
+        0.5e-18, rel=1e-6
+    )
+    with pytest.raises(ValueError, match="`theta_t` must be a kernel other than zero"):
+        kernel_distance(torch.zeros(3, 3), torch.eye(3))
 
 
 def test_full_kernel_of_independent_outputs_drifts_as_its_block() -> None:

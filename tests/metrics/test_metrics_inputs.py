@@ -31,6 +31,7 @@ OF_A_KERNEL: dict[str, Callable[[Tensor], object]] = {
 }
 OF_ANY: dict[str, Callable[[Tensor], object]] = {
     **OF_A_KERNEL,
+    "kernel_distance": lambda kernel: metrics.kernel_distance(kernel, OTHER),
     "kernel_drift": lambda kernel: metrics.kernel_drift(kernel, OTHER),
     "param_drift": lambda kernel: metrics.param_drift([kernel], [OTHER]),
     "linearization_gap": lambda kernel: metrics.linearization_gap(kernel, OTHER, 2.0 * OTHER),

@@ -72,6 +72,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     return norm(a - b) / norm(b)
 
 
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum()) / norm(a) / norm(b)
+
+
 def flat(network: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
 
@@ -85,7 +89,7 @@ def entropic(eigenvalues: Tensor) -> float:
 def alignment(run: Run) -> dict[str, float]:
     y = torch.eye(OUTPUTS, dtype=torch.float64)[LABELS] - 1 / OUTPUTS
     gram = y @ y.T
-    return {"alignment": float((run.kernel * gram).sum()) / norm(run.kernel) / norm(gram)}
+    return {"alignment": cosine(run.kernel, gram)}
 
 
 def linearization_gap(run: Run) -> dict[str, float]:
@@ -123,6 +127,9 @@ def infinite_gap(run: Run) -> dict[str, float]:
 
 MEANT: dict[str, Callable[[Run], dict[str, float]]] = {
     "drift": lambda run: {"drift": distance(run.kernel, run.theta(run.start))},
+    "kernel_distance": lambda run: {
+        "kernel_distance": 1.0 - cosine(run.kernel, run.theta(run.start))
+    },
     "lambda_min": lambda run: {"lambda_min": float(run.eigenvalues[0])},
     "lambda_max": lambda run: {"lambda_max": float(run.eigenvalues[-1])},
     "condition": lambda run: {"condition": float(run.eigenvalues[-1] / run.eigenvalues[0])},

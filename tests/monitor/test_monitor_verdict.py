@@ -68,6 +68,7 @@ def test_moving_buffers_leave_it_undecided() -> None:
     assert result.regime == "undecided"
     assert "50.0%" in result.reason
     assert "running statistics of normalization moved by 40.0% of their norm" in result.reason
+    assert "anchor_at=" in result.meaning
     assert verdict({**seen, "buffer_drift": 0.1}).regime == "feature learning"
     # Already where the parameters alone would be called neither lazy nor feature learning.
     between = {"drift": 0.2, "linearization_gap": 0.2, "buffer_drift": 0.4}
@@ -82,3 +83,34 @@ def test_diverged() -> None:
     assert result.regime == "diverged"
     assert "at step 7" in result.reason
     assert "lower the learning rate" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("distance", "gap", "regime"),
+    [(0.049, 0.3, "in between"), (0.051, 0.0, "feature learning"), (0.0, 0.31, "feature learning")],
+)
+def test_a_kernel_that_grows_has_not_turned(distance: float, gap: float, regime: str) -> None:
+    seen = {"drift": 4.0, "kernel_distance": distance, "linearization_gap": gap}
+    result = verdict(seen)
+    assert result.regime == regime
+    assert f"turned by {distance:.2g} (1 - cosine, 1 at most)" in result.reason
+    assert verdict({**seen, "drift": 0.05, "linearization_gap": 0.0}).regime == "lazy"
+
+
+@pytest.mark.parametrize("cosine", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("size", [2.5, 8.0])
+def test_how_large_the_kernel_has_become(cosine: float, size: float) -> None:
+    drift = math.sqrt(size**2 - 2 * size * cosine + 1)
+    reason = verdict({"drift": drift, "kernel_distance": 1 - cosine}).reason
+    assert f"{size:.3g} times as large as at the start" in reason
+
+
+def test_what_it_means_and_what_it_rests_on() -> None:
+    seen = {"drift": 0.5, "kernel_distance": 0.2, "linearization_gap": 0.4}
+    result = verdict(seen, samples=64, outputs=50257)
+    assert result.text.startswith("Feature learning: the kernel moved by 50.0% of its norm")
+    assert "For lazy training, try a wider network" in result.text
+    assert "It rests on 64 samples." in result.text
+    assert "random directions of 50,257 outputs" in result.text
+    assert "which are few" in verdict(seen, samples=8).limits
+    assert verdict({}).text.startswith("Unknown: ")

@@ -8,6 +8,7 @@ Arguments are never changed; NaN, infinities, and what has no defined value are 
 
 from ._alignment import kernel_alignment as kernel_alignment
 from ._cka import cka as cka
+from ._drift import kernel_distance as kernel_distance
 from ._drift import kernel_drift as kernel_drift
 from ._drift import param_drift as param_drift
 from ._linearization import linearization_gap as linearization_gap
@@ -27,6 +28,7 @@ __all__ = [
     "condition_number",
     "effective_rank",
     "kernel_alignment",
+    "kernel_distance",
     "kernel_drift",
     "lambda_max",
     "lambda_min",

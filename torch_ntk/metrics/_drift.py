@@ -19,6 +19,38 @@ from ._kernels import (
 _KERNEL_DIMENSIONS = (2, 3, 4)
 
 
+def kernel_distance(theta_t: Tensor, theta_0: Tensor) -> Tensor:
+    """How far a kernel has turned, 1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), whatever its size.
+
+    Between positive semi-definite kernels it lies in [0, 1]: 0 for a multiple of the kernel at the
+    start, 1 for one that has no direction in common with it. For small changes of the direction it
+    is half the square of the part of `kernel_drift` that does not lie along Θ_0 (Fort et al. 2020,
+    "Deep learning versus kernel learning", who call it kernel distance).
+
+    Args:
+        theta_t: The kernel now, `[N1, N2]`, `[N1, N2, O]` or `[N1, N2, O, O]`.
+        theta_0: The kernel at the start, of the same shape and on the same device.
+
+    Returns:
+        A 0-dim float64 tensor, at least 0, without unit.
+
+    Raises:
+        TypeError, ValueError: As `kernel_drift`; also if `theta_t` is zero.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk.metrics import kernel_distance
+        >>> grown, turned = torch.diag(torch.tensor([2.0, 0.0])), torch.ones(2, 2)
+        >>> start = torch.diag(torch.tensor([1.0, 0.0]))
+        >>> kernel_distance(grown, start).item(), kernel_distance(turned, start).item()
+        (0.0, 0.5)
+    """
+    now, start = _two_kernels(theta_t, theta_0)
+    # ½ ‖a - b‖² = 1 - ⟨a, b⟩ for a and b of norm 1, without cancellation.
+    difference = _direction("theta_t", now) - _direction("theta_0", start)
+    return scalar(0.5 * frobenius(difference) ** 2, now)
+
+
 def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
     """The relative change of a kernel, ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F.
 
@@ -46,6 +78,12 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
         >>> kernel_drift(1.5 * torch.eye(3), torch.eye(3)).item()
         0.5
     """
+    now, start = _two_kernels(theta_t, theta_0)
+    return scalar(frobenius(now - start) / _size("theta_0", start), now)
+
+
+def _two_kernels(theta_t: Tensor, theta_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, checked."""
     now = as_float64("theta_t", theta_t)
     start = as_float64("theta_0", theta_0)
     check_same_device("theta_t", theta_t.device, "theta_0", theta_0.device)
@@ -59,16 +97,28 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
             theta_0,
             "Pass what empirical_ntk returned, unflattened.",
         )
-    size = frobenius(start)
+    return now, start
+
+
+def _direction(name: str, kernel: Tensor) -> Tensor:
+    """The kernel over its norm, which may be too large for a number."""
+    _size(name, kernel)
+    scaled = kernel / kernel.abs().max()
+    return scaled / frobenius(scaled)
+
+
+def _size(name: str, kernel: Tensor) -> float:
+    """The Frobenius norm of a kernel, which must not be 0."""
+    size = frobenius(kernel)
     if size == 0.0:
         raise value_error(
-            "theta_0",
+            name,
             "a kernel other than zero",
             "a kernel whose entries are all 0",
             "A change relative to it is not defined; check that the parameters require grad "
             "and that the network is not dead on these samples.",
         )
-    return scalar(frobenius(now - start) / size, now)
+    return size
 
 
 def param_drift(

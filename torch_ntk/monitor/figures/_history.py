@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..._checks import value_error
 from ..measure._metric import Curve, Panel
 from ..measure._metrics import LAZY, PANELS, curve_of
-from ..measure._verdict import LAZY_BELOW
+from ..measure._verdict import LAZY_BELOW, RICH_ABOVE
 
 _MOST_NAMED = 8
 _COLUMNS = 3
@@ -82,7 +82,8 @@ def _draw(
     if panel.logarithmic and math.isfinite(smallest):
         axes.set_yscale("log")
     if panel is LAZY:
-        axes.axhline(LAZY_BELOW, color="0.6", linestyle=":", linewidth=1.0)
+        for limit in (LAZY_BELOW, RICH_ABOVE):
+            axes.axhline(limit, color="0.6", linestyle=":", linewidth=1.0)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.25)

@@ -46,9 +46,10 @@ class Monitor(Results):
             or their number, to be taken from the `batch` of the first call; None takes up to 64.
         log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
-        **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `schedule`, `output`,
-            `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`, `input_fn`, `forward_fn`,
-            `params`, `batch_size`, `dtype`, `method` and `loss`, as in `NTKMonitor`.
+        **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `anchor_at`,
+            `schedule`, `output`, `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`,
+            `input_fn`, `forward_fn`, `params`, `batch_size`, `dtype`, `method` and `loss`, as in
+            `NTKMonitor`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

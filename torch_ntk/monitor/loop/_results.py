@@ -35,7 +35,13 @@ class Results:
         rows, reference = record.history, record.reference
         # At the reference itself nothing is known yet.
         has_moved = bool(rows) and reference is not None and rows[-1]["step"] > reference.step
-        return verdict(rows[-1] if has_moved else {}, self._session.diverged_at)
+        evaluation = record.evaluation
+        return verdict(
+            rows[-1] if has_moved else {},
+            self._session.diverged_at,
+            samples=None if reference is None else len(reference.probe),
+            outputs=evaluation.size if evaluation.is_probed else None,
+        )
 
     def plot(self) -> tuple[Figure, np.ndarray[Any, Any]]:
         """The curves, with the verdict above them: the figure and its axes `[panels]`.

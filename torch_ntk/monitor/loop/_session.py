@@ -151,6 +151,8 @@ class Session:
         """Whether to measure at `step`, at which nothing has been tried yet."""
         if step == self.last_step:  # the same parameters: an accumulating batch, or a restart
             return False
+        if self.record.reference is None and step < (self.settings.anchor_at or 0):
+            return False
         # Also where the first measurement failed: a network that cannot be measured is not
         # tried again at every step.
         return self.last_step is None or self.schedule.due(step, self.last_step)
@@ -233,7 +235,7 @@ class Session:
             self.say(_PROBED.format(self._owner, evaluation.size))
         if self.record.awaits_step:
             self.say(_NO_STEP.format(self._owner))
-        if step > 0:
+        if step > 0 and self.settings.anchor_at is None:
             self.warn_once("late", _LATE.format(self._owner, step))
 
     def offer_validation(self, find: Callable[[], nn.Module], batch: Any) -> None:

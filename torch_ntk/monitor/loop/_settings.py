@@ -8,7 +8,7 @@ from typing import TypedDict, cast
 
 import torch
 
-from ..._checks import check_choice, describe, type_error, value_error
+from ..._checks import check_choice, check_positive_int, describe, type_error, value_error
 from ..._types import Method, ParameterSelection
 from ..measure._adapted_network import ForwardFn, adapted_selection
 from ..measure._evaluation import Evaluation, KernelKind, KernelOutput
@@ -24,6 +24,7 @@ class CommonOptions(TypedDict, total=False):
     validation_probe: ProbeLike | None
     every_n_steps: int | None
     at_steps: Iterable[int] | None
+    anchor_at: int | None
     schedule: str
     max_overhead: float
     on_error: str
@@ -53,11 +54,13 @@ class Settings:
     `Evaluation`, metrics and loss in `Record`, and the rest here.
 
     Raises:
-        TypeError, ValueError: `on_error`, `prefix`, `input_fn` or `forward_fn` is wrong.
+        TypeError, ValueError: `on_error`, `anchor_at`, `prefix`, `input_fn` or `forward_fn` is
+            wrong.
     """
 
     every_n_steps: int | None = None
     at_steps: Iterable[int] | None = None
+    anchor_at: int | None = None
     schedule: str = "linear"
     max_overhead: float = 0.05
     on_error: str = "raise"
@@ -76,6 +79,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
         check_choice("on_error", self.on_error, ("raise", "warn"))
+        if self.anchor_at is not None:
+            remedy = "None compares with the network of the first step."
+            check_positive_int("anchor_at", self.anchor_at, remedy)
         if not isinstance(self.prefix, str) or not self.prefix:
             came = describe(self.prefix)
             raise value_error("prefix", "a non-empty string", came, "The default is 'ntk'.")

@@ -88,6 +88,14 @@ def _drift(now: Moment) -> Values:
     return m.kernel_drift(now.kernel, now.reference.kernel)
 
 
+@_metric("kernel distance", LAZY, "kernel", on_validation=True)
+def _kernel_distance(now: Moment) -> Values:
+    """1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), how far Θ_t has turned, from 0 to 1."""
+    if now.reference.kernel is None:
+        raise ValueError("the run was anchored without a kernel to compare with.")
+    return m.kernel_distance(now.kernel, now.reference.kernel)
+
+
 _spectral("lambda_min", "λ_min", _EIGENVALUES, "The smallest eigenvalue of Θ_t.")
 _spectral("lambda_max", "λ_max", _EIGENVALUES, "The largest eigenvalue of Θ_t.")
 _spectral("condition", "condition", _CONDITION, "λ_max / λ_min of Θ_t.")
