@@ -14,7 +14,7 @@ def by_products(
     """A float64 matrix, multiplied in `dtype`; `dense` says that forming it would be cheaper."""
 
     def multiply(v: Tensor) -> Tensor:
-        assert not dense or v.shape[1] < len(matrix), "the matrix was to be used"
+        assert not dense, "the matrix was to be used"
         return (matrix.to(dtype) @ v.to(dtype)).double()
 
     def to_dense() -> Tensor:

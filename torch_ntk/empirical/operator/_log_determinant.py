@@ -43,12 +43,14 @@ def log_determinant(
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2, for the error of the estimate", n_samples)
     check_positive_int("max_products", max_products)
-    shift = product.shift(diag_reg)
-    if product.is_dense_cheaper() or (not shift and _fits(product)):
-        values = torch.linalg.eigvalsh(product.dense()) + shift
+    is_zero = product.check_diag_reg(diag_reg) == 0.0
+    if product.is_dense_cheaper() or (is_zero and _fits(product)):
+        product = product.formed()
+        values = torch.linalg.eigvalsh(product.to_dense()) + product.shift(diag_reg)
         if float(values[0]) <= product.size * product.eps * float(values[-1].abs()):
             raise _singular(product, diag_reg, float(values[-1]))
         return TraceEstimate(float(values.log().sum()), 0.0)
+    shift = product.shift(diag_reg)
     if not shift:
         raise value_error(
             "diag_reg",

@@ -23,7 +23,7 @@ class Solution(NamedTuple):
         x: In the shape of the right-hand sides, in the precision of the operator.
         residual: The largest `‖Θx + μx - y‖ / ‖y‖` of a right-hand side, by a product that was
             made for this purpose with the returned x.
-        products: How many vectors were multiplied by Θ in all.
+        products: How many vectors were multiplied by Θ in all; 0 if its matrix was formed.
     """
 
     x: Tensor
@@ -49,9 +49,12 @@ def solve(
     tolerance = _TOLERANCE[product.dtype]
     if tol is not None:
         tolerance = check_finite_number("tol", tol, minimum=0.0)
+    product.check_diag_reg(diag_reg)
+    is_formed = product.is_dense_cheaper()
+    product = product.formed() if is_formed else product
     shift = product.shift(diag_reg)
     counted = _Counted(product, shift)
-    if product.is_dense_cheaper():
+    if is_formed:
         inner = _direct(product, shift)
     else:
         generator = torch.Generator().manual_seed(0)
@@ -67,7 +70,7 @@ def solve(
         relative = torch.where(norms > 0, rest.norm(dim=0) / norms, 0.0)
         residual = float(relative.max())
         if residual <= tolerance:
-            return Solution(x, residual, counted.products)
+            return Solution(x, residual, 0 if is_formed else counted.products)
         if not residual < 0.5 * best or counted.rounds >= max_products:
             raise _not_reached(min(best, residual), tolerance, counted, max_products, product)
         best = residual
@@ -97,7 +100,7 @@ class _Counted:
 
 def _direct(product: SymmetricProduct, shift: float) -> Callable[[Tensor, Tensor], Tensor]:
     """By Cholesky's factor of the matrix; of a singular one by its pseudo-inverse."""
-    matrix = product.dense()
+    matrix = product.to_dense()
     shifted = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(shifted)

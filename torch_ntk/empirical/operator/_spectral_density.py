@@ -69,7 +69,7 @@ def spectral_density(
     if width is not None and check_finite_number("width", width, minimum=0.0) == 0.0:
         raise value_error("width", "positive", width, "None is a hundredth of the largest value.")
     if product.is_dense_cheaper():
-        values = torch.linalg.eigvalsh(product.dense())
+        values = torch.linalg.eigvalsh(product.formed().to_dense())
         sigma = _width(width, float(values[-1]))
         grid = _grid(sigma, float(values[-1]))
         even = torch.full_like(values, 1.0 / len(values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -44,9 +44,15 @@ class SymmetricProduct:
         """Of the matrix, exactly."""
         return float(self.diagonal().double().sum())
 
-    def dense(self) -> Tensor:
-        """The matrix in float64 on the CPU."""
-        return self.to_dense().double().cpu()
+    def formed(self) -> SymmetricProduct:
+        """The same, with the matrix in float64 on the CPU, which is formed now."""
+        matrix = self.to_dense().double().cpu()
+        return replace(
+            self,
+            multiply=lambda v: matrix @ v,
+            to_dense=lambda: matrix,
+            diagonal=matrix.diagonal,
+        )
 
     def shift(self, diag_reg: object) -> float:
         """What `diag_reg` adds to the diagonal: so many times its mean.
@@ -54,6 +60,11 @@ class SymmetricProduct:
         Raises:
             TypeError, ValueError: Not a finite number of at least 0.
         """
-        remedy = "It is added to the kernel's diagonal in units of the diagonal's mean."
-        share = check_finite_number("diag_reg", diag_reg, minimum=0.0, remedy=remedy)
+        share = self.check_diag_reg(diag_reg)
         return share * self.trace / self.size if share else 0.0
+
+    @staticmethod
+    def check_diag_reg(diag_reg: object) -> float:
+        """Return it if it is a finite number of at least 0."""
+        remedy = "It is added to the kernel's diagonal in units of the diagonal's mean."
+        return check_finite_number("diag_reg", diag_reg, minimum=0.0, remedy=remedy)
