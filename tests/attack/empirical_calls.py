@@ -328,17 +328,22 @@ class Attack:
         self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
     ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
         output = self.draw.choice(["full", "trace", "mean", "pseudo"])
-        j = joined(j1, list(j1))
-        n, o, _ = j.shape
+        left = joined(j1, list(j1))
+        right = left if x2 is None else joined(j2, list(j2))
+        (n1, o, _), n2 = left.shape, len(right)
 
         def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
-            dense = reduced(contract_full(j, j), output)
+            dense = reduced(contract_full(left, right), output)
             if output == "full":
-                dense = dense.permute(0, 2, 1, 3).reshape(n * o, n * o)
-            theta = NTKOperator(self.net, x1, output=output)  # type: ignore[arg-type]
-            yield "", theta @ torch.eye(len(dense), dtype=self.dtype), dense
+                dense = dense.permute(0, 2, 1, 3).reshape(n1 * o, n2 * o)
+            theta = NTKOperator(self.net, x1, x2, output=output)  # type: ignore[arg-type]
+            yield "", theta @ torch.eye(dense.shape[1], dtype=self.dtype), dense
+            yield ".T", theta.T @ torch.eye(dense.shape[0], dtype=self.dtype), dense.T
+            if output == "full":
+                unit = torch.eye(n1 * o, dtype=self.dtype)
+                yield ".jacobian.T", theta.jacobian.T @ unit, left.reshape(n1 * o, -1).T
 
-        return f"NTKOperator(output={output!r}) @", compare
+        return f"NTKOperator(x2={x2 is not None}, output={output!r})", compare
 
     def _nngp(
         self, x1: Tensor, x2: Tensor | None, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians

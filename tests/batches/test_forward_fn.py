@@ -81,6 +81,12 @@ def test_other_functions(f: ForwardFn) -> None:
     operator = NTKOperator(net, batch, forward_fn=f)
     assert off(operator @ torch.eye(n * o).double(), matrix) < 1e-10
     assert off(operator.to_dense(), matrix) < 1e-10
+    other = targets(3, 1)
+    _, j2 = loop(net, one_by_one(other), f)
+    between = full(j, j2).permute(0, 2, 1, 3).reshape(n * o, 3 * o)
+    rectangular = NTKOperator(net, batch, other, forward_fn=f)
+    assert off(rectangular @ torch.eye(3 * o).double(), between) < 1e-10
+    assert off(rectangular.T @ torch.eye(n * o).double(), between.T) < 1e-10
     assert off(empirical_nngp(net, batch, forward_fn=f), out @ out.T / o) < 1e-10
     checks = verify(net, batch, forward_fn=f).checks
     assert [c for c in checks if c.dtype == torch.float64 and not c.error < 1e-10] == []
