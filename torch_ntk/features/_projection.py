@@ -97,15 +97,23 @@ class Projection(ABC):
             return None
         if use.kind not in self._known:
             place = self.places(use).view(use.units, use.inputs)
+            units, inputs = place[:, 0], place[0]
             found = None
-            for units, inputs, are_rows in (
-                (place // self.columns, place % self.columns, True),
-                (place % self.columns, place // self.columns, False),
-            ):
-                alike = bool((units == units[:, :1]).all()) and bool((inputs == inputs[:1]).all())
-                if alike and (are_rows or self.joint == 1):
-                    found = Sides(units[:, 0], inputs[0], are_rows)
-                    break
+            if bool((place == units.unsqueeze(1) + (inputs - inputs[0])).all()):
+                # A sum of a number for each; now whether one of them is a row, the other a column.
+                for of_rows, of_columns, are_rows in (
+                    (units, inputs, True),
+                    (inputs, units, False),
+                ):
+                    row, column = of_rows // self.columns, of_columns % self.columns
+                    alike = bool((of_rows % self.columns == of_rows[0] % self.columns).all())
+                    alike &= bool(
+                        (of_columns // self.columns == of_columns[0] // self.columns).all()
+                    )
+                    if alike and (are_rows or self.joint == 1):
+                        both = (row, column) if are_rows else (column, row)
+                        found = Sides(*both, are_rows)
+                        break
             self._known[use.kind] = found
         return self._known[use.kind]
 

@@ -163,13 +163,14 @@ class SparseProjection(Projection):
             return jacobian.new_zeros(n, left, self.dim)
         key = ("jacobian", None if use is None else use.kind, jacobian.dtype)
         if key not in self._made:
-            place = self.places(use).cpu()
             (rows, of_rows), (columns, of_columns) = self._of_rows, self._of_columns
-            row, column = place // self.columns, place % self.columns
-            shape = (self._sketches, self.joint, self.rows)
-            to = rows.view(shape)[:, :, row] + columns[:, column].unsqueeze(1)
-            signs = of_rows.view(shape)[:, :, row] * of_columns[:, column].unsqueeze(1)
-            self._made[key] = self._sketch(to % self._m, signs, jacobian)
+            shape = (self._sketches, self.joint, self.rows, 1)
+            to = (rows.view(shape) + columns[:, None, None]) % self._m
+            signs = of_rows.view(shape) * of_columns[:, None, None]
+            if use is not None:
+                place = self.places(use).cpu()
+                to, signs = (x.flatten(2)[:, :, place] for x in (to, signs))
+            self._made[key] = self._sketch(to, signs, jacobian)
         table = (
             jacobian.reshape(n, left, self.joint * p).permute(2, 0, 1).reshape(self.joint * p, -1)
         )
