@@ -16,8 +16,12 @@ from sklearn.utils.validation import (  # type: ignore[import-untyped]
 from torch import Tensor
 
 from .._checks import describe, type_error, value_error
+from ..memory import ranges
 from ._kernels import KernelSettings, evaluate
-from ._solve import Array, dual_coefficients, symmetric
+from ._solve import Array, coefficients, symmetric
+
+# Samples whose features stand in memory together.
+_BLOCK = 2048
 
 
 class KernelMachine(BaseEstimator):  # type: ignore[misc]
@@ -36,6 +40,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         input_shape: Sequence[int] | None = None,
         diag_reg: float = 1e-6,
         time: float | None = None,
+        features: int | None = None,
+        seed: int = 0,
     ) -> None:
         # As scikit-learn asks: kept as they are, and checked when they are used.
         self.kernel = kernel
@@ -48,6 +54,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         self.input_shape = input_shape
         self.diag_reg = diag_reg
         self.time = time
+        self.features = features
+        self.seed = seed
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -115,9 +123,29 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
             settings, check = self._settings().copied()
             samples = self._samples(rows)
             check(samples)
+            if self.features is not None:
+                self._solve_features(settings, samples, y, self.features)
+                return
             kernel = evaluate(settings.function(), samples, None)
             self._kernel, self._X = settings, samples
-        self.dual_coef_ = dual_coefficients(symmetric(kernel), y, self.diag_reg, self.time)
+        self._phi: tuple[int, int] | None = None
+        self.dual_coef_ = coefficients(symmetric(kernel), y, len(rows), self.diag_reg, self.time)
+
+    def _solve_features(
+        self, settings: KernelSettings, samples: Tensor, y: Array, dim: int
+    ) -> None:
+        """Set `coef_` `[dim, O]`, from features of a block of samples at a time.
+
+        Of K = Φ Φᵀ, Φᵀ (K + λ)⁻¹ = (Φᵀ Φ + λ)⁻¹ Φᵀ, and the same of every function of K.
+        """
+        phi = settings.features(dim, self.seed)
+        gram, right = np.zeros((dim, dim)), np.zeros((dim, y.shape[1]))
+        for a, b in ranges(0, len(samples), _BLOCK):
+            own = phi(samples[a:b])
+            gram += own.T @ own
+            right += own.T @ y[a:b]
+        found = coefficients(gram, right, len(samples), self.diag_reg, self.time)
+        self._kernel, self._phi, self.coef_ = settings, (dim, self.seed), found
 
     def _outputs(self, X: Any) -> Array:
         """f(x) `[N, O]`."""
@@ -130,6 +158,10 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
                 f"samples of shape {shape}",
             )
         rows = validate_data(self, rows, reset=False, dtype=np.float64)
+        if self._kernel is not None and self._phi is not None:
+            phi, samples = self._kernel.features(*self._phi), self._samples(rows)
+            blocks = ranges(0, len(samples), _BLOCK)
+            return np.concatenate([phi(samples[a:b]) @ self.coef_ for a, b in blocks])
         if self._kernel is not None:
             rows = evaluate(self._kernel.function(), self._samples(rows), self._X)
         return np.asarray(rows @ self.dual_coef_)

@@ -45,10 +45,16 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         input_shape: The shape of one sample where the kernel wants more than a row of features.
         diag_reg: What is added to the diagonal of K(X, X), in units of its mean.
         time: How long to train by gradient flow on ½ Σ‖f - y‖²; None is the limit.
+        features: For the empirical kernel of a network: solve with so many random features of its
+            gradients (`torch_ntk.ntk_features`) in place of the kernel, for more samples than a
+            kernel allows: a matrix `[features, features]` is all that is kept of them. The kernel
+            is then estimated, with a relative error of about sqrt(3 / features).
+        seed: Of the features.
 
     Attributes:
         classes_: The class labels, sorted.
         dual_coef_: α with f(x) = K(x, X) α, `[N, C]`.
+        coef_: With `features` in its place w with f(x) = φ(x) w, `[features, C]`.
         input_shape_: The shape of one sample.
         n_features_in_: The number of features.
 

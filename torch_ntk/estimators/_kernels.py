@@ -31,6 +31,7 @@ from .._functional import (
 )
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
+from ..features import ntk_features
 
 KINDS = ("mlp", "empirical", "analytic", "precomputed")
 _CHOICES = (
@@ -78,6 +79,46 @@ class KernelSettings:
             return lambda a, b: analytic_ntk(net, a, b)
         error = ValueError if isinstance(kernel, str) else TypeError
         raise error(message("kernel", _CHOICES, describe(kernel)))
+
+    def features(self, dim: Any, seed: Any) -> Callable[[Tensor], np.ndarray[Any, Any]]:
+        """Features `[N, dim]` in float64 whose products are the kernel, as a function of a batch.
+
+        Raises:
+            TypeError, ValueError: The kernel is not that of a network.
+        """
+        kernel = self.kernel
+        name = "kernel" if is_network(kernel) else "network"
+        if name == "network" and not (isinstance(kernel, str) and kernel == "empirical"):
+            raise value_error(
+                "features",
+                "None for a kernel that is not that of a network",
+                describe(dim),
+                "Features are those of gradients: kernel=network or kernel='empirical'.",
+            )
+        net = self._checked(getattr(self, name), name)
+        size = int(dim) if isinstance(dim, np.integer) else dim
+        parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        if check_positive_int("features", size, "None solves with the kernel.") > parameters:
+            raise value_error(
+                "features",
+                f"at most the number of the network's parameters, {parameters}",
+                describe(size),
+                "None solves with the kernel.",
+            )
+        device = next(net.parameters()).device
+
+        def phi(samples: Tensor) -> np.ndarray[Any, Any]:
+            found = ntk_features(
+                net,
+                samples.to(device),
+                size,
+                seed=int(seed) if isinstance(seed, np.integer) else seed,
+                dtype=torch.float64,
+                forward_fn=self.forward_fn,
+            )
+            return np.asarray(found.cpu().numpy())
+
+        return phi
 
     def copied(self) -> tuple[KernelSettings, Callable[[Tensor], None]]:
         """Settings that share nothing with these, and what sees on some samples that it is so.

@@ -46,9 +46,15 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
             `(1, 8, 8)` for 8×8 grey images. Not needed if X comes as `[N, C, P, Q]`.
         diag_reg: What is added to the diagonal of K(X, X), in units of its mean.
         time: How long to train by gradient flow on ½ Σ‖f - y‖²; None is the limit.
+        features: For the empirical kernel of a network: solve with so many random features of its
+            gradients (`torch_ntk.ntk_features`) in place of the kernel, for more samples than a
+            kernel allows: a matrix `[features, features]` is all that is kept of them. The kernel
+            is then estimated, with a relative error of about sqrt(3 / features).
+        seed: Of the features.
 
     Attributes:
         dual_coef_: α with f(x) = K(x, X) α, `[N, O]`.
+        coef_: With `features` in its place w with f(x) = φ(x) w, `[features, O]`.
         input_shape_: The shape of one sample.
         n_features_in_: The number of features.
 

@@ -40,15 +40,17 @@ def symmetric(kernel: Array) -> Array:
     return 0.5 * kernel + 0.5 * kernel.T
 
 
-def dual_coefficients(kernel: Array, y: Array, diag_reg: object, time: object) -> Array:
+def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: object) -> Array:
     r"""α with f(x) = K(x, X) α after training from f = 0 on ½ Σ‖f - y‖² for `time`.
 
     With K' = K + diag_reg·(tr K / N)·1, α = K'⁻¹ y in the limit, by Cholesky's decomposition, and
-    α = K'⁻¹ (1 - exp(-K' t)) y at a time t, by eigendecomposition.
+    α = K'⁻¹ (1 - exp(-K' t)) y at a time t, by eigendecomposition. Of features Φ with K = Φ Φᵀ, the
+    same from Φᵀ Φ, which has the same trace, and Φᵀ y gives w with f(x) = φ(x) w.
 
     Args:
-        kernel: K `[N, N]`, symmetric.
-        y: Targets `[N, O]`.
+        kernel: K `[N, N]`, or Φᵀ Φ `[dim, dim]`; symmetric.
+        y: Targets `[N, O]`, or Φᵀ y `[dim, O]`.
+        samples: N.
         diag_reg: Not negative, in units of the mean of K's diagonal.
         time: Not negative; None or infinity is the limit.
 
@@ -56,8 +58,7 @@ def dual_coefficients(kernel: Array, y: Array, diag_reg: object, time: object) -
         TypeError, ValueError: An argument is wrong, or K' is numerically not positive definite.
     """
     ridge = check_finite_number("diag_reg", _plain(diag_reg), minimum=0.0)
-    n = kernel.shape[0]
-    unit = float(np.trace(kernel)) / n
+    unit = float(np.trace(kernel)) / samples
     if not unit > 0.0:
         raise value_error(
             "kernel",
@@ -65,17 +66,16 @@ def dual_coefficients(kernel: Array, y: Array, diag_reg: object, time: object) -
             f"a mean of {unit:.3g}",
             "All samples are zero, or the kernel is none; sigma_b > 0 gives a zero sample one.",
         )
+    regular = kernel + ridge * unit * np.eye(len(kernel))
     if _is_limit(time):
-        return _limit(kernel + ridge * unit * np.eye(n), y, ridge)
+        return _limit(regular, y, ridge)
     at = check_finite_number(
         "time", _plain(time), minimum=0.0, remedy="None is the limit of infinite time."
     )
     # Copies: an array may be read-only, which tensors do not know.
-    predict = gradient_flow_mse(
-        torch.tensor(kernel), torch.tensor(y), reduction="sum", diag_reg=ridge
-    )
+    predict = gradient_flow_mse(torch.tensor(regular), torch.tensor(y), reduction="sum")
     # With K(x, X) the identity, the outputs are the coefficients themselves.
-    identity = torch.eye(n, dtype=torch.float64)
+    identity = torch.eye(len(kernel), dtype=torch.float64)
     _, alpha = predict(at, k_test_train=identity)
     return np.asarray(alpha)
 
