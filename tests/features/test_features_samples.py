@@ -150,3 +150,10 @@ def test_models_that_kernels_refuse(net):
     coupled = nn.Sequential(net, nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(ValueError, match="track_running_stats"):
         ntk_features(coupled, X, 8)
+
+
+def test_many_outputs_are_refused_before_a_projection_is_drawn(net, monkeypatch):
+    monkeypatch.setattr("torch_ntk.features._ntk_features.budget", lambda device: 1000)
+    with pytest.raises(ValueError, match="'mean' of 3 outputs, .*output='pseudo'"):
+        ntk_features(net, X, 8)
+    assert ntk_features(net, X, 8, output="pseudo").shape == (7, 8)

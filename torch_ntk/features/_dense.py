@@ -116,7 +116,7 @@ class DenseProjection(Projection):
         """From the Jacobian in the order of the weight."""
         n, left = len(jacobian), jacobian.shape[1] // self.joint
         if use is not None and use.is_matrix:
-            place = self.places(use)
+            place = self.places(use).long()
             jacobian = torch.empty_like(jacobian).index_copy_(2, place, jacobian)
         matrix = jacobian.reshape(n, left, self.joint, self.rows, self.columns)
         found = jacobian.new_empty(n, left, self.dim)

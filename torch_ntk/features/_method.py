@@ -63,12 +63,17 @@ class StructuredFeatures(StructuredMethod):
     def sizes(self) -> tuple[int, int]:
         """By the memory of a backward pass, and of the Jacobian of a weight that is formed."""
         job = self.job
-        formed = max(p.numel() for p in job.fn.params.values())
+        formed = max((self._formed(n, p.numel()) for n, p in job.fn.params.items()), default=0)
         each = self._backward_bytes() + 3 * job.outputs * formed * job.item
         check_enough(each)
         step = within(budget(job.fn.device), _most(job), 2 * each)
         step = min(step, piece_sizes(job.fn.device).samples(self._backward_bytes()))
         return job.batch_size or _PIECES * step, job.batch_size or step
+
+    def _formed(self, name: str, entries: int) -> int:
+        """Numbers of a row of a parameter's Jacobian, if that may be formed."""
+        known = self.plan.groups.get(name) and entries > self._projections[name].most_formed
+        return 0 if known else entries
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """The features, added up by key; see `StructuredMethod.factors` for what it raises."""

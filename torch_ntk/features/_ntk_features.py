@@ -216,6 +216,8 @@ def ntk_features(
         joint = outputs if output == "mean" else 1
         with limited(None if allowed is None else allowed - size - held(fn)), ExitStack() as stack:
             features = Features(job, recorder.recorded(), _projections(fn, kind, dim, seed, joint))
+            if joint > 1:
+                check_joint(fn, joint)
             results: dict[str, Tensor] = {}
             file: FeatureFile | None = None
             if path is None:
@@ -323,3 +325,16 @@ def _projections(fn: ModelFunction, kind: Kind, dim: int, seed: int, joint: int)
         n: DenseProjection(names[n], p.shape, dim, seed, joint, fn.device, normal=normal, kept=kept)
         for n, p in fn.params.items()
     }
+
+
+def check_joint(fn: ModelFunction, joint: int) -> None:
+    """Raise if what is drawn for so many outputs is larger than the memory."""
+    size = 5 * sum(SparseProjection.numbers(p.shape, joint) for p in fn.params.values())
+    if size > budget(torch.device("cpu")):
+        raise value_error(
+            "output",
+            "one of fewer outputs that are projected together",
+            f"'mean' of {joint} outputs, whose projection takes {size_in_words(size)}",
+            "Instead: output='pseudo', or a forward_fn that returns few outputs, such as the loss "
+            "of each sample.",
+        )

@@ -13,6 +13,7 @@ rows drawn for each output.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ..empirical.rules import EmbeddingUse, Use
 Kind = Literal["sjlt", "gaussian", "rademacher"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sides:
     """Which row and column of its weight belong to the entries of a use's cotangents and features.
 
@@ -53,6 +54,9 @@ class Projection(ABC):
         joint: How many consecutive outputs are projected together: O of `"mean"`, else 1.
         device: Where it is used. It is drawn on the CPU, so that it is the same everywhere.
     """
+
+    # Jacobians of more entries are never formed, if there are uses of a weight to know it by.
+    most_formed: float = math.inf
 
     def __init__(
         self, name: str, shape: Sequence[int], dim: int, seed: int, joint: int, device: torch.device
@@ -119,7 +123,9 @@ class Projection(ABC):
 
     def places(self, use: Use | None) -> Tensor:
         """Indices `[p]` into the flattened weight of the columns of a use's Jacobian."""
-        index = torch.arange(self.rows * self.columns, device=self.device)
+        p = self.rows * self.columns
+        kind = torch.int32 if p < 2**31 else torch.int64
+        index = torch.arange(p, dtype=kind, device=self.device)
         return index if use is None else use.in_columns(index)
 
     @abstractmethod

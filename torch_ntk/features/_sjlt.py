@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 
 import torch
@@ -81,19 +82,29 @@ class SparseProjection(Projection):
         super().__init__(name, shape, dim, seed, joint, device)
         self._sketches = gcd(dim, _SKETCHES)
         self._m = dim // self._sketches
-        drawn = self.generator()
-        self._of_rows = self._draw(drawn, joint * self.rows)
-        self._of_columns = self._draw(drawn, self.columns)
+        self.most_formed = _MOST_PLACES / joint
         self._made: dict[Hashable, _Sketch] = {}
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Features and signs, `[sketches, joint · rows]` and `[sketches, columns]`."""
+        drawn = self.generator()
+        return self._draw(drawn, self.joint * self.rows), self._draw(drawn, self.columns)
 
     def _draw(self, generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
         """Features and signs `[sketches, n]`; none of a side with a single entry."""
         shape = (self._sketches, n)
         if n == 1:
-            return torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.int8)
-        to = torch.randint(self._m, shape, generator=generator)
+            return torch.zeros(shape, dtype=torch.int32), torch.ones(shape, dtype=torch.int8)
+        to = torch.randint(self._m, shape, generator=generator).int()
         signs = 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
         return to, signs
+
+    @staticmethod
+    def numbers(shape: Sequence[int], joint: int) -> int:
+        """How many are drawn for a parameter, of five bytes each."""
+        rows = shape[0] if len(shape) else 1
+        return _SKETCHES * (joint * rows + torch.Size(shape).numel() // max(1, rows))
 
     def by_factors(self, use: Use, b: Tensor) -> bool:
         """By their operations for one sample."""
@@ -103,14 +114,13 @@ class SparseProjection(Projection):
         factors = sketched * _SKETCHED + t * (1 + left) * self.dim * _TRANSFORMED
         p = o * self.rows * self.columns
         formed = p * (t * _MULTIPLIED + _WRITTEN + self._sketches * _SKETCHED)
-        return factors < formed or self.joint * self.rows * self.columns > _MOST_PLACES
+        return factors < formed or self.rows * self.columns > self.most_formed
 
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
         """By a product of Fourier transforms, summed over positions."""
         n, o, t, units = b.shape
         left = o // self.joint
-        of_units = self._side("units", sides.of_units, sides.units_are_rows, b)
-        of_inputs = self._side("inputs", sides.of_inputs, not sides.units_are_rows, b)
+        of_units, of_inputs = self._sketches_of(sides, b)
         total: Tensor | None = None
         step = max(1, _AT_ONCE // (n * (1 + left) * self.dim))
         for start in range(0, t, step):
@@ -142,16 +152,15 @@ class SparseProjection(Projection):
         found = b.new_zeros(n, left, self._sketches, self._m)
         read = index.clamp(min=0)
         b = b * (index >= 0).view(n, 1, t, 1)
-        columns, of_columns = (t.to(self.device) for t in self._of_columns)
-        rows, of_rows = (
-            t.to(self.device).view(self._sketches, self.joint, -1) for t in self._of_rows
-        )
+        of_each = (t.to(self.device) for table in self._tables for t in table)
+        rows, of_rows, columns, of_columns = (t.view(self._sketches, -1) for t in of_each)
+        rows, of_rows = (t.view(self._sketches, self.joint, -1) for t in (rows, of_rows))
         for k in range(self._sketches):
             for i in range(self.joint):
                 to = (rows[k, i][read].unsqueeze(2) + columns[k]) % self._m
                 signs = of_rows[k, i][read].unsqueeze(2) * of_columns[k]
                 own = b[:, i :: self.joint] * signs.unsqueeze(1)
-                index_of = to.view(n, 1, t * units).expand(n, left, -1)
+                index_of = to.long().view(n, 1, t * units).expand(n, left, -1)
                 found[:, :, k].scatter_add_(2, index_of, own.reshape(n, left, -1))
         return found.reshape(n, left, self.dim).div_(self._sketches**0.5)
 
@@ -163,7 +172,7 @@ class SparseProjection(Projection):
             return jacobian.new_zeros(n, left, self.dim)
         key = ("jacobian", None if use is None else use.kind, jacobian.dtype)
         if key not in self._made:
-            (rows, of_rows), (columns, of_columns) = self._of_rows, self._of_columns
+            (rows, of_rows), (columns, of_columns) = self._tables
             shape = (self._sketches, self.joint, self.rows, 1)
             to = (rows.view(shape) + columns[:, None, None]) % self._m
             signs = of_rows.view(shape) * of_columns[:, None, None]
@@ -176,15 +185,21 @@ class SparseProjection(Projection):
         )
         return self._made[key].of(table).view(self.dim, n, left).permute(1, 2, 0)
 
-    def _side(self, side: str, index: Tensor, are_rows: bool, like: Tensor) -> _Sketch:
-        """The sketch of one side of a product; see `Sides`."""
-        key = (side, are_rows, like.dtype, len(index))
-        if key not in self._made:
-            to, signs = self._of_rows if are_rows else self._of_columns
-            shape = (self._sketches, self.joint if are_rows else 1, -1)
-            to, signs = (t.view(shape)[:, :, index.cpu()] for t in (to, signs))
-            self._made[key] = self._sketch(to, signs, like, are_rows)
-        return self._made[key]
+    def _sketches_of(self, sides: Sides, like: Tensor) -> tuple[_Sketch, _Sketch]:
+        """Of cotangents, each output with rows of its own, and of features."""
+        each = []
+        for are_rows, index in (
+            (sides.units_are_rows, sides.of_units),
+            (not sides.units_are_rows, sides.of_inputs),
+        ):
+            key = (sides, are_rows, like.dtype)
+            if key not in self._made:
+                shape = (self._sketches, self.joint if are_rows else 1, -1)
+                table = self._tables[0 if are_rows else 1]
+                to, signs = (t.view(shape)[:, :, index.cpu()] for t in table)
+                self._made[key] = self._sketch(to, signs, like, are_rows)
+            each.append(self._made[key])
+        return each[0], each[1]
 
     def _sketch(self, to: Tensor, signs: Tensor, like: Tensor, scaled: bool = True) -> _Sketch:
         """Of features and signs `[sketches, …]` of the rows of a table."""
