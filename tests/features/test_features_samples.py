@@ -154,6 +154,6 @@ def test_models_that_kernels_refuse(net):
 
 def test_many_outputs_are_refused_before_a_projection_is_drawn(net, monkeypatch):
     monkeypatch.setattr("torch_ntk.features._ntk_features.budget", lambda device: 1000)
-    with pytest.raises(ValueError, match="'mean' of 3 outputs, .*output='pseudo'"):
+    with pytest.raises(ValueError, match=r"'mean' of 3 outputs, .*output='pseudo'"):
         ntk_features(net, X, 8)
     assert ntk_features(net, X, 8, output="pseudo").shape == (7, 8)
