@@ -55,6 +55,14 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
     elif "of_adam" in names:
         assert names["of_adam"].shape == (8, 8, 2, 2)
         assert not torch.allclose(names["of_adam"], empirical_ntk(names["net"], names["x"]))
+    elif "operator" in names:
+        kernel = empirical_ntk(names["net"], names["x"]).permute(0, 2, 1, 3).reshape(600, 600)
+        ridge = 0.01 * kernel.trace() / 600 * torch.eye(600).double()
+        expected = torch.linalg.solve(kernel + ridge, names["y"].flatten())
+        assert (names["solution"].x.flatten() - expected).norm() < 1e-5 * expected.norm()
+        off = names["determinant"] - torch.logdet(kernel + ridge)
+        assert abs(off) < 5 * names["standard_error"] + 1e-6
+        assert names["prediction"].shape == (5, 3)
     elif "cntk" in names:
         assert names["theta"].shape == names["cntk"].shape == (4, 4)
         assert torch.linalg.eigvalsh(names["theta"])[0] > 0
@@ -73,7 +81,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 9
+    assert len(SNIPPETS) == README.count("```python") == 10
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])

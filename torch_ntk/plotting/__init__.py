@@ -4,6 +4,7 @@ Nothing here touches pyplot's global state: a figure is made for the call, or dr
 that are passed as `ax`. Save it with `figure.savefig("name.png")`; a notebook shows it.
 """
 
+from ._density import plot_density as plot_density
 from ._forecast import ForecastLike as ForecastLike
 from ._forecast import plot_forecast as plot_forecast
 from ._kernel import plot_kernel as plot_kernel
@@ -12,6 +13,7 @@ from ._trajectories import plot_trajectories as plot_trajectories
 
 __all__ = [
     "ForecastLike",
+    "plot_density",
     "plot_forecast",
     "plot_kernel",
     "plot_spectrum",

@@ -1,0 +1,82 @@
+"""The density of a kernel's eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .._checks import describe, type_error, value_error
+from ._axes import array, axes_for, legend, style
+
+if TYPE_CHECKING:
+    from ..empirical import SpectralDensity
+
+_LOWEST = 1e-6  # of the highest density: below that a Gaussian of the smoothing is of no interest
+
+
+def plot_density(
+    densities: SpectralDensity | Mapping[str, SpectralDensity],
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Densities of eigenvalues, as `NTKOperator.spectral_density` returns them.
+
+    The axis of the density is logarithmic: almost all eigenvalues of a kernel are close to 0, and
+    each of the few large ones is a peak of 1/D times the height of one Gaussian. The band is two
+    standard errors wide to either side.
+
+    Args:
+        densities: One, or a mapping of names to several.
+        title: A line above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The figure and its axes.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk import NTKOperator
+        >>> from torch_ntk.plotting import plot_density
+        >>> theta = NTKOperator(torch.nn.Linear(3, 1), torch.eye(3))
+        >>> figure, axes = plot_density(theta.spectral_density())
+        >>> axes.get_yscale()
+        'log'
+    """
+    named = densities if isinstance(densities, Mapping) else {"": densities}
+    if not named:
+        raise value_error("densities", "at least one density", "an empty mapping")
+    figure, axes = axes_for(ax)
+    highest = 0.0
+    for k, (name, found) in enumerate(named.items()):
+        for attribute in ("grid", "density", "standard_error", "width"):
+            if not hasattr(found, attribute):
+                raise type_error(
+                    f"densities[{name!r}]" if name else "densities",
+                    "what NTKOperator.spectral_density() returns",
+                    describe(found),
+                )
+        grid = array("grid", found.grid, (1,))
+        density = array("density", found.density, (1,))
+        error = 2 * array("standard_error", found.standard_error, (1,))
+        look = style(k)
+        label = f"{name}, σ = {found.width:.2g}" if name else f"σ = {found.width:.2g}"
+        axes.plot(grid, density, label=label, linewidth=1.2, **look)
+        lower = np.maximum(density - error, 0.0)
+        axes.fill_between(grid, lower, density + error, color=look["color"], alpha=0.2, linewidth=0)
+        highest = max(highest, float(density.max()))
+    axes.set_yscale("log")
+    axes.set_ylim(_LOWEST * highest, 2 * highest)
+    axes.set_xlabel("eigenvalue λ of Θ")
+    axes.set_ylabel("density")
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    legend(axes)
+    return figure, axes
