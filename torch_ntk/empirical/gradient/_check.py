@@ -39,9 +39,10 @@ T = TypeVar("T")
 
 _MOST_OUTPUTS = 3  # another number than that of the samples: some batching rules confuse axes
 _ROUNDINGS = 1e3
-# Of a difference of values only the steps without a kink in between are right.
-_STEPS = (1e-4, 1e-5, 1e-6)
-_CLOSE_TO_DIFFERENCE = 1e-4
+# Of a difference of values only the steps without a kink in between are right; one that is found
+# must be so close.
+_STEPS, _CLOSE_TO_DIFFERENCE = (1e-4, 1e-5, 1e-6), 1e-4
+_STEPS_IN_SINGLE, _CLOSE_IN_SINGLE = (1e-2, 1e-3), 3e-2
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def check_gradient(gradient: KernelGradient) -> KernelGradient:
         small = _Small.of(gradient)
         expected = small.expected()
         if expected.has_functions:
-            small.in_dtype(torch.float64).check_difference()
+            double = small.in_double()
+            (double or small).check_difference()
         for by_loops in (False, True):
             if small.is_right(by_loops, expected):
                 return replace(gradient, by_loops=by_loops)
@@ -116,10 +118,23 @@ class _Small:
         made = replace(gradient, job=job, sources=sources)
         return _Small(made, *(signs(len(x), k, like=like) for _ in range(2)))
 
-    def in_dtype(self, dtype: torch.dtype) -> _Small:
-        """The same in another precision."""
-        gradient = replace(self.gradient, job=self.gradient.job.in_dtype(dtype))
-        return _Small(gradient, self.u.to(dtype), self.v.to(dtype))
+    def in_double(self) -> _Small | None:
+        """The same in float64; None if the model cannot be evaluated so."""
+        gradient = replace(self.gradient, job=self.gradient.job.in_dtype(torch.float64))
+        found = _Small(gradient, self.u.double(), self.v.double())
+        try:
+            found.expected()
+        except (ArgumentError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+        return found
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether everything is evaluated in float64."""
+        job = self.gradient.job
+        return {job.fn.dtype, job.forward.precision} == {torch.float64}
 
     def is_right(self, by_loops: bool, expected: _Expected) -> bool:
         """Whether value and gradients are as expected, up to rounding."""
@@ -139,27 +154,22 @@ class _Small:
             return False
         if self._agree([value, *found], [expected.value, *expected.gradients]):
             return True
-        if job.fn.dtype == torch.float64:
-            return False
-        try:
-            double = self.in_dtype(torch.float64)
-            return double.is_right(by_loops, double.expected())
-        except (ArgumentError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            return False
+        double = None if job.fn.dtype == torch.float64 else self.in_double()
+        return double is not None and double.is_right(by_loops, double.expected())
 
     def _agree(self, found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
-        kinds = {self.gradient.job.fn.dtype, self.gradient.job.forward.precision}
-        exact = kinds == {torch.float64}
-        close = CLOSE_IN_DOUBLE if exact else CLOSE
+        close, kind = (CLOSE_IN_DOUBLE, torch.float64) if self.is_exact else (CLOSE, torch.float32)
         pairs = [
             (torch.zeros_like(w) if f is None else f.to(w), w)
             for f, w in zip(found, expected, strict=True)
             if w is not None and w.numel()
         ]
+        if any(not torch.equal(f.isfinite(), w.isfinite()) for f, w in pairs):
+            return False
+        # Derivatives that are not finite are what torch gives; all others must be right.
+        pairs = [(f.nan_to_num(0, 0, 0), w.nan_to_num(0, 0, 0)) for f, w in pairs]
         sizes = [float(w.abs().max()) for _, w in pairs]
-        noise = _ROUNDINGS * torch.finfo(torch.float64 if exact else torch.float32).eps * max(sizes)
+        noise = _ROUNDINGS * torch.finfo(kind).eps * max(sizes)
         return all(
             float((f - w).abs().max()) <= max(close * size, noise)
             for (f, w), size in zip(pairs, sizes, strict=True)
@@ -219,15 +229,20 @@ class _Small:
                 directions[key] = signs(*t.shape, like=g)
                 pairs.append((g.conj() * directions[key]).real)
         slope, size = (float(sum(p.sum() for p in of)) for of in (pairs, [p.abs() for p in pairs]))
+        steps, close = (
+            (_STEPS, _CLOSE_TO_DIFFERENCE)
+            if self.is_exact
+            else (_STEPS_IN_SINGLE, _CLOSE_IN_SINGLE)
+        )
         rates = []
-        for step in _STEPS:
+        for step in steps:
             moved = ({k: h * d for k, d in directions.items()} for h in (step, -step))
             after, before = (
                 float(self._run(lambda found, _: self._value(found, False), m)) for m in moved
             )
             rates.append((after - before) / (2 * step))
         size = max(size, *(abs(rate) for rate in rates))
-        if min(abs(rate - slope) for rate in rates) > _CLOSE_TO_DIFFERENCE * size:
+        if min(abs(rate - slope) for rate in rates) > close * size:
             raise value_error(
                 "differentiable",
                 "False for a model with an autograd.Function whose backward pass autograd cannot "
@@ -235,7 +250,8 @@ class _Small:
                 f"True, where the derivative of the kernel in a direction is {slope:.6g}, and "
                 f"{rates[1]:.6g} by a difference of its values",
                 "In `backward`, compute with ctx.saved_tensors, and not with .data, .detach() or "
-                "NumPy.",
+                "NumPy. If it means another derivative than its forward has (a straight-through "
+                "estimator), check=False leaves this comparison out.",
             )
 
     def _value(self, found: PlainPass, create_graph: bool) -> Tensor:
