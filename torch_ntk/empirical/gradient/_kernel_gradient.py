@@ -83,17 +83,21 @@ class KernelGradient:
     def _by_rows(
         self, tensors: Sequence[Tensor], weights: Weights
     ) -> tuple[Tensor, list[Tensor | None]]:
-        job = self.job
+        job, sources = self.job, self.sources
         weights = {key: w.detach() for key, w in weights.items()}
         back = {key: transposed(w) for key, w in weights.items()}
         total = _Total(len(tensors), job)
         if job.x2 is None:
             both = {key: w + back[key] for key, w in weights.items()}
             self._side(tensors, lambda placed: placed.x1, job.x1, both, total)
-        else:
+            return total.value / 2, total.gradients
+        # Rows that depend on no source are constants too.
+        sides = bool(sources.names or sources.first), bool(sources.names or sources.second)
+        if sides[0]:
             self._side(tensors, lambda placed: placed.x1, job.x2, weights, total)
+        if sides[1]:
             self._side(tensors, lambda placed: placed.columns, job.x1, back, total)
-        return total.value / 2, total.gradients
+        return total.value / sum(sides), total.gradients
 
     def _side(
         self,
