@@ -186,6 +186,18 @@ def test_gradients_in_parts_and_of_all_parameters() -> None:
     assert_close(one, wanted)
 
 
+def test_inputs_of_one_side() -> None:
+    """Images that are distilled are compared with real ones, by a network that is fixed."""
+    model, own = mlp(5, 6, 3).requires_grad_(False), mlp(5, 6, 3)
+    own.load_state_dict(model.state_dict())
+    x1, x2 = torch.randn(4, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    y1, y2 = jacobian_with_graph(own, x1), jacobian_with_graph(own, tracked(x2))
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for a, b, expected in ((x1, x2, contract_full(y1, y2)), (x2, x1, contract_full(y2, y1))):
+        kernel = empirical_ntk(model, a, b, params=names, differentiable=True)
+        assert_close(gradients(kernel, [x2]), gradients(expected, [x2]))
+
+
 def test_blocks_do_not_show() -> None:
     """Nor does a limit on memory, which they follow."""
     model = nn.Sequential(
@@ -287,6 +299,7 @@ def test_leaves_no_trace_until_the_backward_pass() -> None:
     assert snapshot(model, x) == before
     for p in model.parameters():
         p.grad = None
+    empirical_ntk(model, x)  # measurements in between change nothing
     hook = model[0].register_forward_hook(lambda module, given, out: out * 2)
     with torch.autocast("cpu"):
         kernel.sum().backward()

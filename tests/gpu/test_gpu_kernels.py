@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import contract_full, jacobian_loop, relative_error
+from oracles import contract_full, jacobian_loop, jacobian_with_graph, relative_error
 from torch import Tensor, nn
 from traces import settings, snapshot
 
@@ -252,3 +252,17 @@ def test_on_a_stream_of_the_caller(method: str, gpu: torch.device) -> None:
         kernel = empirical_ntk(model, x, method=method)
     stream.synchronize()
     assert relative_error(kernel, expected) < 1e-6
+
+
+def test_gradients_of_a_kernel(gpu: torch.device) -> None:
+    """There a backward pass runs in a thread of its own, in which the model is evaluated again."""
+    model, own = convolutional().double().to(gpu), convolutional().double().to(gpu)
+    x, y = (images(4).double().to(gpu).requires_grad_() for _ in range(2))
+    j = jacobian_with_graph(own, y)
+    kernel, expected = empirical_ntk(model, x, differentiable=True), contract_full(j, j)
+    for k in (kernel, expected):
+        k.square().sum().backward()
+    for t, u in zip((x, *model.parameters()), (y, *own.parameters()), strict=True):
+        if u.grad is not None:
+            assert t.grad is not None
+            assert float((t.grad - u.grad).abs().max()) < 1e-8 * float(u.grad.abs().max()) + 1e-12
