@@ -48,6 +48,11 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "features": (
         *("_projection _samples _store", "_dense _sjlt _error", "_method", "_ntk_features"),
     ),
+    "empirical/operator": (
+        "_symmetric_product _stochastic_trace _vectors",
+        *("_lanczos _lanczos_quadrature _nystroem _product_check _ways", "_products"),
+        *("_kernel_map", "_jacobian _log_determinant _solve _spectral_density", "_operator"),
+    ),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
     "monitor": ("probe stability", "reference", "measure", "figures", "loop"),
     "monitor/measure": (

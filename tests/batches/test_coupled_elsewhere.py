@@ -95,6 +95,25 @@ def test_verify_and_explain(name: str) -> None:
     assert [line.parameter for line in plan.lines] == [n for n, _ in made(name).named_parameters()]
 
 
+def test_functions() -> None:
+    """The set again, as a function of its parameters."""
+    net, x1, x2 = made("set"), CASES["set"][1], CASES["set"][2]
+    params = {n: p.detach() for n, p in net.named_parameters()}
+
+    def f(p: dict[str, Tensor], batch: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(made("set"), p, (batch,))
+        return found
+
+    kwargs: dict[str, Any] = {"params": params, "coupled": True}
+    j1, j2 = jacobian("set", x1), jacobian("set", x2)
+    v = normal(4, 2)
+    theta = NTKOperator(f, x1, x2, **kwargs)
+    assert error(theta @ v, expected(j1, j2, "full") @ v) < 1e-10
+    f1, f2 = call(net, x1).detach(), call(net, x2).detach()
+    assert error(empirical_nngp(f, x1, x2, **kwargs), f1 @ f2.T / 2) < 1e-12
+    assert all(not c.refusal and c.error < 1e-4 for c in verify(f, x1, **kwargs).checks)
+
+
 def test_verify_finds_what_couples_without_being_told() -> None:
     """The loop over a whole batch is not that over its samples."""
     net, x = made("set"), CASES["set"][1]

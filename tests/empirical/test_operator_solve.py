@@ -198,6 +198,29 @@ def test_diagonals_of_coupled_batches(output: str) -> None:
     assert relative_error(theta.solve(y, 0.1, 1e-10).x, expected) < 1e-7
 
 
+def test_the_kernel_of_an_optimizer() -> None:
+    net, x = MLP([5, 30, 3]).double(), torch.randn(20, 5, dtype=torch.float64)
+    scales = {n: torch.rand_like(p) + 0.1 for n, p in net.named_parameters()}
+    theta = NTKOperator(net, x, output="mean", precondition=scales)
+    dense = theta.to_dense()
+    assert relative_error(dense, NTKOperator(net, x, output="mean").to_dense()) > 0.1
+    assert relative_error(theta.diagonal(), dense.diagonal()) < 1e-12
+    y = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    expected = torch.linalg.solve(shifted(dense, 0.1), y)
+    assert relative_error(theta.solve(y, 0.1, 1e-10).x, expected) < 1e-7
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_surroundings_change_nothing(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelMap, "is_dense_cheaper", lambda self: False)
+    theta, y = operator("mean"), torch.linspace(-1, 1, 20, dtype=torch.float64)
+    expected = theta.solve(y, 0.1).x
+    with mode():
+        found = theta.solve((y + 0).requires_grad_(mode is torch.enable_grad), 0.1).x
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
 def test_leaves_no_trace_and_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelMap, "is_dense_cheaper", lambda self: False)
     net, x = MLP([5, 30, 3]).double(), torch.randn(20, 5, dtype=torch.float64)

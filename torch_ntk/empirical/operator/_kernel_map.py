@@ -28,7 +28,7 @@ from ..structured import StructuredMethod, UseRecorder
 from ._products import Advance, Products
 
 Form = Literal["full", "trace", "mean", "pseudo"]
-_TOGETHER = 16  # samples whose kernel is formed for the sake of its diagonal
+_TOGETHER = 32  # samples whose kernel is formed for the sake of its diagonal
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..._checks import value_error
 from ...memory import budget, size_in_words
 
-_EVERY = 5  # steps between two looks at whether more are needed
+_FEWEST = 5  # steps between two looks at whether more are needed
 
 
 class LanczosQuadrature:
@@ -50,37 +50,39 @@ class LanczosQuadrature:
                 f"{size_in_words(need)} together",
                 "Or lower `max_products`.",
             )
-        self._basis = [z / z.norm(dim=0)]
+        # `[K, m, D]`; memory that is not written to yet is not taken.
+        self._basis = torch.empty(z.shape[1], self._most, len(z), dtype=z.dtype, device=z.device)
+        self._next = (z / z.norm(dim=0)).T
         self._alpha: list[Tensor] = []
         self._beta: list[Tensor] = []
 
     @property
     def steps(self) -> int:
-        """M so far."""
+        """How many nodes a rule has so far."""
         return len(self._alpha)
 
     def advance(self) -> bool:
-        """Make some steps; whether more are possible."""
-        for _ in range(_EVERY):
+        """Make some steps, a quarter of those before; whether more are possible."""
+        for _ in range(max(_FEWEST, self.steps // 4)):
             if self.steps == self._most:
-                return False
+                break
             self._step()
         return self.steps < self._most
 
     def _step(self) -> None:
-        q = self._basis[-1]
-        w = self._multiply(q)
-        self._alpha.append((q * w).sum(0))
-        size = w.norm(dim=0)
+        q = self._next
+        self._basis[:, self.steps] = q
+        w = self._multiply(q.T).T
+        self._alpha.append((q * w).sum(1))
+        known, size = self._basis[:, : self.steps], w.norm(dim=1)
         for _ in range(2):  # twice is enough (Kahan and Parlett)
-            for v in self._basis:
-                w = w - v * (v * w).sum(0)
-        beta = w.norm(dim=0)
+            inner = torch.bmm(known, w[:, :, None])
+            w = w - torch.bmm(inner.mT, known)[:, 0]
+        beta = w.norm(dim=1)
         # The space of z is exhausted: what is left is rounding, and has no weight in the rule.
-        done = beta <= len(w) * torch.finfo(w.dtype).eps * size
-        beta = torch.where(done, 0.0, beta)
-        self._beta.append(beta)
-        self._basis.append(torch.where(done, 0.0, w / beta))
+        done = beta <= w.shape[1] * torch.finfo(w.dtype).eps * size
+        self._beta.append(torch.where(done, 0.0, beta))
+        self._next = torch.where(done[:, None], 0.0, w / beta[:, None])
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Nodes and weights `[K, m]`; the weights of a vector sum to 1."""

@@ -72,11 +72,12 @@ def sketch(
     """
     size = product.size
     most = max(1, min(_MOST, size // 2))
-    omega = torch.empty(size, 0, dtype=torch.float64)
-    y = torch.empty(size, 0, dtype=torch.float64)
+    omega = y = torch.empty(size, 0, dtype=torch.float64, device="cpu")
     while True:
         count = min(most, max(_FIRST, 2 * omega.shape[1])) - omega.shape[1]
-        drawn = torch.randn(size, count, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(
+            size, count, generator=generator, device=generator.device, dtype=torch.float64
+        ).cpu()
         drawn = drawn - omega @ (omega.T @ drawn)
         more = torch.linalg.qr(drawn)[0]
         omega, y = torch.cat([omega, more], dim=1), torch.cat([y, product.multiply(more)], dim=1)
