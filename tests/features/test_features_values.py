@@ -12,7 +12,7 @@ from oracles import jacobian_loop, relative_error
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk, features_error, ntk_features
-from torch_ntk.empirical.rules import LinearUse
+from torch_ntk.empirical.rules import ConvUse, LinearUse
 from torch_ntk.features._dense import DenseProjection
 from torch_ntk.features._projection import Projection
 from torch_ntk.features._sjlt import SparseProjection
@@ -135,6 +135,21 @@ def test_chosen_parameters_keep_their_projection() -> None:
     parts = ntk_features(case.build(), case.inputs(3), 8, by="parameter")
     own = ntk_features(case.build(), case.inputs(3), 8, params=["2.*"])
     assert relative_error(own, parts["2.weight"] + parts["2.bias"]) < 1e-12
+
+
+@pytest.mark.parametrize("by_factors", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_whatever_the_layout(
+    kind: str, by_factors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches of a convolution run over channels last on a CPU, and first elsewhere."""
+    force(monkeypatch, by_factors)
+    case = BY_NAME["conv_stride_same"]
+    last = ntk_features(case.build(), case.inputs(3), 16, kind=kind)
+    never = property(lambda use: False, lambda use, value: None)
+    monkeypatch.setattr(ConvUse, "channels_last", never, raising=False)
+    first = ntk_features(case.build(), case.inputs(3), 16, kind=kind)
+    assert relative_error(first, last) < 1e-12
 
 
 @pytest.mark.parametrize("kind", KINDS)

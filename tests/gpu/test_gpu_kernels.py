@@ -15,7 +15,7 @@ from oracles import contract_full, jacobian_loop, jacobian_with_graph, relative_
 from torch import Tensor, nn
 from traces import settings, snapshot
 
-from torch_ntk import MLP, NTKOperator, empirical_ntk, explain, linearize
+from torch_ntk import MLP, NTKOperator, empirical_ntk, explain, linearize, ntk_features
 
 METHODS = ["structured", "jacobian", "vector_product"]
 
@@ -266,3 +266,17 @@ def test_gradients_of_a_kernel(gpu: torch.device) -> None:
         if u.grad is not None:
             assert t.grad is not None
             assert float((t.grad - u.grad).abs().max()) < 1e-8 * float(u.grad.abs().max()) + 1e-12
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian"])
+@pytest.mark.parametrize("output", ["mean", "full"])
+@pytest.mark.parametrize(("make", "data"), [(convolutional, images), (recurrent, tokens)])
+def test_features_are_those_of_the_cpu(
+    make: Any, data: Any, output: Any, kind: Any, gpu: torch.device
+) -> None:
+    """Features of different machines belong together."""
+    options = {"kind": kind, "output": output, "seed": 5}
+    here = ntk_features(make().double(), data(5).double(), 64, **options)
+    there = ntk_features(make().double().to(gpu), data(5).double().to(gpu), 64, **options)
+    assert there.device == gpu
+    assert relative_error(there, here) < 1e-6  # normal numbers are kept in float32
