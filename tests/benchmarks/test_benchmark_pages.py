@@ -16,7 +16,7 @@ def _figures(name: str) -> dict[str, Any]:
     return json.loads((ROOT / f"benchmarks/{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["analytic", "empirical", "monitor"])
+@pytest.mark.parametrize("name", ["analytic", "empirical", "features", "monitor"])
 def test_a_page_is_written_from_the_committed_figures(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +38,7 @@ def test_the_readme_quotes_the_committed_figures() -> None:
 
 def test_every_page_is_tested() -> None:
     pages = {path.stem for path in (ROOT / "docs/benchmarks").glob("*.md")}
-    assert pages == {"analytic", "empirical", "monitor"}
+    assert pages == {"analytic", "empirical", "features", "monitor"}
 
 
 def test_growth_is_drawn_for_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
