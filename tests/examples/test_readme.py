@@ -63,6 +63,12 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
         off = names["determinant"] - torch.logdet(kernel + ridge)
         assert abs(off) < 5 * names["standard_error"] + 1e-6
         assert names["prediction"].shape == (5, 3)
+    elif "phi" in names:
+        net, x = names["net"], names["images"].tensors[0]
+        kernel = empirical_ntk(net, x[:5], x[:7], output="mean")
+        off = (names["estimate"] - kernel).abs()
+        assert float((off <= 2 * names["error"]).float().mean()) > 0.9
+        assert (tmp_path / "phi.safetensors").stat().st_size > 1000 * 512 * 4
     elif "cntk" in names:
         assert names["theta"].shape == names["cntk"].shape == (4, 4)
         assert torch.linalg.eigvalsh(names["theta"])[0] > 0
@@ -81,7 +87,7 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
 
 
 def test_all_snippets_are_found():
-    assert len(SNIPPETS) == README.count("```python") == 10
+    assert len(SNIPPETS) == README.count("```python") == 11
 
 
 @pytest.mark.parametrize("heading", ["Quickstart", "Tests"])
