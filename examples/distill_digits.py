@@ -129,7 +129,7 @@ def draw(
     shown = slice(None, None, args.per_class)
     for row, images, name in ((grid[0], before, "real"), (grid[1], after, "distilled")):
         for axes, image in zip(row, images[shown], strict=True):
-            axes.imshow(image.view(8, 8), cmap="gray_r", vmin=-1.5, vmax=2.5)
+            axes.imshow(image.view(8, 8).numpy(), cmap="gray_r", vmin=-1.5, vmax=2.5)
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     axes = below.subplots()
