@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from traces import in_training, snapshot
 
 from torch_ntk import empirical_nngp, empirical_ntk
-from torch_ntk.empirical import _empirical_ntk
 from torch_ntk.empirical.methods import JacobianMethod, _auto
 from torch_ntk.empirical.structured import StructuredMethod
 
@@ -243,7 +242,7 @@ def test_nngp_takes_frozen_models_and_refuses_a_selection() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_progress_goes_to_stderr_and_closes(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_empirical_ntk, "tqdm", functools.partial(tqdm, mininterval=0))
+    monkeypatch.setattr("tqdm.auto.tqdm", functools.partial(tqdm, mininterval=0))
     case = by_name("mlp")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
