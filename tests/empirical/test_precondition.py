@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case, by_name
-from oracles import contract_full, jacobian_loop, reduced, relative_error
+from oracles import (
+    contract_full,
+    jacobian_loop,
+    jacobian_with_graph,
+    reduced,
+    relative_error,
+)
 from plans import OUTPUTS
 from small_pieces import in_pieces
 from torch import Tensor, nn
@@ -69,13 +75,15 @@ def test_every_method(name: str, oracle) -> None:
         assert snapshot(model, *p.values()) == before
 
 
-@pytest.mark.parametrize("contraction", ["gram", "features", "jacobian"])
+@pytest.mark.parametrize("contraction", ["gram", "features", "jacobian", "pairs"])
 @pytest.mark.parametrize("name", SELECTED)
 def test_every_order_of_contraction(
     name: str, contraction: str, monkeypatch: pytest.MonkeyPatch, oracle
 ) -> None:
     """In small pieces, with weights and biases of different kinds of P."""
-    monkeypatch.setattr(_plan, "cheapest", lambda found: found.get(contraction, found["gram"]))
+    monkeypatch.setattr(
+        _plan, "cheapest", lambda found: found.get(contraction) or next(iter(found.values()))
+    )
     in_pieces(monkeypatch, chunk=512, again=512, columns=512, features=1)
     for module in (_plan, _kernel):
         monkeypatch.setattr(module, "SMALL", 0)
@@ -216,22 +224,62 @@ def test_a_tied_table_is_contracted_by_columns(monkeypatch: pytest.MonkeyPatch) 
     assert relative_error(narrow, contract_full(j, j)) < 1e-5
 
 
+class Summed(nn.Module):
+    """One network at every position."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).sum(1)
+
+
 def test_explain_says_where_p_excludes_gram_matrices() -> None:
-    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)), torch.randn(5, 64)
+    net = nn.Sequential(*(nn.Linear(64, n) for n in (64, 64, 1)))
+    model, x = Summed(net), torch.randn(5, 4, 64)
     p = {n: torch.ones_like(t) for n, t in model.named_parameters()}
-    p["0.weight"][0, 0] = 2.0
-    p["2.bias"] *= 3.0
+    p["net.0.weight"][0, 0] = 2.0
+    p["net.1.bias"] *= 3.0
     lines = {line.parameter: line for line in explain(model, x, precondition=p).lines}
-    assert (lines["0.weight"].contraction, lines["0.weight"].formed_for_p) == ("jacobian", True)
-    assert lines["0.bias"].contraction != "joined"
-    assert (lines["2.weight"].contraction, lines["2.bias"].contraction) == ("gram", "joined")
-    assert not any(line.formed_for_p for n, line in lines.items() if n != "0.weight")
+    first = lines["net.0.weight"]
+    assert (first.contraction, first.formed_for_p) == ("jacobian", True)
+    assert lines["net.0.bias"].contraction != "joined"
+    assert [lines[f"net.1.{n}"].contraction for n in ("weight", "bias")] == ["gram", "joined"]
+    assert not any(line.formed_for_p for n, line in lines.items() if n != "net.0.weight")
     text = str(explain(model, x, precondition=p))
     assert text.count("jacobian, P") == 1
     # The Jacobian of a weight that is contracted otherwise costs nothing more for P.
-    assert ", P" not in str(
-        explain(model, x, precondition={n: 2 * torch.ones_like(p[n]) for n in p})
-    )
+    uniform = {n: torch.full_like(t, 2.0) for n, t in p.items()}
+    assert ", P" not in str(explain(model, x, precondition=uniform))
+    # With a single position products of inputs through P take less than Jacobians.
+    lines = {line.parameter: line for line in explain(model, x[:, :1], precondition=p).lines}
+    assert lines["net.0.weight"].contraction == "pairs"
+    own = 64 * 64 + 64 + 64  # a b, and b for the inner product with cotangents and the outer one
+    assert lines["net.0.weight"].operations == 2 * 12.5 * own
+
+
+@pytest.mark.parametrize("output", ["full", "diagonal", "mean"])
+def test_gradients_through_p(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two positions, in pieces of a few pairs of samples."""
+    in_pieces(monkeypatch, again=2000)
+    monkeypatch.setattr(_plan, "cheapest", lambda found: found.get("pairs") or found["gram"])
+    model = Summed(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))).double()
+    x, p = torch.randn(5, 2, 3, dtype=torch.float64), scales(model, "varied")
+    weights = torch.randn(5, 5, 2, 2, dtype=torch.float64)
+    found = []
+    for differentiable in (True, False):
+        if differentiable:
+            options: dict[str, Any] = {"output": output, "differentiable": True}
+            kernel = empirical_ntk(model, x, precondition=p, method="structured", **options)
+        else:
+            j = times_root(jacobian_with_graph(model, x), p)
+            kernel = reduced(contract_full(j, j), output)
+        w = weights if output == "full" else weights[..., 0] if output == "diagonal" else 1.0
+        loss = (kernel * w).square().sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in grads if g is not None and g.any()]))
+    assert relative_error(found[0], found[1]) < 1e-10
 
 
 def _net(case: str = "mlp") -> tuple[nn.Module, Tensor, dict[str, Tensor], Tensor]:

@@ -251,7 +251,7 @@ def empirical_ntk(
             momentum and weight decay do not count, and an entry that never had a gradient has
             P = 1/ε. Or a mapping `{name: P}` with positive tensors of the parameters' shapes. P
             that is one number for a parameter costs nothing, nor does any P of an embedding, a norm
-            or a bias; for one that varies within another weight, the Jacobian by that is formed.
+            or a bias; one that varies within another weight takes more (`docs/empirical.md`).
         differentiable: Whether autograd goes on from the result to every parameter of the model
             (also one that is not among `params`) and every tensor in `x1` and `x2` that requires
             grad: for penalties on a kernel, or inputs that are trained (Nguyen et al. 2021). The

@@ -28,8 +28,10 @@ class Line:
         rule: The kind of operation that it was found in, or "own Jacobian".
         uses: In how many calls.
         contraction: `"gram"` for Gram matrices of inputs and of cotangents, multiplied entry by
-            entry, `"features"` for that of the inputs between the cotangents, `"jacobian"`, or
-            `"joined"` for a bias that is contracted together with the weight of its calls.
+            entry, `"features"` for that of the inputs between the cotangents, `"jacobian"`,
+            `"pairs"` for products of inputs through a P that varies, `"tied"` for an embedding
+            that is a linear layer too, or `"joined"` for a bias that is contracted together with
+            the weight of its calls.
         operations: Floating-point operations of its contraction for the whole kernel.
         bytes_per_sample: What is kept of it for one sample, where all samples fit at once.
         formed_for_p: Whether its Jacobian is formed only because P differs from entry to entry;

@@ -148,6 +148,7 @@ class GramFactor(Factor):
             cotangents are the same.
         between: Whether the Gram matrix of the features goes between the cotangents; see `_cost`.
         is_last: Whether the cotangents of every sample are the identity matrix.
+        p: P of the entries of the weight `[G, b, a]` where that varies; see `_through_p`.
     """
 
     samples: int
@@ -161,6 +162,7 @@ class GramFactor(Factor):
     shift: float = 0.0
     between: bool = False
     is_last: bool = False
+    p: Tensor | None = None
 
     @staticmethod
     def of(
@@ -218,7 +220,8 @@ class GramFactor(Factor):
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> GramFactor:
         """Converted once."""
         a = None if self.a is None else to(self.a, dtype)
-        return replace(self, a=a, b=to(self.b, dtype))
+        p = None if self.p is None else to(self.p, dtype)
+        return replace(self, a=a, b=to(self.b, dtype), p=p)
 
     def followed_by(self, parts: Sequence[Factor]) -> GramFactor:
         """Features and cotangents of all."""

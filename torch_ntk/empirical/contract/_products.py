@@ -12,6 +12,7 @@ from ...memory import ranges
 from ._factors import Factor, GramFactor, JacobianFactor, to
 from ._jacobian_pieces import blocks
 from ._piece_sizes import limited_size, piece_sizes
+from ._through_p import add_through_
 from ._tied import TiedFactor, add_between_
 
 
@@ -22,7 +23,9 @@ def add_(block: Tensor, p: Factor, q: Factor, output: Output) -> None:
     """
     if isinstance(p, GramFactor):
         assert isinstance(q, GramFactor)
-        if p.between and output == "full":
+        if p.p is not None:
+            add_through_(block, p, q, output)
+        elif p.between and output == "full":
             _add_between_(block, p, q, output)
         else:
             _add_grams_(block, p, q, output)

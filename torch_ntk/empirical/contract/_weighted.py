@@ -19,6 +19,7 @@ from .._outputs import transposed
 from ._factors import Factor, GramFactor, JacobianFactor, to
 from ._piece_sizes import limited_size, piece_sizes
 from ._products import features_gram
+from ._through_p import pieces_of_pairs, through
 from ._tied import TiedFactor, between
 
 
@@ -69,6 +70,11 @@ def weighted(p: Factor, q: Factor, weights: Tensor, output: Output) -> Iterator[
     else:
         assert isinstance(p, GramFactor)
         assert isinstance(q, GramFactor)
+        if p.p is not None:
+            for n, n_stop, m, m_stop in pieces_of_pairs(p, q):
+                found = through(p.narrow(n, n_stop), q.narrow(m, m_stop), output, weights.dtype)
+                yield (_laid(weights[n:n_stop, m:m_stop], output) * found).sum()
+            return
         for a, b in ranges(0, q.samples, _columns(p, output)):
             yield _of_grams(p, q.narrow(a, b), weights[:, a:b], output)
 

@@ -10,7 +10,8 @@ kernel"). A pair of samples takes about
     "gram"       T² (a + O² b)              both Gram matrices, multiplied entry by entry;
     "features"   T² (a + O b) + T O² b      the Gram matrix of the features applied to the
                                             cotangents of one sample, then those of the other;
-    "jacobian"   O² a b                     and forming J takes T O a b for each sample.
+    "jacobian"   O² a b                     and forming J takes T O a b for each sample;
+    "pairs"      T² (a b + O b) + T O² b    where P differs from entry to entry: see `_through_p`.
 
 Many positions call for J, a single one for Gram matrices, and few for the form in between. A weight
 that is an embedding and a linear layer is "tied": Gram matrices of either, and products between.
@@ -25,7 +26,7 @@ from typing import Literal
 from .._job import KernelJob
 from ..rules import Use
 
-Contraction = Literal["gram", "features", "jacobian", "tied"]
+Contraction = Literal["gram", "features", "jacobian", "pairs", "tied"]
 
 # Memory traffic per entry, in FLOP equivalents: of a Jacobian or of a Gram matrix, and of what is
 # multiplied in small pieces.
@@ -80,6 +81,11 @@ def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, Con
         applied = 2.0 * places * (use.gram_width + o * b) + 2.0 * pairs * g * t * per_pair * b
         traffic = _IN_PIECES * pairs * g * t * o * (b + t)
         found.append(ContractionCost("features", applied, kept, price * applied + traffic))
+    if job.precondition.varies(use.name) and use.is_matrix and not use.has_one_feature:
+        through = 2.0 * (places * b * (use.inputs + o) + pairs * g * t * per_pair * b)
+        inner = pairs * g * t * o * b if output in ("full", "diagonal") else places * b
+        traffic = _TRAFFIC * (places * (use.inputs + b) + inner)
+        found.append(ContractionCost("pairs", through, kept, price * through + traffic))
     return {cost.contraction: cost for cost in found}
 
 

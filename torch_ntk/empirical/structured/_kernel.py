@@ -204,8 +204,12 @@ class StructuredMethod(FactorMethod):
         use = calls[0][0]
         b = rows[0] if len(rows) == 1 else torch.cat(rows, dim=3)
         rows.clear()
+        p: Tensor | None = None
         if isinstance(root, Tensor) and plan.is_gram(name):
-            b = use.scaled(b, joined_features(calls), root)
+            if plan.costs[name].contraction == "pairs":
+                p = use.pack(root.square())
+            else:
+                b = use.scaled(b, joined_features(calls), root)
         is_late = alone and plan.is_late(name)
         if is_late:
             calls = [(use, use.held(source)) for use, source in calls]
@@ -218,7 +222,8 @@ class StructuredMethod(FactorMethod):
                 assert isinstance(of_bias, float)
                 shift = of_bias**2
             between = plan.costs[name].contraction == "features"
-            return GramFactor.of(a, b, use, self.job.output, scale, shift, between)
+            factor = GramFactor.of(a, b, use, self.job.output, scale, shift, between)
+            return factor if p is None else replace(factor, p=p)
         if is_late:
             scales = use.pack(root)[0] if isinstance(root, Tensor) else root
             return JacobianFactor.of(Unformed(b[:, :, 0], calls, scales))

@@ -148,10 +148,11 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
         if len({use.kind for use in own}) == 1:
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
             found = contraction_costs(job, own[0], sum(positions))
-            # A contraction over no positions at all is not worth a form of its own, and P that
-            # differs from entry to entry is that of columns, unless cotangents can take it.
-            formed = not sum(positions) or (varies and not own[0].has_one_feature)
-            costs[name] = found["jacobian"] if formed else cheapest(found)
+            if varies and not own[0].has_one_feature:
+                # No Gram matrix has P in it that differs from entry to entry.
+                found = {k: cost for k, cost in found.items() if k in ("jacobian", "pairs")}
+            # A contraction over no positions at all is not worth a form of its own.
+            costs[name] = cheapest(found) if sum(positions) else found["jacobian"]
     grams = {n for n, cost in costs.items() if cost.contraction != "jacobian"}
     biases = {
         weight: bias
