@@ -13,9 +13,10 @@ from ._options import CallbackOptions
 class LinearizationGap(KernelCallback):
     r"""Logs how far the network has left its linearization on a fixed probe.
 
-    That is `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖ and `ntk/param_drift`, with a
-    scatter plot. No kernel is computed: a measurement takes two forward passes of the probe and
-    two backward passes, the second through the first, whatever the number of outputs.
+    That is `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖, `ntk/param_drift` and, with
+    batch normalization, `ntk/statistics_share`, with a scatter plot. No kernel is computed: a
+    measurement takes a few forward passes of the probe and two backward passes, the second through
+    the first, whatever the number of outputs.
 
     Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
     its time under a name of its own, here `linearization_seconds`.
@@ -29,6 +30,6 @@ class LinearizationGap(KernelCallback):
     def __init__(self, probe: ProbeLike | None = None, **options: Unpack[CallbackOptions]) -> None:
         super().__init__(
             probe,
-            metrics=("linearization_gap", "param_drift"),
+            metrics=("linearization_gap", "param_drift", "statistics_share"),
             **options,
         )

@@ -33,7 +33,8 @@ class NTKMonitor(KernelCallback):
     - `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖ with
       f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩;
     - `ntk/buffer_drift`, only for networks with floating-point buffers: how far the running
-      statistics, through which f_t moves as well, have gone;
+      statistics, through which f_t moves as well, have gone; and, where they are taken on the probe
+      (`recalibrate`), `ntk/statistics_share`: the part of the outputs' movement that they make up;
     - `ntk/seconds`, the wall time of the measurement, and `ntk/overhead`, the share of the time
       since training began (or was resumed) that measurements have taken, this one included;
     - `ntk/batches`, how many training batches have been seen: the second axis beside the logged
@@ -128,6 +129,9 @@ class NTKMonitor(KernelCallback):
             linearization gap of outputs in float32 is off by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
         method: As in `torch_ntk.empirical_ntk`.
         loss: For the metric `"stability"`, as in `StabilityEdge`.
+        recalibrate: Whether running statistics of batch normalization are taken on the probe at
+            every measurement, in place of those of the training, which mean nothing in a fresh
+            network and follow with a lag; the network keeps its own.
 
     The state in a checkpoint holds tensors and plain values only and loads under
     `weights_only=True`. It is about the size of the model, because of θ_0 (the optimizer's state
@@ -179,6 +183,7 @@ class NTKMonitor(KernelCallback):
         dtype: torch.dtype | None = None,
         method: str = "auto",
         loss: LossLike = "auto",
+        recalibrate: bool = True,
     ) -> None:
         # All arguments by name, as they came: nothing else is local yet.
         given = {name: value for name, value in locals().items() if name not in _NOT_GIVEN}

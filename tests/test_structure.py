@@ -56,7 +56,12 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
     "monitor": ("probe stability", "reference", "measure", "figures", "loop"),
     "monitor/measure": (
-        *("_adapted_network _observation _verdict", "_evaluation", "_linearization", "_moment"),
+        *(
+            "_adapted_network _observation _verdict",
+            "_evaluation _statistics",
+            "_linearization",
+            "_moment",
+        ),
         *("_metric", "_metrics", "_record"),
     ),
 }

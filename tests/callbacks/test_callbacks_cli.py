@@ -50,6 +50,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "every_n_steps": 2,
     "at_steps": None,
     "anchor_at": 3,
+    "recalibrate": False,
     "schedule": "log",
     "output": "trace",
     "kernel": "optimizer",

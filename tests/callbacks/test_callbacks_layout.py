@@ -72,7 +72,7 @@ def test_several_callbacks_share_one_layout(tmp_path: Path) -> None:
     found = page(events(board))
     assert list(found) == ["ntk", "my run"]
     first = next(iter(found["ntk"].values()))
-    assert first == ["ntk/drift$", "ntk/linearization_gap$"]
+    assert first == ["ntk/drift$", "ntk/kernel_distance$", "ntk/linearization_gap$"]
     assert found["my run"]["share of the time"] == [r"my\ run/overhead$"]
     assert found["ntk"]["share of the time"] == [
         f"ntk/{kind}_overhead$" for kind in ("drift", "spectrum", "linearization", "stability")

@@ -175,7 +175,7 @@ def test_the_last_point_sees_the_trained_weights(
     make_other: Callable[[], Callback], first: bool, stopping: bool, tmp_path: Path
 ) -> None:
     """Averaged weights take the place of the trained ones at the end, for the user's use."""
-    monitor, watch = KernelSpectrum(8, every_n_steps=4), Watch()
+    monitor, watch = KernelSpectrum(8, every_n_steps=4, recalibrate=False), Watch()
     module = classifier(with_batch_norm)
     pair = [monitor, make_other()] if first else [make_other(), monitor]
     others = [watch, Stopping()] if stopping else [watch]

@@ -171,7 +171,7 @@ def test_every_metric_at_every_step(name: str, tmp_path: Path) -> None:
     module, watch = classifier(NETWORKS[name], lr=0.1), Watch()
     untouched = copy.deepcopy(module.network)
     x, y = next(iter(batches or loader()))
-    monitor = NTKMonitor((x[:6], y[:6]), every_n_steps=3)
+    monitor = NTKMonitor((x[:6], y[:6]), every_n_steps=3, recalibrate=False)
     with pytest.warns(UserWarning, match="no logger"):
         fit(tmp_path, module, [watch, monitor], batches)
 
@@ -220,7 +220,8 @@ def test_the_plot_and_the_verdict(tmp_path: Path) -> None:
 
 
 def test_buffer_drift_is_the_movement_of_running_statistics(tmp_path: Path) -> None:
-    monitor, watch = NTKMonitor(6, every_n_steps=5, metrics=("param_drift",)), Watch()
+    options: dict[str, Any] = {"metrics": ("param_drift",), "recalibrate": False}
+    monitor, watch = NTKMonitor(6, every_n_steps=5, **options), Watch()
     with pytest.warns(UserWarning, match="no logger"):
         fit(tmp_path, classifier(with_batch_norm), [watch, monitor])
 

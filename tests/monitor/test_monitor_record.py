@@ -43,7 +43,7 @@ def test_at_the_reference_nothing_has_moved() -> None:
     seen = begun(model).measure(model, 0)
     for name in ("drift", "param_drift", "linearization_gap", "buffer_drift"):
         assert seen.scalars[name] == 0.0
-    assert set(METRICS) - set(seen.scalars) == {"velocity"}
+    assert set(METRICS) - set(seen.scalars) == {"velocity", "statistics_share"}
     assert "anchor_step" not in seen.scalars
     assert seen.kernel is not None
     assert seen.kernel.dtype == torch.float64
@@ -241,5 +241,5 @@ def test_diverged() -> None:
 
 
 def test_bad_metrics_say_what_there_is() -> None:
-    with pytest.raises(TypeError, match=r"Choose from drift, lambda_min, .*metrics=.'drift',."):
+    with pytest.raises(TypeError, match=r"Choose from drift, .*lambda_min, .*metrics=.'drift',."):
         Record("drift")

@@ -21,6 +21,7 @@ from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
 from ..measure._record import Record
+from ..measure._statistics import recalibrated, statistics_of
 from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, Unread, _DefaultCount, read_probe
 from ..probe._reader import Reader, probe_from_batch
 from ..reference._reference import Reference, has_diverged
@@ -211,16 +212,32 @@ class Session:
             training: What moves the network.
         """
         module = self._adapted(network)
-        # First: it is taken again with the other one if that fails, which ends the attempts.
-        if self.validation is not None:
-            if self._validation_probe is None or isinstance(self._validation_probe, int):
-                self.warn_once("validation", _NO_VALIDATION)
-            else:
-                samples = self._read(network, self._validation_probe)
-                self.validation.begin(module, samples, step, training)
         probe = self._read(network, self._probe, batch)
+        if self.settings.recalibrate and statistics_of(module):
+            # In words of its own: the pass that takes the statistics would raise anything.
+            self._remedied(network, probe, lambda: self.record.examine(module, probe))
+        with self._statistics(module, probe):
+            # First: it is taken again with the other one if that fails, which ends the attempts.
+            if self.validation is not None:
+                if self._validation_probe is None or isinstance(self._validation_probe, int):
+                    self.warn_once("validation", _NO_VALIDATION)
+                else:
+                    samples = self._read(network, self._validation_probe)
+                    self.validation.begin(module, samples, step, training)
+            begin = lambda: self.record.begin(module, probe, step, training)  # noqa: E731
+            self._remedied(network, probe, begin)
+        evaluation = self.record.evaluation
+        if self.settings.output is None and evaluation.is_probed:
+            self.say(_PROBED.format(self._owner, evaluation.size))
+        if self.record.awaits_step:
+            self.say(_NO_STEP.format(self._owner))
+        if step > 0 and self.settings.anchor_at is None:
+            self.warn_once("late", _LATE.format(self._owner, step))
+
+    def _remedied(self, network: nn.Module, probe: Probe, do: Callable[[], None]) -> None:
+        """Do it; of a network that cannot be measured, the error says which part of it can."""
         try:
-            self.record.begin(module, probe, step, training)
+            do()
         except OptimizerError:
             raise  # of which no part of the network is the remedy
         except (TypeError, ValueError) as error:
@@ -230,13 +247,17 @@ class Session:
                 raise
             kind = next(kind for kind in _KINDS if isinstance(error, kind))
             raise kind(f"{error} {self._remedy}") from error
-        evaluation = self.record.evaluation
-        if self.settings.output is None and evaluation.is_probed:
-            self.say(_PROBED.format(self._owner, evaluation.size))
-        if self.record.awaits_step:
-            self.say(_NO_STEP.format(self._owner))
-        if step > 0 and self.settings.anchor_at is None:
-            self.warn_once("late", _LATE.format(self._owner, step))
+
+    @contextlib.contextmanager
+    def _statistics(self, module: nn.Module, probe: Probe) -> Iterator[None]:
+        """Within it, running statistics of normalization are those of the probe."""
+        if not self.settings.recalibrate:
+            yield
+            return
+        with recalibrated(module, probe) as names:
+            for record in filter(None, (self.record, self.validation)):
+                record.statistics = names
+            yield
 
     def offer_validation(self, find: Callable[[], nn.Module], batch: Any) -> None:
         """Take the validation probe from a batch, if it was given as a number of samples.
@@ -278,9 +299,14 @@ class Session:
         self._in_its_form(self.record, network, self._probe, batch)
         if self.validation is not None:
             self._in_its_form(self.validation, network, self._validation, batch)
-        seen = self.record.measure(module, step, training)
-        if self.validation is not None and self.validation.reference is not None:
-            beside = self.validation.measure(module, step, training).scalars
+        reference = self.record.reference
+        probe = None if reference is None else reference.probe
+        with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
+            seen = self.record.measure(module, step, training)
+            beside: dict[str, float] = {}
+            if self.validation is not None and self.validation.reference is not None:
+                beside = self.validation.measure(module, step, training).scalars
+        if self.validation is not None and beside:
             seconds = seen.scalars["seconds"] + beside["seconds"]
             named = {VALIDATION + n: beside[n] for n in self.validation.metrics if n in beside}
             self.record.add(seen, **named, seconds=seconds)

@@ -8,7 +8,14 @@ from typing import TypedDict, cast
 
 import torch
 
-from ..._checks import check_choice, check_positive_int, describe, type_error, value_error
+from ..._checks import (
+    check_bool,
+    check_choice,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
+)
 from ..._types import Method, ParameterSelection
 from ..measure._adapted_network import ForwardFn, adapted_selection
 from ..measure._evaluation import Evaluation, KernelKind, KernelOutput
@@ -34,6 +41,7 @@ class CommonOptions(TypedDict, total=False):
     params: ParameterSelection
     batch_size: int | None
     dtype: torch.dtype | None
+    recalibrate: bool
 
 
 class SessionOptions(CommonOptions, total=False):
@@ -75,6 +83,7 @@ class Settings:
     kernel: str = "gradient"
     method: str = "auto"
     loss: LossLike = "auto"
+    recalibrate: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -82,6 +91,7 @@ class Settings:
         if self.anchor_at is not None:
             remedy = "None compares with the network of the first step."
             check_positive_int("anchor_at", self.anchor_at, remedy)
+        check_bool("recalibrate", self.recalibrate)
         if not isinstance(self.prefix, str) or not self.prefix:
             came = describe(self.prefix)
             raise value_error("prefix", "a non-empty string", came, "The default is 'ntk'.")

@@ -22,6 +22,7 @@ from ..stability._training_loss import IGNORED
 from ._evaluation import mean_kernel
 from ._metric import Curve, Metric, Need, Panel, Values
 from ._moment import Moment
+from ._statistics import with_statistics
 
 LAZY = Panel("is it lazy?")
 _LOSS = Panel("loss: as the kernel at the start predicts it, and as it is")
@@ -154,6 +155,20 @@ def _param_drift(now: Moment) -> Values:
     if any(bool(b.any()) for b in first.values()):
         values["buffer_drift"] = float(m.param_drift(buffers, first))
     return values
+
+
+@_metric("through statistics", _MOVEMENT)
+def _statistics_share(now: Moment) -> Values:
+    """‖f(θ_t, s_t) - f(θ_t, s_0)‖ / ‖f_t - f_0‖, s being running statistics on the probe."""
+    f_0, reference = now.reference.outputs, now.reference
+    if not now.statistics or f_0 is None or now.is_reference:
+        return {}
+    moved = now.outputs - f_0
+    if not bool(moved.any()):
+        return {}
+    with with_statistics(now.network, {n: reference.buffers[n] for n in now.statistics}):
+        f = now.evaluation.outputs(now.network, reference.trained, reference.probe)
+    return float((now.outputs - f).norm() / moved.norm())
 
 
 @_metric("linearization gap", LAZY, "movement", on_validation=True)

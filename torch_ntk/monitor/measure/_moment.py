@@ -37,6 +37,7 @@ class Moment:
         loss: The loss in training; see `stability.find_loss`.
         previous: Step and kernel of the measurement before, if that was kept.
         undefined: Why metrics have no value, by their names.
+        statistics: Names of the buffers that hold running statistics of the probe.
     """
 
     network: nn.Module
@@ -50,6 +51,7 @@ class Moment:
     loss: LossLike = "auto"
     previous: tuple[int, Tensor] | None = None
     undefined: dict[str, str] = field(default_factory=dict)
+    statistics: frozenset[str] = frozenset()
 
     @cached_property
     def parts(self) -> Parameters:

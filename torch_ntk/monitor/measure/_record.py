@@ -47,6 +47,8 @@ class Record:
         reference: What the network is compared with; None before `begin`.
         history: `"step"` and the values by name, one dictionary for each measurement.
         spectra: Step and eigenvalues of each measurement that needed them.
+        statistics: Names of the buffers that hold running statistics of the probe, see
+            `recalibrated`; none if they are those of the training.
         awaits_step: Whether the last measurement had no kernel because the optimizer, whose kernel
             is measured, had not taken a step.
 
@@ -77,10 +79,16 @@ class Record:
         self.spectra: list[tuple[int, Tensor]] = []
         self._previous: tuple[int, Tensor] | None = None
         self.awaits_step = False
+        self.statistics: frozenset[str] = frozenset()
         self._warned: set[str] = set()
         self._seconds_of_reference = 0.0
 
     # ------------------------------------------------------------------ measuring
+    def examine(self, network: nn.Module, probe: Probe) -> None:
+        """Raise what `begin` would raise of a network or a probe that is not fit for a kernel."""
+        network = unwrap(network)
+        self._asked.examined(network, probe.to(next(network.parameters()).device))
+
     def begin(
         self, network: nn.Module, probe: Probe, step: int, training: Training | None = None
     ) -> None:
@@ -160,6 +168,7 @@ class Record:
             loss=self.loss,
             previous=self._previous,
             undefined=undefined,
+            statistics=self.statistics,
         )
         if optimizer is not None and reference.kernel is None:
             parts = moment.parts if moment.by_module else None

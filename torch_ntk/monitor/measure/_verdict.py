@@ -87,8 +87,8 @@ def verdict(
     of normalization move the kernel and the outputs without any change of the parameters.
 
     Args:
-        last: Metrics by name; `drift`, `kernel_distance`, `linearization_gap`, `param_drift` and
-            `buffer_drift` are read.
+        last: Metrics by name; `drift`, `kernel_distance`, `linearization_gap`, `param_drift`,
+            `buffer_drift` and `statistics_share` are read.
         diverged_at: The step at which the parameters were found NaN or infinite, if they have
             not recovered since.
         samples: On how many the metrics were measured.
@@ -114,7 +114,13 @@ def verdict(
             "train for longer, or check that the learning rate is not 0",
         )
     regime, facts = _judged(last, drift, gap)
-    return Verdict(regime, facts, _MEANINGS[regime], _limits(samples, outputs))
+    limits = [_limits(samples, outputs)]
+    if "statistics_share" in last:
+        limits.append(
+            f"Statistics of normalization, which the linearized network keeps, make up "
+            f"{_amount(last['statistics_share'])} the outputs' movement."
+        )
+    return Verdict(regime, facts, _MEANINGS[regime], " ".join(filter(None, limits)))
 
 
 def _judged(last: Mapping[str, float], drift: float, gap: float) -> tuple[str, str]:
@@ -131,7 +137,8 @@ def _judged(last: Mapping[str, float], drift: float, gap: float) -> tuple[str, s
         are = "both are" if len(parts) == 2 else "that is"
         return "lazy", f"{facts}; {are} below {LAZY_BELOW:.0%}"
     buffers = last.get("buffer_drift", 0.0)
-    if buffers > BUFFERS_ABOVE:
+    # Of statistics that follow from the parameters the verdict need not wait.
+    if buffers > BUFFERS_ABOVE and "statistics_share" not in last:
         statistics = f"the running statistics of normalization moved by {_amount(buffers)}"
         return "undecided", f"{facts}; but {statistics} their norm"
     reasons = []
