@@ -219,6 +219,8 @@ def test_kernels_between_the_nodes_of_a_graph(kind: type[nn.Module]) -> None:
     before = snapshot(net, x)
     found = empirical_ntk(net, (x, EDGES), coupled=True)
     assert off(found, full(j, j)) < 1e-10
+    operator, v = NTKOperator(net, (x, EDGES), coupled=True), normal(10, seed=2)
+    assert off(operator @ v, j.flatten(0, 1) @ (j.flatten(0, 1).T @ v)) < 1e-10
     assert snapshot(net, x) == before
 
 
@@ -234,4 +236,6 @@ def test_batch_normalization_with_the_statistics_of_the_batch() -> None:
     before = snapshot(net, x)
     found = empirical_ntk(net, x, coupled=True, training=True)
     assert off(found, full(j, j)) < 1e-10
+    operator, v = NTKOperator(net, x, coupled=True, training=True), normal(6, seed=2)
+    assert off(operator @ v, j.flatten(0, 1) @ (j.flatten(0, 1).T @ v)) < 1e-10
     assert snapshot(net, x) == before

@@ -100,6 +100,10 @@ def test_determinants_that_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     singular = decaying(40, rank=10)
     with pytest.raises(ValueError, match=r"`diag_reg`.*0 to working precision.*-∞.*Raise it"):
         log_determinant(by_products(singular, dense=True), 0.0, 4, 50, None)
+    zero = torch.zeros(40, 40, dtype=torch.float64)
+    for dense in (True, False):
+        with pytest.raises(ValueError, match="0 to working precision"):
+            log_determinant(by_products(zero, dense=dense), 0.1, 4, 50, None)
     single = by_products(decaying(40), torch.float32)
     with pytest.raises(ValueError, match=r"`diag_reg`.*got 1e-08.*dtype=torch.float64"):
         log_determinant(single, 1e-8, 4, 50, None)

@@ -50,14 +50,14 @@ def log_determinant(
         if float(values[0]) <= product.size * product.eps * float(values[-1].abs()):
             raise _singular(product, diag_reg, float(values[-1]))
         return TraceEstimate(float(values.log().sum()), 0.0)
-    shift = product.shift(diag_reg)
-    if not shift:
+    if is_zero:
         raise value_error(
             "diag_reg",
             "positive for a kernel whose matrix does not fit in memory",
             describe(diag_reg),
             "The smallest eigenvalues decide over the determinant, and products do not find them.",
         )
+    shift = product.shift(diag_reg)
     source = torch.Generator().manual_seed(0) if generator is None else generator
     left = sketch(product, shift, _SHARE, n_samples, source)
     largest = float(left.values[0]) if len(left.values) else 0.0
