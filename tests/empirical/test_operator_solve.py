@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from traces import settings, snapshot
 
 from torch_ntk import MLP, NTKOperator
-from torch_ntk.empirical.operator import _solve
+from torch_ntk.empirical.operator import _nystroem, _solve
 from torch_ntk.empirical.operator._kernel_map import KernelMap
 from torch_ntk.empirical.operator._nystroem import sketch
 from torch_ntk.empirical.operator._solve import solve
@@ -148,6 +148,13 @@ def test_the_sketch_is_the_nystroem_approximation() -> None:
     whole = sketch(by_products(decaying(100, rank=5)), 0.0, 1e-8, 1, torch.Generator())
     assert len(whole.values) == 5
     assert relative_error(whole.values, torch.arange(1.0, 6.0).double() ** -2) < 1e-10
+
+
+def test_sketches_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_nystroem, "budget", lambda device: 4 * 8 * 100 * 12)
+    assert sketch(by_products(decaying(100)), 0.0, 1e-8, 1, torch.Generator()).products == 12
+    found = solve(by_products(decaying(100)), columns(100, 1), 1e-2, 1e-8, 500)
+    assert found.residual <= 1e-8
 
 
 def operator(output: str, **kwargs: Any) -> NTKOperator:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...memory import budget
 from ._symmetric_product import SymmetricProduct
 
 _FIRST = 8  # vectors of the first sketch; each further one doubles their number
@@ -71,7 +72,8 @@ def sketch(
         generator: Of the random vectors.
     """
     size = product.size
-    most = max(1, min(_MOST, size // 2))
+    fitting = budget(torch.device("cpu")) // (4 * 8 * size)  # Ω, ΘΩ, U, and room to work in
+    most = max(1, min(_MOST, size // 2, fitting))
     omega = y = torch.empty(size, 0, dtype=torch.float64, device="cpu")
     while True:
         count = min(most, max(_FIRST, 2 * omega.shape[1])) - omega.shape[1]
