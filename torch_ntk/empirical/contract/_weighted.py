@@ -88,11 +88,12 @@ def _laid(weights: Tensor, output: Output) -> Tensor:
 
 def _columns(p: GramFactor, output: Output) -> int:
     """Samples of the columns at once, so that what stands between them is not too large."""
-    groups, t = p.a.shape[0] if p.a is not None else 1, p.positions
-    each = p.outputs * p.b.shape[2] if p.between else t
-    entries = p.outputs**2 if output == "full" else p.outputs if output == "diagonal" else 1
-    per_column = p.samples * groups * t * (each if p.between else entries * each)
-    size = per_column * p.b.element_size()
+    assert p.a is not None
+    if p.between:
+        each = p.outputs * p.b.shape[2]
+    else:
+        each = p.positions * {"full": p.outputs**2, "diagonal": p.outputs}.get(output, 1)
+    size = p.samples * len(p.a) * p.positions * each * p.b.element_size()
     return max(1, limited_size(piece_sizes(p.device).chunk) // max(1, size))
 
 
@@ -103,9 +104,9 @@ def _of_grams(p: GramFactor, q: GramFactor, weights: Tensor, output: Output) -> 
     if p.is_last and q.is_last:  # the Gram matrix of the cotangents is the identity
         if output == "full":
             weights = weights.diagonal(dim1=2, dim2=3).sum(2)
-        return (ga[0] * (weights.sum(2) if output == "diagonal" else weights)).sum() * (
-            1 if output in ("full", "diagonal") else o
-        )
+        else:
+            weights = weights.sum(2) if output == "diagonal" else weights * o
+        return (ga[0] * weights).sum()
     if p.between and output == "full":
         return _between(p, q, ga, weights)
     gb = torch.bmm(p.b, q.b.transpose(1, 2))
