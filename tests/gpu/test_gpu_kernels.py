@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from traces import settings, snapshot
 
 from torch_ntk import MLP, NTKOperator, empirical_ntk, explain, linearize, ntk_features
+from torch_ntk.empirical.operator._kernel_map import KernelMap
+from torch_ntk.predict import gp_inference
 
 METHODS = ["structured", "jacobian", "vector_product"]
 
@@ -230,6 +232,36 @@ def test_an_operator_and_its_spectrum(gpu: torch.device) -> None:
     v = np.random.default_rng(0).standard_normal(36)
     assert np.allclose(theta.to_scipy() @ v, dense.cpu().numpy() @ v)
     assert np.allclose(theta @ v, dense.cpu().numpy() @ v)
+
+
+@pytest.mark.parametrize("formed", [True, False])
+def test_systems_and_quadratures(
+    formed: bool, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recurrences run on the CPU, and the answers are where the vectors were."""
+    monkeypatch.setattr(KernelMap, "is_dense_cheaper", lambda self: formed)
+    model, x = convolutional().double().to(gpu), images(15).double().to(gpu)
+    theta, between = NTKOperator(model, x[:12]), NTKOperator(model, x[12:], x[:12])
+    dense, cross = theta.to_dense(), between.to_dense()
+    a = dense + 0.1 * dense.diagonal().mean() * torch.eye(36, dtype=torch.float64, device=gpu)
+    y = torch.linspace(-1, 1, 36, dtype=torch.float64, device=gpu).view(12, 3)
+    solution = theta.solve(y, 0.1)
+    assert solution.x.device == gpu
+    expected = torch.linalg.solve(a, y.flatten())
+    assert relative_error(solution.x.flatten(), expected) < 1e-6
+    generator = torch.Generator(gpu).manual_seed(1)
+    found = theta.logdet(0.1, generator=generator)
+    assert abs(found.estimate - float(torch.logdet(a))) < 5 * found.standard_error + 1e-6
+    density = theta.spectral_density(generator=generator)
+    assert float(torch.trapezoid(density.density, density.grid)) == pytest.approx(1.0, rel=1e-6)
+    assert relative_error(theta.diagonal(), dense.diagonal()) < 1e-10
+    j, v = theta.jacobian, y.flatten()
+    assert relative_error(j @ (j.T @ v), dense @ v) < 1e-10
+    posterior = gp_inference(theta, y, diag_reg=0.1)(between, NTKOperator(model, x[12:]))
+    assert posterior.mean.device == gpu
+    assert relative_error(posterior.mean.flatten(), cross @ expected) < 1e-6
+    assert posterior.covariance is not None
+    assert posterior.covariance.device == gpu
 
 
 def test_parts_of_a_linearized_network(gpu: torch.device) -> None:
