@@ -172,18 +172,33 @@ class SparseProjection(Projection):
             return jacobian.new_zeros(n, left, self.dim)
         key = ("jacobian", None if use is None else use.kind, jacobian.dtype)
         if key not in self._made:
-            (rows, of_rows), (columns, of_columns) = self._tables
-            shape = (self._sketches, self.joint, self.rows, 1)
-            to = (rows.view(shape) + columns[:, None, None]) % self._m
-            signs = of_rows.view(shape) * of_columns[:, None, None]
-            if use is not None:
-                place = self.places(use).cpu()
-                to, signs = (x.flatten(2)[:, :, place] for x in (to, signs))
-            self._made[key] = self._sketch(to, signs, jacobian)
+            self._made[key] = self._sketch(*self._of_entries(use), jacobian)
         table = (
             jacobian.reshape(n, left, self.joint * p).permute(2, 0, 1).reshape(self.joint * p, -1)
         )
         return self._made[key].of(table).view(self.dim, n, left).permute(1, 2, 0)
+
+    def _of_entries(self, use: Use | None) -> tuple[Tensor, Tensor]:
+        """Features and signs `[sketches, joint, p]`, in the order of the columns of a Jacobian."""
+        (rows, of_rows), (columns, of_columns) = self._tables
+        shape = (self._sketches, self.joint, self.rows)
+        rows, of_rows = rows.view(shape), of_rows.view(shape)
+        sides = None if use is None else self._sides(use)
+        by_rows = sides if sides is not None and sides.units_are_rows else None
+        if by_rows is not None:  # row by row, which needs no place for each entry
+            r, c = by_rows.of_units.cpu(), by_rows.of_inputs.cpu()
+            rows, of_rows, columns, of_columns = (
+                rows[:, :, r],
+                of_rows[:, :, r],
+                columns[:, c],
+                of_columns[:, c],
+            )
+        to = ((rows.unsqueeze(3) + columns[:, None, None]) % self._m).flatten(2)
+        signs = (of_rows.unsqueeze(3) * of_columns[:, None, None]).flatten(2)
+        if use is None or by_rows is not None:
+            return to, signs
+        place = self.places(use).cpu()
+        return to[:, :, place], signs[:, :, place]
 
     def _sketches_of(self, sides: Sides, like: Tensor) -> tuple[_Sketch, _Sketch]:
         """Of cotangents, each output with rows of its own, and of features."""
@@ -204,9 +219,9 @@ class SparseProjection(Projection):
     def _sketch(self, to: Tensor, signs: Tensor, like: Tensor, scaled: bool = True) -> _Sketch:
         """Of features and signs `[sketches, …]` of the rows of a table."""
         to, signs = to.flatten(1), signs.flatten(1)
-        to = (to + self._m * torch.arange(self._sketches).unsqueeze(1)).reshape(-1)
-        order = to.argsort(stable=True)
-        starts = torch.searchsorted(to[order], torch.arange(self.dim))
+        sketch = torch.arange(self._sketches, dtype=to.dtype)
+        to, order = (to + self._m * sketch.unsqueeze(1)).reshape(-1).sort(stable=True)
+        starts = torch.searchsorted(to, torch.arange(self.dim, dtype=to.dtype))
         scale = self._sketches**-0.5 if scaled else 1.0
         weights = signs.reshape(-1)[order].to(like.dtype) * scale
         index = (order % signs.shape[1]).int()
