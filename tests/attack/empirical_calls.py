@@ -19,7 +19,16 @@ from oracles import contract_full, reduced
 from torch import Tensor, nn
 from traces import snapshot
 
-from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, linearize, verify
+from torch_ntk import (
+    NTKOperator,
+    empirical_nngp,
+    empirical_ntk,
+    linearize,
+    ntk_features,
+    verify,
+)
+from torch_ntk.features._dense import DenseProjection
+from torch_ntk.features._sjlt import SparseProjection
 
 CALLS_PER_MODEL = 5
 OUTPUTS = ("full", "trace", "mean", "diagonal", "pseudo")
@@ -215,7 +224,8 @@ class Attack:
         f2, j2 = (f1, j1) if x2 is None else loop(self.twin, self._wide(x2))
         if not j1:
             return
-        kind = draw.choices(["ntk", "operator", "linearize", "nngp", "verify"], [12, 2, 2, 1, 0.4])
+        kinds = {"ntk": 12, "operator": 2, "linearize": 2, "features": 2, "nngp": 1, "verify": 0.4}
+        kind = draw.choices(list(kinds), list(kinds.values()))
         call, compare = getattr(self, f"_{kind[0]}")(x1, x2, f1, f2, j1, j2)
         context = draw.choice(list(CONTEXTS)) if draw.random() < 0.4 else ""
         label = f"{where}, {call}, N={n}{'' if x2 is None else f'/{len(x2)}'} {context}".strip()
@@ -344,6 +354,39 @@ class Attack:
                 yield ".jacobian.T", theta.jacobian.T @ unit, left.reshape(n1 * o, -1).T
 
         return f"NTKOperator(x2={x2 is not None}, output={output!r})", compare
+
+    def _features(
+        self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        given = {
+            "kind": self.draw.choice(["sjlt", "rademacher", "gaussian"]),
+            "output": self.draw.choice(["mean", "pseudo", "full"]),
+            "batch_size": self.draw.choice([None, 2]),
+        }
+        dim, o, shapes = (
+            self.draw.choice([1, 4, 9]),
+            f1.shape[1],
+            dict(self.twin.named_parameters()),
+        )
+
+        def projected(name: str, j: Tensor) -> Tensor:
+            joint = o if given["output"] == "mean" else 1
+            where: Any = (name, shapes[name].shape, dim, 0, joint, torch.device("cpu"))
+            if given["kind"] == "sjlt":
+                return SparseProjection(*where).of_jacobian(j)
+            normal = given["kind"] == "gaussian"
+            return DenseProjection(*where, normal=normal, kept=False).of_jacobian(j)
+
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            found = ntk_features(self.net, x1, dim, **given)  # type: ignore[call-overload]
+            pseudo = given["output"] == "pseudo"
+            own = {n: j.sum(1, keepdim=True) / o**0.5 if pseudo else j for n, j in j1.items()}
+            expected = torch.stack([projected(n, j) for n, j in own.items()]).sum(0)
+            if given["output"] == "mean":
+                expected = expected / o**0.5
+            yield "", found, expected if given["output"] == "full" else expected[:, 0]
+
+        return f"ntk_features({dim}, {given})", compare
 
     def _nngp(
         self, x1: Tensor, x2: Tensor | None, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
