@@ -134,6 +134,7 @@ class Endless(IterableDataset[Tensor]):
         (DataLoader(Endless()), {}, ValueError, "samples of a known number"),
         (DataLoader(TensorDataset(X), shuffle=True), {}, ValueError, "shuffle=False"),
         (DataLoader(TensorDataset(X), 2, drop_last=True), {}, ValueError, "leaves out 1"),
+        (DataLoader([X[0], X[1], X[2, :4]], batch_size=2), {}, ValueError, "Pad all batches"),
         (DataLoader(TensorDataset(X), batch_sampler=[[0], [1]]), {}, ValueError, "2 of them"),
         (DataLoader(Labelled(), 2), {}, TypeError, "forward_fn"),
         (TensorDataset(X[:0]), {}, ValueError, "at least one sample"),

@@ -37,7 +37,7 @@ from ..memory import budget, free_memory, in_bytes, limited, size_in_words
 from ._dense import DenseProjection
 from ._method import Features, Projections
 from ._projection import Kind
-from ._samples import Samples, samples_of
+from ._samples import ONE_BY_ONE, Samples, samples_of
 from ._sjlt import SparseProjection
 from ._store import FeatureFile, check_store
 
@@ -150,7 +150,9 @@ def ntk_features(
         store: A path `….safetensors` that the features are written to, block by block, so that they
             need not fit in memory. The file appears when it is complete. Kind, output, dim and seed
             are in its metadata.
-        check: Whether each block is compared with a plain backward pass.
+        check: Whether each block is compared with a plain backward pass. Differences in float32
+            that are smaller than the projection's own error, `1 / sqrt(dim)` and at most 2 %, are
+            not looked at again: a ReLU that changes sides by rounding makes a percent.
 
     Returns:
         `[N, dim]`, or `[N, O, dim]` for `"full"`, on the model's device; with `store`, the tensor
@@ -269,6 +271,7 @@ def _compute(
                     "x",
                     f"{samples.n} samples of one kind, {first}",
                     f"{len(block)} {block} after {done} of them",
+                    f"Pad all batches to one size. Or: {ONE_BY_ONE}",
                 )
             for start, found in features.of(block):
                 write(done + start, found, block)

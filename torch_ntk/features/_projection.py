@@ -31,11 +31,11 @@ Kind = Literal["sjlt", "gaussian", "rademacher"]
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Which row and column of its weight belong to the entries of a use's cotangents and features.
+    """Which row and column of its weight belong to the entries of a use's cotangents and inputs.
 
     Attributes:
         of_units, of_inputs: Indices `[b]`, `[a]`.
-        units_are_rows: Whether cotangents run over rows, and features over columns.
+        units_are_rows: Whether cotangents run over rows, and inputs over columns.
     """
 
     of_units: Tensor
@@ -95,7 +95,7 @@ class Projection(ABC):
         """Of a use whose entries are products of one number for its units and one for its inputs.
 
         None if rows and columns of the weight are mixed in either, or if outputs that are projected
-        together would have features of their own.
+        together would have inputs of their own.
         """
         if not use.is_product or use.groups > 1:
             return None
@@ -134,7 +134,7 @@ class Projection(ABC):
 
     @abstractmethod
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """Features `[N, O', dim]` from features `[N, T, a]` and cotangents `[N, O, T, b]`."""
+        """Features `[N, O', dim]` from inputs A `[N, T, a]` and cotangents B `[N, O, T, b]`."""
 
     @abstractmethod
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .._checks import value_error
 from .._functional import Batch
 from ..memory import ranges
 
-_ONE_BY_ONE = (
+ONE_BY_ONE = (
     "Call ntk_features for one batch after the other: the same seed gives the same projection."
 )
 
@@ -100,7 +100,7 @@ class _OfLoader(Samples):
 def _length(name: str, dataset: object) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise value_error(
-            name, "samples of a known number", f"a {type(dataset).__name__}", _ONE_BY_ONE
+            name, "samples of a known number", f"a {type(dataset).__name__}", ONE_BY_ONE
         )
     n = len(dataset)
     if n == 0:

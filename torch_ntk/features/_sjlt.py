@@ -201,7 +201,7 @@ class SparseProjection(Projection):
         return to[:, :, place], signs[:, :, place]
 
     def _sketches_of(self, sides: Sides, like: Tensor) -> tuple[_Sketch, _Sketch]:
-        """Of cotangents, each output with rows of its own, and of features."""
+        """Of cotangents, each output with rows of its own, and of inputs."""
         each = []
         for are_rows, index in (
             (sides.units_are_rows, sides.of_units),
