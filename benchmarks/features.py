@@ -4,9 +4,10 @@
 
 The network is ResNet-18 for images of 32×32 without normalization, 11 million parameters, its
 gradients are projected to 4,096 features. Times are taken in turns with `torch.func.vmap(grad)`,
-which forms gradients and does nothing with them, on as many samples at once as suit it. Memory is
-that of processes of their own. Prints the figures and, without `--quick`, writes
-`benchmarks/features.json` and the page `docs/benchmarks/features.md`; ten minutes on two cores.
+which forms gradients and does nothing with them, on as many samples at once as suit it; of all ten
+outputs with `vmap(jacrev)`. Memory is that of processes of their own. Prints the figures and,
+without `--quick`, writes `benchmarks/features.json` and the page `docs/benchmarks/features.md`; ten
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from common import DOCS, HERE, environment, peak_memory, worker, write_json
 from empirical_nets import net
 from features_report import in_words, report
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils.data import Dataset
 
 from torch_ntk import empirical_ntk, features_error, ntk_features
@@ -58,9 +59,17 @@ def times(job: dict[str, Any]) -> dict[str, Any]:
         for some in x.split(size):
             vmap(grad(pseudo), in_dims=(None, 0))(params, some)
 
+    def outputs(params: dict[str, Tensor], sample: Tensor) -> Tensor:
+        out: Tensor = functional_call(model, params, (sample[None],))
+        return out[0]
+
+    def jacobians() -> None:
+        for some in x.split(2):  # ten times as large as gradients
+            vmap(jacrev(outputs), in_dims=(None, 0))(params, some)
+
     sizes = {size: _seconds(lambda size=size: gradients(size)) for size in (1, 4, 8, 16)}
     size = min(sizes, key=lambda s: sizes[s])
-    runs: list[Callable[[], object]] = [lambda: gradients(size)]
+    runs: list[Callable[[], object]] = [lambda: gradients(size), jacobians]
     runs += [lambda way=way: ntk_features(model, x, DIM, **way) for way in WAYS]
     turns = [[_seconds(run) for run in runs] for _ in range(job["turns"])]
     found = [min(each) for each in zip(*turns, strict=True)]
@@ -68,7 +77,8 @@ def times(job: dict[str, Any]) -> dict[str, Any]:
         "n": job["n"],
         "size": size,
         "gradients": found[0] / len(x),
-        "found": [t / len(x) for t in found[1:]],
+        "jacobians": found[1] / len(x),
+        "found": [t / len(x) for t in found[2:]],
     }
 
 
