@@ -5,6 +5,8 @@
   may be sparse, which other operations do not take.
 - `embedding_bag` has no forward-mode rule and no second derivative.
 - `weight_norm` has no forward-mode rule, and its second derivative is wrong.
+- The gradients of `batch_norm` and `instance_norm` for a single image read the one that comes in as
+  if it were contiguous, also where its channels are innermost.
 - The derivatives of `layer_norm`, and of the `batch_norm` that `instance_norm` calls, lose a term
   when they are differentiated twice more, without an error (pytorch issues 196700 and 196699).
 """
@@ -152,6 +154,37 @@ def _instance_norm(
     )
 
 
+def _is_single(input: Tensor) -> bool:
+    """Whether it is one sample; vmap makes one call of many."""
+    return input.shape[0] == 1 and not torch._C._functorch.is_functorch_wrapped_tensor(input)
+
+
+def _instance_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    function = _instance_norm if _is_single(input) else F.instance_norm
+    return function(input, *args, **kwargs)
+
+
+def _batch_norm_of_one(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None or not _is_single(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    shape = (-1, *[1] * (input.ndim - 2))
+    normalized = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
+    return _affine(
+        normalized,
+        None if weight is None else weight.reshape(shape),
+        None if bias is None else bias.reshape(shape),
+    )
+
+
 def _normalized(x: Tensor, trailing: int, eps: float) -> Tensor:
     axes = list(range(x.ndim - trailing, x.ndim))
     centered = x - x.mean(dim=axes, keepdim=True)
@@ -169,6 +202,8 @@ _RIGHT: dict[Any, Callable[..., Tensor]] = {
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
     torch._weight_norm: _weight_norm,
+    F.instance_norm: _instance_norm_of_one,
+    F.batch_norm: _batch_norm_of_one,
 }
 _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,

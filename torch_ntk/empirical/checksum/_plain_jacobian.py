@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import ArgumentError
-from ..._functional import Batch, ModelFunction, PlainPass, failure
+from ..._functional import Batch, ModelFunction, PlainPass, RightOperations, failure
 from ..._types import Parameters
 from ...memory import is_out_of_memory
 
@@ -32,7 +32,9 @@ def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[
         }
 
     try:
-        each = [plain.run(x[n : n + 1], of_sample) for n in range(len(x))]
+        # Of single samples some operations of torch are wrong.
+        right = lambda leaves: RightOperations()  # noqa: E731
+        each = [plain.run(x[n : n + 1], of_sample, right) for n in range(len(x))]
     except (ArgumentError, MemoryError):
         raise
     except RuntimeError as error:
