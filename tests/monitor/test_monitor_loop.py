@@ -110,6 +110,45 @@ def test_a_step_of_several_batches_counts_once() -> None:
     assert monitor.history["ntk/batches"] == [0.0, 3.0, 6.0, 9.0]
 
 
+@pytest.mark.parametrize("writes", ["counted", "through data"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_end_where_steps_are_passed(place: str, writes: str) -> None:
+    """`finish` measures the parameters of the last step and gives them its number."""
+    monitor, model = Monitor(8, at_steps=[3], metrics=("param_drift",)), nn.Linear(6, 3)
+    for k, batch in enumerate(batches()[:4]):
+        if place == "after" and k == 0:
+            monitor.step(model, batch=batch, step=0)
+        if place == "before":
+            monitor.step(model, batch=batch, step=k)
+        with torch.no_grad():
+            weight = model.weight.data if writes == "through data" else model.weight
+            weight.add_(0.1)
+        if place == "after":
+            monitor.step(model, batch=batch, step=k + 1)
+    monitor.finish(model)
+    ends = 5 if place == "after" and writes == "through data" else 4  # which nobody can see
+    assert monitor.history["step"] == [0, 3, ends]
+    first, _, last = monitor.history["ntk/param_drift"]
+    assert first == 0.0
+    theta = torch.cat([(model.weight - 0.4).flatten(), model.bias]).norm().item()
+    assert last == pytest.approx(0.4 * 18**0.5 / theta, rel=1e-5)
+
+
+def test_the_end_is_told_or_comes_from_a_state() -> None:
+    monitor, model = Monitor(8, at_steps=[0], metrics=("param_drift",)), network()
+    train(monitor, model, last=7, every=3)  # the seventh batch waits for two more
+    assert monitor._end(model) == 2
+    state = monitor.state_dict()
+    monitor.finish(model, step=4)
+    assert monitor.history["step"] == [0.0, 4.0]
+    with pytest.raises(ValueError, match="`step` must be an integer of at least 2"):
+        monitor.finish(model, step=1)
+    again = Monitor(8, at_steps=[0], metrics=("param_drift",))
+    again.load_state_dict(state)
+    again.finish(model)
+    assert again.history["step"] == [0.0, 3.0]
+
+
 def test_what_a_step_returns_and_logs() -> None:
     logged: list[tuple[dict[str, float], int]] = []
     monitor = Monitor(

@@ -91,6 +91,9 @@ class Monitor(Results):
         self._log = log
         self._calls = 0
         self._steps = 0
+        self._is_passed = False  # whether the last call was told its step
+        self._versions: tuple[int, ...] = ()  # of the parameters, at the last call
+        self._show_steps = False  # whether they were seen to change from one step to the next
 
     # ------------------------------------------------------------------ measuring
     def step(
@@ -109,7 +112,8 @@ class Monitor(Results):
                 `kernel="optimizer"`.
             batch: The training batch that comes next; needed where `probe` is a number.
             step: Optimizer steps taken so far; None counts the calls. Pass it where batches are
-                accumulated: a step is measured once, however often it is passed.
+                accumulated: a step is measured once, however often it is passed. With it `step`
+                may also be called after the optimizer's step.
 
         Returns:
             What was measured, or None.
@@ -122,8 +126,12 @@ class Monitor(Results):
             raise value_error("step", "an integer of at least 0", describe(step))
         now = self._calls if step is None else step
         batches = self._calls
+        versions = _versions(model)
+        if step is not None and self._is_passed and step > self._steps:
+            self._show_steps = versions != self._versions
         self._calls += 1
         self._steps = now if step is not None else self._calls
+        self._is_passed, self._versions = step is not None, versions
         if self._session.record.reference is None and batch is None and self._session.needs_batch:
             raise value_error(
                 "batch",
@@ -136,18 +144,49 @@ class Monitor(Results):
         return self._measure(model, optimizer, batch, now, batches)
 
     def finish(
-        self, model: nn.Module, optimizer: Optimizer | Iterable[Optimizer] | None = None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        *,
+        step: int | None = None,
     ) -> Verdict:
         """Measure the last step if that has not been done, and judge the training.
 
         Args:
             model: As in `step`.
             optimizer: As in `step`.
+            step: Optimizer steps taken in all. None is the number of calls of `step`; where these
+                were told their steps, it is one more than the last of them if the parameters have
+                been written to since, and that one if not, as after batches that were accumulated
+                for a step that never came.
+
+        Raises:
+            ValueError: `step` is no number of steps, or smaller than one that came before.
         """
+        end = self._end(model) if step is None else step
+        if isinstance(end, bool) or not isinstance(end, int) or end < self._least:
+            raise value_error("step", f"an integer of at least {self._least}", describe(step))
         if self._session.record.reference is not None:
-            self._measure(model, optimizer, None, self._steps, self._calls, last=True)
+            self._measure(model, optimizer, None, end, self._calls, last=True)
         self._session.release()
         return self.verdict
+
+    @property
+    def _least(self) -> int:
+        """Optimizer steps that have been taken for certain."""
+        return self._steps if self._is_passed else self._session.last_step or 0
+
+    def _end(self, model: nn.Module) -> int:
+        """Optimizer steps that have been taken, also after the last call of `step`.
+
+        PyTorch counts the writes to a tensor, which costs no comparison of values. Optimizers that
+        write to `p.data` are not counted: where the counts did not change before, that they stand
+        still says nothing.
+        """
+        if not self._is_passed:
+            return self._steps
+        stands_still = self._show_steps and _versions(model) == self._versions
+        return self._steps if stands_still else self._steps + 1
 
     def _measure(
         self,
@@ -179,7 +218,8 @@ class Monitor(Results):
 
         It is about the size of the model and loads with `torch.load(..., weights_only=True)`.
         """
-        return {**self._session.state_dict(), "calls": self._calls, "steps": self._steps}
+        counts = {"calls": self._calls, "steps": self._steps, "is_passed": self._is_passed}
+        return {**self._session.state_dict(), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, with the reference of the first run.
@@ -189,6 +229,8 @@ class Monitor(Results):
         """
         self._session.load_state_dict(state)
         self._calls, self._steps = int(state["calls"]), int(state["steps"])
+        self._is_passed = bool(state.get("is_passed", False))  # earlier releases did not say
+        self._versions, self._show_steps = (), False
 
 
 def _check_log(log: object) -> None:
@@ -196,6 +238,11 @@ def _check_log(log: object) -> None:
         expected = "a function of metrics and a step"
         remedy = "Pass log=lambda scalars, step: ..."
         raise type_error("log", expected, describe(log), remedy)
+
+
+def _versions(model: nn.Module) -> tuple[int, ...]:
+    """How often each parameter has been written to."""
+    return tuple(p._version for p in model.parameters() if not p.is_inference())
 
 
 def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> Sequence[Optimizer]:
