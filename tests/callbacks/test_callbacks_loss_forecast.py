@@ -210,7 +210,7 @@ def test_a_rate_that_changes_ends_the_forecast(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    (WithAdam, "`optimizer` must be one torch.optim.SGD.*Adam gives each parameter"),
+    (WithAdam, "`optimizer` must be one torch.optim.SGD.*got Adam"),
     (TwoOptimizers, "`optimizer` must be .*2 optimizers"),
     (WithNesterov, "got SGD with nesterov=True"),
 ]

@@ -109,12 +109,43 @@ def test_calm_below_the_limit(tmp_path: Path) -> None:
 
 class WithAdam(Classifier):
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters())
+        return torch.optim.Adam(self.parameters(), lr=3.0)
+
+
+def test_adam_begins_after_its_first_step_and_gives_no_alarm(tmp_path: Path) -> None:
+    edge = StabilityEdge(8, every_n_steps=1)
+    fit(tmp_path, classifier(kind=WithAdam), [edge], max_epochs=1)
+    values = torch.tensor(edge.history["ntk/stability"])
+    assert values.isfinite().tolist() == [False, True, True, True, True, True]
+    assert edge.history["ntk/stability_limit"][1] == pytest.approx(38.0)
+    assert values[1] > 38.0
+
+
+def test_statistics_that_were_never_trained_are_no_alarm(tmp_path: Path) -> None:
+    """Inputs of size 30 under running statistics of 0 and 1, as in a fresh network."""
+    x, y = data()[:12]
+    for recalibrate in (True, False):
+        edge = StabilityEdge((30 * x, y), recalibrate=recalibrate)
+        module = classifier(with_batch_norm, lr=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(tmp_path, module, [edge], max_steps=1)
+        alarms = [w for w in caught if "largest curvature" in str(w.message)]
+        assert len(alarms) == (0 if recalibrate else 1)
+        assert (edge.history["ntk/stability"][0] > 3.8) != recalibrate
+
+
+class WithAdamax(Classifier):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adamax(self.parameters())
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(WithAdam, "Adam gives each parameter"), (TwoOptimizers, "2 optimizers move the network")],
+    [
+        (WithAdamax, "limit of Adamax is not known"),
+        (TwoOptimizers, "2 optimizers move the network"),
+    ],
 )
 def test_what_has_no_limit_is_said_once(kind: type, reason: str, tmp_path: Path) -> None:
     edge = StabilityEdge(8, every_n_steps=2)

@@ -50,6 +50,9 @@ def read_steps_of(
         rule = read_optimizers(optimizers, network, names)
     except ValueError as error:
         raise value_error("optimizer", expected, f"this: {error}", _REMEDY) from error
+    if rule.preconditioner is not None:
+        came = type(rule.preconditioner).__name__
+        raise value_error("optimizer", expected, came, _REMEDY)
     moved = {id(p) for n, p in network.named_parameters() if n in rule.rates}
     groups = [
         group

@@ -310,7 +310,7 @@ class Session:
             seconds = seen.scalars["seconds"] + beside["seconds"]
             named = {VALIDATION + n: beside[n] for n in self.validation.metrics if n in beside}
             self.record.add(seen, **named, seconds=seconds)
-        if passes_the_edge(self.record.history):
+        if passes_the_edge(self.record.history, training.optimizers):
             self.warn_once("edge", f"{self._owner}: {edge_in_words(seen.scalars, step)}")
         spent = time.perf_counter() - self._started
         self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))

@@ -248,7 +248,13 @@ class Evaluation:
             "precondition": optimizer,
         }
 
-    def operator(self, network: nn.Module, names: Sequence[str], probe: Probe) -> NTKOperator:
+    def operator(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        probe: Probe,
+        optimizer: Optimizer | None = None,
+    ) -> NTKOperator:
         """The full Θ by the parameters called `names`, only to multiply with."""
         return NTKOperator(
             network,
@@ -258,6 +264,7 @@ class Evaluation:
             batch_size=self.batch_size,
             dtype=self.gradient_dtype(network),
             forward_fn=call_of(network, probe),
+            precondition=optimizer,
         )
 
     def outputs(

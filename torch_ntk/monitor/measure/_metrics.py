@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import metrics as m
 from ..._checks import check_choice, describe, type_error
+from ..._optimizers import NoStepError
 from ..stability import find_loss, read_optimizers
 from ..stability._stability import stability
 from ..stability._training_loss import IGNORED
@@ -209,15 +210,18 @@ def _stability(now: Moment) -> Values:
     network, reference, evaluation = now.network, now.reference, now.evaluation
     probe = reference.probe
     rule = read_optimizers(now.training.optimizers, network, reference.trained)
-    y = now.targets
-    return stability(
-        rule,
-        find_loss(now.loss, now.training.module, now.outputs, y),
-        now.outputs,
-        y,
-        lambda names: evaluation.kernel(network, names, probe, "full"),
-        lambda names: evaluation.operator(network, names, probe),
-    )
+    y, optimizer = now.targets, rule.preconditioner
+    try:
+        return stability(
+            rule,
+            find_loss(now.loss, now.training.module, now.outputs, y),
+            now.outputs,
+            y,
+            lambda names: evaluation.kernel(network, names, probe, "full", optimizer),
+            lambda names: evaluation.operator(network, names, probe, optimizer),
+        )
+    except NoStepError:  # P begins with the first step
+        return {}
 
 
 @_metric("", _MODULES, "parts", on_request=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._optimizers import unwrapped
 from ...empirical import NTKOperator
 from ._hessian import HessianRoot, hessian, root_of_hessian
 from ._step_rule import StepRule
@@ -45,28 +46,26 @@ def stability(
 
     Its non-zero eigenvalues are those of Θ^½ H Θ^½, Θ = J Jᵀ the kernel, and with H = S Sᵀ those
     of Sᵀ Θ S. Groups of parameters with learning rates of their own precondition it: then
-    Θ = Σ_g lr_g Θ_g. With more than 4,096 outputs in all, Θ is not formed but multiplied with.
+    Θ = Σ_g (lr_g/lr) Θ_g with the largest rate lr. So does an optimizer: then Θ = J P Jᵀ, where
+    rates count relative to the first group's. With more than 4,096 outputs in all, Θ is not formed
+    but multiplied with.
 
     Args:
-        rule: Learning rates and limit.
+        rule: Learning rates, P and limit.
         loss: The loss, a mean over samples.
         f: Outputs `[N, O]`.
         y: Targets.
-        kernel: Θ_g `[N, N, O, O]` by the parameters with the given names.
+        kernel: Θ_g `[N, N, O, O]` by the parameters with the given names, with the rule's P.
         operator: The same, only to multiply with.
 
     Returns:
-        `"stability"`, lr·λ_max, or with several learning rates λ_max of the preconditioned matrix;
-        `"stability_limit"`, where steps begin to diverge, 2 without momentum; and with a single
-        learning rate `"sharpness"`, λ_max.
+        `"stability"`, lr·λ_max of the preconditioned matrix; `"stability_limit"`, where steps
+        begin to diverge, 2 without momentum; and with a single learning rate `"sharpness"`, λ_max.
 
     Raises:
         ValueError: There are too many outputs for this loss, or the targets do not go with it.
     """
-    groups = rule.groups()
-    largest = rule.lr
-    shares = {r: r / largest if largest > 0.0 else 1.0 for r in groups}
-    moving = [(share, groups[r]) for r, share in shares.items() if share > 0.0]
+    moving = rule.parts()
     root = root_of_hessian(loss, f, y)
     rows = f.numel()
     if rows > _MOST_ROWS:
@@ -79,8 +78,8 @@ def stability(
     else:
         theta = torch.stack([share * kernel(names) for share, names in moving]).sum(0)
         found = _by_matrix(theta.permute(0, 2, 1, 3).reshape(rows, rows), root, loss, f, y)
-    values = {"stability": largest * found, "stability_limit": rule.limit}
-    return {**values, "sharpness": found} if len(groups) == 1 else values
+    values = {"stability": rule.lr * found, "stability_limit": rule.limit}
+    return {**values, "sharpness": found} if len(rule.groups()) == 1 else values
 
 
 def _by_matrix(
@@ -139,8 +138,14 @@ def _largest(
     return float(value)
 
 
-def passes_the_edge(rows: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the last measurement is the first one above the limit."""
+def passes_the_edge(rows: Sequence[Mapping[str, float]], optimizers: Sequence[Optimizer]) -> bool:
+    """Whether the last measurement is the first one above the limit.
+
+    Not for optimizers with a P, which follows the curvature: above their limit they go on (Cohen et
+    al. 2022), and in their first steps P rests on few gradients.
+    """
+    if not all(type(unwrapped(o)) is torch.optim.SGD for o in optimizers):
+        return False
 
     def is_above(row: Mapping[str, float]) -> bool:
         return "stability" in row and row["stability"] > row["stability_limit"]

@@ -1,8 +1,15 @@
-"""How an optimizer moves the parameters, and which curvature its steps can bear."""
+"""How an optimizer moves the parameters, and which curvature its steps can bear.
+
+On a quadratic with the Hessian H, and with P as it is now, an optimizer's steps are those of
+gradient descent, with or without momentum, in the coordinates P^-½ θ: there each eigenvector of
+P^½ H P^½ with eigenvalue λ is a mode of its own, and the modes decay while a = lr·λ is below a
+limit (Cohen et al. 2021 and 2022). The averages of Adam are taken as settled, their bias
+corrections as 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,28 +19,29 @@ from torch.optim import Optimizer
 
 from ..._optimizers import owner
 
-_ONLY_SGD = (
-    "{} gives each parameter a step size of its own, so that no single one stands against the "
-    "loss's curvature; the stability limit is known for torch.optim.SGD."
-)
+_OTHER = "the stability limit of {} is not known, only that of torch.optim's {}."
 
 
 @dataclass(frozen=True)
 class StepRule:
-    """Gradient descent with momentum.
+    """Gradient descent with momentum, perhaps preconditioned.
 
     Attributes:
         rates: The learning rate of each parameter that the optimizer moves, by name.
         limit: The largest lr·λ under which a step along curvature λ does not diverge.
+        preconditioner: The optimizer whose P counts; None for SGD, which has none.
     """
 
     rates: dict[str, float]
     limit: float
+    preconditioner: Optimizer | None = None
 
     @property
     def lr(self) -> float:
-        """The largest learning rate."""
-        return max(self.rates.values())
+        """The one to which others are relative: the largest, or the first group's, as in P."""
+        if self.preconditioner is None:
+            return max(self.rates.values())
+        return float(self.preconditioner.param_groups[0]["lr"])
 
     def groups(self) -> dict[float, list[str]]:
         """Names of parameters by their learning rate."""
@@ -41,6 +49,14 @@ class StepRule:
         for name, rate in self.rates.items():
             found.setdefault(rate, []).append(name)
         return found
+
+    def parts(self) -> list[tuple[float, list[str]]]:
+        """Names of the parameters that move, with the factor that their kernel does not have."""
+        groups, largest = self.groups(), self.lr
+        if self.preconditioner is not None:
+            return [(1.0, [n for n, rate in self.rates.items() if rate > 0.0 or len(groups) == 1])]
+        shares = {rate: rate / largest if largest > 0.0 else 1.0 for rate in groups}
+        return [(share, groups[rate]) for rate, share in shares.items() if share > 0.0]
 
 
 def read_optimizers(
@@ -54,27 +70,42 @@ def read_optimizers(
         names: Parameters of it that count.
 
     Raises:
-        ValueError: There is not one optimizer that is SGD with one momentum.
+        ValueError: There is not one optimizer with a limit that is known, and with one momentum.
     """
     chosen = set(names)
     parameters = {n: p for n, p in network.named_parameters() if n in chosen}
     by_id = {id(p): n for n, p in parameters.items()}
     optimizer = owner(optimizers, parameters)
-    if type(optimizer) is not torch.optim.SGD:
-        raise ValueError(_ONLY_SGD.format(type(optimizer).__name__))
+    if type(optimizer) not in _LIMITS:
+        known = ", ".join(kind.__name__ for kind in _LIMITS)
+        raise ValueError(_OTHER.format(type(optimizer).__name__, known))
+    limit = _LIMITS[type(optimizer)]
     rates: dict[str, float] = {}
     limits: set[float] = set()
+    decays: list[float] = []
     for group in optimizer.param_groups:
         own = [by_id[id(p)] for p in group["params"] if id(p) in by_id]
         if own:
-            limits.add(_limit(group))
+            if group["maximize"]:
+                raise ValueError("the optimizer maximizes: there is no limit to stay below.")
+            limits.add(limit(group))
+            decays.append(float(group["lr"]) * float(group["weight_decay"]))
             rates.update(dict.fromkeys(own, float(group["lr"])))
     if len(limits) > 1:
         raise ValueError("the optimizer's parameter groups differ in momentum.")
-    return StepRule(rates, limits.pop())
+    largest, decay = limits.pop(), max(decays)
+    if type(optimizer) is torch.optim.SGD:
+        # The decay is a part of the gradient: every curvature λ is λ + weight_decay.
+        return StepRule(rates, largest - decay)
+    if optimizer.param_groups[0].get("decoupled_weight_decay"):
+        # θ ← (1 - c) θ - lr P m with c = lr·weight_decay and m ← β m + (1 - β) g: a mode obeys
+        # z² - (1 - c + β - a (1 - β)) z + β (1 - c) = 0, which has the root -1, and beyond it an
+        # unstable one, at a = (1 + β) (2 - c) / (1 - β).
+        largest *= 1.0 - 0.5 * decay
+    return StepRule(rates, largest, optimizer)
 
 
-def _limit(group: dict[str, Any]) -> float:
+def _of_sgd(group: Mapping[str, Any]) -> float:
     r"""The largest stable a = lr·λ of one mode under `torch.optim.SGD`.
 
     With momentum μ and dampening τ the mode obeys z² - (1 + μ - a(1 - τ)) z + μ = 0, whose roots
@@ -82,10 +113,7 @@ def _limit(group: dict[str, Any]) -> float:
     1 + μ - a(1 + μ) and the determinant μ(1 - a), which gives a = 2(1 + μ)/(1 + 2μ).
     """
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
-    if group["maximize"]:
-        raise ValueError("the optimizer maximizes: there is no limit to stay below.")
-    if not 0.0 <= momentum < 1.0:
-        raise ValueError(f"momentum {momentum:g} is not in [0, 1): no step is stable.")
+    _check_momentum(momentum)
     if group["nesterov"]:
         return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum)
     if momentum == 0.0:  # torch applies no dampening then
@@ -93,3 +121,30 @@ def _limit(group: dict[str, Any]) -> float:
     if dampening >= 1.0:
         raise ValueError(f"dampening {dampening:g} leaves nothing of the gradient.")
     return 2.0 * (1.0 + momentum) / (1.0 - dampening)
+
+
+def _of_adam(group: Mapping[str, Any]) -> float:
+    """An average of gradients is momentum β₁ with dampening β₁."""
+    beta = float(group["betas"][0])
+    return 2.0 * (1.0 + beta) / (1.0 - beta)
+
+
+def _of_rmsprop(group: Mapping[str, Any]) -> float:
+    momentum = float(group["momentum"])
+    _check_momentum(momentum)
+    return 2.0 * (1.0 + momentum)
+
+
+def _check_momentum(momentum: float) -> None:
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum {momentum:g} is not in [0, 1): no step is stable.")
+
+
+_LIMITS: dict[type[Optimizer], Callable[[Mapping[str, Any]], float]] = {
+    torch.optim.SGD: _of_sgd,
+    torch.optim.Adam: _of_adam,
+    torch.optim.AdamW: _of_adam,
+    torch.optim.RMSprop: _of_rmsprop,
+    torch.optim.Adagrad: lambda group: 2.0,
+}
+"""By the exact type the limit without weight decay, of a parameter group."""
