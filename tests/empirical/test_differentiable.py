@@ -164,7 +164,11 @@ def test_derivatives_of_first_and_second_order(
             function, a, params=params, output="mean", differentiable=True, check=False
         )
 
-    for f, inputs in ((between, (x1, x2, *theta)), (of_one, (x1, *theta))):
+    def curved(a: Tensor, *values: Tensor) -> Tensor:  # its derivative depends on the kernel
+        return torch.logdet(of_one(a, *values) + torch.eye(len(a), dtype=a.dtype))
+
+    one = (x1, *theta)
+    for f, inputs in ((between, (x1, x2, *theta)), (of_one, one), (curved, one)):
         assert gradcheck(f, inputs, fast_mode=True)
         assert gradgradcheck(f, inputs, fast_mode=True)
 

@@ -68,6 +68,9 @@ class KernelGradient:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """With the graph of everything."""
         with torch.enable_grad():
+            # W may itself be a function of the kernel, and so of the sources; the derivative here
+            # is that by the sources alone. W does not depend on these aliases of them.
+            tensors = [t.view_as(t) for t in tensors]
             job = self.sources.placed(self.job, tensors)
             left = self._factors(job, job.x1)
             right = left if job.x2 is None else self._factors(job, job.x2)
