@@ -31,7 +31,7 @@ print(json.dumps(loaded))
 HEAVY = (
     *("torch._dynamo", "torch._inductor", "sympy"),
     *("scipy", "sklearn", "pandas", "matplotlib", "tqdm"),
-    *("lightning", "tensorboard", "torchvision", "safetensors", "gpytorch"),
+    *("lightning", "tensorboard", "torchvision", "safetensors", "gpytorch", "transformers"),
 )
 
 

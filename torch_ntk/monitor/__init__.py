@@ -58,6 +58,8 @@ from .reference._reference import has_diverged as has_diverged
 from .reference._reference import snapshot as snapshot
 from .reference._reference_file import ReferenceFile as ReferenceFile
 from .reference._reference_file import with_theta_0 as with_theta_0
+from .reference._state_file import load_state as load_state
+from .reference._state_file import save_state as save_state
 from .stability._stability import Training as Training
 from .stability._training_loss import LossLike as LossLike
 
@@ -99,8 +101,10 @@ __all__ = [
     "history_plot",
     "kernel_heatmap",
     "linearization_scatter",
+    "load_state",
     "probe_from_batch",
     "read_probe",
+    "save_state",
     "snapshot",
     "spectrum_plot",
     "verdict",

@@ -89,6 +89,11 @@ class Monitor(Results):
                 "Pass validation_probe=(x, y) or (dataset, indices).",
             )
         self._log = log
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget everything: the next call is the first one."""
+        self._session.reset()
         self._calls = 0
         self._steps = 0
         self._is_passed = False  # whether the last call was told its step

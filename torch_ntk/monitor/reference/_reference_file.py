@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from safetensors.torch import load, save
 
 from ..._checks import value_error
 from ._reference import Reference
+from ._state_file import write_whole
 
 _DIGITS = 16  # of the hash in the file's name
 
@@ -88,16 +87,8 @@ def _write(reference: Reference, folder: Path) -> dict[str, str]:
     digest = hashlib.sha256(content).hexdigest()
     record = {"file": f"theta_0-{digest[:_DIGITS]}.safetensors", "sha256": digest}
     target = _path(record, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if not target.exists():
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(content, target)
     return record
 
 

@@ -1,0 +1,266 @@
+"""The monitor for the `Trainer` of Hugging Face's transformers.
+
+`NTKMonitorCallback` is for it what `torch_ntk.callbacks.NTKMonitor` is for Lightning's. The
+library is an optional dependency, `pip install torch_ntk[transformers]`, and imported with this
+module only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Unpack
+
+from .._checks import describe, type_error, value_error
+from ..monitor import Monitor, ProbeLike, SessionOptions, load_state, save_state
+
+try:
+    from transformers import (
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+except ImportError as error:
+    raise ImportError(
+        "torch_ntk.integrations.transformers needs transformers and accelerate, which could not be "
+        f"imported ({error}). Install them with `pip install torch_ntk[transformers]`."
+    ) from error
+
+__all__ = ["NTKMonitorCallback"]
+
+_ITEMS = "num_items_in_batch"  # a count that the Trainer adds to the arguments of a forward
+_SUMMARY = "train_runtime"  # in what the Trainer logs when all steps have been taken
+
+
+class NTKMonitorCallback(Monitor, TrainerCallback):
+    r"""Watches the Neural Tangent Kernel in a `transformers.Trainer`.
+
+        monitor = NTKMonitorCallback()
+        trainer = Trainer(model, args, train_dataset=dataset, callbacks=[monitor])
+        trainer.train()
+        print(monitor.verdict)
+
+    It measures what `torch_ntk.monitor.Monitor` does, before the first batch of an optimizer step,
+    and logs through `Trainer.log`, at the step `state.global_step`: the values are in
+    `trainer.state.log_history`, and every reporter of `report_to` shows them, under the names that
+    it gives to all values of the training: TensorBoard and Weights & Biases put `train/` in front.
+    The verdict is logged as a text at the end. Training is bitwise what it is without it.
+
+    By default the probe is taken from the first batch as it passes into the model. The last step is
+    measured when all steps have been taken, before `load_best_model_at_end` replaces the weights.
+
+    The state goes into each checkpoint as a safetensors file, about as large as the model because
+    of θ_0; resumed from there, the monitor keeps its reference and its curves. Where that
+    folder is not `output_dir/checkpoint-STEP`, pass `resume_from`. Only the first process
+    measures and writes; it starts no communication.
+
+    Args:
+        probe: As in `torch_ntk.callbacks.NTKMonitor`: the number of samples to take from the first
+            batch, where None is up to 64; or the samples, such as a batch of the training.
+        resume_from: The folder of the checkpoint, if it is elsewhere.
+        **options: As in `torch_ntk.monitor.Monitor`.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> trainer = Trainer(model, callbacks=[NTKMonitorCallback()])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        probe: ProbeLike | None = None,
+        *,
+        resume_from: str | Path | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        super().__init__(probe, log=self._report, **options)
+        if resume_from is not None and not isinstance(resume_from, (str, Path)):
+            raise type_error("resume_from", "the folder of a checkpoint", describe(resume_from))
+        self.resume_from = resume_from
+        self._waiting: RemovableHandle | None = None  # for the next batch
+
+    # ------------------------------------------------------------------ hooks
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin anew, or go on from the checkpoint that the Trainer has loaded."""
+        if args.fsdp or args.deepspeed:
+            raise value_error(
+                "args",
+                f"without fsdp and deepspeed while {type(self).__name__} is used",
+                "with fsdp" if args.fsdp else "with deepspeed",
+                "No process holds the whole network there. Train with DistributedDataParallel, or "
+                "remove the callback from this run.",
+            )
+        if not state.is_world_process_zero:
+            return
+        self._stop_waiting()
+        self._reset()
+        if state.global_step == 0:
+            return
+        folders = [self.resume_from, args.resume_from_checkpoint, self._folder(args, state)]
+        files = [Path(f) / self._file for f in folders if isinstance(f, (str, Path))]
+        found = next((file for file in files if file.is_file()), None)
+        if found is not None:
+            self.load_state_dict(load_state(found))
+            return
+        self._session.warn_once(
+            "resume",
+            f"{type(self).__name__} begins anew at step {state.global_step}: there is no "
+            f"{self._file} in {files[-1].parent}. Pass resume_from='FOLDER', that of the "
+            "checkpoint.",
+        )
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure before the first batch of an optimizer step."""
+        self._before_batch(state, model, optimizer)
+
+    def on_substep_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count the batches of an optimizer step."""
+        self._before_batch(state, model, optimizer)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure the last step when the Trainer sums up.
+
+        That is the last event before it loads the best model, and before reporters close what they
+        write to.
+        """
+        if not state.is_world_process_zero or model is None or _SUMMARY not in (logs or {}):
+            return
+        self._stop_waiting()
+        verdict = self.finish(model, optimizer, step=state.global_step)
+        trainer = _calling_trainer()
+        if trainer is not None:
+            trainer.log({self._session.tag("verdict"): verdict.text})  # type: ignore[dict-item]
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the state into the folder of the checkpoint.
+
+        Raises:
+            OSError: It cannot be written, and errors are to be raised.
+        """
+        folder = self._folder(args, state)
+        if not state.is_world_process_zero:
+            return
+        try:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"there is no folder {folder}")
+            save_state(self.state_dict(), folder / self._file)
+        except OSError as error:
+            if self._session.settings.on_error == "raise":
+                raise
+            self._session.warn_once("file", f"The monitor's state is not saved: {error}")
+
+    # ------------------------------------------------------------------ measuring
+    def _before_batch(
+        self, state: TrainerState, model: nn.Module | None, optimizer: Optimizer | None
+    ) -> None:
+        if not state.is_world_process_zero or model is None:
+            return
+        step, session = state.global_step, self._session
+        if self._waiting is not None:
+            self._stop_waiting()
+            with session.attempt(step, model):
+                raise value_error(
+                    "probe",
+                    "given as samples where the Trainer does not call the model itself",
+                    "a number of them, and a step in which no batch was passed to model(...)",
+                    f"Pass {type(self).__name__}(probe=batch), with a batch of the training.",
+                )
+        if session.record.reference is None and session.needs_batch:
+            take = lambda batch: self.step(model, optimizer, batch, step=step)  # noqa: E731
+            self._waiting = model.register_forward_pre_hook(
+                self._hook(model, take), prepend=True, with_kwargs=True
+            )
+        else:
+            self.step(model, optimizer, step=step)
+
+    def _hook(self, model: nn.Module, take: Callable[[Any], object]) -> Callable[..., None]:
+        """Calls `take` with the next batch, once, before the model begins with it."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if self._waiting is None or module is not model:  # a replica of `DataParallel`
+                return
+            if args and named:
+                return  # of which only the model knows what belongs together
+            self._stop_waiting()
+            batch = {key: value for key, value in named.items() if key != _ITEMS}
+            take(batch or (args[0] if len(args) == 1 else args))
+
+        untraced: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+        return untraced
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.remove()
+        self._waiting = None
+
+    def _report(self, scalars: dict[str, float], step: int) -> None:
+        trainer = _calling_trainer()
+        if trainer is not None:
+            trainer.log(dict(scalars))
+
+    # ------------------------------------------------------------------ files
+    @property
+    def _file(self) -> str:
+        """The name of the state's file; the prefix tells several monitors apart."""
+        return f"ntk_monitor-{quote(self._session.settings.prefix, safe='')}.safetensors"
+
+    @staticmethod
+    def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+        """That of the checkpoint at this step."""
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _calling_trainer() -> Trainer | None:
+    """The Trainer in one of whose events this is called; None in a loop that is none.
+
+    Callbacks are handed everything but the Trainer itself, and only that reaches the reporters.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back
+    return None
