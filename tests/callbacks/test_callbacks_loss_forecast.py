@@ -67,7 +67,7 @@ class Scheduled(Classifier):
 
 class WithAdam(Classifier):
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters())
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.0)
 
 
 class WithNesterov(Classifier):
@@ -209,24 +209,56 @@ def test_a_rate_that_changes_ends_the_forecast(tmp_path: Path) -> None:
     assert torch.tensor(forecast.history["forecast/actual"]).isfinite().all()
 
 
-REFUSED = [
-    (WithAdam, "`optimizer` must be one torch.optim.SGD.*got Adam"),
+LEFT_OUT = [
+    (WithAdam, "optimizer that has taken a step; got a AdamW before its first.* anchor_at=N"),
     (TwoOptimizers, "`optimizer` must be .*2 optimizers"),
     (WithNesterov, "got SGD with nesterov=True"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "text"), REFUSED, ids=["adam", "two", "nesterov"])
-def test_optimizers_without_a_forecast_are_refused(kind: Any, text: str, tmp_path: Path) -> None:
-    forecast = LossForecast((X, LABELS))
-    with pytest.raises(ValueError, match=text):
-        fit(tmp_path, classifier(kind=kind), [forecast], whole())
-    forecast = LossForecast((X, LABELS), every_n_steps=1, on_error="warn")
-    module = classifier(kind=kind)
-    with pytest.warns(UserWarning, match=text) as caught:
+@pytest.mark.parametrize(("kind", "text"), LEFT_OUT, ids=["adam", "two", "nesterov"])
+def test_what_has_no_forecast_is_said_in_one_line(kind: Any, text: str, tmp_path: Path) -> None:
+    forecast, module = LossForecast((X, LABELS), every_n_steps=1), classifier(kind=kind)
+    start = copy.deepcopy(module.network).double()(X.double()).detach()
+    with pytest.warns(UserWarning, match=f"predicts nothing in this run: .*{text}") as caught:
         fit(tmp_path, module, [forecast], whole(), max_epochs=3)
     assert sum("optimizer" in str(w.message) for w in caught) == 1
-    assert not forecast.history.get("step")
+    actual = forecast.history["forecast/actual"]
+    assert actual[0] == pytest.approx(float(F.cross_entropy(start, LABELS)), rel=1e-10)
+    assert len(actual) == 4
+    assert not {"forecast/predicted", "forecast/max_lr"} & set(forecast.history)
+
+
+def test_adam_is_predicted_from_a_later_step_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in a run that is resumed."""
+    path, saver = tmp_path / "last.ckpt", ModelCheckpoint(tmp_path, save_last=True)
+    options: dict[str, Any] = {"enable_checkpointing": True}
+    curves = []
+    for stop in (None, 25):
+        first, second = (LossForecast((X, LABELS), every_n_steps=5, anchor_at=20) for _ in "ab")
+        if stop is not None:
+            short = classifier(kind=WithAdam)
+            fit(tmp_path, short, [first, saver], whole(), max_epochs=stop, **options)
+        module = classifier(kind=WithAdam)
+        with caplog.at_level("INFO"):
+            fit(tmp_path, module, [second], whole(), stop and str(path), max_epochs=36)
+        curves.append(untimed(second.history))
+    assert curves[0] == curves[1]
+    text = "holds P of AdamW constant as it is now. Its squares of gradients are averages over"
+    assert f"{text} about 20 steps" in caplog.text
+    assert "begins at rest, which is 9 steps late" in caplog.text
+    assert curves[0]["step"] == [20, 25, 30, 35, 36]
+    predicted, actual = curves[0]["forecast/predicted"], curves[0]["forecast/actual"]
+    assert predicted[0] == actual[0]
+    assert actual[-1] < predicted[-1] < 0.97 * predicted[0]  # it begins at rest, and lags
+
+
+def test_statistics_are_those_of_the_probe(tmp_path: Path) -> None:
+    forecast = LossForecast((X, LABELS))
+    fit(tmp_path, classifier(with_batch_norm), [forecast], whole(), max_epochs=1)
+    assert forecast.history["forecast/predicted"][0] == forecast.history["forecast/actual"][0]
 
 
 def test_what_a_forecast_leaves_out_is_said(tmp_path: Path) -> None:

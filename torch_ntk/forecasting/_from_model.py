@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, describe, type_error
 from .._functional import evaluating_on, model_function, unwrap
-from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection
+from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection, PreconditionLike
 from ..empirical import empirical_ntk
 from ..empirical.inspect import keep_hooks_that_matter
 from ._forecast import Forecast
@@ -38,6 +38,7 @@ def forecast(
     dtype: torch.dtype | None = torch.float64,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    precondition: PreconditionLike = None,
 ) -> Forecast:
     r"""Predict the loss curve of full-batch training from the kernel at its start.
 
@@ -80,6 +81,11 @@ def forecast(
             noise.
         progress: Whether to show progress bars.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        precondition: As in `torch_ntk.empirical_ntk`: the kernel `J P Jᵀ` of an optimizer whose P
+            is held constant at what it is now, so that the forecast is for fewer steps than its
+            squares of gradients are averaged over. Adam's average of gradients is momentum β₁ of
+            steps (1 - β₁) as large: pass `lr=(1 - beta1) * lr, momentum=beta1`; `max_lr` is in
+            these units too. Weight decay is not counted.
 
     Returns:
         The forecast: losses, outputs, the time of each eigenmode, and the largest stable step.
@@ -125,6 +131,7 @@ def forecast(
             dtype=dtype,
             progress=progress,
             forward_fn=forward_fn,
+            precondition=precondition,
         )
 
     def outputs(a: BatchLike, name: str) -> Tensor:

@@ -12,6 +12,28 @@ from .._from_kernel import descended, descent, flow_time, forecast_from_kernel
 from .._loss import LossLike, SquaredError, read_loss
 
 
+class ProbeLoss:
+    """The loss of outputs on a probe.
+
+    Args:
+        like: Outputs `[N, O]`, on the device and of the dtype in which it is computed.
+        y: Targets.
+        loss: As in `torch_ntk.forecasting.forecast`; a mean.
+
+    Raises:
+        TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
+    """
+
+    def __init__(self, like: Tensor, y: Tensor, loss: LossLike) -> None:
+        self.rule, self._like = read_loss(loss, "mean"), like
+        self.targets = self.rule.targets(y.to(like.device), like.shape)
+
+    def of(self, outputs: Tensor) -> float:
+        """The loss of outputs `[N, O]`."""
+        value = float(self.rule.values(outputs.to(self._like)[None], self.targets)[0])
+        return value if value == value else float("inf")
+
+
 class Course:
     """Predicted losses at ascending steps; decompositions and solutions are kept between them.
 
@@ -41,16 +63,14 @@ class Course:
         self._arguments = (kernel, outputs, y, loss, lr, momentum)
         theta = as_float64("kernel", kernel)
         self._start = outputs.detach().to(theta)
-        self._rule = read_loss(loss, "mean")
-        self._y = self._rule.targets(y.to(theta.device), self._start.shape)
-        self._step = lr, momentum
+        self._loss = ProbeLoss(self._start, y, loss)
+        self._step, rule, targets = (lr, momentum), self._loss.rule, self._loss.targets
         self._predict: MSEPredictor | FlowPredictor
-        if isinstance(self._rule, SquaredError):
-            self._predict = descent(self._rule, theta, self._y, lr, momentum)
+        if isinstance(rule, SquaredError):
+            self._predict = descent(rule, theta, targets, lr, momentum)
         else:
-            self._predict = gradient_flow(
-                self._rule.function, theta, self._y, num_outputs=outputs.shape[1]
-            )
+            size = outputs.shape[1]
+            self._predict = gradient_flow(rule.function, theta, targets, num_outputs=size)
         self.reached = (0, self._start) if reached is None else (reached[0], reached[1].to(theta))
 
     def at_start(self) -> Forecast:
@@ -71,9 +91,4 @@ class Course:
             first, last = flow_time(torch.tensor([before, step]).double(), *self._step).tolist()
             found, _ = self._predict(last - first, f0_train=at)
             self.reached = (step, found)
-        return self.loss_of(self.reached[1])
-
-    def loss_of(self, outputs: Tensor) -> float:
-        """The loss of outputs `[N, O]`."""
-        value = float(self._rule.values(outputs.to(self._start)[None], self._y)[0])
-        return value if value == value else float("inf")
+        return self._loss.of(self.reached[1])

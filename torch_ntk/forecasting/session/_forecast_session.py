@@ -15,8 +15,14 @@ from ..._functional import unwrap
 from ...monitor import FORECAST_CURVES, Curve, Observation, Reference, Session, Training
 from ...monitor.stability import find_loss
 from .._loss import LossLike
-from ._course import Course
+from ._course import Course, ProbeLoss
 from ._steps import rates_now, read_steps_of
+
+_CONSTANT = (
+    "{} holds P of {} constant as it is now. Its squares of gradients are averages over about "
+    "{:,.0f} steps: the prediction is for fewer steps than that. It begins at rest, which is "
+    "{:.0f} steps late."
+)
 
 
 class ForecastSession(Session):
@@ -29,16 +35,17 @@ class ForecastSession(Session):
         """Forget everything: the next measurement is the first one."""
         super().reset()
         self._course: Course | None = None
+        self._loss: ProbeLoss | None = None
         self._kernel: Tensor | None = None
         self._rates: list[list[float]] | None = None  # of all groups at the start
-        self._sgd = (0.0, 0.0)  # learning rate and momentum
+        self._sgd = (0.0, 0.0)  # learning rate and momentum of heavy-ball steps
         self._changed_at: int | None = None
         self._reached: tuple[int, Tensor] | None = None
         self._refused: str | None = None  # why there is no forecast
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made again from the rest."""
-        return {**super().__getstate__(), "_course": None}
+        return {**super().__getstate__(), "_course": None, "_loss": None}
 
     @property
     def curves(self) -> tuple[Curve, ...]:
@@ -86,72 +93,103 @@ class ForecastSession(Session):
         """Measure within `attempt`, after `begin`; arguments as for `Session`.
 
         Raises:
-            ValueError: The training is none that a kernel predicts.
+            ValueError: There is no loss on the probe.
         """
         began = time.perf_counter()
-        found = self._compare(unwrap(self._adapted(network)), step, training)
+        module, reference = unwrap(self._adapted(network)), self.record.reference
+        found: dict[str, float] = {}
+        if reference is not None:  # otherwise the record says what is missing
+            with self._statistics(module, reference.probe):
+                found = self._compare(module, reference, step, training)
         spent = time.perf_counter() - began
         seen = super().measure(network, step, training, batches=batches, batch=batch)
         self.record.add(seen, **found, seconds=seen.scalars["seconds"] + spent)
         return seen
 
-    def _compare(self, network: nn.Module, step: int, training: Training) -> dict[str, float]:
-        reference, evaluation = self.record.reference, self.record.evaluation
-        if reference is None:
-            return {}  # the record says what is missing
-        if self._refused is not None:
-            raise ValueError(self._refused)
+    def _compare(
+        self, network: nn.Module, reference: Reference, step: int, training: Training
+    ) -> dict[str, float]:
+        evaluation = self.record.evaluation
         reference.check_matches(network)
         device = next(network.parameters()).device
         reference = reference.to(device)
         found: dict[str, float] = {}
-        if self._kernel is None:
-            try:
-                found["max_lr"] = self._begin_course(network, reference, training)
-            except ValueError as error:
-                # At later steps the network is not any more the one of the reference.
-                self._refused = str(error)
-                raise
-        assert self._kernel is not None
-        course = self._course or self._make(reference, training, self._kernel)
+        if self._kernel is None and self._refused is None:
+            found = self._begin_course(network, reference, training)
         dtype = evaluation.result_dtype(device)
         f = evaluation.outputs(network, reference.trained, reference.probe, dtype)
-        found["actual"] = course.loss_of(f)
-        if self._changed_at is None or step <= self._changed_at:
-            found["predicted"] = course.loss_at(step - reference.step)
-            self._reached = course.reached
+        found["actual"] = self._loss_on(reference, training).of(f)
+        if self._kernel is None or (self._changed_at is not None and step > self._changed_at):
+            return found
+        course = self._course or self._make(reference, training, self._kernel)
+        found["predicted"] = course.loss_at(step - reference.step)
+        self._reached = course.reached
         return found
 
-    def _begin_course(self, network: nn.Module, reference: Reference, training: Training) -> float:
+    def _begin_course(
+        self, network: nn.Module, reference: Reference, training: Training
+    ) -> dict[str, float]:
         """Take Θ_0, with each parameter's share of the learning rate: Σ_g (lr_g / lr) Θ_g.
 
         Returns:
-            The largest stable learning rate.
+            The largest stable learning rate; nothing, and a warning says why, of an optimizer
+            whose steps a kernel does not predict.
         """
-        steps = read_steps_of(training.optimizers, network, reference.trained)
-        parts = [
-            share * self.record.evaluation.kernel(network, names, reference.probe, "full")
-            for share, names in steps.groups.items()
-        ]
-        kernel = torch.stack(parts).sum(0)
-        self._sgd = steps.lr, steps.momentum
-        course = self._make(reference, training, kernel)
+        try:
+            steps = read_steps_of(training.optimizers, network, reference.trained)
+        except ValueError as error:
+            self._refused = str(error)  # at later steps the network is not the reference any more
+            self.warn_once("refused", f"{self._owner} predicts nothing in this run: {error}")
+            return {}
+        optimizer, evaluation = steps.preconditioner, self.record.evaluation
+        try:
+            parts = [
+                share * evaluation.kernel(network, names, reference.probe, "full", optimizer)
+                for share, names in steps.groups
+            ]
+            kernel = torch.stack(parts).sum(0)
+            self._sgd = steps.gain * steps.lr, steps.momentum
+            found = self._make(reference, training, kernel).at_start()
+        except ValueError as error:
+            self._refused = str(error)
+            raise
         self._kernel, self._rates = kernel, rates_now(training.optimizers)
         if steps.weight_decay > 0.0:
             self.warn_once(
                 "decay",
                 f"{self._owner}: weight decay {steps.weight_decay:g} is not part of the forecast.",
             )
-        found = course.at_start()
+        if optimizer is not None:
+            # A constant gradient is 1 - μ^k gathered after k steps: all in all μ/(1 - μ) are lost.
+            late, name = steps.momentum / (1.0 - steps.momentum), type(optimizer).__name__
+            self.say(_CONSTANT.format(self._owner, name, steps.memory, late))
+        largest = found.max_lr / steps.gain
         if not found.stable:
             self.warn_once(
                 "unstable",
-                f"{self._owner}: the learning rate {found.lr:.3g} is not below the largest stable "
-                f"one, {found.max_lr:.3g}: the linearized training diverges. Lower it.",
+                f"{self._owner}: the learning rate {steps.lr:.3g} is not below the largest stable "
+                f"one, {largest:.3g}: the linearized training diverges. Lower it.",
             )
-        return found.max_lr
+        return {"max_lr": largest}
+
+    def _loss_on(self, reference: Reference, training: Training) -> ProbeLoss:
+        """The loss that is trained, on the probe.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self._loss is None:
+            f, targets, loss = self._data(reference, training)
+            self._loss = ProbeLoss(f.double(), targets, loss)
+        return self._loss
 
     def _make(self, reference: Reference, training: Training, kernel: Tensor) -> Course:
+        f, targets, loss = self._data(reference, training)
+        self._course = Course(kernel.to(f.device), f, targets, loss, *self._sgd, self._reached)
+        return self._course
+
+    def _data(self, reference: Reference, training: Training) -> tuple[Tensor, Tensor, LossLike]:
+        """f_0, targets and loss on the probe."""
         y = reference.probe.y
         if y is None:
             raise ValueError(reference.probe.why_none)
@@ -161,8 +199,7 @@ class ForecastSession(Session):
         if isinstance(loss, nn.Module):  # weights of classes have to be of the outputs' dtype
             loss = copy.deepcopy(loss).to(y.device, torch.float64)
         targets = y.reshape(f.shape) if y.is_floating_point() and y.numel() == f.numel() else y
-        self._course = Course(kernel.to(y.device), f, targets, loss, *self._sgd, self._reached)
-        return self._course
+        return f, targets, loss
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -187,7 +224,8 @@ class ForecastSession(Session):
         """
         super().load_state_dict(state)
         own = state["forecast"]
-        self._course, self._kernel, self._rates = None, own["kernel"], own["rates"]
+        self._course = self._loss = None
+        self._kernel, self._rates = own["kernel"], own["rates"]
         self._sgd = (float(own["sgd"][0]), float(own["sgd"][1]))
         self._changed_at, self._refused = own["changed_at"], own["refused"]
         reached = own["reached"]

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..._checks import value_error
+from ..._optimizers import NoStepError, step_scales
 from ...monitor.stability import read_optimizers
 
-_REMEDY = "Train with torch.optim.SGD, or without this callback."
+_FOLLOWED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+_EXPECTED = "one of torch.optim's SGD, Adam, AdamW and RMSprop, whose steps a kernel predicts"
+_NOT_YET = (
+    "Pass anchor_at=N, a step at which its squares of gradients have settled: the prediction "
+    "begins there, with P held constant."
+)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Gradient descent with heavy-ball momentum.
+    """Gradient descent with heavy-ball momentum, perhaps preconditioned.
 
     Attributes:
-        lr: The largest learning rate of a parameter.
-        groups: Names of the parameters that move, by their learning rate in units of it.
+        lr: The largest learning rate of a parameter; with a P the one of the first group.
+        groups: Names of the parameters that move, with the factor that their kernel does not have.
         momentum: Of all of them.
+        gain: The part of a gradient that goes into the momentum, 1 - β₁ for Adam's average.
         weight_decay: The largest of a parameter group; a forecast does not count it.
+        preconditioner: The optimizer whose P counts, as it is now.
+        memory: Over how many steps the squares in P are averaged.
     """
 
     lr: float
-    groups: dict[float, list[str]]
+    groups: list[tuple[float, list[str]]]
     momentum: float
+    gain: float
     weight_decay: float
+    preconditioner: Optimizer | None = None
+    memory: float = 0.0
 
 
 def read_steps_of(
@@ -42,37 +56,38 @@ def read_steps_of(
         names: Parameters of it.
 
     Raises:
-        ValueError: It is not one SGD with one momentum, without dampening and Nesterov's step, or
-            its learning rate is 0.
+        ValueError: It is none that a forecast can follow, or has no P before its first step, or
+            dampening, Nesterov's step or momenta that differ between groups, or its learning rate
+            is 0.
     """
-    expected = "one torch.optim.SGD, whose steps a constant kernel predicts"
     try:
         rule = read_optimizers(optimizers, network, names)
     except ValueError as error:
-        raise value_error("optimizer", expected, f"this: {error}", _REMEDY) from error
-    if rule.preconditioner is not None:
-        came = type(rule.preconditioner).__name__
-        raise value_error("optimizer", expected, came, _REMEDY)
-    moved = {id(p) for n, p in network.named_parameters() if n in rule.rates}
+        raise value_error("optimizer", _EXPECTED, f"this: {error}") from error
+    optimizer = rule.preconditioner
+    if optimizer is not None and type(optimizer) not in _FOLLOWED:
+        raise value_error("optimizer", _EXPECTED, type(optimizer).__name__)
+    parameters = {n: p for n, p in network.named_parameters() if n in rule.rates}
+    moved = {id(p) for p in parameters.values()}
     groups = [
         group
-        for optimizer in optimizers
-        for group in optimizer.param_groups
+        for each in optimizers
+        for group in each.param_groups
         if any(id(p) in moved for p in group["params"])
     ]
-    momenta = {float(group["momentum"]) for group in groups}
+    momenta = {_momentum(group) for group in groups}
     odd = [
         name
         for name, is_there in (
-            ("nesterov=True", any(group["nesterov"] for group in groups)),
-            ("dampening", any(group["momentum"] and group["dampening"] for group in groups)),
+            ("nesterov=True", any(group.get("nesterov") for group in groups)),
+            ("dampening", any(_momentum(group) and group.get("dampening") for group in groups)),
             ("momentum that differs between parameter groups", len(momenta) > 1),
         )
         if is_there
     ]
     if odd:
         came = f"SGD with {' and '.join(odd)}"
-        raise value_error("optimizer", expected, came, "Leave that out to see a forecast.")
+        raise value_error("optimizer", _EXPECTED, came, "Leave that out to see a forecast.")
     if rule.lr <= 0.0:
         raise value_error(
             "optimizer",
@@ -80,18 +95,34 @@ def read_steps_of(
             f"lr={rule.lr:g}",
             "A rate that is warmed up from 0 has no forecast.",
         )
+    momentum, is_average, memory = momenta.pop(), "betas" in groups[0], 0.0
+    if optimizer is not None:
+        try:
+            next(step_scales("optimizer", optimizer, parameters), None)  # its checks come first
+        except NoStepError as error:
+            raise ValueError(f"{error} {_NOT_YET}") from error
+        taken = max(float(state.get("step", 0)) for state in optimizer.state.values())
+        square = float(groups[0]["betas"][1] if is_average else groups[0]["alpha"])
+        memory = min(taken, 1.0 / max(1.0 - square, 1e-12))
     return Steps(
         rule.lr,
-        {rate / rule.lr: names for rate, names in rule.groups().items() if rate > 0.0},
-        momenta.pop(),
+        rule.parts(),
+        momentum,
+        1.0 - momentum if is_average else 1.0,
         max(float(group["weight_decay"]) for group in groups),
+        optimizer,
+        memory,
     )
 
 
 def rates_now(optimizers: Sequence[Optimizer]) -> list[list[float]]:
     """Learning rate and momentum of each parameter group, to see whether they change."""
     return [
-        [float(group["lr"]), float(group.get("momentum", 0.0))]
+        [float(group["lr"]), _momentum(group)]
         for optimizer in optimizers
         for group in optimizer.param_groups
     ]
+
+
+def _momentum(group: Mapping[str, Any]) -> float:
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
