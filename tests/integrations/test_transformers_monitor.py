@@ -132,10 +132,11 @@ class Watch(TrainerCallback):
         self.weights.append({n: t.clone() for n, t in model.state_dict().items()})
 
 
-def test_the_values_are_right_and_logged_at_their_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_values_are_right_and_logged_at_their_steps(tmp_path: Path, bf16: bool) -> None:
     """Drift on the first batch from kernels of copies, in the Trainer's log and on TensorBoard."""
     watch, monitor = Watch(), NTKMonitorCallback(at_steps=[3], metrics=("drift", "alignment"))
-    run = trainer(tmp_path, [watch, monitor], logging_steps=3)
+    run = trainer(tmp_path, [watch, monitor], logging_steps=3, bf16=bf16)
     # First, as `report_to` puts it, and with a folder of its own.
     run.callback_handler.callbacks.insert(0, TensorBoardCallback(SummaryWriter(str(tmp_path))))
     run.train()

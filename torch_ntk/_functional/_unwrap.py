@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# Of libraries that need not be installed, by the package and the name of the class.
+_FOREIGN = {("lightning", "_FabricModule"), ("lightning_fabric", "_FabricModule")}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+    """The module inside `torch.compile`, `DataParallel`, `DistributedDataParallel` and Fabric.
 
     A kernel is a property of the function that the network computes, and these wrappers do not
     change it; evaluated through them, `torch.func` would recompile for every transformation or
@@ -17,8 +21,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     while True:
         original = getattr(model, "_orig_mod", None)  # what torch.compile wraps
+        kind = type(model)
         if isinstance(original, nn.Module):
             model = original
+        elif (kind.__module__.partition(".")[0], kind.__name__) in _FOREIGN:
+            model = cast(nn.Module, model.module)
         elif isinstance(model, _WRAPPERS):
             model = model.module
         else:

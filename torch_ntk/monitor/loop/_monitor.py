@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ..._checks import describe, type_error, value_error
+from ..._functional import unwrap
 from ..measure._observation import Observation
 from ..measure._verdict import Verdict
 from ..probe._probe import ProbeLike
@@ -112,7 +112,7 @@ class Monitor(Results):
         """Measure if it is due. Call it once for each optimizer step, before that step is taken.
 
         Args:
-            model: The network, also compiled or wrapped for `DistributedDataParallel`.
+            model: The network, also compiled, or wrapped by DDP or Fabric.
             optimizer: Whose steps the network takes, for the metric `stability` and for
                 `kernel="optimizer"`.
             batch: The training batch that comes next; needed where `probe` is a number.
@@ -206,7 +206,7 @@ class Monitor(Results):
         due = step != session.last_step if last else session.is_due(step)
         if not due or _rank() != 0:
             return None
-        network = model.module if isinstance(model, DistributedDataParallel) else model
+        network = unwrap(model)
         seen = None
         training = Training(network, _optimizers(optimizer))
         with session.attempt(step, network):
