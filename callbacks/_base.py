@@ -315,7 +315,7 @@ class KernelCallback(Results, Callback):
                 seen = session.measure(network, step, training, batches=batches, batch=batch)
             steps = [row["step"] for row in session.record.history]
             draw = self.log_figures and (last or self._draws(steps))
-            log_observation(trainer, session, seen, draw=draw)
+            log_observation(trainer, session, seen, draw=draw, document=self.document)
             if trainer.world_size == 1:
                 self._share(trainer)
         if self.verdict.regime != self._told[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
+
+from ._trainer import local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,6 +88,12 @@ def log_text(trainer: Trainer, tag: str, line: str, text: str, step: int) -> Non
             logger.experiment.summary[tag] = line
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.set_tag(logger.run_id, mlflow_name(tag), line)
+
+
+def board_folders(trainer: Trainer) -> list[Path]:
+    """The folders of this machine in which TensorBoard's loggers write this run."""
+    boards = (logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+    return [folder for board in boards if (folder := local_path(board.log_dir)) is not None]
 
 
 def flush(trainer: Trainer) -> None:

@@ -94,7 +94,8 @@ class NTKMonitor(KernelCallback):
             `metrics=(*torch_ntk.monitor.METRICS, "stability")`. `torch_ntk.monitor.MEANINGS` says
             of each what it is; `"stability"` takes the full kernel.
         log_figures: Whether to draw figures, at the first and the last point and between them as
-            `figure_every` says.
+            `figure_every` says; with them `ntk.json` is written into the folder of a run of
+            TensorBoard, of which `torch-ntk report` makes a page.
         figure_every: Draw at the first point at or after each multiple of so many steps; None
             draws at the 1st, 2nd, 4th, 8th, … point as far as a fifth of `max_overhead` allows.
         tensorboard_layout: Whether to write the layout of TensorBoard's page "Custom scalars", on

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Trainer
 
 from torch_ntk.monitor import Observation, Session, figures_of
+from torch_ntk.tensorboard_plugin import document_name, write_document
 
 from . import _loggers
 
 
-def log_observation(trainer: Trainer, session: Session, seen: Observation, *, draw: bool) -> None:
-    """Log the scalars of a measurement, and its figures if `draw` and a logger takes any."""
+def log_observation(
+    trainer: Trainer,
+    session: Session,
+    seen: Observation,
+    *,
+    draw: bool,
+    document: Callable[[str], Mapping[str, Any]],
+) -> None:
+    """Log the scalars of a measurement; if `draw`, its figures and the document of the page too.
+
+    Args:
+        trainer: Whose loggers take them.
+        session: What has measured.
+        seen: The measurement.
+        draw: Whether it is the turn of figures. Those are drawn if a logger takes any.
+        document: Makes the document of a run with this name.
+    """
     named = {session.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)
     if draw and _loggers.takes_figures(trainer):
         with session.drawing():
             for name, figure in figures_of(session.record, seen):
                 _loggers.log_figure(trainer, session.tag(name), figure, seen.step)
+            file = document_name(session.tag("verdict").removesuffix("verdict"))
+            for folder in _loggers.board_folders(trainer):
+                write_document(folder / file, document(folder.name))
 
 
 @contextlib.contextmanager

@@ -48,16 +48,17 @@ def checkpoint_folder(trainer: Trainer) -> Path | None:
     """Where checkpoints of this run go; None if that is not a folder of this machine."""
     saver = trainer.checkpoint_callback
     chosen = saver.dirpath if isinstance(saver, ModelCheckpoint) else None
-    return _local(chosen or trainer.default_root_dir)
+    return local_path(chosen or trainer.default_root_dir)
 
 
 def resumed_folder(trainer: Trainer) -> Path | None:
     """Where the checkpoint lies that the run goes on from; None without one on this machine."""
-    path = _local(trainer.ckpt_path)
+    path = local_path(trainer.ckpt_path)
     return None if path is None else path.parent
 
 
-def _local(path: object) -> Path | None:
+def local_path(path: object) -> Path | None:
+    """The path as an absolute one; None if it is not one of this machine."""
     if not isinstance(path, (str, os.PathLike)) or "://" in str(path):
         return None
     return Path(path).absolute()

@@ -40,6 +40,7 @@ WHAT = {
     "monitor": "what is measured\nand when",
     "estimators": "scikit-learn's\ninterface",
     "forecasting": "loss curves from\na kernel",
+    "tensorboard_plugin": "the page of a\ntraining, its files",
     "callbacks": "the Trainer's hooks",
     "integrations": "other libraries",
 }

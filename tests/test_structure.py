@@ -22,7 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
     ("metrics predict sampling", "plotting", "monitor", "estimators forecasting"),
-    ("callbacks integrations",),
+    ("tensorboard_plugin", "callbacks integrations"),
 )
 # The same within a folder, for the files and folders in it that are named here. To order the
 # contents of another folder, add a line: its path below the package, and its groups.
@@ -54,7 +54,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("_kernel_map", "_jacobian _log_determinant _solve _spectral_density", "_operator"),
     ),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
-    "monitor": ("probe stability", "reference", "measure", "figures", "loop"),
+    "monitor": ("probe stability", "reference", "measure", "figures page", "loop"),
     "monitor/measure": (
         *(
             "_adapted_network _observation _verdict",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -27,11 +28,12 @@ def text(wheel: Path, ending: str) -> str:
 
 
 def modules(tree: Path) -> set[str]:
-    """Every module of the package; `glob` does not follow the link, so it is walked apart."""
+    """Every module and page of the package; `glob` does not follow the link, walked apart."""
     package = tree / "torch_ntk"
     own = {p.relative_to(tree).as_posix() for p in package.rglob("*.py") if p.is_file()}
     linked = {f"torch_ntk/callbacks/{p.name}" for p in (tree / "callbacks").glob("*.py")}
-    return own | linked
+    static = (tree / "torch_ntk" / "tensorboard_plugin" / "static").iterdir()
+    return own | linked | {p.relative_to(tree).as_posix() for p in static}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,13 @@ def test_the_callbacks_in_it_are_the_real_files(tree: Path, wheel: Path) -> None
             info = archive.getinfo(f"torch_ntk/callbacks/{source.name}")
             assert archive.read(info) == source.read_bytes()
             assert (info.external_attr >> 16) & 0o170000 in (0, 0o100000)  # no link
+
+
+def test_the_entry_points(wheel: Path) -> None:
+    parser = ConfigParser()
+    parser.read_string(text(wheel, ".dist-info/entry_points.txt"))
+    found = {group: dict(parser[group]) for group in parser.sections()}
+    assert found == {"console_scripts": {"torch-ntk": "torch_ntk.tensorboard_plugin:main"}}
 
 
 def test_the_record_names_only_this_package(wheel: Path) -> None:

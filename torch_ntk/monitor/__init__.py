@@ -15,6 +15,7 @@ One measurement, through the folders:
 7. The values go into the history, and as an `Observation` back to the session, which measures
    the validation probe likewise and adds what the measurement took of the running time.
 8. `figures/` draws the observation, or the whole history; `verdict` judges its last row.
+9. `page/` puts all of it into one document, which the page of `tensorboard_plugin/` shows.
 """
 
 from .figures._figures import figures_of as figures_of
@@ -44,6 +45,7 @@ from .measure._observation import Observation as Observation
 from .measure._record import Record as Record
 from .measure._verdict import Verdict as Verdict
 from .measure._verdict import verdict as verdict
+from .page._report import write_report as write_report
 from .probe._probe import DEFAULT_PROBE as DEFAULT_PROBE
 from .probe._probe import InputFn as InputFn
 from .probe._probe import Probe as Probe
@@ -109,4 +111,5 @@ __all__ = [
     "spectrum_plot",
     "verdict",
     "with_theta_0",
+    "write_report",
 ]

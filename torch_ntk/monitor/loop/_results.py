@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from matplotlib.figure import Figure
 from ..figures._history import history_plot
 from ..measure._observation import columns
 from ..measure._verdict import Verdict, verdict
+from ..page._document import document
+from ..page._report import write_report
 from ._session import Session
 
 
@@ -51,3 +55,38 @@ class Results:
         """
         title = "\n".join(textwrap.wrap(str(self.verdict), 110))
         return history_plot(self._session.record.history, title=title)
+
+    def document(self, name: str | None = None) -> dict[str, Any]:
+        """Everything that the page shows, as plain values for JSON.
+
+        It has the verdict, the curves with their thresholds, the kernel's maps of at most 64
+        samples, the spectra and the last linearization, all rounded; for the keys see the
+        docstring of `torch_ntk.monitor.page._document.document`.
+
+        Args:
+            name: Of the run on the page; None takes `prefix`.
+        """
+        prefix = self._session.settings.prefix
+        record, pictures = self._session.record, self._session.pictures
+        return document(
+            record, pictures, self.verdict, prefix=prefix, name=prefix if name is None else name
+        )
+
+    def report(self, path: str | os.PathLike[str], name: str | None = None) -> Path:
+        """Write the page of this training: one HTML file, which needs no network and no server.
+
+        It shows the verdict, drift, distance and gap with their thresholds, the kernel at the step
+        that is chosen, the spectrum, the linearization and what else was measured.
+        `torch-ntk report RUN RUN` makes one of two runs that TensorBoard's logger has written.
+
+        Args:
+            path: Of the file, such as `"report.html"`.
+            name: Of the run on the page; None takes `prefix`.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        return write_report(path, [self.document(name)])

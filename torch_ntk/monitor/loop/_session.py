@@ -22,6 +22,7 @@ from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
 from ..measure._record import Record
 from ..measure._statistics import recalibrated, statistics_of
+from ..page._pictures import Pictures
 from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, Unread, _DefaultCount, read_probe
 from ..probe._reader import Reader, probe_from_batch
 from ..reference._reference import Reference, has_diverged
@@ -69,6 +70,7 @@ class Session:
         settings: The arguments, checked.
         record: What was measured on the probe.
         validation: What was measured on the validation probe, if there is one.
+        pictures: What was measured on the probe besides numbers, as far as a page shows it.
         say: Is told what a user may want to know once, and need not act on.
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
@@ -110,6 +112,7 @@ class Session:
         """Forget everything: the next measurement is the first one."""
         self.schedule = self.settings.new_schedule()
         self.record.reset()
+        self.pictures = Pictures()
         if self.validation is not None:
             self.validation.reset()
         self._validation_probe = self._validation  # a number of samples, until a batch came
@@ -303,6 +306,7 @@ class Session:
         probe = None if reference is None else reference.probe
         with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
             seen = self.record.measure(module, step, training)
+            self.pictures.add(self.record, seen)
             beside: dict[str, float] = {}
             if self.validation is not None and self.validation.reference is not None:
                 beside = self.validation.measure(module, step, training).scalars
@@ -373,6 +377,7 @@ class Session:
             "last_step": self.last_step,
             "diverged_at": self.diverged_at,
             "validation": validation,
+            "pictures": self.pictures.state_dict(),
             "time": self.schedule.state_dict(),
         }
 
@@ -383,6 +388,7 @@ class Session:
             ValueError: It cannot be used; nothing changes then.
         """
         self.record.load_state_dict(state["observer"])
+        self.pictures.load_state_dict(state.get("pictures", {}))
         if self.validation is not None:
             self.validation.reset()
             self._validation_probe = self._validation

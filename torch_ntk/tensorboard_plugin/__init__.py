@@ -1,0 +1,15 @@
+"""The page of monitored trainings, as TensorBoard's tab "NTK" and as a file.
+
+`static/` is the page: plain ES modules, one for elements and scales, one for charts, one for the
+page, and one with the `render` that TensorBoard calls. A callback writes what it shows into the
+folder of the run, `torch_ntk.monitor.Monitor.report` puts both into one HTML file. Nothing in here
+loads PyTorch.
+"""
+
+from ._command import main as main
+from ._files import document_name as document_name
+from ._files import find_documents as find_documents
+from ._files import read_document as read_document
+from ._files import write_document as write_document
+
+__all__ = ["document_name", "find_documents", "main", "read_document", "write_document"]

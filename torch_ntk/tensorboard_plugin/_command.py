@@ -1,0 +1,65 @@
+"""`torch-ntk`, the console command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._files import find_documents, read_document
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `torch-ntk`.
+
+    Args:
+        arguments: Of the command line; None takes those of the process.
+
+    Returns:
+        The status with which the process ends: 0, or 1 with a line on the standard error.
+    """
+    parser = argparse.ArgumentParser("torch-ntk", description="Pages of monitored trainings.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    words = "write the page of runs as one HTML file"
+    report = commands.add_parser("report", help=words, description=f"{words.capitalize()}.")
+    report.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or one that holds runs"
+    )
+    report.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        default=Path("report.html"),
+        help="the file to write (default: %(default)s)",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        return _report(chosen.runs, chosen.output)
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+
+
+def _report(folders: Sequence[Path], output: Path) -> int:
+    documents = []
+    for folder in folders:
+        found = find_documents(folder)
+        if not found:
+            return _fail(
+                f"{folder} holds no monitored run. Train with NTKMonitor() and a "
+                "TensorBoardLogger, which writes ntk.json into the folder of the run."
+            )
+        for name, path in found.items():
+            # A folder that is a run itself has no name of its own below it.
+            is_itself = name == "." or name.startswith("./")
+            shown = folder.resolve().name + name[1:] if is_itself else name
+            documents.append(read_document(path, shown))
+    # After all is read: this loads PyTorch, which takes seconds.
+    from ..monitor import write_report
+
+    write_report(output, documents)
+    return 0
+
+
+def _fail(text: str) -> int:
+    sys.stderr.writelines(["torch-ntk: ", text, "\n"])
+    return 1
