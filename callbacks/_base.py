@@ -187,6 +187,8 @@ class KernelCallback(Results, Callback):
         step = steps_taken(trainer)
         if self._session.is_due(step):
             self._measure(trainer, pl_module, step, batch)
+        if self._session.needs_every_step:
+            self._session.remember(self._find(pl_module), step, trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Let every process know what was measured, before a callback looks at it."""

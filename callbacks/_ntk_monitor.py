@@ -92,7 +92,10 @@ class NTKMonitor(KernelCallback):
         metrics: Which of the metrics above to measure, without the prefix, and which of those that
             are measured on request only, `torch_ntk.monitor.OPTIONAL`, as in
             `metrics=(*torch_ntk.monitor.METRICS, "stability")`. `torch_ntk.monitor.MEANINGS` says
-            of each what it is; `"stability"` takes the full kernel.
+            of each what it is; `"stability"` takes the full kernel, and is known for some
+            optimizers (`StabilityEdge`); `"critical_sharpness"` takes any optimizer, some ten
+            forward passes and a copy of the parameters at every step, and starts with the second
+            step that is seen.
         log_figures: Whether to draw figures, at the first and the last point and between them as
             `figure_every` says; with them `ntk.json` is written into the folder of a run of
             TensorBoard, of which `torch-ntk report` makes a page.
@@ -129,7 +132,7 @@ class NTKMonitor(KernelCallback):
             in float32, λ_min of a kernel is mostly noise (`accumulate` of `empirical_ntk`). The
             linearization gap of outputs in float32 is off by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
         method: As in `torch_ntk.empirical_ntk`.
-        loss: For the metric `"stability"`, as in `StabilityEdge`.
+        loss: For the metrics `"stability"` and `"critical_sharpness"`, as in `StabilityEdge`.
         recalibrate: Whether running statistics of batch normalization are taken on the probe at
             every measurement, in place of those of the training, which mean nothing in a fresh
             network and follow with a lag; the network keeps its own.

@@ -59,7 +59,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *(
             "_adapted_network _observation _verdict",
             "_evaluation _statistics",
-            "_linearization",
+            "_linearization _last_step",
             "_moment",
         ),
         *("_metric", "_metrics", "_record"),

@@ -21,6 +21,7 @@ pytestmark = [
     *[pytest.mark.filterwarnings(text) for text in QUIET],
     pytest.mark.filterwarnings("ignore:.*lr times the largest curvature"),
     pytest.mark.filterwarnings("ignore:'stability' is not measured. 2 optimizers"),
+    pytest.mark.filterwarnings("ignore:'critical_sharpness' is not measured"),
 ]
 
 

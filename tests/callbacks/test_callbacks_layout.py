@@ -43,6 +43,7 @@ def page(seen: EventAccumulator) -> dict[str, dict[str, list[str]]]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:'critical_sharpness' is not measured")
 def test_every_curve_stands_in_one_chart(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
     monitor = NTKMonitor(6, every_n_steps=2, metrics=(*METRICS, *OPTIONAL))

@@ -180,3 +180,22 @@ def test_beside_the_others_and_within_the_monitor(tmp_path: Path) -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         StabilityEdge(**{name: value})
+
+
+def test_critical_sharpness_of_every_step_of_a_run(tmp_path: Path) -> None:
+    """Also of the last one; the run is bitwise the same."""
+    x, y = data()[:12]
+    batches = loader(torch.utils.data.TensorDataset(x, y), batch_size=12, shuffle=False)
+    ends = []
+    for watched in (True, False):
+        monitor = NTKMonitor((x, y), every_n_steps=1, metrics=("critical_sharpness",))
+        module = classifier(kind=WithAdamax)
+        fit(tmp_path, module, [monitor] if watched else [], batches, max_epochs=6)
+        ends.append([*module.state_dict().values(), torch.rand(2)])
+        if watched:
+            values = torch.tensor(monitor.history["ntk/critical_sharpness"])
+            assert monitor.history["step"] == [0, 1, 2, 3, 4, 5, 6]
+            assert values.isfinite().tolist() == [False] + 6 * [True]
+            assert monitor.history["ntk/critical_sharpness_limit"][1:] == [1000.0] * 6
+            assert bool((values[1:] < 1000.0).all())
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

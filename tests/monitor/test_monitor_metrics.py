@@ -147,6 +147,7 @@ MEANT: dict[str, Callable[[Run], dict[str, float]]] = {
     "numerical_rank": lambda run: {"numerical_rank": float(N)},
     "noise_floor": lambda run: {"noise_floor": N * 2.0**-52 * float(run.eigenvalues[-1])},
     "stability": stability,
+    "critical_sharpness": lambda run: {},  # see test_monitor_last_step.py
     "module_drift": module_drift,
     "infinite_gap": infinite_gap,
     "nngp_rank": lambda run: {

@@ -204,15 +204,17 @@ class Monitor(Results):
     ) -> Observation | None:
         session = self._session
         due = step != session.last_step if last else session.is_due(step)
-        if not due or _rank() != 0:
+        if _rank() != 0:
             return None
         network = unwrap(model)
         seen = None
         training = Training(network, _optimizers(optimizer))
-        with session.attempt(step, network):
-            if session.record.reference is None:
-                session.begin(network, batch, step, training)
-            seen = session.measure(network, step, training, batches=batches, batch=batch)
+        if due:
+            with session.attempt(step, network):
+                if session.record.reference is None:
+                    session.begin(network, batch, step, training)
+                seen = session.measure(network, step, training, batches=batches, batch=batch)
+        session.remember(network, step, training.optimizers)
         if seen is not None and self._log is not None:
             self._log({session.tag(n): v for n, v in seen.scalars.items()}, step)
         return seen

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, value_error
@@ -319,6 +320,22 @@ class Session:
         spent = time.perf_counter() - self._started
         self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))
         return seen
+
+    @property
+    def needs_every_step(self) -> bool:
+        """Whether `remember` has to be called at every step."""
+        return "last_step" in self.record.needs
+
+    def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """Keep what a metric needs to know of the step that comes next; after measuring.
+
+        Args:
+            network: The module with the parameters.
+            step: Optimizer steps taken.
+            optimizers: Those of the training.
+        """
+        if self.needs_every_step:
+            self.record.remember(self._adapted(network), step, optimizers)
 
     def _part(self, network: nn.Module, probe: Probe) -> str:
         """What to pass to measure a part of a network that cannot be measured; "" for nothing."""

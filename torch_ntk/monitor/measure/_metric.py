@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ._moment import Moment
 
-Need: TypeAlias = Literal["kernel", "parts", "spectrum", "outputs", "movement", "infinite"]
+Need: TypeAlias = Literal[
+    "kernel", "parts", "spectrum", "outputs", "movement", "infinite", "last_step"
+]
 """What a metric may need of a `Moment`, by the name of the property there."""
 
 Values: TypeAlias = Tensor | float | Mapping[str, float]

@@ -18,8 +18,9 @@ from ... import metrics as m
 from ..._checks import check_choice, describe, type_error
 from ..._optimizers import NoStepError
 from ..stability import find_loss, read_optimizers
+from ..stability._critical_step import critical_multiple
 from ..stability._stability import stability
-from ..stability._training_loss import IGNORED
+from ..stability._training_loss import IGNORED, loss_of
 from ._evaluation import mean_kernel
 from ._metric import Curve, Metric, Need, Panel, Values
 from ._moment import Moment
@@ -34,13 +35,14 @@ _CONDITION = Panel("condition number", in_figure=False)
 _RANK = Panel("rank")
 _SPEED = Panel("speed of the kernel per step", logarithmic=True)
 _EDGE = Panel("step size against curvature")
+_SHARPNESS = Panel("curvature along the last step", logarithmic=True)
 _MODULES = Panel("drift of each module")
 _INFINITE = Panel("distance to the infinite network")
 _TIME = Panel("share of the time", in_figure=False)
 
 PANELS = (
     *(LAZY, _LOSS, _MOVEMENT, _ALIGNMENT, _EIGENVALUES, _CONDITION, _RANK),
-    *(_SPEED, _EDGE, _MODULES, _INFINITE, _TIME),
+    *(_SPEED, _EDGE, _SHARPNESS, _MODULES, _INFINITE, _TIME),
 )
 """All charts, in their order."""
 
@@ -222,6 +224,40 @@ def _stability(now: Moment) -> Values:
         )
     except NoStepError:  # P begins with the first step
         return {}
+
+
+@_metric(
+    "critical sharpness",
+    _SHARPNESS,
+    "last_step",
+    beside=[Curve("critical_sharpness_limit", "2 / lr", _SHARPNESS, is_limit=True)],
+    on_request=True,
+)
+def _critical_sharpness(now: Moment) -> Values:
+    """2 / lr_c: with the learning rate lr_c the step just taken would begin to raise the loss."""
+    # On a quadratic with the Hessian H, a step -lr u at the gradient g raises the loss from
+    # lr_c = 2 gᵀu / uᵀHu on, so that this is uᵀHu / gᵀu: a curvature to compare with 2 / lr (Kalra
+    # et al., "A scalable measure of loss landscape curvature", 2026, for the step to come). It
+    # starts from θ_{t-1}: from there the direction is known of every optimizer.
+    last = now.last_step
+    if last is None:
+        return {}
+    lr, y = last.lr(now.network, now.training.optimizers), now.targets
+
+    def loss(f: Tensor, y: Tensor) -> float:
+        return loss_of(find_loss(now.loss, now.training.module, f, y), f, y)
+
+    probe, recalibrate = now.reference.probe, bool(now.statistics)
+    with last.losses(now.network, probe, now.evaluation, loss, y, recalibrate) as along:
+        if along is None or lr <= 0.0:
+            return {}
+        multiple = critical_multiple(along)
+    if multiple is None:
+        raise ValueError(
+            f"the step before step {now.step} raises the loss on the probe however short it is, as "
+            "steps on noisy batches may. Such steps are left out."
+        )
+    return {"critical_sharpness": 2.0 / (multiple * lr), "critical_sharpness_limit": 2.0 / lr}
 
 
 @_metric("", _MODULES, "parts", on_request=True)

@@ -14,6 +14,7 @@ from ..reference._reference import Reference
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike
 from ._evaluation import Evaluation
+from ._last_step import LastStep
 from ._linearization import Linearization, Movement
 
 
@@ -38,6 +39,7 @@ class Moment:
         previous: Step and kernel of the measurement before, if that was kept.
         undefined: Why metrics have no value, by their names.
         statistics: Names of the buffers that hold running statistics of the probe.
+        last_step: The step just taken, if a metric needs it and it is known.
     """
 
     network: nn.Module
@@ -52,6 +54,7 @@ class Moment:
     previous: tuple[int, Tensor] | None = None
     undefined: dict[str, str] = field(default_factory=dict)
     statistics: frozenset[str] = frozenset()
+    last_step: LastStep | None = None
 
     @cached_property
     def parts(self) -> Parameters:

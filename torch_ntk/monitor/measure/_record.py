@@ -19,6 +19,7 @@ from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
 from ._evaluation import Evaluation, infinite_kernel
+from ._last_step import LastStep
 from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics
 from ._moment import Moment, sum_of
@@ -78,6 +79,7 @@ class Record:
         self.history: list[dict[str, float]] = []
         self.spectra: list[tuple[int, Tensor]] = []
         self._previous: tuple[int, Tensor] | None = None
+        self._before: LastStep | None = None
         self.awaits_step = False
         self.statistics: frozenset[str] = frozenset()
         self._warned: set[str] = set()
@@ -169,6 +171,7 @@ class Record:
             previous=self._previous,
             undefined=undefined,
             statistics=self.statistics,
+            last_step=self._last_step(step),
         )
         if optimizer is not None and reference.kernel is None:
             parts = moment.parts if moment.by_module else None
@@ -191,6 +194,22 @@ class Record:
             self.spectra.append((step, seen.eigenvalues.cpu()))
         self._warn(undefined)
         return seen
+
+    def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """Keep the parameters before the next step, if a metric needs that: once for each step.
+
+        Args:
+            network: The module.
+            step: Optimizer steps taken.
+            optimizers: Those of the training.
+        """
+        if "last_step" in self.needs and (self._before is None or self._before.step != step):
+            self._before = LastStep.before(unwrap(network), step, optimizers)
+
+    def _last_step(self, step: int) -> LastStep | None:
+        """The one that led to `step`, if what came before it was remembered."""
+        before = self._before
+        return before if before is not None and before.step == step - 1 else None
 
     def add(self, seen: Observation, **values: float) -> None:
         """Add what only the caller knows to the last measurement `seen`, also in the history."""

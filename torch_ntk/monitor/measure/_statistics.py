@@ -89,6 +89,14 @@ def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         tensor.data.copy_(values[name])
 
 
+def recalibrating() -> TorchFunctionMode:
+    """Within it, each call of `F.batch_norm` has the statistics of its input.
+
+    They are written into the running ones that it is called with, which are to be copies.
+    """
+    return _Recalibrating()
+
+
 class _Recalibrating(TorchFunctionMode):
     """Writes the statistics of every input of `F.batch_norm` into those that it is called with."""
 

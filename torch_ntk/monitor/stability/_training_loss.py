@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -66,6 +67,25 @@ def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) ->
     if isinstance(loss, str) or type(loss) is nn.MSELoss:
         return F.mse_loss
     return loss
+
+
+def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
+    """The loss of outputs `[N, O]`, in their dtype.
+
+    Raises:
+        ValueError: It is not a scalar of these outputs and targets.
+    """
+    if isinstance(loss, nn.Module):  # weights of classes have to be of the outputs' dtype
+        loss = copy.deepcopy(loss).to(f.device, f.dtype)
+    if y.is_floating_point():
+        y = (y.reshape(f.shape) if y.numel() == f.numel() else y).to(f.dtype)
+    try:
+        return float(loss(f, y).detach())
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the loss cannot be taken of outputs {tuple(f.shape)} and targets {tuple(y.shape)}: "
+            f"{error} {_REMEDY}"
+        ) from error
 
 
 def _by_targets(f: Tensor, y: Tensor) -> str:

@@ -1,0 +1,120 @@
+"""The last step of a training, and the loss on a probe along it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..._functional import model_function, quiet
+from ..._optimizers import owner
+from ..._types import Parameters
+from ...empirical.inspect import keep_hooks_that_matter
+from ..probe._probe import Probe
+from ._adapted_network import call_of
+from ._evaluation import Evaluation
+from ._statistics import recalibrating
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What a network was before a step, by which that step is known once it has been taken.
+
+    Attributes:
+        step: Optimizer steps taken before.
+        params: The parameters that are trained, as they were.
+        rates: The learning rate of each of them, by identity, as it was.
+    """
+
+    step: int
+    params: Parameters
+    rates: dict[int, float]
+
+    @staticmethod
+    def before(network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> LastStep:
+        """Of a network that is about to take a step.
+
+        Args:
+            network: The module.
+            step: Optimizer steps taken.
+            optimizers: Those of the training.
+        """
+        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        rates = {
+            id(p): float(group["lr"])
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if "lr" in group
+        }
+        return LastStep(step, {n: p.detach().clone() for n, p in trained.items()}, rates)
+
+    def lr(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> float:
+        """The learning rate of the step, the largest of a parameter.
+
+        Raises:
+            ValueError: There is none, or several optimizers have taken it.
+        """
+        parameters = {n: p for n, p in network.named_parameters() if n in self.params}
+        optimizer = owner(optimizers, parameters)
+        found = [self.rates[id(p)] for p in parameters.values() if id(p) in self.rates]
+        if not found:
+            raise ValueError(f"{type(optimizer).__name__} has no learning rate.")
+        return max(found)
+
+    @contextlib.contextmanager
+    def losses(
+        self,
+        network: nn.Module,
+        probe: Probe,
+        evaluation: Evaluation,
+        loss: Callable[[Tensor, Tensor], float],
+        y: Tensor,
+        recalibrate: bool,
+    ) -> Iterator[Callable[[float], float] | None]:
+        """Within it, the loss on a probe at θ_{t-1} + c (θ_t - θ_{t-1}) is a function of c.
+
+        The network is evaluated in eval mode, with copies in the place of its parameters. Of so
+        many outputs that those of all samples are not kept, it is the mean of blocks of samples.
+
+        Args:
+            network: The module, after the step.
+            probe: The samples.
+            evaluation: Precision and size of blocks.
+            loss: Of outputs and targets, a mean over samples.
+            y: Targets.
+            recalibrate: Whether running statistics are those of the probe, at every c.
+
+        Yields:
+            The function; None if nothing has moved.
+        """
+        with quiet(network, probe.device), contextlib.ExitStack() as around:
+            call = call_of(network, probe)
+            fn = model_function(network, None, evaluation.gradient_dtype(network), call)
+            samples = fn.input("probe", probe.x)
+            keep_hooks_that_matter(fn, samples)
+            if recalibrate:
+                around.enter_context(recalibrating())
+            start = dict(fn.params)
+            for name, value in self.params.items():
+                if name in start:
+                    real = torch.view_as_real(value) if value.is_complex() else value
+                    start[name] = real.to(fn.dtype)
+            delta = {n: p.detach() - start[n] for n, p in fn.params.items()}
+            blocks = [samples] if recalibrate else list(samples.split(evaluation.block))
+            wide = evaluation.result_dtype(probe.device)
+
+            def at(c: float) -> float:
+                params = {n: p + c * delta[n] for n, p in start.items()}
+                found = (fn.batch(params, block).detach().to(wide) for block in blocks)
+                if not evaluation.is_probed:
+                    return loss(torch.cat(list(found)), y)
+                targets = torch.split(y, [len(block) for block in blocks])
+                parts = [len(own) * loss(f, own) for f, own in zip(found, targets, strict=True)]
+                return sum(parts) / len(y)
+
+            yield at if any(bool(d.any()) for d in delta.values()) else None
