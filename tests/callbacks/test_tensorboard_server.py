@@ -122,4 +122,4 @@ def test_the_verdict(served: tuple[str, NTKMonitor]) -> None:
         get(address, "data/plugin/text/text", run=RUN, tag="ntk/verdict/text_summary")
     )
     assert entry["step"] == 10
-    assert monitor.verdict.regime in entry["text"]
+    assert monitor.verdict.regime in entry["text"].lower()

@@ -11,6 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from environments import Environment, run
 from packaging.requirements import Requirement
 
 import torch_ntk
@@ -68,7 +69,22 @@ def test_the_entry_points(wheel: Path) -> None:
     parser = ConfigParser()
     parser.read_string(text(wheel, ".dist-info/entry_points.txt"))
     found = {group: dict(parser[group]) for group in parser.sections()}
-    assert found == {"console_scripts": {"torch-ntk": "torch_ntk.tensorboard_plugin:main"}}
+    assert found == {
+        "console_scripts": {"torch-ntk": "torch_ntk.tensorboard_plugin:main"},
+        "tensorboard_plugins": {"torch_ntk": "torch_ntk.tensorboard_plugin:NTKPlugin"},
+    }
+
+
+def test_tensorboard_finds_the_plugin(installed: Environment) -> None:
+    code = (
+        "from tensorboard.default import get_dynamic_plugins\n"
+        "plugins = {p.plugin_name: p for p in get_dynamic_plugins()}\n"
+        "module = plugins['ntk'](base_plugin.TBContext(logdir='')).get_plugin_apps()\n"
+        "print(plugins['ntk'].__module__, '/page.js' in module)"
+    )
+    code = f"from tensorboard.plugins import base_plugin\n{code}"
+    said = run([installed.python, "-W", "ignore", "-c", code], installed.outside)
+    assert said.split() == ["torch_ntk.tensorboard_plugin._plugin", "True"]
 
 
 def test_the_record_names_only_this_package(wheel: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from board import board
 from browser import CHROMIUM, Page, browser
 from page_runs import watched
 
 from torch_ntk.monitor import write_report
+from torch_ntk.tensorboard_plugin import write_document
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 READY = "document.querySelector('.ntk article svg') !== null"
@@ -93,3 +95,24 @@ def test_what_was_not_measured_is_said(page: Page, tmp_path: Path) -> None:
     for name in ("drift", "kernel_distance", "linearization_gap", "lambda_max", "module_drift"):
         assert any(f'"{name}"' in text for text in said), name
     assert page.problems == []
+
+
+def test_the_tab_of_tensorboard(page: Page, tmp_path: Path) -> None:
+    for lr, name in ((0.2, "slow"), (5.0, "fast")):
+        write_document(tmp_path / name / "ntk.json", watched(lr).document())
+    with board(tmp_path) as address:
+        page.open(f"{address}/#ntk", "document.querySelector('iframe') !== null")
+        # The frame is TensorBoard's own page: asked for by itself, it is the same one.
+        frame = page.ask("document.querySelector('iframe').src")
+        page.open(frame, READY)
+        names = page.ask("[...document.querySelector('#run-0').options].map((o) => o.value)")
+        assert sorted(names) == ["fast", "slow"]
+        edge = page.ask("getComputedStyle(document.querySelector('.verdict')).borderLeftWidth")
+        assert edge == "5px"  # its style sheet is there
+        page.press("#map-step", "ArrowLeft", 37)
+        page.wait("document.querySelector('output').textContent === 'step 2'")
+        (tmp_path / "slow" / "ntk.json").unlink()
+        page.open(frame, READY)
+        assert page.ask("document.querySelector('#run-1')") is None
+    # TensorBoard has no picture for an empty page of its own.
+    assert [text for text in page.problems if "favicon" not in text] == []

@@ -11,5 +11,13 @@ from ._files import document_name as document_name
 from ._files import find_documents as find_documents
 from ._files import read_document as read_document
 from ._files import write_document as write_document
+from ._plugin import NTKPlugin as NTKPlugin
 
-__all__ = ["document_name", "find_documents", "main", "read_document", "write_document"]
+__all__ = [
+    "NTKPlugin",
+    "document_name",
+    "find_documents",
+    "main",
+    "read_document",
+    "write_document",
+]

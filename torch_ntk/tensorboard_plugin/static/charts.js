@@ -28,7 +28,7 @@ function axes({ width, height, x, y, xLog = false, yLog = false, xLabel, yLabel,
   const toX = scale(x[0], x[1], LEFT, width - RIGHT, xLog);
   const toY = scale(y[0], y[1], height - BOTTOM, TOP, yLog);
   const picture = svg("svg", { width, height, role: "img", "aria-label": label });
-  const few = Math.max(2, Math.floor((width - LEFT) / 90));
+  const few = Math.max(2, Math.floor((width - LEFT) / 60));
   for (const value of (yLog ? logTicks : ticks)(...y, 4)) {
     picture.append(
       svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: toY(value), y2: toY(value) }),
@@ -75,8 +75,8 @@ function around(low, high, isLog) {
 }
 
 /**
- * Curves against steps. Each series has `label`, `steps`, `values` and a class of colours;
- * thresholds have `value` and `says`.
+ * Curves against steps. Each series has `label` (a formula, unless `isRun`), `steps`, `values` and
+ * a class of colours; thresholds have `value` and `says`.
  */
 export function lines({ series, thresholds = [], isLog = false, label, height = 210 }) {
   const known = series.flatMap((s) => s.values.filter((v) => isKnown(v) && (!isLog || v > 0)));
@@ -89,12 +89,9 @@ export function lines({ series, thresholds = [], isLog = false, label, height = 
   const atLast = () => write(series.map((s) => s.values.findLastIndex(isKnown)));
   const chart = fitted((width) => {
     const { picture, toX, toY } = axes({ width, height, x, y, yLog: isLog, xLabel: "optimizer step", label });
-    for (const { value, says } of thresholds) {
-      const words = `${says} ${short(value)}`;
-      picture.append(
-        svg("line", { class: "threshold", x1: LEFT, x2: width - RIGHT, y1: toY(value), y2: toY(value) }),
-        svg("text", { class: "threshold", x: width - RIGHT - 2, y: toY(value) - 4, "text-anchor": "end" }, words),
-      );
+    for (const { value } of thresholds) {
+      const place = { x1: LEFT, x2: width - RIGHT, y1: toY(value), y2: toY(value) };
+      picture.append(svg("line", { class: "threshold", ...place }));
     }
     for (const s of series) {
       picture.append(svg("path", { class: `curve ${s.colour}`, d: path(s.steps, s.values, toX, toY, isLog) }));
@@ -103,6 +100,10 @@ export function lines({ series, thresholds = [], isLog = false, label, height = 
         if (!isKnown(s.values[i]) || (isLog && s.values[i] <= 0)) return;
         picture.append(svg("circle", { class: `dot ${s.colour}`, cx: toX(step), cy: toY(s.values[i]), r: 2.4 }));
       });
+    }
+    for (const { value, says } of thresholds) { // last, so that no curve crosses the words
+      const place = { x: width - RIGHT - 2, y: toY(value) - 4, "text-anchor": "end" };
+      picture.append(svg("text", { class: "threshold", ...place }, `${says} ${short(value)}`));
     }
     const cursor = svg("line", { class: "cursor", y1: TOP, y2: height - BOTTOM, visibility: "hidden" });
     picture.append(cursor);
@@ -137,7 +138,7 @@ function nearest(steps, at, toX) {
 function legend(series) {
   const values = series.map(() => html("b", {}));
   const step = html("span", { class: "note" });
-  const entries = series.map((s, i) => html("li", { class: s.colour }, ...formula(s.label), " ", values[i]));
+  const entries = series.map((s, i) => html("li", { class: s.colour }, ...(s.isRun ? [s.label] : formula(s.label)), " ", values[i]));
   function write(places) {
     places.forEach((at, i) => {
       values[i].textContent = at < 0 ? "–" : short(series[i].values[at]);

@@ -130,9 +130,10 @@ function firstChart(name, shown) {
   const series = [];
   for (const { run, curve: own } of found) {
     const words = shown.length > 1 ? run.name : own.label;
-    series.push({ label: words, steps: run.data.steps, values: own.values, colour: run.colour });
+    const common = { steps: run.data.steps, isRun: shown.length > 1 };
+    series.push({ ...common, label: words, values: own.values, colour: run.colour });
     const held = curveOf(run, `val_${name}`);
-    if (held) series.push({ label: `${words}, validation`, steps: run.data.steps, values: held.values, colour: `${run.colour} held` });
+    if (held) series.push({ ...common, label: `${words}, validation`, values: held.values, colour: `${run.colour} held` });
   }
   return card(curve.label, null, curve.meaning, lines({ series, thresholds: curve.thresholds, label: `${curve.label} against steps` }));
 }
