@@ -11,8 +11,11 @@ from oracles import ntk_loop, reduced, relative_error
 from torch import Tensor, nn
 
 from torch_ntk import MLP, NTKOperator, empirical_ntk
+from torch_ntk._functional import model_function, quiet
 from torch_ntk.empirical import _checked_blocks
-from torch_ntk.empirical.checksum import _signed_sums
+from torch_ntk.empirical._job import KernelJob
+from torch_ntk.empirical.checksum import _block_check, _signed_sums, plain_jacobians
+from torch_ntk.empirical.inspect import inspect_forward
 from torch_ntk.empirical.methods import _jacobian
 from torch_ntk.empirical.rules import RULES
 from torch_ntk.empirical.rules._linear import LinearUse
@@ -213,3 +216,58 @@ def test_an_operation_whose_plain_gradient_is_wrong_for_one_image(method: Any) -
     expected = empirical_ntk(written_out, x, params=dict(net.named_parameters()), method="jacobian")
     found = empirical_ntk(net, x, method=method, batch_size=1)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [1.005, 1.04])
+def test_what_may_be_rounding_is_compared_with_roundings(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Differences of some percent in float32, of which ReLUs that change sides make as large."""
+
+    class Off(LinearUse):
+        def features(self, source: Tensor) -> Tensor:
+            return super().features(source) * factor
+
+    looked: list[bool] = []
+    own = _block_check.BlockCheck._is_rounding
+
+    def noting(check: Any, compared: Any) -> bool:
+        looked.append(own(check, compared))
+        return looked[-1]
+
+    torch.manual_seed(0)
+    model, x = MLP([4, 80, 80, 2]), torch.randn(5, 4)
+    expected = ntk_loop(model.double(), x.double(), x.double())
+    model.float()
+    monkeypatch.setattr(_block_check.BlockCheck, "_is_rounding", noting)
+    monkeypatch.setitem(RULES, F.linear, lambda args, kwargs: Off(args[0], args[1]))
+    before = torch.get_rng_state()
+    kernel = empirical_ntk(model, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert looked
+    assert not any(looked)
+    assert relative_error(kernel.double(), expected) < 1e-5
+
+
+def test_a_kink_that_roundings_decide_is_one_of_rounding() -> None:
+    """Two in a hundred units are 0 but for rounding: their ReLUs are on either side."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(50, 100), nn.ReLU(), nn.Linear(100, 2))
+    with torch.no_grad():
+        net[0].bias.zero_()
+        net[0].weight[:2, 25:] = -net[0].weight[:2, :25]
+    x = torch.randn(6, 25).repeat(1, 2)
+    fn = model_function(net)
+    with quiet(net, torch.device("cpu")):
+        job = KernelJob(
+            fn, fn.input("x", x), None, "mean", inspect_forward(fn, "x", fn.input("x", x)), {}
+        )
+        check = _block_check.BlockCheck(job, job.x1, 0, 6)
+        outputs, found = plain_jacobians(fn, job.x1, list(fn.params))
+        check.add_outputs(outputs)
+        for name, j in found.items():
+            wrong = j * 1.002 if name == "0.weight" else j
+            check.sums.add_jacobian(name, 0, wrong)
+        compared = check._compared(fn.plain)
+        assert "0.weight" in compared.wrong
+        assert check._is_rounding(compared)

@@ -87,6 +87,10 @@ class PlainPass:
         return product
 
 
+# Of its own, so that the caller's numbers stay as they are.
+_generator = torch.Generator().manual_seed(2018)
+
+
 @dataclass(frozen=True)
 class PlainModel:
     """How a model is evaluated plainly; use it within `quiet`.
@@ -140,6 +144,18 @@ class PlainModel:
             for tensors in (self.selected, self.fixed)
         )
         return replace(self, selected=selected, fixed=fixed, dtype=dtype)
+
+    def with_rounding(self) -> PlainModel:
+        """The same with every number of the selected parameters moved by a few roundings.
+
+        Sums of hundreds or thousands of terms, of which networks are made, round by as much.
+        """
+
+        def moved(t: Tensor) -> Tensor:
+            drawn = torch.randint(-4, 5, t.shape, generator=_generator, dtype=torch.int8)
+            return t * (1.0 + torch.finfo(t.dtype).eps * drawn.to(t.device, real_dtype(t)))
+
+        return replace(self, selected={n: moved(t) for n, t in self.selected.items()})
 
     def run(
         self,

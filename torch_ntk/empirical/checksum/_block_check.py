@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ _ROUNDINGS = 100.0
 # evaluations in float32 some of the many ReLUs of a network change sides, which is more than
 # rounding: 1e-4 in a ResNet.
 CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
+# In large networks they are more, as many as make differences of several percent. Then so many
+# passes with other roundings tell how much the gradient itself is known, and differences of at most
+# so many times that are explained by it.
+_PASSES, _TIMES, _SIDES = 2, 3.0, 0.05
 
 
 class MismatchError(Exception):
@@ -54,6 +58,21 @@ class _Expected:
 
     outputs: Tensor
     gradient: Parameters
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What differs.
+
+    Attributes:
+        wrong: Names of parameters.
+        errors: By how much, in what `_measured` measures.
+        gradient: What they were compared with, if the differences may be rounding.
+    """
+
+    wrong: set[str]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    gradient: Parameters | None = None
 
 
 class BlockCheck:
@@ -107,8 +126,9 @@ class BlockCheck:
             MismatchError: Some factors are wrong.
         """
         with stage("check"):
-            wrong = self._wrong(self._fn.plain)
-            if not wrong:
+            compared = self._compared(self._fn.plain)
+            wrong = compared.wrong
+            if not wrong or self._is_rounding(compared):
                 return
             wrong = self._wrong_in_double(in_double, wrong)
         if wrong:
@@ -131,25 +151,39 @@ class BlockCheck:
             return wrong
         try:
             if self._fn.dtype == torch.float64:
-                return self._wrong(self._fn.exact_plain)
+                return self._compared(self._fn.exact_plain).wrong
             exact = in_double()
-            return exact._wrong(exact._fn.plain)
+            return exact._compared(exact._fn.plain).wrong
         except (ArgumentError, CannotTransformError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             return wrong
 
-    def _wrong(self, plain: PlainModel) -> set[str]:
+    def _is_rounding(self, compared: _Compared) -> bool:
+        """Whether parameters that differ by a rounding make differences as large as these."""
+        plain = self._fn.plain
+        if compared.gradient is None or plain.dtype != torch.float32:
+            return False
+        known = dict.fromkeys(compared.wrong, 0.0)
+        for _ in range(_PASSES):
+            other = self._expected(plain.with_rounding()).gradient
+            pairs = [(self._sums.sums[n], compared.gradient[n] - other[n]) for n in known]
+            for name, (_, size, _) in zip(known, _measured(pairs), strict=True):
+                known[name] = max(known[name], size)
+        return all(compared.errors[n] <= _TIMES * size for n, size in known.items())
+
+    def _compared(self, plain: PlainModel) -> _Compared:
         """Names of the parameters that differ; all where the outputs do."""
         expected = self._expected(plain)
         every = set(self._fn.params)
         own = torch.cat(self._outputs).to(expected.outputs.dtype)
         if not bool(own.isfinite().all()) or not bool(expected.outputs.isfinite().all()):
             # What is not finite is reported with the kernel, by its index.
-            return set() if torch.equal(own.isfinite(), expected.outputs.isfinite()) else every
+            same = torch.equal(own.isfinite(), expected.outputs.isfinite())
+            return _Compared(set() if same else every)
         precision = self._job.forward.precision
         if not agree([own], [expected.outputs], precision=precision):
-            return every
+            return _Compared(every)
         # In the coarsest of the precisions.
         kinds = {plain.dtype, self._fn.dtype, precision}
         coarse = torch.float64 if kinds == {torch.float64} else torch.float32
@@ -159,11 +193,12 @@ class BlockCheck:
         measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
         # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.
         largest = max(scale for _, scale, _ in measured)
-        return {
-            name
-            for name, (error, scale, noise) in zip(names, measured, strict=True)
-            if not error <= max(close * scale, _ROUNDINGS * eps * max(noise, largest))
-        }
+        wrong, may_be_rounding = {}, True
+        for name, (error, scale, noise) in zip(names, measured, strict=True):
+            if not error <= max(close * scale, _ROUNDINGS * eps * max(noise, largest)):
+                wrong[name] = error
+                may_be_rounding &= error <= _SIDES * scale
+        return _Compared(set(wrong), wrong, expected.gradient if may_be_rounding else None)
 
     def _expected(self, plain: PlainModel) -> _Expected:
         n = len(self.x)
