@@ -175,7 +175,10 @@ def test_beside_the_others_and_within_the_monitor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("loss", "mse"), ("probe", 0), ("at_steps", [-1]), ("method", "magic"), ("prefix", "")],
+    [
+        *[("loss", "mse"), ("probe", 0), ("at_steps", [-1]), ("method", "magic"), ("prefix", "")],
+        ("kernel", "optimizer"),
+    ],
 )
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be"):

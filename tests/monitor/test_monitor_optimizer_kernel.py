@@ -181,8 +181,6 @@ def test_trainings_without_a_kernel_of_their_optimizer(make: Any, said: str) -> 
     with pytest.raises(ValueError, match=f"`kernel` must be 'gradient' for this.*{said}") as error:
         monitor_of(kernel="optimizer").step(model, optimizer)
     assert "measures that part" not in str(error.value)
-    monitor = monitor_of(kernel="optimizer", metrics=("param_drift", "linearization_gap"))
-    monitor.step(model, optimizer)  # which need no kernel
 
 
 def test_one_of_two_optimizers() -> None:
@@ -206,3 +204,46 @@ def test_what_it_does_not_go_with() -> None:
     )
     with pytest.warns(UserWarning, match="that of gradient descent"):
         monitor.step(model, SGD(model.parameters(), 0.1))
+
+
+def test_without_a_kernel_there_is_none_to_choose() -> None:
+    for metrics in (("stability",), ("linearization_gap", "param_drift")):
+        with pytest.raises(ValueError, match="`kernel` must be 'gradient' where no metric takes"):
+            Monitor((X, Y), metrics=metrics, kernel="optimizer")
+        Monitor((X, Y), metrics=metrics, kernel="gradient")
+
+
+class Half(nn.Module):
+    """Its second layer, which has the name of what adapts networks, is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.network = nn.Linear(4, 2).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_errors_have_the_names_of_the_network_itself(on_error: str) -> None:
+    model = Half()
+    optimizer = Adam(model.parameters())
+    forward_fn: Any = lambda net, x: net(x)  # noqa: E731
+    missing = r"no state for 'network\.weight', 'network\.bias', which"
+    stepped(model, optimizer)
+    monitor = monitor_of(kernel="optimizer", forward_fn=forward_fn, on_error=on_error)
+    with (
+        pytest.raises(ValueError, match=missing)
+        if on_error == "raise"
+        else pytest.warns(UserWarning, match=missing)
+    ):
+        monitor.step(model, optimizer)
+    monitor = monitor_of(forward_fn=forward_fn, metrics=("stability",))
+    with pytest.warns(UserWarning, match=f"'stability' is not measured: .*{missing}"):
+        monitor.step(model, optimizer)
+    monitor = monitor_of(forward_fn=forward_fn, metrics=("drift",))
+    monitor.step(model, optimizer)
+    model.body = nn.Linear(4, 3).double()
+    with pytest.raises(ValueError, match=r"other parameters or shapes: body\.bias, body\.weight"):
+        monitor.step(model, optimizer)

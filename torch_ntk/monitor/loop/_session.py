@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, value_error
-from ..measure._adapted_network import adapted
+from ..measure._adapted_network import adapted, in_own_names
 from ..measure._evaluation import OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
@@ -92,6 +92,14 @@ class Session:
         self.settings = settings = Settings(**options)  # type: ignore[misc]
         evaluation = settings.evaluation()
         self.record = Record(settings.metrics, evaluation, loss=settings.loss)
+        if evaluation.moved_by == "optimizer" and not self.record.takes_kernel:
+            raise value_error(
+                "kernel",
+                "'gradient' where no metric takes the kernel",
+                f"'optimizer' with {', '.join(self.record.metrics)}",
+                "'stability' knows the optimizer in any case; the linearization gap does not "
+                "depend on it.",
+            )
         probe = DEFAULT_PROBE if probe is None else probe
         self._probe = read_probe("probe", probe)
         self.validation: Record | None = None
@@ -187,10 +195,14 @@ class Session:
                     f"The network has NaN or infinite parameters at step {step}: the kernel is "
                     "not measured. Lower the learning rate.",
                 )
-            elif self.settings.on_error == "raise":
-                raise
             else:
-                self.warn_once(str(error), f"No measurement at step {step}: {error}")
+                told = in_own_names(str(error), network)
+                if self.settings.on_error == "warn":
+                    self.warn_once(told, f"No measurement at step {step}: {told}")
+                elif told == str(error) or not isinstance(error, (TypeError, ValueError)):
+                    raise
+                else:
+                    raise _kind_of(error)(told) from error
         finally:
             seconds = time.perf_counter() - started - self._drawing
             self.schedule.spend(seconds, self._drawing)
@@ -249,8 +261,7 @@ class Session:
                 self._remedy = self._part(network, probe)
             if not self._remedy:
                 raise
-            kind = next(kind for kind in _KINDS if isinstance(error, kind))
-            raise kind(f"{error} {self._remedy}") from error
+            raise _kind_of(error)(f"{error} {self._remedy}") from error
 
     @contextlib.contextmanager
     def _statistics(self, module: nn.Module, probe: Probe) -> Iterator[None]:
@@ -421,3 +432,8 @@ class Session:
         last = state["last_step"]
         self.last_step = None if last is None else int(last)
         self.diverged_at = state.get("diverged_at")
+
+
+def _kind_of(error: TypeError | ValueError) -> type[TypeError | ValueError]:
+    """The kind of an error that is raised again with other words."""
+    return next(kind for kind in _KINDS if isinstance(error, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,6 +76,22 @@ def adapted(
     if isinstance(before, AdaptedNetwork) and before.network is inner:
         return before
     return AdaptedNetwork(inner, forward_fn)
+
+
+def in_own_names(text: str, network: nn.Module) -> str:
+    """A message with the names that parameters and modules have in the user's own network.
+
+    Args:
+        text: The message.
+        network: What `adapted` returned.
+    """
+    if not isinstance(network, AdaptedNetwork):
+        return text
+    own = network.network
+    named = (own.named_modules(), own.named_parameters(), own.named_buffers())
+    first = {name.partition(".")[0] for names in named for name, _ in names} - {""}
+    begins = "|".join(map(re.escape, first))
+    return re.sub(rf"(?<![\w.]){re.escape(_OWN)}(?=({begins})\b)", "", text) if first else text
 
 
 def adapted_selection(params: ParameterSelection) -> ParameterSelection:

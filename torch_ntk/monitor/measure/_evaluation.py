@@ -193,7 +193,11 @@ class Evaluation:
             raise
         except ValueError as error:
             raise OptimizerError(
-                message("kernel", "'gradient' for this training", f"'optimizer': {error}")
+                message(
+                    "kernel",
+                    "'gradient' for this training",
+                    f"'optimizer': {str(error).removesuffix('.')}",
+                )
             ) from error
         return optimizer
 

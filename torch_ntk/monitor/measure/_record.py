@@ -18,6 +18,7 @@ from ..probe._probe import Probe
 from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
+from ._adapted_network import in_own_names
 from ._evaluation import Evaluation, infinite_kernel
 from ._last_step import LastStep
 from ._linearization import Linearization
@@ -84,6 +85,11 @@ class Record:
         self.statistics: frozenset[str] = frozenset()
         self._warned: set[str] = set()
         self._seconds_of_reference = 0.0
+
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether a metric needs the kernel."""
+        return bool(self.needs & _KERNELS)
 
     # ------------------------------------------------------------------ measuring
     def examine(self, network: nn.Module, probe: Probe) -> None:
@@ -192,7 +198,7 @@ class Record:
             self._previous = (step, seen.kernel)
         if seen.eigenvalues is not None:
             self.spectra.append((step, seen.eigenvalues.cpu()))
-        self._warn(undefined)
+        self._warn(undefined, network)
         return seen
 
     def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
@@ -230,7 +236,7 @@ class Record:
         """
         optimizers = () if training is None else training.optimizers
         self.awaits_step = False
-        if not self.needs & _KERNELS:
+        if not self.takes_kernel:
             return False, None
         try:
             return True, self.evaluation.optimizer_of(network, names, optimizers)
@@ -244,7 +250,7 @@ class Record:
         try:
             return infinite_kernel(network, trained, probe)
         except (TypeError, ValueError) as error:  # most networks have no such limit
-            self._warn({"infinite_gap": str(error)})
+            self._warn({"infinite_gap": str(error)}, network)
             return None
 
     def _reference_for(self, network: nn.Module) -> Reference:
@@ -262,11 +268,12 @@ class Record:
             self.reference = self.reference.to(device)
         return self.reference
 
-    def _warn(self, undefined: Mapping[str, str]) -> None:
+    def _warn(self, undefined: Mapping[str, str], network: nn.Module) -> None:
         for name, reason in undefined.items():
             if name not in self._warned:
                 self._warned.add(name)
-                text = f"{self._names + name!r} is not measured: {reason}"
+                told = in_own_names(reason, network)
+                text = f"{self._names + name!r} is not measured: {told}"
                 warnings.warn(text, UserWarning, stacklevel=3)
 
     # ------------------------------------------------------------------ state
