@@ -250,24 +250,27 @@ def test_what_may_be_rounding_is_compared_with_roundings(
 
 
 def test_a_kink_that_roundings_decide_is_one_of_rounding() -> None:
-    """Two in a hundred units are 0 but for rounding: their ReLUs are on either side."""
+    """One of 400 units is 0 but for rounding: its ReLU is on either side."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(50, 100), nn.ReLU(), nn.Linear(100, 2))
+    net = nn.Sequential(nn.Linear(50, 400), nn.ReLU(), nn.Linear(400, 2))
     with torch.no_grad():
         net[0].bias.zero_()
-        net[0].weight[:2, 25:] = -net[0].weight[:2, :25]
+        net[0].weight[0, 25:] = -net[0].weight[0, :25]
+        net[2].weight[:, 0] *= 0.5
     x = torch.randn(6, 25).repeat(1, 2)
     fn = model_function(net)
     with quiet(net, torch.device("cpu")):
         job = KernelJob(
             fn, fn.input("x", x), None, "mean", inspect_forward(fn, "x", fn.input("x", x)), {}
         )
-        check = _block_check.BlockCheck(job, job.x1, 0, 6)
         outputs, found = plain_jacobians(fn, job.x1, list(fn.params))
-        check.add_outputs(outputs)
-        for name, j in found.items():
-            wrong = j * 1.002 if name == "0.weight" else j
-            check.sums.add_jacobian(name, 0, wrong)
-        compared = check._compared(fn.plain)
-        assert "0.weight" in compared.wrong
-        assert check._is_rounding(compared)
+        judged = []
+        for _ in range(12):  # by other random weights, of which a few see too much of the kink
+            check = _block_check.BlockCheck(job, job.x1, 0, 6)
+            check.add_outputs(outputs)
+            for name, j in found.items():
+                check.sums.add_jacobian(name, 0, j * 1.002 if name == "0.weight" else j)
+            compared = check._compared(fn.plain)
+            assert "0.weight" in compared.wrong
+            judged.append(check._is_rounding(compared))
+    assert sum(judged) >= 6
