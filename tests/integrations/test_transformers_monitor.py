@@ -189,6 +189,28 @@ def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
     assert untold.history["step"] == [4, 6, 8]
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_the_state_cannot_be_written(tmp_path: Path) -> None:
+    """Without optimizer nobody resumes; a folder that is not there ends no run that may go on."""
+    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    monitor = NTKMonitorCallback(3, metrics=("drift",))
+    trainer(tmp_path, [monitor], save_only_model=True, **given).train()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+    assert not list(tmp_path.rglob("*ntk*"))
+
+    class Elsewhere(Trainer):
+        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            """Keeps nothing."""
+
+    for on_error, expected in (("raise", pytest.raises), ("warn", pytest.warns)):
+        own = NTKMonitorCallback(3, metrics=("drift",), on_error=on_error)
+        run = trainer(tmp_path / "b", [own], **given)
+        kind = FileNotFoundError if on_error == "raise" else UserWarning
+        with expected(kind, match="there is no folder"):
+            Elsewhere(run.model, run.args, train_dataset=samples(), callbacks=[own]).train()
+    assert own.history["step"] == [0, 2]
+
+
 class StopAt(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop = state.global_step >= 6

@@ -174,13 +174,15 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the state into the folder of the checkpoint.
+        """Put the state into the folder of the checkpoint, if a training can go on from it.
 
         Raises:
             OSError: It cannot be written, and errors are to be raised.
         """
         folder = self._folder(args, state)
-        if not state.is_world_process_zero:
+        # A search of hyperparameters has folders that only the Trainer knows.
+        is_resumed_from = not (args.save_only_model or state.is_hyper_param_search)
+        if not state.is_world_process_zero or not is_resumed_from:
             return
         try:
             if not folder.is_dir():
