@@ -80,6 +80,25 @@ def test_the_command_writes_the_page_of_two_runs(
     assert not output.exists()
 
 
+def test_the_command_names_runs_by_what_differs(tmp_path: Path) -> None:
+    """`version_0` is the name of every run's last folder."""
+
+    def named(*folders: str) -> list[str]:
+        output = tmp_path / "page.html"
+        assert main(["report", *(str(tmp_path / f) for f in folders), "-o", str(output)]) == 0
+        page = output.read_text(encoding="utf-8")
+        data = json.loads(page.partition('id="runs">')[2].partition("</script>")[0])
+        return [run["name"] for run in data]
+
+    for where in ("a/version_0/ntk.json", "b/version_0/ntk.json", "b/version_0/ntk-other.json"):
+        write_document(tmp_path / "runs" / where, {"version": 1})
+    assert named("runs/a/version_0") == ["a/version_0"]
+    assert named("runs/a", "runs/a/version_0") == ["a/version_0"]
+    own = {"b/version_0/ntk", "b/version_0/ntk-other"}
+    assert named("runs/a/version_0", "runs/b/version_0")[0] == "a/version_0"
+    assert set(named("runs")) == {"a/version_0", *own}
+
+
 def test_to_find_runs_loads_no_pytorch(tmp_path: Path) -> None:
     """TensorBoard loads the plugin whenever it starts, and PyTorch takes seconds."""
     code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,6 +17,7 @@ from torch import nn
 
 from torch_ntk import empirical_ntk
 from torch_ntk.monitor import Monitor, write_report
+from torch_ntk.monitor.page._report import STATIC
 
 
 class Scripts(HTMLParser):
@@ -112,6 +114,17 @@ def test_many_measurements_keep_an_even_choice_of_maps() -> None:
     assert len(page["maps"]["steps"][0]["entries"]) == 64 * 65 // 2
 
 
+def test_entries_that_are_not_finite_are_told_apart(tmp_path: Path) -> None:
+    monitor = watched(steps=1)
+    kernel = monitor._session.pictures.maps[-1][1]
+    kernel[0, 1] = math.nan
+    kernel[2, 2] = math.inf
+    entries = monitor.document()["maps"]["steps"][-1]["entries"]
+    assert [k for k, level in enumerate(entries) if level is None] == [1, 12 + 11]
+    assert max(level for level in entries if level is not None) == 999
+    monitor.report(tmp_path / "report.html")
+
+
 def test_a_resumed_training_has_the_maps_of_before(monitor: Monitor) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(12, 4), torch.arange(12) % 3
@@ -140,6 +153,15 @@ def test_no_name_ends_its_script(monitor: Monitor, tmp_path: Path, name: str) ->
     assert json.loads(data)[0]["name"] == name
     assert kind == {"type": "module"}
     assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
+
+
+def test_modules_can_be_joined() -> None:
+    """In one file they share their names, which a browser would refuse to have twice."""
+    modules = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
+    pattern = re.compile(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", re.M)
+    names = [name for text in modules for name in pattern.findall(text)]
+    assert len(names) > 30
+    assert len(names) == len(set(names))
 
 
 def test_the_page_names_no_other_host(monitor: Monitor, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,24 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(folders: Sequence[Path], output: Path) -> int:
-    documents = []
+    paths: dict[Path, None] = {}  # in their order, each once
     for folder in folders:
-        found = find_documents(folder)
+        found = find_documents(folder).values()
         if not found:
             return _fail(
                 f"{folder} holds no monitored run. Train with NTKMonitor() and a "
                 "TensorBoardLogger, which writes ntk.json into the folder of the run."
             )
-        for name, path in found.items():
-            # A folder that is a run itself has no name of its own below it.
-            is_itself = name == "." or name.startswith("./")
-            shown = folder.resolve().name + name[1:] if is_itself else name
-            documents.append(read_document(path, shown))
+        paths |= dict.fromkeys(found)
+    names = _names(list(paths))
+    documents = [read_document(path, name) for path, name in zip(paths, names, strict=True)]
     # After all is read: this loads PyTorch, which takes seconds.
     from ..monitor import write_report
 
     write_report(output, documents)
     return 0
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The runs' folders as far as they differ; of a single one, what its last two are called.
+
+    Loggers call the last one `version_0`, which alone says nothing.
+    """
+    folders = [path.parent for path in paths]
+    common = Path(os.path.commonpath(folders))
+    if common in folders:
+        common = common.parent.parent
+    # Several monitors of one run have documents in one folder.
+    places = [p.with_suffix("") if folders.count(p.parent) > 1 else p.parent for p in paths]
+    return [place.relative_to(common).as_posix() for place in places]
 
 
 def _fail(text: str) -> int:

@@ -289,12 +289,12 @@ function outputLegend(points) {
 }
 
 /** A bar for each name. */
-export function bars(names, values, colour) {
+export function bars(names, values, colour, label) {
   const top = Math.max(...values.filter(isKnown), 0) || 1;
   const rows = names.map((name, i) =>
     html("tr", {},
       html("th", { scope: "row", title: name }, name),
       html("td", { class: "bar" }, html("i", { class: colour, style: `width: ${(100 * (values[i] ?? 0)) / top}%` })),
       html("td", { class: "value" }, short(values[i]))));
-  return html("table", { class: "bars" }, html("tbody", {}, ...rows));
+  return html("table", { class: "bars", "aria-label": label }, html("tbody", {}, ...rows));
 }

@@ -213,7 +213,7 @@ function moduleCard(run, pair) {
     return card("Drift of each module", name, "", missing('Not measured: pass metrics=(*METRICS, "module_drift") to see which layers move.'));
   }
   const note = `How far the kernel's part of each module moved, at step ${modules.step}`;
-  return card("Drift of each module", name, note, bars(modules.names, modules.values, run.colour));
+  return card("Drift of each module", name, note, bars(modules.names, modules.values, run.colour, "drift of each module"));
 }
 
 function moreCurves(shown, kept) {
