@@ -33,14 +33,14 @@ class LossForecast(KernelCallback):
     groups may have rates of their own (Θ_0 then is Σ_g (lr_g/lr) Θ_g with the largest rate lr).
     Where a scheduler changes the rate later, one warning says so and nothing is predicted any more.
     Weight decay is not counted, as a warning says; nor are gradient clipping, dropout and the batch
-    statistics of batch normalization. A run that is watched from a later step on is predicted as if
-    its momentum was 0 then.
+    statistics of batch normalization. A run with `SGD` that is watched from a later step on is
+    predicted as if its momentum was 0 then.
 
     For `Adam`, `AdamW` and `RMSprop` the kernel is J P Jᵀ with P = 1/(√v̂ + ε) held constant as it
     is at the reference, and Adam's average of gradients is momentum β₁. Before the first step there
     is no P: pass `anchor_at=N`, a step at which v̂ has settled. P follows the gradients: a message
-    says over how many steps v̂ is an average, and the prediction is for fewer than these. It begins
-    at rest there, μ/(1 - μ) steps late. Under
+    says over how many steps v̂ is an average, and the prediction is for fewer than these. It is one
+    of discrete steps for every loss, and goes on from the momentum at the reference. Under
     these optimizers at step 0, under other ones, and with several that move one network, Nesterov's
     step or dampening, one warning says that nothing is predicted, and `forecast/actual` is logged
     alone.

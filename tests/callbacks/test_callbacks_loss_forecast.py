@@ -248,11 +248,12 @@ def test_adam_is_predicted_from_a_later_step_on(
     assert curves[0] == curves[1]
     text = "holds P of AdamW constant as it is now. Its squares of gradients are averages over"
     assert f"{text} about 20 steps" in caplog.text
-    assert "begins at rest, which is 9 steps late" in caplog.text
     assert curves[0]["step"] == [20, 25, 30, 35, 36]
     predicted, actual = curves[0]["forecast/predicted"], curves[0]["forecast/actual"]
     assert predicted[0] == actual[0]
-    assert actual[-1] < predicted[-1] < 0.97 * predicted[0]  # it begins at rest, and lags
+    moved = actual[0] - actual[-1]
+    assert moved > 0.05
+    assert abs(predicted[-1] - actual[-1]) < 0.2 * moved
 
 
 def test_statistics_are_those_of_the_probe(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from ...monitor import FORECAST_CURVES, Curve, Observation, Reference, Session, 
 from ...monitor.stability import find_loss
 from .._loss import LossLike
 from ._course import Course, ProbeLoss
-from ._steps import rates_now, read_steps_of
+from ._momentum_course import MomentumCourse, Motion
+from ._steps import Steps, gathered, rates_now, read_steps_of
 
 _CONSTANT = (
     "{} holds P of {} constant as it is now. Its squares of gradients are averages over about "
-    "{:,.0f} steps: the prediction is for fewer steps than that. It begins at rest, which is "
-    "{:.0f} steps late."
+    "{:,.0f} steps: the prediction is for fewer steps than that."
 )
 
 
@@ -34,11 +35,12 @@ class ForecastSession(Session):
     def reset(self) -> None:
         """Forget everything: the next measurement is the first one."""
         super().reset()
-        self._course: Course | None = None
+        self._course: Course | MomentumCourse | None = None
         self._loss: ProbeLoss | None = None
         self._kernel: Tensor | None = None
         self._rates: list[list[float]] | None = None  # of all groups at the start
-        self._sgd = (0.0, 0.0)  # learning rate and momentum of heavy-ball steps
+        self._sgd = (0.0, 0.0)  # learning rate and momentum
+        self._motion: Motion | None = None  # of an optimizer with a P
         self._changed_at: int | None = None
         self._reached: tuple[int, Tensor] | None = None
         self._refused: str | None = None  # why there is no forecast
@@ -123,7 +125,7 @@ class ForecastSession(Session):
             return found
         course = self._course or self._make(reference, training, self._kernel)
         found["predicted"] = course.loss_at(step - reference.step)
-        self._reached = course.reached
+        self._reached = course.reached if isinstance(course, Course) else None
         return found
 
     def _begin_course(
@@ -148,7 +150,8 @@ class ForecastSession(Session):
                 for share, names in steps.groups
             ]
             kernel = torch.stack(parts).sum(0)
-            self._sgd = steps.gain * steps.lr, steps.momentum
+            self._sgd = steps.lr, steps.momentum
+            self._motion = self._moving(network, reference, steps) if optimizer else None
             found = self._make(reference, training, kernel).at_start()
         except ValueError as error:
             self._refused = str(error)
@@ -160,9 +163,7 @@ class ForecastSession(Session):
                 f"{self._owner}: weight decay {steps.weight_decay:g} is not part of the forecast.",
             )
         if optimizer is not None:
-            # A constant gradient is 1 - μ^k gathered after k steps: all in all μ/(1 - μ) are lost.
-            late, name = steps.momentum / (1.0 - steps.momentum), type(optimizer).__name__
-            self.say(_CONSTANT.format(self._owner, name, steps.memory, late))
+            self.say(_CONSTANT.format(self._owner, type(optimizer).__name__, steps.memory))
         largest = found.max_lr / steps.gain
         if not found.stable:
             self.warn_once(
@@ -171,6 +172,14 @@ class ForecastSession(Session):
                 f"one, {largest:.3g}: the linearized training diverges. Lower it.",
             )
         return {"max_lr": largest}
+
+    def _moving(self, network: nn.Module, reference: Reference, steps: Steps) -> Motion:
+        """The momentum of an optimizer with a P, as it moves the outputs."""
+        directions, evaluation = gathered(steps, network), self.record.evaluation
+        dtype = evaluation.gradient_dtype(network)
+        jacobian = evaluation.operator(network, list(directions), reference.probe).jacobian
+        moved = jacobian @ {n: d.to(dtype) for n, d in directions.items()}
+        return Motion(moved.reshape(-1, reference.size).double(), steps.gain, steps.taken)
 
     def _loss_on(self, reference: Reference, training: Training) -> ProbeLoss:
         """The loss that is trained, on the probe.
@@ -183,9 +192,15 @@ class ForecastSession(Session):
             self._loss = ProbeLoss(f.double(), targets, loss)
         return self._loss
 
-    def _make(self, reference: Reference, training: Training, kernel: Tensor) -> Course:
+    def _make(
+        self, reference: Reference, training: Training, kernel: Tensor
+    ) -> Course | MomentumCourse:
         f, targets, loss = self._data(reference, training)
-        self._course = Course(kernel.to(f.device), f, targets, loss, *self._sgd, self._reached)
+        given = kernel.to(f.device), f, targets, loss, *self._sgd
+        if self._motion is None:
+            self._course = Course(*given, self._reached)
+        else:
+            self._course = MomentumCourse(*given, self._motion)
         return self._course
 
     def _data(self, reference: Reference, training: Training) -> tuple[Tensor, Tensor, LossLike]:
@@ -210,6 +225,7 @@ class ForecastSession(Session):
                 "kernel": self._kernel,
                 "rates": None if self._rates is None else [list(r) for r in self._rates],
                 "sgd": list(self._sgd),
+                "motion": None if self._motion is None else list(astuple(self._motion)),
                 "changed_at": self._changed_at,
                 "reached": None if self._reached is None else list(self._reached),
                 "refused": self._refused,
@@ -227,6 +243,8 @@ class ForecastSession(Session):
         self._course = self._loss = None
         self._kernel, self._rates = own["kernel"], own["rates"]
         self._sgd = (float(own["sgd"][0]), float(own["sgd"][1]))
+        motion = own.get("motion")
+        self._motion = None if motion is None else Motion(*motion)
         self._changed_at, self._refused = own["changed_at"], own["refused"]
         reached = own["reached"]
         self._reached = None if reached is None else (int(reached[0]), reached[1])

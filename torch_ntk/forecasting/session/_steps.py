@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..._checks import value_error
 from ..._optimizers import NoStepError, step_scales
+from ..._types import Parameters
 from ...monitor.stability import read_optimizers
 
 _FOLLOWED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
@@ -33,6 +35,7 @@ class Steps:
         gain: The part of a gradient that goes into the momentum, 1 - β₁ for Adam's average.
         weight_decay: The largest of a parameter group; a forecast does not count it.
         preconditioner: The optimizer whose P counts, as it is now.
+        taken: How many steps it has taken; infinite if its momentum is not corrected for that.
         memory: Over how many steps the squares in P are averaged.
     """
 
@@ -42,6 +45,7 @@ class Steps:
     gain: float
     weight_decay: float
     preconditioner: Optimizer | None = None
+    taken: float = math.inf
     memory: float = 0.0
 
 
@@ -95,7 +99,8 @@ def read_steps_of(
             f"lr={rule.lr:g}",
             "A rate that is warmed up from 0 has no forecast.",
         )
-    momentum, is_average, memory = momenta.pop(), "betas" in groups[0], 0.0
+    momentum, is_average = momenta.pop(), "betas" in groups[0]
+    taken, memory = math.inf, 0.0
     if optimizer is not None:
         try:
             next(step_scales("optimizer", optimizer, parameters), None)  # its checks come first
@@ -111,8 +116,30 @@ def read_steps_of(
         1.0 - momentum if is_average else 1.0,
         max(float(group["weight_decay"]) for group in groups),
         optimizer,
+        taken if is_average else math.inf,
         memory,
     )
+
+
+def gathered(steps: Steps, network: nn.Module) -> Parameters:
+    """P m of each parameter that moves, m the momentum of an optimizer, in units of `steps.lr`.
+
+    Args:
+        steps: With a preconditioner.
+        network: The module whose training is forecast.
+    """
+    optimizer, found = steps.preconditioner, {}
+    assert optimizer is not None
+    names = {n for _, group in steps.groups for n in group}
+    parameters = {n: p for n, p in network.named_parameters() if n in names}
+    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    for n, scale in step_scales("optimizer", optimizer, parameters):
+        p, state = parameters[n], optimizer.state[parameters[n]]
+        # What RMSprop gathers has its P already, but no learning rate.
+        m = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(p)))
+        factor = scale if "exp_avg" in state else rates[id(p)] / steps.lr
+        found[n] = (torch.view_as_real(m) if m.is_complex() else m).detach().double() * factor
+    return found
 
 
 def rates_now(optimizers: Sequence[Optimizer]) -> list[list[float]]:
