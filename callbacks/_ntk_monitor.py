@@ -64,7 +64,7 @@ class NTKMonitor(KernelCallback):
             tuples, lists and dataclasses. What of it is input follows from the network's `forward`:
             of a sequence as many entries as that requires, `(x, y)` one and `(x, lengths, y)` two
             for `forward(x, lengths)`; of a mapping the keys that it names, or all if it takes
-            `**kwargs`, but no targets (`labels`, `y`, …) that it does not require; or the
+            `**kwargs`, but no targets (`labels`, `y`, …) without which it works; or the
             mapping as it is, if it takes one argument. Where that cannot be told, the error says
             which `input_fn` to pass.
         validation_probe: Samples of the same forms on which drift, alignment and linearization gap

@@ -17,6 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -209,6 +211,27 @@ def test_where_the_state_cannot_be_written(tmp_path: Path) -> None:
         with expected(kind, match="there is no folder"):
             Elsewhere(run.model, run.args, train_dataset=samples(), callbacks=[own]).train()
     assert own.history["step"] == [0, 2]
+
+
+def test_an_encoder_with_a_decoder() -> None:
+    """The decoder reads the labels, shifted by one and behind the start token."""
+    torch.manual_seed(1)
+    size = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=12, decoder_start_token_id=0, **size)
+    model = T5ForConditionalGeneration(config).double()
+    ids, labels = torch.randint(1, 12, (4, 7)), torch.randint(1, 12, (4, 3))
+    shifted = torch.cat([torch.zeros(4, 1, dtype=torch.long), labels[:, :-1]], 1)
+    kernel = empirical_ntk(
+        model,
+        {"input_ids": ids, "decoder_input_ids": shifted},
+        output="trace",
+        method="jacobian",
+    )
+    monitor = Monitor(4, output="trace", metrics=("lambda_max", "lambda_min"))
+    monitor.step(model, batch={"input_ids": ids, "labels": labels})
+    eigenvalues = torch.linalg.eigvalsh(kernel)
+    assert monitor.history["ntk/lambda_max"] == [pytest.approx(eigenvalues[-1].item(), rel=1e-9)]
+    assert monitor.history["ntk/lambda_min"] == [pytest.approx(eigenvalues[0].item(), rel=1e-9)]
 
 
 class StopAt(TrainerCallback):

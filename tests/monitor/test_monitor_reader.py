@@ -45,6 +45,17 @@ class NeedsLabels(One):
         return super().forward(x) + labels[:, None]
 
 
+class Decoding(One):
+    """As encoders with a decoder, which reads other inputs, or else the targets."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, labels: Tensor | None = None, decoded: Tensor | None = None
+    ) -> Tensor:
+        read = labels if decoded is None else decoded
+        assert read is not None
+        return super().forward(x) + read[:, None]
+
+
 class Anything(One):
     def forward(self, x: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
         return super().forward(x)
@@ -88,6 +99,8 @@ READ: list[tuple[type[nn.Module], Any, Any, bool]] = [
     (Maybe, NAMED, {"x": X, "mask": M}, True),
     (WithLoss, NAMED, {"x": X}, True),
     (NeedsLabels, NAMED, {"x": X, "labels": Y}, True),
+    (Decoding, NAMED, {"x": X, "labels": Y}, True),
+    (Decoding, {"x": X, "decoded": Y}, {"x": X, "decoded": Y}, False),
     (Anything, NAMED, {"x": X, "mask": M, "path": ["a"] * 5}, True),
     (OfMapping, {"left": X, "labels": Y}, {"left": X, "labels": Y}, True),
     (Two, ({"x": X, "mask": M}, Y), {"x": X, "mask": M}, True),

@@ -89,7 +89,7 @@ class Reader:
       two for a forward of `(x, lengths)`; what follows are targets if nothing else can be meant,
       as it can for `(x, mask=None)` if the network takes them in that place;
     - of a mapping the network gets the keys that its forward names, or all if it takes
-      `**kwargs`; targets by their usual names are left out where it does not require them;
+      `**kwargs`; targets by their usual names are left out where it works without them;
     - a mapping of which it names no key is given as it is, or else its entry of a usual name.
 
     Attributes:
@@ -248,6 +248,10 @@ class Reader:
             missing = [n for n in arguments.needed if n not in batch]
             inputs = {k: batch[k] for k in named if k not in _TARGET_KEYS or k in arguments.needed}
             if _has_tensors(inputs) and not missing:
+                whole = Probe({k: batch[k] for k in named})
+                # An encoder with a decoder makes the decoder's inputs of the targets.
+                if len(whole.x) > len(inputs) and not self._runs(Probe(inputs)):
+                    inputs = whole.x if self._runs(whole) else inputs
                 return _with_targets(Probe(inputs), y)
             if any(k in arguments.names for k in inputs):
                 raise self._refused(
