@@ -114,7 +114,10 @@ class Wide(nn.Sequential):
 @pytest.mark.parametrize("theta_0", ["inside", "beside"])
 @pytest.mark.parametrize("points", [2, 11])
 def test_what_a_checkpoint_weighs(theta_0: str, points: int, tmp_path: Path) -> None:
-    """θ_0, buffers, probe, its outputs, two kernels, and a spectrum and a row for each point."""
+    """θ_0, buffers, probe, its outputs, two kernels; for each point a spectrum, a row and a map.
+
+    Maps and the outputs of the last linearization are kept in single precision.
+    """
     n = 12
     monitor = NTKMonitor(n, every_n_steps=10 // (points - 1), theta_0=theta_0)
     saver = ModelCheckpoint(tmp_path, save_last=True)
@@ -127,8 +130,9 @@ def test_what_a_checkpoint_weighs(theta_0: str, points: int, tmp_path: Path) -> 
     model = numbers(dict(module.named_parameters()))
     buffers = numbers(dict(module.named_buffers()))
     probe = n * 6 * 4 + n * 8
-    fixed = buffers + probe + n * 3 * 8 + 2 * n * n * 8
-    each = 8 * (n + len(monitor.history) + 2)
+    linearization = n * 3 * (4 + 4 + 8) + 16
+    fixed = buffers + probe + n * 3 * 8 + 2 * n * n * 8 + linearization
+    each = 8 * (n + len(monitor.history) + 3) + n * n * 4
     parameters = model if theta_0 == "inside" else 0
     assert parameters + fixed < size < parameters + fixed + each * points + 256
     grown = (tmp_path / "last.ckpt").stat().st_size
