@@ -178,6 +178,8 @@ def test_only_single_steps_count() -> None:
         seen.append(step)
     values = torch.tensor(monitor.history[SHARPNESS])
     assert monitor.history["step"] == [0, 1, 3, 4]
+    monitor.finish(model, optimizer, step=4)
+    assert monitor._session.record._last_step(5) is None  # no copy of the parameters is kept
     assert values.isfinite().tolist() == [False, True, False, True]
 
 

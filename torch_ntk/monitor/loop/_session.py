@@ -378,8 +378,9 @@ class Session:
         record.reference = replace(reference, probe=reference.probe.in_form_of(found))
 
     def release(self) -> None:
-        """Keep no network alive."""
+        """Keep no network alive, nor a copy of its parameters that only the next step needs."""
         self._network = None
+        self.record.forget_step()
 
     def warn_once(self, key: str, text: str) -> None:
         """Warn unless that has been done under this key."""

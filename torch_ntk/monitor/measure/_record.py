@@ -212,6 +212,10 @@ class Record:
         if "last_step" in self.needs and (self._before is None or self._before.step != step):
             self._before = LastStep.before(unwrap(network), step, optimizers)
 
+    def forget_step(self) -> None:
+        """Give back what `remember` keeps."""
+        self._before = None
+
     def _last_step(self, step: int) -> LastStep | None:
         """The one that led to `step`, if what came before it was remembered."""
         before = self._before

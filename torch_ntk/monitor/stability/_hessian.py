@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import describe
-from ._training_loss import IGNORED, LossFunction
+from ._training_loss import IGNORED, LossFunction, like_outputs
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def hessian(loss: LossFunction, f: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: The loss does not give a finite scalar that can be differentiated twice.
     """
-    targets = y.to(f.dtype) if y.is_floating_point() else y
+    targets, loss = y.to(f.dtype) if y.is_floating_point() else y, like_outputs(loss, f)
     with torch.inference_mode(False), torch.enable_grad():
         try:
             values: Tensor = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]

@@ -69,14 +69,18 @@ def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) ->
     return loss
 
 
+def like_outputs(loss: LossFunction, f: Tensor) -> LossFunction:
+    """The same in the dtype of the outputs: a loss module may have weights of the classes."""
+    return copy.deepcopy(loss).to(f.device, f.dtype) if isinstance(loss, nn.Module) else loss
+
+
 def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
     """The loss of outputs `[N, O]`, in their dtype.
 
     Raises:
         ValueError: It is not a scalar of these outputs and targets.
     """
-    if isinstance(loss, nn.Module):  # weights of classes have to be of the outputs' dtype
-        loss = copy.deepcopy(loss).to(f.device, f.dtype)
+    loss = like_outputs(loss, f)
     if y.is_floating_point():
         y = (y.reshape(f.shape) if y.numel() == f.numel() else y).to(f.dtype)
     try:
