@@ -11,7 +11,8 @@ from oracles import jacobian_loop
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_ntk.monitor import METRICS, Evaluation, Probe, Record, has_diverged
+from torch_ntk.monitor import METRICS, Evaluation, Monitor, Probe, Record, has_diverged
+from torch_ntk.monitor.measure import _evaluation, _record
 
 
 def network() -> nn.Module:
@@ -243,3 +244,43 @@ def test_diverged() -> None:
 def test_bad_metrics_say_what_there_is() -> None:
     with pytest.raises(TypeError, match=r"Choose from drift, .*lambda_min, .*metrics=.'drift',."):
         Record("drift")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "probe", "output", "samples", "kind"),
+    [
+        (29.0, None, None, 12, "mean"),
+        (60.0, None, None, 12, "probed"),  # 8 directions of 20 outputs are 24 s
+        (120.0, None, None, 8, "probed"),  # 48 s, of which 8 samples take 32
+        (120.0, 12, None, 12, "probed"),  # what was asked for stays
+        (120.0, None, "mean", 8, "mean"),
+        (120.0, 12, "mean", 12, "mean"),
+    ],
+)
+def test_what_would_take_too_long_is_taken_of_less(
+    seconds: float,
+    probe: int | None,
+    output: Any,
+    samples: int,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_evaluation.Evaluation, "seconds", lambda *_: seconds)
+    monkeypatch.setattr(_record, "_TRIED", 0)
+    said: list[str] = []
+    monitor = Monitor(probe, output=output)
+    monitor._session.say = said.append
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 20))
+    batch = (torch.randn(12, 4), torch.arange(12) % 20)
+    monitor.step(net, batch=batch)
+    reference = monitor._session.record.reference
+    assert reference is not None
+    assert (len(reference.probe), monitor._session.record.evaluation.output) == (samples, kind)
+    assert len(said) == (seconds > 30.0)
+    if said:
+        assert f"would take about {seconds:.0f} s for 12 samples of 20 outputs" in said[0]
+        assert f"takes {samples} samples" in said[0]
+    again = Monitor(probe, output=output)
+    again.load_state_dict(monitor.state_dict())
+    again.step(net, batch=batch, step=5)
+    assert len(again.history["step"]) == 2

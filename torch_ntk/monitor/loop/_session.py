@@ -21,7 +21,7 @@ from ..measure._evaluation import OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
-from ..measure._record import Record
+from ..measure._record import DIRECTIONS, Record
 from ..measure._statistics import recalibrated, statistics_of
 from ..page._pictures import Pictures
 from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, Unread, _DefaultCount, read_probe
@@ -240,15 +240,30 @@ class Session:
                 else:
                     samples = self._read(network, self._validation_probe)
                     self.validation.begin(module, samples, step, training)
-            begin = lambda: self.record.begin(module, probe, step, training)  # noqa: E731
+            is_free = isinstance(self._probe, _DefaultCount)
+            begin = lambda: self.record.begin(module, probe, step, training, is_free)  # noqa: E731
             self._remedied(network, probe, begin)
         evaluation = self.record.evaluation
-        if self.settings.output is None and evaluation.is_probed:
+        if self.record.too_long:
+            self.say(self._in_time())
+        elif self.settings.output is None and evaluation.is_probed:
             self.say(_PROBED.format(self._owner, evaluation.size))
         if self.record.awaits_step:
             self.say(_NO_STEP.format(self._owner))
         if step > 0 and self.settings.anchor_at is None:
             self.warn_once("late", _LATE.format(self._owner, step))
+
+    def _in_time(self) -> str:
+        """What is measured where all would take too long, or what to pass."""
+        reference, evaluation = self.record.reference, self.record.evaluation
+        assert reference is not None
+        kinds = f"{len(reference.probe)} samples"
+        if evaluation.is_probed:
+            kinds += f" and {DIRECTIONS} random directions of the outputs"
+        return (
+            f"{self._owner}: a kernel {self.record.too_long}; it takes {kinds}. Choose with "
+            "probe=(a number of samples) and output=."
+        )
 
     def _remedied(self, network: nn.Module, probe: Probe, do: Callable[[], None]) -> None:
         """Do it; of a network that cannot be measured, the error says which part of it can."""

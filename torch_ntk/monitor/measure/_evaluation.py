@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -147,8 +148,8 @@ class Evaluation:
         return _ROUNDED
 
     # ------------------------------------------------------------------ kernels and outputs
-    def examined(self, network: nn.Module, probe: Probe) -> tuple[tuple[str, ...], int]:
-        """Names of the parameters by which the kernel is taken, and the number of outputs.
+    def examined(self, network: nn.Module, probe: Probe) -> tuple[tuple[str, ...], int, int]:
+        """Names of the parameters by which the kernel is taken, outputs, and bytes of activations.
 
         A forward has succeeded then.
 
@@ -160,10 +161,18 @@ class Evaluation:
             fn = model_function(network, self.params, self.gradient_dtype(network), call)
             samples = fn.input("probe", probe.x)
             samples.check_finite("probe", "Remove or impute those entries.")
-            outputs = inspect_forward(fn, "probe", samples).outputs
+            found = inspect_forward(fn, "probe", samples)
             # θ_0 is put in the place of θ_t later.
             fn.plain.check_replaceable(samples[:1])
-        return tuple(fn.params), outputs
+        return tuple(fn.params), found.outputs, found.activation_bytes
+
+    def seconds(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
+        """That a kernel of the probe takes, about, from one of two samples."""
+        few = probe.first(2)
+        self.kernel(network, names, few)  # what is loaded and planned at first
+        started = time.perf_counter()
+        self.kernel(network, names, few)
+        return (time.perf_counter() - started) * len(probe) / len(few)
 
     def optimizer_of(
         self, network: nn.Module, names: Sequence[str], optimizers: Sequence[Optimizer]

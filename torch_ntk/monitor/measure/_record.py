@@ -29,6 +29,15 @@ from ._observation import Observation
 _KERNELS = frozenset({"kernel", "parts", "spectrum"})
 """What is taken of the kernel, of the things that metrics need."""
 
+LONGEST = 30.0
+"""Seconds from which on a kernel is too long to be measured again and again."""
+
+DIRECTIONS = 8
+"""Of the outputs, by which a kernel is estimated; see `empirical_ntk`."""
+
+_FEWEST = 8  # samples
+_TRIED = 2**30  # bytes of activations of all outputs and samples, from which on a kernel is tried
+
 
 class Record:
     """The reference on a probe, and everything that was measured against it.
@@ -49,6 +58,7 @@ class Record:
         reference: What the network is compared with; None before `begin`.
         history: `"step"` and the values by name, one dictionary for each measurement.
         spectra: Step and eigenvalues of each measurement that needed them.
+        too_long: How long a kernel of what was asked for would take, if that is too long.
         statistics: Names of the buffers that hold running statistics of the probe, see
             `recalibrated`; none if they are those of the training.
         awaits_step: Whether the last measurement had no kernel because the optimizer, whose kernel
@@ -82,6 +92,7 @@ class Record:
         self._previous: tuple[int, Tensor] | None = None
         self._before: LastStep | None = None
         self.awaits_step = False
+        self.too_long = ""
         self.statistics: frozenset[str] = frozenset()
         self._warned: set[str] = set()
         self._seconds_of_reference = 0.0
@@ -98,7 +109,12 @@ class Record:
         self._asked.examined(network, probe.to(next(network.parameters()).device))
 
     def begin(
-        self, network: nn.Module, probe: Probe, step: int, training: Training | None = None
+        self,
+        network: nn.Module,
+        probe: Probe,
+        step: int,
+        training: Training | None = None,
+        may_shorten: bool = False,
     ) -> None:
         """Take the reference: the network as it is now, and what is needed of it.
 
@@ -107,6 +123,7 @@ class Record:
             probe: The samples.
             step: Optimizer steps taken.
             training: What moves it, for the kernel of its optimizer.
+            may_shorten: Whether fewer samples may be taken where a kernel would take too long.
 
         Raises:
             TypeError, ValueError: The network or the probe is not fit for a kernel; see
@@ -116,8 +133,10 @@ class Record:
         network = unwrap(network)
         first = next(network.parameters(), None)
         probe = probe if first is None else probe.to(first.device)
-        trained, size = self._asked.examined(network, probe)
+        trained, size, held = self._asked.examined(network, probe)
         evaluation = self._asked.for_outputs(size)
+        if self.takes_kernel and held * size * len(probe) > _TRIED:
+            evaluation, probe = self._in_time(network, trained, evaluation, probe, may_shorten)
         kernel = parts = None
         # Without a kernel now, Θ_0 is that of the first measurement that has one.
         has_kernel, optimizer = self._optimizer(network, trained, training, {})
@@ -142,6 +161,27 @@ class Record:
             Linearization(network, reference, evaluation).check()
         self.evaluation, self.reference = evaluation, reference
         self._seconds_of_reference = time.perf_counter() - started
+
+    def _in_time(
+        self,
+        network: nn.Module,
+        trained: Sequence[str],
+        evaluation: Evaluation,
+        probe: Probe,
+        may_shorten: bool,
+    ) -> tuple[Evaluation, Probe]:
+        """Directions in place of outputs, and fewer samples, where a kernel would take too long."""
+        n, outputs = len(probe), evaluation.size or 1
+        seconds = evaluation.seconds(network, trained, probe)
+        if seconds <= LONGEST:
+            return evaluation, probe
+        self.too_long = f"would take about {seconds:.0f} s for {n} samples of {outputs} outputs"
+        if self._asked.output is None and not evaluation.is_probed and outputs > DIRECTIONS:
+            evaluation = replace(evaluation, output="probed")
+            seconds *= DIRECTIONS / outputs
+        if seconds > LONGEST and may_shorten:
+            probe = probe.first(max(_FEWEST, int(n * LONGEST / seconds)))
+        return evaluation, probe
 
     def measure(
         self, network: nn.Module, step: int, training: Training | None = None
