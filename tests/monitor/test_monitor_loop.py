@@ -149,6 +149,14 @@ def test_the_end_is_told_or_comes_from_a_state() -> None:
     assert again.history["step"] == [0.0, 3.0]
 
 
+def test_lazy_parameters_are_waited_for() -> None:
+    monitor, model = Monitor(8, anchor_at=1, every_n_steps=1, metrics=("drift",)), nn.LazyLinear(3)
+    for batch in batches()[:2]:
+        monitor.step(model, batch=batch)
+        model(batch[0])
+    assert monitor.history["step"] == [1.0]
+
+
 def test_what_a_step_returns_and_logs() -> None:
     logged: list[tuple[dict[str, float], int]] = []
     monitor = Monitor(

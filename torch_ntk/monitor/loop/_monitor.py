@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
@@ -248,8 +249,9 @@ def _check_log(log: object) -> None:
 
 
 def _versions(model: nn.Module) -> tuple[int, ...]:
-    """How often each parameter has been written to."""
-    return tuple(p._version for p in model.parameters() if not p.is_inference())
+    """How often each parameter has been written to, where PyTorch counts it."""
+    counted = (p for p in model.parameters() if not is_lazy(p) and not p.is_inference())
+    return tuple(p._version for p in counted)
 
 
 def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> Sequence[Optimizer]:
