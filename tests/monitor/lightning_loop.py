@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ def lightning_history(
     path: Path, network: nn.Module, batches: list[Any]
 ) -> tuple[dict[str, list[float]], str]:
     """History and verdict of `NTKMonitor` over one pass of the batches."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     monitor = NTKMonitor(8, every_n_steps=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
