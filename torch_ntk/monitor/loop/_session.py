@@ -331,8 +331,11 @@ class Session:
             self._in_its_form(self.validation, network, self._validation, batch)
         reference = self.record.reference
         probe = None if reference is None else reference.probe
+        started = time.perf_counter()
         with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
+            before = time.perf_counter() - started  # a pass over the probe, for its statistics
             seen = self.record.measure(module, step, training)
+            self.record.add(seen, seconds=seen.scalars["seconds"] + before)
             self.pictures.add(self.record, seen)
             beside: dict[str, float] = {}
             if self.validation is not None and self.validation.reference is not None:
