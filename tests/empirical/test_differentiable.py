@@ -205,13 +205,15 @@ def test_inputs_of_one_side() -> None:
 def test_blocks_do_not_show() -> None:
     """Nor does a limit on memory, which they follow."""
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(12, 3)
-    ).double()
+        *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 3, 2)),
+        *(nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.Linear(12, 3)),
+    )
+    model.double().eval()
     x1, x2 = (tracked(torch.randn(n, 2, 5, 5, dtype=torch.float64)) for n in (5, 3))
     for pair in ((x1,), (x1, x2)):
         whole = empirical_ntk(model, *pair, differentiable=True)
         wanted = gradients(whole, leaves(model, *pair))
-        for options in ({"batch_size": 2}, {"max_memory": "300kB"}):
+        for options in ({"batch_size": 1}, {"batch_size": 2}, {"max_memory": "300kB"}):
             kernel = empirical_ntk(model, *pair, differentiable=True, **options)  # type: ignore[call-overload]
             assert_close(gradients(kernel, leaves(model, *pair)), wanted, 1e-12)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from torch_ntk.monitor import verdict
+from torch_ntk.monitor import Monitor, verdict
 
 
 @pytest.mark.parametrize(
@@ -114,3 +115,28 @@ def test_what_it_means_and_what_it_rests_on() -> None:
     assert "random directions of 50,257 outputs" in result.text
     assert "which are few" in verdict(seen, samples=8).limits
     assert verdict({}).text.startswith("Unknown: ")
+
+
+def test_parameters_that_ran_away_have_diverged() -> None:
+    seen = {"drift": 0.7, "linearization_gap": 6e13, "param_drift": 1e20}
+    result = verdict(seen)
+    assert result.regime == "diverged"
+    assert "1e+20 times their norm" in result.reason
+
+
+def test_a_kernel_that_was_measured_once_has_not_moved() -> None:
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(3, 2), torch.randn(6, 3)
+    monitor = Monitor((x, torch.arange(6) % 2), kernel="optimizer", at_steps=[0])
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        monitor.step(net, optimizer)
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    result = monitor.finish(net, optimizer)
+    assert monitor.history["ntk/drift"][-1] == 0.0  # beside itself
+    assert "kernel" not in result.reason
+    late = Monitor((x, None), anchor_at=10)
+    late.step(net, optimizer)
+    assert late.finish(net, optimizer).reason == "the run has not come to step 10, anchor_at"

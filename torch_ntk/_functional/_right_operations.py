@@ -6,7 +6,8 @@
 - `embedding_bag` has no forward-mode rule and no second derivative.
 - `weight_norm` has no forward-mode rule, and its second derivative is wrong.
 - The gradients of `batch_norm` and `instance_norm` for a single image read the one that comes in as
-  if it were contiguous, also where its channels are innermost.
+  if it were contiguous, also where its channels are innermost; under vmap their second derivatives
+  do.
 - The derivatives of `layer_norm`, and of the `batch_norm` that `instance_norm` calls, lose a term
   when they are differentiated twice more, without an error (pytorch issues 196700 and 196699).
 """
@@ -164,7 +165,12 @@ def _instance_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return function(input, *args, **kwargs)
 
 
-def _batch_norm_of_one(
+def _batch_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    function = _batch_norm if _is_single(input) else F.batch_norm
+    return function(input, *args, **kwargs)
+
+
+def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -174,7 +180,8 @@ def _batch_norm_of_one(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if training or running_mean is None or running_var is None or not _is_single(input):
+    """As `F.batch_norm`, of which the affine map with running statistics is written out."""
+    if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     shape = (-1, *[1] * (input.ndim - 2))
     normalized = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
@@ -209,4 +216,5 @@ _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.instance_norm: _instance_norm,
+    F.batch_norm: _batch_norm,
 }

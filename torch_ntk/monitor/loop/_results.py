@@ -40,8 +40,15 @@ class Results:
         # At the reference itself nothing is known yet.
         has_moved = bool(rows) and reference is not None and rows[-1]["step"] > reference.step
         evaluation = record.evaluation
+        if reference is None and self._session.settings.anchor_at is not None:
+            anchor = self._session.settings.anchor_at
+            return Verdict("unknown", f"the run has not come to step {anchor}, anchor_at")
+        last = dict(rows[-1]) if has_moved else {}
+        if sum("drift" in row for row in rows) < 2:  # a kernel that was measured once has not moved
+            for name in ("drift", "kernel_distance"):
+                last.pop(name, None)
         return verdict(
-            rows[-1] if has_moved else {},
+            last,
             self._session.diverged_at,
             samples=None if reference is None else len(reference.probe),
             outputs=evaluation.size if evaluation.is_probed else None,

@@ -12,6 +12,7 @@ TURNED_ABOVE = 0.05  # 1 - cosine: a change by 0.3 of the norm across the kernel
 BUFFERS_ABOVE = 0.1
 _TIMES_FROM = 10.0  # a relative change from which on a factor reads better than a percentage
 _FEW = 32  # samples
+_DIVERGED_ABOVE = 1000.0  # relative movement of the parameters
 
 _MEANINGS = {
     "lazy": (
@@ -42,7 +43,8 @@ class Verdict:
 
     Attributes:
         regime: `"lazy"`, `"feature learning"` or `"in between"`; `"undecided"` if running
-            statistics have moved as well, `"diverged"` if the parameters became NaN or infinite,
+            statistics have moved as well, `"diverged"` if the parameters became NaN, infinite or a
+            thousand times as large,
             `"unknown"` if nothing was measured or nothing has moved.
         reason: A sentence with the numbers behind it.
         meaning: What that means, and what to try; "" if there is nothing to say.
@@ -99,6 +101,12 @@ def verdict(
             "diverged",
             f"the network had NaN or infinite parameters at step {diverged_at}; "
             "lower the learning rate",
+        )
+    moved = last.get("param_drift", 0.0)
+    if moved > _DIVERGED_ABOVE:
+        return Verdict(
+            "diverged",
+            f"the parameters moved by {moved:.3g} times their norm; lower the learning rate",
         )
     drift = last.get("drift", math.nan)
     gap = last.get("linearization_gap", math.nan)
