@@ -229,7 +229,7 @@ def test_no_tensor(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_an_error_inside_of_it_is_told(call: str) -> None:
-    with pytest.raises(ValueError, match=r"`x1?` must be .*KeyError.*labels"):
+    with pytest.raises(ValueError, match=r"`forward_fn` must be .*KeyError.*labels"):
         CALLS[call](built(Classifier), targets(3), lambda m, b: m(b["labels"]))
 
 

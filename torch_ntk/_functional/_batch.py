@@ -68,7 +68,8 @@ class Batch:
                 "a batch whose tensors have the same number of samples on their first axis",
                 numbers,
                 "What belongs to all samples is no part of a batch: use it in "
-                "forward_fn=lambda model, batch: …, or expand it to one row per sample.",
+                "forward_fn=lambda model, batch: …, or expand it to one row per sample. Of a batch "
+                "that is one input, such as the nodes and edges of a graph: coupled=True.",
             )
         return found
 

@@ -305,7 +305,8 @@ def _no_batch(error: RuntimeError, x: Batch) -> ArgumentError:
         "a function of a batch of any number of samples, each evaluated independently",
         f"a forward that fails on {len(x)} samples with {lines[0] if lines else error}",
         "A model for a fixed number of samples, or for one at a time, can be wrapped in a module "
-        "that loops over the rows of its input.",
+        "that loops over the rows of its input. If outputs depend on the whole batch, such as "
+        "similarities between samples: coupled=True.",
     )
 
 

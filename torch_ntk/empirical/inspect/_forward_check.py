@@ -181,13 +181,23 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> Tensor:
                 f"{x}, on which its forward fails ({_first_line(error)})",
                 f"Convert it with {name}.to({fn.result_dtype}).",
             ) from error
+        if fn.forward_fn is not None:
+            raise value_error(
+                "forward_fn",
+                f"a function forward_fn(model, batch) that takes {x}, the first of the samples",
+                f"one that fails with {type(error).__name__}: {_first_line(error)}",
+                "Samples are evaluated one at a time too, as batches [1, ...]; every tensor that "
+                "belongs to them, such as targets, has them on its first axis. Of samples that "
+                "depend on each other: coupled=True.",
+            ) from error
         raise value_error(
             name,
             "a batch of inputs that the model takes",
             f"{x}, on which its forward fails with {type(error).__name__}: {_first_line(error)}",
             "Samples are also evaluated one at a time, as batches [1, ...]. A model that needs "
-            "several rows at once (the nodes of a graph, a fixed batch size) can be wrapped in a "
-            "module that takes them as one sample."
+            "several rows at once, as one input (the nodes of a graph, statistics of a batch): "
+            "coupled=True. One for a fixed number of rows can be wrapped in a module that takes "
+            "them as one sample."
             if fn.module is not None
             else "The function is called as f(params, x) with a batch x [N, ...].",
         ) from error
