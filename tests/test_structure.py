@@ -46,7 +46,12 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("_explain _nngp _oracle operator", "_verify"),
     ),
     "features": (
-        *("_projection _samples _store", "_dense _sjlt _error", "_method", "_ntk_features"),
+        *(
+            "_projection _samples _store _zarr_store",
+            "_dense _sjlt _error",
+            "_method",
+            "_ntk_features",
+        ),
     ),
     "empirical/operator": (
         "_symmetric_product _stochastic_trace _vectors",

@@ -99,6 +99,29 @@ def test_a_failure_leaves_the_old_file(net, tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("by", [None, "module"])
+def test_a_zarr_store(net, tmp_path: Path, by):
+    zarr = pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
+    path = tmp_path / "phi.zarr"
+    expected = ntk_features(net, X, 8, by=by, seed=2)
+    for _ in range(2):  # the second one takes the place of the first
+        found = ntk_features(net, X, 8, by=by, seed=2, store=path, batch_size=2)
+        pairs = zip(*(f.values() if by else [f] for f in (found, expected)), strict=True)
+        for own, wanted in pairs:
+            assert isinstance(own, zarr.Array)
+            assert torch.allclose(torch.from_numpy(own[:]), wanted, rtol=1e-5, atol=1e-6)
+        assert [p.name for p in tmp_path.iterdir()] == ["phi.zarr"]
+    assert dict(zarr.open_group(path, mode="r").attrs)["seed"] == "2"
+    bad = X.clone()
+    bad[6] = torch.inf
+    with pytest.raises(ValueError, match="`x` must be finite"):
+        ntk_features(net, bad, 8, by=by, store=path, batch_size=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["phi.zarr"]
+    (tmp_path / "mine.zarr").mkdir()
+    with pytest.raises(ValueError, match="exists and is none"):
+        ntk_features(net, X, 8, store=tmp_path / "mine.zarr")
+
+
 def test_no_trace(net):
     net.train()
     x = X.clone()
@@ -123,7 +146,7 @@ class Endless(IterableDataset[Tensor]):
         (X, {"output": "trace"}, ValueError, "`output` must be one of 'mean', 'pseudo', 'full'"),
         (X, {"seed": -1}, ValueError, "`seed`"),
         (X, {"by": "layer"}, ValueError, "`by`"),
-        (X, {"store": "features.pt"}, ValueError, "ends in .safetensors"),
+        (X, {"store": "features.pt"}, ValueError, "ends in .safetensors or .zarr"),
         (X, {"store": "no/such/folder/f.safetensors"}, ValueError, "a folder that exists"),
         (X, {"store": 3}, TypeError, "`store`"),
         (X, {"max_memory": "1KB"}, ValueError, "max_memory"),

@@ -40,6 +40,7 @@ from ._projection import Kind
 from ._samples import ONE_BY_ONE, Samples, samples_of
 from ._sjlt import SparseProjection
 from ._store import FeatureFile, check_store
+from ._zarr_store import FeatureArrays
 
 FeatureOutput = Literal["mean", "pseudo", "full"]
 
@@ -147,9 +148,9 @@ def ntk_features(
         max_memory: About how many bytes the call may take, with the result unless it is stored.
         progress: Show a progress bar over samples.
         forward_fn: In place of the model's usual call.
-        store: A path `….safetensors` that the features are written to, block by block, so that they
-            need not fit in memory. The file appears when it is complete. Kind, output, dim and seed
-            are in its metadata.
+        store: A path `….safetensors`, or `….zarr` with the extra `scale`, that the features are
+            written to, block by block, so that they need not fit in memory. File or folder appear
+            when they are complete. Kind, output, dim and seed are in their metadata.
         check: Whether each block is compared with a plain backward pass. Differences in float32
             that are smaller than the projection's own error, `1 / sqrt(dim)` and at most 2 %, are
             not looked at again: a ReLU that changes sides by rounding makes a percent.
@@ -157,7 +158,7 @@ def ntk_features(
     Returns:
         `[N, dim]`, or `[N, O, dim]` for `"full"`, on the model's device; with `store`, the tensor
         `"features"` of that file (with `by`, those of the names), which is mapped into memory and
-        read when it is used.
+        read when it is used; of a Zarr store, its `zarr.Array`, whose slices are arrays of NumPy.
 
     Raises:
         TypeError, ValueError: As `empirical_ntk`; `dim` is larger than the number of parameters; a
@@ -221,7 +222,7 @@ def ntk_features(
             if joint > 1:
                 check_joint(fn, joint)
             results: dict[str, Tensor] = {}
-            file: FeatureFile | None = None
+            file: FeatureFile | FeatureArrays | None = None
             if path is None:
                 like = torch.empty((), dtype=fn.result_dtype, device=fn.device)
                 results = {key: like.new_empty(shape) for key in names}
@@ -230,7 +231,11 @@ def ntk_features(
                 metadata = {k: str(v) for k, v in about.items()}
                 metadata["torch_ntk"] = __version__
                 shapes = dict.fromkeys(names.values(), shape)
-                file = stack.enter_context(FeatureFile(path, shapes, fn.result_dtype, metadata))
+                about_file = path, shapes, fn.result_dtype, metadata
+                if path.suffix == ".zarr":
+                    file = stack.enter_context(FeatureArrays(*about_file))
+                else:
+                    file = stack.enter_context(FeatureFile(*about_file))
 
             def write(first: int, found: dict[str, Tensor], block: Batch) -> None:
                 for key, rows in found.items():

@@ -34,13 +34,13 @@ def check_store(store: object) -> Path:
 
     Raises:
         TypeError: It is no path.
-        ValueError: Its folder does not exist, or it is not called `….safetensors`.
+        ValueError: Its folder does not exist, or it is called neither `….safetensors` nor `….zarr`.
     """
     if not isinstance(store, (str, os.PathLike)):
         raise type_error("store", "None or the path of a file to be written", store)
     path = Path(store)
-    if path.suffix != ".safetensors":
-        raise value_error("store", "a path that ends in .safetensors", repr(str(path)))
+    if path.suffix not in (".safetensors", ".zarr"):
+        raise value_error("store", "a path that ends in .safetensors or .zarr", repr(str(path)))
     if not path.parent.is_dir():
         raise value_error("store", "a path in a folder that exists", repr(str(path)))
     return path
