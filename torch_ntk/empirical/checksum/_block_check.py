@@ -198,7 +198,8 @@ class BlockCheck:
             if not error <= max(close * scale, _ROUNDINGS * eps * max(noise, largest)):
                 wrong[name] = error
                 may_be_rounding &= error <= _SIDES * scale
-        return _Compared(set(wrong), wrong, expected.gradient if may_be_rounding else None)
+        kept = expected.gradient if wrong and may_be_rounding else None
+        return _Compared(set(wrong), wrong, kept)
 
     def _expected(self, plain: PlainModel) -> _Expected:
         n = len(self.x)
