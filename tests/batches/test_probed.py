@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torch_ntk import ProbedKernel, empirical_ntk
+from torch_ntk.empirical import _probed
 
 OUTPUTS = 40
 
@@ -97,3 +98,24 @@ def test_a_coupled_batch() -> None:
 def test_bad_arguments(changed: dict[str, Any], says: str) -> None:
     with pytest.raises((ValueError, TypeError), match=says):
         empirical_ntk(net(), X, output="probed", **changed)
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
+def test_directions_in_groups_are_those_of_all(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many outputs a few directions are held at once."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 20)).double()
+    x, y = (torch.randn(n, 4, dtype=torch.float64) for n in (5, 3))
+    options: dict[str, Any] = {"output": "probed", "probes": 7, "method": method}
+    for samples in ((x,), (x, y)):
+        whole = empirical_ntk(net, *samples, **options)
+        of_parts = empirical_ntk(net, *samples, by="module", **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(_probed, "_TOGETHER", 3 * 5 * 20 * 8)
+            found = empirical_ntk(net, *samples, **options)
+            parts = empirical_ntk(net, *samples, by="module", **options)
+        for own, expected in [(found, whole), *((parts[k], of_parts[k]) for k in of_parts)]:
+            assert torch.allclose(own.kernel, expected.kernel, rtol=1e-12)
+            assert torch.allclose(own.standard_error, expected.standard_error, rtol=1e-10)

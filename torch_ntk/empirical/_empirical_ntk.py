@@ -35,7 +35,7 @@ from ._job import KernelJob
 from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
 from ._precondition import precondition_of
-from ._probed import ProbedKernel, estimate, probing
+from ._probed import ProbedKernel, estimate, groups, probing
 from ._result_size import check_fits, held
 from .gradient import KernelGradient, Recipe, check_gradient, connected, sources_of
 from .inspect import inspect_forward
@@ -341,12 +341,15 @@ def empirical_ntk(
         forward = inspect_forward(fn, "x1", a, recorder)
         keys = keys_of(fn.params, by)
         n1, n2 = len(a), len(a if b is None else b)
-        outputs, form = forward.outputs, kept
+        outputs, form, all_outputs = forward.outputs, kept, fn
+        parts = [slice(None)]
         if form == "probed":
             form = "diagonal" if probes < outputs else "mean"
             if probes < outputs:
                 fn = probing(fn, outputs, probes, seed)
                 forward = replace(forward, outputs=probes)
+                if not differentiable:
+                    parts = groups(fn, outputs, probes, max(n1, n2))
         size = check_fits(fn, form, n1, n2, forward.outputs, len(distinct(keys)), allowed)
         if form == "pseudo":
             fn, forward = fn.pseudo(), replace(forward, outputs=1)
@@ -359,7 +362,16 @@ def empirical_ntk(
                 gradient = check_gradient(gradient)
 
         def run(job: KernelJob) -> Kernels:
-            return METHODS[method](job, recorder)
+            if len(parts) == 1:
+                return METHODS[method](job, recorder)
+            found = []
+            for part in parts:
+                one = probing(all_outputs, outputs, probes, seed, part)
+                some = replace(forward, outputs=part.stop - part.start)
+                advance = job.advance if part is parts[-1] else lambda samples: None
+                own = replace(job, fn=one, forward=some, advance=advance)
+                found.append(METHODS[method](own, recorder))
+            return {key: torch.cat([kernels[key] for kernels in found], dim=2) for key in found[0]}
 
         with limited(left):
             kernels = with_progress(job, progress, method == "vector_product", run)

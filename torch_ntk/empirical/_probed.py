@@ -33,7 +33,12 @@ class ProbedKernel(NamedTuple):
     standard_error: Tensor
 
 
-def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFunction:
+_TOGETHER = 2**29  # bytes of the derivatives of directions by the outputs that are held at once
+
+
+def probing(
+    fn: ModelFunction, outputs: int, probes: int, seed: int, part: slice = slice(None)
+) -> ModelFunction:
     """The function whose K outputs are `Σ_i v[k, i] f_i / sqrt(O)` for random signs v.
 
     Args:
@@ -41,9 +46,22 @@ def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFun
         outputs: O.
         probes: K.
         seed: Of the signs, which depend on nothing else.
+        part: Which of the directions.
     """
-    signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
+    signs = random_signs(outputs, probes, seed)[part].to(fn.device, fn.dtype)
     return fn.with_outputs(lambda out: along(out, signs))
+
+
+def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> list[slice]:
+    """Directions that are taken together: all, or fewer of very many outputs.
+
+    Each of them has a derivative of the size of all outputs of all samples, such as the logits of a
+    vocabulary at every position.
+    """
+    each = samples * outputs * torch.empty((), dtype=fn.dtype).element_size()
+    count = -(-probes // max(1, _TOGETHER // each))
+    size = -(-probes // count)
+    return [slice(k, min(k + size, probes)) for k in range(0, probes, size)]
 
 
 def along(outputs: Tensor, directions: Tensor) -> Tensor:
