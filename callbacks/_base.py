@@ -62,7 +62,7 @@ class KernelCallback(Results, Callback):
 
     A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
     point at which loggers also show the loss of the batch that those parameters meet next. It
-    runs on the first process only and starts no communication.
+    runs on the first process only; its values are sent to the others at places that all reach.
 
     A callback goes on where it was if the same Trainer fits once more, or from its state in a
     checkpoint. In a new Trainer, or with another model, it begins anew, with a new reference and

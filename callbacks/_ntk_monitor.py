@@ -144,7 +144,8 @@ class NTKMonitor(KernelCallback):
     `theta_0="beside"` it is all this without θ_0.
 
     Under DDP the first process measures while the others wait for it where
-    gradients are exchanged next. It starts no communication, so that no process can wait for ever;
+    gradients are exchanged next. Its last values and the verdict are sent to the others
+    after the first batch, at the ends of epochs, before validations and at the end, where all come;
     they wait at most for the `timeout` of `DDPStrategy`, by default 30 minutes, and a measurement
     that takes more than a quarter of it says so.
 

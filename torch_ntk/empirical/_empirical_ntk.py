@@ -263,7 +263,7 @@ def empirical_ntk(
             stay as it is; a parameter that is written to before it raises an error, as everywhere
             in torch.
         check: Whether the derivatives behind the kernel are compared with plain backward passes
-            of the model itself, on these very samples: for random signs u, the gradient of `Σ u·f`
+            of the model itself, on these very samples: for random u, the gradient of `Σ u·f`
             must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
             instead, or refused. It costs about one training step on the samples. With
             `differentiable`, the gradient of the kernel of two samples is compared with that of
