@@ -153,14 +153,14 @@ class CNTK(nn.Module):
                     "Use padding='zeros', fewer layers, or a smaller kernel_size.",
                 )
             trained = self.trained_ends or i > 0
-            operation = Affine(rows, columns, self.sigma_w, self.sigma_b, trained, trained)
+            operation = Affine.ntk(rows, columns, self.sigma_w, self.sigma_b, trained, trained)
             x = b.affine(x, operation, i + 1, 1, spatial, "a convolution")
             known, function = resolve(self.activation)
             x = activate(b, x, function, known)
         b.node = "the dense layer"
         x = average(b, x, over_all_positions()) if self.pooling == "gap" else b.value(x)
         ends = self.trained_ends
-        operation = Affine(ONE, ONE, 1.0, self.sigma_b, ends, ends)
+        operation = Affine.ntk(ONE, ONE, 1.0, self.sigma_b, ends, ends)
         x = b.affine(b.flatten(x), operation, self.depth, 1, (), "the dense layer")
         return b.program(x)
 

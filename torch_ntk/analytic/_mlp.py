@@ -99,5 +99,6 @@ def _program(
     for i in range(depth):
         builder.node = f"layer {i + 1} of {depth}"
         x = activate(builder, x, function, known) if i else x
-        x = builder.affine(x, Affine(ONE, ONE, sigma_w, sigma_b), i + 1, 1, (), "a dense layer")
+        operation = Affine.ntk(ONE, ONE, sigma_w, sigma_b)
+        x = builder.affine(x, operation, i + 1, 1, (), "a dense layer")
     return builder.program(x)

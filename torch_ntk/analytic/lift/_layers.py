@@ -24,7 +24,7 @@ def dense(b: Builder, module: NTKLinear, x: Any) -> Value:
             "Flatten or pool first, or use an NTKConv layer with kernel size 1.",
         )
     _check_channels(b, what, module.in_features, shape[0])
-    operation = Affine(ONE, ONE, *_scales(module))
+    operation = Affine.ntk(ONE, ONE, *_scales(module))
     return b.affine(x, operation, b.layer(module), module.out_features, (), what)
 
 
@@ -59,7 +59,7 @@ def convolution(b: Builder, module: NTKConv1d | NTKConv2d, x: Any) -> Value:
                 f"{what} on {shape[1:]} positions", "The kernel is larger than the padded image."
             )
     rows, columns = (*found, ONE)[:2]
-    operation = Affine(rows, columns, *_scales(module))
+    operation = Affine.ntk(rows, columns, *_scales(module))
     spatial = tuple(t.size_out for t in found)
     return b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
 

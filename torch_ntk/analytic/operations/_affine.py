@@ -17,44 +17,78 @@ from ._taps import Taps
 class Affine(Operation):
     """A layer of independent weights: dense (one tap) or convolutional (`rows × columns` taps).
 
-    `y = sigma_w/√fan_in · W ⋆ x + sigma_b · b` gives, with the mean over the taps `⟨·⟩`,
-    `K ← sigma_w²⟨K⟩ + sigma_b²` and `Θ ← sigma_w²⟨Θ + [W trained] K⟩ + [b trained] sigma_b²`.
+    `y = g W ⋆ x + h b` with independent weights W and biases b of zero mean and a fan-in of n
+    gives, with the mean over channels and taps `⟨·⟩`,
+
+        K ← a⟨K⟩ + b,    Θ ← a⟨Θ⟩ + c⟨K⟩ + d
+
+    where a = n g² Var W, b = h² Var b, and the squared gradients of an output give c = n g² if
+    the weights are trained, d = h² if the biases are.
 
     Attributes:
-        rows: The taps along the first axis of positions.
+        rows: The taps along the first axis.
         columns: And along the second.
-        sigma_w: Scale of the weights.
-        sigma_b: Scale of the biases; 0 without.
-        weight_trained: Whether the weights are among the parameters of Θ.
-        bias_trained: Whether the biases are.
+        weight_variance: a.
+        bias_variance: b; 0 without biases.
+        weight_gradient: c; 0 if the weights are not among the parameters of Θ.
+        bias_gradient: d; 0 likewise.
     """
 
     rows: Taps
     columns: Taps
-    sigma_w: float
-    sigma_b: float
-    weight_trained: bool = True
-    bias_trained: bool = True
+    weight_variance: float
+    bias_variance: float
+    weight_gradient: float
+    bias_gradient: float
+
+    @classmethod
+    def ntk(
+        cls,
+        rows: Taps,
+        columns: Taps,
+        sigma_w: float,
+        sigma_b: float,
+        weight_trained: bool = True,
+        bias_trained: bool = True,
+    ) -> Affine:
+        """A layer in NTK parameterization: g = sigma_w/√n, h = sigma_b, variances of 1.
+
+        Args:
+            rows: The taps along the first axis.
+            columns: And along the second.
+            sigma_w: Scale of the weights.
+            sigma_b: Scale of the biases; 0 without.
+            weight_trained: Whether the weights are among the parameters of Θ.
+            bias_trained: Whether the biases are.
+        """
+        a, b = sigma_w**2, sigma_b**2
+        return cls(rows, columns, a, b, a * weight_trained, b * bias_trained)
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """The bias drops out of distances, as it is the same in both images."""
         (s,) = inputs
         mean = self._mean_at_pairs if s.full else self._mean
-        weights, shift = self.sigma_w**2, self.sigma_b**2
-        nngp = mean(s.nngp) * weights
-        if shift and not s.distance:
-            nngp = nngp + shift
+        nngp = mean(s.nngp) * self.weight_variance
+        if self.bias_variance and not s.distance:
+            nngp = nngp + self.bias_variance
         ntk = s.ntk
         if ntk is not None:
-            filtered = ntk + s.covariance(variances[0]) if self.weight_trained else ntk
-            ntk = mean(filtered) * weights if filtered.ndim else filtered
-            if self.bias_trained and shift:
-                ntk = ntk + shift if ntk.ndim else torch.full_like(nngp, shift)
+            taken = ntk * self.weight_variance
+            if self.weight_gradient:
+                k = s.covariance(variances[0])
+                taken = torch.add(taken, k, alpha=self.weight_gradient)
+            ntk = mean(taken) if taken.ndim else taken
+            if self.bias_gradient:
+                ntk = (
+                    ntk + self.bias_gradient
+                    if ntk.ndim
+                    else torch.full_like(nngp, self.bias_gradient)
+                )
         return replace(s, nngp=nngp, ntk=ntk)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """`sigma_w²⟨q⟩ + sigma_b²`."""
-        return self._mean(inputs[0]) * self.sigma_w**2 + self.sigma_b**2
+        """`a⟨q⟩ + b`."""
+        return self._mean(inputs[0]) * self.weight_variance + self.bias_variance
 
     @property
     def fuses(self) -> bool:

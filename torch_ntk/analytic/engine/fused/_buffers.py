@@ -187,9 +187,9 @@ class LoopBuffers:
         assert moved[1] is not None
         rows = tap_weights(operation.rows, size[0], self._like)
         columns = tap_weights(operation.columns, size[1], self._like)
-        factor = operation.sigma_w**2 / (len(rows) * len(columns))
-        shift = operation.sigma_b**2
-        added = [shift, float(operation.weight_trained), shift * operation.bias_trained]
+        factor = operation.weight_variance / (len(rows) * len(columns))
+        own = operation.weight_gradient / operation.weight_variance
+        added = [operation.bias_variance, own, operation.bias_gradient]
         rows = rows * factor
         if self.loop.distance:  # the same position has displacement 0
             rows, columns = rows[:, 0, None, None, :, None], columns[:, 0, None, None, None, :]

@@ -73,10 +73,10 @@ class Weights(NamedTuple):
     Attributes:
         rows: Per tap along the first axis its weight, `[taps, ...]`: 0 where it reads padding or
             would cross from one displacement to the other that shares the image, else
-            sigma_w² over the number of taps.
+            the layer's a over the number of taps.
         columns: The same along the second axis, but 1.
         added: What is added to K, how much of the filtered K is added to Θ, and what is added to
-            Θ: sigma_b², 1 if weights are trained, sigma_b² if biases are.
+            Θ: b, c/a and d of the layer.
     """
 
     rows: Tensor
@@ -175,7 +175,7 @@ def _layer_of(
 
 
 def _layer(window: Window, k: Tensor, weights: Weights, sums: Sums) -> tuple[Tensor, Tensor]:
-    """K (or distances) after a layer, and the filtered K, sigma_w²⟨K⟩, of which Θ gets its part."""
+    """K (or distances) after a layer, and the filtered K, a⟨K⟩, of which Θ gets its part."""
     filtered = _total(window, k, weights)
     if sums is None:
         return filtered + weights.added[0], filtered
@@ -184,7 +184,7 @@ def _layer(window: Window, k: Tensor, weights: Weights, sums: Sums) -> tuple[Ten
 
 
 def _layer_ntk(window: Window, t: Tensor | None, filtered: Tensor, weights: Weights) -> Tensor:
-    """Θ ← sigma_w²⟨Θ + [W trained] K⟩ + [b trained] sigma_b²."""
+    """Θ ← a⟨Θ⟩ + c⟨K⟩ + d."""
     own = weights.added[1] * filtered + weights.added[2]
     return own if t is None else _total(window, t, weights) + own
 
