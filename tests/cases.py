@@ -33,7 +33,7 @@ from case_vision import convnext, densenet, mobilenet, resnet, vision_transforme
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from torch_ntk.nn import MLP, NTKConv2d, NTKLinear
+from torch_ntk.nn import MLP, NTKConv2d, NTKConvTranspose2d, NTKLinear
 
 
 def _part_in_eval(model: nn.Sequential, index: int) -> nn.Module:
@@ -80,6 +80,15 @@ CASES: tuple[Case, ...] = (
             NTKLinear(4 * 9, 3, sigma_w=2**0.5),
         ),
         (2, 6, 6),
+    ),
+    Case(
+        "ntk_conv_transpose",
+        lambda: nn.Sequential(
+            NTKConvTranspose2d(2, 4, 3, stride=2, groups=2),
+            nn.ReLU(),
+            NTKConvTranspose2d(4, 2, (1, 3), padding=1, output_padding=1, dilation=2, bias=False),
+        ),
+        (2, 3, 3),
     ),
     Case("mlp", _mlp, (5,)),
     Case(

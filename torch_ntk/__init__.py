@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from .nn import NTKConv1d as NTKConv1d
     from .nn import NTKConv2d as NTKConv2d
     from .nn import NTKConv3d as NTKConv3d
+    from .nn import NTKConvTranspose1d as NTKConvTranspose1d
+    from .nn import NTKConvTranspose2d as NTKConvTranspose2d
+    from .nn import NTKConvTranspose3d as NTKConvTranspose3d
     from .nn import NTKLinear as NTKLinear
     from .nn import Sin as Sin
     from .nn import ntk_param_groups as ntk_param_groups
@@ -73,6 +76,9 @@ __all__ = [
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
+    "NTKConvTranspose1d",
+    "NTKConvTranspose2d",
+    "NTKConvTranspose3d",
     "NTKLinear",
     "NTKOperator",
     "NTKRegressor",
@@ -108,8 +114,8 @@ _NAMES_OF = {
     "features": "features_error ntk_features",
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",
-    "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKLinear Sin ntk_param_groups "
-    "ntk_parameterize standard_init_",
+    "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKConvTranspose1d NTKConvTranspose2d "
+    "NTKConvTranspose3d NTKLinear Sin ntk_param_groups ntk_parameterize standard_init_",
     "sampling": "MonteCarloKernel monte_carlo_kernel",
 }
 _FOLDER_OF = {name: folder for folder, names in _NAMES_OF.items() for name in names.split()}

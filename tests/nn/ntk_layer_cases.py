@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKConv3d, NTKLinear
+from torch_ntk.nn import (
+    NTKConv1d,
+    NTKConv2d,
+    NTKConv3d,
+    NTKConvTranspose1d,
+    NTKConvTranspose2d,
+    NTKConvTranspose3d,
+    NTKLinear,
+)
 
 SIGMA_W, SIGMA_B = 1.7, 0.3
 
@@ -17,6 +25,9 @@ BASES: dict[type, type] = {
     NTKConv1d: nn.Conv1d,
     NTKConv2d: nn.Conv2d,
     NTKConv3d: nn.Conv3d,
+    NTKConvTranspose1d: nn.ConvTranspose1d,
+    NTKConvTranspose2d: nn.ConvTranspose2d,
+    NTKConvTranspose3d: nn.ConvTranspose3d,
 }
 
 # kind, positional arguments, options, shape of one sample, fan-in
@@ -76,6 +87,23 @@ CASES: dict[str, Case] = {
         {"padding": (0, 1, 1), "padding_mode": "replicate"},
         (2, 4, 3, 3),
         12,
+    ),
+    # padding, output_padding, groups, bias, dilation by position, as nn.ConvTransposeNd has them
+    "transpose1d": (NTKConvTranspose1d, (4, 6, 3, 2, 1, 1, 2, True, 2), {}, (4, 5), 6),
+    "transpose2d": (NTKConvTranspose2d, (4, 6, 3), {"stride": (2, 1)}, (4, 3, 4), 36),
+    "transpose2d-no-bias": (
+        NTKConvTranspose2d,
+        (4, 8, (3, 2)),
+        {"bias": False, "groups": 4, "padding": (2, 0)},
+        (4, 3, 4),
+        6,
+    ),
+    "transpose3d": (
+        NTKConvTranspose3d,
+        (2, 4, 2),
+        {"stride": 2, "output_padding": (1, 0, 0)},
+        (2, 2, 2, 1),
+        16,
     ),
 }
 

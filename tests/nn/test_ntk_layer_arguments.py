@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKConv3d, NTKLinear
+from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKConv3d, NTKConvTranspose2d, NTKLinear
 
 LAYERS = {
     "linear": lambda **options: NTKLinear(4, 3, **options),
     "conv1d": lambda **options: NTKConv1d(4, 3, 2, **options),
     "conv2d": lambda **options: NTKConv2d(4, 3, 2, **options),
     "conv3d": lambda **options: NTKConv3d(4, 3, 2, **options),
+    "transpose2d": lambda **options: NTKConvTranspose2d(4, 3, 2, **options),
 }
 
 
@@ -63,6 +64,8 @@ def test_refuses_what_the_base_refuses() -> None:
         NTKConv2d(3, 4, 3, groups=2)
     with pytest.raises(ValueError, match="strided"):
         NTKConv1d(3, 4, 3, stride=2, padding="same")
+    with pytest.raises(ValueError, match="zeros"):
+        NTKConvTranspose2d(3, 4, 3, padding_mode="circular")
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.overrides import TorchFunctionMode
 
-from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKLinear
+from torch_ntk.nn import NTKConv1d, NTKConv2d, NTKConvTranspose2d, NTKLinear
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
@@ -111,7 +111,8 @@ def test_same_state_dict_attributes_and_repr_as_the_base(layer_case: Case) -> No
 
 def test_weights_and_biases_are_standard_normal() -> None:
     torch.manual_seed(0)
-    for layer in (NTKLinear(300, 200), NTKConv2d(40, 60, 5), NTKConv1d(100, 200, 3)):
+    layers = (NTKLinear(300, 200), NTKConv2d(40, 60, 5), NTKConv1d(100, 200, 3))
+    for layer in (*layers, NTKConvTranspose2d(40, 60, 5)):
         assert layer.weight.mean().item() == pytest.approx(0.0, abs=0.02)
         assert layer.weight.std().item() == pytest.approx(1.0, abs=0.02)
         # Five standard errors of the standard deviation of this many numbers.
@@ -227,3 +228,17 @@ def test_bias_without_scale_does_not_act() -> None:
     assert torch.equal(layer(torch.zeros(2, 4)), torch.zeros(2, 3))
     layer(torch.ones(2, 4)).sum().backward()
     assert torch.equal(layer.bias.grad, torch.zeros(3))
+
+
+def test_a_transposed_convolution_takes_the_size_of_its_output() -> None:
+    layer = NTKConvTranspose2d(2, 3, 3, stride=3, padding=1, sigma_w=1.3, dtype=torch.float64)
+    base = nn.ConvTranspose2d(2, 3, 3, stride=3, padding=1, dtype=torch.float64)
+    base.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    for size in ([10, 13], [12, 15], [2, 3, 11, 14]):
+        wanted = base(x, size) - base.bias.view(3, 1, 1)
+        shift = 0.1 * layer.bias.view(3, 1, 1)
+        close(layer(x, size), wanted * 1.3 / 18**0.5 + shift)
+    for module in (base, layer):
+        with pytest.raises(ValueError, match="requested an output size"):
+            module(x, output_size=[13, 13])

@@ -32,6 +32,18 @@ def convolutions() -> tuple[nn.Module, Tensor]:
     return net, torch.randn(8, 2, 5, 5)
 
 
+def transposed() -> tuple[nn.Module, Tensor]:
+    net = nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, (1, 2), padding=(0, 1), bias=False),
+        nn.Tanh(),
+        nn.Conv2d(2, 2, 3),
+        nn.Flatten(),
+    )
+    return net, torch.randn(8, 2, 3, 2)
+
+
 def normalized() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
         nn.Conv1d(2, 4, 3),
@@ -61,7 +73,7 @@ def frozen() -> tuple[nn.Module, Tensor]:
     return net, x
 
 
-MODELS = [fully_connected, convolutions, normalized, tied, frozen]
+MODELS = [fully_connected, convolutions, transposed, normalized, tied, frozen]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9},

@@ -9,6 +9,9 @@ from ._activations import Sin as Sin
 from ._conv import NTKConv1d as NTKConv1d
 from ._conv import NTKConv2d as NTKConv2d
 from ._conv import NTKConv3d as NTKConv3d
+from ._conv_transpose import NTKConvTranspose1d as NTKConvTranspose1d
+from ._conv_transpose import NTKConvTranspose2d as NTKConvTranspose2d
+from ._conv_transpose import NTKConvTranspose3d as NTKConvTranspose3d
 from ._init import standard_init_ as standard_init_
 from ._linear import NTKLinear as NTKLinear
 from ._mlp import MLP as MLP
@@ -23,6 +26,9 @@ __all__ = [
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
+    "NTKConvTranspose1d",
+    "NTKConvTranspose2d",
+    "NTKConvTranspose3d",
     "NTKLinear",
     "Sin",
     "ntk_param_groups",

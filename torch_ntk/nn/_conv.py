@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from ._scaled_conv import Device, ScaledConvNd
 from ._scaling import (
     check_dtype,
     check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
-    draw_normal_,
-    scale_and_shift,
     sums_in_float16,
-    weight_scale,
 )
 
-_Device: TypeAlias = torch.device | str | int | None
 _PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class _NTKConvNd(_ConvNd):
-    """What the three convolutions add to `nn.ConvNd`: the scales, the draw, the forward pass.
+class _NTKConvNd(ScaledConvNd):
+    """What the three convolutions add to `nn.ConvNd`: the scales and the forward pass.
 
     A subclass has `nn.ConvNd` as its second base.
     """
-
-    if TYPE_CHECKING:  # torch.jit.script would read them as strings, and refuse
-        sigma_w: float
-        sigma_b: float
 
     def __init__(
         self,
@@ -45,7 +37,7 @@ class _NTKConvNd(_ConvNd):
         groups: int = 1,
         bias: bool = True,
         padding_mode: _PaddingMode = "zeros",
-        device: _Device = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         *,
         sigma_w: float = 1.0,
@@ -69,40 +61,12 @@ class _NTKConvNd(_ConvNd):
         )
         self.sigma_w, self.sigma_b = sigma_w, sigma_b
 
-    @property
-    def fan_in(self) -> int:
-        """How many inputs each output sums over: `in_channels / groups · prod(kernel_size)`."""
-        fan_in = self.in_channels // self.groups
-        for size in self.kernel_size:  # not math.prod, which TorchScript does not know
-            fan_in *= size
-        return fan_in
-
-    @property
-    def weight_scale(self) -> float:
-        """The factor `sigma_w / sqrt(fan_in)` before the convolution."""
-        return weight_scale(self.sigma_w, self.fan_in)
-
-    def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
-        draw_normal_(self.weight)
-        if self.bias is not None:
-            draw_normal_(self.bias)
-
     def forward(self, input: Tensor) -> Tensor:
         """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
-        bias = self.bias
         if sums_in_float16(self.weight):
-            bias = None if bias is None else bias * self.sigma_b
-            return self._conv_forward(input, self.weight * self.weight_scale, bias)
-        output = self._conv_forward(input, self.weight, None)
-        # One axis of channels and then the positions: right for batched and unbatched input.
-        column = None if bias is None else bias.reshape([-1] + [1] * len(self.kernel_size))
-        return scale_and_shift(output, self.weight_scale, column, self.sigma_b)
-
-    def extra_repr(self) -> str:
-        """The line of `nn.ConvNd`, and the two scales."""
-        line: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{line}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}"
+            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
+            return self._conv_forward(input, weight, bias)
+        return self._scaled(self._conv_forward(input, self.weight, None))
 
 
 class NTKConv1d(_NTKConvNd, nn.Conv1d):

@@ -30,16 +30,15 @@ def standard_init_(
 ) -> ModuleT:
     """Draw every plain linear and convolution layer in standard parameterization, in place.
 
-    Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.Conv1d`,
-    `nn.Conv2d` and `nn.Conv3d` and their subclasses. At the start the network is then the same
+    Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.ConvNd`,
+    `nn.ConvTransposeNd` and their subclasses. At the start the network is then the same
     random function as one of NTK layers with these scales, with another tangent kernel (Lee et
     al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models").
 
-    Every other parameter stays as it is, without a word: those of transposed convolutions
-    (`nn.ConvTransposeNd`), `nn.Bilinear`, recurrent layers, embeddings and normalizations, the
-    `in_proj_weight` and `in_proj_bias` of `nn.MultiheadAttention` (its `out_proj` is an
-    `nn.Linear` and is drawn), and parameters that your own modules register themselves. Draw these
-    by hand with `torch.nn.init`.
+    Every other parameter stays as it is, without a word: those of `nn.Bilinear`, recurrent layers,
+    embeddings and normalizations, the `in_proj_weight` and `in_proj_bias` of
+    `nn.MultiheadAttention` (its `out_proj` is an `nn.Linear` and is drawn), and parameters that
+    your own modules register themselves. Draw these by hand with `torch.nn.init`.
 
     Args:
         model: The network. A weight that several layers share is drawn once.
@@ -70,7 +69,7 @@ def standard_init_(
             continue
         _check_not_ntk(name, layer)
         check_own_weights(name, layer)
-        _want(wanted, layer.weight, weight_scale(sigma_w, fan_in_of(layer.weight)), name)
+        _want(wanted, layer.weight, weight_scale(sigma_w, fan_in_of(layer)), name)
         if layer.bias is not None:
             _want(wanted, layer.bias, sigma_b, name)
     if not wanted:

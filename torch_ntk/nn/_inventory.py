@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from .._checks import type_error, value_error
 from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
+from ._conv_transpose import NTKConvTranspose1d, NTKConvTranspose2d, NTKConvTranspose3d
 from ._linear import NTKLinear
 
-NTKLayer = NTKLinear | NTKConv1d | NTKConv2d | NTKConv3d
-StandardLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-STANDARD_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NTK_TYPES = (NTKLinear, NTKConv1d, NTKConv2d, NTKConv3d)
+NTKConv = NTKConv1d | NTKConv2d | NTKConv3d
+NTKConvTranspose = NTKConvTranspose1d | NTKConvTranspose2d | NTKConvTranspose3d
+NTKLayer = NTKLinear | NTKConv | NTKConvTranspose
+StandardConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+StandardLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | StandardConvTranspose
 
 NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
     nn.Linear: NTKLinear,
     nn.Conv1d: NTKConv1d,
     nn.Conv2d: NTKConv2d,
     nn.Conv3d: NTKConv3d,
+    nn.ConvTranspose1d: NTKConvTranspose1d,
+    nn.ConvTranspose2d: NTKConvTranspose2d,
+    nn.ConvTranspose3d: NTKConvTranspose3d,
 }
 """By exact type: what a subclass computes is its own business."""
+
+STANDARD_TYPES: tuple[type[StandardLayer], ...] = get_args(StandardLayer)
+NTK_TYPES: tuple[type[NTKLayer], ...] = get_args(NTKLayer)
 
 READS_WEIGHTS_ITSELF = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that pass their layers' weights to one fused function and never call the layers.
@@ -37,7 +45,6 @@ in evaluation mode (`linear1`, `linear2`): a scale inside these layers would be 
 """
 
 NO_NTK_LAYER = (
-    _ConvTransposeNd,
     nn.Bilinear,
     nn.RNNBase,
     nn.RNNCellBase,
@@ -52,8 +59,15 @@ def where(name: str, module: nn.Module) -> str:
     return f"the module {name!r} ({kind})" if name else f"the {kind} itself"
 
 
-def fan_in_of(weight: Tensor) -> int:
-    """Inputs per output of a weight `[out, in / groups, *kernel_size]`."""
+def fan_in_of(layer: StandardLayer) -> int:
+    """Inputs that an output of a layer sums over.
+
+    A weight is `[out, in / groups, *kernel_size]`; of a transposed convolution
+    `[in, out / groups, *kernel_size]`.
+    """
+    weight = layer.weight
+    if isinstance(layer, StandardConvTranspose):
+        return weight.shape[0] // layer.groups * math.prod(weight.shape[2:])
     return weight[0].numel() if weight.shape[0] else 0
 
 
@@ -133,7 +147,8 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
         if staying and whole:
             raise value_error(
                 "model",
-                "made of layers that have an NTK counterpart, nn.Linear and nn.ConvNd",
+                "made of layers that have an NTK counterpart, nn.Linear, nn.ConvNd and "
+                "nn.ConvTransposeNd",
                 f"one with {staying}",
                 "It would stay in standard parameterization. Replace it, or use "
                 'mode="preserve", which leaves it as it is.',

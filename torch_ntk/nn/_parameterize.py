@@ -45,11 +45,11 @@ def ntk_parameterize(
     sigma_b: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> ModuleT:
-    """A copy of `model` with each `nn.Linear` and `nn.ConvNd` in NTK parameterization.
+    """A copy of `model` with its linear layers and convolutions in NTK parameterization.
 
-    A layer `W * x + b` becomes `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`. Source: Jacot
-    et al. 2018, "Neural Tangent Kernel"; Lee et al. 2019, "Wide Neural Networks of Any Depth
-    Evolve as Linear Models".
+    Each `nn.Linear`, `nn.ConvNd` and `nn.ConvTransposeNd`, `W * x + b`, becomes
+    `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`. Source: Jacot et al. 2018, "Neural Tangent
+    Kernel"; Lee et al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models".
 
     - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. NTK layers that are there
       already are drawn anew and keep their own scales.
@@ -57,9 +57,9 @@ def ntk_parameterize(
       Under one learning rate the two networks then train differently;
       `torch_ntk.ntk_param_groups(model, lr)` gives the rates under which they train alike. NTK
       layers that are there already stay as they are, and so do, in standard parameterization,
-      layers with no NTK counterpart (`nn.ConvTransposeNd`, `nn.Bilinear`, recurrent layers) and
-      everything inside of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which use
-      their layers' weights without calling the layers.
+      layers with no NTK counterpart (`nn.Bilinear`, recurrent layers) and everything inside of
+      `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which use their layers' weights
+      without calling the layers.
 
     `model` itself is never changed, and shares no tensor with the result. Names, state-dict
     keys, shapes, types, devices, `requires_grad`, training flags and hooks (as `copy.deepcopy`
@@ -230,7 +230,7 @@ def _preserving_factors(
     """What each weight and bias is divided by, with the name of a layer that has it."""
     factors: dict[Tensor, tuple[float, str]] = {}
     for name, layer in inventory.standard.items():
-        wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer.weight))}
+        wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer))}
         if layer.bias is not None:
             if sigma_b == 0.0 and (layer.bias.is_meta or bool(layer.bias.any())):
                 raise value_error(

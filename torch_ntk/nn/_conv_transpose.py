@@ -1,0 +1,244 @@
+"""The transposed convolutions in NTK parameterization."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from ._scaled_conv import Device, ScaledConvNd
+from ._scaling import (
+    check_dtype,
+    check_flag,
+    check_sigma_b,
+    check_sigma_w,
+    check_size,
+    sums_in_float16,
+)
+
+
+class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
+    """What the three transposed convolutions add to `nn.ConvTransposeNd`: the scales.
+
+    A subclass has `nn.ConvTransposeNd` as its second base.
+    """
+
+    if TYPE_CHECKING:  # declared wider by torch, for all kinds of convolution together
+        stride: Any
+        padding: Any
+        kernel_size: Any
+        dilation: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        sigma_w: float = 1.0,
+        sigma_b: float = 0.1,
+    ) -> None:
+        sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
+        check_dtype(dtype)
+        init: Any = super().__init__  # of nn.ConvTransposeNd, behind this class among the bases
+        init(
+            check_size("in_channels", in_channels, 1),
+            check_size("out_channels", out_channels),
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            check_flag("bias", bias),
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.sigma_w, self.sigma_b = sigma_w, sigma_b
+
+    def _added(self, input: Tensor, output_size: list[int] | None) -> list[int]:
+        """The positions to add at one end of each axis for the output to have that size."""
+        stride, padding, kernel_size = self.stride, self.padding, self.kernel_size
+        axes = len(self.kernel_size)
+        return self._output_padding(
+            input, output_size, stride, padding, kernel_size, axes, self.dilation
+        )
+
+
+class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
+    r"""`nn.ConvTranspose1d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
+    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
+    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose1d`'s,
+    `[in_channels, out_channels / groups, *kernel_size]`.
+
+    The other arguments, attributes and shapes are those of `nn.ConvTranspose1d`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel.
+        stride: Step between the outputs of neighbouring inputs.
+        padding: Positions left out on either side of the output.
+        output_padding: Positions added on one side of the output.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        dilation: Spacing of the kernel's points.
+        padding_mode: `"zeros"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters, real floating-point.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, L]` or `[in_channels, L]`; `output_size` in the call chooses
+        among the sizes that the stride leaves open, as in `nn.ConvTranspose1d`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.ConvTranspose1d` refuses its arguments.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        # TorchScript compiles no function that is passed, so each class calls its own.
+        added = self._added(input, output_size)
+        if sums_in_float16(self.weight):
+            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
+            return F.conv_transpose1d(
+                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+            )
+        weight, bias = self.weight, None
+        output = F.conv_transpose1d(
+            input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+        )
+        return self._scaled(output)
+
+
+class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
+    r"""`nn.ConvTranspose2d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
+    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
+    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose2d`'s,
+    `[in_channels, out_channels / groups, *kernel_size]`.
+
+    The other arguments, attributes and shapes are those of `nn.ConvTranspose2d`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel, one number or two.
+        stride: Step between the outputs of neighbouring inputs.
+        padding: Positions left out on either side of the output.
+        output_padding: Positions added on one side of the output.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        dilation: Spacing of the kernel's points.
+        padding_mode: `"zeros"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters, real floating-point.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, H, W]` or `[in_channels, H, W]`; `output_size` in the call chooses
+        among the sizes that the stride leaves open, as in `nn.ConvTranspose2d`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.ConvTranspose2d` refuses its arguments.
+
+    Example:
+        >>> layer = NTKConvTranspose2d(6, 4, 3, stride=2, groups=2, sigma_w=1.5, sigma_b=0.0)
+        >>> layer.fan_in
+        27
+        >>> layer(torch.ones(1, 6, 4, 4), output_size=[10, 10]).shape
+        torch.Size([1, 4, 10, 10])
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        # TorchScript compiles no function that is passed, so each class calls its own.
+        added = self._added(input, output_size)
+        if sums_in_float16(self.weight):
+            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
+            return F.conv_transpose2d(
+                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+            )
+        weight, bias = self.weight, None
+        output = F.conv_transpose2d(
+            input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+        )
+        return self._scaled(output)
+
+
+class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
+    r"""`nn.ConvTranspose3d` in NTK parameterization.
+
+    `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
+    `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
+    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
+    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose3d`'s,
+    `[in_channels, out_channels / groups, *kernel_size]`.
+
+    The other arguments, attributes and shapes are those of `nn.ConvTranspose3d`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel, one number or three.
+        stride: Step between the outputs of neighbouring inputs.
+        padding: Positions left out on either side of the output.
+        output_padding: Positions added on one side of the output.
+        groups: Number of blocks of channels that do not mix.
+        bias: Whether the layer adds `sigma_b · b`.
+        dilation: Spacing of the kernel's points.
+        padding_mode: `"zeros"`.
+        device: Where the parameters are made.
+        dtype: Type of the parameters, real floating-point.
+        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
+        sigma_b: Standard deviation of the scaled bias; at least 0.
+
+    Shape:
+        `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`; `output_size` in the call chooses
+        among the sizes that the stride leaves open, as in `nn.ConvTranspose3d`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
+            `in_channels` is 0, or `nn.ConvTranspose3d` refuses its arguments.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        # TorchScript compiles no function that is passed, so each class calls its own.
+        added = self._added(input, output_size)
+        if sums_in_float16(self.weight):
+            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
+            return F.conv_transpose3d(
+                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+            )
+        weight, bias = self.weight, None
+        output = F.conv_transpose3d(
+            input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
+        )
+        return self._scaled(output)
