@@ -26,7 +26,7 @@ def _errors(build, x: Tensor, widths: tuple[int, ...], draws: int) -> list[float
     return found
 
 
-def _slope(widths: tuple[int, ...], errors: list[float]) -> float:
+def slope(widths: tuple[int, ...], errors: list[float]) -> float:
     x = torch.tensor(widths, dtype=torch.float64).log()
     y = torch.tensor(errors, dtype=torch.float64).log()
     x, y = x - x.mean(), y - y.mean()
@@ -43,7 +43,7 @@ def test_dense_networks_converge_with_the_root_of_the_width() -> None:
         return nn.Sequential(*list(net)[:-1], dense(n, 4))
 
     errors = _errors(build, x, widths, 10)
-    assert abs(_slope(widths, errors) + 0.5) < 0.1, errors
+    assert abs(slope(widths, errors) + 0.5) < 0.1, errors
 
 
 @pytest.mark.slow
@@ -60,4 +60,4 @@ def test_convolutional_networks_converge_with_the_root_of_the_width(pooling: str
         return nn.Sequential(*net, nn.Flatten(), dense(n if end else 16 * n, 4))
 
     errors = _errors(build, x, widths, 16)
-    assert abs(_slope(widths, errors) + 0.5) < 0.1, errors
+    assert abs(slope(widths, errors) + 0.5) < 0.1, errors

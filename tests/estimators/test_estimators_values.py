@@ -56,6 +56,10 @@ KINDS: dict[str, tuple[dict[str, Any], Any]] = {
         lambda a, b: empirical_ntk(network().double(), a, b, output="mean"),
     ),
     "analytic": ({"kernel": "analytic", "network": wide()}, partial(analytic_ntk, wide())),
+    "ordinary": (
+        {"kernel": "analytic", "network": network(), "standard": "torch"},
+        partial(analytic_ntk, network(), standard="torch"),
+    ),
     "partial": ({"kernel": partial(analytic_ntk, wide())}, partial(analytic_ntk, wide())),
 }
 

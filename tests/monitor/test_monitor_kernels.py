@@ -10,7 +10,7 @@ import torch
 from oracles import ntk_loop, reduced
 from torch import Tensor, nn
 
-from torch_ntk import NTKLinear
+from torch_ntk import NTKLinear, analytic_ntk, empirical_ntk, standard_init_
 from torch_ntk.analytic import mlp_kernels
 from torch_ntk.monitor import AdaptedNetwork, Evaluation, Probe, Record
 
@@ -172,10 +172,30 @@ def test_the_gap_to_the_infinite_network_falls_with_the_width() -> None:
     assert gaps[1] < 0.05
 
 
+@pytest.mark.parametrize("scales", [None, (2**0.5, 0.3)])
+def test_distance_of_an_ordinary_network(scales: tuple[float, float] | None) -> None:
+    """By the initialization that its weights have: the default one, or another one."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 32))
+    if scales is not None:
+        standard_init_(model, *scales)
+    record = Record(("infinite_gap",))
+    record.begin(model, probe(), 0)
+    x = probe().x.double()
+    limit = analytic_ntk(model, x, standard=scales or "torch")
+    now = empirical_ntk(copy.deepcopy(model).double(), x, output="mean")
+    expected = norm(now - limit) / norm(limit)
+    # Drawn in another way, its scales are known as well as its weights determine them.
+    accuracy = 1e-9 if scales is None else 0.1
+    got = record.measure(model, 0).scalars["infinite_gap"]
+    assert got == pytest.approx(expected, abs=accuracy)
+    assert got < 0.2
+
+
 @pytest.mark.parametrize(
     ("model", "options", "reason"),
     [
-        (Net(), {}, "infinite-width limit"),
+        (Net(), {}, "the parameter 'scale' used directly"),
         (wide(), {"params": ["0.weight"]}, "all parameters that require grad"),
     ],
 )

@@ -1,7 +1,7 @@
 """Kernels of infinitely wide networks, read from real modules.
 
 `analytic_kernels` and its two halves take a module built from NTK layers to its limit; `lift/`
-reads it as a program of operations on covariances (`_ops.py`), `engine/` evaluates that.
+reads it as a program of operations on covariances (`operations/`), `engine/` evaluates that.
 """
 
 from ._api import Kernels as Kernels
@@ -10,10 +10,16 @@ from ._api import analytic_nngp as analytic_nngp
 from ._api import analytic_ntk as analytic_ntk
 from ._cntk import CNTK as CNTK
 from ._mlp import mlp_kernels as mlp_kernels
+from .lift import ORDINARY as ORDINARY
+from .lift import Scheme as Scheme
+from .lift import StandardLike as StandardLike
 
 __all__ = [
     "CNTK",
+    "ORDINARY",
     "Kernels",
+    "Scheme",
+    "StandardLike",
     "analytic_kernels",
     "analytic_nngp",
     "analytic_ntk",

@@ -16,7 +16,7 @@ from .._checks import (
 )
 from .._functional import quiet, refuse_unsupported, unwrap
 from .engine import Options, checked_options, run
-from .lift import read
+from .lift import StandardLike, checked_standard, read
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -38,12 +38,13 @@ def analytic_kernels(
     x1: Tensor,
     x2: Tensor | None = None,
     *,
+    standard: StandardLike = None,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
-    """Both infinite-width kernels of a module built from NTK layers.
+    """Both infinite-width kernels of a module built from NTK layers, or from ordinary ones.
 
     The module is read with `torch.fx`. Each of its operations acts on the covariance K of the
     features (NNGP) and on the tangent kernel Θ:
@@ -64,10 +65,25 @@ def analytic_kernels(
     trained gain and shift), and dropout (which does nothing, as in eval mode); as modules,
     functions or methods. Whatever comes before the first NTK layer is simply computed.
 
+    Ordinary layers (`nn.Linear`, `nn.Conv1d`, `nn.Conv2d`) are read with `standard=`, which says
+    how they are drawn, alone or among NTK layers. Their tangent kernel grows with the width, so
+    it is given at the widths that the network has, to leading order in 1/width: with n inputs
+    per output,
+
+        K ← n Var W ⟨K⟩ + Var b,   Θ ← n Var W ⟨Θ⟩ + n ⟨K⟩ + 1
+
+    (Sohl-Dickstein et al. 2020). K is that of Gaussian weights; of uniform ones, as PyTorch draws
+    them, it is off by O(1/n) in a first layer of n inputs, and by O(1/width) after it.
+
     Args:
         model: The network, of one tensor.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is exactly symmetric.
+        standard: How ordinary layers are drawn, given n inputs per output: `"torch"`, their
+            default initialization (variances of 1/(3n) for weights and biases), `"kaiming"`
+            (variance 2/n, biases 0), `"lecun"` (1/n, biases 0), `(sigma_w, sigma_b)`
+            (sigma_w²/n and sigma_b², as `standard_init_`), or a mapping of names of modules to
+            these, where the name of a part stands for all layers in it. None refuses such layers.
         dtype: `torch.float64` (also if None, whatever the inputs are) or `torch.float32`, which
             loses about half of the digits and, for deep networks, positive definiteness.
         max_memory: What the blocks of the computation may take together, in bytes or as `"2GB"`,
@@ -81,15 +97,16 @@ def analytic_kernels(
         `x2`.
 
     Raises:
-        ValueError: The network has no such limit (`nn.Linear`, batch normalization, max pooling,
-            attention, weights used twice, …): the message names the node, why, and what to do.
-            Or the inputs are not finite.
+        ValueError: The network has no such limit (`nn.Linear` without `standard=`, batch
+            normalization, max pooling, weights used twice, …): the message names the node, why,
+            and what to do. Or the inputs are not finite.
         TypeError: It cannot be traced, or an argument is of the wrong kind.
 
     References:
         Jacot et al., "Neural tangent kernel" (2018); Lee et al., "Deep neural networks as Gaussian
         processes" (2018); Arora et al., "On exact computation with an infinitely wide neural net"
-        (2019); Novak et al., "Neural tangents" (2020).
+        (2019); Novak et al., "Neural tangents" (2020); Sohl-Dickstein et al., "On the infinite
+        width limit of neural networks with a standard parameterization" (2020).
 
     Example:
         >>> import torch
@@ -98,9 +115,13 @@ def analytic_kernels(
         >>> k = analytic_kernels(net, torch.eye(2))
         >>> k.ntk.shape
         torch.Size([2, 2])
+        >>> ordinary = torch.nn.Sequential(torch.nn.Linear(2, 8, bias=False), torch.nn.Linear(8, 1))
+        >>> analytic_kernels(ordinary, torch.eye(2), standard="lecun").ntk
+        tensor([[6., 1.],
+                [1., 6.]], dtype=torch.float64)
     """
     options = checked_options(max_memory, compile, progress)
-    nngp, theta = _both(model, x1, x2, dtype, options, ntk=True)
+    nngp, theta = _both(model, x1, x2, standard, dtype, options, ntk=True)
     assert theta is not None
     return Kernels(nngp, theta)
 
@@ -110,6 +131,7 @@ def analytic_ntk(
     x1: Tensor,
     x2: Tensor | None = None,
     *,
+    standard: StandardLike = None,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
@@ -121,6 +143,7 @@ def analytic_ntk(
         model: The network.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
+        standard: How ordinary layers are drawn; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
@@ -139,7 +162,7 @@ def analytic_ntk(
                 [0.2500, 0.7500]], dtype=torch.float64)
     """
     options = checked_options(max_memory, compile, progress)
-    ntk = _both(model, x1, x2, dtype, options, ntk=True)[1]
+    ntk = _both(model, x1, x2, standard, dtype, options, ntk=True)[1]
     assert ntk is not None
     return ntk
 
@@ -149,6 +172,7 @@ def analytic_nngp(
     x1: Tensor,
     x2: Tensor | None = None,
     *,
+    standard: StandardLike = None,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
@@ -160,6 +184,7 @@ def analytic_nngp(
         model: The network.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
+        standard: How ordinary layers are drawn; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
@@ -170,13 +195,14 @@ def analytic_nngp(
         TypeError, ValueError: As `analytic_kernels`.
     """
     options = checked_options(max_memory, compile, progress)
-    return _both(model, x1, x2, dtype, options, ntk=False)[0]
+    return _both(model, x1, x2, standard, dtype, options, ntk=False)[0]
 
 
 def _both(
     model: nn.Module,
     x1: Tensor,
     x2: Tensor | None,
+    standard: StandardLike,
     dtype: torch.dtype | None,
     options: Options,
     *,
@@ -191,9 +217,10 @@ def _both(
         )
     model = unwrap(model)
     refuse_unsupported(model)
+    known = checked_standard(standard, model)
     a, b = inputs(x1, x2, dtype)
     with evaluation_mode(a, b, model):
-        program = read(model, a, b, a.dtype)
+        program = read(model, a, b, a.dtype, known)
         return run(program, options, ntk=ntk)
 
 

@@ -33,6 +33,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         *,
         network: Any = None,
         forward_fn: Any = None,
+        standard: Any = None,
         depth: int = 3,
         activation: Any = "relu",
         sigma_w: float = 2**0.5,
@@ -47,6 +48,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         self.kernel = kernel
         self.network = network
         self.forward_fn = forward_fn
+        self.standard = standard
         self.depth = depth
         self.activation = activation
         self.sigma_w = sigma_w
@@ -71,6 +73,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
             self.kernel,
             self.network,
             self.forward_fn,
+            self.standard,
             self.depth,
             self.activation,
             self.sigma_w,

@@ -48,12 +48,14 @@ class KernelSettings:
         kernel: One of `KINDS`, a callable, or a network.
         network: The network of the kinds `"empirical"` and `"analytic"`.
         forward_fn: How it is called for an empirical kernel.
+        standard: How its ordinary layers are drawn for an analytic kernel.
         depth, activation, sigma_w, sigma_b: Of the kind `"mlp"`.
     """
 
     kernel: Any
     network: Any
     forward_fn: Any
+    standard: Any
     depth: Any
     activation: Any
     sigma_w: Any
@@ -76,7 +78,7 @@ class KernelSettings:
             return self._empirical(self.network, "network")
         if kernel == "analytic":
             net = self._checked(self.network, "network")
-            return lambda a, b: analytic_ntk(net, a, b)
+            return lambda a, b: analytic_ntk(net, a, b, standard=self.standard)
         error = ValueError if isinstance(kernel, str) else TypeError
         raise error(message("kernel", _CHOICES, describe(kernel)))
 

@@ -38,6 +38,8 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
             `fit` keeps a copy, so that training the network further does not change predictions.
         forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
             in `torch_ntk.empirical_ntk`. X reaches it in float64.
+        standard: For `"analytic"`: how ordinary layers of `network` are drawn, `"torch"` by default
+            of PyTorch; see `torch_ntk.analytic_kernels`.
         depth: Dense layers of `"mlp"`, so that 1 is a linear model.
         activation: Of `"mlp"`.
         sigma_w: Of `"mlp"`.

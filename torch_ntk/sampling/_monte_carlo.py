@@ -53,8 +53,9 @@ def monte_carlo_kernel(
         mean = 1/n Σ_s Θ_s,    standard_error = √(Σ_s (Θ_s - mean)² / (n - 1) / n)
 
     entry by entry. As the widths grow the mean converges to `torch_ntk.analytic_ntk` (or
-    `analytic_nngp`) of the network: the way to check a limit, or to have one that no recursion
-    gives. At a finite width the mean itself is off by O(1/width), which more draws do not change.
+    `analytic_nngp`) of the network, with `standard=` of one of ordinary layers: the way to check
+    a limit, or to have one that no recursion gives. At a finite width the mean itself is off by
+    O(1/width), which more draws do not change.
 
     Every call of `make_model` sees generators (of torch, NumPy and Python) seeded from `seed` and
     the number of the draw, so that the first draws of a longer run are those of a shorter one.

@@ -11,4 +11,8 @@ from ._elementwise import resolve as resolve
 from ._positions import average as average
 from ._positions import over_all_positions as over_all_positions
 from ._read import read as read
+from ._standard import ORDINARY as ORDINARY
+from ._standard import Scheme as Scheme
+from ._standard import StandardLike as StandardLike
+from ._standard import checked_standard as checked_standard
 from ._values import Data as Data

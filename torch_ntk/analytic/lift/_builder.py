@@ -23,6 +23,7 @@ from ..operations import (
     Operation,
     WeightedSum,
 )
+from ._standard import Standard
 from ._values import Data, Elementwise, Features, Joined, Value
 
 _EXPECTED = "a network with an infinite-width limit"
@@ -35,13 +36,22 @@ class Builder:
         node: The name of the node that is being read, for messages.
         dtype: In which the kernel is computed.
         samples: How many samples x1 and x2 have.
+        same: Whether x2 is x1.
+        standard: How ordinary layers are drawn.
     """
 
-    def __init__(self, dtype: torch.dtype, samples: tuple[int, int], same: bool) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        samples: tuple[int, int],
+        same: bool,
+        standard: Standard | None = None,
+    ) -> None:
         self.node = "the network"
         self.dtype = dtype
         self.samples = samples
         self.same = same
+        self.standard = standard or Standard()
         self._steps: list[Step] = []
         self._inputs: dict[int, Value] = {}
         self._layers = 0

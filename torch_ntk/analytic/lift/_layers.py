@@ -1,4 +1,4 @@
-"""NTK layers: the only ones with a limit in which kernels are finite."""
+"""Layers of weights: in NTK parameterization, and ordinary ones at the widths that they have."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from ...nn import NTKConv1d, NTKConv2d, NTKLinear
 from ..operations import ONE, Affine, taps
 from ._builder import Builder
+from ._standard import ORDINARY, variances
 from ._values import Data, Value
 
 
-def dense(b: Builder, module: NTKLinear, x: Any) -> Value:
-    """`NTKLinear` on vectors."""
+def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
+    """`NTKLinear` and `nn.Linear` on vectors."""
     shape = _shape(x)
-    what = f"NTKLinear({module.in_features}, {module.out_features})"
+    what = f"{type(module).__name__}({module.in_features}, {module.out_features})"
     if len(shape) != 1:
         raise b.refusal(
             f"{what} on features with positions, {shape} per sample",
@@ -24,15 +24,15 @@ def dense(b: Builder, module: NTKLinear, x: Any) -> Value:
             "Flatten or pool first, or use an NTKConv layer with kernel size 1.",
         )
     _check_channels(b, what, module.in_features, shape[0])
-    operation = Affine.ntk(ONE, ONE, *_scales(module))
+    operation = Affine(ONE, ONE, *coefficients(b, module, module.in_features))
     return b.affine(x, operation, b.layer(module), module.out_features, (), what)
 
 
-def convolution(b: Builder, module: NTKConv1d | NTKConv2d, x: Any) -> Value:
-    """`NTKConv1d` and `NTKConv2d` with all their arguments."""
+def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d, x: Any) -> Value:
+    """`NTKConv1d`, `NTKConv2d` and ordinary convolutions with all their arguments."""
     shape = _shape(x)
     axes = len(module.kernel_size)
-    what = f"NTKConv{axes}d({module.in_channels}, {module.out_channels}, …)"
+    what = f"{type(module).__name__}({module.in_channels}, {module.out_channels}, …)"
     if len(shape) != 1 + axes:
         raise b.refusal(
             f"{what} on samples of shape {shape}",
@@ -59,18 +59,49 @@ def convolution(b: Builder, module: NTKConv1d | NTKConv2d, x: Any) -> Value:
                 f"{what} on {shape[1:]} positions", "The kernel is larger than the padded image."
             )
     rows, columns = (*found, ONE)[:2]
-    operation = Affine.ntk(rows, columns, *_scales(module))
+    fan_in = module.weight[0].numel()
+    operation = Affine(rows, columns, *coefficients(b, module, fan_in))
     spatial = tuple(t.size_out for t in found)
     return b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
 
 
-def _scales(module: NTKLinear | NTKConv1d | NTKConv2d) -> tuple[float, float, bool, bool]:
-    bias = module.bias
-    return (
-        module.sigma_w,
-        0.0 if bias is None else module.sigma_b,
-        module.weight.requires_grad,
-        bias is not None and bias.requires_grad,
+def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, float, float]:
+    """a, b, c and d of a layer of weights; see `Affine`.
+
+    In NTK parameterization, `sigma_w/√n · W x + sigma_b · b` with variances of 1, they are
+    (sigma_w², sigma_b², sigma_w², sigma_b²). In the standard one, `W x + b`, the scales are in the
+    variances: (n Var W, Var b, n, 1), so that Θ grows with the fan-in n (Sohl-Dickstein et al.
+    2020, "On the infinite width limit of neural networks with a standard parameterization").
+
+    Args:
+        b: Where steps are collected.
+        module: A layer with a `weight` and perhaps a `bias`.
+        fan_in: n, the products that each output is a sum of.
+    """
+    weight, bias = module.weight, module.bias
+    trained = float(weight.requires_grad), float(bias is not None and bias.requires_grad)
+    if type(module) not in ORDINARY:
+        first, second = module.sigma_w**2, 0.0 if bias is None else module.sigma_b**2
+        return first, second, first * trained[0], second * trained[1]
+    scheme = b.standard.of(module)
+    if scheme is None:
+        raise _refusal_of_ordinary(b, module)
+    first, second = variances(scheme, fan_in)
+    return fan_in * first, 0.0 if bias is None else second, fan_in * trained[0], trained[1]
+
+
+def _refusal_of_ordinary(b: Builder, module: nn.Module) -> ValueError:
+    what = f"nn.{type(module).__name__}"
+    if b.standard.given:
+        return b.refusal(
+            what, "`standard` says nothing of it.", "Add its name to the mapping, or '' for all."
+        )
+    return b.refusal(
+        what,
+        "In the standard parameterization the tangent kernel diverges as the width grows.",
+        "Use torch_ntk.ntk_parameterize(model), or NTKLinear and NTKConv layers; or, for the "
+        "kernel at the widths that the network has, standard='torch' if its layers are drawn by "
+        "default, else another standard=.",
     )
 
 
@@ -112,7 +143,7 @@ def _check_padding(b: Builder, what: str, mode: str, padding: int, size: int) ->
         )
 
 
-def _padding(module: NTKConv1d | NTKConv2d, axis: int) -> tuple[int, int]:
+def _padding(module: nn.Conv1d | nn.Conv2d, axis: int) -> tuple[int, int]:
     if module.padding == "valid":
         return 0, 0
     if module.padding == "same":

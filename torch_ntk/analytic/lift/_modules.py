@@ -82,6 +82,9 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKLinear: _layers.dense,
     ntk.NTKConv1d: _layers.convolution,
     ntk.NTKConv2d: _layers.convolution,
+    nn.Linear: _layers.dense,
+    nn.Conv1d: _layers.convolution,
+    nn.Conv2d: _layers.convolution,
     nn.Identity: _identity,
     # Evaluated in eval mode, as every kernel here.
     nn.Dropout: _identity,
@@ -101,13 +104,6 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
 
 # Why the rest has no limit, and what to do, by exact type.
 REFUSED: dict[type[nn.Module], tuple[str, str]] = {
-    **dict.fromkeys(
-        (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        (
-            "In the standard parameterization the tangent kernel diverges as the width grows.",
-            "Use torch_ntk.ntk_parameterize(model), or NTKLinear and NTKConv layers.",
-        ),
-    ),
     **dict.fromkeys(
         (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
         (
@@ -141,9 +137,12 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
         ("A recurrent layer uses the same weights at every step.", ""),
     ),
-    ntk.NTKConv3d: (
-        "Covariances are computed for one or two axes of positions only.",
-        "Fold an axis into the channels, or use NTKConv2d.",
+    **dict.fromkeys(
+        (ntk.NTKConv3d, nn.Conv3d),
+        (
+            "Covariances are computed for one or two axes of positions only.",
+            "Fold an axis into the channels, or use NTKConv2d.",
+        ),
     ),
     nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
 }

@@ -18,6 +18,7 @@ from ._builder import Builder
 from ._functions import ATTRIBUTES, METHOD_RULES, function_rule
 from ._in_place import overwritten, read_later
 from ._modules import REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
+from ._standard import Standard
 from ._values import Data, Elementwise, Joined, Value
 
 _RANDOM = (Value, Elementwise, Joined)
@@ -38,7 +39,13 @@ class _Tracer(fx.Tracer):
         return stands_alone(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) -> Program:
+def read(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None,
+    dtype: torch.dtype,
+    standard: Standard | None = None,
+) -> Program:
     """The program of `model` for the inputs.
 
     The model is in eval mode, and everything of it that does not depend on random weights is
@@ -50,7 +57,7 @@ def read(model: nn.Module, x1: Tensor, x2: Tensor | None, dtype: torch.dtype) ->
         TypeError: It cannot be traced.
     """
     second = x1 if x2 is None else x2
-    builder = Builder(dtype, (len(x1), len(second)), x2 is None)
+    builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard)
     if _changed(model):
         raise _refusal_of_change(builder, model)
     return _Reader(*_traced(model), builder).read(Data(x1, second))
@@ -155,7 +162,7 @@ class _Reader:
         if isinstance(output, Data):
             raise value_error(
                 "model",
-                "a network with an NTK layer",
+                "a network with a layer of random weights",
                 "one whose output depends on no random weights",
                 "There is no kernel to take the limit of.",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from ..._checks import (
 from ..._functional import model_function, quiet
 from ..._optimizers import KNOWN, NoScalesError, has_scales, owner, step_scales
 from ..._types import Method, Output, Parameters, ParameterSelection
-from ...analytic import analytic_ntk
+from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ..probe._probe import Probe
@@ -52,6 +53,9 @@ LARGE = 1_000_000
 # inequality every σ is known up to the size of the error, about 8 · 2^-23 σ_max; an eigenvalue
 # λ = σ² therefore means nothing once √λ is below that, which is λ < (8 · 2^-23)² λ_max.
 _ROUNDED = (8 * 2.0**-23) ** 2
+
+# Standard errors by which a mean square may deviate from that of the default initialization.
+_DEVIATIONS = 5.0
 
 
 class OptimizerError(ArgumentValueError):
@@ -308,6 +312,9 @@ class Evaluation:
 def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
     """The kernel `[N, N]` of the network's limit of infinite width, float64.
 
+    Ordinary layers are taken as they are drawn: those whose weights and biases have the variance
+    of PyTorch's default initialization by that, others by what their mean squares are.
+
     Raises:
         TypeError, ValueError: The network has none, or only some of its parameters are meant.
     """
@@ -315,7 +322,32 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
     if movable != set(names):
         raise ValueError("the infinite-width kernel is that of all parameters that require grad.")
     # A compiler that starts within a training could change the run.
-    return analytic_ntk(network, probe.x, compile=False)
+    return analytic_ntk(network, probe.x, compile=False, standard=_drawn(network))
+
+
+def _drawn(network: nn.Module) -> dict[str, Scheme]:
+    """Per ordinary layer how it seems to have been drawn."""
+    layers = {n: m for n, m in network.named_modules() if type(m) in ORDINARY}
+    return {name: _scheme(layer) for name, layer in layers.items()}
+
+
+def _scheme(layer: nn.Module) -> Scheme:
+    """The default initialization, or the scales that the layer's weights and biases have now.
+
+    The mean square of m uniform numbers of variance v deviates by v √(0.8/m): E w⁴ = 1.8 v².
+    """
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    fan_in = weight[0].numel()
+    parameters = [p.detach() for p in (weight, bias) if isinstance(p, Tensor)]
+    default = [1 / (3 * fan_in)] * len(parameters)
+    squares = [float(p.double().square().mean()) for p in parameters]
+    if all(
+        abs(found - v) < _DEVIATIONS * v * math.sqrt(0.8 / p.numel())
+        for p, found, v in zip(parameters, squares, default, strict=True)
+    ):
+        return "torch"
+    return math.sqrt(squares[0] * fan_in), math.sqrt(squares[1]) if bias is not None else 0.0
 
 
 def _estimate(kernel: Tensor | ProbedKernel) -> Tensor:

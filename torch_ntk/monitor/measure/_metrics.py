@@ -281,7 +281,11 @@ def _module_drift(now: Moment) -> Values:
 
 @_metric("distance", _INFINITE, "kernel", "infinite", on_request=True)
 def _infinite_gap(now: Moment) -> Values:
-    """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, Θ_∞ the `analytic_ntk` of a network of NTK layers."""
+    """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, Θ_∞ the `analytic_ntk` of the network.
+
+    Ordinary layers count as drawn by PyTorch's default initialization, or else from the variances
+    that their weights and biases have at the reference.
+    """
     limit = now.infinite
     if now.optimizer is not None:
         raise ValueError(
