@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_coupled import CASES, call, error, jacobian, made, normal
+from coupled_cases import CASES, call, error, jacobian, made, normal
 from torch import Tensor, nn
 from traces import snapshot
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import by_name
 from oracles import contract_full, reduced, relative_error
+from preconditions import scales, times_root
 from test_operator_products import as_matrix
-from test_precondition import scales, times_root
 from torch import Tensor, nn
 
 from torch_ntk import NTKOperator, empirical_ntk

@@ -37,6 +37,7 @@ class CoupledBatches:
         x2: The batch of the columns; None is `x1`.
         output: What is kept of the output indices.
         probes, seed: See `empirical_ntk`.
+        only: The only output of a row that is taken; None takes all.
         rows: The numbers of samples in what was evaluated last.
         outputs: O, once a batch has been evaluated.
     """
@@ -46,6 +47,7 @@ class CoupledBatches:
     output: Output | Literal["probed"]
     probes: int = 8
     seed: int = 0
+    only: int | None = None
     rows: tuple[int, ...] = ()
     outputs: int = 0
     _signs: dict[int, Tensor] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class CoupledBatches:
 
     def _left(self, f: Tensor) -> Tensor:
         """`[N, O']` of the outputs `[N, O]`."""
+        if self.only is not None:
+            return f[:, self.only].unsqueeze(1)
         if self.output == "pseudo":
             return along(f, f.new_ones(1, self.outputs))
         if not self._is_estimate:

@@ -72,8 +72,16 @@ class StructuredFeatures(StructuredMethod):
 
     def _formed(self, name: str, entries: int) -> int:
         """Numbers of a row of a parameter's Jacobian, if that may be formed."""
-        known = self.plan.groups.get(name) and entries > self._projections[name].most_formed
-        return 0 if known else entries
+        groups = self.plan.groups
+        if self._is_multiplied_out(name) or not groups.get(name):
+            return entries
+        return 0 if entries > self._projections[name].most_formed else entries
+
+    def _is_multiplied_out(self, name: str) -> bool:
+        """Whether P of a weight differs within what its factors are products of."""
+        uses = self.plan.uses_of(name) if name in self.plan.groups else []
+        one = all(use.has_one_feature for use in uses)
+        return self.job.precondition.varies(name) and not one
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """The features, added up by key; see `StructuredMethod.factors` for what it raises."""
@@ -85,9 +93,11 @@ class StructuredFeatures(StructuredMethod):
             uses = plan.uses_of(name)
             calls = [(use, found.sources[i]) for use, i in zip(uses, indices, strict=True)]
             rows = self._cotangents_of(name, of_calls)
-            _add(factors, keys[name], self._projections[name].of_uses(calls, rows))
+            root = self.job.precondition.root(name)
+            _add(factors, keys[name], self._projections[name].of_uses(calls, rows, root))
         for name, jacobian in found.of_rest.items():
             flat = jacobian.reshape(len(x), self.job.outputs, -1)
+            flat = self.job.precondition.columns(name, flat)
             _add(factors, keys[name], self._projections[name].of_jacobian(flat))
         return factors
 

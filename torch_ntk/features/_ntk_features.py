@@ -24,16 +24,25 @@ from .._checks import (
     value_error,
 )
 from .._functional import Batch, ModelFunction, evaluating_on, model_function
-from .._types import BatchLike, ForwardFn, ModelLike, ParameterSelection
+from .._types import (
+    BatchLike,
+    ForwardFn,
+    ModelLike,
+    Output,
+    ParameterSelection,
+    PreconditionLike,
+)
 from .._version import __version__
-from ..empirical._empirical_ntk import NOT_FINITE, rounded
+from ..empirical._empirical_ntk import NOT_FINITE, check_coupled, rounded
 from ..empirical._job import KernelJob
 from ..empirical._parts import WHOLE, By, distinct, keys_of
+from ..empirical._precondition import precondition_of
 from ..empirical._result_size import held
 from ..empirical.inspect import inspect_forward
 from ..empirical.rules import RULES
 from ..empirical.structured import UseRecorder
 from ..memory import budget, free_memory, in_bytes, limited, size_in_words
+from ._coupled import coupled_features
 from ._dense import DenseProjection
 from ._method import Features, Projections
 from ._projection import Kind
@@ -63,6 +72,9 @@ def ntk_features(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
+    precondition: PreconditionLike = None,
     store: Path | None = None,
     check: bool = True,
 ) -> Tensor: ...
@@ -84,6 +96,9 @@ def ntk_features(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
+    precondition: PreconditionLike = None,
     store: Path | None = None,
     check: bool = True,
 ) -> dict[str, Tensor]: ...
@@ -104,6 +119,9 @@ def ntk_features(
     max_memory: int | str | None = None,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
+    precondition: PreconditionLike = None,
     store: Path | None = None,
     check: bool = True,
 ) -> Tensor | dict[str, Tensor]:
@@ -148,6 +166,14 @@ def ntk_features(
         max_memory: About how many bytes the call may take, with the result unless it is stored.
         progress: Show a progress bar over samples.
         forward_fn: In place of the model's usual call.
+        coupled: Whether the batch is one input, and the rows of its outputs are the samples.
+            `"mean"` then projects one output of the rows after the other, with projections that
+            have nothing in common, so that products with features of batches that are not coupled
+            mean nothing.
+        training: Whether modules keep their training flags.
+        precondition: An optimizer, or `{name: P}`: the gradients are multiplied by √P first, and
+            products of features estimate `J P Jᵀ`. P that varies within a weight of several
+            features takes the gradient itself.
         store: A path `….safetensors`, or `….zarr` with the extra `scale`, that the features are
             written to, block by block, so that they need not fit in memory. File or folder appear
             when they are complete. Kind, output, dim and seed are in their metadata.
@@ -190,70 +216,85 @@ def ntk_features(
         check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
     check_bool("progress", progress)
     check_bool("check", check)
+    check_bool("training", training)
+    check_coupled(coupled, batch_size)
     allowed = None if max_memory is None else in_bytes(max_memory)
     path = None if store is None else check_store(store)
-    samples = samples_of("x", x)
-    # Loaders and datasets are read inside: they may draw random numbers.
-    with evaluating_on(model, x, forward_fn):
-        fn = model_function(model, params, dtype, forward_fn)
-        check_dim(dim, fn)
-        recorder = UseRecorder(RULES)
-        start = fn.input("x", samples.first())
-        forward = inspect_forward(fn, "x", start, recorder)
-        outputs, keys = forward.outputs, keys_of(fn.params, by)
-        if output == "pseudo":
-            fn, forward = fn.pseudo(), replace(forward, outputs=1)
-        shape = (samples.n, outputs, dim) if output == "full" else (samples.n, dim)
-        names = {key: "features" if key == WHOLE else key for key in distinct(keys)}
-        size = 0 if path is not None else check_fits(fn, shape, len(names), allowed)
-        job = KernelJob(
-            fn,
-            start,
-            None,
-            "full" if output == "full" else "mean",
-            forward,
-            keys,
-            batch_size,
-            check,
-        )
-        joint = outputs if output == "mean" else 1
-        with limited(None if allowed is None else allowed - size - held(fn)), ExitStack() as stack:
-            features = Features(job, recorder.recorded(), _projections(fn, kind, dim, seed, joint))
-            if joint > 1:
-                check_joint(fn, joint)
-            results: dict[str, Tensor] = {}
-            file: FeatureFile | FeatureArrays | None = None
-            if path is None:
-                like = torch.empty((), dtype=fn.result_dtype, device=fn.device)
-                results = {key: like.new_empty(shape) for key in names}
-            else:
-                about = {"kind": kind, "output": output, "dim": dim, "seed": seed}
-                metadata = {k: str(v) for k, v in about.items()}
-                metadata["torch_ntk"] = __version__
-                shapes = dict.fromkeys(names.values(), shape)
-                about_file = path, shapes, fn.result_dtype, metadata
-                if path.suffix == ".zarr":
-                    file = stack.enter_context(FeatureArrays(*about_file))
+
+    def compute(
+        model: ModelLike, x: Any, output: FeatureOutput, seed: int, call: ForwardFn | None
+    ) -> dict[str, Tensor]:
+        samples = samples_of("x", x)
+        # Loaders and datasets are read inside: they may draw random numbers.
+        with evaluating_on(model, x, call, training=training):
+            fn = model_function(model, params, dtype, call, coupled)
+            check_dim(dim, fn)
+            scales = precondition_of(precondition, fn)
+            recorder = UseRecorder(RULES)
+            start = fn.input("x", samples.first())
+            forward = inspect_forward(fn, "x", start, recorder)
+            outputs, keys = forward.outputs, keys_of(fn.params, by)
+            if output == "pseudo":
+                fn, forward = fn.pseudo(), replace(forward, outputs=1)
+            shape = (samples.n, outputs, dim) if output == "full" else (samples.n, dim)
+            names = {key: "features" if key == WHOLE else key for key in distinct(keys)}
+            size = 0 if path is not None else check_fits(fn, shape, len(names), allowed)
+            kept: Output = "full" if output == "full" else "mean"
+            job = KernelJob(fn, start, None, kept, forward, keys, batch_size, check, scales)
+            joint = outputs if output == "mean" else 1
+            left = None if allowed is None else allowed - size - held(fn) - scales.bytes
+            with limited(left), ExitStack() as stack:
+                projections = _projections(fn, kind, dim, seed, joint)
+                features = Features(job, recorder.recorded(), projections)
+                if joint > 1:
+                    check_joint(fn, joint)
+                if path is None:
+                    into: _Results | FeatureFile | FeatureArrays = _Results(fn, shape, names)
                 else:
-                    file = stack.enter_context(FeatureFile(*about_file))
-
-            def write(first: int, found: dict[str, Tensor], block: Batch) -> None:
-                for key, rows in found.items():
-                    rows = rows / joint**0.5 if output == "mean" else rows
-                    if not has_finite_sum(rows):
-                        block.check_finite("x", "Remove or impute those entries.")
-                        check_finite("features", rows, NOT_FINITE)
-                    rows = rounded(rows, fn.result_dtype).reshape(-1, *shape[1:])
-                    if file is None:
-                        results[key][first : first + len(rows)] = rows
+                    about = {"kind": kind, "output": output, "dim": dim, "seed": seed}
+                    metadata = {k: str(v) for k, v in about.items()}
+                    metadata["torch_ntk"] = __version__
+                    shapes = dict.fromkeys(names.values(), shape)
+                    about_file = path, shapes, fn.result_dtype, metadata
+                    if path.suffix == ".zarr":
+                        into = stack.enter_context(FeatureArrays(*about_file))
                     else:
-                        file.write(names[key], first, rows)
+                        into = stack.enter_context(FeatureFile(*about_file))
 
-            _compute(features, fn, samples, start, write, progress)
-    if file is not None:
-        stored = file.read()
-        results = {key: stored[name] for key, name in names.items()}
+                def write(first: int, found: dict[str, Tensor], block: Batch) -> None:
+                    for key, rows in found.items():
+                        rows = rows / joint**0.5 if output == "mean" else rows
+                        if not has_finite_sum(rows):
+                            block.check_finite("x", "Remove or impute those entries.")
+                            check_finite("features", rows, NOT_FINITE)
+                        rows = rounded(rows, fn.result_dtype).reshape(-1, *shape[1:])
+                        into.write(names[key], first, rows)
+
+                _compute(features, fn, samples, start, write, progress)
+        stored = into.read()
+        return {key: stored[name] for key, name in names.items()}
+
+    if coupled:
+        results = coupled_features(compute, model, x, output, seed, forward_fn, path)
+    else:
+        results = compute(model, x, output, seed, forward_fn)
     return results if by is not None else results[WHOLE]
+
+
+class _Results:
+    """Features that stay in memory, by name."""
+
+    def __init__(self, fn: ModelFunction, shape: tuple[int, ...], names: dict[str, str]) -> None:
+        like = torch.empty((), dtype=fn.result_dtype, device=fn.device)
+        self._found = {name: like.new_empty(shape) for name in names.values()}
+
+    def write(self, name: str, first: int, rows: Tensor) -> None:
+        """Keep the rows of the samples from `first` on."""
+        self._found[name][first : first + len(rows)] = rows
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them."""
+        return self._found
 
 
 def _compute(

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._optimizers import Scale
 from ..empirical.contract import Call, joined_features
 from ..empirical.rules import EmbeddingUse, Use
 
@@ -71,19 +72,32 @@ class Projection(ABC):
         drawn = hashlib.blake2b(f"{self.seed} {part} {self.name}".encode(), digest_size=7)
         return torch.Generator().manual_seed(int.from_bytes(drawn.digest(), "big"))
 
-    def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor]) -> Tensor:
+    def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor], root: Scale = 1.0) -> Tensor:
         """Features `[N, O', dim]` of a weight from its uses.
 
         Args:
             calls: The uses and their stacked sources.
             rows: The cotangents `[N, O, G, T, b]` of each.
+            root: √P of the weight, by which its Jacobian is multiplied first.
         """
+        if not isinstance(root, Tensor):
+            found = self._of_uses(calls, rows, None)
+            return found if root == 1.0 else found * root
+        return self._of_uses(calls, rows, root)
+
+    def _of_uses(
+        self, calls: Sequence[Call], rows: Sequence[Tensor], root: Tensor | None
+    ) -> Tensor:
         if len({use.kind for use, _ in calls}) > 1:
-            each = [self.of_uses([c], [b]) for c, b in zip(calls, rows, strict=True)]
+            each = [self._of_uses([c], [b], root) for c, b in zip(calls, rows, strict=True)]
             return torch.stack(each).sum(0)
         # Several uses of a kind are more positions of one use.
         use, a = calls[0][0], joined_features(calls)
         b = rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=3)
+        if root is not None and use.has_one_feature:
+            b, root = use.scaled(b, a, root), None
+        if root is not None:  # in no product of a number for a row and one for a column
+            return self.of_jacobian(use.columns(a, b) * use.in_columns(root), use)
         if isinstance(use, EmbeddingUse):
             return self.of_rows(a[:, 0, :, 0], b[:, :, 0])
         sides = self._sides(use)

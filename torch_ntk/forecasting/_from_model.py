@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from .._checks import check_choice, describe, type_error
 from .._functional import evaluating_on, model_function, unwrap
 from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection, PreconditionLike
 from ..empirical import empirical_ntk
+from ..empirical._coupled import CoupledBatches
 from ..empirical.inspect import keep_hooks_that_matter
 from ._forecast import Forecast
 from ._from_kernel import check_rates, forecast_from_kernel, read_steps
@@ -38,6 +40,8 @@ def forecast(
     dtype: torch.dtype | None = torch.float64,
     progress: bool = False,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
     precondition: PreconditionLike = None,
 ) -> Forecast:
     r"""Predict the loss curve of full-batch training from the kernel at its start.
@@ -81,6 +85,9 @@ def forecast(
             noise.
         progress: Whether to show progress bars.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        coupled: Whether a batch is one input, and the rows of its outputs are the samples: of a
+            graph whose nodes are trained on, `forward_fn=lambda net, batch: net(*batch)[mask]`.
+        training: Whether modules keep their training flags; see `torch_ntk.empirical_ntk`.
         precondition: As in `torch_ntk.empirical_ntk`: the kernel `J P Jᵀ` of an optimizer whose P
             is held constant at what it is now, so that the forecast is for fewer steps than its
             squares of gradients are averaged over. Adam's average of gradients is momentum β₁ of
@@ -131,11 +138,14 @@ def forecast(
             dtype=dtype,
             progress=progress,
             forward_fn=forward_fn,
+            coupled=coupled,
+            training=training,
             precondition=precondition,
         )
 
     def outputs(a: BatchLike, name: str) -> Tensor:
-        return outputs_of(model, a, params, dtype, name=name, forward_fn=forward_fn)
+        how: dict[str, Any] = {"forward_fn": forward_fn, "coupled": coupled, "training": training}
+        return outputs_of(model, a, params, dtype, name=name, **how)
 
     test = None if x_test is None else outputs(x_test, "x_test")
     return forecast_from_kernel(
@@ -161,6 +171,8 @@ def outputs_of(
     *,
     name: str = "x",
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
+    training: bool = False,
 ) -> Tensor:
     """The outputs of a network `[N, O]` in eval mode; nothing of the call can be seen afterwards.
 
@@ -171,12 +183,22 @@ def outputs_of(
         dtype: In which it is evaluated; None is the model's own.
         name: What the caller calls `x`, for messages.
         forward_fn: As in `torch_ntk.empirical_ntk`.
+        coupled: Likewise.
+        training: Likewise.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
     """
     network = unwrap(model)
-    with evaluating_on(network, x, forward_fn):
+    if coupled:
+        batches = CoupledBatches(x, None, "full")
+        whole, forward_fn = batches.model(network, forward_fn)
+        with evaluating_on(whole, batches.sample, forward_fn, training=training):
+            fn = model_function(whole, params, dtype, forward_fn, coupled)
+            samples = fn.input(name, batches.sample)
+            keep_hooks_that_matter(fn, samples)
+            return batches.outputs_of(fn.batch(fn.params, samples))[0].detach()
+    with evaluating_on(network, x, forward_fn, training=training):
         fn = model_function(network, params, dtype, forward_fn)
         samples = fn.input(name, x)
         keep_hooks_that_matter(fn, samples)

@@ -1,0 +1,85 @@
+"""Features of a batch that is one input, whose rows of outputs are the samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._checks import type_error, value_error
+from .._types import ForwardFn, ModelLike
+from ..empirical._coupled import CoupledBatches
+
+_Compute = Callable[
+    [ModelLike, Any, Literal["mean", "pseudo", "full"], int, ForwardFn | None], dict[str, Tensor]
+]
+
+
+def coupled_features(
+    compute: _Compute,
+    model: ModelLike,
+    x: Any,
+    output: Literal["mean", "pseudo", "full"],
+    seed: int,
+    forward_fn: ForwardFn | None,
+    path: Path | None,
+) -> dict[str, Tensor]:
+    """Features `[N, dim]` or `[N, O, dim]` of N rows, by key.
+
+    The batch is one sample of N·O outputs, of which `"full"` has a gradient each. They cannot be
+    projected together with an own projection for each of the O outputs of a row, so that `"mean"`
+    takes the gradients of one output of all rows after the other: with independent projections S_i
+
+        φ(n) = Σ_i S_i J[n, i] / √O,      E⟨φ(n), φ(m)⟩ = Σ_i ⟨J[n, i], J[m, i]⟩ / O.
+
+    Args:
+        compute: Features of uncoupled samples, by model, samples, output, seed and `forward_fn`.
+        model: As the caller gave it, like all that follows.
+        x: The batch.
+        output: Of the features.
+        seed: Of the projection.
+        forward_fn: In place of the model's usual call.
+        path: Of a store.
+
+    Raises:
+        TypeError, ValueError: The samples are no batch, or are to be stored block by block.
+    """
+    if path is not None:
+        raise value_error(
+            "store",
+            "None for a coupled batch",
+            repr(str(path)),
+            "A coupled batch is evaluated at once, and so are its features: save what is returned.",
+        )
+    if isinstance(x, (torch.utils.data.Dataset, torch.utils.data.DataLoader)):
+        raise type_error(
+            "x",
+            "the batch itself with coupled=True",
+            x,
+            "Which rows depend on each other is not known of a dataset: call it once for each "
+            "batch, with the same seed.",
+        )
+    batches = CoupledBatches(x, None, "pseudo" if output == "pseudo" else "full")
+    whole, call = batches.model(model, forward_fn)
+    if output != "mean":
+        found = compute(whole, batches.sample, "full", seed, call)
+        n = batches.rows[0]
+        return {
+            k: f.view(n, -1, f.shape[-1]) if output == "full" else f[0] for k, f in found.items()
+        }
+    batches.only = 0
+    total = compute(whole, batches.sample, "full", _seed_of(seed, 0), call)
+    for i in range(1, batches.outputs):
+        batches.only = i
+        found = compute(whole, batches.sample, "full", _seed_of(seed, i), call)
+        total = {key: rows + found[key] for key, rows in total.items()}
+    return {key: rows[0] / batches.outputs**0.5 for key, rows in total.items()}
+
+
+def _seed_of(seed: int, i: int) -> int:
+    drawn = hashlib.blake2b(f"{seed} output {i}".encode(), digest_size=7)
+    return int.from_bytes(drawn.digest(), "big")
