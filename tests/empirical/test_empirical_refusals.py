@@ -269,3 +269,35 @@ def test_names_that_contain_quantized_are_no_reason() -> None:
 
     Mine.__module__ = "my_quantized_nets"
     assert empirical_ntk(Mine(5, 2), X).shape == (3, 3, 2, 2)
+
+
+class Cut(nn.Module):
+    """Outputs that autograd does not connect to the parameters."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(3, 4), nn.Linear(4, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.last(self.first(x).detach() if self.how == "first layer" else self.first(x))
+        if self.how == "argmax":
+            return out.argmax(1).to(x.dtype)
+        return torch.from_numpy(out.detach().numpy()) if self.how == "numpy" else out
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "vector_product"])
+@pytest.mark.parametrize("how", ["argmax", "numpy"])
+def test_outputs_without_derivatives(how: str, method: Any) -> None:
+    with pytest.raises(ValueError, match=r"outputs depend on the parameters.*argmax"):
+        empirical_ntk(Cut(how), torch.ones(2, 3), method=method)
+
+
+def test_a_part_of_the_parameters_may_have_no_influence() -> None:
+    net, x = Cut("first layer"), torch.ones(2, 3)
+    assert not empirical_ntk(net, x, params=["first.*"]).any()
+    whole, last = empirical_ntk(net, x), empirical_ntk(net, x, params=["last.*"])
+    assert torch.equal(whole, last)
+    frozen = Cut("argmax")
+    frozen.first.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"none of them \('last.weight' … 'last.bias'\)"):
+        empirical_ntk(frozen, x)

@@ -374,5 +374,8 @@ def _no_tensor(name: str, value: object) -> Exception:
         )
     attributes = getattr(value, "__dict__", {}).values()
     if hasattr(value, "to_dict") or any(isinstance(v, Tensor) for v in attributes):
-        remedy = "Pass its tensors, [N, ...] each, as a dict, and say by forward_fn what to do."
+        remedy = (
+            "Pass its tensors as a dict, {'x': data.x, ...}, and say by forward_fn what to do; "
+            "each has the samples on its first axis, except with coupled=True."
+        )
     return type_error(name, "a torch.Tensor", describe(value), remedy)

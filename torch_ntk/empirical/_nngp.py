@@ -96,7 +96,7 @@ def empirical_nngp(
         fn = _function(model, x1, params, dtype, forward_fn, coupled)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
-        forward = inspect_forward(fn, "x1", a)
+        forward = inspect_forward(fn, "x1", a, differentiated=False)
         f1 = _outputs(fn, "x1", a, forward, batch_size)
         if batches is not None:
             f1, f2 = batches.outputs_of(f1)

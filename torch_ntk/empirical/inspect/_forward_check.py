@@ -15,7 +15,9 @@ from ..._functional import (
     Around,
     Batch,
     ModelFunction,
+    PlainPass,
     forward_hooks_matter,
+    plain_name,
     refuse_kept_tensors,
     refused_arguments,
     run_forward_hooks,
@@ -68,7 +70,12 @@ class Follower(TorchFunctionMode):
 
 
 def inspect_forward(
-    fn: ModelFunction, name: str, x: Batch, follower: Follower | None = None
+    fn: ModelFunction,
+    name: str,
+    x: Batch,
+    follower: Follower | None = None,
+    *,
+    differentiated: bool = True,
 ) -> Inspection:
     """Evaluate the model on the first sample of the batch `x`, called `name` in errors.
 
@@ -77,10 +84,11 @@ def inspect_forward(
         name: Of the argument `x`.
         x: A batch.
         follower: What else looks on.
+        differentiated: Whether derivatives by the parameters are wanted.
 
     Raises:
         TypeError: The model does not take these inputs, or does not return one tensor.
-        ValueError: Its outputs are not finite, or are random.
+        ValueError: Its outputs are not finite, or are random, or have no derivatives.
         MemoryError: One forward pass does not fit in memory.
     """
     with stage("inspect"):
@@ -94,7 +102,7 @@ def inspect_forward(
             with record, followed:
                 yield
 
-        outputs = _forward(fn, name, x[:1], around)
+        outputs, is_connected = _forward(fn, name, x[:1], around)
         after = _random_states(fn.device)
     if outputs.shape[1] == 0:
         raise value_error("model", "a function with outputs", outputs)
@@ -108,6 +116,8 @@ def inspect_forward(
         )
     if any(not torch.equal(a, b) for a, b in zip(states, after, strict=True)):
         raise not_deterministic()
+    if differentiated and not is_connected and _has_every_parameter(fn):
+        raise _not_connected(fn)
     module = fn.module if fn.plain.is_own else None
     if (
         follower is not None
@@ -143,6 +153,24 @@ def not_deterministic() -> ArgumentError:
     )
 
 
+def _has_every_parameter(fn: ModelFunction) -> bool:
+    """Whether the kernel is by all that is trained: a part of it may well have no influence."""
+    return all(n in fn.params for n, p in fn.plain.own.items() if p.requires_grad)
+
+
+def _not_connected(fn: ModelFunction) -> ArgumentError:
+    """The error for outputs whose derivative by every parameter of the kernel is taken for 0."""
+    names = [plain_name(n) for n in fn.params]
+    of_which = repr(names[0]) if len(names) == 1 else f"{names[0]!r} … {names[-1]!r}"
+    return value_error(
+        "model",
+        "a function whose outputs depend on the parameters of the kernel",
+        f"outputs that autograd connects to none of them ({of_which})",
+        "Somewhere the forward leaves autograd: look for .detach(), torch.no_grad(), an argmax or "
+        "a conversion to NumPy.",
+    )
+
+
 def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
     """Let forward hooks of the user run if they are part of the function: they change its outputs.
 
@@ -158,9 +186,14 @@ def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
     return True
 
 
-def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> Tensor:
+def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Tensor, bool]:
+    """The outputs, and whether autograd goes on from them."""
+
+    def used(found: PlainPass) -> tuple[Tensor, bool]:
+        return found.outputs.detach(), found.outputs.requires_grad
+
     try:
-        return fn.plain.run(x, lambda found: found.outputs.detach(), around)
+        return fn.plain.run(x, used, around)
     except (ArgumentError, RuleError):
         raise
     except Exception as error:  # anything that a user's forward may raise

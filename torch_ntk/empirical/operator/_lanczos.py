@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ _DEFAULT_VECTORS = 20  # the least that ARPACK keeps
 class Eigenpairs:
     """Eigenvalues at one end of the spectrum of a kernel; all tensors are on the CPU.
 
+    `values, vectors = theta.eigsh(k)` takes it apart as that of SciPy.
+
     Attributes:
         values: `[k]`, float64, from the end inwards: the largest (or the smallest) first.
         vectors: `[D, k]`, float64, of norm 1.
@@ -38,6 +41,9 @@ class Eigenpairs:
     vectors: Tensor
     residuals: Tensor
     rounding: float
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.values, self.vectors))
 
 
 def extreme(

@@ -66,7 +66,7 @@ def spectral_density(
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2, for the error of the estimate", n_samples)
     check_positive_int("max_products", max_products)
-    if width is not None and check_finite_number("width", width, minimum=0.0) == 0.0:
+    if width is not None and check_finite_number("width", width) <= 0.0:
         raise value_error("width", "positive", width, "None is a hundredth of the largest value.")
     if product.is_dense_cheaper():
         values = torch.linalg.eigvalsh(product.formed().to_dense())
