@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("_version _types _checks", "memory _optimizers", "_functional"),
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
-    ("metrics predict sampling", "plotting", "monitor", "estimators forecasting"),
+    ("metrics predict sampling", "plotting", "monitor", "coordinates estimators forecasting"),
     ("tensorboard_plugin", "callbacks integrations"),
 )
 # The same within a folder, for the files and folders in it that are named here. To order the
@@ -58,6 +58,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("_lanczos _lanczos_quadrature _nystroem _product_check _ways", "_products"),
         *("_kernel_map", "_jacobian _log_determinant _solve _spectral_density", "_operator"),
     ),
+    "coordinates": ("_recorder", "_training", "_check", "_coordinate_check"),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
     "monitor": ("probe stability", "reference", "measure", "figures page", "loop"),
     "monitor/measure": (

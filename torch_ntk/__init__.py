@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .analytic import analytic_nngp as analytic_nngp
     from .analytic import analytic_ntk as analytic_ntk
     from .analytic import mlp_kernels as mlp_kernels
+    from .coordinates import CoordinateCheck as CoordinateCheck
+    from .coordinates import coordinate_check as coordinate_check
     from .empirical import NTKOperator as NTKOperator
     from .empirical import ProbedKernel as ProbedKernel
     from .empirical import empirical_nngp as empirical_nngp
@@ -66,6 +68,7 @@ __all__ = [
     "CNTK",
     "MLP",
     "Abs",
+    "CoordinateCheck",
     "Cos",
     "Erf",
     "Forecast",
@@ -89,6 +92,7 @@ __all__ = [
     "analytic_kernels",
     "analytic_nngp",
     "analytic_ntk",
+    "coordinate_check",
     "empirical_nngp",
     "empirical_ntk",
     "explain",
@@ -109,6 +113,7 @@ __all__ = [
 
 _NAMES_OF = {
     "analytic": "CNTK Kernels analytic_kernels analytic_nngp analytic_ntk mlp_kernels",
+    "coordinates": "CoordinateCheck coordinate_check",
     "empirical": "NTKOperator ProbedKernel empirical_nngp empirical_ntk explain verify",
     "estimators": "NTKClassifier NTKRegressor",
     "features": "features_error ntk_features",

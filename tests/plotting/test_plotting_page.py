@@ -42,13 +42,13 @@ def test_each_function_has_its_own_section(figures: dict[str, Figure]) -> None:
     from torch_ntk import plotting
 
     assert set(figures) == {name for name in plotting.__all__ if name.startswith("plot_")}
-    assert len(set(map(id, figures.values()))) == 5
+    assert len(set(map(id, figures.values()))) == 6
     assert PAGE.count("```python") == len(SECTIONS)
 
 
 def test_pictures_are_there_and_small() -> None:
     names = list(pictures())
-    assert len(names) == 5
+    assert len(names) == 7
     for name in names:
         data = (DOCS / name).read_bytes()
         assert data.startswith(b"\x89PNG")
@@ -63,6 +63,7 @@ def test_pictures_are_there_and_small() -> None:
         ("plot_density", ["width 512, σ = 3", "width 16, σ = 3"]),
         ("plot_trajectories", ["an unseen", "mean ± 2 standard deviations"]),
         ("plot_forecast", ["trained network", "predicted from Θ_0", "modes"]),
+        ("plot_coordinates", ["0: ", "2: ", "output: "]),
     ],
 )
 def test_the_legend_says_what_is_there(

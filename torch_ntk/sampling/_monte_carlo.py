@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -17,6 +15,7 @@ from .._functional import Batch, quiet
 from .._types import BatchLike, ForwardFn
 from ..empirical import empirical_nngp, empirical_ntk
 from ._moments import RunningMoments
+from ._seed import check_seed, seed_all, seeds_of_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +90,12 @@ def monte_carlo_kernel(
     device = Batch.of("x1", x1).tensors[0].device
     if x2 is not None:
         Batch.of("x2", x2)
-    generator = torch.Generator().manual_seed(seed)
-    seeds = torch.randint(2**63 - 1, (n_samples,), generator=generator).tolist()
+    seeds = seeds_of_draws(seed, n_samples)
     moments = RunningMoments()
     before: list[Tensor] | None = None
     for number in tqdm(seeds, disable=not progress, desc="draws", unit="network"):
         with quiet(None, device):
-            _seed_all(number, device)
+            seed_all(number, device)
             with torch.enable_grad():  # it may train what it makes
                 model = make_model()
         if not isinstance(model, nn.Module):
@@ -128,19 +126,7 @@ def _check(make_model: object, n_samples: object, seed: object) -> None:
         )
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2", n_samples, "One draw has no standard error.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise type_error("seed", "an integer", seed)
-    if not 0 <= seed < 2**63:
-        raise value_error("seed", "at least 0 and below 2**63", seed)
-
-
-def _seed_all(number: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002  # the global state is what make_model may use
-    random.seed(number)
+    check_seed(seed)
 
 
 def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
