@@ -15,6 +15,9 @@ from small_nets import ROOT2, Beside, Plus, Times, conv, conv1d, dense, frozen
 from torch import Tensor, nn
 
 from torch_ntk import Abs, Cos, Erf, Sin
+from torch_ntk import nn as ntk
+
+SCALES: dict[str, Any] = {"sigma_w": 1.3, "sigma_b": 0.2, "dtype": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,39 @@ def _pooled_apart(n: int) -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), dense(4 * n, 2))
 
 
+def _transposed_1d(n: int) -> nn.Module:
+    options = {"stride": 3, "padding": 2, "output_padding": 1, "dilation": 2}
+    up = ntk.NTKConvTranspose1d(n, n, 4, groups=2, **options, **SCALES)
+    return _ended(nn.Sequential(conv1d(2, n), nn.ReLU(), up, nn.ReLU(), nn.Flatten()), (2, 5), n)
+
+
+def _u_net(n: int) -> nn.Module:
+    inner = nn.Sequential(
+        conv(n, n, 2, stride=2),
+        nn.ReLU(),
+        ntk.NTKConvTranspose2d(n, n, (3, 2), stride=2, **SCALES),
+    )
+    body = [conv(3, n, padding=1), nn.ReLU(), Plus(inner, conv(n, n, 1, sigma_w=1.0))]
+    return nn.Sequential(*body, nn.ReLU(), GAP(), dense(n, n))
+
+
+def _three_axes(end: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    def build(n: int) -> nn.Module:
+        body = [
+            ntk.NTKConv3d(2, n, (2, 1, 3), padding=(1, 0, 1), padding_mode="replicate", **SCALES),
+            nn.ReLU(),
+            ntk.NTKConv3d(n, n, (2, 2, 1), stride=(1, 2, 1), padding=(0, 1, 0), **SCALES),
+            Erf(),
+            ntk.NTKConvTranspose3d(n, n, (1, 2, 2), stride=(1, 2, 1), **SCALES),
+            nn.ReLU(),
+            end(),
+            nn.Flatten(),
+        ]
+        return _ended(nn.Sequential(*body), (2, 3, 2, 3), n)
+
+    return build
+
+
 STRUCTURES: tuple[Net, ...] = (
     Net("dense_only", (5,), lambda n: dense(5, n), True),
     Net("layers_after_gap", (3, 5, 6), _deep_end),
@@ -307,6 +343,11 @@ STRUCTURES: tuple[Net, ...] = (
     Net("pooled_beyond", (3, 3, 3), _pooled_beyond),
     Net("pooled_apart", (3, 3, 3), _pooled_apart),
     Net("frozen", (3, 5, 6), _frozen),
+    Net("transposed_1d", (2, 5), _transposed_1d),
+    Net("u_net", (3, 5, 6), _u_net, True),
+    Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),
+    Net("three_axes_gap", (2, 3, 2, 3), _three_axes(lambda: nn.AdaptiveAvgPool3d(1))),
+    Net("three_axes_pool", (2, 3, 2, 3), _three_axes(lambda: nn.AvgPool3d(2, 1))),
     Net("scaled", (3, 5, 6), _scaled),
 )
 

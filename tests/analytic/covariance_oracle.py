@@ -16,7 +16,26 @@ import torch.nn.functional as F
 from small_nets import Beside, Plus, Times
 from torch import Tensor, nn
 
-from torch_ntk import Abs, Cos, Erf, NTKConv1d, NTKConv2d, NTKLinear, Sin
+from torch_ntk import (
+    Abs,
+    Cos,
+    Erf,
+    NTKConv1d,
+    NTKConv2d,
+    NTKConv3d,
+    NTKConvTranspose1d,
+    NTKConvTranspose2d,
+    NTKConvTranspose3d,
+    NTKLinear,
+    Sin,
+)
+
+TRANSPOSED = (NTKConvTranspose1d, NTKConvTranspose2d, NTKConvTranspose3d)
+LAYERS = (NTKLinear, NTKConv1d, NTKConv2d, NTKConv3d, *TRANSPOSED)
+POOLS = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
 
 
 @dataclass
@@ -59,13 +78,13 @@ def through(m: nn.Module, s: Covariances) -> Covariances:
         return Covariances(m.factor**2 * s.k, m.factor**2 * s.t, s.channels, s.spatial)
     if isinstance(m, nn.Identity):
         return s
-    if s.parts and not isinstance(m, (NTKLinear, NTKConv1d, NTKConv2d)):
+    if s.parts and not isinstance(m, LAYERS):
         return _beside([through(m, part) for part in s.parts])
     if isinstance(m, nn.Flatten):
         return Covariances(s.k, s.t, s.channels * math.prod(s.spatial), ())
-    if isinstance(m, (NTKLinear, NTKConv1d, NTKConv2d)):
+    if isinstance(m, LAYERS):
         return _layer(m, s)
-    if isinstance(m, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)):
+    if isinstance(m, POOLS):
         return _pool(m, s)
     if isinstance(m, (nn.LayerNorm, nn.GroupNorm)):
         return _normalized(m, s)
@@ -90,13 +109,16 @@ def _over_positions(a: Tensor) -> Tensor:
     return torch.einsum("nsms->nm", a)[:, None, :, None] / a.shape[1]
 
 
-def _sources(m: NTKConv1d | NTKConv2d, spatial: tuple[int, ...]) -> tuple[list[Tensor], tuple]:
+def _sources(m: nn.Module, spatial: tuple[int, ...]) -> tuple[list[Tensor], tuple]:
     """Per tap the positions that the outputs read, 0 for a zero and else their number from 1."""
     image = torch.arange(1.0, math.prod(spatial) + 1).view(1, 1, *spatial)
-    kind = nn.Conv1d if len(spatial) == 1 else nn.Conv2d
-    one = kind(
-        1, 1, m.kernel_size, m.stride, m.padding, m.dilation, 1, False, m.padding_mode
-    ).requires_grad_(False)
+    options = {n: getattr(m, n) for n in ("kernel_size", "stride", "padding", "dilation")}
+    name = f"Conv{'Transpose' if m.transposed else ''}{len(spatial)}d"
+    if m.transposed:
+        options["output_padding"] = m.output_padding
+    else:
+        options["padding_mode"] = m.padding_mode
+    one = getattr(nn, name)(1, 1, bias=False, **options).requires_grad_(False)
     found = []
     for tap in np.ndindex(*m.kernel_size):
         one.weight.zero_()
@@ -106,7 +128,7 @@ def _sources(m: NTKConv1d | NTKConv2d, spatial: tuple[int, ...]) -> tuple[list[T
     return found, tuple(read.shape[2:])
 
 
-def _layer(m: NTKLinear | NTKConv1d | NTKConv2d, s: Covariances) -> Covariances:
+def _layer(m: nn.Module, s: Covariances) -> Covariances:
     if isinstance(m, NTKLinear):
         assert not s.spatial
         taps, spatial = [torch.ones(1, dtype=torch.long)], ()
@@ -117,7 +139,8 @@ def _layer(m: NTKLinear | NTKConv1d | NTKConv2d, s: Covariances) -> Covariances:
     shift = m.sigma_b**2 if m.bias is not None else 0.0
     shift_t = shift if m.bias is not None and m.bias.requires_grad else 0.0
     k, t = (m.sigma_w**2 * sum(_read(a, tap) for tap in taps) / len(taps) for a in (s.k, trained))
-    return Covariances(k + shift, t + shift_t, m.weight.shape[0], spatial)
+    channels = m.out_features if isinstance(m, NTKLinear) else m.out_channels
+    return Covariances(k + shift, t + shift_t, channels, spatial)
 
 
 def _read(a: Tensor, tap: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from small_nets import Beside, Function, Plus, conv, conv1d, dense
 from torch import Tensor, nn
 
-from torch_ntk import NTKConv3d, NTKLinear, analytic_kernels, analytic_nngp, analytic_ntk
+from torch_ntk import (
+    NTKConv3d,
+    NTKConvTranspose1d,
+    NTKLinear,
+    analytic_kernels,
+    analytic_nngp,
+    analytic_ntk,
+)
 
 VECTOR, IMAGE = (4,), (3, 4, 5)
 
@@ -111,6 +118,18 @@ class OwnDense(NTKLinear):
         return super().forward(x).square()
 
 
+class UpTo(nn.Module):
+    """A transposed convolution that is told the size of its output."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.up = NTKConvTranspose1d(2, 4, 3, stride=2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x, output_size=[self.size])
+
+
 def cat_then_groups(pool: bool) -> nn.Module:
     both = Beside(conv(3, 4, padding=1), conv(3, 4, padding=1, sigma_w=0.3))
     between = [nn.AvgPool2d(2)] if pool else []
@@ -134,8 +153,10 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "attention": (nn.Sequential(conv1d(2, 4), ENCODER), (2, 6), r"nn\.TransformerEncoderLayer at '1'"),
     "recurrent": (nn.Sequential(nn.GRU(4, 4).double()), VECTOR, r"nn\.GRU.*same weights"),
     "embedding": (nn.Sequential(nn.Embedding(4, 4).double()), VECTOR, r"nn\.Embedding"),
-    "conv3d": (nn.Sequential(NTKConv3d(1, 2, 1, dtype=torch.float64)), (1, 2, 2, 2), "NTKConv3d at '0'"),
     "bilinear": (after(Function(lambda x: x @ x.T)), VECTOR, "getattr"),
+    "three axes of two": (nn.Sequential(NTKConv3d(3, 4, 1).double()), IMAGE, r"NTKConv3d\(3, 4, …\) on samples of shape .* at '0'.*3 axes"),
+    "output size": (UpTo(15), (2, 6), r"output_size=\[15\] at 'up'.*valid sizes range"),
+    "no output": (nn.Sequential(NTKConvTranspose1d(2, 4, 2, padding=4).double()), (2, 6), "leaves no output"),
     "layer used twice": (Twice(), VECTOR, r"second use.*'a'.*layer with parameters of its own"),
     "tied weights": (Tied(), VECTOR, "second use of the parameters that 'a' uses"),
     "norm used twice": (shared_norm(), VECTOR, "second use of the parameters that '1' uses"),

@@ -24,7 +24,7 @@ from ..operations import (
     WeightedSum,
 )
 from ._standard import Standard
-from ._values import Data, Elementwise, Features, Joined, Value
+from ._values import Data, Elementwise, Features, Joined, Value, two_axes
 
 _EXPECTED = "a network with an infinite-width limit"
 
@@ -186,20 +186,21 @@ class Builder:
                 f"{tuple(second.shape[1:])} against {tuple(first.shape[1:])} at "
                 f"{self.node!r}, the input of {what}",
             )
-        positions = first.reshape(*first.shape, *[1] * (4 - first.ndim))
-        other = None if self.same else second.reshape(*second.shape, *[1] * (4 - second.ndim))
-        known = Input(positions, other)
-        v = self.step(known, (), first.shape[1], tuple(first.shape[2:]), alike=False)
+        spatial = tuple(first.shape[2:])
+        positions = two_axes(spatial)
+        first, second = (t.reshape(*t.shape[:2], *positions) for t in (first, second))
+        known = Input(first, None if self.same else second)
+        v = self.step(known, (), first.shape[1], spatial, alike=False)
         self._inputs[id(data.first)] = v
         self._keep.append(data.first)
         return v
 
     def _features(self, tensor: Tensor, side: int) -> Tensor:
         """A known tensor as `[N, C, ...]` of the type of the computation."""
-        if not 2 <= tensor.ndim <= 4 or tensor.shape[0] not in (1, self.samples[side]):
+        if not 2 <= tensor.ndim <= 5 or tensor.shape[0] not in (1, self.samples[side]):
             raise self.refusal(
                 f"a tensor of shape {tuple(tensor.shape)}",
-                "Known features must be [N, C], [N, C, L] or [N, C, P, Q].",
+                "Known features must be [N, C], [N, C, L], [N, C, P, Q] or [N, C, D, P, Q].",
             )
         if tensor.numel() == 0:
             raise self.refusal(f"a tensor of shape {tuple(tensor.shape)}", "It has no entries.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..operations import ONE, Affine, taps
+from ...nn._inventory import StandardConvTranspose, fan_in_of
+from ..operations import ONE, Affine, Taps, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
 from ._values import Data, Value
@@ -28,18 +31,10 @@ def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
     return b.affine(x, operation, b.layer(module), module.out_features, (), what)
 
 
-def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d, x: Any) -> Value:
-    """`NTKConv1d`, `NTKConv2d` and ordinary convolutions with all their arguments."""
-    shape = _shape(x)
+def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -> Value:
+    """`NTKConv1d` to `NTKConv3d` and ordinary convolutions with all their arguments."""
+    what, shape = _convolved(b, module, x)
     axes = len(module.kernel_size)
-    what = f"{type(module).__name__}({module.in_channels}, {module.out_channels}, …)"
-    if len(shape) != 1 + axes:
-        raise b.refusal(
-            f"{what} on samples of shape {shape}",
-            f"It needs channels and {axes} axes of positions.",
-        )
-    _check_channels(b, what, module.in_channels, shape[0])
-    _check_groups(b, what, module, x)
     found = []
     for i in range(axes):
         before, after = _padding(module, i)
@@ -58,9 +53,68 @@ def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d, x: Any) -> Value:
             raise b.refusal(
                 f"{what} on {shape[1:]} positions", "The kernel is larger than the padded image."
             )
-    rows, columns = (*found, ONE)[:2]
-    fan_in = module.weight[0].numel()
-    operation = Affine(rows, columns, *coefficients(b, module, fan_in))
+    return _with_taps(b, module, x, found, what)
+
+
+def transposed_convolution(
+    b: Builder, module: StandardConvTranspose, x: Any, output_size: Any = None
+) -> Value:
+    """Transposed convolutions, `NTKConvTransposeNd` and ordinary ones, with all their arguments.
+
+    As a sum of independent weights times inputs it is a convolution whose taps read a zero
+    wherever the stride leaves a gap.
+    """
+    what, shape = _convolved(b, module, x)
+    added = _added(b, module, shape, what, output_size)
+    found = [
+        transposed_taps(size, *options)
+        for size, *options in zip(
+            shape[1:],
+            module.kernel_size,
+            module.stride,
+            module.dilation,
+            module.padding,
+            added,
+            strict=True,
+        )
+    ]
+    if min(t.size_out for t in found) < 1:
+        raise b.refusal(f"{what} on {shape[1:]} positions", "Its padding leaves no output.")
+    return _with_taps(b, module, x, found, what)
+
+
+def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any) -> list[int]:
+    """The positions that are added along each axis for the output to have that size."""
+    if isinstance(size, Data):
+        size = size.first
+    if size is not None:
+        size = [n.first if isinstance(n, Data) else n for n in size]
+    image = torch.empty(1, *shape, device="meta")
+    options = module.stride, module.padding, module.kernel_size, len(module.stride), module.dilation
+    try:
+        return list(module._output_padding(image, size, *options))
+    except ValueError as error:
+        raise b.refusal(f"{what} with output_size={size}", f"{error}.") from error
+
+
+def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
+    """How messages name a convolution, and the shape of a sample, which it can take."""
+    shape, axes = _shape(x), len(module.kernel_size)
+    what = f"{type(module).__name__}({module.in_channels}, {module.out_channels}, …)"
+    if len(shape) != 1 + axes:
+        raise b.refusal(
+            f"{what} on samples of shape {shape}",
+            f"It needs channels and {axes} {'axis' if axes == 1 else 'axes'} of positions.",
+        )
+    _check_channels(b, what, module.in_channels, shape[0])
+    _check_groups(b, what, module, x)
+    return what, shape
+
+
+def _with_taps(b: Builder, module: Any, x: Any, found: list[Taps], what: str) -> Value:
+    """A layer with taps along each of its axes; states have two, so the later ones are folded."""
+    columns = functools.reduce(folded, found[1:]) if len(found) > 1 else ONE
+    operation = Affine(found[0], columns, *coefficients(b, module, fan_in_of(module)))
     spatial = tuple(t.size_out for t in found)
     return b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
 
@@ -86,7 +140,9 @@ def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, fl
     scheme = b.standard.of(module)
     if scheme is None:
         raise _refusal_of_ordinary(b, module)
-    first, second = variances(scheme, fan_in)
+    # torch draws by the second axis of the weight, for transposed convolutions too.
+    drawn_for = weight[0].numel() if scheme == "torch" else fan_in
+    first, second = variances(scheme, drawn_for)
     return fan_in * first, 0.0 if bias is None else second, fan_in * trained[0], trained[1]
 
 
@@ -143,7 +199,7 @@ def _check_padding(b: Builder, what: str, mode: str, padding: int, size: int) ->
         )
 
 
-def _padding(module: nn.Conv1d | nn.Conv2d, axis: int) -> tuple[int, int]:
+def _padding(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, axis: int) -> tuple[int, int]:
     if module.padding == "valid":
         return 0, 0
     if module.padding == "same":

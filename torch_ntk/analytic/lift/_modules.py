@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from ... import nn as ntk
 from ...activations import DualActivation, dual_activation, register_dual
 from ...activations._lookup import is_registered
+from ...nn._inventory import NTK_TYPES
 from . import _layers, _norms, _positions
 from ._builder import Builder
 from ._elementwise import activation
@@ -39,8 +41,18 @@ def _identity(b: Builder, module: nn.Module, x: Any) -> Features:
     return x  # type: ignore[no-any-return]
 
 
+_POOLED_AXES: dict[type[nn.Module], int] = {
+    nn.AvgPool1d: 1,
+    nn.AvgPool2d: 2,
+    nn.AvgPool3d: 3,
+    nn.AdaptiveAvgPool1d: 1,
+    nn.AdaptiveAvgPool2d: 2,
+    nn.AdaptiveAvgPool3d: 3,
+}
+
+
 def _average(b: Builder, m: Any, x: Any) -> Features:
-    axes = 1 if isinstance(m, nn.AvgPool1d) else 2
+    axes = _POOLED_AXES[type(m)]
     _check_axes(b, type(m).__name__, x, axes)
     pools = _positions.window(
         m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, axes
@@ -53,12 +65,12 @@ def _average(b: Builder, m: Any, x: Any) -> Features:
             "average pooling with divisor_override and windows of different sizes",
             "Their weights are not products over the axes.",
         )
-    sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * 2
-    return _positions.average(b, x, pools, sizes[0] * sizes[1] / divisor)
+    sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * axes
+    return _positions.average(b, x, pools, math.prod(sizes) / divisor)
 
 
 def _adaptive(b: Builder, m: Any, x: Any) -> Features:
-    axes = 1 if isinstance(m, nn.AdaptiveAvgPool1d) else 2
+    axes = _POOLED_AXES[type(m)]
     _check_axes(b, type(m).__name__, x, axes)
     return _positions.average(b, x, _positions.adaptive(m.output_size, axes))
 
@@ -85,6 +97,15 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.Linear: _layers.dense,
     nn.Conv1d: _layers.convolution,
     nn.Conv2d: _layers.convolution,
+    nn.Conv3d: _layers.convolution,
+    **dict.fromkeys(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _layers.transposed_convolution,
+    ),
+    ntk.NTKConv3d: _layers.convolution,
+    ntk.NTKConvTranspose1d: _layers.transposed_convolution,
+    ntk.NTKConvTranspose2d: _layers.transposed_convolution,
+    ntk.NTKConvTranspose3d: _layers.transposed_convolution,
     nn.Identity: _identity,
     # Evaluated in eval mode, as every kernel here.
     nn.Dropout: _identity,
@@ -95,8 +116,10 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.Flatten: _flatten,
     nn.AvgPool1d: _average,
     nn.AvgPool2d: _average,
+    nn.AvgPool3d: _average,
     nn.AdaptiveAvgPool1d: _adaptive,
     nn.AdaptiveAvgPool2d: _adaptive,
+    nn.AdaptiveAvgPool3d: _adaptive,
     nn.LayerNorm: _norms.layer_norm,
     nn.GroupNorm: _norms.group_norm,
     **dict.fromkeys(ACTIVATIONS, _activation),
@@ -105,7 +128,10 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
 # Why the rest has no limit, and what to do, by exact type.
 REFUSED: dict[type[nn.Module], tuple[str, str]] = {
     **dict.fromkeys(
-        (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+        (
+            *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+            *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+        ),
         (
             "The maximum of correlated Gaussian features has no closed covariance.",
             "Use average pooling.",
@@ -137,13 +163,6 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
         ("A recurrent layer uses the same weights at every step.", ""),
     ),
-    **dict.fromkeys(
-        (ntk.NTKConv3d, nn.Conv3d),
-        (
-            "Covariances are computed for one or two axes of positions only.",
-            "Fold an axis into the channels, or use NTKConv2d.",
-        ),
-    ),
     nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
 }
 
@@ -154,7 +173,7 @@ UNKNOWN = (
     "yours, make its dual known with torch_ntk.activations.register_dual.",
 )
 
-_NTK_LAYERS = (ntk.NTKLinear, ntk.NTKConv1d, ntk.NTKConv2d, ntk.NTKConv3d)
+_NTK_LAYERS: tuple[type[nn.Module], ...] = NTK_TYPES
 
 
 def module_rule(kind: type[nn.Module]) -> ModuleRule | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..operations import Pool
 from ._builder import Builder
-from ._values import Elementwise, Features, Joined, Value
+from ._values import Elementwise, Features, Joined, Value, two_axes
 
 AxisPool = Callable[[Tensor, int], Tensor]
 """`[1, 1, L]` and the number of an axis to its average `[1, 1, L_out]`."""
@@ -45,6 +46,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         matrices.append(matrix.contiguous())
         spatial.append(matrix.shape[0])
     matrices += [torch.eye(1, dtype=torch.float64)] * (2 - len(matrices))
+    matrices = [matrices[0], functools.reduce(torch.kron, matrices[1:])]
     if v.positions == (1, 1) and all(len(m) == 1 for m in matrices):
         # One position has nothing to be averaged with.
         weight = factor * float(matrices[0]) * float(matrices[1])
@@ -56,7 +58,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
 def window(
     kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, axes: int
 ) -> list[AxisPool]:
-    """The averages of `nn.AvgPool1d` and `nn.AvgPool2d`."""
+    """The averages of `nn.AvgPool1d`, `nn.AvgPool2d` and `nn.AvgPool3d`."""
     sizes = _tuple(kernel, axes)
     steps = sizes if stride is None or stride == [] else _tuple(stride, axes)
     paddings = _tuple(padding, axes)
@@ -70,7 +72,7 @@ def window(
 
 
 def adaptive(size: Any, axes: int) -> list[AxisPool]:
-    """The averages of `nn.AdaptiveAvgPool1d` and `nn.AdaptiveAvgPool2d`."""
+    """The averages of `nn.AdaptiveAvgPool1d` to `nn.AdaptiveAvgPool3d`."""
     sizes = _tuple(size, axes)
 
     def pool(eye: Tensor, axis: int) -> Tensor:
@@ -156,7 +158,7 @@ def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Value:
 
 def _reshaped(b: Builder, v: Value, spatial: tuple[int, ...]) -> Value:
     """The same features with axes of one position left out."""
-    if (*spatial, 1, 1)[:2] == v.positions:
+    if two_axes(spatial) == v.positions:
         return replace(v, spatial=spatial)
     raise b.refusal(
         f"positions {v.spatial} as {spatial}",

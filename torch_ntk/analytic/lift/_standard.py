@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from ..._checks import check_choice, check_finite_number, describe, type_error, value_error
+from ...nn._inventory import NTK_TYPE_OF
 
 Scheme: TypeAlias = Literal["torch", "kaiming", "lecun"] | tuple[float, float]
 """How the weights and biases of one layer are drawn; see `variances`."""
@@ -17,7 +18,7 @@ StandardLike: TypeAlias = Scheme | Mapping[str, Scheme] | None
 """A scheme for all ordinary layers, or schemes by the names of modules; None refuses the layers."""
 
 NAMES = ("torch", "kaiming", "lecun")
-ORDINARY: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ORDINARY: tuple[type[nn.Module], ...] = tuple(NTK_TYPE_OF)
 """The layers in standard parameterization, by exact type."""
 
 _EXPECTED = (
@@ -31,7 +32,8 @@ def variances(scheme: Scheme, fan_in: int) -> tuple[float, float]:
 
     - `"torch"`, the default of `nn.Linear` and `nn.ConvNd`: both are uniform on [-1/√n, 1/√n]
       (for the weights, `kaiming_uniform_(a=√5)`: the gain is √(2/(1 + 5)) and the bound √3 times
-      gain/√n), so both variances are 1/(3n);
+      gain/√n), so both variances are 1/(3n). In `nn.ConvTransposeNd` the n of the draw is
+      `out_channels / groups · prod(kernel_size)`;
     - `"kaiming"`: N(0, 2/n), biases 0 (He et al. 2015);
     - `"lecun"`: N(0, 1/n), biases 0 (LeCun et al. 1998);
     - `(sigma_w, sigma_b)`: N(0, sigma_w²/n) and N(0, sigma_b²), as `standard_init_` draws.

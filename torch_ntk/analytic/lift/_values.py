@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch import Tensor
+
+
+def two_axes(spatial: tuple[int, ...]) -> tuple[int, int]:
+    """Axes of positions as the two of a state: all after the first are one; (1, 1) for a vector."""
+    return (spatial[0] if spatial else 1), math.prod(spatial[1:])
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Value:
     Attributes:
         step: The number of the step that makes them.
         channels: Features at each position, in the given network.
-        spatial: Axes of positions: none, `(L,)` or `(P, Q)`.
+        spatial: Axes of positions: none, `(L,)`, `(P, Q)` or `(D, P, Q)`.
         gaussian: Whether the features are jointly Gaussian of zero mean, of one law for all:
             what an elementwise activation needs.
         sources: The layers whose outputs they are sums of, with no activation in between.
@@ -66,9 +72,8 @@ class Value:
 
     @property
     def positions(self) -> tuple[int, int]:
-        """As `(P, Q)`; (1, 1) for a vector."""
-        padded = (*self.spatial, 1, 1)
-        return padded[0], padded[1]
+        """As the two axes that states have."""
+        return two_axes(self.spatial)
 
     @property
     def centred(self) -> bool:

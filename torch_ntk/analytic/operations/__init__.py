@@ -27,5 +27,7 @@ from ._state import spread as spread
 from ._state import zero as zero
 from ._taps import ONE as ONE
 from ._taps import Taps as Taps
+from ._taps import folded as folded
 from ._taps import taps as taps
+from ._taps import transposed_taps as transposed_taps
 from ._weighted_sum import WeightedSum as WeightedSum

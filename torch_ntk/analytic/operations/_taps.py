@@ -15,7 +15,7 @@ _ZERO = -1
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive outputs whose sources are equally far apart.
+    """Outputs that are equally far apart, and so are their sources.
 
     Attributes:
         out: The outputs.
@@ -86,6 +86,51 @@ def taps(
     )
 
 
+def transposed_taps(
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+) -> Taps:
+    """The taps of a transposed convolution along an axis of `size` positions.
+
+    Input s adds to the outputs `o = s · stride - padding + a · dilation`, one for each tap a. So
+    tap a of output o reads `(o + padding - a · dilation) / stride` where that is one of the inputs,
+    and a zero otherwise.
+
+    Args:
+        size: Positions of the input.
+        kernel: Points of the kernel.
+        stride: Step between the outputs of neighbouring inputs.
+        dilation: Spacing of the kernel's points.
+        padding: Outputs left out on either side.
+        output_padding: Outputs added behind.
+    """
+    outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
+
+    def source(o: int, a: int) -> int:
+        at, between = divmod(o + padding - a * dilation, stride)
+        return at if between == 0 and 0 <= at < size else _ZERO
+
+    return Taps(
+        size, tuple(tuple(source(o, a) for o in range(max(0, outputs))) for a in range(kernel))
+    )
+
+
+def folded(outer: Taps, inner: Taps) -> Taps:
+    """Two axes as one, `o = o_outer · size_inner + o_inner`; its taps are the pairs of taps."""
+    return Taps(
+        outer.size_in * inner.size_in,
+        tuple(
+            tuple(_ZERO if _ZERO in (s, t) else s * inner.size_in + t for s in one for t in two)
+            for one in outer.sources
+            for two in inner.sources
+        ),
+    )
+
+
 def _padded(i: int, size: int, mode: PaddingMode) -> int:
     if 0 <= i < size:
         return i
@@ -99,20 +144,23 @@ def _padded(i: int, size: int, mode: PaddingMode) -> int:
 
 
 def _runs(sources: Sequence[int]) -> tuple[Run, ...]:
+    read = [(o, s) for o, s in enumerate(sources) if s != _ZERO]
     runs: list[Run] = []
     start = 0
-    while start < len(sources):
-        if sources[start] == _ZERO:
-            start += 1
-            continue
-        stop, step = start + 1, 1
-        if stop < len(sources) and sources[stop] > sources[start]:
-            step = sources[stop] - sources[start]
-        while stop < len(sources) and sources[stop] == sources[stop - 1] + step:
+    while start < len(read):
+        stop, step = start + 1, (1, 1)
+        if stop < len(read) and read[stop][1] > read[start][1]:
+            step = _step(read[start], read[stop])
+        while stop < len(read) and _step(read[stop - 1], read[stop]) == step:
             stop += 1
-        first = sources[start]
-        runs.append(
-            Run(slice(start, stop), slice(first, first + (stop - start - 1) * step + 1, step))
-        )
+        runs.append(Run(*(_slice(read[start][i], step[i], stop - start) for i in (0, 1))))
         start = stop
     return tuple(runs)
+
+
+def _step(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
+    return two[0] - one[0], two[1] - one[1]
+
+
+def _slice(start: int, step: int, count: int) -> slice:
+    return slice(start, start + (count - 1) * step + 1, step)
