@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("_version _types _checks", "memory _optimizers", "_functional"),
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
-    ("metrics predict sampling", "plotting", "monitor", "coordinates estimators forecasting"),
+    ("metrics predict sampling", "plotting scale", "monitor", "coordinates estimators forecasting"),
     ("tensorboard_plugin", "callbacks integrations"),
 )
 # The same within a folder, for the files and folders in it that are named here. To order the
@@ -60,6 +60,10 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "coordinates": ("_recorder", "_training", "_check", "_coordinate_check"),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
+    "scale": (
+        *("_packages _grid _describe", "_chunks _sources _manifest", "_folder", "_job", "_worker"),
+        *("_cluster", "_run", "_kernel_store", "_compute_kernel"),
+    ),
     "monitor": ("probe stability", "reference", "measure", "figures page", "loop"),
     "monitor/measure": (
         *(

@@ -1,0 +1,172 @@
+"""A Zarr array whose chunks are written and read one at a time, each with its checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._checks import value_error
+from ._packages import zarr
+
+_CHECKSUM = 4  # bytes behind those of the entries
+_MOST_METADATA = 2**20  # bytes
+
+
+class DamagedError(Exception):
+    """A chunk is not what was written: its size, or its checksum."""
+
+
+class Chunks:
+    """The chunks of one array.
+
+    Every chunk is written whole, to another file that then takes its place, so that a reader or a
+    second writer finds all of it or nothing. It consists of its entries and their CRC32C. Because
+    nothing is compressed, the size of its file is known before it is read.
+
+    What describes the array is written by Zarr, and before it is used again compared with what
+    would be written: another codec is never run.
+
+    Args:
+        path: The array's folder.
+        shape: Of the array.
+        chunk: Of a chunk.
+        dtype: Of the entries, by NumPy's name.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], chunk: Sequence[int], dtype: str) -> None:
+        self.path = path
+        self._shape, self._chunk, self._dtype = tuple(shape), tuple(chunk), np.dtype(dtype)
+        self._bytes = prod(self._chunk) * self._dtype.itemsize + _CHECKSUM
+        self._open: Any = None
+
+    def create(self) -> None:
+        """Make the array, without chunks."""
+        from zarr.codecs import Crc32cCodec
+
+        zarr().create_array(
+            store=str(self.path),
+            shape=self._shape,
+            chunks=self._chunk,
+            dtype=self._dtype,
+            compressors=[Crc32cCodec()],
+            filters=[],
+            # Whoever reads it by other means sees where there is nothing.
+            fill_value=np.nan if self._dtype.kind == "f" else 0,
+        )
+
+    def check(self) -> None:
+        """Raise `ValueError` unless the array is described as `create` does it."""
+        self._refuse_links()
+        about = read_json(self.path / "zarr.json")
+        expected = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self._shape),
+            "data_type": self._dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": list(self._chunk)},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        }
+        wrong = [name for name, value in expected.items() if about.get(name) != value]
+        order = {"name": "bytes", "configuration": {"endian": "little"}}
+        if self._dtype.itemsize == 1:
+            order = {"name": "bytes"}
+        if about.get("codecs") != [order, {"name": "crc32c"}]:
+            wrong.append("codecs")
+        if about.get("storage_transformers"):
+            wrong.append("storage_transformers")
+        if wrong:
+            raise value_error(
+                "store",
+                "one that compute_kernel or compute_features has made",
+                f"{str(self.path)!r} with other {', '.join(wrong)}",
+                "Its description does not fit to its manifest; it is not read.",
+            )
+
+    def file(self, *index: int) -> Path:
+        """Where a chunk is; an array is not divided along the axes that are left out."""
+        return self.path.joinpath("c", *(str(i) for i in self._place(index)))
+
+    def _place(self, index: Sequence[int]) -> tuple[int, ...]:
+        return (*index, *(0,) * (len(self._shape) - len(index)))
+
+    def exists(self, *index: int) -> bool:
+        """Whether a chunk has been written."""
+        return self.file(*index).exists()
+
+    def read(self, *index: int) -> NDArray[Any]:
+        """The entries of a chunk; at the end of the array, those within it.
+
+        Raises:
+            FileNotFoundError: It has not been written.
+            DamagedError: It is not what was written.
+        """
+        self._refuse_links(*index)
+        about = self.file(*index).lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size != self._bytes:
+            raise DamagedError(f"{self.file(*index)} has {about.st_size} of {self._bytes} bytes")
+        try:
+            found = self._array().get_block_selection(self._place(index))
+        except ValueError as error:
+            raise DamagedError(f"{self.file(*index)}: {error}") from error
+        return np.asarray(found)
+
+    def write(self, values: NDArray[Any], *index: int) -> None:
+        """Write a chunk.
+
+        Raises:
+            OSError: The file cannot be written, for example because the disk is full.
+        """
+        self._refuse_links(*index)
+        self._array().set_block_selection(self._place(index), np.ascontiguousarray(values))
+
+    def remove(self, *index: int) -> None:
+        """Remove a chunk, which is damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(*index))
+
+    def _refuse_links(self, *index: int) -> None:
+        """Raise `ValueError` if the way to a chunk leads out of the array's folder."""
+        for folder in (self.path, *reversed(self.file(*index).parents)):
+            inside = folder == self.path or self.path in folder.parents
+            if inside and folder.is_symlink():
+                raise value_error(
+                    "store",
+                    "a folder of its own files",
+                    f"a link at {str(folder)!r}",
+                    "It is not followed.",
+                )
+
+    def _array(self) -> Any:
+        if self._open is None:
+            array = zarr().open_array(str(self.path), mode="r+", zarr_format=3)
+            self._open = array.with_config({"write_empty_chunks": True})
+        return self._open
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a small file of JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MOST_METADATA + 1)
+        found = json.loads(text) if len(text) <= _MOST_METADATA else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise value_error("store", "a store of this package", f"{str(path)!r}: {error}") from error
+    if not isinstance(found, dict):
+        raise value_error("store", "a store of this package", f"no JSON object in {str(path)!r}")
+    return found

@@ -1,0 +1,109 @@
+"""`compute_kernel`: a kernel of any size, tile by tile, into a store."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ._job import Kernel
+from ._kernel_store import KernelStore
+from ._run import Request, run
+from ._sources import source_of
+
+StorePath = str | os.PathLike[str]
+
+
+def compute_kernel(
+    kernel: Kernel,
+    x1: Any,
+    x2: Any = None,
+    *,
+    store: StorePath,
+    tile: int = 256,
+    client: Any = None,
+    progress: bool = True,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device | None = None,
+    name: str | None = None,
+    labels: Any = None,
+) -> KernelStore:
+    """Compute the kernel of many samples tile by tile, into a folder that survives any crash.
+
+    Each tile of `tile` × `tile` entries is computed by one call `kernel(a, b)`, and written
+    whole or not at all, with a checksum. Of a symmetric kernel (`x2=None`) only tiles on and above
+    the diagonal are computed and written. Memory does not grow with the number of samples.
+
+    Called again with the same store it goes on: tiles that are there are checked and stay, damaged
+    ones are computed again, and the result is bitwise that of one run on machines and numbers of
+    threads that compute alike. Several calls, also from several machines, may work on one store at
+    the same time; each begins at another place and leaves out what it finds.
+
+    With a client, tiles are tasks of its workers. A worker computes one tile at a time with as many
+    threads of PyTorch as it has of Dask. Client and workers must all see the folder under the same
+    path. The kernel travels to workers as Dask sends functions, by pickle between processes that
+    trust each other; in the store there are only numbers and text, and nothing from it is executed.
+
+    Args:
+        kernel: A function of two batches, `(a, b) -> [n1, n2]`: a `CNTK`,
+            `functools.partial(analytic_ntk, model)`,
+            `functools.partial(empirical_ntk, model, output="mean")`, or any other that can be
+            pickled. Of a kernel of this package, tiles on the diagonal are `kernel(a)`; of others
+            `kernel(a, a)`.
+        x1: N1 samples: a tensor, an array, a Dask or Zarr array, the path of an `.npy` file or of a
+            Zarr array; or a map-style dataset of tensors or arrays, or of tuples that begin with
+            one, the rest of which is left out. They are read twice, once for their hash, and copied
+            into the store. The kernel gets tensors of their type.
+        x2: N2 samples; None means x2 = x1.
+        store: The folder, which is made if it does not exist. It holds a Zarr group (format 3).
+        tile: Samples of a tile.
+        client: A `dask.distributed.Client`; None computes in this process, one tile after the
+            other with all threads of PyTorch.
+        progress: Whether to show a progress bar.
+        dtype: Of the stored entries, `torch.float64` or `torch.float32`; the kernel computes in its
+            own.
+        device: Where samples, and the modules of the kernel, are put before it is called. `"cuda"`
+            with a client means one device for each worker.
+        name: What the kernel is called, in place of the description that is made of it: of
+            settings, the hash of tensors, and the code of functions and classes that are not
+            PyTorch's. With a name you say yourself that two kernels are the same.
+        labels: Class labels or targets of x1, `[N1]` or `[N1, O]`, kept beside the samples.
+
+    Returns:
+        The store, with all tiles.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the store is of another kernel, other samples,
+            another tile, type, or version of PyTorch, and of which; the kernel returns something
+            else than numbers for each pair, or some that are not finite, and for which samples.
+        OSError: The disk is full, or will be. What was computed stays.
+        ImportError: The extra `scale` is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_ntk import CNTK
+        >>> from torch_ntk.scale import compute_kernel
+        >>> images = torch.rand(10, 1, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = compute_kernel(
+        ...         CNTK(3), images, store=f"{folder}/k.zarr", tile=4, progress=False
+        ...     )
+        ...     store.shape, store.finished, store.complete
+        ((10, 10), 6, True)
+    """
+    second = None if x2 is None else source_of("x2", x2)
+    request = Request(
+        kind="kernel",
+        kernel=kernel,
+        x1=source_of("x1", x1),
+        x2=second,
+        columns=0,
+        store=store,
+        tile=tile,
+        dtype=dtype,
+        device=device,
+        name=name,
+        labels=labels,
+    )
+    return KernelStore(run(request, client, progress).path, kernel=kernel)

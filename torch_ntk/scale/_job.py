@@ -1,0 +1,197 @@
+"""One tile: whether it is there, and what computes it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._checks import describe, value_error
+from ._chunks import DamagedError
+from ._folder import Folder
+from ._grid import Tile
+
+Kernel = Callable[..., Any]
+Outcome = Literal["kept", "computed", "computed again"]
+
+_LOOSE_SYMMETRY = 1e-6  # of the largest entry: what float32 leaves
+_NAMED = 5  # samples in a message
+
+
+@dataclass
+class Job:
+    """What a process needs to know to compute tiles; it travels to other processes.
+
+    Attributes:
+        kernel: `(a, b) -> [n1, n2]`, or the features of samples, `a -> [n, dim]`.
+        path: The store's folder, under a name that holds on every machine.
+        device: Where samples are put before the kernel gets them; None leaves them on the CPU.
+        alone: Whether the kernel is asked for one set of samples by a single argument, as those of
+            this package are, which then compute half of the pairs.
+    """
+
+    kernel: Kernel
+    path: Path
+    device: str | None
+    alone: bool
+    _folder: Folder | None = field(default=None, repr=False)
+    _rows: tuple[int, Tensor] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_folder": None, "_rows": None}
+
+    @property
+    def folder(self) -> Folder:
+        """The store."""
+        if self._folder is None:
+            self._folder = Folder(self.path)
+        return self._folder
+
+    def move(self) -> None:
+        """Put the modules of the kernel onto the job's device."""
+        if self.device is not None:
+            for module in _modules(self.kernel):
+                module.to(self.device)
+
+    def ensure(self, tile: Tile) -> Outcome:
+        """See that a tile is there: look whether it is whole, else compute and write it.
+
+        Raises:
+            ValueError: Its entries are not finite, or the kernel returns something else.
+            OSError: It cannot be written.
+        """
+        tiles, outcome = self.folder.tiles, "computed"
+        try:
+            tiles.read(*tile)
+            return "kept"
+        except FileNotFoundError:
+            pass
+        except DamagedError:
+            tiles.remove(*tile)
+            outcome = "computed again"
+        tiles.write(self.compute(tile), *tile)
+        return outcome  # type: ignore[return-value]
+
+    def compute(self, tile: Tile) -> NDArray[Any]:
+        """The entries of a tile."""
+        i, j = tile
+        grid = self.folder.grid
+        a = self._first(i)
+        on_diagonal = grid.symmetric and i == j
+        if self.folder.manifest.kind == "features":
+            found = self.kernel(a)
+        elif on_diagonal:
+            found = self.kernel(a) if self.alone else self.kernel(a, a)
+        else:
+            found = self.kernel(a, self._samples(1, j))
+        values = self._checked(found, tile)
+        if on_diagonal:
+            values = _symmetric(values, grid.bounds(i, j)[0].start)
+        return values
+
+    def _first(self, i: int) -> Tensor:
+        """The samples of a row of tiles, which are read once for consecutive tiles of it."""
+        if self._rows is None or self._rows[0] != i:
+            self._rows = i, self._samples(0, i)
+        return self._rows[1]
+
+    def _samples(self, side: int, block: int) -> Tensor:
+        found = torch.from_numpy(self.folder.samples(side, block))
+        return found if self.device is None else found.to(self.device)
+
+    def _checked(self, found: object, tile: Tile) -> NDArray[Any]:
+        """The entries as NumPy's, of the store's type.
+
+        Raises:
+            ValueError: The shape is another, or an entry is not finite.
+        """
+        size = self.folder.grid.size(*tile)
+        value = found if isinstance(found, Tensor) else None
+        if value is None and isinstance(found, np.ndarray):
+            value = torch.from_numpy(found)
+        if value is None or tuple(value.shape) != size or value.is_complex():
+            raise value_error(
+                "kernel",
+                f"a function that returns {list(size)} for so many samples",
+                describe(value if value is not None else found),
+                "Of an empirical kernel take output='mean' or 'pseudo', one number for each pair.",
+            )
+        values = value.detach().cpu().numpy().astype(self.folder.manifest.dtype, copy=False)
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            self._refuse_entries(values, tile)
+        return values
+
+    def _refuse_entries(self, values: NDArray[Any], tile: Tile) -> None:
+        """Raise if an entry is not finite, with the samples that it is of."""
+        wrong = ~np.isfinite(values)
+        if not wrong.any():
+            return
+        rows, columns = self.folder.grid.bounds(*tile)
+        first, second = (np.argwhere(wrong)[0] + (rows.start, columns.start)).tolist()
+        pair = f"the first between samples {first} and {second}, counted from 0"
+        if self.folder.manifest.kind == "features":
+            pair = f"the first of sample {first}, counted from 0"
+        of_x1 = (wrong.all(1).nonzero()[0] + rows.start).tolist()
+        of_x2 = (wrong.all(0).nonzero()[0] + columns.start).tolist()
+        second_set = "x1" if self.folder.grid.symmetric else "x2"
+        named = [f"{n} of x1" for n in of_x1] + [f"{n} of {second_set}" for n in of_x2]
+        if self.folder.manifest.kind == "kernel" and named:
+            pair += f"; all those of sample {', '.join(list(dict.fromkeys(named))[:_NAMED])}"
+        raise value_error(
+            "kernel",
+            "finite",
+            f"{int(wrong.sum())} entries of a tile that are not ({pair})",
+            "Look at these samples. Nothing of this tile was written; others stay.",
+        )
+
+
+def _symmetric(values: NDArray[Any], start: int) -> NDArray[Any]:
+    """(K + Kᵀ)/2 of a tile on the diagonal, which is K itself if that is symmetric.
+
+    Raises:
+        ValueError: It is not symmetric but for rounding: the tiles below the diagonal would not be
+            the transposes of those above.
+    """
+    off = np.abs(values - values.T)
+    largest = float(np.abs(values).max())
+    if float(off.max()) > _LOOSE_SYMMETRY * largest:
+        n, m = (int(k) + start for k in np.unravel_index(int(off.argmax()), off.shape))
+        raise value_error(
+            "kernel",
+            "symmetric: k(a, b) = k(b, a)",
+            f"entries {n}, {m} and {m}, {n} that differ by {off.max():.3g}",
+            "For a matrix that is not symmetric pass x2=x1.",
+        )
+    return (0.5 * values + 0.5 * values.T).astype(values.dtype, copy=False)
+
+
+def _modules(kernel: object) -> list[nn.Module]:
+    """The modules that a kernel consists of."""
+    if isinstance(kernel, functools.partial):
+        parts = (kernel.func, *kernel.args, *kernel.keywords.values())
+        return [module for part in parts for module in _modules(part)]
+    return [kernel] if isinstance(kernel, nn.Module) else []
+
+
+_one_at_a_time = threading.Lock()
+
+
+def run_tile(job: Job, tile: Tile, threads: int | None) -> Outcome:
+    """`ensure` with so many threads of PyTorch; a process computes one tile at a time."""
+    with _one_at_a_time:
+        if threads is None:
+            return job.ensure(tile)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return job.ensure(tile)
+        finally:
+            torch.set_num_threads(before)

@@ -1,0 +1,205 @@
+"""What a store is of: the kernel, the samples, the tiles, and what computed them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .._checks import value_error
+from .._version import __version__
+from ._grid import Grid
+
+FORMAT = 1
+Kind = Literal["kernel", "features"]
+_MOST = 2**48  # entries of an axis; 64-bit products of two are checked where they are formed
+_DTYPES = ("float32", "float64")
+_NUMBERS = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", *_DTYPES),
+)
+_NO_REPAIR = (
+    "The manifest was changed or is that of another program. Nothing of this folder is used."
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """An array that was copied into the store.
+
+    Attributes:
+        shape: Its shape.
+        dtype: NumPy's name of its type.
+        sha256: Of its entries, in order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What distinguishes a store from others.
+
+    Attributes:
+        kind: What the matrix is: a kernel, or random features.
+        kernel: The description of what computes it.
+        x1: The samples of the rows.
+        x2: Those of the columns; None if they are the same, and for features.
+        labels: What the caller knows of x1.
+        columns: Of the matrix.
+        tile: Samples of a tile.
+        dtype: NumPy's name of the type of the entries.
+        versions: Of what computes.
+    """
+
+    kind: Kind
+    kernel: dict[str, Any]
+    x1: About
+    x2: About | None
+    labels: About | None
+    columns: int
+    tile: int
+    dtype: str
+    versions: dict[str, str]
+
+    @property
+    def grid(self) -> Grid:
+        """The tiles."""
+        width = self.columns if self.kind == "features" else self.tile
+        shape = (self.x1.shape[0], self.columns)
+        return Grid(shape, (self.tile, width), self.kind == "kernel" and self.x2 is None)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tiles on disk, when all are there."""
+        grid = self.grid
+        return grid.count * (prod(grid.tile) * np.dtype(self.dtype).itemsize + 4)
+
+    def to_json(self) -> str:
+        """As text."""
+        found = {"format": FORMAT, "kernel_sha256": digest_of(self.kernel), **asdict(self)}
+        return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    def differences(self, wanted: Manifest) -> list[str]:
+        """What another manifest has that this one has not, a phrase for each difference.
+
+        The versions of NumPy, Zarr and Python are noted only; a kernel computed by another
+        version of PyTorch or of this package may differ.
+        """
+        found = []
+        if self.kind != wanted.kind:
+            found.append(f"it holds a matrix of {self.kind}, not of {wanted.kind}")
+        found += [f"kernel: {text}" for text in _differing("", self.kernel, wanted.kernel)]
+        for name in ("x1", "x2", "labels"):
+            mine, other = getattr(self, name), getattr(wanted, name)
+            if mine != other and not (name == "labels" and other is None):
+                found.append(f"{name}: {_told(mine)}, not {_told(other)}")
+        for name in ("columns", "tile", "dtype"):
+            if getattr(self, name) != getattr(wanted, name):
+                found.append(f"{name}: {getattr(self, name)}, not {getattr(wanted, name)}")
+        for name in ("torch", "torch_ntk"):
+            mine, other = self.versions.get(name), wanted.versions.get(name)
+            if mine != other:
+                found.append(f"version of {name}: {mine}, not {other}")
+        return found
+
+
+def versions() -> dict[str, str]:
+    """Of what computes here."""
+    return {
+        "torch_ntk": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": metadata.version("zarr"),
+        "python": platform.python_version(),
+    }
+
+
+def digest_of(description: dict[str, Any]) -> str:
+    """SHA-256 of a description, in a form that does not depend on the order of its keys."""
+    text = json.dumps(description, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_from(found: dict[str, Any]) -> Manifest:
+    """What was read from a file, after all of it has been looked at.
+
+    Raises:
+        ValueError: It is no manifest.
+    """
+    version = found.get("format")
+    if version != FORMAT:
+        raise _refused(f"a store of format {FORMAT}", f"format {version!r}")
+    kind = found.get("kind")
+    if kind not in ("kernel", "features"):
+        raise _refused("a store of a kernel or of features", f"kind {kind!r}")
+    kernel, known = found.get("kernel"), found.get("versions")
+    if not isinstance(kernel, dict) or found.get("kernel_sha256") != digest_of(kernel):
+        raise _refused("a manifest with a kernel and its hash", "one where they do not agree")
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        raise _refused("a manifest with versions", "one without")
+    dtype = found.get("dtype")
+    if dtype not in _DTYPES:
+        raise _refused(f"of type {' or '.join(_DTYPES)}", f"{dtype!r}")
+    x1, x2 = _about(found, "x1"), _about(found, "x2")
+    if x1 is None:
+        raise _refused("a manifest with samples", "one without")
+    labels = _about(found, "labels")
+    columns, tile = _count(found.get("columns")), _count(found.get("tile"))
+    side = x1 if x2 is None else x2
+    if kind == "kernel" and columns != side.shape[0]:
+        raise _refused(f"a kernel of {side.shape[0]} columns", f"{columns}")
+    return Manifest(kind, kernel, x1, x2, labels, columns, tile, dtype, known)
+
+
+def _about(found: dict[str, Any], name: str) -> About | None:
+    value = found.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {"shape", "dtype", "sha256"}:
+        raise _refused(f"shape, dtype and sha256 of {name}", f"{value!r:.100}")
+    shape, dtype, sha256 = value["shape"], value["dtype"], value["sha256"]
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 16:
+        raise _refused(f"a shape of {name}", f"{shape!r:.100}")
+    if dtype not in _NUMBERS:
+        raise _refused(f"numbers as {name}", f"{dtype!r:.100}")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise _refused(f"a hash of {name}", f"{sha256!r:.100}")
+    return About(tuple(_count(n) for n in shape), dtype, sha256)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise _refused(f"sizes from 1 to {_MOST}", f"{value!r:.100}")
+    return value
+
+
+def _refused(expected: str, got: str) -> ValueError:
+    return value_error("store", expected, got, _NO_REPAIR)
+
+
+def _told(about: About | None) -> str:
+    if about is None:
+        return "none"
+    return f"{about.dtype} {list(about.shape)} with hash {about.sha256[:12]}"
+
+
+def _differing(path: str, mine: Any, other: Any) -> Iterator[str]:
+    """The leaves in which two descriptions differ."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        for key in sorted({*mine, *other}):
+            inner = f"{path}.{key}" if path else key
+            yield from _differing(inner, mine.get(key), other.get(key))
+    elif mine != other:
+        yield f"{path} is {mine!r:.80}, not {other!r:.80}"

@@ -1,0 +1,33 @@
+"""The packages of the extra `scale`, imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_REMEDY = (
+    "Kernels in a store need {name}, which Python 3.11 and later can install: "
+    "pip install 'torch-ntk[scale]'."
+)
+
+
+def zarr() -> Any:
+    """Zarr, the format of a store."""
+    return _package("zarr")
+
+
+def dask_array() -> Any:
+    """Dask's arrays."""
+    return _package("dask.array")
+
+
+def distributed() -> Any:
+    """Dask's scheduler for several processes and machines."""
+    return _package("distributed")
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(_REMEDY.format(name=name.partition(".")[0])) from error

@@ -1,0 +1,192 @@
+"""From what a caller asks for to a store with all of its tiles."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from .._checks import (
+    check_bool,
+    check_positive_int,
+    describe,
+    type_error,
+    value_error,
+)
+from . import _packages
+from ._cluster import on_cluster
+from ._describe import describe as description
+from ._folder import Folder, about, check_disk, create
+from ._grid import Tile
+from ._job import Job, Kernel, Outcome, run_tile
+from ._manifest import Kind, Manifest, versions
+from ._sources import Source, source_of
+
+_DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+
+
+@dataclass
+class Request:
+    """What a caller of `compute_kernel` or `compute_features` asks for.
+
+    Attributes:
+        kind: Kernel or features.
+        kernel: What computes a tile.
+        x1, x2: The samples.
+        columns: Of the features; 0 of a kernel.
+        store, tile, dtype, device, name, labels: As the caller gave them.
+    """
+
+    kind: Kind
+    kernel: Kernel
+    x1: Source
+    x2: Source | None
+    columns: int
+    store: Any
+    tile: int
+    dtype: torch.dtype
+    device: Any
+    name: str | None
+    labels: Any
+
+    def __post_init__(self) -> None:
+        if not callable(self.kernel) or isinstance(self.kernel, type):
+            raise type_error("kernel", "a function (a, b) -> [n1, n2]", self.kernel)
+        if not isinstance(self.store, (str, os.PathLike)):
+            raise type_error("store", "the path of a folder", self.store)
+        check_positive_int("tile", self.tile)
+        if self.dtype not in _DTYPES:
+            raise value_error("dtype", "torch.float64 or torch.float32", repr(self.dtype))
+        if self.name is not None and not isinstance(self.name, str):
+            raise type_error("name", "None or a string", self.name)
+
+    @property
+    def path(self) -> Path:
+        """The store's folder, so that it means the same in every process."""
+        return Path(self.store).absolute()
+
+    def job(self) -> Job:
+        """What computes a tile of it."""
+        device = None if self.device is None else str(torch.device(self.device))
+        # Moved modules are copies: those of the caller stay where they are.
+        kernel = self.kernel if device is None else copy.deepcopy(self.kernel)
+        return Job(kernel, self.path, device, _is_of_this_package(self.kernel))
+
+
+def run(request: Request, client: Any, progress: bool) -> Folder:
+    """See that a store has all the tiles that were asked for.
+
+    Raises:
+        TypeError, ValueError: As `compute_kernel`.
+        OSError: The disk is full.
+    """
+    _packages.zarr()
+    check_bool("progress", progress)
+    if client is not None and not hasattr(client, "register_plugin"):
+        raise type_error("client", "None or a dask.distributed.Client", client)
+    folder, first = _opened(request)
+    job, grid = request.job(), folder.grid
+    tiles = grid.tiles(first)
+    outcomes = _here(job, tiles) if client is None else on_cluster(client, job, tiles)
+    done = 0
+    with tqdm(
+        total=grid.entries,
+        desc=request.kind,
+        unit="entry",
+        unit_scale=True,
+        disable=not progress,
+        leave=False,
+    ) as bar:
+        try:
+            for tile, _ in outcomes:
+                rows, columns = grid.size(*tile)
+                bar.update(rows * columns)
+                done += 1
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error} ({done} of {grid.count} tiles are in "
+                f"{str(folder.path)!r} and stay; make room and call again)",
+            ) from error
+    return folder
+
+
+def _here(job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Outcome]]:
+    """In this process, one tile after the other, each with all threads of PyTorch."""
+    job.move()
+    for tile in tiles:
+        yield tile, run_tile(job, tile, None)
+
+
+def _opened(request: Request) -> tuple[Folder, int]:
+    """The store, and the row of tiles to begin with.
+
+    Raises:
+        ValueError: It is there, and of something else.
+    """
+    wanted = _manifest(request)
+    path = request.path
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise value_error("store", "a path in a folder that exists", repr(str(path)))
+        check_disk(path, wanted)
+        labels = None if request.labels is None else _labels(request)
+        folder = create(path, wanted, request.x1, request.x2, labels)
+    else:
+        folder = Folder(path)
+    differences = folder.manifest.differences(wanted)
+    if differences:
+        raise value_error(
+            "store",
+            "new, or of the same kernel, samples, tile, dtype and versions",
+            f"{str(path)!r}, which differs",
+            "; ".join(differences) + ". Choose another path.",
+        )
+    folder.repair_samples(request.x1, request.x2)
+    folder.remove_forgotten()
+    # Several calls on one store begin at different places. Not the caller's random numbers.
+    first = random.SystemRandom().randrange(folder.grid.rows) if any(folder.finished()) else 0
+    return folder, first
+
+
+def _manifest(request: Request) -> Manifest:
+    x1, x2 = request.x1, request.x2
+    labels = None if request.labels is None else about(source_of("labels", _labels(request)), 2**20)
+    return Manifest(
+        kind=request.kind,
+        kernel=description(request.kernel, request.name),
+        x1=about(x1, request.tile),
+        x2=None if x2 is None else about(x2, request.tile),
+        labels=labels,
+        columns=request.columns or (x2 or x1).shape[0],
+        tile=request.tile,
+        dtype=_DTYPES[request.dtype],
+        versions=versions(),
+    )
+
+
+def _labels(request: Request) -> Any:
+    labels = request.labels
+    found = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+    array = np.asarray(found)
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
+        raise type_error("labels", "numbers [N] or [N, O]", describe(labels))
+    if len(array) != request.x1.shape[0]:
+        raise value_error("labels", f"of {request.x1.shape[0]} samples", f"{len(array)} of them")
+    return array
+
+
+def _is_of_this_package(kernel: object) -> bool:
+    """Whether a kernel is known to take `x2=None` for `x2 = x1`."""
+    while hasattr(kernel, "func"):  # a partial
+        kernel = kernel.func
+    of = getattr(kernel, "__module__", None) if hasattr(kernel, "__qualname__") else None
+    return (of or type(kernel).__module__).partition(".")[0] == "torch_ntk"
