@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .nn import NTKConv1d as NTKConv1d
     from .nn import NTKConv2d as NTKConv2d
     from .nn import NTKConv3d as NTKConv3d
+    from .nn import NTKConvLocal2d as NTKConvLocal2d
     from .nn import NTKConvTranspose1d as NTKConvTranspose1d
     from .nn import NTKConvTranspose2d as NTKConvTranspose2d
     from .nn import NTKConvTranspose3d as NTKConvTranspose3d
@@ -79,6 +80,7 @@ __all__ = [
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
+    "NTKConvLocal2d",
     "NTKConvTranspose1d",
     "NTKConvTranspose2d",
     "NTKConvTranspose3d",
@@ -119,8 +121,9 @@ _NAMES_OF = {
     "features": "features_error ntk_features",
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",
-    "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKConvTranspose1d NTKConvTranspose2d "
-    "NTKConvTranspose3d NTKLinear Sin ntk_param_groups ntk_parameterize standard_init_",
+    "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKConvLocal2d NTKConvTranspose1d "
+    "NTKConvTranspose2d NTKConvTranspose3d NTKLinear Sin ntk_param_groups ntk_parameterize "
+    "standard_init_",
     "sampling": "MonteCarloKernel monte_carlo_kernel",
 }
 _FOLDER_OF = {name: folder for folder, names in _NAMES_OF.items() for name in names.split()}

@@ -296,6 +296,16 @@ def _u_net(n: int) -> nn.Module:
     return nn.Sequential(*body, nn.ReLU(), GAP(), dense(n, n))
 
 
+def _local(end: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    def build(n: int) -> nn.Module:
+        first = ntk.NTKConvLocal2d(3, n, (2, 3), input_size=(5, 6), stride=(1, 2), **SCALES)
+        second = ntk.NTKConvLocal2d(n, n, 2, input_size=(4, 2), padding=1, **SCALES)
+        body = [first, nn.ReLU(), conv(n, n, padding=1), Erf(), second, nn.ReLU(), end()]
+        return _ended(nn.Sequential(*body, nn.Flatten()), (3, 5, 6), n)
+
+    return build
+
+
 def _three_axes(end: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
     def build(n: int) -> nn.Module:
         body = [
@@ -345,6 +355,8 @@ STRUCTURES: tuple[Net, ...] = (
     Net("frozen", (3, 5, 6), _frozen),
     Net("transposed_1d", (2, 5), _transposed_1d),
     Net("u_net", (3, 5, 6), _u_net, True),
+    Net("local_flat", (3, 5, 6), _local(nn.Identity)),
+    Net("local_gap", (3, 5, 6), _local(lambda: nn.AdaptiveAvgPool2d(1)), True),
     Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),
     Net("three_axes_gap", (2, 3, 2, 3), _three_axes(lambda: nn.AdaptiveAvgPool3d(1))),
     Net("three_axes_pool", (2, 3, 2, 3), _three_axes(lambda: nn.AvgPool3d(2, 1))),

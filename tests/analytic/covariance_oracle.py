@@ -23,6 +23,7 @@ from torch_ntk import (
     NTKConv1d,
     NTKConv2d,
     NTKConv3d,
+    NTKConvLocal2d,
     NTKConvTranspose1d,
     NTKConvTranspose2d,
     NTKConvTranspose3d,
@@ -82,6 +83,8 @@ def through(m: nn.Module, s: Covariances) -> Covariances:
         return _beside([through(m, part) for part in s.parts])
     if isinstance(m, nn.Flatten):
         return Covariances(s.k, s.t, s.channels * math.prod(s.spatial), ())
+    if isinstance(m, NTKConvLocal2d):
+        return _local(m, s)
     if isinstance(m, LAYERS):
         return _layer(m, s)
     if isinstance(m, POOLS):
@@ -141,6 +144,18 @@ def _layer(m: nn.Module, s: Covariances) -> Covariances:
     k, t = (m.sigma_w**2 * sum(_read(a, tap) for tap in taps) / len(taps) for a in (s.k, trained))
     channels = m.out_features if isinstance(m, NTKLinear) else m.out_channels
     return Covariances(k + shift, t + shift_t, channels, spatial)
+
+
+def _local(m: NTKConvLocal2d, s: Covariances) -> Covariances:
+    """The shared convolution, with everything between different positions taken away."""
+    (rows, columns), (p, q) = m.kernel_size, m.padding
+    shared = NTKConv2d(1, m.out_channels, (rows, columns), m.stride, (p, q))
+    shared.sigma_w, shared.sigma_b = m.sigma_w, m.sigma_b
+    if m.bias is None:
+        shared.bias = None
+    made = _layer(shared, s)
+    same = torch.eye(made.k.shape[1], dtype=made.k.dtype)[:, None]
+    return Covariances(made.k * same, made.t * same, made.channels, made.spatial)
 
 
 def _read(a: Tensor, tap: Tensor) -> Tensor:

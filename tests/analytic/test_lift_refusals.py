@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torch_ntk import (
     NTKConv3d,
+    NTKConvLocal2d,
     NTKConvTranspose1d,
     NTKLinear,
     analytic_kernels,
@@ -155,6 +156,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "embedding": (nn.Sequential(nn.Embedding(4, 4).double()), VECTOR, r"nn\.Embedding"),
     "bilinear": (after(Function(lambda x: x @ x.T)), VECTOR, "getattr"),
     "three axes of two": (nn.Sequential(NTKConv3d(3, 4, 1).double()), IMAGE, r"NTKConv3d\(3, 4, …\) on samples of shape .* at '0'.*3 axes"),
+    "another input size": (nn.Sequential(NTKConvLocal2d(3, 4, 2, input_size=9).double()), IMAGE, r"NTKConvLocal2d\(3, 4, …\) on .* positions.*weights for \(9, 9\)"),
     "output size": (UpTo(15), (2, 6), r"output_size=\[15\] at 'up'.*valid sizes range"),
     "no output": (nn.Sequential(NTKConvTranspose1d(2, 4, 2, padding=4).double()), (2, 6), "leaves no output"),
     "layer used twice": (Twice(), VECTOR, r"second use.*'a'.*layer with parameters of its own"),

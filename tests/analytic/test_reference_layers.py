@@ -43,6 +43,11 @@ def _module(kind: str, options: list[Any], shape: tuple[int, ...]) -> nn.Module:
     # With an even kernel the odd position is added behind, in jax as in torch.
     scales["padding"] = "same" if padding == "same" and stride == 1 else 0
     assert padding != "same" or stride == 1
+    if kind == "convlocal":
+        assert padding == "valid"
+        return ntk.NTKConvLocal2d(
+            shape[0], WIDTH, kernel, input_size=shape[1:], stride=stride, **scales
+        )
     if kind == "conv":
         del scales["dtype"]
         return conv(shape[0], WIDTH, kernel, stride=stride, **scales)
@@ -50,6 +55,6 @@ def _module(kind: str, options: list[Any], shape: tuple[int, ...]) -> nn.Module:
     return kinds[kind](shape[0], WIDTH, kernel, stride, **scales)
 
 
-@pytest.mark.parametrize("name", ["conv1d_gap", "conv3d_gap", "conv_transpose"])
+@pytest.mark.parametrize("name", ["conv1d_gap", "conv3d_gap", "conv_local", "conv_transpose"])
 def test_both_kernels(name: str) -> None:
     agrees(name, build(name))

@@ -9,6 +9,7 @@ from ._activations import Sin as Sin
 from ._conv import NTKConv1d as NTKConv1d
 from ._conv import NTKConv2d as NTKConv2d
 from ._conv import NTKConv3d as NTKConv3d
+from ._conv_local import NTKConvLocal2d as NTKConvLocal2d
 from ._conv_transpose import NTKConvTranspose1d as NTKConvTranspose1d
 from ._conv_transpose import NTKConvTranspose2d as NTKConvTranspose2d
 from ._conv_transpose import NTKConvTranspose3d as NTKConvTranspose3d
@@ -26,6 +27,7 @@ __all__ = [
     "NTKConv1d",
     "NTKConv2d",
     "NTKConv3d",
+    "NTKConvLocal2d",
     "NTKConvTranspose1d",
     "NTKConvTranspose2d",
     "NTKConvTranspose3d",

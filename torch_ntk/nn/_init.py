@@ -65,9 +65,9 @@ def standard_init_(
     sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
     wanted: dict[Tensor, float] = {}
     for name, layer in model.named_modules():
+        _check_not_ntk(name, layer)
         if not isinstance(layer, STANDARD_TYPES):
             continue
-        _check_not_ntk(name, layer)
         check_own_weights(name, layer)
         _want(wanted, layer.weight, weight_scale(sigma_w, fan_in_of(layer)), name)
         if layer.bias is not None:

@@ -14,12 +14,13 @@ from torch.nn.utils import parametrize
 
 from .._checks import type_error, value_error
 from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
+from ._conv_local import NTKConvLocal2d
 from ._conv_transpose import NTKConvTranspose1d, NTKConvTranspose2d, NTKConvTranspose3d
 from ._linear import NTKLinear
 
 NTKConv = NTKConv1d | NTKConv2d | NTKConv3d
 NTKConvTranspose = NTKConvTranspose1d | NTKConvTranspose2d | NTKConvTranspose3d
-NTKLayer = NTKLinear | NTKConv | NTKConvTranspose
+NTKLayer = NTKLinear | NTKConv | NTKConvTranspose | NTKConvLocal2d
 StandardConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 StandardLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | StandardConvTranspose
 
@@ -36,6 +37,7 @@ NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
 
 STANDARD_TYPES: tuple[type[StandardLayer], ...] = get_args(StandardLayer)
 NTK_TYPES: tuple[type[NTKLayer], ...] = get_args(NTKLayer)
+_LAYER_TYPES: tuple[type[nn.Module], ...] = (*STANDARD_TYPES, *NTK_TYPES)
 
 READS_WEIGHTS_ITSELF = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that pass their layers' weights to one fused function and never call the layers.
@@ -153,13 +155,13 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
                 "It would stay in standard parameterization. Replace it, or use "
                 'mode="preserve", which leaves it as it is.',
             )
-        if id(module) in untouched or not isinstance(module, STANDARD_TYPES):
+        if id(module) in untouched or not isinstance(module, _LAYER_TYPES):
             continue
         check_own_weights(name, module)
         _check_own_forward(name, module)
         if isinstance(module, NTK_TYPES):
             ntk[name] = module
-        else:
+        elif isinstance(module, STANDARD_TYPES):
             standard[name] = module
     if not standard and not ntk:
         raise value_error(

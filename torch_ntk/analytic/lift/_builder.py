@@ -15,7 +15,6 @@ from ...activations import dual_activation, gain_dual
 from .._program import Program, Step
 from ..operations import (
     Activation,
-    Affine,
     Flatten,
     Gained,
     Input,
@@ -95,6 +94,7 @@ class Builder:
         channels: int | None = None,
         spatial: tuple[int, ...] | None = None,
         *,
+        layer: int | None = None,
         gaussian: bool = False,
         sources: frozenset[int] = frozenset(),
         unflattened: Value | None = None,
@@ -107,23 +107,25 @@ class Builder:
             inputs: The values that it takes.
             channels: Of the value; None if they are those of the first input.
             spatial: Its axes of positions; None likewise.
+            layer: The number of the layer that it is the output of: a sum over many inputs with
+                independent weights that nothing else uses.
             gaussian: See `Value`, as all that follows.
             sources: The layers that the value is a sum of.
             unflattened: The value before positions were made features.
             alike: Whether its channels have one law if those of the inputs have.
         """
-        layer = isinstance(operation, Affine)
+        own = frozenset() if layer is None else frozenset({layer})
         gain = isinstance(operation, Normalization) and operation.gain_trained
         value = Value(
             len(self._steps),
             inputs[0].channels if channels is None else channels,
             inputs[0].spatial if spatial is None else spatial,
-            gaussian,
-            sources,
-            frozenset(sources if layer else ()).union(*(v.ancestors for v in inputs)),
+            gaussian or bool(own),
+            own or sources,
+            own.union(*(v.ancestors for v in inputs)),
             unflattened,
-            alike=layer or (alike and all(v.alike for v in inputs)),
-            gained=not layer and (gain or any(v.gained for v in inputs)),
+            alike=bool(own) or (alike and all(v.alike for v in inputs)),
+            gained=not own and (gain or any(v.gained for v in inputs)),
         )
         self._steps.append(Step(operation, tuple(v.step for v in inputs), value.positions))
         return value
@@ -212,7 +214,7 @@ class Builder:
     def affine(
         self,
         features: Any,
-        operation: Affine,
+        operation: Operation,
         layer: int,
         channels: int,
         spatial: tuple[int, ...],
@@ -220,9 +222,7 @@ class Builder:
     ) -> Value:
         """A layer of independent weights."""
         v = self.value(features, what)
-        return self.step(
-            operation, (v,), channels, spatial, gaussian=True, sources=frozenset({layer})
-        )
+        return self.step(operation, (v,), channels, spatial, layer=layer)
 
     def flatten(self, v: Value) -> Value:
         """Positions as features."""

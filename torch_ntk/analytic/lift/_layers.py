@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...nn import NTKConvLocal2d
 from ...nn._inventory import StandardConvTranspose, fan_in_of
-from ..operations import ONE, Affine, Taps, folded, taps, transposed_taps
+from ..operations import ONE, Affine, Taps, Unshared, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
 from ._values import Data, Value
@@ -81,6 +82,24 @@ def transposed_convolution(
     if min(t.size_out for t in found) < 1:
         raise b.refusal(f"{what} on {shape[1:]} positions", "Its padding leaves no output.")
     return _with_taps(b, module, x, found, what)
+
+
+def local_convolution(b: Builder, module: NTKConvLocal2d, x: Any) -> Value:
+    """`NTKConvLocal2d`."""
+    what, shape = _convolved(b, module, x)
+    if shape[1:] != module.input_size:
+        raise b.refusal(
+            f"{what} on {shape[1:]} positions", f"It has weights for {module.input_size}."
+        )
+    rows, columns = (
+        taps(size, kernel, stride, 1, (padding, padding))
+        for size, kernel, stride, padding in zip(
+            shape[1:], module.kernel_size, module.stride, module.padding, strict=True
+        )
+    )
+    shared = Affine(rows, columns, *coefficients(b, module, module.fan_in))
+    layer = b.layer(module)
+    return b.affine(x, Unshared(shared), layer, module.out_channels, module.output_size, what)
 
 
 def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any) -> list[int]:
@@ -171,7 +190,7 @@ def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
 
 
 def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:
-    groups, channels = int(module.groups), int(module.in_channels)  # type: ignore[arg-type]
+    groups, channels = int(getattr(module, "groups", 1)), int(module.in_channels)  # type: ignore[arg-type]
     if groups == 1:
         return
     if groups == channels:

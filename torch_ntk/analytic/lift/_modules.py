@@ -94,6 +94,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKLinear: _layers.dense,
     ntk.NTKConv1d: _layers.convolution,
     ntk.NTKConv2d: _layers.convolution,
+    ntk.NTKConvLocal2d: _layers.local_convolution,
     nn.Linear: _layers.dense,
     nn.Conv1d: _layers.convolution,
     nn.Conv2d: _layers.convolution,

@@ -30,4 +30,5 @@ from ._taps import Taps as Taps
 from ._taps import folded as folded
 from ._taps import taps as taps
 from ._taps import transposed_taps as transposed_taps
+from ._unshared import Unshared as Unshared
 from ._weighted_sum import WeightedSum as WeightedSum
