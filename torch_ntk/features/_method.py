@@ -67,7 +67,7 @@ class StructuredFeatures(StructuredMethod):
         each = self._backward_bytes() + 3 * job.outputs * formed * job.item
         check_enough(each)
         step = within(budget(job.fn.device), _most(job), 2 * each)
-        step = min(step, piece_sizes(job.fn.device).samples(self._backward_bytes()))
+        step = min(step, piece_sizes(job.fn.device).samples(self._passed_bytes()))
         return job.batch_size or _PIECES * step, job.batch_size or step
 
     def _formed(self, name: str, entries: int) -> int:

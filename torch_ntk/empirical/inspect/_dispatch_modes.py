@@ -15,13 +15,14 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         bytes: The sizes of everything that they return, added up.
+        largest: The size of the largest.
         rounds: Whether float64 numbers are converted to a coarser type, as a normalization does
             that is always computed in float32.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.bytes = self.largest = 0
         self.rounds = False
 
     def __torch_dispatch__(
@@ -32,7 +33,9 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _is_new(func):
             for t in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(t, Tensor) and t.device.type != "meta":
-                    self.bytes += t.numel() * t.element_size()
+                    size = t.numel() * t.element_size()
+                    self.bytes += size
+                    self.largest = max(self.largest, size)
         if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
             self.rounds |= out.is_floating_point() and out.dtype != torch.float64
         return out

@@ -36,6 +36,7 @@ class Inspection:
     Attributes:
         outputs: Number of outputs O per sample.
         activation_bytes: Bytes of all intermediate results of one forward pass.
+        largest_bytes: Bytes of the largest of them.
         precision: float32 if a forward pass in float64 rounds to that on its way, as some
             normalizations do: differences of that size then show no mistake. Else float64.
         keeps_hooks: Whether forward hooks of the user run, as they are part of the function.
@@ -43,6 +44,7 @@ class Inspection:
 
     outputs: int
     activation_bytes: int
+    largest_bytes: int
     precision: torch.dtype
     keeps_hooks: bool = False
 
@@ -131,7 +133,7 @@ def inspect_forward(
             lambda batch, around: fn.plain.run(batch, lambda found: None, around),
         )
     precision = torch.float32 if record.rounds else torch.float64
-    return Inspection(outputs.shape[1], record.bytes, precision, keeps_hooks)
+    return Inspection(outputs.shape[1], record.bytes, record.largest, precision, keeps_hooks)
 
 
 def forward_operations(fn: ModelFunction, x: Batch) -> int:

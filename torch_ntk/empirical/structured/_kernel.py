@@ -35,6 +35,8 @@ from ._cotangents import Cotangents, cotangents
 from ._parameter_uses import ParameterUses
 from ._plan import Plan, make_plan
 
+# Results of the largest size on which a backward pass works at once.
+_AT_WORK = 4
 _JOINED = "(joined)"
 """In place of the names of joined parameters; a parameter's name has no such characters."""
 
@@ -70,7 +72,22 @@ class StructuredMethod(FactorMethod):
         return 2 * kept + self._backward_bytes()
 
     def _backward_bytes(self) -> int:
-        """Memory of one sample's batched backward pass."""
+        """Memory of one sample's batched backward pass.
+
+        What the forward pass keeps, the cotangents of calls and the Jacobians of the rest, which
+        are kept for every output, and about four results of the size of the largest, on which the
+        pass is just working. Cotangents of all results at once, read and written, are more than
+        there are, but a bound where results are few.
+        """
+        job, uses = self.job, self.plan.uses
+        kept = sum(shape.numel() for shape in uses.shapes)
+        kept += sum(job.fn.params[n].numel() for n in uses.rest)
+        forward = job.forward
+        at_work = job.outputs * (kept * job.item + _AT_WORK * forward.largest_bytes)
+        return min(at_work + 2 * forward.activation_bytes, self._passed_bytes())
+
+    def _passed_bytes(self) -> int:
+        """What one sample's batched backward pass reads and writes of results and cotangents."""
         return 2 * (self.job.outputs + 1) * self.job.forward.activation_bytes
 
     def sizes(self) -> tuple[int, int]:
@@ -87,7 +104,7 @@ class StructuredMethod(FactorMethod):
         at_once = self.bytes_per_sample()
         check_enough(at_once)
         step = within(available, longest, 4 * at_once)
-        step = min(step, piece_sizes(job.fn.device).samples(self._backward_bytes()))
+        step = min(step, piece_sizes(job.fn.device).samples(self._passed_bytes()))
         return job.batch_size or size, job.batch_size or step
 
     def without(self, names: frozenset[str]) -> StructuredMethod | None:
