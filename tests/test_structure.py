@@ -63,7 +63,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
     "scale": (
         *("_packages _grid _describe", "_chunks _sources _manifest", "_folder", "_job", "_worker"),
-        *("_cluster", "_run", "_kernel_store", "_compute_kernel"),
+        *("_cluster", "_run", "_tile_store", "_factor _product _predict", "_kernel_store"),
+        "_compute_kernel",
     ),
     "monitor": ("probe stability", "reference", "measure", "figures page", "loop"),
     "monitor/measure": (

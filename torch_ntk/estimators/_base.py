@@ -17,8 +17,10 @@ from torch import Tensor
 
 from .._checks import describe, type_error, value_error
 from ..memory import ranges
+from ..scale import KernelStore
 from ._kernels import KernelSettings, evaluate
 from ._solve import Array, coefficients, symmetric
+from ._stored import check_store, of_store
 
 # Samples whose features stand in memory together.
 _BLOCK = 2048
@@ -83,6 +85,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------ data
     def _training_data(self, X: Any, y: Any, **options: Any) -> tuple[Array, Any]:
         """X as rows of float64 and y, both checked by scikit-learn; notes the samples' shape."""
+        if isinstance(self.kernel, KernelStore):
+            check_store(self.kernel, X, self.features)
         rows, shape = _rows(X)
         y = _array(y)
         rows, y = validate_data(self, rows, y, dtype=np.float64, **options)
@@ -110,6 +114,12 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------ fit and evaluate
     def _solve(self, rows: Array, y: Array) -> None:
         """Set `dual_coef_` `[N, O]` from rows and targets `[N, O]`."""
+        self._phi: tuple[int, int] | None = None
+        self._store = self.kernel if isinstance(self.kernel, KernelStore) else None
+        if self._store is not None:
+            self._kernel = None
+            self.dual_coef_ = of_store(self._store, y, self.diag_reg, self.time)
+            return
         if self._is_precomputed:
             if rows.shape[0] != rows.shape[1]:
                 raise value_error(
@@ -131,7 +141,6 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
                 return
             kernel = evaluate(settings.function(), samples, None)
             self._kernel, self._X = settings, samples
-        self._phi: tuple[int, int] | None = None
         self.dual_coef_ = coefficients(symmetric(kernel), y, len(rows), self.diag_reg, self.time)
 
     def _solve_features(
@@ -153,6 +162,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, X: Any) -> Array:
         """f(x) `[N, O]`."""
         check_is_fitted(self)
+        if self._store is not None:
+            return np.asarray(self._store.apply(X, torch.from_numpy(self.dual_coef_)).numpy())
         rows, shape = _rows(X)
         if shape is not None and shape != self.input_shape_:
             raise value_error(

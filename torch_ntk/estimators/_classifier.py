@@ -34,7 +34,8 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
 
     Args:
         kernel: As in `NTKRegressor`: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a
-            network, or a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`.
+            network, a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`, or a
+            `torch_ntk.scale.KernelStore` of the training samples.
         network: For `"empirical"` and `"analytic"`.
         forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
             in `torch_ntk.empirical_ntk`. X reaches it in float64.

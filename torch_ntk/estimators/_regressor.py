@@ -33,7 +33,11 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
             - `"analytic"`: the infinite-width NTK of `network`; see `torch_ntk.analytic_ntk`;
             - `"precomputed"`: X is the kernel itself, `[N, N]` in `fit` and `[M, N]` in `predict`;
             - a function of tensors `(x1, x2=None) -> [N1, N2]`: a `CNTK`, for example. It gets
-              float64 on the CPU, and may move it and return what lies elsewhere.
+              float64 on the CPU, and may move it and return what lies elsewhere;
+            - a `torch_ntk.scale.KernelStore` of the training samples, which `fit` gets too, in the
+              form in which they were given to `compute_kernel`. `predict` takes a store of the
+              kernel between test and training samples, or samples, if the store is what
+              `compute_kernel` has returned.
         network: For `"empirical"` and `"analytic"`. As in scikit-learn, `clone` copies it; and
             `fit` keeps a copy, so that training the network further does not change predictions.
         forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as

@@ -57,7 +57,7 @@ def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: 
     Raises:
         TypeError, ValueError: An argument is wrong, or K' is numerically not positive definite.
     """
-    ridge = check_finite_number("diag_reg", _plain(diag_reg), minimum=0.0)
+    ridge = check_finite_number("diag_reg", plain(diag_reg), minimum=0.0)
     unit = float(np.trace(kernel)) / samples
     if not unit > 0.0:
         raise value_error(
@@ -67,10 +67,10 @@ def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: 
             "All samples are zero, or the kernel is none; sigma_b > 0 gives a zero sample one.",
         )
     regular = kernel + ridge * unit * np.eye(len(kernel))
-    if _is_limit(time):
+    if is_limit(time):
         return _limit(regular, y, ridge)
     at = check_finite_number(
-        "time", _plain(time), minimum=0.0, remedy="None is the limit of infinite time."
+        "time", plain(time), minimum=0.0, remedy="None is the limit of infinite time."
     )
     # Copies: an array may be read-only, which tensors do not know.
     predict = gradient_flow_mse(torch.tensor(regular), torch.tensor(y), reduction="sum")
@@ -80,11 +80,12 @@ def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: 
     return np.asarray(alpha)
 
 
-def _is_limit(time: object) -> bool:
+def is_limit(time: object) -> bool:
+    """Whether a time is None or infinite."""
     return time is None or (isinstance(time, float) and time == math.inf)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A NumPy number, as searches over parameters pass them, as one of Python's."""
     return value.item() if isinstance(value, np.number) else value
 

@@ -16,6 +16,7 @@ Needs the extra `scale` (Dask and Zarr), which is loaded when it is first used.
 
 from ._compute_kernel import compute_kernel as compute_kernel
 from ._kernel_store import KernelStore as KernelStore
-from ._kernel_store import Verified as Verified
+from ._predict import Prediction as Prediction
+from ._tile_store import Verified as Verified
 
-__all__ = ["KernelStore", "Verified", "compute_kernel"]
+__all__ = ["KernelStore", "Prediction", "Verified", "compute_kernel"]

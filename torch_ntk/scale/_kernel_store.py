@@ -2,253 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .._checks import value_error
-from ..memory import budget, size_in_words
-from . import _packages
-from ._chunks import DamagedError
-from ._folder import Folder
-from ._grid import Tile
+from .._checks import check_choice, check_finite_number, check_positive_int, describe, value_error
+from ..empirical.operator import Eigenpairs, Solution
+from ..empirical.operator._lanczos import extreme
+from ..empirical.operator._solve import Inner, solve
+from ..linalg import as_float64
+from ..memory import ranges
+from ._factor import dask_factor, fits_in_memory, lapack_factor, worker_here
+from ._folder import about
+from ._predict import Prediction, TestKernel, at_time, in_the_limit
+from ._product import product_of
+from ._sources import source_of
+from ._tile_store import TileStore
 
+Method = Literal["auto", "lapack", "dask", "iterative"]
 
-@dataclass(frozen=True)
-class Verified:
-    """What `verify` has found.
-
-    Attributes:
-        finished: Tiles that are there and whole.
-        missing: How many are not there.
-        damaged: Those that are not what was written, or not finite: their rows and columns of
-            tiles.
-    """
-
-    finished: int
-    missing: int
-    damaged: tuple[Tile, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the kernel is complete and whole."""
-        return not self.missing and not self.damaged
-
-
-class TileStore:
-    """A matrix in tiles, in a folder.
-
-    Args:
-        path: The folder, which `compute_kernel` or `compute_features` has made.
-
-    Raises:
-        ImportError: The extra `scale` is not installed.
-        ValueError: It is no such folder, or its manifest does not fit to what is there.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        _packages.zarr()
-        self._folder = Folder(Path(path).absolute())
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return self._folder.path
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the matrix."""
-        return self._folder.grid.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the stored entries."""
-        found: torch.dtype = getattr(torch, self._folder.manifest.dtype)
-        return found
-
-    @property
-    def tile(self) -> int:
-        """Samples of a tile."""
-        return self._folder.manifest.tile
-
-    @property
-    def total(self) -> int:
-        """Tiles that exist when all are computed."""
-        return self._folder.grid.count
-
-    @property
-    def finished(self) -> int:
-        """Tiles that have been written."""
-        return sum(1 for _ in self._folder.finished())
-
-    @property
-    def complete(self) -> bool:
-        """Whether all tiles have been written; `verify` reads them too."""
-        return self.finished == self.total
-
-    @property
-    def labels(self) -> NDArray[Any] | None:
-        """Labels or targets of the samples x1, if any were given."""
-        return self._folder.labels()
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the store is of: the manifest, as plain values."""
-        manifest = self._folder.manifest
-        found: dict[str, Any]
-        found = {"kind": manifest.kind, "kernel": manifest.kernel, "versions": manifest.versions}
-        for name in ("x1", "x2", "labels"):
-            known = getattr(manifest, name)
-            found[name] = None if known is None else vars(known)
-        return found | {"tile": manifest.tile, "dtype": manifest.dtype, "bytes": manifest.bytes}
-
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"{type(self).__name__}({str(self.path)!r}, {rows}×{columns}, {self._state()})"
-
-    def _state(self) -> str:
-        finished, total = self.finished, self.total
-        return "complete" if finished == total else f"{finished} of {total} tiles"
-
-    def verify(self, *, progress: bool = False) -> Verified:
-        """Read every tile, and see whether its checksum is right and its entries are finite.
-
-        Args:
-            progress: Whether to show a progress bar.
-        """
-        damaged = []
-        there = sorted(self._folder.finished())
-        for tile in tqdm(there, desc="verify", unit="tile", disable=not progress, leave=False):
-            try:
-                if not np.isfinite(self._folder.tiles.read(*tile)).all():
-                    damaged.append(tile)
-            except (DamagedError, FileNotFoundError):
-                damaged.append(tile)
-        missing = self.total - len(there)
-        return Verified(len(there) - len(damaged), missing, tuple(damaged))
-
-    @property
-    def array(self) -> Any:
-        """The matrix as a Dask array, a chunk for each tile, which are read when they are used.
-
-        Of a symmetric kernel this is all of it: below the diagonal tiles are read transposed.
-
-        Raises:
-            ValueError: Tiles are missing.
-        """
-        self._check_complete()
-        return self._blocks(_Reader(self.path), self._folder.grid.chunks())
-
-    def _blocks(self, read: Callable[..., NDArray[Any]], chunks: Any) -> Any:
-        """A Dask array whose blocks a function reads."""
-        dtype = self._folder.manifest.dtype
-        return _packages.dask_array().map_blocks(
-            read, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype)
-        )
-
-    def to_dense(self) -> Tensor:
-        """The matrix as a tensor.
-
-        Raises:
-            ValueError: It does not fit in memory, or tiles are missing or damaged.
-        """
-        self._check_complete()
-        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        free = budget(torch.device("cpu"))
-        if size > free:
-            raise value_error(
-                "store",
-                f"a matrix that fits in the {size_in_words(free)} that may be used",
-                f"one of {size_in_words(size)}",
-                "Use its Dask array, store.array, or store.solve and store.eigsh.",
-            )
-        return torch.from_numpy(self._dense(np.empty(self.shape, self._folder.manifest.dtype)))
-
-    def _dense(self, out: NDArray[Any]) -> NDArray[Any]:
-        """Fill an array with the matrix."""
-        grid = self._folder.grid
-        for i, j in grid.tiles():
-            rows, columns = grid.bounds(i, j)
-            values = self.read_tile(i, j)
-            out[rows, columns] = values
-            if grid.symmetric and i != j:
-                out[columns, rows] = values.T
-        return out
-
-    def read_tile(self, i: int, j: int) -> NDArray[Any]:
-        """The entries of a tile, also below the diagonal of a symmetric kernel.
-
-        Raises:
-            ValueError: It is missing or damaged.
-        """
-        return read_tile(self._folder, i, j)
-
-    def _check_complete(self) -> None:
-        if not self.complete:
-            raise value_error(
-                "store",
-                "complete",
-                f"{str(self.path)!r} with {self.finished} of {self.total} tiles",
-                "Call compute_kernel (or `torch-ntk kernel`) with this store again.",
-            )
-
-
-def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
-    """The entries of a tile, also below the diagonal of a symmetric matrix.
-
-    Raises:
-        ValueError: It is missing or damaged.
-    """
-    turned = folder.grid.symmetric and i > j
-    try:
-        found = folder.tiles.read(*((j, i) if turned else (i, j)))
-    except (FileNotFoundError, DamagedError) as error:
-        raise value_error(
-            "store",
-            "complete and as it was written",
-            f"{str(folder.path)!r}, where tile {(i, j)} is missing or damaged: {error}",
-            "Call compute_kernel (or `torch-ntk kernel`) with this store again, which computes it.",
-        ) from error
-    return found.T if turned else found
-
-
-class _Reader:
-    """Reads blocks of a Dask array in whatever process they are computed.
-
-    Args:
-        path: The store's folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._folder: Folder | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_folder": None}
-
-    def __dask_tokenize__(self) -> str:
-        return f"{self._path} {self.folder.manifest.to_json()}"
-
-    @property
-    def folder(self) -> Folder:
-        """The store."""
-        if self._folder is None:
-            self._folder = Folder(self._path)
-        return self._folder
-
-    def __call__(self, block_id: tuple[int, int] | None = None) -> NDArray[Any]:
-        """A block; Dask first calls it without a place, to see what it returns."""
-        if block_id is None:
-            return np.empty((0, 0), self.folder.manifest.dtype)
-        return read_tile(self.folder, *block_id)
+_PAIRS = 200  # leading eigenpairs of a prediction at a time, unless the caller says
 
 
 class KernelStore(TileStore):
@@ -256,8 +35,8 @@ class KernelStore(TileStore):
 
     Args:
         path: The folder.
-        kernel: What computes it, where `predict` and estimators need entries between other samples;
-            a store does not hold it.
+        kernel: What computes it, which estimators need for predictions of samples that are in no
+            store; a store does not hold it. `compute_kernel` sets it.
 
     Raises:
         ImportError: The extra `scale` is not installed.
@@ -277,3 +56,248 @@ class KernelStore(TileStore):
     def symmetric(self) -> bool:
         """Whether it is the kernel of one set of samples."""
         return self._folder.grid.symmetric
+
+    def __deepcopy__(self, memo: object) -> KernelStore:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> Any:
+        return functools.partial(KernelStore, kernel=self.kernel), (self.path,)
+
+    def is_of(self, x: Any) -> bool:
+        """Whether samples are those of its rows: their shape, type and hash.
+
+        Args:
+            x: In any form that `compute_kernel` takes.
+        """
+        return about(source_of("x", x), self.tile) == self._folder.manifest.x1
+
+    def apply(self, x: Any, v: Tensor) -> Tensor:
+        """K(x, X) v, of new samples x and the samples X of this store.
+
+        Args:
+            x: A store of K(x, X), or samples, for which the kernel is evaluated here.
+            v: `[N, C]`.
+
+        Raises:
+            TypeError, ValueError: The store is of other samples or another kernel; samples are
+                given, and this store was opened without its kernel.
+        """
+        if isinstance(x, KernelStore):
+            self._test_kernel(x, "X")
+            return x @ v
+        if self.kernel is None:
+            raise value_error(
+                "X",
+                "a store of the kernel between test and training samples",
+                describe(x),
+                "A store does not hold its kernel. Compute K(X, X_train) with compute_kernel, or "
+                "open the training store as KernelStore(path, kernel=kernel).",
+            )
+        source, folder = source_of("X", x), self._folder
+        out = torch.zeros(source.shape[0], v.shape[1], dtype=torch.float64)
+        for a, b in ranges(0, source.shape[0], self.tile):
+            rows = torch.tensor(source.rows(a, b))
+            for j in range(folder.grid.columns):
+                others = torch.from_numpy(folder.samples(1, j))
+                found = torch.as_tensor(self.kernel(rows, others)).detach().cpu().double()
+                out[a:b] += found @ v[folder.grid.bounds(0, j)[1]]
+        return out
+
+    def solve(
+        self,
+        y: Any,
+        diag_reg: float = 0.0,
+        *,
+        method: Method = "auto",
+        client: Any = None,
+        tol: float | None = None,
+        max_products: int = 1000,
+    ) -> Solution:
+        """Solve `(K + diag_reg · tr K/N) x = y`, with a verified residual.
+
+        Whatever finds x, the residual is then computed by a product with the stored kernel, and x
+        is improved until it is small enough.
+
+        Args:
+            y: Right-hand sides, `[N]` or `[N, M]`.
+            diag_reg: Added to the diagonal, in units of its mean.
+            method: How:
+
+                - `"lapack"`: Cholesky's factor in memory;
+                - `"dask"`: Dask's blocked Cholesky on the workers of the client, or of one in this
+                  process, which put to disk what does not fit;
+                - `"iterative"`: conjugate gradients with a Nyström preconditioner, which read the
+                  tiles once for each product and need no room for a factor;
+                - `"auto"`: `"lapack"` if the kernel fits in memory; else `"dask"` with a client,
+                  and `"iterative"` without. A kernel that has no factor, because it is numerically
+                  singular, is always solved by the last.
+            client: A `dask.distributed.Client`, for the products too.
+            tol: Of `‖Kx + ρx - y‖ / ‖y‖` for every right-hand side; None is 1e-8.
+            max_products: At most about so many products of each right-hand side.
+
+        Returns:
+            x in the shape of y, float64; the residual that was reached; and the number of products,
+            0 if a factor was found.
+
+        Raises:
+            TypeError: `y` is not of floating-point numbers.
+            ValueError: The kernel is between two sets of samples, or not complete; `y` has another
+                shape; an argument is out of its range.
+            RuntimeError: The tolerance was not reached; the message says what was.
+
+        References:
+            Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2023).
+        """
+        check_choice("method", method, get_args(Method))
+        self._check_one_set("solve")
+        self._check_complete()
+        values = as_float64("y", _tensor(y), "For labels use torch_ntk.predict.one_hot.").cpu()
+        columns = values[:, None] if values.ndim == 1 else values
+        size = self.shape[0]
+        if columns.ndim != 2 or len(columns) != size:
+            raise value_error("y", f"of shape [{size}] or [{size}, M]", describe(y))
+        if method == "auto":
+            beyond: Method = "iterative" if client is None else "dask"
+            method = "lapack" if fits_in_memory(self) else beyond
+        with contextlib.ExitStack() as stack:
+
+            def factor(shift: float) -> Inner | None:
+                if method == "lapack":
+                    return lapack_factor(self, shift)
+                if method == "iterative":
+                    return None
+                workers = client
+                if workers is None:
+                    workers = stack.enter_context(worker_here(self.path.parent))
+                return dask_factor(self, shift, workers)
+
+            product = product_of(self, client)
+            found = solve(product, columns, diag_reg, tol, max_products, factor)
+        return found._replace(x=found.x.reshape(values.shape))
+
+    def eigsh(
+        self,
+        k: int = 1,
+        which: Literal["LA", "SA"] = "LA",
+        *,
+        client: Any = None,
+        tol: float | None = None,
+        max_products: int = 1000,
+    ) -> Eigenpairs:
+        """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals.
+
+        As `torch_ntk.NTKOperator.eigsh`: the largest by ARPACK's Lanczos method, which reads the
+        tiles once for each product if the kernel does not fit in memory; the smallest from the
+        matrix, which must fit.
+
+        Args:
+            k: How many.
+            which: Which end of the spectrum.
+            client: A `dask.distributed.Client` for the products.
+            tol: Relative tolerance of the Lanczos method; None is 1e-12.
+            max_products: About how many products it may take.
+
+        Raises:
+            ValueError: The kernel is between two sets of samples, or not complete; `k` exceeds N;
+                the smallest are asked of a kernel that does not fit in memory.
+            RuntimeError: The Lanczos method did not converge.
+        """
+        self._check_one_set("eigsh")
+        self._check_complete()
+        return extreme(product_of(self, client), k, which, tol, max_products)
+
+    def predict(
+        self,
+        y: Any,
+        k_test_train: KernelStore | Tensor | Any,
+        t: float | None = None,
+        *,
+        diag_reg: float = 0.0,
+        k: int | None = None,
+        client: Any = None,
+    ) -> Prediction:
+        r"""Outputs on M test samples after training on squared error, from f = 0.
+
+        With K' = K + diag_reg·(tr K/N)·1, training by gradient flow on ½ Σ‖f - y‖² gives
+
+            f_t(x) = k_xᵀ g(K') y,    g(λ) = (1 - exp(-λ t)) / λ,    g(λ) = 1/λ in the limit.
+
+        The limit is a linear system, as in `solve`. At a time t, g is known on the k leading
+        eigenvectors V; on their complement, where K' has its eigenvalues between ρ and λ_k + ρ, it
+        is replaced by the middle c of its values there. What this leaves out is bounded by
+
+            |f_t(x) - f̂_t(x)| ≤ ½ (g(ρ) - g(λ_k + ρ)) ‖(1 - VVᵀ) k_x‖ ‖(1 - VVᵀ) y‖,
+
+        which is returned as `remainder`, for each sample and output.
+
+        Args:
+            y: Targets, `[N]` or `[N, O]`.
+            k_test_train: The kernel between test and training samples, `[M, N]`: another store, of
+                the same kernel with this one's samples as x2; a tensor, an array, or a Dask array.
+            t: The time; None is the limit.
+            diag_reg: Added to the diagonal, in units of its mean.
+            k: Leading eigenpairs; None takes 200, or all of a small kernel.
+            client: A `dask.distributed.Client` for linear systems and products.
+
+        Raises:
+            TypeError, ValueError: As `solve`; the test kernel is of other samples or another
+                kernel, or its shape does not fit; `t` is negative.
+            RuntimeError: The linear system or the eigenpairs were not found to their tolerance.
+
+        References:
+            Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
+            descent" (2019).
+        """
+        values = as_float64("y", _tensor(y), "For labels use torch_ntk.predict.one_hot.").cpu()
+        test = self._test_kernel(k_test_train)
+        if t is None or t == np.inf:
+            solution = self.solve(values, diag_reg, client=client)
+            return in_the_limit(test, solution)
+        time = check_finite_number("t", t, minimum=0.0, remedy="None is the limit.")
+        self._check_one_set("predict")
+        columns = values[:, None] if values.ndim == 1 else values
+        if len(columns) != self.shape[0] or columns.ndim != 2:
+            raise value_error("y", f"of shape [{self.shape[0]}] or [{self.shape[0]}, O]", y)
+        size = self.shape[0]
+        count = min(size, _PAIRS) if k is None else check_positive_int("k", k)
+        count = size if k is None and size <= 5 * _PAIRS else count
+        product = product_of(self, client)
+        pairs = self.eigsh(count, client=client)
+        found = at_time(test, pairs, columns, time, product.shift(diag_reg))
+        shape = (len(found.mean), *values.shape[1:])
+        return Prediction(found.mean.reshape(shape), found.remainder.reshape(shape), found.residual)
+
+    def _test_kernel(self, given: object, name: str = "k_test_train") -> TestKernel:
+        """The kernel between test and training samples, in parts.
+
+        Raises:
+            TypeError, ValueError: It is none, or of other samples, or of another kernel.
+        """
+        if not isinstance(given, KernelStore):
+            return TestKernel.of_array(name, given, self.shape[0])
+        mine, other = self._folder.manifest, given._folder.manifest
+        if mine.kernel != other.kernel or other.x2 != mine.x1:
+            what = "another kernel" if mine.kernel != other.kernel else "other training samples"
+            raise value_error(
+                name,
+                "of the same kernel, with the samples of this store as x2",
+                f"the store {str(given.path)!r} of {what}",
+                "Compute it with compute_kernel(kernel, x_test, x_train, store=…).",
+            )
+        given._check_complete()
+        return TestKernel(given.shape[0], given.tiles())
+
+    def _check_one_set(self, name: str) -> None:
+        """Raise `ValueError` unless the kernel is that of one set of samples."""
+        if not self.symmetric:
+            raise value_error(
+                "x2",
+                f"None for {name}(), which is of the kernel of one set of samples",
+                f"a store of shape {self.shape} between two",
+                "Compute the kernel of the training samples: compute_kernel(kernel, x, store=…).",
+            )
+
+
+def _tensor(values: Any) -> Any:
+    """Numbers of NumPy as a tensor; a copy, since arrays may be read-only."""
+    return torch.tensor(values) if isinstance(values, np.ndarray) else values

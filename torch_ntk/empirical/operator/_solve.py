@@ -23,7 +23,7 @@ class Solution(NamedTuple):
         x: In the shape of the right-hand sides, in the precision of the operator.
         residual: The largest `‖Θx + μx - y‖ / ‖y‖` of a right-hand side, by a product that was
             made for this purpose with the returned x.
-        products: How many vectors were multiplied by Θ in all; 0 if its matrix was formed.
+        products: How many vectors were multiplied by Θ in all; 0 if its matrix was factored.
     """
 
     x: Tensor
@@ -31,8 +31,17 @@ class Solution(NamedTuple):
     products: int
 
 
+Inner = Callable[[Tensor, Tensor], Tensor]
+"""Of right-hand sides `[D, M]` and norms `[M]` that residuals should reach, about the solution."""
+
+
 def solve(
-    product: SymmetricProduct, y: Tensor, diag_reg: object, tol: float | None, max_products: int
+    product: SymmetricProduct,
+    y: Tensor,
+    diag_reg: object,
+    tol: float | None,
+    max_products: int,
+    factor: Callable[[float], Inner | None] | None = None,
 ) -> Solution:
     """The solution for all columns of y `[D, M]`, float64 on the CPU, to a relative tolerance.
 
@@ -40,6 +49,15 @@ def solve(
     fresh product, and x is improved by the solution for that residual until it is small enough or
     does not fall any more. This also takes out what the recurrence of conjugate gradients has lost
     by rounding, which is much in float32.
+
+    Args:
+        product: Θ.
+        y: Right-hand sides.
+        diag_reg: Which gives μ.
+        tol: Of the residual.
+        max_products: Of each right-hand side.
+        factor: In place of the product's own matrix: a direct solver of `Θ + μ`, or None where that
+            has no factor, which leaves it to conjugate gradients.
 
     Raises:
         TypeError, ValueError: A wrong argument.
@@ -50,13 +68,15 @@ def solve(
     if tol is not None:
         tolerance = check_finite_number("tol", tol, minimum=0.0)
     product.check_diag_reg(diag_reg)
-    is_formed = product.is_dense_cheaper()
+    is_formed = factor is None and product.is_dense_cheaper()
     product = product.formed() if is_formed else product
     shift = product.shift(diag_reg)
     counted = _Counted(product, shift)
-    if is_formed:
-        inner = _direct(product, shift)
-    else:
+    inner = _direct(product, shift) if is_formed else None
+    if factor is not None:
+        inner = factor(shift)
+    is_direct = inner is not None
+    if inner is None:
         generator = torch.Generator().manual_seed(0)
         accuracy = max(tolerance, product.eps)
         left = sketch(product, shift, accuracy, y.shape[1], generator)
@@ -70,7 +90,7 @@ def solve(
         relative = torch.where(norms > 0, rest.norm(dim=0) / norms, 0.0)
         residual = float(relative.max())
         if residual <= tolerance:
-            return Solution(x, residual, 0 if is_formed else counted.products)
+            return Solution(x, residual, 0 if is_direct else counted.products)
         if not residual < 0.5 * best or counted.rounds >= max_products:
             raise _not_reached(min(best, residual), tolerance, counted, max_products, product)
         best = residual
@@ -98,7 +118,7 @@ class _Counted:
         return self._product.multiply(v) + self._shift * v
 
 
-def _direct(product: SymmetricProduct, shift: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _direct(product: SymmetricProduct, shift: float) -> Inner:
     """By Cholesky's factor of the matrix; of a singular one by its pseudo-inverse."""
     matrix = product.to_dense()
     shifted = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)
@@ -112,9 +132,7 @@ def _direct(product: SymmetricProduct, shift: float) -> Callable[[Tensor, Tensor
     return lambda y, target: eigen.vectors @ (inverse[:, None] * (eigen.vectors.T @ y))
 
 
-def _iterative(
-    left: Nystroem, shift: float, counted: _Counted, max_products: int
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _iterative(left: Nystroem, shift: float, counted: _Counted, max_products: int) -> Inner:
     """By conjugate gradients with a Nyström preconditioner."""
     precondition = _preconditioner(left, shift)
 

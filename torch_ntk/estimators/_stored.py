@@ -1,0 +1,48 @@
+"""Estimators whose training kernel is in a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._checks import describe, value_error
+from ..scale import KernelStore
+from ._solve import Array, coefficients, is_limit, plain
+
+
+def check_store(store: KernelStore, X: Any, features: object) -> None:
+    """Raise `ValueError` unless a store is the kernel of the training samples."""
+    if features is not None:
+        raise value_error(
+            "features", "None for a kernel in a store", describe(features), "It is not estimated."
+        )
+    if not store.symmetric:
+        raise value_error(
+            "kernel",
+            "a store of one set of samples",
+            f"{store!r} between two",
+            "Compute the kernel of the training samples, and pass this one to predict.",
+        )
+    if not store.is_of(X):
+        raise value_error(
+            "X",
+            "the samples of the store, in the form in which compute_kernel got them",
+            describe(X),
+            f"The store is of {store.about['x1']}.",
+        )
+
+
+def of_store(store: KernelStore, y: Array, diag_reg: object, time: object) -> Array:
+    """α `[N, O]` as of `coefficients`; at a time, of a kernel that fits in memory.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; or the kernel does not fit in memory.
+        RuntimeError: The linear system was not solved.
+    """
+    if is_limit(time):
+        found = store.solve(torch.tensor(y), plain(diag_reg))  # type: ignore[arg-type]
+        return np.asarray(found.x.numpy())
+    kernel = store.to_dense().double().numpy()
+    return coefficients(kernel, y, len(y), diag_reg, time)

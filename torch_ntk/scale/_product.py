@@ -1,0 +1,65 @@
+"""A stored kernel as a matrix that algorithms know by its products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..empirical.operator._symmetric_product import SymmetricProduct
+from ..memory import budget
+from ._packages import dask_array
+from ._tile_store import TileStore
+
+_SMALL = 2000  # samples whose decomposition takes less than some tens of products from a disk
+
+
+def product_of(store: TileStore, client: Any) -> SymmetricProduct:
+    """Products with a symmetric kernel.
+
+    In memory if it fits; else from the tiles, each of which is read once for a product, or on the
+    workers of a client. They are in float64 whatever the type of the stored entries.
+
+    Args:
+        store: The kernel, complete.
+        client: Of a cluster, or None.
+    """
+    size = store.shape[0]
+    kept: list[Tensor] = []
+
+    def dense() -> Tensor:
+        if not kept:
+            kept.append(store.to_dense().double())
+        return kept[0]
+
+    def multiply(v: Tensor) -> Tensor:
+        if size**2 * 8 <= budget(torch.device("cpu")) // 2 or kept:
+            return dense() @ v
+        return store @ v if client is None else _on_workers(store, v.numpy(), client)
+
+    return SymmetricProduct(
+        size,
+        torch.float64,
+        torch.device("cpu"),
+        multiply,
+        dense,
+        lambda: torch.from_numpy(diagonal(store)),
+        lambda: size <= _SMALL,
+    )
+
+
+def diagonal(store: TileStore) -> NDArray[Any]:
+    """The diagonal of a symmetric kernel, in float64."""
+    count = len(store.array.chunks[0])
+    parts = [np.diagonal(store.read_tile(i, i)) for i in range(count)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _on_workers(store: TileStore, v: NDArray[Any], client: Any) -> Tensor:
+    array = store.array
+    vectors = dask_array().from_array(v, chunks=(array.chunks[1], v.shape[1]))
+    product = array.astype(np.float64) @ vectors
+    return torch.from_numpy(np.asarray(client.compute(product, sync=True)))

@@ -1,0 +1,268 @@
+"""A matrix in tiles, in a folder: what is there, and how it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._checks import value_error
+from ..memory import budget, size_in_words
+from . import _packages
+from ._chunks import DamagedError
+from ._folder import Folder
+from ._grid import Tile
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` has found.
+
+    Attributes:
+        finished: Tiles that are there and whole.
+        missing: How many are not there.
+        damaged: Those that are not what was written, or not finite: their rows and columns of
+            tiles.
+    """
+
+    finished: int
+    missing: int
+    damaged: tuple[Tile, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the kernel is complete and whole."""
+        return not self.missing and not self.damaged
+
+
+class TileStore:
+    """A matrix in tiles, in a folder.
+
+    Args:
+        path: The folder, which `compute_kernel` or `compute_features` has made.
+
+    Raises:
+        ImportError: The extra `scale` is not installed.
+        ValueError: It is no such folder, or its manifest does not fit to what is there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        _packages.zarr()
+        self._folder = Folder(Path(path).absolute())
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._folder.path
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix."""
+        return self._folder.grid.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored entries."""
+        found: torch.dtype = getattr(torch, self._folder.manifest.dtype)
+        return found
+
+    @property
+    def tile(self) -> int:
+        """Samples of a tile."""
+        return self._folder.manifest.tile
+
+    @property
+    def total(self) -> int:
+        """Tiles that exist when all are computed."""
+        return self._folder.grid.count
+
+    @property
+    def finished(self) -> int:
+        """Tiles that have been written."""
+        return sum(1 for _ in self._folder.finished())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tiles have been written; `verify` reads them too."""
+        return self.finished == self.total
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """Labels or targets of the samples x1, if any were given."""
+        return self._folder.labels()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the store is of: the manifest, as plain values."""
+        manifest = self._folder.manifest
+        found: dict[str, Any]
+        found = {"kind": manifest.kind, "kernel": manifest.kernel, "versions": manifest.versions}
+        for name in ("x1", "x2", "labels"):
+            known = getattr(manifest, name)
+            found[name] = None if known is None else vars(known)
+        return found | {"tile": manifest.tile, "dtype": manifest.dtype, "bytes": manifest.bytes}
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"{type(self).__name__}({str(self.path)!r}, {rows}×{columns}, {self._state()})"
+
+    def _state(self) -> str:
+        finished, total = self.finished, self.total
+        return "complete" if finished == total else f"{finished} of {total} tiles"
+
+    def verify(self, *, progress: bool = False) -> Verified:
+        """Read every tile, and see whether its checksum is right and its entries are finite.
+
+        Args:
+            progress: Whether to show a progress bar.
+        """
+        damaged = []
+        there = sorted(self._folder.finished())
+        for tile in tqdm(there, desc="verify", unit="tile", disable=not progress, leave=False):
+            try:
+                if not np.isfinite(self._folder.tiles.read(*tile)).all():
+                    damaged.append(tile)
+            except (DamagedError, FileNotFoundError):
+                damaged.append(tile)
+        missing = self.total - len(there)
+        return Verified(len(there) - len(damaged), missing, tuple(damaged))
+
+    @property
+    def array(self) -> Any:
+        """The matrix as a Dask array, a chunk for each tile, which are read when they are used.
+
+        Of a symmetric kernel this is all of it: below the diagonal tiles are read transposed.
+
+        Raises:
+            ValueError: Tiles are missing.
+        """
+        self._check_complete()
+        return self._blocks(Reader(self.path), self._folder.grid.chunks())
+
+    def _blocks(self, read: Callable[..., NDArray[Any]], chunks: Any) -> Any:
+        """A Dask array whose blocks a function reads."""
+        dtype = self._folder.manifest.dtype
+        return _packages.dask_array().map_blocks(
+            read, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype), token="ntk-tile"
+        )
+
+    def to_dense(self) -> Tensor:
+        """The matrix as a tensor.
+
+        Raises:
+            ValueError: It does not fit in memory, or tiles are missing or damaged.
+        """
+        self._check_complete()
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        free = budget(torch.device("cpu"))
+        if size > free:
+            raise value_error(
+                "store",
+                f"a matrix that fits in the {size_in_words(free)} that may be used",
+                f"one of {size_in_words(size)}",
+                "Use its Dask array, store.array, or store.solve and store.eigsh.",
+            )
+        out = np.empty(self.shape, self._folder.manifest.dtype)
+        self.read_into(out)
+        return torch.from_numpy(out)
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        """Fill an array of the matrix's shape."""
+        for rows, columns, values in self.tiles():
+            out[rows, columns] = values
+            if self._folder.grid.symmetric and rows != columns:
+                out[columns, rows] = values.T
+
+    def tiles(self) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+        """Rows, columns and entries of every tile; of a symmetric kernel, of those that exist."""
+        for tile in self._folder.grid.tiles():
+            yield (*self._folder.grid.bounds(*tile), self.read_tile(*tile))
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with `[N2]` or `[N2, C]`, float64; every tile is read once."""
+        columns = v.detach().double().cpu().reshape(len(v), -1).numpy()
+        if len(columns) != self.shape[1]:
+            raise value_error("v", f"of {self.shape[1]} rows", v)
+        self._check_complete()
+        out = np.zeros((self.shape[0], columns.shape[1]))
+        for rows, others, values in self.tiles():
+            tile = values.astype(np.float64, copy=False)
+            out[rows] += tile @ columns[others]
+            if self._folder.grid.symmetric and rows != others:
+                out[others] += tile.T @ columns[rows]
+        return torch.from_numpy(out).reshape(-1, *v.shape[1:])
+
+    def read_tile(self, i: int, j: int) -> NDArray[Any]:
+        """The entries of a tile, also below the diagonal of a symmetric kernel.
+
+        Raises:
+            ValueError: It is missing or damaged.
+        """
+        return read_tile(self._folder, i, j)
+
+    def _check_complete(self) -> None:
+        if not self.complete:
+            raise value_error(
+                "store",
+                "complete",
+                f"{str(self.path)!r} with {self.finished} of {self.total} tiles",
+                "Call compute_kernel (or `torch-ntk kernel`) with this store again.",
+            )
+
+
+def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
+    """The entries of a tile, also below the diagonal of a symmetric matrix.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    turned = folder.grid.symmetric and i > j
+    try:
+        found = folder.tiles.read(*((j, i) if turned else (i, j)))
+    except (FileNotFoundError, DamagedError) as error:
+        raise value_error(
+            "store",
+            "complete and as it was written",
+            f"{str(folder.path)!r}, where tile {(i, j)} is missing or damaged: {error}",
+            "Call compute_kernel (or `torch-ntk kernel`) with this store again, which computes it.",
+        ) from error
+    return found.T if turned else found
+
+
+class Reader:
+    """Reads blocks of a Dask array in whatever process they are computed.
+
+    Args:
+        path: The store's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder: Folder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_folder": None}
+
+    def __dask_tokenize__(self) -> str:
+        return f"{self._path} {self.folder.manifest.to_json()}"
+
+    @property
+    def folder(self) -> Folder:
+        """The store."""
+        if self._folder is None:
+            self._folder = Folder(self._path)
+        return self._folder
+
+    def __call__(self, block_id: tuple[int, int] | None = None) -> NDArray[Any]:
+        """A block; Dask first calls it without a place, to see what it returns."""
+        if block_id is None:
+            return np.empty((0, 0), self.folder.manifest.dtype)
+        return read_tile(self.folder, *block_id)
