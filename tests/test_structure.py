@@ -64,7 +64,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "scale": (
         *("_packages _grid _describe", "_chunks _sources _manifest", "_folder", "_job", "_worker"),
         *("_cluster", "_run", "_tile_store", "_factor _product _predict", "_kernel_store"),
-        "_compute_kernel",
+        "_compute_kernel _compute_features",
     ),
     "monitor": ("probe stability", "reference", "measure", "figures page", "loop"),
     "monitor/measure": (

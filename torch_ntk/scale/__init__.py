@@ -11,12 +11,23 @@ a Dask cluster, in this order:
    `_worker` do so on other machines.
 4. `KernelStore` is the result: a Dask array, products, linear systems, eigenpairs, predictions.
 
+`compute_features` does the same for random features of gradients.
+
 Needs the extra `scale` (Dask and Zarr), which is loaded when it is first used.
 """
 
+from ._compute_features import FeatureStore as FeatureStore
+from ._compute_features import compute_features as compute_features
 from ._compute_kernel import compute_kernel as compute_kernel
 from ._kernel_store import KernelStore as KernelStore
 from ._predict import Prediction as Prediction
 from ._tile_store import Verified as Verified
 
-__all__ = ["KernelStore", "Prediction", "Verified", "compute_kernel"]
+__all__ = [
+    "FeatureStore",
+    "KernelStore",
+    "Prediction",
+    "Verified",
+    "compute_features",
+    "compute_kernel",
+]

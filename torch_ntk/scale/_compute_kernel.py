@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
 from ._job import Kernel
 from ._kernel_store import KernelStore
-from ._run import Request, run
+from ._run import Request, StorePath, run
 from ._sources import source_of
-
-StorePath = str | os.PathLike[str]
 
 
 def compute_kernel(

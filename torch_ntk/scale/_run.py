@@ -30,6 +30,8 @@ from ._job import Job, Kernel, Outcome, run_tile
 from ._manifest import Kind, Manifest, versions
 from ._sources import Source, source_of
 
+StorePath = str | os.PathLike[str]
+
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
 
 
