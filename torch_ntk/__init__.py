@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .linearize import linearize as linearize
     from .linearize import taylor_expand as taylor_expand
     from .nn import MLP as MLP
+    from .nn import NTKRNN as NTKRNN
     from .nn import Abs as Abs
     from .nn import Cos as Cos
     from .nn import Erf as Erf
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .nn import NTKConvTranspose2d as NTKConvTranspose2d
     from .nn import NTKConvTranspose3d as NTKConvTranspose3d
     from .nn import NTKLinear as NTKLinear
+    from .nn import NTKSelfAttention as NTKSelfAttention
     from .nn import Sin as Sin
     from .nn import ntk_param_groups as ntk_param_groups
     from .nn import ntk_parameterize as ntk_parameterize
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CNTK",
     "MLP",
+    "NTKRNN",
     "Abs",
     "CoordinateCheck",
     "Cos",
@@ -87,6 +90,7 @@ __all__ = [
     "NTKLinear",
     "NTKOperator",
     "NTKRegressor",
+    "NTKSelfAttention",
     "ProbedKernel",
     "Sin",
     "TaylorModel",
@@ -122,8 +126,8 @@ _NAMES_OF = {
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",
     "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKConvLocal2d NTKConvTranspose1d "
-    "NTKConvTranspose2d NTKConvTranspose3d NTKLinear Sin ntk_param_groups ntk_parameterize "
-    "standard_init_",
+    "NTKConvTranspose2d NTKConvTranspose3d NTKLinear NTKRNN NTKSelfAttention Sin ntk_param_groups "
+    "ntk_parameterize standard_init_",
     "sampling": "MonteCarloKernel monte_carlo_kernel",
 }
 _FOLDER_OF = {name: folder for folder, names in _NAMES_OF.items() for name in names.split()}

@@ -44,6 +44,23 @@ def transposed() -> tuple[nn.Module, Tensor]:
     return net, torch.randn(8, 2, 3, 2)
 
 
+class Recurrent(nn.Module):
+    """The last hidden states of two layers in both directions, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, 2, bidirectional=True, batch_first=True)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, last = self.rnn(x)
+        return self.fc(outputs[:, -1]) + self.fc(last[:2].transpose(0, 1).flatten(1))
+
+
+def recurrent() -> tuple[nn.Module, Tensor]:
+    return Recurrent(), torch.randn(8, 4, 3)
+
+
 def normalized() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
         nn.Conv1d(2, 4, 3),
@@ -73,7 +90,7 @@ def frozen() -> tuple[nn.Module, Tensor]:
     return net, x
 
 
-MODELS = [fully_connected, convolutions, transposed, normalized, tied, frozen]
+MODELS = [fully_connected, convolutions, transposed, recurrent, normalized, tied, frozen]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9},

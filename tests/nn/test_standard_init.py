@@ -63,7 +63,7 @@ def test_leaves_layers_of_other_kinds_as_its_documentation_says() -> None:
     standard_init_(net, generator=torch.Generator().manual_seed(1))
     changed = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"attention.out_proj.weight", "attention.out_proj.bias"}
-    for named in ("Bilinear", "recurrent", "MultiheadAttention", "embeddings"):
+    for named in ("Bilinear", "LSTM", "MultiheadAttention", "embeddings"):
         assert named in str(standard_init_.__doc__)
 
 

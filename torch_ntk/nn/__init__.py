@@ -6,6 +6,7 @@ from ._activations import Abs as Abs
 from ._activations import Cos as Cos
 from ._activations import Erf as Erf
 from ._activations import Sin as Sin
+from ._attention import NTKSelfAttention as NTKSelfAttention
 from ._conv import NTKConv1d as NTKConv1d
 from ._conv import NTKConv2d as NTKConv2d
 from ._conv import NTKConv3d as NTKConv3d
@@ -18,9 +19,11 @@ from ._linear import NTKLinear as NTKLinear
 from ._mlp import MLP as MLP
 from ._param_groups import ntk_param_groups as ntk_param_groups
 from ._parameterize import ntk_parameterize as ntk_parameterize
+from ._rnn import NTKRNN as NTKRNN
 
 __all__ = [
     "MLP",
+    "NTKRNN",
     "Abs",
     "Cos",
     "Erf",
@@ -32,6 +35,7 @@ __all__ = [
     "NTKConvTranspose2d",
     "NTKConvTranspose3d",
     "NTKLinear",
+    "NTKSelfAttention",
     "Sin",
     "ntk_param_groups",
     "ntk_parameterize",

@@ -49,6 +49,13 @@ def module_gain(module: nn.Module) -> float:
     return DEFAULT_GAIN
 
 
+def recurrent_gain(layer: nn.Module) -> float | None:
+    """The gain before the nonlinearity inside of an `nn.RNN`; None for any other layer."""
+    if not isinstance(layer, nn.RNN):
+        return None
+    return {"relu": RELU_GAIN, "tanh": TANH_GAIN}.get(layer.nonlinearity, DEFAULT_GAIN)
+
+
 _FUNCTION_GAINS: dict[Callable[..., Any], float] = {
     **dict.fromkeys(
         (F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, torch.Tensor.relu), RELU_GAIN

@@ -13,10 +13,10 @@ from ._inventory import (
     STANDARD_TYPES,
     check_is_module,
     check_own_weights,
-    fan_in_of,
+    scales_of,
     where,
 )
-from ._scaling import check_sigma_b, check_sigma_w, draw_normal_, weight_scale
+from ._scaling import check_sigma_b, check_sigma_w, draw_normal_
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -31,11 +31,12 @@ def standard_init_(
     """Draw every plain linear and convolution layer in standard parameterization, in place.
 
     Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.ConvNd`,
-    `nn.ConvTransposeNd` and their subclasses. At the start the network is then the same
-    random function as one of NTK layers with these scales, with another tangent kernel (Lee et
-    al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models").
+    `nn.ConvTransposeNd`, `nn.RNN` (each of whose two biases is drawn from N(0, sigma_b² / 2)) and
+    their subclasses. At the start the network is then the same random function as one of NTK
+    layers with these scales, with another tangent kernel (Lee et al. 2019, "Wide Neural Networks of
+    Any Depth Evolve as Linear Models").
 
-    Every other parameter stays as it is, without a word: those of `nn.Bilinear`, recurrent layers,
+    Every other parameter stays as it is, without a word: those of `nn.Bilinear`, LSTM, GRU,
     embeddings and normalizations, the `in_proj_weight` and `in_proj_bias` of
     `nn.MultiheadAttention` (its `out_proj` is an `nn.Linear` and is drawn), and parameters that
     your own modules register themselves. Draw these by hand with `torch.nn.init`.
@@ -69,9 +70,8 @@ def standard_init_(
         if not isinstance(layer, STANDARD_TYPES):
             continue
         check_own_weights(name, layer)
-        _want(wanted, layer.weight, weight_scale(sigma_w, fan_in_of(layer)), name)
-        if layer.bias is not None:
-            _want(wanted, layer.bias, sigma_b, name)
+        for role, std in scales_of(layer, sigma_w, sigma_b).items():
+            _want(wanted, getattr(layer, role), std, name)
     if not wanted:
         remedy = "There is nothing to draw."
         raise value_error("model", "a module with an nn.Linear or nn.ConvNd layer", model, remedy)

@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from .._checks import type_error, value_error
+from ._attention import NTKSelfAttention
 from ._conv import NTKConv1d, NTKConv2d, NTKConv3d
 from ._conv_local import NTKConvLocal2d
 from ._conv_transpose import NTKConvTranspose1d, NTKConvTranspose2d, NTKConvTranspose3d
 from ._linear import NTKLinear
+from ._rnn import NTKRNN, rnn_scales
+from ._scaling import weight_scale
 
 NTKConv = NTKConv1d | NTKConv2d | NTKConv3d
 NTKConvTranspose = NTKConvTranspose1d | NTKConvTranspose2d | NTKConvTranspose3d
-NTKLayer = NTKLinear | NTKConv | NTKConvTranspose | NTKConvLocal2d
+NTKLayer = NTKLinear | NTKConv | NTKConvTranspose | NTKConvLocal2d | NTKSelfAttention | NTKRNN
 StandardConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-StandardLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | StandardConvTranspose
+StandardAffine = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | StandardConvTranspose
+StandardLayer = StandardAffine | nn.RNN
 
 NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
     nn.Linear: NTKLinear,
@@ -32,6 +36,7 @@ NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
     nn.ConvTranspose1d: NTKConvTranspose1d,
     nn.ConvTranspose2d: NTKConvTranspose2d,
     nn.ConvTranspose3d: NTKConvTranspose3d,
+    nn.RNN: NTKRNN,
 }
 """By exact type: what a subclass computes is its own business."""
 
@@ -48,7 +53,8 @@ in evaluation mode (`linear1`, `linear2`): a scale inside these layers would be 
 
 NO_NTK_LAYER = (
     nn.Bilinear,
-    nn.RNNBase,
+    nn.LSTM,
+    nn.GRU,
     nn.RNNCellBase,
     *READS_WEIGHTS_ITSELF,
 )
@@ -61,7 +67,7 @@ def where(name: str, module: nn.Module) -> str:
     return f"the module {name!r} ({kind})" if name else f"the {kind} itself"
 
 
-def fan_in_of(layer: StandardLayer) -> int:
+def fan_in_of(layer: StandardAffine) -> int:
     """Inputs that an output of a layer sums over.
 
     A weight is `[out, in / groups, *kernel_size]`; of a transposed convolution
@@ -71,6 +77,35 @@ def fan_in_of(layer: StandardLayer) -> int:
     if isinstance(layer, StandardConvTranspose):
         return weight.shape[0] // layer.groups * math.prod(weight.shape[2:])
     return weight[0].numel() if weight.shape[0] else 0
+
+
+def weights_and_biases(layer: nn.Module) -> list[Tensor]:
+    """The parameters that a conversion or a draw concerns."""
+    return list(layer.parameters(recurse=False))
+
+
+def scales_of(layer: StandardLayer, sigma_w: float, sigma_b: float) -> dict[str, float]:
+    """What a layer with these scales multiplies its parameters by, under their names."""
+    if isinstance(layer, nn.RNN):
+        return rnn_scales(layer, sigma_w, sigma_w, sigma_b)
+    scales = {"weight": weight_scale(sigma_w, fan_in_of(layer))}
+    return scales if layer.bias is None else {**scales, "bias": sigma_b}
+
+
+def own_scales(layer: NTKLayer) -> dict[str, float]:
+    """What an NTK layer multiplies its parameters by, under their names."""
+    if isinstance(layer, (NTKRNN, NTKSelfAttention)):
+        return layer.parameter_scales()
+    return {"weight": layer.weight_scale, "bias": layer.sigma_b}
+
+
+def _roles(layer: nn.Module) -> tuple[str, ...]:
+    """The names under which a layer's class keeps parameters."""
+    if isinstance(layer, nn.RNN):
+        return tuple(layer._flat_weights_names)
+    if isinstance(layer, NTKSelfAttention):
+        return ("query_weight", "key_weight", "value_weight", "out_weight", "bias")
+    return ("weight", "bias")
 
 
 def is_uninitialized(module: nn.Module) -> bool:
@@ -108,7 +143,7 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
     # nn.utils.weight_norm, spectral_norm and prune leave the type and set a plain tensor.
     own = layer._parameters
     if parametrize.is_parametrized(layer) or any(
-        role not in own or (role == "weight" and own[role] is None) for role in ("weight", "bias")
+        role not in own or (role == "weight" and own[role] is None) for role in _roles(layer)
     ):
         raise value_error(
             "model",

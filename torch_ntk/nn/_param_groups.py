@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._checks import check_finite_number, describe, type_error, value_error
-from ._inventory import NTK_TYPES, check_is_module, check_own_weights, parameter_places, where
+from ._inventory import (
+    NTK_TYPES,
+    check_is_module,
+    check_own_weights,
+    own_scales,
+    parameter_places,
+    where,
+)
 
 _SGD_OPTIONS = frozenset(
     ("momentum", "dampening", "nesterov", "maximize", "foreach", "differentiable", "fused")
@@ -55,7 +62,7 @@ def ntk_param_groups(
         >>> net = MLP([100, 50, 1], sigma_w=1.0, sigma_b=0.1)
         >>> optimizer = torch.optim.SGD(ntk_param_groups(net, lr=0.01, momentum=0.9))
         >>> [round(group["lr"], 6) for group in optimizer.param_groups]
-        [1.0, 1.0, 0.5]
+        [1.0, 0.5]
     """
     check_is_module(model)
     lr = check_finite_number("lr", lr, minimum=0.0)
@@ -94,13 +101,11 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
             continue
         factors = (1.0, 1.0)
         if isinstance(module, NTK_TYPES):
-            if role == "weight":
-                factors = (
-                    module.fan_in / module.sigma_w**2,
-                    module.sigma_w**2 / max(module.fan_in, 1),
-                )
-            elif role == "bias":
-                factors = _bias_factors(name, module, module.sigma_b)
+            scale = own_scales(module).get(role, 1.0)
+            if scale:
+                factors = (scale**-2, scale**2)
+            elif parameter.numel():
+                raise _refusal_of_bias(name, module)
         if found.setdefault(parameter, factors) != factors:
             raise value_error(
                 "model",
@@ -113,12 +118,10 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
     return found
 
 
-def _bias_factors(name: str, layer: nn.Module, sigma_b: float) -> tuple[float, float]:
-    if sigma_b == 0.0:
-        raise value_error(
-            "model",
-            "one whose trainable biases act on the function",
-            f"one with {where(name, layer)} with sigma_b=0",
-            "Freeze it, layer.bias.requires_grad_(False), or build the layer with bias=False.",
-        )
-    return 1.0 / sigma_b**2, sigma_b**2
+def _refusal_of_bias(name: str, layer: nn.Module) -> ValueError:
+    return value_error(
+        "model",
+        "one whose trainable biases act on the function",
+        f"one with {where(name, layer)} with sigma_b=0",
+        "Freeze it, layer.bias.requires_grad_(False), or build the layer with bias=False.",
+    )

@@ -12,18 +12,20 @@ from torch.nn.parameter import is_lazy
 from .._checks import check_choice, message, value_error
 from .._functional import faithful_copy, refuse_closures
 from ._follow import Uses, find_uses
-from ._gain import DEFAULT_GAIN
+from ._gain import DEFAULT_GAIN, recurrent_gain
 from ._inventory import (
     NTK_TYPE_OF,
     NTK_TYPES,
     Inventory,
     check_is_module,
-    fan_in_of,
     parameter_places,
+    scales_of,
     take_inventory,
+    weights_and_biases,
     where,
 )
-from ._scaling import check_sigma_b, check_sigma_w_or_gain, draw_normal_, weight_scale
+from ._rnn import NTKRNN
+from ._scaling import check_sigma_b, check_sigma_w_or_gain, draw_normal_
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -48,8 +50,9 @@ def ntk_parameterize(
     """A copy of `model` with its linear layers and convolutions in NTK parameterization.
 
     Each `nn.Linear`, `nn.ConvNd` and `nn.ConvTransposeNd`, `W * x + b`, becomes
-    `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`. Source: Jacot et al. 2018, "Neural Tangent
-    Kernel"; Lee et al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models".
+    `sigma_w / sqrt(fan_in) · (W' * x) + sigma_b · b'`, and each `nn.RNN` an `NTKRNN`, whose
+    `sigma_u` is `sigma_w`. Source: Jacot et al. 2018, "Neural Tangent Kernel"; Lee et al. 2019,
+    "Wide Neural Networks of Any Depth Evolve as Linear Models".
 
     - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. NTK layers that are there
       already are drawn anew and keep their own scales.
@@ -57,7 +60,7 @@ def ntk_parameterize(
       Under one learning rate the two networks then train differently;
       `torch_ntk.ntk_param_groups(model, lr)` gives the rates under which they train alike. NTK
       layers that are there already stay as they are, and so do, in standard parameterization,
-      layers with no NTK counterpart (`nn.Bilinear`, recurrent layers) and everything inside of
+      layers with no NTK counterpart (`nn.Bilinear`, LSTM, GRU) and everything inside of
       `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which use their layers' weights
       without calling the layers.
 
@@ -137,13 +140,9 @@ def ntk_parameterize(
             _divide_(copy_of[parameter], factor, name)
     else:
         layers = [m for n, m in modules.items() if n in inventory.standard or n in inventory.ntk]
-        for parameter in dict.fromkeys(p for layer in layers for p in _weight_and_bias(layer)):
+        for parameter in dict.fromkeys(p for layer in layers for p in weights_and_biases(layer)):
             draw_normal_(parameter, generator=generator)
     return converted
-
-
-def _weight_and_bias(layer: nn.Module) -> list[Tensor]:
-    return [p for p in (layer.weight, layer.bias) if isinstance(p, Tensor)]
 
 
 def _become_ntk(layer: nn.Module, sigma_w: float, sigma_b: float) -> None:
@@ -151,6 +150,8 @@ def _become_ntk(layer: nn.Module, sigma_w: float, sigma_b: float) -> None:
     # new object would lose: hooks, and every other reference to the layer (in a list, say).
     layer.__class__ = NTK_TYPE_OF[type(layer)]
     vars(layer).update(sigma_w=sigma_w, sigma_b=sigma_b)
+    if isinstance(layer, NTKRNN):
+        layer.sigma_u = sigma_w
 
 
 @torch.no_grad()
@@ -173,11 +174,14 @@ def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
     """`sigma_w` of each layer by what follows it; layers with one weight have one scale."""
     by_weight: dict[Tensor, set[float | None]] = {}
     for layer in inventory.standard.values():
-        by_weight.setdefault(layer.weight, set()).update(uses.gains.get(layer, {None}))
+        inside = recurrent_gain(layer)
+        gains = uses.gains.get(layer, {None}) if inside is None else {inside}
+        for weight in _weights(layer):
+            by_weight.setdefault(weight, set()).update(gains)
     scales: dict[str, float] = {}
     unknown: list[str] = []
     for name, layer in inventory.standard.items():
-        gains = by_weight[layer.weight] or {DEFAULT_GAIN}
+        gains = set().union(*(by_weight[w] for w in _weights(layer))) or {DEFAULT_GAIN}
         only = next(iter(gains)) if len(gains) == 1 else None
         scales[name] = DEFAULT_GAIN if only is None else only
         if only is None:
@@ -193,9 +197,13 @@ def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
     return scales
 
 
+def _weights(layer: nn.Module) -> list[Tensor]:
+    return [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+
+
 def _check_not_read(inventory: Inventory, uses: Uses) -> None:
     for name, layer in inventory.standard.items():
-        if any(parameter in uses.read for parameter in _weight_and_bias(layer)):
+        if any(parameter in uses.read for parameter in weights_and_biases(layer)):
             raise value_error(
                 "model",
                 "one that uses its layers' weights only by calling the layers",
@@ -208,7 +216,7 @@ def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
     """Refuse two tensors in one place of memory: a copy would part them."""
     holders: dict[tuple[torch.device, int], Tensor] = {}
     layers = {**inventory.standard, **inventory.ntk}
-    names = {p: name for name, layer in layers.items() for p in _weight_and_bias(layer)}
+    names = {p: name for name, layer in layers.items() for p in weights_and_biases(layer)}
     for tensor in (*names, *model.parameters(), *model.buffers()):
         if is_lazy(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
             continue
@@ -230,17 +238,16 @@ def _preserving_factors(
     """What each weight and bias is divided by, with the name of a layer that has it."""
     factors: dict[Tensor, tuple[float, str]] = {}
     for name, layer in inventory.standard.items():
-        wanted = {layer.weight: weight_scale(scales[name], fan_in_of(layer))}
-        if layer.bias is not None:
-            if sigma_b == 0.0 and (layer.bias.is_meta or bool(layer.bias.any())):
+        factor_of = scales_of(layer, scales[name], sigma_b)
+        for role, factor in factor_of.items():
+            parameter = getattr(layer, role)
+            if factor == 0.0 and parameter.numel() and (parameter.is_meta or bool(parameter.any())):
                 raise value_error(
                     "sigma_b",
                     'greater than 0 where mode="preserve" meets a bias other than 0',
                     f"0.0, with the bias of layer {name!r}",
                     "Give a sigma_b above 0.",
                 )
-            wanted[layer.bias] = sigma_b
-        for parameter, factor in wanted.items():
             if factors.setdefault(parameter, (factor, name))[0] != factor:
                 raise ValueError(_tied(name, f"{factors[parameter][1]!r}", _UNTIE))
     return {p: (factor, name) for p, (factor, name) in factors.items() if factor and p.numel()}
@@ -259,7 +266,7 @@ def _check_ties_keep(
 
 def _check_ties_draw(model: nn.Module, inventory: Inventory) -> None:
     layers = {**inventory.standard, **inventory.ntk}
-    drawn = {p: name for name, layer in layers.items() for p in _weight_and_bias(layer)}
+    drawn = {p: name for name, layer in layers.items() for p in weights_and_biases(layer)}
     drawn_modules = set(layers.values())
     for name, module, _, parameter in parameter_places(model):
         apart = module not in drawn_modules and type(module) not in _DRAWN_ALIKE

@@ -191,7 +191,7 @@ def stands_alone(module: nn.Module) -> bool:
 def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
     """Why a class without a rule is refused, and what to do."""
     for layer in _NTK_LAYERS:
-        if issubclass(kind, layer):
+        if kind is not layer and issubclass(kind, layer):
             return (
                 f"It is a subclass of {layer.__name__} and may compute something else.",
                 f"Use {layer.__name__} itself; put what is added into a module around it.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
 from ..._checks import check_choice, check_finite_number, describe, type_error, value_error
-from ...nn._inventory import NTK_TYPE_OF
+from ...nn._inventory import StandardAffine
 
 Scheme: TypeAlias = Literal["torch", "kaiming", "lecun"] | tuple[float, float]
 """How the weights and biases of one layer are drawn; see `variances`."""
@@ -18,7 +18,7 @@ StandardLike: TypeAlias = Scheme | Mapping[str, Scheme] | None
 """A scheme for all ordinary layers, or schemes by the names of modules; None refuses the layers."""
 
 NAMES = ("torch", "kaiming", "lecun")
-ORDINARY: tuple[type[nn.Module], ...] = tuple(NTK_TYPE_OF)
+ORDINARY: tuple[type[nn.Module], ...] = get_args(StandardAffine)
 """The layers in standard parameterization, by exact type."""
 
 _EXPECTED = (
