@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_ntk import analytic_ntk, empirical_ntk
 
 
-def _errors(build, x: Tensor, widths: tuple[int, ...], draws: int) -> list[float]:  # type: ignore[no-untyped-def]
+def errors_by_width(build, x: Tensor, widths: tuple[int, ...], draws: int) -> list[float]:  # type: ignore[no-untyped-def]
     """Per width the root mean square over draws of the relative distance to the limit."""
     limit = analytic_ntk(build(4), x)
     found = []
@@ -42,7 +42,7 @@ def test_dense_networks_converge_with_the_root_of_the_width() -> None:
         net = mlp(nn.ReLU)(n)
         return nn.Sequential(*list(net)[:-1], dense(n, 4))
 
-    errors = _errors(build, x, widths, 10)
+    errors = errors_by_width(build, x, widths, 10)
     assert abs(slope(widths, errors) + 0.5) < 0.1, errors
 
 
@@ -59,5 +59,5 @@ def test_convolutional_networks_converge_with_the_root_of_the_width(pooling: str
         )
         return nn.Sequential(*net, nn.Flatten(), dense(n if end else 16 * n, 4))
 
-    errors = _errors(build, x, widths, 16)
+    errors = errors_by_width(build, x, widths, 16)
     assert abs(slope(widths, errors) + 0.5) < 0.1, errors

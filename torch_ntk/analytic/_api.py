@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from .._checks import (
     type_error,
     value_error,
 )
-from .._functional import quiet, refuse_unsupported, unwrap
+from .._functional import Batch, quiet, refuse_unsupported, unwrap
+from .._types import BatchLike
 from .engine import Options, checked_options, run
 from .lift import StandardLike, checked_standard, read
 
@@ -35,8 +37,8 @@ class Kernels(NamedTuple):
 
 def analytic_kernels(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
     dtype: torch.dtype | None = None,
@@ -77,7 +79,9 @@ def analytic_kernels(
 
     Args:
         model: The network, of one tensor.
-        x1: Inputs `[N1, ...]`.
+        x1: Inputs `[N1, ...]`; or a tuple or mapping of several for a forward of as many arguments,
+            all with the samples on their first axis: features and a matrix for each graph
+            `[N1, V, V]`, features and a mask.
         x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is exactly symmetric.
         standard: How ordinary layers are drawn, given n inputs per output: `"torch"`, their
             default initialization (variances of 1/(3n) for weights and biases), `"kaiming"`
@@ -128,8 +132,8 @@ def analytic_kernels(
 
 def analytic_ntk(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
     dtype: torch.dtype | None = None,
@@ -169,8 +173,8 @@ def analytic_ntk(
 
 def analytic_nngp(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
     dtype: torch.dtype | None = None,
@@ -200,8 +204,8 @@ def analytic_nngp(
 
 def _both(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None,
+    x1: BatchLike,
+    x2: BatchLike | None,
     standard: StandardLike,
     dtype: torch.dtype | None,
     options: Options,
@@ -218,19 +222,53 @@ def _both(
     model = unwrap(model)
     refuse_unsupported(model)
     known = checked_standard(standard, model)
-    a, b = inputs(x1, x2, dtype)
+    a, b = batches(x1, x2, dtype)
     with evaluation_mode(a, b, model):
-        program = read(model, a, b, a.dtype, known)
+        program = read(model, a, b, check_dtype(dtype), known)
         return run(program, options, ntk=ntk)
 
 
 @contextlib.contextmanager
-def evaluation_mode(x1: Tensor, x2: Tensor | None, model: nn.Module | None):  # type: ignore[no-untyped-def]
+def evaluation_mode(
+    x1: Tensor | Batch, x2: Tensor | Batch | None, model: nn.Module | None
+) -> Iterator[None]:
     """Eval mode and full precision, with derivatives only where the inputs want them."""
-    track = torch.is_grad_enabled() and (x1.requires_grad or (x2 is not None and x2.requires_grad))
+    tensors = [t for x in (x1, x2) for t in (x.tensors if isinstance(x, Batch) else (x,))]
+    track = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    device = tensors[0].device if tensors[0] is not None else torch.device("cpu")
     # Hooks stay in place: what refuses a module that has them must see them.
-    with quiet(model, x1.device, keep_forward_hooks=True), torch.set_grad_enabled(track):
+    with quiet(model, device, keep_forward_hooks=True), torch.set_grad_enabled(track):
         yield
+
+
+def batches(
+    x1: object, x2: object, dtype: torch.dtype | None
+) -> tuple[Tensor | Batch, Tensor | Batch | None]:
+    """Both inputs checked, tensors or batches of several, in the type of the computation."""
+    several = [isinstance(x, (tuple, list, Mapping)) for x in (x1, x2)]
+    if not any(several):
+        return inputs(x1, x2, dtype)  # type: ignore[arg-type]
+    wanted = check_dtype(dtype)
+    a = _batch("x1", x1, wanted)
+    if x2 is None or x2 is x1:
+        return a, None
+    b = _batch("x2", x2, wanted)
+    if not b.is_like(a):
+        raise value_error("x2", f"{a}, as `x1`", f"{b}", "A kernel compares inputs of one kind.")
+    return a, b
+
+
+def _batch(name: str, x: object, dtype: torch.dtype) -> Batch:
+    found = Batch.of(name, x)
+    floating = [t.is_floating_point() for t in found.tensors]
+    if not any(floating):
+        raise type_error(name, "a batch with a real floating-point tensor", found.tensors[0])
+    return found.with_tensors(
+        [
+            _input(path, t, dtype, axes=1) if real else t
+            for (path, t), real in zip(found.named(name), floating, strict=True)
+        ]
+    )
 
 
 def inputs(
@@ -270,7 +308,7 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _input(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _input(name: str, x: Tensor, dtype: torch.dtype, axes: int = 2) -> Tensor:
     check_tensor(name, x)
     if x.dtype in (torch.float16, torch.bfloat16):
         raise type_error(
@@ -282,7 +320,7 @@ def _input(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         )
     if not x.is_floating_point():
         raise type_error(name, "real floating-point", x, "Convert it with .double().")
-    if x.ndim < 2:
+    if x.ndim < axes:
         raise value_error(name, "a batch [N, ...]", x, "Add the axis: x[None].")
     if x.numel() == 0:
         raise value_error(name, "of at least one sample and feature", x)

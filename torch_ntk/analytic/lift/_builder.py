@@ -17,6 +17,8 @@ from ..operations import (
     Activation,
     Flatten,
     Gained,
+    Gather,
+    Given,
     Input,
     Normalization,
     Operation,
@@ -52,7 +54,8 @@ class Builder:
         self.same = same
         self.standard = standard or Standard()
         self._steps: list[Step] = []
-        self._inputs: dict[int, Value] = {}
+        self._inputs: dict[tuple[int, int], Value] = {}
+        self._gathered: dict[tuple[Gather, tuple[int, ...]], int] = {}
         self._layers = 0
         self._uses: dict[int, str] = {}  # of a parameter, by its id: the node
         self._keep: list[Any] = []  # so that ids stay unique
@@ -99,6 +102,7 @@ class Builder:
         sources: frozenset[int] = frozenset(),
         unflattened: Value | None = None,
         alike: bool = True,
+        axis: int | None = None,
     ) -> Value:
         """Add a step; the value that it makes.
 
@@ -113,22 +117,35 @@ class Builder:
             sources: The layers that the value is a sum of.
             unflattened: The value before positions were made features.
             alike: Whether its channels have one law if those of the inputs have.
+            axis: The place of its channels; None if it is that of the first input.
         """
         own = frozenset() if layer is None else frozenset({layer})
         gain = isinstance(operation, Normalization) and operation.gain_trained
-        value = Value(
-            len(self._steps),
+        spatial = inputs[0].spatial if spatial is None else spatial
+        return Value(
+            self._number(operation, tuple(v.step for v in inputs), two_axes(spatial)),
             inputs[0].channels if channels is None else channels,
-            inputs[0].spatial if spatial is None else spatial,
+            spatial,
             gaussian or bool(own),
             own or sources,
             own.union(*(v.ancestors for v in inputs)),
             unflattened,
             alike=bool(own) or (alike and all(v.alike for v in inputs)),
             gained=not own and (gain or any(v.gained for v in inputs)),
+            axis=inputs[0].axis if axis is None else axis,
+            roots=frozenset((s, 0) for s in own) or frozenset().union(*(v.roots for v in inputs)),
         )
-        self._steps.append(Step(operation, tuple(v.step for v in inputs), value.positions))
-        return value
+
+    def _number(
+        self, operation: Input | Operation, inputs: tuple[int, ...], positions: tuple[int, int]
+    ) -> int:
+        """The number of a step; the same positions taken of the same value are the same step."""
+        number = len(self._steps)
+        if isinstance(operation, Gather):
+            number = self._gathered.setdefault((operation, inputs), number)
+        if number == len(self._steps):
+            self._steps.append(Step(operation, inputs, positions))
+        return number
 
     def linear_step(
         self, operation: Operation, v: Value, spatial: tuple[int, ...] | None = None
@@ -138,8 +155,14 @@ class Builder:
 
     # -- forms of features ---------------------------------------------------------------
 
-    def value(self, features: Any, what: str = "this operation") -> Value:
-        """Features as the value of a step, whatever form they have."""
+    def value(self, features: Any, what: str = "this operation", axis: int = 0) -> Value:
+        """Features as the value of a step, whatever form they have.
+
+        Args:
+            features: The features.
+            what: What takes them, for messages.
+            axis: The place of the channels where they are known and not random.
+        """
         if isinstance(features, Value):
             return features
         if isinstance(features, Elementwise):
@@ -149,7 +172,7 @@ class Builder:
         if isinstance(features, Joined):
             return self._joined(features)
         if isinstance(features, Data) and features.is_tensor:
-            return self._input(features, what)
+            return self._input(features, what, axis)
         raise self.refusal(
             f"{type(features).__name__} as the input of {what}", "It is not a batch of features."
         )
@@ -173,14 +196,15 @@ class Builder:
 
     def _joined(self, joined: Joined) -> Value:
         parts = tuple(self.value(p) for p in joined.parts)
-        total = joined.shape[0]
+        total = joined.shape[joined.axis]
         shares = WeightedSum(tuple(p.channels / total for p in parts))
         return self.step(shares, parts, total, alike=False)
 
-    def _input(self, data: Data, what: str) -> Value:
-        if id(data.first) in self._inputs:
-            return self._inputs[id(data.first)]
-        first, second = (self._features(t, n) for t, n in ((data.first, 0), (data.second, 1)))
+    def _input(self, data: Data, what: str, axis: int) -> Value:
+        if (id(data.first), axis) in self._inputs:
+            return self._inputs[id(data.first), axis]
+        sides = ((data.first, 0), (data.second, 1))
+        first, second = (self._features(t, n).movedim(1 + axis, 1) for t, n in sides)
         if first.shape[1:] != second.shape[1:]:
             raise value_error(
                 "x2",
@@ -192,17 +216,22 @@ class Builder:
         positions = two_axes(spatial)
         first, second = (t.reshape(*t.shape[:2], *positions) for t in (first, second))
         known = Input(first, None if self.same else second)
-        v = self.step(known, (), first.shape[1], spatial, alike=False)
-        self._inputs[id(data.first)] = v
+        v = self.step(known, (), first.shape[1], spatial, alike=False, axis=axis)
+        self._inputs[id(data.first), axis] = v
         self._keep.append(data.first)
         return v
+
+    def given(self, first: Tensor, second: Tensor) -> Value:
+        """Known numbers `[N, A, B]` of each sample, which are no features."""
+        known = Given(first, None if self.same else second)
+        return self.step(known, (), 1, (), axis=0)
 
     def _features(self, tensor: Tensor, side: int) -> Tensor:
         """A known tensor as `[N, C, ...]` of the type of the computation."""
         if not 2 <= tensor.ndim <= 5 or tensor.shape[0] not in (1, self.samples[side]):
             raise self.refusal(
                 f"a tensor of shape {tuple(tensor.shape)}",
-                "Known features must be [N, C], [N, C, L], [N, C, P, Q] or [N, C, D, P, Q].",
+                "Known features must be [N, C], or have up to three axes of positions besides.",
             )
         if tensor.numel() == 0:
             raise self.refusal(f"a tensor of shape {tuple(tensor.shape)}", "It has no entries.")
@@ -219,10 +248,21 @@ class Builder:
         channels: int,
         spatial: tuple[int, ...],
         what: str,
+        axis: int = 0,
     ) -> Value:
         """A layer of independent weights."""
-        v = self.value(features, what)
-        return self.step(operation, (v,), channels, spatial, layer=layer)
+        v = self.value(features, what, axis)
+        return self.step(operation, (v,), channels, spatial, layer=layer, axis=axis)
+
+    def channels_first(self, features: Any, what: str) -> None:
+        """Refuse features whose channels are not on axis 1, where `what` takes them to be."""
+        if not isinstance(features, Data) and features.axis != 0:
+            raise self.refusal(
+                f"{what} on samples of shape {tuple(features.shape)} with channels on axis "
+                f"{features.axis + 1}",
+                "It takes axis 1 for that of the channels.",
+                "Permute the axes to [N, C, …] first.",
+            )
 
     def flatten(self, v: Value) -> Value:
         """Positions as features."""
@@ -231,9 +271,9 @@ class Builder:
         size = math.prod(v.shape)
         if v.positions == (1, 1):
             plain = None if v.ungained is None else self.flatten(v.ungained)
-            return replace(v, channels=size, spatial=(), ungained=plain)
+            return replace(v, channels=size, spatial=(), ungained=plain, axis=0)
         # Features from different positions have different variances: not Gaussian of one law.
-        return self.step(Flatten(), (v,), size, (), sources=v.sources, unflattened=v)
+        return self.step(Flatten(), (v,), size, (), sources=v.sources, unflattened=v, axis=0)
 
     def scale(self, features: Features, factor: float) -> Features:
         """A constant factor."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...activations import dual_activation
 from ._builder import Builder
+from ._products import matched, product, with_known
 from ._sums import add
 from ._values import Data, Elementwise, Features, Joined, Value
 
@@ -113,21 +114,30 @@ def combine(
         if x is y and isinstance(x, Value) and name == "add":
             return b.scale(x, 2.0)
         f, g = as_function(x), as_function(y)
-        if f is not None and g is not None and f.base is g.base and f.flat == g.flat:
+        if f is not None and g is not None and f.base.same(g.base) and f.flat == g.flat:
             base = _without_gain(b, f.base)
             return Elementwise(base, lambda t: operation(f(t), g(t)), flat=f.flat, node=b.node)
     if name in ("add", "sub"):
         second = y if name == "add" else _negative(b, y)
-        return add(b, b.value(x, "a sum"), b.value(second, "a sum"))
+        axis = (y if isinstance(x, Data) else x).axis
+        both = b.value(x, "a sum", axis), b.value(second, "a sum", axis)
+        return add(b, *matched(b, *both))
+    if isinstance(x, Data) or isinstance(y, Data):
+        return with_known(b, x, y, operation, name)
+    if name == "mul":
+        return product(b, x, y)
     raise b.refusal(
-        "a product or quotient of features",
-        "Products of different random features are not covered by the recursion.",
-        "Multiply by a number, or write a function of one value.",
+        "a quotient of features",
+        "Its expectation need not exist.",
+        "Divide by a number, or write a function of one value.",
     )
 
 
 def _negative(b: Builder, y: Any) -> Any:
-    return b.scale(b.value(y, "a difference") if isinstance(y, Data) else y, -1.0)
+    if isinstance(y, Data):
+        negative = -y.first
+        return Data(negative, negative if y.second is y.first else -y.second)
+    return b.scale(y, -1.0)
 
 
 def _joined(b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str) -> Joined:

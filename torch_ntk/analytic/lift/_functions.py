@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...activations._lookup import is_registered
-from . import _norms, _positions
+from . import _norms, _position_functions, _positions
+from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import FUNCTIONS, METHODS, activation, combine
 from ._in_place import arguments
+from ._products import product
 from ._values import Data, Features, Joined
 
 Rule = Callable[..., Any]
@@ -89,12 +91,13 @@ def _cat(b: Builder, tensors: Any, dim: int = 0) -> Features:
     for t in tensors:
         part = b.value(t, "a concatenation") if isinstance(t, Data) else t
         parts.extend(part.parts if isinstance(part, Joined) else [part])
-    axes = len(parts[0].shape) + 1
-    if dim % axes != 1:
+    axes, channels = len(parts[0].shape) + 1, parts[0].axis
+    if dim % axes != 1 + channels or any(p.axis != channels for p in parts):
         raise b.refusal(
-            f"a concatenation along axis {dim}", "Only channels, axis 1, can be joined."
+            f"a concatenation along axis {dim}",
+            f"Only channels, here axis {1 + channels}, can be joined.",
         )
-    if len({p.shape[1:] for p in parts}) > 1:
+    if len({(*p.shape[:channels], *p.shape[channels + 1 :]) for p in parts}) > 1:
         raise b.refusal("a concatenation of features of different positions", "They must agree.")
     return Joined(tuple(parts))
 
@@ -180,6 +183,27 @@ def _layer_norm(
     return _norms.normalized_shape(b, x, tuple(normalized_shape), weight, bias, eps)
 
 
+def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
+    """The halves of the channels are independent."""
+    axes = len(x.shape) + 1
+    if dim % axes != 1 + x.axis:
+        raise b.refusal(f"a gated linear unit over axis {dim}", "Its halves must be channels.")
+    what = "a gated linear unit"
+    value = rearranged(b, x, lambda t: t.chunk(2, dim)[0], what)
+    gate = rearranged(b, x, lambda t: t.chunk(2, dim)[1], what)
+    return product(b, value, activation(b, gate, torch.sigmoid, torch.sigmoid))
+
+
+def _masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Features:
+    if _first(value) != 0 or not isinstance(mask, Data):
+        raise b.refusal(
+            "masked_fill with another value than 0, or a mask of features",
+            "Features with a constant have no zero mean.",
+        )
+    kept = Data(*(~t.bool() for t in (mask.first, mask.second)))
+    return combine(b, x, kept, operator.mul, "mul")
+
+
 def _neg(b: Builder, x: Any) -> Features:
     return combine(b, x, -1.0, operator.mul, "mul")
 
@@ -216,14 +240,18 @@ RULES: dict[Any, Rule] = {
     F.adaptive_avg_pool1d: _adaptive_pool(1),
     F.adaptive_avg_pool2d: _adaptive_pool(2),
     F.adaptive_avg_pool3d: _adaptive_pool(3),
+    **_position_functions.FUNCTIONS,
     torch.squeeze: _squeeze,
     F.dropout: _dropout,
     F.layer_norm: _layer_norm,
+    F.glu: _glu,
+    torch.masked_fill: _masked_fill,
     operator.neg: _neg,
     torch.neg: _neg,
 }
 
 METHOD_RULES: dict[str, Rule] = {
+    **_position_functions.METHODS,
     **{name: _method(name) for name in METHODS},
     **{name: _arithmetic(op, name) for name, (op, _) in _NUMBERS.items()},
     **{f"{name}_": _arithmetic(op, name) for name, (op, _) in _NUMBERS.items()},
@@ -233,6 +261,8 @@ METHOD_RULES: dict[str, Rule] = {
     "mean": _reduce(False),
     "sum": _reduce(True),
     "squeeze": _squeeze,
+    "masked_fill": _masked_fill,
+    "masked_fill_": _masked_fill,
     "size": _size,
     "contiguous": _same,
     "clone": _same,
@@ -243,4 +273,5 @@ METHOD_RULES: dict[str, Rule] = {
 ATTRIBUTES: dict[str, Rule] = {
     "shape": lambda b, x: _size(b, x),
     "ndim": lambda b, x: len(x.shape) + 1,
+    "mT": lambda b, x: rearranged(b, x, lambda t: t.mT, "mT"),
 }

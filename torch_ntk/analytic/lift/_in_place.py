@@ -10,8 +10,15 @@ import torch
 from torch import fx, nn
 
 _AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow}
-_VIEWS = {torch.flatten, torch.reshape, torch.squeeze}
-_VIEW_METHODS = {"flatten", "view", "reshape", "squeeze", "contiguous", "view_as", "unsqueeze"}
+_VIEWS = {
+    *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose),
+    *(torch.movedim, torch.moveaxis, torch.swapaxes, torch.narrow, torch.select, torch.unbind),
+    *(torch.chunk, torch.split, torch.tensor_split, torch.unflatten, operator.getitem),
+}
+_VIEW_METHODS = {
+    *(f.__name__ for f in _VIEWS if f is not operator.getitem),
+    *("view", "contiguous", "view_as", "expand"),
+}
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 

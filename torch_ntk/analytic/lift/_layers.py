@@ -13,23 +13,27 @@ from ...nn._inventory import StandardConvTranspose, fan_in_of
 from ..operations import ONE, Affine, Taps, Unshared, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
-from ._values import Data, Value
+from ._values import Data, Value, two_axes
 
 
 def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
-    """`NTKLinear` and `nn.Linear` on vectors."""
+    """`NTKLinear` and `nn.Linear` on the last axis, at each position if there are several."""
     shape = _shape(x)
     what = f"{type(module).__name__}({module.in_features}, {module.out_features})"
-    if len(shape) != 1:
+    last = len(shape) - 1
+    if not isinstance(x, Data) and x.axis != last:
         raise b.refusal(
             f"{what} on features with positions, {shape} per sample",
             "A dense layer acts on the last axis, which would mix positions as if they were "
             "channels.",
-            "Flatten or pool first, or use an NTKConv layer with kernel size 1.",
+            "Flatten or pool first, permute the channels to the last axis, or use an NTKConv "
+            "layer with kernel size 1.",
         )
-    _check_channels(b, what, module.in_features, shape[0])
-    operation = Affine(ONE, ONE, *coefficients(b, module, module.in_features))
-    return b.affine(x, operation, b.layer(module), module.out_features, (), what)
+    _check_channels(b, what, module.in_features, shape[last])
+    spatial = shape[:last]
+    rows, columns = (taps(n, 1) for n in two_axes(spatial))
+    operation = Affine(rows, columns, *coefficients(b, module, module.in_features))
+    return b.affine(x, operation, b.layer(module), module.out_features, spatial, what, last)
 
 
 def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -> Value:
@@ -125,6 +129,7 @@ def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
             f"{what} on samples of shape {shape}",
             f"It needs channels and {axes} {'axis' if axes == 1 else 'axes'} of positions.",
         )
+    b.channels_first(x, what)
     _check_channels(b, what, module.in_channels, shape[0])
     _check_groups(b, what, module, x)
     return what, shape

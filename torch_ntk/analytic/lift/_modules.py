@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 
 from ... import nn as ntk
 from ...activations import DualActivation, dual_activation, register_dual
 from ...activations._lookup import is_registered
 from ...nn._inventory import NTK_TYPES
-from . import _layers, _norms, _positions
+from . import _layers, _norms, _position_functions, _positions
 from ._builder import Builder
 from ._elementwise import activation
+from ._functions import RULES
 from ._values import Features
 
 ModuleRule = Callable[[Builder, Any, Any], Features]
@@ -76,6 +78,7 @@ def _adaptive(b: Builder, m: Any, x: Any) -> Features:
 
 
 def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
+    b.channels_first(x, what)
     if len(x.shape) != 1 + axes:
         raise b.refusal(
             f"{what} on samples of shape {tuple(x.shape)}", f"It needs {axes} axes of positions."
@@ -121,6 +124,8 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.AdaptiveAvgPool1d: _adaptive,
     nn.AdaptiveAvgPool2d: _adaptive,
     nn.AdaptiveAvgPool3d: _adaptive,
+    **_position_functions.MODULES,
+    nn.GLU: lambda b, m, x: RULES[F.glu](b, x, m.dim),
     nn.LayerNorm: _norms.layer_norm,
     nn.GroupNorm: _norms.group_norm,
     **dict.fromkeys(ACTIVATIONS, _activation),

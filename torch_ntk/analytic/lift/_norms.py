@@ -14,7 +14,7 @@ from ._values import Value
 
 
 def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
-    """`nn.LayerNorm` over all features of a sample."""
+    """`nn.LayerNorm`; see `normalized_shape`."""
     return normalized_shape(
         b, x, tuple(module.normalized_shape), module.weight, module.bias, module.eps
     )
@@ -23,12 +23,15 @@ def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
 def normalized_shape(
     b: Builder, x: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float
 ) -> Value:
-    """`F.layer_norm` over all features of a sample."""
+    """`F.layer_norm` over all features of a sample, or over the channels of each position."""
     v = b.value(x, "a layer normalization")
+    if v.spatial and shape == (v.channels,) and v.axis == len(v.spatial):
+        return _normalize(b, v, weight, bias, eps, each_position=True)
     if shape != v.shape:
         raise b.refusal(
             f"layer normalization over {shape} of samples {v.shape}",
-            "Only over all features of a sample together its statistics have a limit here.",
+            "Only over all features of a sample, or over the channels where they are on the last "
+            "axis, its statistics have a limit here.",
             f"Normalize over {v.shape}, or use GroupNorm.",
         )
     inner = v.unflattened if v.unflattened is not None else v
@@ -44,6 +47,7 @@ def normalized_shape(
 
 def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
     """`nn.GroupNorm`: with ever more channels per group, every group has the same statistics."""
+    b.channels_first(x, "a group normalization")
     v = b.value(x, "a group normalization")
     if module.num_groups == module.num_channels:
         raise b.refusal(
@@ -54,7 +58,9 @@ def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
     return _normalize(b, v, module.weight, module.bias, module.eps)
 
 
-def _normalize(b: Builder, v: Value, weight: Any, bias: Any, eps: float) -> Value:
+def _normalize(
+    b: Builder, v: Value, weight: Any, bias: Any, eps: float, each_position: bool = False
+) -> Value:
     if not v.gaussian:
         raise b.refusal(
             "a normalization of features that are not Gaussian",
@@ -69,10 +75,10 @@ def _normalize(b: Builder, v: Value, weight: Any, bias: Any, eps: float) -> Valu
                 f"Initialize its {name} to {value:g}.",
             )
     b.uses([p for p in (weight, bias) if _trained(p)])
-    made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias)), v)
+    made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias), each_position), v)
     if not made.gained:
         return made
-    plain = b.linear_step(Normalization(eps, False, _trained(bias)), v)
+    plain = b.linear_step(Normalization(eps, False, _trained(bias), each_position), v)
     return replace(made, ungained=replace(plain, gained=False, by_gain=True))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operations import Pool
+from ._arrange import flat, rearranged
 from ._builder import Builder
-from ._values import Elementwise, Features, Joined, Value, two_axes
+from ._values import Features, Value
 
 AxisPool = Callable[[Tensor, int], Tensor]
 """`[1, 1, L]` and the number of an axis to its average `[1, 1, L_out]`."""
@@ -87,84 +87,63 @@ def over_all_positions() -> list[AxisPool]:
     return adaptive(1, 2)
 
 
-def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Value:
+def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Features:
     """`x.mean(dims)` or `x.sum(dims)` over axes of positions."""
     shape = tuple(x.shape)
+    channels = x.axis + 1
     axes = {d % (len(shape) + 1) for d in _dims(b, dims)}
-    if not axes or min(axes) < 2:
+    if not axes or axes & {0, channels}:
         raise b.refusal(
             f"a {'sum' if total else 'mean'} over axes {sorted(axes)}",
-            "Only positions, axes 2 and up, can be averaged: channels become infinitely many.",
+            f"Only positions can be averaged, and channels, axis {channels}, become infinitely "
+            "many.",
         )
+    places = [i for i in range(1, len(shape) + 1) if i != channels]
 
     def mean(eye: Tensor, axis: int) -> Tensor:
-        return eye.mean(-1, keepdim=True) if axis + 2 in axes else eye
+        return eye.mean(-1, keepdim=True) if places[axis] in axes else eye
 
-    spatial = shape[1:]
-    count = math.prod(spatial[a - 2] for a in axes) if total else 1
-    v = average(b, x, [mean] * len(spatial), float(count))
-    if keepdim:
-        return v
-    rest = tuple(n for i, n in enumerate(v.spatial) if i + 2 not in axes)
-    return _reshaped(b, v, rest)
+    count = math.prod(shape[a - 1] for a in axes) if total else 1
+    v = average(b, x, [mean] * len(places), float(count))
+    return v if keepdim else squeezed(b, v, sorted(axes))
 
 
 def flattened(b: Builder, x: Any, start: int, end: int) -> Features:
-    """`flatten` from the channels on: everything becomes features."""
+    """`flatten`: of everything, or of some axes."""
     axes = len(x.shape) + 1
-    if start % axes != 1 or end % axes != axes - 1:
-        raise b.refusal(
-            f"a flattening of axes {start} to {end}",
-            "Only channels and all positions together can become features.",
-            "Use nn.Flatten().",
-        )
-    return flat(b, x)
-
-
-def flat(b: Builder, x: Any) -> Features:
-    """Channels and positions as features."""
-    if isinstance(x, Joined):
-        return Joined(tuple(flat(b, p) for p in x.parts))  # type: ignore[misc]
-    if isinstance(x, Elementwise):
-        # The activation is done before: both orders are one function, and positions are equal.
-        return Elementwise(x.base, x.function, x.known, x.factor, bool(x.base.spatial), x.node)
-    return b.flatten(b.value(x, "a flattening"))
+    if start % axes == 0 and axes > 1:
+        raise b.refusal("a flattening of axis 0", "It mixes the samples of a batch.")
+    if start % axes == 1 and end % axes == axes - 1:
+        return flat(b, x)
+    return rearranged(b, x, lambda t: t.flatten(start, end), "a flattening")
 
 
 def viewed(b: Builder, x: Any, sizes: Sequence[Any]) -> Features:
-    """`view` and `reshape`, where they flatten or change nothing."""
+    """`view` and `reshape`."""
     shape = tuple(x.shape)
     wanted = [int(s) for s in sizes]
     if len(wanted) == 1 + len(shape) and tuple(wanted[1:]) == shape:
         return x  # type: ignore[no-any-return]
+    if wanted[0] not in (-1, *b.samples):
+        raise b.refusal(
+            f"a reshaping of samples {shape} to {tuple(wanted)}", "It mixes samples and features."
+        )
     if len(wanted) == 2 and wanted[1] in (-1, math.prod(shape)):
         return flat(b, x)
-    raise b.refusal(
-        f"a reshaping of samples {shape} to {tuple(wanted[1:])}",
-        "Only flattening, [N, -1], is understood: channels and positions must not mix otherwise.",
-    )
+    # It is found out by what it does to two samples.
+    two = [wanted[0] if wanted[0] == -1 else 2, *wanted[1:]]
+    what = f"a reshaping to {tuple(wanted[1:])}"
+    return rearranged(b, x, lambda t: t.reshape(two), what)
 
 
-def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Value:
+def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Features:
     """`squeeze` of axes of one position."""
-    v = b.value(x, "a squeeze")
-    axes = len(v.shape) + 1
-    which = range(2, axes) if dims is None else [d % axes for d in dims]
-    rest = tuple(n for i, n in enumerate(v.spatial) if i + 2 not in which or n != 1)
-    if any(d < 2 for d in which):
+    axes = len(x.shape) + 1
+    places = [d for d in range(1, axes) if d != x.axis + 1]
+    which = tuple(places if dims is None else [d % axes for d in dims])
+    if any(d in (0, x.axis + 1) for d in which):
         raise b.refusal("a squeeze of the batch or of the channels", "Both must stay.")
-    return _reshaped(b, v, rest)
-
-
-def _reshaped(b: Builder, v: Value, spatial: tuple[int, ...]) -> Value:
-    """The same features with axes of one position left out."""
-    if two_axes(spatial) == v.positions:
-        return replace(v, spatial=spatial)
-    raise b.refusal(
-        f"positions {v.spatial} as {spatial}",
-        "An axis of one position before one of several cannot be left out.",
-        "Average over both axes at once, or keep the axis (keepdim=True).",
-    )
+    return rearranged(b, x, lambda t: t.squeeze(which), "a squeeze")
 
 
 def _tuple(x: Any, axes: int) -> tuple[Any, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..._checks import type_error, value_error
+from ..._functional import Batch
 from ...activations._lookup import is_registered, registered_functions
 from .._program import Program
 from ._builder import Builder
@@ -41,12 +42,12 @@ class _Tracer(fx.Tracer):
 
 def read(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None,
+    x1: Tensor | Batch,
+    x2: Tensor | Batch | None,
     dtype: torch.dtype,
     standard: Standard | None = None,
 ) -> Program:
-    """The program of `model` for the inputs.
+    """The program of `model` for the inputs: a tensor, or a batch of several.
 
     The model is in eval mode, and everything of it that does not depend on random weights is
     computed here and now; what follows the first NTK layer becomes steps.
@@ -60,7 +61,8 @@ def read(
     builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard)
     if _changed(model):
         raise _refusal_of_change(builder, model)
-    return _Reader(*_traced(model), builder).read(Data(x1, second))
+    values = (x.value if isinstance(x, Batch) else x for x in (x1, second))
+    return _Reader(*_traced(model), builder).read(_paired(*values))
 
 
 def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
@@ -130,31 +132,51 @@ class _Reader:
         self._builder = builder
         self._values: dict[fx.Node, Any] = {}
 
-    def read(self, x: Data) -> Program:
-        """The program of the whole graph for the input `x`."""
-        placeholders = 0
+    def read(self, x: Any) -> Program:
+        """The program of the whole graph for a batch, as it is given to the model."""
+        self._take(x)
         for node in self._graph.nodes:
             self._builder.node = _label(node)
             if node.op == "placeholder":
-                placeholders += 1
-                self._values[node] = self._input(node, x, placeholders)
-            elif node.op == "output":
+                continue
+            if node.op == "output":
                 return self._output(self._of(node.args[0]))
-            else:
-                self._values[node] = self._node(node)
+            self._values[node] = self._node(node)
         raise AssertionError("a graph ends with its output")
 
-    def _input(self, node: fx.Node, x: Data, number: int) -> Any:
-        if number == 1:
-            return x
-        if node.args:
-            return node.args[0]
-        raise type_error(
-            "model",
-            "a function of one tensor",
-            f"a forward with the argument {node.target!r} besides",
-            "Wrap the module so that the other arguments are fixed.",
-        )
+    def _take(self, x: Any) -> None:
+        """Give the arguments of the forward what the batch has for them."""
+        nodes = [n for n in self._graph.nodes if n.op == "placeholder"]
+        names = [str(n.target) for n in nodes]
+        if isinstance(x, Mapping):
+            given = dict(x)
+        else:
+            arguments = x if isinstance(x, (tuple, list)) else (x,)
+            given = dict(zip(names, arguments, strict=False))
+            given.update(
+                {f"argument {i + 1}": a for i, a in enumerate(arguments[len(nodes) :], len(nodes))}
+            )
+        more = [name for name in given if name not in names]
+        if more or any(name.startswith("*") for name in names):
+            raise type_error(
+                "model",
+                "a function of what the batch has, by name or in its order",
+                f"a forward({', '.join(names)}) for a batch with {', '.join(more) or 'any number'}",
+                "Wrap the module in one that takes exactly these arguments.",
+            )
+        for node, name in zip(nodes, names, strict=True):
+            if name in given:
+                self._values[node] = given[name]
+            elif node.args:
+                self._values[node] = node.args[0]
+            else:
+                raise type_error(
+                    "model",
+                    "a function of one tensor, or of what the batch has",
+                    f"a forward with the argument {name!r} besides",
+                    "Give it in the batch, as a tuple in the order of the arguments or a mapping "
+                    "by their names; or wrap the module so that it is fixed.",
+                )
 
     def _output(self, output: Any) -> Program:
         if isinstance(output, _RANDOM):
@@ -258,6 +280,17 @@ class _Reader:
             return Data(one, one) if isinstance(one, Tensor) else one
         second = _side(args, 1), _side(kwargs, 1)
         return Data(one, function(*second[0], **second[1]))
+
+
+def _paired(first: Any, second: Any) -> Any:
+    """Tensors of two batches of one kind as what is known of either side."""
+    if isinstance(first, Tensor):
+        return Data(first, second)
+    if isinstance(first, Mapping):
+        return {k: _paired(v, second[k]) for k, v in first.items()}
+    if isinstance(first, (tuple, list)):
+        return type(first)(_paired(a, c) for a, c in zip(first, second, strict=True))
+    return first
 
 
 def _changed(module: nn.Module) -> bool:

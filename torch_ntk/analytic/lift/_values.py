@@ -51,6 +51,11 @@ class Value:
         ungained: For the value of such a normalization itself, the same with the gain left out
             of the tangent kernel.
         by_gain: Whether it is one that a gain was left out of.
+        axis: The place of the channels among the axes of a sample: 0 for `[N, C, …]`.
+        roots: The last layers before it, with the offset of its channels from theirs; None where
+            they are in another order. Values of disjoint roots are independent channel by channel.
+        taps: Where several positions have become channels (`F.unfold`), the value with them as
+            positions, `[C, taps, …]`.
     """
 
     step: int
@@ -64,11 +69,19 @@ class Value:
     gained: bool = False
     ungained: Value | None = None
     by_gain: bool = False
+    axis: int = 0
+    roots: frozenset[tuple[int, int | None]] = frozenset()
+    taps: Value | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
-        return (self.channels, *self.spatial)
+        return (*self.spatial[: self.axis], self.channels, *self.spatial[self.axis :])
+
+    def same(self, other: Value) -> bool:
+        """Whether it is the same features in the same arrangement."""
+        mine = self.step, self.shape, self.axis, self.roots
+        return mine == (other.step, other.shape, other.axis, other.roots)
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -112,6 +125,11 @@ class Elementwise:
         return self.base.alike
 
     @property
+    def axis(self) -> int:
+        """The place of the channels among the axes of a sample."""
+        return 0 if self.flat else self.base.axis
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
         if not self.flat:
@@ -145,7 +163,14 @@ class Joined:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
-        return (sum(p.shape[0] for p in self.parts), *self.parts[0].shape[1:])
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(p.shape[self.axis] for p in self.parts)
+        return tuple(shape)
+
+    @property
+    def axis(self) -> int:
+        """The place of the channels among the axes of a sample."""
+        return self.parts[0].axis
 
 
 Features: TypeAlias = Value | Elementwise | Joined

@@ -10,6 +10,10 @@ from ._activation import Activation as Activation
 from ._activation import Gained as Gained
 from ._affine import Affine as Affine
 from ._flatten import Flatten as Flatten
+from ._gather import Gather as Gather
+from ._given import Given as Given
+from ._given import Mixing as Mixing
+from ._given import Weighting as Weighting
 from ._input import FEW_CHANNELS as FEW_CHANNELS
 from ._input import Input as Input
 from ._input import close_pairs as close_pairs
@@ -19,6 +23,7 @@ from ._operation import Buffers as Buffers
 from ._operation import FusedBlock as FusedBlock
 from ._operation import Operation as Operation
 from ._pool import Pool as Pool
+from ._product import Product as Product
 from ._state import IdenticalImages as IdenticalImages
 from ._state import State as State
 from ._state import Variances as Variances

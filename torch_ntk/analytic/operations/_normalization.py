@@ -14,20 +14,23 @@ from ._state import State, Variances
 
 @dataclass(frozen=True)
 class Normalization(Operation):
-    """Division by the standard deviation over all features of an image.
+    """Division by the standard deviation over all features of an image, or of each position.
 
-    With `s² = ⟨K(x, x)⟩ + eps`, the mean over positions: `K ← K/(s s')`, `Θ ← Θ/(s s')`; the mean
-    of Gaussian features is 0 in the limit. A trained gain of 1 adds K to Θ, a trained shift 1.
+    With `s² = ⟨K(x, x)⟩ + eps`, the mean over positions or K(x, x) at each: `K ← K/(s s')`,
+    `Θ ← Θ/(s s')`; the mean of Gaussian features is 0 in the limit. A trained gain of 1 adds K to
+    Θ, a trained shift 1.
 
     Attributes:
         eps: Added to the variance.
         gain_trained: Whether there is a gain per channel, and it is trained.
         shift_trained: The same for the shift.
+        each_position: Whether every position has a deviation of its own.
     """
 
     eps: float
     gain_trained: bool = False
     shift_trained: bool = False
+    each_position: bool = False
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
@@ -62,8 +65,8 @@ class Normalization(Operation):
         return inputs[0] / self._deviation(inputs[0], (-2, -1)) ** 2
 
     def _deviation(self, q: Tensor, axes: tuple[int, int]) -> Tensor:
-        """The standard deviation s of each image, shaped like `q` with one position."""
-        return torch.sqrt(q.mean(dim=axes, keepdim=True) + self.eps)
+        """The standard deviation s of each image, shaped to go with `q`."""
+        return torch.sqrt((q if self.each_position else q.mean(dim=axes, keepdim=True)) + self.eps)
 
     @property
     def cost(self) -> float:

@@ -1,0 +1,160 @@
+"""Products of independent features: branches, gates of channels, gated linear units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_nets import Function, Plus, conv, conv1d, dense
+from test_finite_networks import deviation
+from test_finite_slopes import errors_by_width, slope
+from test_lift_reference import agrees
+from torch import Tensor, nn
+
+from torch_ntk import Erf, analytic_kernels, analytic_nngp, analytic_ntk
+from torch_ntk.sampling import monte_carlo_kernel
+
+
+class Product(nn.Module):
+    """The product of two branches."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * self.second(x)
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation: a gate for each channel, from the means of all channels."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(dense(n, n), nn.ReLU(), dense(n, n), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.inner(x.mean((2, 3))).view(x.shape[0], x.shape[1], 1, 1)
+
+
+def product(n: int, outputs: int = 8) -> nn.Module:
+    return nn.Sequential(
+        dense(6, n),
+        Product(
+            nn.Sequential(dense(n, n, 1.1, 0.2), nn.ReLU(), dense(n, n)),
+            nn.Sequential(dense(n, n, 0.9), Erf(), dense(n, n)),
+        ),
+        dense(n, outputs, 1.0),
+    )
+
+
+def excited(n: int, outputs: int = 8) -> nn.Module:
+    return nn.Sequential(
+        *(conv(3, n, padding=1), nn.ReLU(), Excited(n), conv(n, n), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(n, outputs)),
+    )
+
+
+def gated(n: int, outputs: int = 8) -> nn.Module:
+    return nn.Sequential(
+        *(dense(6, 2 * n), nn.GLU(), dense(n, 2 * n)),
+        *(Function(lambda t: F.glu(t, 1)), dense(n, outputs)),
+    )
+
+
+def swiglu(n: int, outputs: int = 8) -> nn.Module:
+    """Of tokens, with a residual sum around it."""
+
+    def gate(t: Tensor) -> Tensor:
+        one, two = t.chunk(2, -1)
+        return F.silu(one) * two
+
+    body = nn.Sequential(dense(n, 2 * n), Function(gate), dense(n, n))
+    end = Function(lambda t: t.mean(1))
+    return nn.Sequential(dense(3, n), Plus(body), nn.ReLU(), end, dense(n, outputs))
+
+
+NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "product": (product, (6,)),
+    "excited": (excited, (3, 4, 4)),
+    "gated": (gated, (6,)),
+    "swiglu": (swiglu, (4, 3)),
+}
+
+
+def test_values_of_neural_tangents() -> None:
+    net = product(4)
+    net[0] = dense(10, 4)
+    agrees("product", net)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_finite_networks_have_it_on_average(name: str) -> None:
+    build, shape = NETS[name]
+    x1, x2 = (torch.randn(2, *shape, dtype=torch.float64) for _ in "12")
+    limit = analytic_kernels(build(4), x1, x2)
+    for kind, draws in (("ntk", 40), ("nngp", 150)):
+        sampled = monte_carlo_kernel(lambda: build(128), x1, x2, n_samples=draws, kind=kind)
+        wanted = getattr(limit, kind)
+        assert deviation(sampled, wanted, 128) < 3, kind
+        assert deviation(sampled, 1.3 * wanted, 128) > 3, kind
+
+
+@pytest.mark.slow
+def test_they_converge_with_the_root_of_the_width() -> None:
+    widths = (64, 256, 1024)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    errors = errors_by_width(lambda n: gated(n, 4), x, widths, 25)
+    assert abs(slope(widths, errors) + 0.5) < 0.1, errors
+
+
+def test_gradients_in_inputs() -> None:
+    """Of a product of branches, and of a gate that all positions have in common."""
+    gate = nn.Sequential(nn.AdaptiveAvgPool1d(1), conv1d(3, 3, 1), Erf())
+    net = nn.Sequential(conv1d(2, 3), Plus(Product(nn.Sequential(Erf(), conv1d(3, 3, 1)), gate)))
+    x = 0.5 * torch.randn(2, 2, 4, dtype=torch.float64)
+    y = torch.randn(1, 2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda t: torch.cat([analytic_ntk(net, t), analytic_ntk(net, t, y)], 1),
+        x.requires_grad_(),
+    )
+
+
+def test_small_distances_are_kept() -> None:
+    """The distance of two products against float64 of the same with an offset of 1e-3."""
+    net = nn.Sequential(product(3), nn.ReLU())
+    x = torch.randn(1, 6, dtype=torch.float64)
+    step = torch.randn(1, 6, dtype=torch.float64)
+
+    def distance(size: float) -> float:
+        k = analytic_nngp(net, torch.cat([x, x + size * step]))
+        return float(k[0, 0] + k[1, 1] - 2 * k[0, 1])
+
+    near = torch.cat([x + 1e-9 * i * step for i in range(3)])
+    assert torch.linalg.eigvalsh(analytic_nngp(net, near))[0] > -1e-15
+    assert distance(2e-4) / distance(1e-4) == pytest.approx(4, rel=1e-2)
+
+
+def test_halves_that_overlap_are_independent_channel_by_channel() -> None:
+    """Units 0…3 times units 2…5: another unit in each place, so the product of the kernels."""
+    net = nn.Sequential(dense(6, 6), Function(lambda t: t[:, :4] * t[:, 2:]), dense(4, 2))
+    halves = nn.Sequential(dense(6, 8), Function(lambda t: t[:, :4] * t[:, 4:]), dense(4, 2))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(analytic_ntk(net, x), analytic_ntk(halves, x), rtol=1e-12, atol=0)
+
+
+DEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "the same channels": lambda t: t[:, :3] * torch.relu(t + 0)[:, :3].flip(-1),
+    "another position": lambda t: t * t.roll(1, -1),
+    "some equal channels": lambda t: t[:, [0, 1, 2]] * t[:, [0, 2, 1]],
+    "its norm": lambda t: t * F.layer_norm(t, (4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_products_of_dependent_features_are_refused(name: str) -> None:
+    net = nn.Sequential(conv(3, 4), Function(DEPENDENT[name]), conv(4, 2, 1))
+    with pytest.raises(ValueError, match=r"not independent at 'mul.*NTK layer at the end"):
+        analytic_ntk(net, torch.randn(2, 3, 4, 4, dtype=torch.float64))

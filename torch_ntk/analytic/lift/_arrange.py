@@ -1,0 +1,252 @@
+"""Functions that only move entries: slices, permutes, views, flips, padding with zeros, unfold.
+
+What such a function does is found by applying it to labels: every entry of a sample gets a number
+of its own, and where the numbers come out says which entry of x each entry of y is. One rule so
+reads all of them; a further one is a line in the table of functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..operations import Gather
+from ._builder import Builder
+from ._values import Data, Elementwise, Features, Joined, Value, two_axes
+
+Mover = Callable[[Tensor], Tensor]
+"""A batch `[N, ...]` to one `[N, ...]` whose entries are entries of the former, or zeros."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How features are arranged anew.
+
+    Attributes:
+        spatial: Axes of positions.
+        axis: The place of the channels among the axes of a sample.
+        channels: Which channels of x those of y are.
+        sources: Per tap and position of y the position of x, as in `Gather`.
+        size: How many channels y has: one for each of `channels` and each tap.
+    """
+
+    spatial: tuple[int, ...]
+    axis: int
+    channels: tuple[int, ...]
+    sources: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Channels of y."""
+        return len(self.channels) * len(self.sources)
+
+
+def rearranged(b: Builder, x: Any, function: Mover, what: str) -> Features:
+    """Features after a function that only moves entries.
+
+    Args:
+        b: Where steps are collected.
+        x: The features.
+        function: The function; it is called with a batch of two samples.
+        what: Its name, for messages.
+    """
+    features = b.value(x, what) if isinstance(x, Data) else x
+    shape, axis = tuple(features.shape), features.axis
+    found = _analysed(b, function, shape, axis, what)
+    return _arranged(b, features, found, what)
+
+
+def flat(b: Builder, x: Any) -> Features:
+    """Channels and positions as features."""
+    if isinstance(x, Joined):
+        return Joined(tuple(flat(b, p) for p in x.parts))  # type: ignore[misc]
+    if isinstance(x, Elementwise):
+        # The activation is done before: both orders are one function, and positions are equal.
+        return Elementwise(x.base, x.function, x.known, x.factor, bool(x.base.spatial), x.node)
+    return b.flatten(b.value(x, "a flattening"))
+
+
+def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
+    if isinstance(x, Joined):
+        return _parts(b, x, new, what)
+    whole = len(new.channels) == x.shape[x.axis]
+    if whole and len(new.sources) > 1 and _takes_all(new, x):
+        return flat(b, x)
+    if isinstance(x, Elementwise) and not x.flat and _moves_only(new):
+        moved = _arranged(b, x.base, new, what)
+        assert isinstance(moved, Value)
+        return replace(x, base=moved, made=None)
+    v = b.value(x, what)
+    _check_channels(b, new, v, what)
+    operation = Gather(two_axes(new.spatial), new.sources)
+    kept: dict[str, Any] = {"spatial": new.spatial, "axis": new.axis, "channels": new.size}
+    if v.unflattened is not None and (new.spatial or not _moves_only(new)):
+        raise b.refusal(
+            what,
+            "Its input has positions as features already, and they have kernels of their own.",
+            "Do it before flattening.",
+        )
+    roots = frozenset((layer, _shifted(at, new.channels)) for layer, at in v.roots)
+    if operation.trivial and operation.positions == v.positions:
+        return replace(v, **kept, roots=roots, ungained=_relabelled(v.ungained, kept))
+    made = b.linear_step(operation, v, new.spatial)
+    if len(new.sources) == 1:
+        return replace(made, **kept, roots=roots)
+    # The taps of a channel have variances of their own.
+    apart = Gather(
+        two_axes((len(new.sources), *new.spatial)), (tuple(i for t in new.sources for i in t),)
+    )
+    taps = b.linear_step(apart, v, (len(new.sources), *new.spatial))
+    return replace(made, **kept, gaussian=False, alike=False, roots=frozenset(), taps=taps)
+
+
+def _relabelled(v: Value | None, kept: dict[str, Any]) -> Value | None:
+    return None if v is None else replace(v, **kept)
+
+
+def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
+    """The same of channels side by side: each part has its share of the channels."""
+    parts: list[Any] = []
+    start = 0
+    for part in joined.parts:
+        count = part.shape[part.axis]
+        mine = tuple(c - start for c in new.channels if start <= c < start + count)
+        if mine:
+            parts.append(_arranged(b, part, replace(new, channels=mine), what))
+        start += count
+    if sorted(new.channels) != list(new.channels):
+        raise b.refusal(f"{what} of concatenated channels", "It changes their order.")
+    return parts[0] if len(parts) == 1 else Joined(tuple(parts))
+
+
+def _moves_only(new: Arrangement) -> bool:
+    """Whether every position of y is one of x, and none a zero."""
+    return len(new.sources) == 1 and min(new.sources[0], default=0) >= 0
+
+
+def _takes_all(new: Arrangement, x: Any) -> bool:
+    """Whether all positions have become features."""
+    count = math.prod(x.shape) // x.shape[x.axis]
+    return not new.spatial and sorted(t[0] for t in new.sources) == list(range(count))
+
+
+def _check_channels(b: Builder, new: Arrangement, v: Value, what: str) -> None:
+    if len(new.channels) < v.channels and not v.alike:
+        raise b.refusal(
+            f"{what} that takes some channels of several kinds",
+            "The channels have different kernels, and only their mean is known.",
+            "Take them apart before they are joined, or put an NTK layer between.",
+        )
+    if len(set(new.channels)) < len(new.channels):
+        raise b.refusal(f"{what} that repeats channels", "Equal channels are not independent.")
+
+
+def _shifted(at: int | None, channels: tuple[int, ...]) -> int | None:
+    """The offset of channels from those of a layer, if it is one; None if it is not."""
+    first = channels[0]
+    consecutive = channels == tuple(range(first, first + len(channels)))
+    return at + first if consecutive and at is not None else None
+
+
+# -- from labels to an arrangement -----------------------------------------------------------
+
+
+def _analysed(
+    b: Builder, function: Mover, shape: tuple[int, ...], axis: int, what: str
+) -> Arrangement:
+    """What a function does to the entries of samples of `shape` with channels on `axis`."""
+    try:
+        out = function(_labels(shape, axis))
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:  # as in the forward
+        raise b.refusal(f"{what} of samples {shape}", f"{error}") from error
+    channels, positions = shape[axis], math.prod(shape) // shape[axis]
+    per_sample = channels * positions
+    if isinstance(out, Tensor) and out.ndim == 1:
+        raise _without_channels(b, what)
+    if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[0] != 2 or 0 in out.shape:
+        raise b.refusal(what, "It does not keep the samples on their axis, or leaves nothing.")
+    entries = out.round().long() - 1
+    zero = entries < 0
+    own = torch.arange(2).view(2, *[1] * (out.ndim - 1))
+    if bool(((entries // per_sample != own) & ~zero).any()):
+        raise b.refusal(what, "It mixes the samples of a batch.")
+    entries, zero = entries[0] % per_sample, zero[0]
+    if bool(zero.all()):
+        raise b.refusal(what, "Nothing is left of its input but zeros.")
+    c, s = entries // positions, entries % positions
+    at = _channel_axis(b, c, zero, axis, shape, what)
+    rest = tuple(n for i, n in enumerate(c.shape) if i != at)
+    c, s, zero = (a.movedim(at, 0).reshape(a.shape[at], -1) for a in (c, s, zero))
+    return Arrangement(rest, at, *_taps(b, c, s, zero, what))
+
+
+def _labels(shape: tuple[int, ...], axis: int) -> Tensor:
+    """Two samples whose entries are numbered from 1: by sample, channel, position."""
+    channels = shape[axis]
+    positions = tuple(n for i, n in enumerate(shape) if i != axis)
+    numbers = torch.arange(2 * math.prod(shape), dtype=torch.float64) + 1
+    return numbers.view(2, channels, *positions).movedim(1, axis + 1)
+
+
+def _channel_axis(
+    b: Builder, c: Tensor, zero: Tensor, axis: int, shape: tuple[int, ...], what: str
+) -> int:
+    """The axis along which channels differ."""
+    varies = [i for i in range(c.ndim) if _differs_along(c, zero, i)]
+    if len(varies) == 1:
+        return varies[0]
+    if varies:
+        raise b.refusal(
+            f"{what}, which puts channels on several axes",
+            "The features of a position must stay on one axis.",
+        )
+    # There is one channel: its axis is one of length 1, where it was before if that is one.
+    if c.ndim == 1 and c.numel() == math.prod(shape):
+        return 0
+    if axis < c.ndim and c.shape[axis] == 1:
+        return axis
+    ones = [i for i, n in enumerate(c.shape) if n == 1]
+    if len(ones) == 1:
+        return ones[0]
+    raise _without_channels(b, what)
+
+
+def _without_channels(b: Builder, what: str) -> ValueError:
+    return b.refusal(
+        f"{what} that leaves no axis of channels",
+        "A single channel is random, however wide the network is.",
+        "Keep the axis, as x[:, :1] does.",
+    )
+
+
+def _differs_along(c: Tensor, zero: Tensor, axis: int) -> bool:
+    least = c.masked_fill(zero, c.max() + 1).amin(axis)
+    most = c.masked_fill(zero, -1).amax(axis)
+    return bool((least < most).any())
+
+
+def _taps(
+    b: Builder, c: Tensor, s: Tensor, zero: Tensor, what: str
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The channels, and per tap the sources, of entries `[channels of y, positions of y]`."""
+    known = c.masked_fill(zero, -1)
+    channel = known.amax(1)  # of each row; -1 where it is all zeros
+    apart = bool(((known != channel[:, None]) & ~zero).any()) or bool((channel < 0).any())
+    order = channel.argsort(stable=True)
+    numbers, counts = torch.unique(channel, return_counts=True)
+    if not apart and len(set(counts.tolist())) == 1:
+        taps = int(counts[0])
+        sources = s.masked_fill(zero, -1)[order].view(len(numbers), taps, -1)
+        if bool((sources == sources[:1]).all()):
+            which = numbers if taps > 1 else channel
+            return tuple(which.tolist()), tuple(tuple(t) for t in sources[0].tolist())
+    raise b.refusal(
+        f"{what}, which does not do the same to every channel",
+        "Channels must stay exchangeable in the limit.",
+        "Move positions only, or put an NTK layer between.",
+    )

@@ -1,0 +1,250 @@
+"""Fixed linear maps over positions: resizing, products with a matrix, graphs, masks.
+
+One rule reads all of them: the function is applied to a basis of the positions, which gives its
+matrix, and the matrix says what it is: positions that are moved (`Gather`), a map along either axis
+(`Pool`), or any other (`Mixing`). A further function is a line in the table of functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..operations import Gather, Mixing, Pool, Weighting
+from ._builder import Builder
+from ._values import Data, Value, two_axes
+
+Linear = Callable[[Tensor], Tensor]
+"""A batch `[S, ...]` of one channel to one `[S, ...]`, linear in each sample."""
+
+# How far a matrix may be from a product over the axes, relative to its largest entry.
+_ROUNDING = 1e-12
+
+
+def mapped(b: Builder, x: Any, function: Linear, what: str, axis: int | None = None) -> Value:
+    """Features after a linear map of their positions, the same for every channel and sample.
+
+    Args:
+        b: Where steps are collected.
+        x: The features.
+        function: The map; it is called with samples of one channel.
+        what: Its name, for messages.
+        axis: The place of the channels among the axes of its result; None if it stays.
+    """
+    v = b.value(x, what)
+    axis = v.axis if axis is None else axis
+    matrix, spatial = _matrix(b, v, function, axis, what)
+    return _apply(b, v, matrix, spatial, axis)
+
+
+def mapped_by_sample(
+    b: Builder, x: Any, functions: tuple[Sequence[Linear], Sequence[Linear]], what: str, axis: int
+) -> Value:
+    """The same with a map of its own for each sample of x1 and of x2."""
+    v = b.value(x, what)
+    sides = [[_matrix(b, v, f, axis, what) for f in side] for side in functions]
+    spatial = sides[0][0][1]
+    first, second = (torch.stack([m for m, _ in side]) for side in sides)
+    return _mixed(b, v, b.given(first, second), spatial, axis)
+
+
+def weighted(b: Builder, x: Any, weights: Data, what: str) -> Value:
+    """Features times numbers that are the same for every channel, of each sample: a mask."""
+    v = b.value(x, what)
+    sides = [_weights(b, v, t, n, what) for n, t in enumerate((weights.first, weights.second))]
+    given = b.given(*sides)
+    return b.step(Weighting(), (v, given), gaussian=v.gaussian, sources=v.sources)
+
+
+def matrix_product(b: Builder, x: Any, y: Any) -> Value:
+    """`x @ y` of features and a known matrix, one for all samples or one for each."""
+    if not isinstance(x, Data) and not isinstance(y, Data):
+        raise b.refusal(
+            "a matrix product of two features",
+            "Only attention with tied keys and queries has a limit of such products.",
+            "Use NTKSelfAttention, or multiply by a known matrix.",
+        )
+    left = isinstance(x, Data)
+    matrix, v = (x, b.value(y)) if left else (y, b.value(x))
+    axes = 1 + len(v.shape)
+    contracted = axes - 2 if left else axes - 1
+    _check_contracted(b, v, contracted, "a matrix product")
+    functions = _by_sample(matrix, axes, lambda m: (lambda t: m @ t) if left else (lambda t: t @ m))
+    return _product(b, v, functions, matrix, v.axis)
+
+
+def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
+    """`torch.einsum` of features and a known tensor, which has letters of positions only."""
+    what = f"einsum({equation!r})"
+    random = [i for i, o in enumerate(operands) if not isinstance(o, Data)]
+    if len(operands) != 2 or len(random) != 1 or "..." in equation or "->" not in equation:
+        raise b.refusal(
+            what, "Only a product of features and one known tensor, with '->', is read."
+        )
+    inputs, result = equation.replace(" ", "").split("->")
+    letters = inputs.split(",")
+    i = random[0]
+    v, matrix = b.value(operands[i], what), operands[1 - i]
+    mine, theirs = letters[i], letters[1 - i]
+    channel = mine[1 + v.axis] if len(mine) == 1 + len(v.shape) else ""
+    if not channel or not result.startswith(mine[0]) or channel in theirs or channel not in result:
+        raise b.refusal(
+            what,
+            "It mixes samples or channels, or features have another number of axes.",
+            "Only positions may be summed over.",
+        )
+
+    def of(m: Tensor) -> Linear:
+        return lambda t: torch.einsum(equation, *((t, m) if i == 0 else (m, t)))
+
+    if mine[0] in theirs:
+        place = theirs.index(mine[0])
+        sides = [
+            [of(m.narrow(place, n, 1)) for n in range(m.shape[place])]
+            for m in (matrix.first, matrix.second)
+        ]
+        functions: Any = (sides[0], sides[1])
+    else:
+        functions = of(matrix.first)
+    return _product(b, v, functions, matrix, result.index(channel) - 1)
+
+
+def _check_contracted(b: Builder, v: Value, axis: int, what: str) -> None:
+    if axis == 0 or axis == v.axis + 1:
+        which = "samples" if axis == 0 else "channels"
+        raise b.refusal(
+            f"{what} over the axis of the {which}, {axis}",
+            "Only positions may be mixed by a known matrix; channels are mixed by random weights.",
+            "Permute the axes, or use NTKLinear.",
+        )
+
+
+def _by_sample(matrix: Data, axes: int, of: Callable[[Tensor], Linear]) -> Any:
+    """The map of a known matrix, or one for each sample of x1 and of x2."""
+    if matrix.first.ndim < axes or matrix.first.shape[0] == 1:
+        return of(matrix.first)
+    return tuple([of(m) for m in t.split(1)] for t in (matrix.first, matrix.second))
+
+
+def _product(b: Builder, v: Value, functions: Any, matrix: Data, axis: int) -> Value:
+    what = f"a product with a known tensor of shape {tuple(matrix.first.shape)}"
+    if callable(functions):
+        if matrix.first is not matrix.second:
+            raise b.refusal(
+                what,
+                "It depends on the inputs, and is no matrix for each sample.",
+                "Give it an axis of samples, [N, …].",
+            )
+        return mapped(b, v, functions, what, axis)
+    for side, found in enumerate(functions):
+        if len(found) != b.samples[side]:
+            raise b.refusal(what, f"There are {b.samples[side]} samples in x{side + 1}.")
+    return mapped_by_sample(b, v, functions, what, axis)
+
+
+def folded_back(b: Builder, x: Any, fold: Linear) -> Value:
+    """`F.fold` of what `F.unfold` has made: positions that are added up."""
+    v = b.value(x, "F.fold")
+    if v.taps is None:
+        raise b.refusal(
+            "F.fold of features that F.unfold has not made",
+            "Channels that become positions are not independent of each other.",
+            "Use NTKConvTranspose2d, or F.interpolate.",
+        )
+    return mapped(b, v.taps, lambda t: fold(t.flatten(1, 2)), "F.fold")
+
+
+def _weights(b: Builder, v: Value, t: Tensor, side: int, what: str) -> Tensor:
+    """Known numbers as `[N, P, Q]`."""
+    samples, shape = b.samples[side], v.shape
+    full = t.view(*[1] * (1 + len(shape) - t.ndim), *t.shape) if t.ndim <= 1 + len(shape) else t
+    channels_alike = full.ndim == 1 + len(shape) and full.shape[1 + v.axis] == 1
+    wanted = (samples, *(1 if i == v.axis else n for i, n in enumerate(shape)))
+    try:
+        if not channels_alike:
+            raise RuntimeError(f"a tensor of shape {tuple(t.shape)} for samples {shape}")
+        spread = full.expand(wanted)
+    except RuntimeError as error:
+        raise b.refusal(
+            f"{what} with a known tensor of shape {tuple(t.shape)} on samples of shape {shape}",
+            "Known factors may differ between samples and positions, but not between channels, "
+            "which become infinitely many.",
+            "Give it one entry on the axis of channels, as a mask [N, 1, T] has.",
+        ) from error
+    return spread.to(b.dtype).reshape(samples, *v.positions)
+
+
+def _matrix(
+    b: Builder, v: Value, function: Linear, axis: int, what: str
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The matrix `[S_out, S_in]` of a map, and the axes of positions of its results."""
+    count = math.prod(v.spatial)
+    shape = [1 if i == v.axis else n for i, n in enumerate(v.shape)]
+    basis = torch.eye(count, dtype=b.dtype).view(count, *shape)
+    try:
+        out = function(basis)
+        nothing = function(torch.zeros_like(basis[:1]))
+    except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
+        raise b.refusal(f"{what} on samples of shape {v.shape}", f"{error}.") from error
+    if out.ndim < 2 or len(out) != count or out.shape[1 + axis] != 1:
+        raise b.refusal(
+            f"{what} on samples of shape {v.shape}", "It mixes the channels with the positions."
+        )
+    if bool(nothing.any()):
+        raise b.refusal(what, "It adds a constant, with which features have no zero mean.")
+    spatial = tuple(n for i, n in enumerate(out.shape[1:]) if i != axis)
+    return out.reshape(count, -1).T, spatial
+
+
+def _apply(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
+    positions = two_axes(spatial)
+    moved = _sources(matrix)
+    if moved is not None:
+        return replace(b.linear_step(Gather(positions, (moved,)), v, spatial), axis=axis)
+    factors = _factors(matrix.detach(), positions, v.positions)
+    if factors is not None and not matrix.requires_grad:
+        return replace(b.linear_step(Pool(*factors), v, spatial), axis=axis)
+    given = b.given(*(matrix.expand(n, *matrix.shape) for n in b.samples))
+    return _mixed(b, v, given, spatial, axis)
+
+
+def _mixed(b: Builder, v: Value, given: Value, spatial: tuple[int, ...], axis: int) -> Value:
+    return b.step(
+        Mixing(two_axes(spatial)),
+        (v, given),
+        spatial=spatial,
+        axis=axis,
+        gaussian=v.gaussian,
+        sources=v.sources,
+    )
+
+
+def _sources(matrix: Tensor) -> tuple[int, ...] | None:
+    """Per position of y the one of x that it is, or -1; None if it is no single one."""
+    if matrix.requires_grad:
+        return None
+    if not bool(((matrix == 0) | (matrix == 1)).all()) or bool((matrix.sum(1) > 1).any()):
+        return None
+    found = matrix.argmax(1).masked_fill(matrix.sum(1) == 0, -1)
+    return tuple(found.tolist())
+
+
+def _factors(
+    matrix: Tensor, out: tuple[int, int], taken: tuple[int, int]
+) -> tuple[Tensor, Tensor] | None:
+    """R and C with `matrix = R ⊗ C`, a map along either axis, if there are such."""
+    (p, q), (r, s) = out, taken
+    # As a matrix of pairs of rows by pairs of columns, R ⊗ C has rank one.
+    pairs = matrix.view(p, q, r, s).permute(0, 2, 1, 3).reshape(p * r, q * s)
+    largest = int(pairs.abs().argmax())
+    i, j = divmod(largest, q * s)
+    rows, columns = pairs[:, j], pairs[i] / pairs[i, j]
+    size = float(pairs[i, j].abs())
+    if not torch.allclose(rows[:, None] * columns, pairs, rtol=0, atol=_ROUNDING * size):
+        return None
+    return rows.view(p, r).double().contiguous(), columns.view(q, s).double().contiguous()

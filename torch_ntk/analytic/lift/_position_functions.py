@@ -1,0 +1,217 @@
+"""Functions, methods and modules that act on positions, each a line or a few.
+
+Those that only move entries go through `rearranged`, linear maps through `mapped`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._arrange import rearranged
+from ._builder import Builder
+from ._linear_maps import folded_back, mapped, matrix_product, summed_product
+from ._values import Data, Features
+
+Rule = Callable[..., Any]
+
+
+def plain(x: Any) -> Any:
+    """Arguments without the wrapping of what is known; containers of them likewise."""
+    if isinstance(x, Data):
+        return x.first
+    if isinstance(x, slice):
+        return slice(plain(x.start), plain(x.stop), plain(x.step))
+    if isinstance(x, (tuple, list)):
+        return type(x)(plain(a) for a in x)
+    return x
+
+
+def _mover(function: Callable[..., Tensor], name: str, *dims: int | str) -> Rule:
+    """A function that moves entries, and where among its arguments axes are named.
+
+    What it does to the samples shows in their labels, except where it depends on how many there
+    are; so an axis that is named must not be theirs.
+    """
+
+    def rule(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
+        args, kwargs = plain(args), {k: plain(v) for k, v in kwargs.items()}
+        for d in dims:
+            if isinstance(d, str):
+                found = kwargs.get(d)
+            else:
+                found = args[d] if d < len(args) else None
+            for axis in found if isinstance(found, (tuple, list)) else [found]:
+                _check_axis(b, x, axis, name)
+        return rearranged(b, x, lambda t: function(t, *args, **kwargs), name)
+
+    return rule
+
+
+def _check_axis(b: Builder, x: Any, axis: Any, name: str) -> None:
+    axes = len(x.shape) + 1
+    if isinstance(axis, int) and axis in (0, -axes):
+        raise b.refusal(f"{name} of axis 0", "It mixes the samples of a batch.")
+
+
+def _method(name: str, *dims: int | str) -> Rule:
+    return _mover(lambda t, *args, **kwargs: getattr(t, name)(*args, **kwargs), name, *dims)
+
+
+def _index(b: Builder, x: Any, index: Any) -> Any:
+    if isinstance(x, (tuple, list, dict)):
+        return x[index]
+    index = plain(index)
+    first = index[0] if isinstance(index, tuple) and index else index
+    if first is not Ellipsis and first != slice(None):
+        raise b.refusal("an index of the batch", "It takes some of the samples.")
+    return rearranged(b, x, lambda t: t[index], "an index")
+
+
+def _parts(function: Callable[..., Any], name: str) -> Rule:
+    """A function to several tensors, whose second argument is how many and `dim` the axis."""
+
+    def rule(b: Builder, x: Any, how: Any = None, dim: int = 0) -> tuple[Features, ...]:
+        how, dim = plain(how), plain(dim)
+        if name == "unbind":
+            how, dim = None, (how if how is not None else dim)
+        _check_axis(b, x, dim, name)
+        arguments = (dim,) if how is None else (how, dim)
+        if dim >= len(x.shape) + 1 or dim < -len(x.shape) - 1:
+            raise b.refusal(f"{name} of axis {dim}", f"Samples have {len(x.shape)} axes.")
+        count = len(function(torch.empty(2, *x.shape, device="meta"), *arguments))
+        return tuple(
+            rearranged(b, x, functools.partial(_nth, function, arguments, i), name)
+            for i in range(count)
+        )
+
+    return rule
+
+
+def _nth(function: Callable[..., Any], arguments: tuple[Any, ...], i: int, t: Tensor) -> Tensor:
+    found: Tensor = function(t, *arguments)[i]
+    return found
+
+
+def _pad(b: Builder, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Features:
+    if mode == "constant" and value not in (None, 0):
+        raise b.refusal(
+            f"padding with {value}", "Features with a constant have no zero mean.", "Pad with 0."
+        )
+    return rearranged(b, x, lambda t: F.pad(t, list(plain(pad)), mode), f"{mode} padding")
+
+
+def _interpolate(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
+    b.channels_first(x, "F.interpolate")
+    args, kwargs = plain(args), {k: plain(v) for k, v in kwargs.items()}
+    return mapped(b, x, lambda t: F.interpolate(t, *args, **kwargs), "F.interpolate")
+
+
+def _unfold(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
+    b.channels_first(x, "F.unfold")
+    return rearranged(b, x, lambda t: F.unfold(t, *args, **kwargs), "F.unfold")
+
+
+def _fold(b: Builder, x: Any, output_size: Any, kernel_size: Any, *args: Any, **kw: Any) -> Any:
+    return folded_back(b, x, lambda t: F.fold(t, output_size, kernel_size, *args, **kw))
+
+
+def _matmul(b: Builder, x: Any, y: Any) -> Features:
+    return matrix_product(b, x, y)
+
+
+def _einsum(b: Builder, equation: str, *operands: Any) -> Features:
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    return summed_product(b, equation, operands)
+
+
+def _applied(name: str) -> Rule:
+    """A module that only moves entries."""
+
+    def rule(b: Builder, module: Any, x: Any) -> Features:
+        b.channels_first(x, name)
+        return rearranged(b, x, module, name)
+
+    return rule
+
+
+def _constant_pad(b: Builder, module: Any, x: Any) -> Features:
+    return _pad(b, x, module.padding, value=module.value)
+
+
+def _upsample(b: Builder, module: nn.Module, x: Any) -> Features:
+    b.channels_first(x, type(module).__name__)
+    return mapped(b, x, module, type(module).__name__)
+
+
+def _fold_module(b: Builder, m: nn.Fold, x: Any) -> Features:
+    return folded_back(b, x, m)
+
+
+_MATMUL = (operator.matmul, torch.matmul, torch.bmm, torch.mm)
+
+FUNCTIONS: dict[Any, Rule] = {
+    operator.getitem: _index,
+    torch.permute: _mover(torch.permute, "permute"),
+    torch.transpose: _mover(torch.transpose, "transpose"),
+    torch.swapaxes: _mover(torch.swapaxes, "swapaxes"),
+    torch.movedim: _mover(torch.movedim, "movedim"),
+    torch.moveaxis: _mover(torch.moveaxis, "moveaxis"),
+    torch.unsqueeze: _mover(torch.unsqueeze, "unsqueeze"),
+    torch.unflatten: _mover(torch.unflatten, "unflatten"),
+    torch.flip: _mover(torch.flip, "flip", 0, "dims"),
+    torch.roll: _mover(torch.roll, "roll", 1, "dims"),
+    torch.narrow: _mover(torch.narrow, "narrow", 0, "dim"),
+    torch.select: _mover(torch.select, "select", 0, "dim"),
+    torch.index_select: _mover(torch.index_select, "index_select", 0, "dim"),
+    torch.rot90: _mover(torch.rot90, "rot90", 1, "dims"),
+    torch.chunk: _parts(torch.chunk, "chunk"),
+    torch.split: _parts(torch.split, "split"),
+    torch.tensor_split: _parts(torch.tensor_split, "tensor_split"),
+    torch.unbind: _parts(torch.unbind, "unbind"),
+    F.pad: _pad,
+    F.unfold: _unfold,
+    F.fold: _fold,
+    F.interpolate: _interpolate,
+    F.pixel_unshuffle: _mover(F.pixel_unshuffle, "pixel_unshuffle"),
+    F.channel_shuffle: _mover(F.channel_shuffle, "channel_shuffle"),
+    torch.einsum: _einsum,
+    **dict.fromkeys(_MATMUL, _matmul),
+}
+
+METHODS: dict[str, Rule] = {
+    **{n: _method(n) for n in ("permute", "transpose", "swapaxes", "movedim", "unsqueeze")},
+    **{n: _method(n) for n in ("moveaxis", "unflatten")},
+    "flip": _method("flip", 0, 1, 2, "dims"),
+    "roll": _method("roll", 1, "dims"),
+    **{n: _method(n, 0, "dim") for n in ("narrow", "select", "index_select")},
+    "rot90": _method("rot90", 1, "dims"),
+    **{n: _parts(getattr(torch, n), n) for n in ("chunk", "split", "tensor_split", "unbind")},
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), _matmul),
+}
+
+MODULES: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), _constant_pad),
+    **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _constant_pad),
+    **{
+        kind: _applied(kind.__name__)
+        for kind in (
+            *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+            *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+            *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+            *(nn.Unfold, nn.PixelUnshuffle, nn.ChannelShuffle),
+        )
+    },
+    nn.Unflatten: lambda b, m, x: rearranged(b, x, m, "Unflatten"),
+    nn.Upsample: _upsample,
+    nn.UpsamplingNearest2d: _upsample,
+    nn.UpsamplingBilinear2d: _upsample,
+    nn.Fold: _fold_module,
+}
