@@ -136,6 +136,10 @@ class NTKMonitor(KernelCallback):
         recalibrate: Whether running statistics of batch normalization are taken on the probe at
             every measurement, in place of those of the training, which mean nothing in a fresh
             network and follow with a lag; the network keeps its own.
+        coupled: Whether a batch is one input, whose rows of outputs are the samples: a graph, all
+            of it in each batch. `forward_fn` chooses the rows, and `input_fn` says what is input:
+            `NTKMonitor(coupled=True, input_fn=lambda data: ((data.x, data.edge_index),
+            data.y[mask]), forward_fn=lambda net, x: net(*x)[mask])`.
 
     The state in a checkpoint holds tensors and plain values only and loads under
     `weights_only=True`. It is about the size of the model, because of θ_0 (the optimizer's state
@@ -189,6 +193,7 @@ class NTKMonitor(KernelCallback):
         method: str = "auto",
         loss: LossLike = "auto",
         recalibrate: bool = True,
+        coupled: bool = False,
     ) -> None:
         # All arguments by name, as they came: nothing else is local yet.
         given = {name: value for name, value in locals().items() if name not in _NOT_GIVEN}

@@ -70,6 +70,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "dtype": "torch.float64",
     "method": "structured",
     "loss": "cross_entropy",
+    "coupled": False,  # with it there are no blocks, and no number of samples
 }
 
 

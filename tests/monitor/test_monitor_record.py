@@ -210,21 +210,25 @@ def test_activation_checkpointing_is_passed_over(reentrant: bool, metrics: tuple
     assert record.measure(model, 1).scalars[metric] == expected
 
 
-def test_a_network_that_cannot_move() -> None:
-    """No output depends on a parameter: the slope is 0, not an error."""
+def test_a_network_that_does_not_move() -> None:
+    """No output depends on the parameters that change: the slope is 0, not an error."""
 
-    class Constant(nn.Module):
+    class Still(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unused = nn.Parameter(torch.ones(3))
+            self.unused, self.used = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x[:, :2]
+            return self.used * x[:, :2]
 
-    model = Constant()
+    model = Still()
     record = begun(model, metrics=("linearization_gap",))
-    move(model)
+    with torch.no_grad():
+        model.unused += 1.0
     assert record.measure(model, 1).scalars["linearization_gap"] == 0.0
+    model.used.requires_grad_(False)
+    with pytest.raises(ValueError, match="connects to none of them"):
+        begun(model, metrics=("linearization_gap",))
 
 
 def test_diverged() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from ..._checks import ArgumentTypeError, ArgumentValueError, value_error
+from ..._checks import ArgumentTypeError, ArgumentValueError, describe, value_error
 from ..measure._adapted_network import adapted, in_own_names
 from ..measure._evaluation import OptimizerError
 from ..measure._metric import VALIDATION, Curve
@@ -24,7 +24,15 @@ from ..measure._observation import Observation
 from ..measure._record import DIRECTIONS, Record
 from ..measure._statistics import recalibrated, statistics_of
 from ..page._pictures import Pictures
-from ..probe._probe import DEFAULT_PROBE, Probe, ProbeLike, Unread, _DefaultCount, read_probe
+from ..probe._probe import (
+    DEFAULT_PROBE,
+    Probe,
+    ProbeLike,
+    Unread,
+    _DefaultCount,
+    coupled_probe,
+    read_probe,
+)
 from ..probe._reader import Reader, probe_from_batch
 from ..reference._reference import Reference, has_diverged
 from ..stability._stability import Training, edge_in_words, passes_the_edge
@@ -101,11 +109,11 @@ class Session:
                 "depend on it.",
             )
         probe = DEFAULT_PROBE if probe is None else probe
-        self._probe = read_probe("probe", probe)
+        self._probe = self._given("probe", probe)
         self.validation: Record | None = None
         self._validation: int | Probe | Unread | None = None
         if samples is not None:
-            self._validation = read_probe("validation_probe", samples)
+            self._validation = self._given("validation_probe", samples)
             possible = [name for name, metric in REGISTRY.items() if metric.on_validation]
             metrics = [name for name in self.record.metrics if name in possible]
             if not metrics:
@@ -116,6 +124,21 @@ class Session:
         self._owner, self._own = owner, own
         self.say: Callable[[str], None] = _logger.info
         self.reset()
+
+    def _given(self, name: str, probe: ProbeLike) -> int | Probe | Unread:
+        """The samples of an argument, or their number."""
+        is_number = isinstance(probe, int) and not isinstance(probe, bool)
+        if not self.settings.coupled or isinstance(probe, _DefaultCount):
+            return read_probe(name, probe)
+        if is_number and name == "probe":
+            raise value_error(
+                name,
+                "None or a batch with coupled=True",
+                describe(probe),
+                "The rows of the outputs are the samples; to take fewer, return fewer: "
+                "forward_fn=lambda net, batch: net(batch)[:64].",
+            )
+        return read_probe(name, probe) if is_number else coupled_probe(name, probe)
 
     def reset(self) -> None:
         """Forget everything: the next measurement is the first one."""
@@ -368,7 +391,7 @@ class Session:
 
     def _part(self, network: nn.Module, probe: Probe) -> str:
         """What to pass to measure a part of a network that cannot be measured; "" for nothing."""
-        if self.settings.forward_fn is not None or has_diverged(network):
+        if self.settings.forward_fn is not None or self.settings.coupled or has_diverged(network):
             return ""
         part = part_that_works(network, probe, self.settings.dtype)
         return "" if part is None else f"Pass {part}, which measures that part."
@@ -376,12 +399,14 @@ class Session:
     def _read(self, network: nn.Module, samples: int | Probe | Unread, batch: Any = None) -> Probe:
         """A probe in the form in which the network takes it; a number is taken from the batch."""
         forward_fn, input_fn = self.settings.forward_fn, self.settings.input_fn
-        reader = Reader(network, forward_fn, input_fn)
+        coupled = self.settings.coupled
+        reader = Reader(network, forward_fn, input_fn, coupled)
         if isinstance(samples, Probe):
             return reader.fit(samples)
         if isinstance(samples, Unread):
             return samples.read(reader.read)
-        return probe_from_batch(batch, samples, input_fn, network=network, forward_fn=forward_fn)
+        how: dict[str, Any] = {"network": network, "forward_fn": forward_fn, "coupled": coupled}
+        return probe_from_batch(batch, samples, input_fn, **how)
 
     def _in_its_form(self, record: Record, network: nn.Module, samples: Any, batch: Any) -> None:
         """Put the samples of a saved state, which has plain containers, in those of this run."""

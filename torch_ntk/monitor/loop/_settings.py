@@ -42,6 +42,7 @@ class CommonOptions(TypedDict, total=False):
     batch_size: int | None
     dtype: torch.dtype | None
     recalibrate: bool
+    coupled: bool
 
 
 class SessionOptions(CommonOptions, total=False):
@@ -84,6 +85,7 @@ class Settings:
     method: str = "auto"
     loss: LossLike = "auto"
     recalibrate: bool = True
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -92,6 +94,13 @@ class Settings:
             remedy = "None compares with the network of the first step."
             check_positive_int("anchor_at", self.anchor_at, remedy)
         check_bool("recalibrate", self.recalibrate)
+        if check_bool("coupled", self.coupled) and self.batch_size is not None:
+            raise value_error(
+                "batch_size",
+                "None with coupled=True",
+                describe(self.batch_size),
+                "The batch is one input and is not divided.",
+            )
         if not isinstance(self.prefix, str) or not self.prefix:
             came = describe(self.prefix)
             raise value_error("prefix", "a non-empty string", came, "The default is 'ntk'.")

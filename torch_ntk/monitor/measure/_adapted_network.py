@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..._functional import Batch, tensor_of
 from ..._types import ForwardFn as ForwardFn
 from ..._types import ParameterSelection
+from ...empirical._coupled import CoupledBatches
 from ..probe._probe import Probe
 
 _OWN = "network."  # begins the names of an adapted network's parameters
@@ -45,6 +46,35 @@ def call_of(network: nn.Module, probe: Probe) -> ForwardFn | None:
     if isinstance(network, AdaptedNetwork):
         return _adapted_outputs
     return _outputs_of_one if probe.as_one else None
+
+
+class Samples(NamedTuple):
+    """A probe as `torch.func` sees it: samples, each with its outputs.
+
+    Attributes:
+        batch: The samples: those of the probe, or all of a coupled one as a single sample.
+        call: How the module is called on them.
+        coupled: What knows the rows of the single sample's outputs, once it has been called.
+    """
+
+    batch: Batch
+    call: ForwardFn | None
+    coupled: CoupledBatches | None = None
+
+    @staticmethod
+    def of(network: nn.Module, probe: Probe) -> Samples:
+        """Those of a probe.
+
+        Args:
+            network: What `adapted` returned.
+            probe: Samples in the form in which the network takes them.
+        """
+        call = call_of(network, probe)
+        if not probe.coupled:
+            return Samples(probe.batch, call)
+        batches = CoupledBatches(probe.x, None, "full")
+        _, of_sample = batches.model(network, call)
+        return Samples(Batch.of("probe", batches.sample), of_sample, batches)
 
 
 def _adapted_outputs(network: nn.Module, batch: Any) -> Tensor:

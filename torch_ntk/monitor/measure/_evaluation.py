@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ..probe._probe import Probe
-from ._adapted_network import AdaptedNetwork, call_of
+from ._adapted_network import AdaptedNetwork, Samples, call_of
 
 KernelOutput: TypeAlias = Output | Literal["probed"] | None
 """The kernel's output reduction; None is `"mean"` up to `MANY` outputs and `"probed"` beyond."""
@@ -60,6 +60,22 @@ _DEVIATIONS = 5.0
 
 class OptimizerError(ArgumentValueError):
     """The kernel of the optimizer is asked of a training that has not one that is known."""
+
+
+class Examined(NamedTuple):
+    """What one forward pass says.
+
+    Attributes:
+        trained: Names of the parameters by which the kernel is taken.
+        outputs: O.
+        activation_bytes: Of the intermediate results of a sample, or of all coupled ones.
+        probe: The samples, of which it is known now how many there are.
+    """
+
+    trained: tuple[str, ...]
+    outputs: int
+    activation_bytes: int
+    probe: Probe
 
 
 @dataclass(frozen=True)
@@ -152,26 +168,37 @@ class Evaluation:
         return _ROUNDED
 
     # ------------------------------------------------------------------ kernels and outputs
-    def examined(self, network: nn.Module, probe: Probe) -> tuple[tuple[str, ...], int, int]:
-        """Names of the parameters by which the kernel is taken, outputs, and bytes of activations.
-
-        A forward has succeeded then.
+    def examined(self, network: nn.Module, probe: Probe) -> Examined:
+        """What one forward pass says of a network and a probe.
 
         Raises:
             TypeError, ValueError: The network or its inputs are not fit for a kernel.
         """
-        call = call_of(network, probe)
+        given, dtype = Samples.of(network, probe), self.gradient_dtype(network)
         with quiet(network, probe.device):
-            fn = model_function(network, self.params, self.gradient_dtype(network), call)
-            samples = fn.input("probe", probe.x)
+            fn = model_function(network, self.params, dtype, given.call, probe.coupled)
+            samples = fn.input("probe", given.batch.value)
             samples.check_finite("probe", "Remove or impute those entries.")
             found = inspect_forward(fn, "probe", samples)
             # θ_0 is put in the place of θ_t later.
             fn.plain.check_replaceable(samples[:1])
-        return tuple(fn.params), found.outputs, found.activation_bytes
+        outputs = found.outputs
+        if given.coupled is not None:
+            probe, outputs = replace(probe, rows=given.coupled.rows[0]), given.coupled.outputs
+        return Examined(tuple(fn.params), outputs, found.activation_bytes, probe)
 
     def seconds(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
-        """That a kernel of the probe takes, about, from one of two samples."""
+        """That a kernel of the probe takes, about, from one of two samples.
+
+        Of rows that are coupled, from a product, which takes two passes as does every output.
+        """
+        if probe.coupled:
+            theta = self.operator(network, names, probe)
+            one = torch.ones(theta.shape[0], dtype=theta.dtype, device=probe.device)
+            theta @ one
+            started = time.perf_counter()
+            theta @ one
+            return (time.perf_counter() - started) / 2 * len(one)
         few = probe.first(2)
         self.kernel(network, names, few)  # what is loaded and planned at first
         started = time.perf_counter()
@@ -258,10 +285,11 @@ class Evaluation:
         return {
             "method": self.method,
             "params": list(names),
-            "batch_size": self.batch_size,
+            "batch_size": None if probe.coupled else self.batch_size,
             "dtype": self.gradient_dtype(network),
             "accumulate": self.sum_dtype(network),
             "forward_fn": call_of(network, probe),
+            "coupled": probe.coupled,
             "precondition": optimizer,
         }
 
@@ -278,9 +306,10 @@ class Evaluation:
             probe.x,
             output="full",
             params=list(names),
-            batch_size=self.batch_size,
+            batch_size=None if probe.coupled else self.batch_size,
             dtype=self.gradient_dtype(network),
             forward_fn=call_of(network, probe),
+            coupled=probe.coupled,
             precondition=optimizer,
         )
 
@@ -299,13 +328,14 @@ class Evaluation:
             probe: The samples.
             dtype: In which the network runs; None is the one of its gradients.
         """
-        dtype, call = dtype or self.gradient_dtype(network), call_of(network, probe)
+        dtype, given = dtype or self.gradient_dtype(network), Samples.of(network, probe)
         with quiet(network, probe.device):
-            fn = model_function(network, list(names), dtype, call)
-            samples = fn.input("probe", probe.x)
+            fn = model_function(network, list(names), dtype, given.call, probe.coupled)
+            samples = fn.input("probe", given.batch.value)
             keep_hooks_that_matter(fn, samples)
             blocks = samples.split(self.block)
             outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
+            outputs = outputs.reshape(len(probe), -1)
         return outputs.to(self.result_dtype(probe.device))
 
 
@@ -318,6 +348,8 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
     Raises:
         TypeError, ValueError: The network has none, or only some of its parameters are meant.
     """
+    if probe.coupled:
+        raise ValueError("the infinite-width kernel is that of samples one by one.")
     movable = {n for n, p in network.named_parameters() if p.requires_grad}
     if movable != set(names):
         raise ValueError("the infinite-width kernel is that of all parameters that require grad.")

@@ -15,7 +15,7 @@ from ..._optimizers import owner
 from ..._types import Parameters
 from ...empirical.inspect import keep_hooks_that_matter
 from ..probe._probe import Probe
-from ._adapted_network import call_of
+from ._adapted_network import Samples
 from ._evaluation import Evaluation
 from ._statistics import recalibrating
 
@@ -93,9 +93,10 @@ class LastStep:
             The function; None if nothing has moved.
         """
         with quiet(network, probe.device), contextlib.ExitStack() as around:
-            call = call_of(network, probe)
-            fn = model_function(network, None, evaluation.gradient_dtype(network), call)
-            samples = fn.input("probe", probe.x)
+            given = Samples.of(network, probe)
+            dtype = evaluation.gradient_dtype(network)
+            fn = model_function(network, None, dtype, given.call, probe.coupled)
+            samples = fn.input("probe", given.batch.value)
             keep_hooks_that_matter(fn, samples)
             if recalibrate:
                 around.enter_context(recalibrating())
@@ -111,9 +112,11 @@ class LastStep:
             def at(c: float) -> float:
                 params = {n: p + c * delta[n] for n, p in start.items()}
                 found = (fn.batch(params, block).detach().to(wide) for block in blocks)
+                if probe.coupled:
+                    found = (f.reshape(len(probe), -1) for f in found)
                 if not evaluation.is_probed:
                     return loss(torch.cat(list(found)), y)
-                targets = torch.split(y, [len(block) for block in blocks])
+                targets = [y] if probe.coupled else torch.split(y, [len(block) for block in blocks])
                 parts = [len(own) * loss(f, own) for f, own in zip(found, targets, strict=True)]
                 return sum(parts) / len(y)
 

@@ -17,7 +17,7 @@ from ...linearize._network_function import NetworkFunction
 from ...linearize._steady import steady
 from ...memory import is_out_of_memory
 from ..reference._reference import Reference
-from ._adapted_network import call_of
+from ._adapted_network import Samples
 from ._evaluation import Evaluation
 
 T = TypeVar("T")
@@ -87,8 +87,9 @@ class Linearization:
         delta = self._delta()
         if not delta:
             return f_0
-        blocks = self._over_blocks(self.reference.probe.batch, delta, lambda f_0, along, at: along)
-        return f_0 + torch.cat(blocks)
+        batch = self._samples.batch
+        blocks = self._over_blocks(batch, delta, lambda f_0, along, at: along)
+        return f_0 + torch.cat(blocks).view_as(f_0)
 
     def movement_in_blocks(self) -> Movement:
         """The movement of more outputs than are kept for all samples.
@@ -99,7 +100,9 @@ class Linearization:
         Raises:
             ValueError: As `outputs`.
         """
-        batch, size = self.reference.probe.batch, self.reference.size
+        batch, size = self._samples.batch, self.reference.size
+        if self.reference.probe.coupled:  # one sample with the outputs of all rows
+            size *= len(self.reference.probe)
         count = max(1, min(size, _SHOWN // len(batch)))
         chosen = torch.linspace(0, size - 1, count).round().long().to(batch.tensors[0].device)
         wide = self.evaluation.result_dtype(batch.tensors[0].device)
@@ -134,7 +137,7 @@ class Linearization:
             ValueError: As `outputs`.
         """
         direction = {n: self._theta_0[n] for n in self.reference.trained}
-        first = self.reference.probe.batch[:1]
+        first = self._samples.batch[:1]
         self._over_blocks(first, direction, lambda f_0, along, at: None)
 
     def _delta(self) -> Parameters:
@@ -155,7 +158,7 @@ class Linearization:
             use: Called with the two, and with a function that gives the outputs on the block at
                 other parameters and buffers.
         """
-        network, call = self.network, call_of(self.network, self.reference.probe)
+        network, call = self.network, self._samples.call
         leaves = leaves_of({n: self._theta_0[n] for n in delta})
         theta_0 = {**self._theta_0, **leaves}
         x = x.to(self._dtype)
@@ -183,6 +186,10 @@ class Linearization:
                 if is_out_of_memory(error):
                     raise
                 raise failure(error, "linearize the outputs of the model", _REMEDY) from error
+
+    @cached_property
+    def _samples(self) -> Samples:
+        return Samples.of(self.network, self.reference.probe)
 
     @cached_property
     def _buffers_0(self) -> Parameters:

@@ -133,7 +133,7 @@ class Record:
         network = unwrap(network)
         first = next(network.parameters(), None)
         probe = probe if first is None else probe.to(first.device)
-        trained, size, held = self._asked.examined(network, probe)
+        trained, size, held, probe = self._asked.examined(network, probe)
         evaluation = self._asked.for_outputs(size)
         if self.takes_kernel and held * size * len(probe) > _TRIED:
             evaluation, probe = self._in_time(network, trained, evaluation, probe, may_shorten)
@@ -179,7 +179,7 @@ class Record:
         if self._asked.output is None and not evaluation.is_probed and outputs > DIRECTIONS:
             evaluation = replace(evaluation, output="probed")
             seconds *= DIRECTIONS / outputs
-        if seconds > LONGEST and may_shorten:
+        if seconds > LONGEST and may_shorten and not probe.coupled:
             probe = probe.first(max(_FEWEST, int(n * LONGEST / seconds)))
         return evaluation, probe
 

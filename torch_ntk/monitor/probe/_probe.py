@@ -28,6 +28,11 @@ InputFn: TypeAlias = Callable[[Any], Any]
 
 REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
 
+_WHY_NO_ROWS = (
+    "the probe has no targets. Pass input_fn=lambda batch: (x, y), y with the target of every row "
+    "of the outputs, or probe=(x, y)."
+)
+
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
@@ -51,6 +56,9 @@ class Probe:
         as_one: Whether a mapping, tuple or list is given to the network as one argument.
         is_whole: Whether `x` has the form of the caller's; False for what was read from a saved
             state, which keeps plain containers only.
+        coupled: Whether `x` is one input, such as a graph, and the rows of its outputs are the
+            samples.
+        rows: N of a coupled one, once the network has been evaluated; 0 before that.
     """
 
     x: Any
@@ -58,23 +66,27 @@ class Probe:
     why_none: str = "the probe has no targets. Pass probe=(x, y)."
     as_one: bool = False
     is_whole: bool = True
+    coupled: bool = False
+    rows: int = 0
 
     def __post_init__(self) -> None:
         """Check the two against each other."""
         n = len(self)
         if self.y is not None:
             check_tensor("probe targets", self.y)
+            if self.coupled and not self.rows:
+                return  # how many there are, the network has to say
             if self.y.ndim == 0 or self.y.shape[0] != n:
                 raise value_error("probe", f"(x, y) with {n} targets", self.y, REMEDY)
 
     @cached_property
     def batch(self) -> Batch:
-        """The inputs, to be taken apart into samples."""
-        return Batch.of("probe", self.x)
+        """The inputs, to be taken apart into samples unless they are coupled."""
+        return Batch.coupled("probe", self.x) if self.coupled else Batch.of("probe", self.x)
 
     def __len__(self) -> int:
         """The number of samples."""
-        return len(self.batch)
+        return self.rows if self.coupled else len(self.batch)
 
     @property
     def device(self) -> torch.device:
@@ -88,16 +100,19 @@ class Probe:
     def first(self, n: int) -> Probe:
         """The first `n` samples, as copies that later writes to the batch do not reach.
 
-        Targets that are bools become numbers: the labels 0 and 1, or one column per bool.
+        All of a coupled input, which cannot be divided. Targets that are bools become numbers: the
+        labels 0 and 1, or one column per bool.
         """
-        y = None if self.y is None else self.y[:n].detach().clone()
+        y = None if self.y is None else (self.y if self.coupled else self.y[:n]).detach().clone()
         if y is not None and y.dtype == torch.bool:
             y = y.long() if y.ndim == 1 else y.to(torch.get_default_dtype())
-        batch = self.batch[:n].map(lambda t: t.detach().clone())
+        batch = (self.batch if self.coupled else self.batch[:n]).map(lambda t: t.detach().clone())
         return replace(self, x=batch.value, y=y)
 
     def distinct(self) -> Probe:
         """Without samples that equal an earlier one: they would make every kernel singular."""
+        if self.coupled:
+            return self
         kept = first_of_each(self.batch)
         if len(kept) == len(self):
             return self
@@ -117,13 +132,15 @@ class Probe:
             "y": self.y,
             "as_one": self.as_one,
             "is_whole": self.is_whole and _is_plain(self.x),
+            "coupled": self.coupled,
+            "rows": self.rows,
         }
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Probe:
         """The inverse of `state_dict`, where mappings are dictionaries and so are dataclasses."""
-        as_one, is_whole = state.get("as_one", False), state.get("is_whole", True)
-        return Probe(state["x"], state["y"], as_one=as_one, is_whole=is_whole)
+        kept = {"as_one": False, "is_whole": True, "coupled": False, "rows": 0}
+        return Probe(state["x"], state["y"], **{k: state.get(k, v) for k, v in kept.items()})
 
     def in_form_of(self, other: Probe) -> Probe:
         """These samples in the containers of other ones of the same kind."""
@@ -181,6 +198,26 @@ def read_probe(name: str, probe: object) -> int | Probe | Unread:
     if isinstance(checked, Probe):
         return _without_repetition(name, checked)
     return Unread(name, checked.batch) if isinstance(checked, Unread) else checked
+
+
+def coupled_probe(name: str, probe: object) -> Probe:
+    """Samples that are the rows of one input: the input, or `(input, targets)`.
+
+    Args:
+        name: The argument's name.
+        probe: What the caller gave.
+
+    Raises:
+        TypeError: There is no tensor in it.
+    """
+    with _errors_about(name):
+        if isinstance(probe, Probe):
+            return replace(probe, coupled=True)
+        is_pair = isinstance(probe, (tuple, list)) and len(probe) == 2
+        given: tuple[Any, Any] = (probe, None)
+        if is_pair and (probe[1] is None or isinstance(probe[1], Tensor)):  # type: ignore[index]
+            given = tuple(probe)  # type: ignore[assignment, arg-type]
+        return Probe(*given, coupled=True, why_none=_WHY_NO_ROWS).first(0)
 
 
 def check_probe(probe: object) -> int | Probe | Unread:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..._checks import ArgumentError, describe, type_error
 from ..._functional import Batch, call_model, evaluating_on, tensor_of, unwrap
 from ..._types import ForwardFn
-from ._probe import REMEDY, InputFn, Probe, _DefaultCount
+from ._probe import REMEDY, InputFn, Probe, _DefaultCount, coupled_probe
 
 _INPUT_KEYS = (
     *("x", "input", "inputs", "image", "images", "img", "data", "features"),
@@ -97,11 +97,14 @@ class Reader:
         forward_fn: In place of its call. It gets a mapping with all of its keys.
         input_fn: From a batch to the inputs in the form in which the network takes them, or to
             `(x, y)`.
+        coupled: Whether a batch is one input, whose rows of outputs are the samples. It is given
+            whole, without entries of a mapping that the forward does not name.
     """
 
     network: nn.Module | None = None
     forward_fn: ForwardFn | None = None
     input_fn: InputFn | None = None
+    coupled: bool = False
 
     def read(self, batch: Any) -> Probe:
         """The samples of a batch.
@@ -110,6 +113,8 @@ class Reader:
             TypeError: It cannot be told what the network takes of it; with the argument to pass.
             ValueError: The batch is empty.
         """
+        if self.coupled:
+            return self._coupled(batch)
         if isinstance(batch, Probe):
             return batch
         if self.input_fn is None:
@@ -125,8 +130,22 @@ class Reader:
             return self.fit(Probe(x, y))
         return Probe(found)
 
+    def _coupled(self, batch: Any) -> Probe:
+        if self.input_fn is not None and not isinstance(batch, Probe):
+            return coupled_probe("probe", self.input_fn(batch))
+        found = batch if isinstance(batch, Probe) else Probe(batch, coupled=True)
+        found, arguments = coupled_probe("probe", found), self._arguments
+        if self.forward_fn is not None or arguments is None or arguments.any_name:
+            return found
+        if not isinstance(found.x, Mapping):
+            return found
+        named = {k: v for k, v in found.x.items() if k in arguments.names}
+        return replace(found, x=named) if named else found
+
     def fit(self, given: Probe) -> Probe:
         """Samples that a user gave as `x` or `(x, y)`, as the network takes them."""
+        if self.coupled:
+            return self._coupled(given)
         x, arguments = given.x, self._arguments
         if arguments is None or self.forward_fn is not None:
             return given
@@ -342,6 +361,7 @@ def probe_from_batch(
     *,
     network: nn.Module | None = None,
     forward_fn: ForwardFn | None = None,
+    coupled: bool = False,
 ) -> Probe:
     """The first `n` samples of a training batch that equal no earlier one.
 
@@ -350,15 +370,18 @@ def probe_from_batch(
     Args:
         batch: As the training gets it.
         n: How many.
-        input_fn: See `Reader`, as the other two.
+        input_fn: See `Reader`, as the others.
         network: The module that is measured.
         forward_fn: In place of its call.
+        coupled: Whether the batch is one input, of which there is no first part.
 
     Raises:
         TypeError: The batch is of another form.
         ValueError: The batch is empty.
     """
-    given = Reader(network, forward_fn, input_fn).read(batch)
+    given = Reader(network, forward_fn, input_fn, coupled).read(batch)
+    if coupled:
+        return given.first(n)
     found = given.distinct()
     size = len(found)
     kind = "" if size == len(given) else " different ones"
