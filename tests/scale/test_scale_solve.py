@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,23 @@ def test_a_kernel_without_a_factor_is_solved_iteratively(tmp_path: Path, method:
         store.solve(y, method=method)
 
 
+@pytest.mark.parametrize("n", [8, 19, 40, N])
+def test_the_kernel_of_the_first_samples(store: KernelStore, n: int) -> None:
+    first, dense = store.leading(n), radial(samples(N, 3), samples(N, 3))
+    assert first.complete
+    assert first.shape == (n, n)
+    for found in (first.to_dense(), torch.from_numpy(first.array.compute())):
+        assert (found - dense[:n, :n]).abs().max() < 1e-12
+    y = samples(n, 2, seed=2).double()
+    exact = torch.linalg.solve(dense[:n, :n] + 1e-2 * torch.eye(n, dtype=torch.float64), y)
+    for method in ("lapack", "dask", "iterative"):
+        assert (first.solve(y, 1e-2, method=method).x - exact).abs().max() < 1e-5
+    if n < N:
+        mean = first.predict(y, store.array[n:, :n], diag_reg=1e-2).mean
+        assert (mean - dense[n:, :n] @ exact).abs().max() < 1e-5
+    assert pickle.loads(pickle.dumps(first)).shape == (n, n)
+
+
 @pytest.mark.parametrize("which", ["LA", "SA"])
 def test_eigenpairs(store: KernelStore, which: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.linalg.eigvalsh(shifted(store, 0.0))
@@ -196,6 +214,8 @@ def test_what_does_not_fit_is_refused(
     )
     cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (ValueError, "None for solve", lambda: test_store.solve(y)),
+        (ValueError, "at most 41", lambda: store.leading(42)),
+        (ValueError, "other training samples", lambda: store.leading(9).predict(y[:9], test_store)),
         (ValueError, "None for eigsh", lambda: test_store.eigsh()),
         (ValueError, r"shape \[41\] or \[41, M\]", lambda: store.solve(y[:-1])),
         (TypeError, "one_hot", lambda: store.solve(y.long())),

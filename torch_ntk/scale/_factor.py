@@ -62,7 +62,7 @@ def dask_factor(store: TileStore, shift: float, client: Any) -> Inner | None:
     side = tile * max(1, -(-size // (tile * _ROWS)))
     count = -(-size // side)
     matrix = da.map_blocks(
-        _Shifted(store.path, side, shift),
+        _Shifted(store, side, shift),
         chunks=((side,) * count,) * 2,
         dtype=float,
         meta=np.empty((0, 0)),
@@ -90,13 +90,13 @@ class _Shifted(Reader):
     """Blocks of K + shift, of several tiles, with the identity behind its end.
 
     Args:
-        path: The store's folder.
+        store: The kernel.
         side: Of a block.
         shift: Added to the diagonal.
     """
 
-    def __init__(self, path: Path, side: int, shift: float) -> None:
-        super().__init__(path)
+    def __init__(self, store: TileStore, side: int, shift: float) -> None:
+        super().__init__(store.path, store.first)
         self._side, self._shift = side, shift
 
     def __dask_tokenize__(self) -> str:

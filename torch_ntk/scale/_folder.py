@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,21 @@ class Folder:
 
     Args:
         path: Where it is.
+        first: Of a kernel of one set of samples, only that of so many, the first ones.
 
     Raises:
         ValueError: There is none, or it is not one that this package has made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, first: int | None = None) -> None:
+        self.path, self.first = path, first
         if not (path / _MANIFEST).is_file():
             what = "which does not exist" if not path.exists() else f"which has no {_MANIFEST}"
             raise value_error("store", "the folder of a store", f"{str(path)!r}, {what}")
         self.manifest = manifest_from(read_json(path / _MANIFEST))
         self.grid: Grid = self.manifest.grid
+        if first is not None:
+            self.grid = replace(self.grid, shape=(first, first))
         self._chunks = _arrays(path, self.manifest)
         for array in self._chunks.values():
             array.check()
@@ -76,7 +80,7 @@ class Folder:
         """What the caller knows of the samples."""
         if self.manifest.labels is None:
             return None
-        return self._chunks["labels"].read(0)
+        return self._chunks["labels"].read(0)[: self.first]
 
     def finished(self) -> Iterator[Tile]:
         """The tiles that have been written, without reading them."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..empirical.operator._solve import Inner, solve
 from ..linalg import as_float64
 from ..memory import ranges
 from ._factor import dask_factor, fits_in_memory, lapack_factor, worker_here
-from ._folder import about
+from ._folder import Folder, about
 from ._predict import Prediction, TestKernel, at_time, in_the_limit
 from ._product import product_of
 from ._sources import source_of
@@ -57,11 +57,29 @@ class KernelStore(TileStore):
         """Whether it is the kernel of one set of samples."""
         return self._folder.grid.symmetric
 
+    def leading(self, n: int) -> KernelStore:
+        """The kernel of the first n samples, read from the same tiles.
+
+        With the rest as test samples: `store.leading(n).predict(y, store.array[n:, :n])`.
+
+        Args:
+            n: How many.
+
+        Raises:
+            ValueError: There are fewer; or the kernel is between two sets of samples.
+        """
+        self._check_one_set("leading")
+        if check_positive_int("n", n) > self.shape[0]:
+            raise value_error("n", f"at most {self.shape[0]}, the number of samples", n)
+        found = KernelStore(self.path, kernel=self.kernel)
+        found._folder = Folder(self.path, n)
+        return found
+
     def __deepcopy__(self, memo: object) -> KernelStore:
         return self  # nothing of it changes
 
     def __reduce__(self) -> Any:
-        return functools.partial(KernelStore, kernel=self.kernel), (self.path,)
+        return _opened, (self.path, self.first, self.kernel)
 
     def is_of(self, x: Any) -> bool:
         """Whether samples are those of its rows: their shape, type and hash.
@@ -69,6 +87,8 @@ class KernelStore(TileStore):
         Args:
             x: In any form that `compute_kernel` takes.
         """
+        if self.first is not None:
+            return False
         return about(source_of("x", x), self.tile) == self._folder.manifest.x1
 
     def apply(self, x: Any, v: Tensor) -> Tensor:
@@ -276,7 +296,7 @@ class KernelStore(TileStore):
         if not isinstance(given, KernelStore):
             return TestKernel.of_array(name, given, self.shape[0])
         mine, other = self._folder.manifest, given._folder.manifest
-        if mine.kernel != other.kernel or other.x2 != mine.x1:
+        if mine.kernel != other.kernel or other.x2 != mine.x1 or self.first:
             what = "another kernel" if mine.kernel != other.kernel else "other training samples"
             raise value_error(
                 name,
@@ -296,6 +316,11 @@ class KernelStore(TileStore):
                 f"a store of shape {self.shape} between two",
                 "Compute the kernel of the training samples: compute_kernel(kernel, x, store=…).",
             )
+
+
+def _opened(path: Path, first: int | None, kernel: Callable[..., Any] | None) -> KernelStore:
+    store = KernelStore(path, kernel=kernel)
+    return store if first is None else store.leading(first)
 
 
 def _tensor(values: Any) -> Any:

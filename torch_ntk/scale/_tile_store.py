@@ -64,6 +64,11 @@ class TileStore:
         return self._folder.path
 
     @property
+    def first(self) -> int | None:
+        """How many samples it was cut to, the first ones, by `KernelStore.leading`."""
+        return self._folder.first
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Of the matrix."""
         return self._folder.grid.shape
@@ -145,7 +150,7 @@ class TileStore:
             ValueError: Tiles are missing.
         """
         self._check_complete()
-        return self._blocks(Reader(self.path), self._folder.grid.chunks())
+        return self._blocks(Reader(self.path, self._folder.first), self._folder.grid.chunks())
 
     def _blocks(self, read: Callable[..., NDArray[Any]], chunks: Any) -> Any:
         """A Dask array whose blocks a function reads."""
@@ -225,6 +230,7 @@ def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
         ValueError: It is missing or damaged.
     """
     turned = folder.grid.symmetric and i > j
+    rows, columns = folder.grid.size(i, j)
     try:
         found = folder.tiles.read(*((j, i) if turned else (i, j)))
     except (FileNotFoundError, DamagedError) as error:
@@ -234,7 +240,7 @@ def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
             f"{str(folder.path)!r}, where tile {(i, j)} is missing or damaged: {error}",
             "Call compute_kernel (or `torch-ntk kernel`) with this store again, which computes it.",
         ) from error
-    return found.T if turned else found
+    return (found.T if turned else found)[:rows, :columns]
 
 
 class Reader:
@@ -242,23 +248,24 @@ class Reader:
 
     Args:
         path: The store's folder.
+        first: As in `Folder`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, first: int | None) -> None:
+        self._path, self._first = path, first
         self._folder: Folder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_folder": None}
 
     def __dask_tokenize__(self) -> str:
-        return f"{self._path} {self.folder.manifest.to_json()}"
+        return f"{self._path} {self._first} {self.folder.manifest.to_json()}"
 
     @property
     def folder(self) -> Folder:
         """The store."""
         if self._folder is None:
-            self._folder = Folder(self._path)
+            self._folder = Folder(self._path, self._first)
         return self._folder
 
     def __call__(self, block_id: tuple[int, int] | None = None) -> NDArray[Any]:
