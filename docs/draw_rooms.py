@@ -37,12 +37,14 @@ WHAT = {
     "predict": "training in\nclosed form",
     "sampling": "kernels by\nrandom draws",
     "plotting": "figures",
+    "scale": "tiles, stores,\nclusters",
     "monitor": "what is mea-\nsured, when",
     "coordinates": "sizes against\nthe width",
     "estimators": "scikit-learn's\ninterface",
     "forecasting": "loss curves\nfrom a kernel",
     "tensorboard_plugin": "the page of a\ntraining, its files",
     "callbacks": "the Trainer's hooks",
+    "command": "torch-ntk",
     "integrations": "other libraries",
 }
 COLOURS = ("#eef1f4", "#dfe9f3", "#c9dff0", "#fbe8cf", "#f6d3bd")
@@ -70,7 +72,7 @@ def box(ax: Axes, x: float, y: float, width: float, name: str, text: str, colour
 
 def main() -> None:
     """Write the picture."""
-    fig, ax = plt.subplots(figsize=(11.5, 8.2))
+    fig, ax = plt.subplots(figsize=(13.4, 8.2))
     total = 7.0
     for k, row in enumerate(ROWS):
         rooms = [name for group in row for name in group.split() if name != "_version"]

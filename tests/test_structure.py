@@ -22,7 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
     ("metrics predict sampling", "plotting scale", "monitor", "coordinates estimators forecasting"),
-    ("tensorboard_plugin", "callbacks integrations"),
+    ("tensorboard_plugin", "callbacks command integrations"),
 )
 # The same within a folder, for the files and folders in it that are named here. To order the
 # contents of another folder, add a line: its path below the package, and its groups.
@@ -61,6 +61,13 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "coordinates": ("_recorder", "_training", "_check", "_coordinate_check"),
     "forecasting": ("_curvature _forecast _loss", "_from_kernel", "_from_model session"),
+    "command": (
+        "_options _datasets",
+        "_kernels",
+        "_info _kernel _plot _report _solve _verify",
+        "_main",
+        "__main__",
+    ),
     "scale": (
         *("_packages _grid _describe", "_chunks _sources _manifest", "_folder", "_job", "_worker"),
         *("_cluster", "_run", "_tile_store", "_factor _product _predict", "_kernel_store"),

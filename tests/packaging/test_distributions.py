@@ -70,7 +70,7 @@ def test_the_entry_points(wheel: Path) -> None:
     parser.read_string(text(wheel, ".dist-info/entry_points.txt"))
     found = {group: dict(parser[group]) for group in parser.sections()}
     assert found == {
-        "console_scripts": {"torch-ntk": "torch_ntk.tensorboard_plugin:main"},
+        "console_scripts": {"torch-ntk": "torch_ntk.command:main"},
         "tensorboard_plugins": {"torch_ntk": "torch_ntk.tensorboard_plugin:NTKPlugin"},
     }
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from page_runs import watched
 
+from torch_ntk.command import main
 from torch_ntk.tensorboard_plugin import (
     document_name,
     find_documents,
-    main,
     read_document,
     write_document,
 )

@@ -21,12 +21,14 @@ from ._compute_features import compute_features as compute_features
 from ._compute_kernel import compute_kernel as compute_kernel
 from ._kernel_store import KernelStore as KernelStore
 from ._predict import Prediction as Prediction
+from ._tile_store import TileStore as TileStore
 from ._tile_store import Verified as Verified
 
 __all__ = [
     "FeatureStore",
     "KernelStore",
     "Prediction",
+    "TileStore",
     "Verified",
     "compute_features",
     "compute_kernel",

@@ -91,6 +91,14 @@ class KernelStore(TileStore):
             return False
         return about(source_of("x", x), self.tile) == self._folder.manifest.x1
 
+    def check_test(self, other: KernelStore) -> None:
+        """Raise `ValueError` unless a store is the kernel between test samples and these.
+
+        Args:
+            other: Which must have these samples as x2, the same kernel, and all tiles.
+        """
+        self._test_kernel(other, "other")
+
     def apply(self, x: Any, v: Tensor) -> Tensor:
         """K(x, X) v, of new samples x and the samples X of this store.
 

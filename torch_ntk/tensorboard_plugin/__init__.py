@@ -6,7 +6,6 @@ folder of the run, `torch_ntk.monitor.Monitor.report` puts both into one HTML fi
 loads PyTorch.
 """
 
-from ._command import main as main
 from ._files import document_name as document_name
 from ._files import find_documents as find_documents
 from ._files import read_document as read_document
@@ -17,7 +16,6 @@ __all__ = [
     "NTKPlugin",
     "document_name",
     "find_documents",
-    "main",
     "read_document",
     "write_document",
 ]

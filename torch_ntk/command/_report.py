@@ -1,51 +1,41 @@
-"""`torch-ntk`, the console command."""
+"""`torch-ntk report`: the page of monitored trainings as a file."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._files import find_documents, read_document
+HELP = "write the page of runs as one HTML file"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command `torch-ntk`.
-
-    Args:
-        arguments: Of the command line; None takes those of the process.
-
-    Returns:
-        The status with which the process ends: 0, or 1 with a line on the standard error.
-    """
-    parser = argparse.ArgumentParser("torch-ntk", description="Pages of monitored trainings.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    words = "write the page of runs as one HTML file"
-    report = commands.add_parser("report", help=words, description=f"{words.capitalize()}.")
-    report.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line may say."""
+    parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or one that holds runs"
     )
-    report.add_argument(
+    parser.add_argument(
         *("-o", "--output"),
         type=Path,
         default=Path("report.html"),
         help="the file to write (default: %(default)s)",
     )
-    chosen = parser.parse_args(arguments)
-    try:
-        return _report(chosen.runs, chosen.output)
-    except (OSError, ValueError) as error:
-        return _fail(str(error))
 
 
-def _report(folders: Sequence[Path], output: Path) -> int:
+def run(chosen: argparse.Namespace) -> int:
+    """Write the page.
+
+    Raises:
+        ValueError: A folder holds no run, or something else than documents of runs.
+    """
+    from ..tensorboard_plugin import find_documents, read_document
+
     paths: dict[Path, None] = {}  # in their order, each once
-    for folder in folders:
+    for folder in chosen.runs:
         found = find_documents(folder).values()
         if not found:
-            return _fail(
+            raise ValueError(
                 f"{folder} holds no monitored run. Train with NTKMonitor() and a "
                 "TensorBoardLogger, which writes ntk.json into the folder of the run."
             )
@@ -55,7 +45,7 @@ def _report(folders: Sequence[Path], output: Path) -> int:
     # After all is read: this loads PyTorch, which takes seconds.
     from ..monitor import write_report
 
-    write_report(output, documents)
+    write_report(chosen.output, documents)
     return 0
 
 
@@ -71,8 +61,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
     # Several monitors of one run have documents in one folder.
     places = [p.with_suffix("") if folders.count(p.parent) > 1 else p.parent for p in paths]
     return [place.relative_to(common).as_posix() for place in places]
-
-
-def _fail(text: str) -> int:
-    sys.stderr.writelines(["torch-ntk: ", text, "\n"])
-    return 1

@@ -1,0 +1,10 @@
+"""`torch-ntk`, the console command: one file for each of its subcommands.
+
+`report` writes the page of monitored trainings; `kernel`, `info`, `verify`, `solve` and `plot` are
+of kernels in stores (`torch_ntk.scale`). What a subcommand needs is loaded when it runs, so that
+`torch-ntk --help` does not wait for PyTorch. `python -m torch_ntk.command` is the same command.
+"""
+
+from ._main import main as main
+
+__all__ = ["main"]

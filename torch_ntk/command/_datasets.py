@@ -1,0 +1,114 @@
+"""Samples and labels by the names that the command line has for them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TORCHVISION = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
+
+
+class Samples(NamedTuple):
+    """What a subcommand computes with.
+
+    Attributes:
+        x: The samples, in a form that `torch_ntk.scale` takes; a file that is not changed is not
+            read into memory.
+        labels: Of them, if they are known.
+    """
+
+    x: Any
+    labels: Any
+
+
+def samples(chosen: argparse.Namespace) -> Samples:
+    """The samples that the arguments of `add_samples` say.
+
+    Raises:
+        ValueError: There is no such file or dataset, or it has too few samples.
+    """
+    x, labels = _read(chosen)
+    if chosen.labels is not None:
+        labels = _array(chosen.labels)
+    count = x.shape[0]
+    first = chosen.skip
+    end = count if chosen.n is None else first + chosen.n
+    if not 0 <= first < end <= count:
+        raise ValueError(
+            f"--skip and --n ask for samples {first} to {end}; {chosen.data} has {count}."
+        )
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"--labels has {len(labels)} labels; {chosen.data} has {count} samples.")
+    x = x[first:end] if (first, end) != (0, count) else x
+    labels = None if labels is None else np.asarray(labels)[first:end]
+    if chosen.size is not None or chosen.standardize:
+        whole = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+        x = _changed(whole, chosen.size, chosen.standardize)
+    return Samples(x, labels)
+
+
+def _read(chosen: argparse.Namespace) -> tuple[Any, Any]:
+    name, path = chosen.data, Path(chosen.data)
+    if name == "digits":
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+        x, y = load_digits(return_X_y=True)
+        return torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, y
+    if name in _TORCHVISION:
+        return _torchvision(name, chosen.data_root, chosen.split == "train")
+    if path.suffix == ".safetensors":
+        return _tensors(path)
+    if path.suffix == ".npy":
+        return _array(path), None
+    if (path / "zarr.json").is_file():
+        import zarr
+
+        return zarr.open_array(str(path), mode="r", zarr_format=3), None
+    known = ", ".join(["digits", *_TORCHVISION])
+    raise ValueError(
+        f"--data must be {known}, an .npy or .safetensors file or a Zarr array; got {name!r}."
+    )
+
+
+def _torchvision(name: str, root: Path, train: bool) -> tuple[Tensor, Any]:
+    """Images `[N, C, P, Q]` with pixels from 0 to 1."""
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    try:
+        data = getattr(datasets, _TORCHVISION[name])(root, train=train)
+    except RuntimeError as error:
+        raise ValueError(f"{name} is not below --data-root {root} ({error}).") from error
+    pixels = torch.as_tensor(data.data)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    return pixels.float() / 255, np.asarray(data.targets)
+
+
+def _tensors(path: Path) -> tuple[Any, Any]:
+    """The tensor `x`, or the only one beside `labels`."""
+    from safetensors.torch import load_file
+
+    found = load_file(path)
+    labels = found.pop("labels", None)
+    if "x" not in found and len(found) != 1:
+        listed = ", ".join(sorted(found))
+        raise ValueError(f"{path} must have a tensor x, and may have labels; it has {listed}.")
+    return found.get("x", next(iter(found.values()))), labels
+
+
+def _array(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _changed(x: Tensor, size: int | None, standardize: bool) -> Tensor:
+    x = x if x.is_floating_point() else x.float()
+    if size is not None:
+        if x.ndim != 4:
+            raise ValueError(f"--size needs images [N, C, P, Q]; got shape {tuple(x.shape)}.")
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return (x - x.mean()) / x.std() if standardize else x

@@ -1,0 +1,98 @@
+"""`torch-ntk kernel`: compute a kernel into a store, or go on with one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._options import Terminated, add_output, add_samples, add_store, add_workers, answer, client
+
+HELP = "compute a kernel tile by tile into a store; the same command again goes on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line may say."""
+    add_store(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--preset", help="cntk-gap-D, cntk-v-D or mlp-D, of D layers")
+    which.add_argument(
+        "--kernel", metavar="MODULE:FUNCTION", help="a function of two batches, (a, b) -> [n1, n2]"
+    )
+    which.add_argument(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="a function that returns a module, of which the infinite-width kernel is taken; with "
+        "--state or --empirical that of the network itself",
+    )
+    parser.add_argument("--state", type=Path, help="the model's state, a .safetensors file")
+    parser.add_argument("--empirical", action="store_true", help="the kernel at initialization")
+    parser.add_argument(
+        "--output", choices=["mean", "trace", "pseudo"], default="mean", help="of --model's outputs"
+    )
+    add_samples(parser)
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="STORE",
+        help="the kernel between these samples and those of another store, for predictions there",
+    )
+    parser.add_argument("--tile", type=int, default=256, help="samples of a tile (%(default)s)")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    parser.add_argument("--device", help="where tiles are computed: cuda, for example")
+    parser.add_argument("--name", help="of the kernel, in place of a description that is made")
+    add_workers(parser)
+    add_output(parser)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Compute."""
+    import torch
+
+    from ..scale import compute_kernel
+    from ._datasets import samples
+    from ._kernels import kernel
+
+    found, data = kernel(chosen), samples(chosen)
+    other = None if chosen.against is None else chosen.against / "x1"
+    begin = time.perf_counter()
+    with _stopping(chosen.store), client(chosen) as where:
+        store = compute_kernel(
+            found,
+            data.x,
+            other,
+            store=chosen.store,
+            tile=chosen.tile,
+            client=where,
+            progress=not chosen.quiet,
+            dtype=getattr(torch, chosen.dtype),
+            device=chosen.device,
+            name=chosen.name,
+            labels=data.labels,
+        )
+    result = {
+        "store": str(store.path),
+        "shape": list(store.shape),
+        "tiles": store.total,
+        "bytes": store.about["bytes"],
+        "seconds": time.perf_counter() - begin,
+    }
+    answer(chosen, result)
+    return 0
+
+
+@contextlib.contextmanager
+def _stopping(path: Path) -> Iterator[None]:
+    """Say what is done when the command is stopped."""
+    from ..scale import KernelStore
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        if not path.exists():
+            raise
+        store = KernelStore(path)
+        done = f": {store.finished} of {store.total} tiles are in {path}; the same command goes on"
+        raise type(stop)(done) from None

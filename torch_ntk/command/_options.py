@@ -1,0 +1,107 @@
+"""What several subcommands have in common on the command line, and how they answer."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the main thread is, so that what is open is closed."""
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """The store that a subcommand is about."""
+    parser.add_argument("--store", type=Path, required=True, help="the store's folder")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """How a subcommand answers."""
+    parser.add_argument("--json", action="store_true", help="answer in JSON on the standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Where a subcommand computes."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=int, help="processes of this machine, which share its cores"
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs")
+
+
+def add_samples(parser: argparse.ArgumentParser) -> None:
+    """Which samples."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="an .npy or .safetensors file, a Zarr array, digits (scikit-learn's), or a dataset of "
+        "torchvision below --data-root: fashion-mnist, mnist, cifar10",
+    )
+    parser.add_argument("--split", choices=["train", "test"], default="train", help="of a dataset")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="of torchvision")
+    parser.add_argument("--labels", type=Path, help="an .npy file with the samples' labels")
+    parser.add_argument("--skip", type=int, default=0, help="samples to leave out at the start")
+    parser.add_argument("--n", type=int, help="how many samples (default: all)")
+    parser.add_argument("--size", type=int, help="resize images to so many rows and columns")
+    parser.add_argument(
+        "--standardize",
+        action="store_true",
+        help="subtract the mean of all numbers, and divide by their standard deviation",
+    )
+
+
+@contextlib.contextmanager
+def client(chosen: argparse.Namespace) -> Iterator[Any]:
+    """The client that was asked for, or None for this process; its dashboard's address is said."""
+    if chosen.workers is None and chosen.scheduler is None:
+        yield None
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(
+            "--workers and --scheduler need Dask: pip install 'torch-ntk[scale]'."
+        ) from error
+    with contextlib.ExitStack() as stack:
+        if chosen.scheduler is None:
+            where = stack.enter_context(_local(LocalCluster, chosen.workers))
+        else:
+            where = chosen.scheduler
+        found = stack.enter_context(Client(where, timeout="30s"))  # type: ignore[no-untyped-call]
+        sys.stderr.writelines(["dashboard: ", found.dashboard_link, "\n"])
+        yield found
+
+
+def _local(cluster: Any, workers: int) -> Any:
+    """A cluster of so many processes, each with its share of the cores."""
+    import psutil
+
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1; got {workers}.")
+    process = psutil.Process()
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
+    each = max(1, (cores or 1) // workers)
+    return cluster(n_workers=workers, threads_per_worker=each, dashboard_address=":0")
+
+
+def answer(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Say what was found: a line for each, or as JSON."""
+    if chosen.json:
+        text = json.dumps(found, ensure_ascii=False) + "\n"
+    else:
+        width = max(len(name) for name in found)
+        text = "".join(f"{name:<{width}}  {_in_words(value)}\n" for name, value in found.items())
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.writelines([text])
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
