@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -17,8 +18,11 @@ def quadratic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slow(a: Tensor, b: Tensor) -> Tensor:
-    """The same, after a while."""
-    time.sleep(0.05)
+    """The same, after a while; notes the call in the file `NTK_CALLS`."""
+    if path := os.environ.get("NTK_CALLS"):
+        with open(path, "ab") as file:
+            file.write(b".")
+    time.sleep(0.03)
     return quadratic(a, b)
 
 
