@@ -48,9 +48,16 @@ if TYPE_CHECKING:
     from .linearize import taylor_expand as taylor_expand
     from .nn import MLP as MLP
     from .nn import NTKRNN as NTKRNN
+    from .nn import RBF as RBF
+    from .nn import ABReLU as ABReLU
     from .nn import Abs as Abs
     from .nn import Cos as Cos
     from .nn import Erf as Erf
+    from .nn import Exp as Exp
+    from .nn import Gabor as Gabor
+    from .nn import Gaussian as Gaussian
+    from .nn import Hermite as Hermite
+    from .nn import Monomial as Monomial
     from .nn import NTKConv1d as NTKConv1d
     from .nn import NTKConv2d as NTKConv2d
     from .nn import NTKConv3d as NTKConv3d
@@ -60,7 +67,10 @@ if TYPE_CHECKING:
     from .nn import NTKConvTranspose3d as NTKConvTranspose3d
     from .nn import NTKLinear as NTKLinear
     from .nn import NTKSelfAttention as NTKSelfAttention
+    from .nn import Polynomial as Polynomial
+    from .nn import RectifiedMonomial as RectifiedMonomial
     from .nn import Sin as Sin
+    from .nn import Sinusoid as Sinusoid
     from .nn import ntk_param_groups as ntk_param_groups
     from .nn import ntk_parameterize as ntk_parameterize
     from .nn import standard_init_ as standard_init_
@@ -71,13 +81,20 @@ __all__ = [
     "CNTK",
     "MLP",
     "NTKRNN",
+    "RBF",
+    "ABReLU",
     "Abs",
     "CoordinateCheck",
     "Cos",
     "Erf",
+    "Exp",
     "Forecast",
+    "Gabor",
+    "Gaussian",
+    "Hermite",
     "Kernels",
     "LinearizedModel",
+    "Monomial",
     "MonteCarloKernel",
     "NTKClassifier",
     "NTKConv1d",
@@ -91,8 +108,11 @@ __all__ = [
     "NTKOperator",
     "NTKRegressor",
     "NTKSelfAttention",
+    "Polynomial",
     "ProbedKernel",
+    "RectifiedMonomial",
     "Sin",
+    "Sinusoid",
     "TaylorModel",
     "__version__",
     "analytic_kernels",
@@ -125,7 +145,8 @@ _NAMES_OF = {
     "features": "features_error ntk_features",
     "forecasting": "Forecast forecast",
     "linearize": "LinearizedModel TaylorModel linearize taylor_expand",
-    "nn": "MLP Abs Cos Erf NTKConv1d NTKConv2d NTKConv3d NTKConvLocal2d NTKConvTranspose1d "
+    "nn": "MLP ABReLU Abs Cos Erf Exp Gabor Gaussian Hermite Monomial Polynomial RBF "
+    "RectifiedMonomial Sinusoid NTKConv1d NTKConv2d NTKConv3d NTKConvLocal2d NTKConvTranspose1d "
     "NTKConvTranspose2d NTKConvTranspose3d NTKLinear NTKRNN NTKSelfAttention Sin ntk_param_groups "
     "ntk_parameterize standard_init_",
     "sampling": "MonteCarloKernel monte_carlo_kernel",

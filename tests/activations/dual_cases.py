@@ -21,11 +21,17 @@ from torch_ntk.activations import (
     DualCos,
     DualErf,
     DualExp,
+    DualGabor,
+    DualGaussian,
     DualGELU,
+    DualPolynomial,
     DualQuadrature,
+    DualRectifiedPower,
     DualRectifier,
     DualSin,
+    DualSinusoid,
     DualSquare,
+    hermite_coefficients,
 )
 
 Array = NDArray[np.float64]
@@ -59,6 +65,12 @@ def _elu(x: Array) -> Array:
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
+def named(dual: DualActivation, name: str) -> DualActivation:
+    """The same under another name than its kind has."""
+    dual.name = name
+    return dual
+
+
 CLOSED = [
     DualCase(DualRectifier(1.0, 0.0, "relu"), lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0)),
     DualCase(
@@ -79,6 +91,48 @@ CLOSED = [
     DualCase(DualCos(), np.cos, lambda x: -np.sin(x)),
     DualCase(DualExp(), np.exp, np.exp),
     DualCase(DualSquare(), np.square, lambda x: 2 * x),
+    DualCase(
+        named(DualExp(-0.5, 0.4), "scaled_exp"),
+        lambda x: -0.5 * np.exp(0.4 * x),
+        lambda x: -0.2 * np.exp(0.4 * x),
+    ),
+    DualCase(
+        DualGaussian(0.7, -0.5),
+        lambda x: 0.7 * np.exp(-x * x / 2),
+        lambda x: -0.7 * x * np.exp(-x * x / 2),
+    ),
+    DualCase(
+        named(DualGaussian(1.0, 0.02), "growing_gaussian"),
+        lambda x: np.exp(0.02 * x * x),
+        lambda x: 0.04 * x * np.exp(0.02 * x * x),
+    ),
+    DualCase(
+        DualPolynomial([0.1, 1.0, -0.3, 0.2]),
+        lambda x: 0.1 + x - 0.3 * x**2 + 0.2 * x**3,
+        lambda x: 1 - 0.6 * x + 0.6 * x**2,
+    ),
+    DualCase(DualPolynomial([0, 0, 0, 0, 1], "fourth power"), lambda x: x**4, lambda x: 4 * x**3),
+    DualCase(
+        DualPolynomial(hermite_coefficients(3), "hermite"),
+        lambda x: (x**3 - 3 * x) / math.sqrt(6),
+        lambda x: (3 * x**2 - 3) / math.sqrt(6),
+    ),
+    DualCase(
+        DualRectifiedPower(2), lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)
+    ),
+    DualCase(
+        DualRectifiedPower(3), lambda x: np.maximum(x, 0) ** 3, lambda x: 3 * np.maximum(x, 0) ** 2
+    ),
+    DualCase(
+        DualSinusoid(0.7, 1.5, 0.3),
+        lambda x: 0.7 * np.sin(1.5 * x + 0.3),
+        lambda x: 1.05 * np.cos(1.5 * x + 0.3),
+    ),
+    DualCase(
+        DualGabor(),
+        lambda x: np.exp(-x * x) * np.sin(x),
+        lambda x: np.exp(-x * x) * (np.cos(x) - 2 * x * np.sin(x)),
+    ),
 ]
 EXPANDED = [
     DualCase(DualQuadrature(torch.tanh), np.tanh, lambda x: 1 / np.cosh(x) ** 2),

@@ -10,7 +10,23 @@ import torch.nn.functional as F
 from small_nets import Beside, Function, Plus, Times, conv, conv1d, dense, frozen
 from torch import Tensor, nn
 
-from torch_ntk import Abs, Cos, Erf, Sin, analytic_kernels
+from torch_ntk import (
+    RBF,
+    ABReLU,
+    Abs,
+    Cos,
+    Erf,
+    Exp,
+    Gabor,
+    Gaussian,
+    Hermite,
+    Monomial,
+    Polynomial,
+    RectifiedMonomial,
+    Sin,
+    Sinusoid,
+    analytic_kernels,
+)
 
 
 class Net(nn.Module):
@@ -96,6 +112,26 @@ BETWEEN: dict[str, tuple[nn.Module, Callable[[Net, Tensor], Tensor]]] = {
     "dropout": (RELU, lambda m, x: F.dropout(F.relu(x), 0.5, m.training)),
     "nn.Dropout": (nn.Sequential(RELU, nn.Dropout(0.5)), lambda m, x: F.relu(x)),
     "nn.Identity": (nn.Sequential(nn.Identity(), RELU), lambda m, x: F.relu(x).contiguous()),
+    "x+2x": (nn.Sequential(Times(3.0), RELU), lambda m, x: torch.relu(torch.add(x, x, alpha=2))),
+    "where": (nn.ELU(0.7), lambda m, x: torch.where(x > 0, x, 0.7 * torch.expm1(x))),
+    "x.where": (RELU, lambda m, x: x.where(x > 0, 0.0)),
+    "maximum": (nn.LeakyReLU(0.2), lambda m, x: torch.maximum(x, 0.2 * x)),
+    "truth values": (RELU, lambda m, x: (x > 0).double() * x),
+    "two conditions": (nn.Hardtanh(0.0, 1.0), lambda m, x: x * ((x > 0) & (x < 1)) + (x >= 1) * 1),
+    "relu(x)+relu(-x)": (Abs(), lambda m, x: F.relu(x) + F.relu(-x)),
+    "relu(x)-0.5relu(-x)": (ABReLU(0.5, 1.0), lambda m, x: F.relu(x) - 0.5 * F.relu(-1 * x)),
+    "gated by itself": (nn.SiLU(), lambda m, x: F.glu(torch.cat([x, x], 1), 1)),
+    "relu(x)**2": (RectifiedMonomial(2), lambda m, x: F.relu(x) ** 2),
+    "x**3": (Monomial(3), lambda m, x: torch.pow(x, 3)),
+    "x*x*x": (Monomial(3), lambda m, x: x * x * x),
+    "polynomial": (Polynomial([0.1, 1.0, 0.3]), lambda m, x: 0.1 + x * (1 + 0.3 * x)),
+    "hermite": (Hermite(2), lambda m, x: (x.square() - 1) / 2**0.5),
+    "scaled exp": (Exp(0.5, 0.3), lambda m, x: 0.5 * torch.exp(0.3 * x)),
+    "gaussian": (Gaussian(0.5, -0.7), lambda m, x: 0.5 * torch.exp(-0.7 * x * x)),
+    "gabor": (Gabor(), lambda m, x: torch.exp(-(x**2)) * torch.sin(x)),
+    "sinusoid": (Sinusoid(2.0, 1.5, 0.2), lambda m, x: 2 * torch.sin(1.5 * x + 0.2)),
+    "rbf": (RBF(0.5), lambda m, x: torch.sin(x) + torch.cos(x)),
+    "addcmul": (Polynomial([0.0, 1.0, 0.5]), lambda m, x: torch.addcmul(x, x, x, value=0.5)),
     "F.avg_pool2d": (
         nn.Sequential(nn.AvgPool2d(2, 1, 1), RELU),
         lambda m, x: F.relu(F.avg_pool2d(x, 2, stride=1, padding=1)),

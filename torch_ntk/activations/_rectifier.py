@@ -73,8 +73,8 @@ class DualRectifier(DualActivation):
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """κ and κ̇; see `DualActivation.pair`."""
-        safe1, root1 = _positive_and_root(q1)
-        safe2, root2 = _positive_and_root(q2)
+        safe1, root1 = positive_and_root(q1)
+        safe2, root2 = positive_and_root(q2)
         # √(q q) is q exactly, which √q √q is not: equal arguments have correlation 1. Where the
         # product leaves the range of the type, √q √q does not.
         product = safe1 * safe2
@@ -91,7 +91,7 @@ class DualRectifier(DualActivation):
 
     def images(self, q: Tensor) -> tuple[Tensor, ...]:
         """√q and 1/√q; 0 for both where the variance is 0."""
-        positive, root = _positive_and_root(q)
+        positive, root = positive_and_root(q)
         return root, positive.rsqrt().masked_fill(_is_zero(q), 0.0)
 
     def pair_of_images(
@@ -133,8 +133,8 @@ class DualRectifier(DualActivation):
 
         where the last term is of the order of θ³ and is summed as a series for small θ.
         """
-        _, root1 = _positive_and_root(q1)
-        _, root2 = _positive_and_root(q2)
+        _, root1 = positive_and_root(q1)
+        _, root2 = positive_and_root(q2)
         r = root1 * root2
         positive = r > 0
         twice = 2 * torch.where(positive, r, 1.0)
@@ -177,7 +177,7 @@ def _is_zero(q: Tensor) -> Tensor:
     return q <= torch.finfo(q.dtype).tiny
 
 
-def _positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
+def positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
     """The variance with 1 in place of 0, and its root; the derivative of either at 0 is 0."""
     zero = _is_zero(q)
     positive = q.masked_fill(zero, 1.0)

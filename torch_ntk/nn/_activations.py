@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_finite_number
+
 
 class Erf(nn.Module):
     """The error function, `erf(x) = 2/√π ∫₀ˣ exp(-t²) dt`, entry by entry.
@@ -59,3 +61,32 @@ class Abs(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """`|x|` of every entry; the shape stays."""
         return torch.abs(input)
+
+
+class ABReLU(nn.Module):
+    """`negative · min(x, 0) + positive · max(x, 0)`, entry by entry.
+
+    Args:
+        negative: The slope below 0.
+        positive: The slope above 0.
+
+    Raises:
+        TypeError, ValueError: An argument is no finite number.
+
+    Example:
+        >>> ABReLU(-0.5, 2.0)(torch.tensor([-2.0, 3.0]))
+        tensor([1., 6.])
+    """
+
+    def __init__(self, negative: float, positive: float) -> None:
+        super().__init__()
+        self.negative = check_finite_number("negative", negative)
+        self.positive = check_finite_number("positive", positive)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        return self.negative * input.clamp(max=0) + self.positive * input.clamp(min=0)
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return f"negative={self.negative:g}, positive={self.positive:g}"

@@ -287,7 +287,9 @@ class Builder:
             return replace(features, factor=features.factor * factor, made=None)
         if isinstance(features, Joined):
             return Joined(tuple(self.scale(p, factor) for p in features.parts))  # type: ignore[misc]
+        root, before = features.root
         scaled = self.linear_step(WeightedSum((factor**2,)), features)
+        scaled = replace(scaled, multiple=(root, before * factor))
         if features.unflattened is not None:
             return self.flatten(self.scale(features.unflattened, factor))  # type: ignore[arg-type]
         return scaled

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ._products import matched, product, with_known
 from ._sums import add
 from ._values import Data, Elementwise, Features, Joined, Value
 
-# Functions of one tensor, entry by entry, as they are called and as methods.
+# Functions of one tensor, entry by entry, as they are called and as methods; other arguments may be
+# numbers, or functions of the same value.
 FUNCTIONS: tuple[Callable[..., Any], ...] = (
     torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish,
     F.softplus, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink, F.hardtanh, F.hardswish,
@@ -26,11 +28,22 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
     torch.square, torch.pow, torch.clamp, torch.clamp_min, torch.clamp_max, torch.special.erf,
     torch.special.expit, torch.logaddexp, torch.nn.functional.rrelu, operator.pow, operator.abs,
     torch.selu, torch.celu, torch.heaviside, torch.log1p, torch.sqrt, torch.log, torch.reciprocal,
+    torch.exp2, torch.arcsinh, torch.absolute, torch.clip, torch.where, torch.maximum,
+    torch.minimum, torch.fmax, torch.fmin, torch.max, torch.min, torch.hypot, torch.atan2,
+    torch.addcmul, torch.addcdiv, torch.lerp, torch.special.erfc, torch.special.expm1,
+    torch.special.ndtr, torch.special.log_ndtr, torch.special.exp2, torch.special.i0,
+    torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne, torch.logical_and, torch.logical_or,
+    torch.logical_not, operator.gt, operator.ge, operator.lt, operator.le, operator.eq,
+    operator.ne, operator.and_, operator.or_, operator.invert, torch.float_power,
+    torch.zeros_like, torch.ones_like, torch.full_like,
 )  # fmt: skip
 METHODS: tuple[str, ...] = (
     "relu", "sigmoid", "tanh", "abs", "erf", "erfc", "exp", "expm1", "sin", "cos", "sinh", "cosh",
     "asinh", "atan", "arctan", "sinc", "sign", "square", "pow", "clamp", "clamp_min", "clamp_max",
-    "relu_", "sigmoid_", "tanh_", "abs_", "exp_", "log1p", "sqrt", "log", "reciprocal",
+    "relu_", "sigmoid_", "tanh_", "abs_", "exp_", "log1p", "sqrt", "log", "reciprocal", "exp2",
+    "where", "maximum", "minimum", "fmax", "fmin", "max", "min", "addcmul", "addcdiv", "lerp",
+    "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not", "clip",
+    "absolute", "float_power", "hypot", "atan2", "square_", "clamp_",
 )  # fmt: skip
 
 
@@ -88,17 +101,75 @@ def resolve(named: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
     return dual, named if callable(named) else torch.nn.Identity()
 
 
-def as_function(x: Features) -> Elementwise | None:
-    """Features as a function of one Gaussian value, if they are."""
+def as_function(x: Any) -> Elementwise | None:
+    """Features as a function of one Gaussian value, of which they are no multiple, if they are."""
     if isinstance(x, Elementwise):
-        return x
-    if not isinstance(x, Value):
+        base, factor = x.base.root
+        inner = x
+    elif isinstance(x, Value):
+        v = x if x.gaussian or x.unflattened is None else x.unflattened
+        if not v.gaussian:
+            return None
+        base, factor = v.root
+        inner = Elementwise(v, lambda t: t, torch.nn.Identity(), flat=v is not x)
+    else:
         return None
-    v = x if x.gaussian or x.unflattened is None else x.unflattened
-    if not v.gaussian:
-        return None
-    base = v if v.ungained is None else v.ungained
-    return Elementwise(base, lambda t: t, torch.nn.Identity(), flat=v is not x)
+    base = base if base.ungained is None else base.ungained
+    if factor == 1:
+        return replace(inner, base=base, made=None)
+    return Elementwise(base, lambda t: inner(factor * t), flat=inner.flat)
+
+
+def pointwise(
+    b: Builder, function: Callable[..., Tensor], arguments: Sequence[Any], what: str
+) -> Elementwise:
+    """An elementwise function of several arguments that are all functions of one value.
+
+    Args:
+        b: Where steps are collected.
+        function: The function.
+        arguments: Its arguments: features, and constants.
+        what: Its name, for messages.
+    """
+    found = [as_function(a) if is_random(a) else None for a in arguments]
+    random = [f for f, a in zip(found, arguments, strict=True) if is_random(a)]
+    first = random[0]
+    if first is None or not all(
+        f is not None and f.base.same(first.base) and f.flat == first.flat for f in random
+    ):
+        raise b.refusal(
+            f"{what}, an elementwise function of two features",
+            "Only functions of one Gaussian value, the output of an NTK layer, are known.",
+            "Put what varies through one layer, or write it as sums and products.",
+        )
+    constants = [None if is_random(a) else constant(b, a, what) for a in arguments]
+
+    def composed(t: Tensor) -> Tensor:
+        pairs = zip(found, constants, strict=True)
+        return function(*(c if f is None else f(t) for f, c in pairs))
+
+    return Elementwise(_without_gain(b, first.base), composed, flat=first.flat, node=b.node)
+
+
+def is_random(x: Any) -> bool:
+    """Whether it is features of random layers."""
+    return isinstance(x, (Value, Elementwise, Joined))
+
+
+def constant(b: Builder, x: Any, what: str) -> Any:
+    """An argument of an elementwise function that is the same for all entries."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(constant(b, a, what) for a in x)
+    number = _number(x)
+    if isinstance(x, Data) and number is None and isinstance(x.first, Tensor):
+        if x.first.numel() == 1 and x.first is x.second:
+            return x.first.reshape(())
+        raise b.refusal(
+            f"{what} with a known tensor of shape {tuple(x.first.shape)}",
+            "An activation is one function for all entries.",
+            "Give it a number.",
+        )
+    return x.first if isinstance(x, Data) else x
 
 
 def combine(
@@ -110,17 +181,18 @@ def combine(
         return _with_number(b, x, y, operation, name)
     if isinstance(x, Joined) or isinstance(y, Joined):
         return _joined(b, x, y, operation, name)
-    if not isinstance(x, Data) and not isinstance(y, Data):
-        if x is y and isinstance(x, Value) and name == "add":
-            return b.scale(x, 2.0)
+    if isinstance(x, Value) and isinstance(y, Value) and name in ("add", "sub"):
+        (one, first), (two, second) = x.root, y.root
+        if one.same(two):  # still of the same law
+            return b.scale(one, first + second if name == "add" else first - second)
+    if is_random(x) and is_random(y):
         f, g = as_function(x), as_function(y)
         if f is not None and g is not None and f.base.same(g.base) and f.flat == g.flat:
-            base = _without_gain(b, f.base)
-            return Elementwise(base, lambda t: operation(f(t), g(t)), flat=f.flat, node=b.node)
+            return pointwise(b, operation, (x, y), name)
     if name in ("add", "sub"):
-        second = y if name == "add" else _negative(b, y)
+        added = y if name == "add" else _negative(b, y)
         axis = (y if isinstance(x, Data) else x).axis
-        both = b.value(x, "a sum", axis), b.value(second, "a sum", axis)
+        both = b.value(x, "a sum", axis), b.value(added, "a sum", axis)
         return add(b, *matched(b, *both))
     if isinstance(x, Data) or isinstance(y, Data):
         return with_known(b, x, y, operation, name)

@@ -15,12 +15,24 @@ from ...activations._lookup import is_registered
 from . import _norms, _position_functions, _positions
 from ._arrange import rearranged
 from ._builder import Builder
-from ._elementwise import FUNCTIONS, METHODS, activation, combine
+from ._elementwise import (
+    FUNCTIONS,
+    METHODS,
+    activation,
+    combine,
+    constant,
+    is_random,
+    pointwise,
+)
 from ._in_place import arguments
-from ._products import product
-from ._values import Data, Features, Joined
+from ._own_activations import power
+from ._values import Data, Elementwise, Features, Joined
 
 Rule = Callable[..., Any]
+
+# Powers up to this one have a closed form; the coefficients of higher ones are large.
+_LARGEST_POWER = 12
+_NO_MEAN = "Features with a constant have no zero mean."
 
 
 def _arithmetic(operation: Callable[[Any, Any], Any], name: str) -> Rule:
@@ -33,19 +45,40 @@ def _arithmetic(operation: Callable[[Any, Any], Any], name: str) -> Rule:
 
 
 def _applied(function: Callable[..., Any]) -> Rule:
-    """An elementwise function with its other arguments fixed."""
+    """An elementwise function with its other arguments fixed, or functions of the same value."""
+    what = getattr(function, "__name__", str(function))
 
-    def rule(b: Builder, x: Any, *rest: Any, **named: Any) -> Features:
+    def rule(b: Builder, *args: Any, **named: Any) -> Features:
+        if sum(is_random(a) for a in args) != 1 or any(is_random(v) for v in named.values()):
+            return pointwise(b, functools.partial(function, **named), _flat(b, args, what), what)
+        place = next(i for i, a in enumerate(args) if is_random(a))
+        if place:
+            return pointwise(b, functools.partial(function, **named), args, what)
+        x, rest = args[0], args[1:]
         rest, named = _others(function, x, rest, named)
-        if any(_random(v) for v in (*rest, *named.values())):
-            raise b.refusal("an elementwise function of two features", "Only one may vary.")
+        rest = tuple(constant(b, v, what) for v in rest)
+        named = {k: constant(b, v, what) for k, v in named.items()}
         plain = not rest and not {k: v for k, v in named.items() if k != "training"}
-        known = function if plain else None
+        known: Any = function if plain else None
         if not plain and not rest and is_registered(function):
             known = functools.partial(function, **named)
+        if what in ("pow", "float_power") and len(rest) == 1:
+            known = _power(rest[0])
         return activation(b, x, lambda t: function(t, *rest, **named), known)
 
     return rule
+
+
+def _flat(b: Builder, args: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    if any(is_random(a) for a in args):
+        return args
+    raise b.refusal(f"{what} with features by keyword", "Its arguments have other names.")
+
+
+def _power(exponent: Any) -> Any:
+    """The dual functions of a power, if it is a small whole one."""
+    whole = isinstance(exponent, (int, float)) and exponent == int(exponent)
+    return power(int(exponent)) if whole and 1 <= exponent <= _LARGEST_POWER else None
 
 
 def function_rule(function: Any) -> Rule | None:
@@ -64,13 +97,25 @@ def _others(
 
 
 def _method(name: str) -> Rule:
-    plain = getattr(torch, name, None)
-    if name.endswith("_"):
-        plain = getattr(torch, name[:-1], None)
+    base = name.removesuffix("_")
+    plain = getattr(torch, base, None)
 
     def rule(b: Builder, x: Any, *rest: Any, **named: Any) -> Features:
-        known = plain if not rest and not named else None
-        base = name.removesuffix("_")
+        if not is_random(x) or any(is_random(v) for v in (*rest, *named.values())):
+            values = (x, *rest, *named.values())
+            keys = tuple(named)
+
+            def function(*given: Any) -> Any:
+                args, options = given[: len(given) - len(keys)], given[len(given) - len(keys) :]
+                method = getattr(args[0], base)
+                return method(*args[1:], **dict(zip(keys, options, strict=True)))
+
+            return pointwise(b, function, values, base)
+        rest = tuple(constant(b, v, base) for v in rest)
+        named = {k: constant(b, v, base) for k, v in named.items()}
+        known: Any = plain if not rest and not named else None
+        if base in ("pow", "float_power") and len(rest) == 1:
+            known = _power(rest[0])
         return activation(b, x, lambda t: getattr(t, base)(*rest, **named), known)
 
     return rule
@@ -191,14 +236,15 @@ def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
     what = "a gated linear unit"
     value = rearranged(b, x, lambda t: t.chunk(2, dim)[0], what)
     gate = rearranged(b, x, lambda t: t.chunk(2, dim)[1], what)
-    return product(b, value, activation(b, gate, torch.sigmoid, torch.sigmoid))
+    opened = activation(b, gate, torch.sigmoid, torch.sigmoid)
+    return combine(b, value, opened, operator.mul, "mul")
 
 
 def _masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Features:
     if _first(value) != 0 or not isinstance(mask, Data):
         raise b.refusal(
             "masked_fill with another value than 0, or a mask of features",
-            "Features with a constant have no zero mean.",
+            _NO_MEAN,
         )
     kept = Data(*(~t.bool() for t in (mask.first, mask.second)))
     return combine(b, x, kept, operator.mul, "mul")
@@ -212,8 +258,22 @@ def _first(x: Any) -> Any:
     return x.first if isinstance(x, Data) else x
 
 
-def _random(x: Any) -> bool:
-    return not isinstance(x, (Data, int, float, bool, str, Tensor, type(None)))
+def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
+    """Of one value, or a mask that keeps features and puts 0 elsewhere."""
+    if isinstance(condition, Data) and isinstance(condition.first, Tensor):
+        kept, other = (x, y) if is_random(x) else (y, x)
+        if is_random(other) or _first(other) != 0:
+            raise b.refusal("torch.where with a known mask and another value than 0", _NO_MEAN)
+        mask = condition if kept is x else Data(~condition.first, ~condition.second)
+        return combine(b, kept, mask, operator.mul, "mul")
+    return pointwise(b, torch.where, (condition, x, y), "torch.where")
+
+
+def _cast(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
+    """A change of precision, which nothing here depends on; truth values become 0 and 1."""
+    if isinstance(x, Elementwise):
+        return pointwise(b, lambda t: t.double(), (x,), "a cast")
+    return x  # type: ignore[no-any-return]
 
 
 _NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]] = {
@@ -226,6 +286,7 @@ _NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]] = {
 RULES: dict[Any, Rule] = {
     **{f: _applied(f) for f in FUNCTIONS},
     **{f: _arithmetic(op, name) for name, (op, keys) in _NUMBERS.items() for f in keys},
+    torch.where: _where,
     F.leaky_relu: _leaky,
     F.gelu: _gelu,
     torch.cat: _cat,
@@ -261,6 +322,8 @@ METHOD_RULES: dict[str, Rule] = {
     "mean": _reduce(False),
     "sum": _reduce(True),
     "squeeze": _squeeze,
+    **dict.fromkeys(("float", "double", "to", "type_as"), _cast),
+    "where": lambda b, x, condition, y: _where(b, condition, x, y),
     "masked_fill": _masked_fill,
     "masked_fill_": _masked_fill,
     "size": _size,

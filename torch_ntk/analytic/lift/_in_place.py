@@ -51,7 +51,11 @@ def _writes(node: fx.Node, module: nn.Module | None) -> bool:
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
-    if node.target in _AUGMENTED or getattr(node.target, "__name__", "").endswith("_"):
+    if node.target in _AUGMENTED or (
+        # `operator.and_` only avoids a keyword.
+        getattr(node.target, "__name__", "").endswith("_")
+        and getattr(node.target, "__module__", "") != "_operator"
+    ):
         return True
     return bool(arguments(node.target, node.args, node.kwargs).get("inplace", False))
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import nn as ntk
-from ...activations import DualActivation, dual_activation, register_dual
 from ...activations._lookup import is_registered
 from ...nn._inventory import NTK_TYPES
 from . import _layers, _norms, _position_functions, _positions
 from ._builder import Builder
 from ._elementwise import activation
 from ._functions import RULES
+from ._own_activations import OWN
 from ._values import Features
 
 ModuleRule = Callable[[Builder, Any, Any], Features]
@@ -26,17 +26,9 @@ ACTIVATIONS: frozenset[type[nn.Module]] = frozenset(
         nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU,
         nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink,
         nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid,
-        nn.Threshold, ntk.Erf, ntk.Sin, ntk.Cos, ntk.Abs,
+        nn.Threshold, *OWN,
     }
 )  # fmt: skip
-
-
-def _named(name: str) -> Callable[[Any], DualActivation]:
-    return lambda module: dual_activation(name)
-
-
-for _kind, _name in ((ntk.Erf, "erf"), (ntk.Sin, "sin"), (ntk.Cos, "cos"), (ntk.Abs, "abs")):
-    register_dual(_kind, _named(_name))
 
 
 def _identity(b: Builder, module: nn.Module, x: Any) -> Features:

@@ -56,6 +56,7 @@ class Value:
             they are in another order. Values of disjoint roots are independent channel by channel.
         taps: Where several positions have become channels (`F.unfold`), the value with them as
             positions, `[C, taps, …]`.
+        multiple: The value that it is a constant multiple of, and the factor.
     """
 
     step: int
@@ -72,6 +73,12 @@ class Value:
     axis: int = 0
     roots: frozenset[tuple[int, int | None]] = frozenset()
     taps: Value | None = None
+    multiple: tuple[Value, float] | None = None
+
+    @property
+    def root(self) -> tuple[Value, float]:
+        """What it is a multiple of, and the factor; itself and 1 if nothing else."""
+        return self.multiple or (self, 1.0)
 
     @property
     def shape(self) -> tuple[int, ...]:

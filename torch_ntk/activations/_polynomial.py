@@ -1,0 +1,83 @@
+"""Polynomials: monomials and Hermite polynomials among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._dual import DualActivation
+
+
+class DualPolynomial(DualActivation):
+    """φ(x) = Σ_i c_i xⁱ.
+
+    With the means m_n(q) = E[φ⁽ⁿ⁾(u)] of the derivatives for u of variance q, polynomials in q,
+
+        κ = Σ_n m_n(q1) m_n(q2) kⁿ / n!,    κ̇ = Σ_{n ≥ 1} m_n(q1) m_n(q2) kⁿ⁻¹ / (n-1)!,
+
+    Mehler's formula; it is finite here. E[u^(2j)] = (2j-1)!! qʲ.
+
+    Args:
+        coefficients: c_0, c_1, ….
+        name: For messages.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> DualPolynomial([0.0, 0.0, 1.0]).pair(one, one, one)  # φ(x) = x²
+        (tensor([3.]), tensor([4.]))
+    """
+
+    compiles = False
+
+    def __init__(self, coefficients: Sequence[float], name: str = "polynomial") -> None:
+        self.name = name
+        self.coefficients = tuple(float(c) for c in coefficients)
+        self._means = tuple(
+            _mean_of_derivative(self.coefficients, n) for n in range(len(self.coefficients))
+        )
+
+    def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """`pair` at k = q."""
+        return self.pair(q, q, q)
+
+    def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """κ and κ̇; see `DualActivation.pair`. Horner's rule in k."""
+        products = [_at(m, q1) * _at(m, q2) for m in self._means]
+        nothing = torch.zeros_like(k * q1 * q2)
+        value, slope = nothing, nothing
+        for n in reversed(range(len(products))):
+            value = value * k + products[n] / math.factorial(n)
+            if n:
+                slope = slope * k + products[n] / math.factorial(n - 1)
+        return value, slope
+
+
+def hermite_coefficients(degree: int) -> tuple[float, ...]:
+    """Of 1, x, x², … in the polynomial h_n = He_n / √n!, orthonormal for a standard Gaussian."""
+    last, now = [0.0], [1.0]
+    for n in range(degree):
+        # He_{n+1} = x He_n - n He_{n-1}
+        following = [0.0, *now]
+        for i, c in enumerate(last):
+            following[i] -= n * c
+        last, now = now, following
+    return tuple(c / math.sqrt(math.factorial(degree)) for c in now)
+
+
+def _mean_of_derivative(coefficients: Sequence[float], n: int) -> tuple[float, ...]:
+    """E[φ⁽ⁿ⁾(u)] as coefficients of 1, q, q², …."""
+    found: list[float] = []
+    for i, c in enumerate(coefficients):
+        if i >= n and (i - n) % 2 == 0:
+            found.append(c * math.perm(i, n) * math.prod(range(1, i - n, 2)))
+    return tuple(found) or (0.0,)
+
+
+def _at(coefficients: Sequence[float], q: Tensor) -> Tensor:
+    value = torch.full_like(q, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value = value * q + c
+    return value

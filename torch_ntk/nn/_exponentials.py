@@ -1,0 +1,71 @@
+"""Exponentials and Gaussian bumps as activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_finite_number
+
+
+class Exp(nn.Module):
+    """`scale · exp(rate · x)`, entry by entry.
+
+    Its infinite-width kernels have a closed form, and grow fast with the variance of its inputs.
+
+    Args:
+        scale: The factor in front.
+        rate: The factor in the exponent.
+
+    Raises:
+        TypeError, ValueError: An argument is no finite number.
+
+    Example:
+        >>> Exp(2.0)(torch.zeros(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, scale: float = 1.0, rate: float = 1.0) -> None:
+        super().__init__()
+        self.scale = check_finite_number("scale", scale)
+        self.rate = check_finite_number("rate", rate)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        return self.scale * torch.exp(self.rate * input)
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return f"scale={self.scale:g}, rate={self.rate:g}"
+
+
+class Gaussian(nn.Module):
+    """`scale · exp(rate · x²)`, entry by entry.
+
+    Its infinite-width kernels have a closed form; for a positive rate only where the variance of
+    its inputs is below 1/(4 rate).
+
+    Args:
+        scale: The factor in front.
+        rate: The factor in the exponent.
+
+    Raises:
+        TypeError, ValueError: An argument is no finite number.
+
+    Example:
+        >>> Gaussian(2.0)(torch.zeros(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, scale: float = 1.0, rate: float = -1.0) -> None:
+        super().__init__()
+        self.scale = check_finite_number("scale", scale)
+        self.rate = check_finite_number("rate", rate)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        return self.scale * torch.exp(self.rate * input.square())
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return f"scale={self.scale:g}, rate={self.rate:g}"

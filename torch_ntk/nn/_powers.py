@@ -1,0 +1,142 @@
+"""Polynomials and rectified powers as activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_finite_number, check_positive_int, describe, type_error, value_error
+
+
+class Polynomial(nn.Module):
+    """`Σ_i coefficients[i] xⁱ`, entry by entry.
+
+    Its infinite-width kernels have a closed form.
+
+    Args:
+        coefficients: Of 1, x, x², …; at least one besides the first is not 0.
+
+    Raises:
+        TypeError: It is no list or tuple of numbers.
+        ValueError: One of them is not finite, or the polynomial is constant.
+
+    Example:
+        >>> Polynomial([1.0, 0.0, 2.0])(torch.tensor([0.0, 3.0]))
+        tensor([ 1., 19.])
+    """
+
+    def __init__(self, coefficients: Sequence[float]) -> None:
+        super().__init__()
+        if not isinstance(coefficients, (list, tuple)):
+            what = describe(coefficients)
+            raise type_error("coefficients", "a list of numbers", what, "As in [0.0, 1.0].")
+        self.coefficients = [
+            check_finite_number(f"coefficients[{i}]", c) for i, c in enumerate(coefficients)
+        ]
+        if not any(self.coefficients[1:]):
+            remedy = "A constant has no derivative: give a coefficient of x or of a power."
+            raise value_error("coefficients", "of a polynomial", coefficients, remedy)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry, by Horner's rule; the shape stays."""
+        value = torch.full_like(input, self.coefficients[-1])
+        for c in self.coefficients[-2::-1]:
+            value = value * input + c
+        return value
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return str(self.coefficients)
+
+
+class Monomial(nn.Module):
+    """`x ** degree`, entry by entry.
+
+    Args:
+        degree: At least 1.
+
+    Raises:
+        TypeError, ValueError: `degree` is no positive integer.
+
+    Example:
+        >>> Monomial(3)(torch.tensor([-1.0, 2.0]))
+        tensor([-1.,  8.])
+    """
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.degree = check_positive_int("degree", degree)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        return input**self.degree
+
+    def extra_repr(self) -> str:
+        """Its number."""
+        return str(self.degree)
+
+
+class RectifiedMonomial(nn.Module):
+    """`max(x, 0) ** degree`, entry by entry: the activation of the arc-cosine kernels.
+
+    Source: Cho and Saul 2009, "Kernel Methods for Deep Learning".
+
+    Args:
+        degree: At least 1, which is ReLU.
+
+    Raises:
+        TypeError, ValueError: `degree` is no positive integer.
+
+    Example:
+        >>> RectifiedMonomial(2)(torch.tensor([-1.0, 3.0]))
+        tensor([0., 9.])
+    """
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.degree = check_positive_int("degree", degree)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        return torch.relu(input) ** self.degree
+
+    def extra_repr(self) -> str:
+        """Its number."""
+        return str(self.degree)
+
+
+class Hermite(nn.Module):
+    """The Hermite polynomial of a degree n, orthonormal for a standard Gaussian, entry by entry.
+
+    `h_n = He_n / √(n!)` with `He_{n+1}(x) = x He_n(x) - n He_{n-1}(x)`, so that
+    `E h_m(z) h_n(z)` is 1 for m = n and 0 otherwise. Of inputs of variance 1 its kernel is the
+    n-th power of the correlation.
+
+    Args:
+        degree: n, at least 1.
+
+    Raises:
+        TypeError, ValueError: `degree` is no positive integer.
+
+    Example:
+        >>> Hermite(2)(torch.tensor([1.0]))  # (x² - 1)/√2
+        tensor([0.])
+    """
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.degree = check_positive_int("degree", degree)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of every entry; the shape stays."""
+        last, now = torch.zeros_like(input), torch.ones_like(input)
+        for n in range(self.degree):
+            last, now = now, input * now - n * last
+        return now / math.sqrt(math.factorial(self.degree))
+
+    def extra_repr(self) -> str:
+        """Its number."""
+        return str(self.degree)
