@@ -32,7 +32,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "_taps _state",
         "_operation",
         "_input _affine _activation _weighted_sum _pool _flatten _normalization",
-        "_unshared",
+        "_unshared _attention _recurrence",
     ),
     "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
     "empirical": (

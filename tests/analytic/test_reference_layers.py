@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_nets import conv, dense
 from test_lift_reference import SPECS, agrees
-from torch import nn
+from torch import Tensor, nn
 
 from torch_ntk import Erf
 from torch_ntk import nn as ntk
@@ -27,6 +27,20 @@ def build(name: str) -> nn.Module:
     return nn.Sequential(*modules)
 
 
+class OnImages(nn.Module):
+    """Attention between all positions of an image `[N, C, P, Q]`, to `[N, C, P·Q]`."""
+
+    def __init__(self, channels: int, zeta: Any, sigma_qk: float, sigma_v: float, out: float):
+        super().__init__()
+        sigmas = {"sigma_query": sigma_qk, "sigma_key": sigma_qk, "sigma_value": sigma_v}
+        self.attention = ntk.NTKSelfAttention(
+            channels, WIDTH, attention=zeta, sigma_out=out, **sigmas, dtype=torch.float64
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+
+
 def _module(kind: str, options: list[Any], shape: tuple[int, ...]) -> nn.Module:
     if kind in SIMPLE:
         return SIMPLE[kind](*options)
@@ -35,6 +49,8 @@ def _module(kind: str, options: list[Any], shape: tuple[int, ...]) -> nn.Module:
         return nn.Sequential(pools[len(shape)](1), nn.Flatten())
     if kind == "linear":
         return dense(shape[0], WIDTH, *options)
+    if kind == "attention":
+        return OnImages(shape[0], *options)
     *sizes, sigma_w, sigma_b = options
     scales: dict[str, Any] = {"sigma_w": sigma_w, "sigma_b": sigma_b, "dtype": torch.float64}
     if kind == "convtranspose":
@@ -55,6 +71,12 @@ def _module(kind: str, options: list[Any], shape: tuple[int, ...]) -> nn.Module:
     return kinds[kind](shape[0], WIDTH, kernel, stride, **scales)
 
 
-@pytest.mark.parametrize("name", ["conv1d_gap", "conv3d_gap", "conv_local", "conv_transpose"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv1d_gap", "conv3d_gap", "conv_local", "conv_transpose"),
+        *("attention_softmax", "attention_identity"),
+    ],
+)
 def test_both_kernels(name: str) -> None:
     agrees(name, build(name))

@@ -60,12 +60,13 @@ def analytic_kernels(
     `empirical_nngp` to `nngp`, as all of its widths grow. Parameters that do not require a
     gradient are left out of Θ, as there.
 
-    Understood are NTK layers (`NTKLinear`, `NTKConv1d/2d/3d`, `NTKConvTranspose1d/2d/3d` and
-    `NTKConvLocal2d` with all their arguments), elementwise activations (closed forms for ReLU,
-    LeakyReLU, Abs, Erf, GELU, Sin, Cos, …, Gauss quadrature for any other function), average
-    pooling, flattening, sums of independent branches, concatenation of channels, layer and group
-    normalization (with trained gain and shift), and dropout (which does nothing, as in eval mode);
-    as modules, functions or methods. Whatever comes before the first NTK layer is simply computed.
+    Understood are NTK layers (`NTKLinear`, `NTKConv1d/2d/3d`, `NTKConvTranspose1d/2d/3d`,
+    `NTKConvLocal2d`, `NTKRNN`, and `NTKSelfAttention` where it has a limit), elementwise
+    activations (closed forms for ReLU, LeakyReLU, Abs, Erf, GELU, Sin, Cos, …, Gauss quadrature for
+    any other function), average pooling, flattening, sums of independent branches, concatenation of
+    channels, layer and group normalization (with trained gain and shift), and dropout (which does
+    nothing, as in eval mode); as modules, functions or methods. Whatever comes before the first NTK
+    layer is simply computed.
 
     Ordinary layers (`nn.Linear`, `nn.Conv1d`, `nn.Conv2d`) are read with `standard=`, which says
     how they are drawn, alone or among NTK layers. Their tangent kernel grows with the width, so

@@ -73,7 +73,11 @@ class Builder:
 
     def layer(self, module: nn.Module) -> int:
         """A number for the layer, whose weights only one node may use."""
-        self.uses(list(module.parameters(recurse=False)))
+        return self.layer_of(list(module.parameters(recurse=False)))
+
+    def layer_of(self, parameters: Sequence[Tensor]) -> int:
+        """A number for the layer of these parameters, which only one node may use."""
+        self.uses(parameters)
         self._layers += 1
         return self._layers
 

@@ -12,14 +12,14 @@ from torch import nn
 from ... import nn as ntk
 from ...activations._lookup import is_registered
 from ...nn._inventory import NTK_TYPES
-from . import _layers, _norms, _position_functions, _positions
+from . import _layers, _norms, _position_functions, _positions, _sequences
 from ._builder import Builder
 from ._elementwise import activation
 from ._functions import RULES
 from ._own_activations import OWN
 from ._values import Features
 
-ModuleRule = Callable[[Builder, Any, Any], Features]
+ModuleRule = Callable[[Builder, Any, Any], Any]
 
 ACTIVATIONS: frozenset[type[nn.Module]] = frozenset(
     {
@@ -102,6 +102,8 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKConvTranspose1d: _layers.transposed_convolution,
     ntk.NTKConvTranspose2d: _layers.transposed_convolution,
     ntk.NTKConvTranspose3d: _layers.transposed_convolution,
+    ntk.NTKSelfAttention: _sequences.self_attention,
+    ntk.NTKRNN: _sequences.recurrent,
     nn.Identity: _identity,
     # Evaluated in eval mode, as every kernel here.
     nn.Dropout: _identity,
@@ -151,15 +153,27 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         ),
     ),
     **dict.fromkeys(
-        (nn.Softmax, nn.LogSoftmax, nn.MultiheadAttention, nn.TransformerEncoderLayer),
-        (
-            "Softmax over features, and attention by it, has no closed limit.",
-            "Apply it outside the kernel.",
-        ),
+        (nn.Softmax, nn.LogSoftmax),
+        ("Softmax over features has no closed limit.", "Apply it outside the kernel."),
     ),
     **dict.fromkeys(
-        (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
-        ("A recurrent layer uses the same weights at every step.", ""),
+        (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+        (
+            "The softmax of products of independent keys and queries, divided by the root of "
+            "their dimension, stays random however wide the network is.",
+            "Use NTKSelfAttention, whose scaling='linear' ties keys and queries.",
+        ),
+    ),
+    nn.RNN: (
+        "In the standard parameterization the tangent kernel diverges as the width grows.",
+        "Use torch_ntk.ntk_parameterize(model), or NTKRNN.",
+    ),
+    **dict.fromkeys(
+        (nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+        (
+            "It uses the same weights at every step, and its gates multiply what depends on them.",
+            "Use NTKRNN, whose limit is known.",
+        ),
     ),
     nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
 }

@@ -9,6 +9,9 @@ that fused loops know layers of weights and activations.
 from ._activation import Activation as Activation
 from ._activation import Gained as Gained
 from ._affine import Affine as Affine
+from ._attention import Attention as Attention
+from ._attention import AttentionWeights as AttentionWeights
+from ._attention import ManyHeads as ManyHeads
 from ._flatten import Flatten as Flatten
 from ._gather import Gather as Gather
 from ._given import Given as Given
@@ -24,6 +27,7 @@ from ._operation import FusedBlock as FusedBlock
 from ._operation import Operation as Operation
 from ._pool import Pool as Pool
 from ._product import Product as Product
+from ._recurrence import Recurrence as Recurrence
 from ._state import IdenticalImages as IdenticalImages
 from ._state import State as State
 from ._state import Variances as Variances

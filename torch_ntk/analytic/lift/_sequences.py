@@ -1,0 +1,151 @@
+"""Layers on sequences `[N, T, C]`: self-attention, and recurrent layers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...activations import dual_activation
+from ...nn import NTKRNN, NTKSelfAttention
+from ...nn._rnn import NONLINEARITIES
+from ..operations import ONE, Affine, Attention, AttentionWeights, ManyHeads, Recurrence, taps
+from ._arrange import rearranged
+from ._builder import Builder
+from ._elementwise import activation
+from ._values import Data, Features, Joined, Value
+
+
+def self_attention(
+    b: Builder, module: NTKSelfAttention, x: Any, key_padding_mask: Any = None
+) -> Value:
+    """`NTKSelfAttention`, with widths to infinity and, for the scaling by the root, heads too."""
+    what = f"NTKSelfAttention({module.embed_dim}, {module.out_dim}, …)"
+    shape = _sequence(b, what, x, module.embed_dim)
+    if isinstance(x, Data):
+        raise b.refusal(
+            f"{what} on the inputs themselves",
+            "Its keys and queries have as many features as its input, and so many that their "
+            "products do not depend on the draw only where that grows with the width.",
+            "Put an NTKLinear before it.",
+        )
+    if module.scaling == "sqrt" and module.attention != "identity":
+        raise b.refusal(
+            f"{what} with scaling='sqrt' and attention={module.attention!r}",
+            "Divided by the root of their dimension, the products of keys and queries stay random "
+            f"however wide the network is, and the mean of their {module.attention} over "
+            "infinitely many heads has no closed form.",
+            "Use scaling='linear', which ties keys and queries, or attention='identity'.",
+        )
+    v = b.value(x, what)
+    mask = () if key_padding_mask is None else (_mask(b, what, key_padding_mask, shape[0]),)
+    looking = module.sigma_query**2 * module.sigma_key**2
+    values = module.sigma_value**2 * module.sigma_out**2
+    trained = _trained(module.value_weight) + _trained(module.out_weight)
+    shift = 0.0 if module.bias is None else module.sigma_b**2
+    rest = shift, shift * _trained(module.bias)
+    layer = b.layer(module)
+    operation: Attention | ManyHeads
+    if module.scaling == "linear":
+        scale = module.sigma_query * module.sigma_key
+        zeta: Any = module.attention
+        weights = b.step(AttentionWeights(zeta, scale), (v, *mask), 1, (), axis=0)
+        operation = Attention(values, rest[0], values * trained, rest[1])
+        inputs: tuple[Value, ...] = (v, weights)
+    else:
+        trained += _trained(module.query_weight) + _trained(module.key_weight)
+        a = values * looking
+        operation = ManyHeads(a, rest[0], a * trained, rest[1])
+        inputs = (v, *mask)
+    return b.step(operation, inputs, module.out_dim, v.spatial, layer=layer, axis=1)
+
+
+def recurrent(
+    b: Builder, module: NTKRNN, x: Any, hx: Any = None
+) -> tuple[Features, tuple[Features, ...]]:
+    """`NTKRNN`: the outputs at all times, and the last hidden state of each layer and direction."""
+    what = f"NTKRNN({module.input_size}, {module.hidden_size}, …)"
+    if not module.batch_first:
+        raise b.refusal(
+            what, "The samples must be on the first axis.", "Build it with batch_first=True."
+        )
+    if hx is not None:
+        raise b.refusal(
+            f"{what} with given hidden states", "It is read from states of 0.", "Leave them out."
+        )
+    length = _sequence(b, what, x, module.input_size)[0]
+    ends: list[Features] = []
+    for layer in range(module.num_layers):
+        outputs = []
+        for direction in ("", "_reverse") if module.bidirectional else ("",):
+            states = _one_direction(b, module, x, length, f"l{layer}{direction}")
+            outputs.append(states)
+            last = 0 if direction else length - 1
+            ends.append(rearranged(b, states, partial(_at, last), "a last hidden state"))
+        x = outputs[0] if len(outputs) == 1 else Joined(tuple(outputs))  # type: ignore[arg-type]
+    return x, tuple(ends)
+
+
+def _at(time: int, states: Tensor) -> Tensor:
+    return states[:, time]
+
+
+def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str) -> Features:
+    """The hidden states of one layer at all times."""
+    names = ("weight_ih_", "weight_hh_", "bias_ih_", "bias_hh_")
+    driving, memory, *biases = (getattr(module, f"{name}{suffix}", None) for name in names)
+    shift = module.sigma_b**2 if module.bias else 0.0
+    driven = Affine(
+        taps(length, 1),
+        ONE,
+        module.sigma_u**2,
+        shift,
+        module.sigma_u**2 * _trained(driving),
+        shift * sum(map(_trained, biases)) / 2,
+    )
+    parameters = [p for p in (driving, *biases) if p is not None]
+    u = b.affine(x, driven, b.layer_of(parameters), module.hidden_size, (length,), "NTKRNN", axis=1)
+    assert memory is not None
+    name = module.nonlinearity
+    a = module.sigma_w**2
+    operation = Recurrence(dual_activation(name), a, a * _trained(memory), "reverse" in suffix)
+    z = b.step(operation, (u,), layer=b.layer_of([memory]))
+    return activation(b, z, NONLINEARITIES[name], name)
+
+
+def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
+    """The shape of a sample, `(T, C)`."""
+    shape = tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
+    if len(shape) != 2 or not (isinstance(x, Data) or x.axis == 1):
+        raise b.refusal(
+            f"{what} on samples of shape {shape}",
+            "It needs [N, T, C]: one axis of positions, and the features on the last axis.",
+            "Flatten the positions and permute the axes, x.flatten(2).transpose(1, 2).",
+        )
+    if shape[1] != features:
+        raise b.refusal(f"{what} on {shape[1]} features", f"It takes {features}.")
+    return shape
+
+
+def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
+    """A mask `[N, T]`, True where nothing is looked at, as numbers that are 0 there."""
+    if not isinstance(mask, Data) or not mask.is_tensor or mask.first.ndim != 2:
+        raise b.refusal(f"{what} with a mask that is not known", "It must be [N, T].")
+    sides = []
+    for n, side in enumerate((mask.first, mask.second)):
+        if side.shape[1] != length or side.shape[0] not in (1, b.samples[n]):
+            raise b.refusal(
+                f"{what} with a mask of shape {tuple(side.shape)}",
+                f"It must be [N, {length}], as the sequences.",
+            )
+        if bool(side.bool().all(1).any()):
+            raise b.refusal(
+                f"{what} with a mask of all positions of a sample", "There is nothing to look at."
+            )
+        sides.append((~side.bool()).to(b.dtype).expand(b.samples[n], -1).unsqueeze(-1))
+    return b.given(sides[0], sides[1])
+
+
+def _trained(parameter: Tensor | None) -> float:
+    return float(parameter is not None and parameter.requires_grad)
