@@ -126,6 +126,10 @@ class NTKMonitor(KernelCallback):
         params: Names of parameters, or a predicate `(name, tensor) -> bool`, by which the kernel
             is taken; by default every parameter that requires grad at the first step.
         batch_size: Samples per block of a measurement; None follows the free memory.
+        max_memory: About how many bytes a kernel may take, as an integer or like `"2GB"`; where a
+            single sample takes more, this is an error. None is a quarter of what is free, of which
+            a small network takes less: outputs are then gone through in groups where that costs
+            little time.
         dtype: `torch.float32` or `torch.float64`, in which the network is evaluated; None is
             float64 where the device has it, and float32 for networks of more than a million
             parameters. The products over parameters are added up in float64 in any case: added up
@@ -189,6 +193,7 @@ class NTKMonitor(KernelCallback):
         forward_fn: ForwardFn | None = None,
         params: ParameterSelection = None,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
         dtype: torch.dtype | None = None,
         method: str = "auto",
         loss: LossLike = "auto",

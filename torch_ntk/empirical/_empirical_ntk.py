@@ -32,7 +32,8 @@ from .._types import (
 from ..memory import in_bytes, limited
 from ._coupled import CoupledBatches
 from ._job import KernelJob
-from ._outputs import OUTPUTS, finish
+from ._output_groups import of_group, output_groups
+from ._outputs import OUTPUTS, finish, joined
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
 from ._precondition import precondition_of
 from ._probed import ProbedKernel, estimate, groups, probing
@@ -361,17 +362,22 @@ def empirical_ntk(
             if check:
                 gradient = check_gradient(gradient)
 
+        def of_part(job: KernelJob, part: slice) -> KernelJob:
+            if form != "diagonal" or len(parts) == 1:
+                return of_group(job, part)
+            one = probing(all_outputs, outputs, probes, seed, part)
+            return replace(job, fn=one, forward=replace(forward, outputs=part.stop - part.start))
+
         def run(job: KernelJob) -> Kernels:
-            if len(parts) == 1:
+            together = parts if len(parts) > 1 else output_groups(job, method, recorder)
+            if len(together) == 1:
                 return METHODS[method](job, recorder)
             found = []
-            for part in parts:
-                one = probing(all_outputs, outputs, probes, seed, part)
-                some = replace(forward, outputs=part.stop - part.start)
-                advance = job.advance if part is parts[-1] else lambda samples: None
-                own = replace(job, fn=one, forward=some, advance=advance)
+            for part in together:
+                advance = job.advance if part is together[-1] else lambda samples: None
+                own = replace(of_part(job, part), advance=advance)
                 found.append(METHODS[method](own, recorder))
-            return {key: torch.cat([kernels[key] for kernels in found], dim=2) for key in found[0]}
+            return joined(found, form)
 
         with limited(left):
             kernels = with_progress(job, progress, method == "vector_product", run)

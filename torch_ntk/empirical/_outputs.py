@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -98,6 +99,17 @@ def mirror_(block: Tensor, samples: int, output: Output) -> None:
         block = block[..., :samples]
     above = block.triu(1)
     block.triu_().add_(above.mT)
+
+
+def joined(kernels: Sequence[dict[str, Tensor]], output: Output) -> dict[str, Tensor]:
+    """The kernels, by what they are of, of all outputs from those of groups of them."""
+    first, *others = kernels
+    if output == "diagonal":
+        return {key: torch.cat([found[key] for found in kernels], dim=2) for key in first}
+    for found in others:
+        for key, kernel in first.items():
+            kernel += found[key]
+    return first
 
 
 def finish(kernel: Tensor, output: Output, o: int) -> Tensor:

@@ -8,6 +8,8 @@ from ._backoff import ranges as ranges
 from ._backoff import within as within
 from ._budget import budget as budget
 from ._budget import free_memory as free_memory
+from ._limit import aim as aim
+from ._limit import aiming_at as aiming_at
 from ._limit import check_enough as check_enough
 from ._limit import in_bytes as in_bytes
 from ._limit import limit as limit
@@ -18,6 +20,8 @@ from ._words import size_in_words as size_in_words
 __all__ = [
     "ONE_SAMPLE",
     "Backoff",
+    "aim",
+    "aiming_at",
     "budget",
     "check_enough",
     "even",

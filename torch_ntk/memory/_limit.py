@@ -1,4 +1,4 @@
-"""The caller's limit on memory: `max_memory=`."""
+"""The caller's limit on memory, `max_memory=`, and what a computation keeps to if it can."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ._words import size_in_words
 
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
+_aim: ContextVar[int | None] = ContextVar("aim", default=None)
 
 
 def in_bytes(max_memory: int | str) -> int:
@@ -53,6 +54,25 @@ def limited(size: int | None) -> Iterator[None]:
 def limit() -> int | None:
     """Bytes that the caller allows, or None."""
     return _limit.get()
+
+
+@contextlib.contextmanager
+def aiming_at(size: int) -> Iterator[None]:
+    """Within it, `aim()` is `size`.
+
+    A computation keeps to about so many bytes where that takes it little more time. Unlike a
+    limit it is no reason to refuse anything, nor to compute it twice.
+    """
+    token = _aim.set(size)
+    try:
+        yield
+    finally:
+        _aim.reset(token)
+
+
+def aim() -> int | None:
+    """Bytes that a computation keeps to if it can, or None."""
+    return _aim.get()
 
 
 def check_enough(least: int) -> None:

@@ -21,7 +21,7 @@ from ..._functional import (
     plain_name,
 )
 from ..._types import Parameters
-from ...memory import budget, even, is_out_of_memory, ranges, within
+from ...memory import aim, budget, even, is_out_of_memory, ranges, within
 from .._job import KernelJob
 from .._stages import stage
 from ..inspect import not_deterministic
@@ -239,7 +239,9 @@ class BlockCheck:
     def _chunks(self, n: int) -> Iterator[tuple[int, int]]:
         """At least two samples at once, and otherwise as many as the memory allows."""
         each = 4 * self._job.forward.activation_bytes
-        most = max(2, within(budget(self._fn.device) // 2, n, each))
+        available, sparing = budget(self._fn.device) // 2, aim()
+        available = available if sparing is None else min(available, sparing // 3)
+        most = max(2, within(available, n, each))
         pieces = list(ranges(0, n, max(2, even(n, most))))
         if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] == 1:
             pieces[-2:] = [(pieces[-2][0], n)]

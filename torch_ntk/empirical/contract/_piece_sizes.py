@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...memory import limit
+from ...memory import aim, limit
 
 _MIB = 1024**2
 _FEW, _LEAST = 4, 2  # samples
@@ -46,10 +46,12 @@ class PieceSizes:
         for each. Samples that are large leave the caches all the same, so that a few of them go
         together, but not of the largest, whose overhead is small.
         """
-        if self.backward is None:
+        sparing = aim()
+        most = self.backward if sparing is None else min(self.backward or sparing, sparing // 3)
+        if most is None:
             return sys.maxsize
-        fitting = self.backward // max(1, each)
-        few = min(_FEW, _FEW * self.backward // max(1, each))
+        fitting = most // max(1, each)
+        few = min(_FEW, _FEW * most // max(1, each))
         return max(fitting, few, _LEAST)
 
 
@@ -84,6 +86,6 @@ def piece_sizes(device: torch.device) -> PieceSizes:
 
 
 def limited_size(size: int) -> int:
-    """At most so many bytes, and less where little memory is allowed."""
-    allowed = limit()
-    return size if allowed is None else min(size, allowed // 8)
+    """At most so many bytes, and less where little memory is allowed or wanted."""
+    bounds = (bound // 8 for bound in (limit(), aim()) if bound is not None)
+    return min(size, *bounds, size)

@@ -49,8 +49,8 @@ class Monitor(Results):
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `anchor_at`,
             `schedule`, `output`, `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`,
-            `input_fn`, `forward_fn`, `params`, `batch_size`, `dtype`, `method`, `loss`,
-            `recalibrate` and `coupled`, as in `NTKMonitor`.
+            `input_fn`, `forward_fn`, `params`, `batch_size`, `max_memory`, `dtype`, `method`,
+            `loss`, `recalibrate` and `coupled`, as in `NTKMonitor`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

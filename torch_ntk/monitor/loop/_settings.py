@@ -17,6 +17,7 @@ from ..._checks import (
     value_error,
 )
 from ..._types import Method, ParameterSelection
+from ...memory import in_bytes
 from ..measure._adapted_network import ForwardFn, adapted_selection
 from ..measure._evaluation import Evaluation, KernelKind, KernelOutput
 from ..measure._metrics import METRICS
@@ -40,6 +41,7 @@ class CommonOptions(TypedDict, total=False):
     forward_fn: ForwardFn | None
     params: ParameterSelection
     batch_size: int | None
+    max_memory: int | str | None
     dtype: torch.dtype | None
     recalibrate: bool
     coupled: bool
@@ -78,6 +80,7 @@ class Settings:
     forward_fn: ForwardFn | None = None
     params: ParameterSelection = None
     batch_size: int | None = None
+    max_memory: int | str | None = None
     dtype: torch.dtype | None = None
     metrics: Sequence[str] = METRICS
     output: KernelOutput = None
@@ -117,7 +120,15 @@ class Settings:
         is_adapted = self.forward_fn is not None
         params = adapted_selection(self.params) if is_adapted else self.params
         method, kind = cast(Method, self.method), cast(KernelKind, self.kernel)
-        return Evaluation(self.output, params, self.batch_size, self.dtype, method, kind)
+        return Evaluation(
+            self.output,
+            params,
+            self.batch_size,
+            self.dtype,
+            method,
+            kind,
+            max_memory=None if self.max_memory is None else in_bytes(self.max_memory),
+        )
 
 
 def _check_function(name: str, given: object, of: str, remedy: str) -> None:

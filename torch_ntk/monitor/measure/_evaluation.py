@@ -27,6 +27,7 @@ from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
+from ...memory import aiming_at, free_memory
 from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, Samples, call_of
 
@@ -43,6 +44,8 @@ KernelKind: TypeAlias = Literal["gradient", "optimizer"]
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
 _BLOCK = 16  # samples that pass through the network at once where nobody says how many
 _NUMBERS = 2**22  # outputs of a block up to which it has so many samples
+_SHARE = 4  # of the free memory a kernel takes one in so many parts
+_AIM, _COPIES = 5 * 2**25, 16  # bytes, and copies of the network, to which a kernel keeps if it can
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
 LARGE = 1_000_000
@@ -95,6 +98,7 @@ class Evaluation:
         moved_by: Whether the kernel is J Jᵀ, by which gradient descent moves the outputs, or
             J P Jᵀ, by which the optimizer of the training does.
         size: O, the number of outputs of a sample; None before a network has been seen.
+        max_memory: Bytes that a kernel may take; None is a quarter of what is free.
 
     Raises:
         TypeError, ValueError: One of them is wrong.
@@ -107,6 +111,7 @@ class Evaluation:
     method: Method = "auto"
     moved_by: KernelKind = "gradient"
     size: int | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be told before there is a network."""
@@ -251,7 +256,8 @@ class Evaluation:
     ) -> Tensor:
         """Θ by the parameters called `names`, with `output` in place of the usual one."""
         how = self._how(network, names, probe, optimizer)
-        kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
+        with aiming_at(self._aim(network)):
+            kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
         return _estimate(kernel)
 
     def kernel_by_module(
@@ -263,9 +269,10 @@ class Evaluation:
     ) -> Parameters:
         """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
         how = self._how(network, names, probe, optimizer)
-        found: dict[str, Any] = empirical_ntk(
-            network, probe.x, output=self._kept, by="module", **how
-        )
+        with aiming_at(self._aim(network)):
+            found: dict[str, Any] = empirical_ntk(
+                network, probe.x, output=self._kept, by="module", **how
+            )
         parts = {n: _estimate(part) for n, part in found.items()}
         if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
@@ -291,7 +298,17 @@ class Evaluation:
             "forward_fn": call_of(network, probe),
             "coupled": probe.coupled,
             "precondition": optimizer,
+            "max_memory": self._allowed(probe.device),
         }
+
+    def _allowed(self, device: torch.device) -> int:
+        """Bytes that a kernel may take."""
+        return self.max_memory or max(1, free_memory(device) // _SHARE)
+
+    def _aim(self, network: nn.Module) -> int:
+        """Bytes to which a kernel keeps if that costs it little."""
+        item = torch.finfo(self.gradient_dtype(network)).bits // 8
+        return _AIM + _COPIES * item * sum(p.numel() for p in network.parameters())
 
     def operator(
         self,
@@ -311,6 +328,7 @@ class Evaluation:
             forward_fn=call_of(network, probe),
             coupled=probe.coupled,
             precondition=optimizer,
+            max_memory=self.max_memory,
         )
 
     def outputs(
