@@ -65,13 +65,13 @@ def analytic_kernels(
     activations (closed forms for ReLU, LeakyReLU, Abs, Erf, GELU, Sin, Cos, …, Gauss quadrature for
     any other function), average pooling, flattening, sums of independent branches, concatenation of
     channels, layer and group normalization (with trained gain and shift), and dropout (which does
-    nothing, as in eval mode); as modules, functions or methods. Whatever comes before the first NTK
-    layer is simply computed.
+    nothing, as in eval mode); as modules, functions or methods; `docs/lift.md` has a table of all
+    layers. Whatever comes before the first NTK layer is simply computed.
 
-    Ordinary layers (`nn.Linear`, `nn.Conv1d`, `nn.Conv2d`) are read with `standard=`, which says
-    how they are drawn, alone or among NTK layers. Their tangent kernel grows with the width, so
-    it is given at the widths that the network has, to leading order in 1/width: with n inputs
-    per output,
+    Ordinary layers (`nn.Linear`, `nn.ConvNd`, `nn.ConvTransposeNd`) are read with `standard=`,
+    which says how they are drawn, alone or among NTK layers. Their tangent kernel grows with the
+    width, so it is given at the widths that the network has, to leading order in 1/width: with n
+    inputs per output,
 
         K ← n Var W ⟨K⟩ + Var b,   Θ ← n Var W ⟨Θ⟩ + n ⟨K⟩ + 1
 

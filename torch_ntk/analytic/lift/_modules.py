@@ -109,6 +109,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.Dropout: _identity,
     nn.Dropout1d: _identity,
     nn.Dropout2d: _identity,
+    nn.Dropout3d: _identity,
     nn.AlphaDropout: _identity,
     nn.FeatureAlphaDropout: _identity,
     nn.Flatten: _flatten,
@@ -121,6 +122,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     **_position_functions.MODULES,
     nn.GLU: lambda b, m, x: RULES[F.glu](b, x, m.dim),
     nn.LayerNorm: _norms.layer_norm,
+    nn.RMSNorm: _norms.rms_norm,
     nn.GroupNorm: _norms.group_norm,
     **dict.fromkeys(ACTIVATIONS, _activation),
 }
@@ -131,6 +133,8 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         (
             *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
             *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+            *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+            *(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
         ),
         (
             "The maximum of correlated Gaussian features has no closed covariance.",
@@ -146,18 +150,22 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         ),
     ),
     **dict.fromkeys(
-        (nn.InstanceNorm1d, nn.InstanceNorm2d),
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         (
             "The statistics of a single channel stay random however wide the network is.",
             "Use GroupNorm with few groups.",
         ),
     ),
     **dict.fromkeys(
-        (nn.Softmax, nn.LogSoftmax),
+        (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
         ("Softmax over features has no closed limit.", "Apply it outside the kernel."),
     ),
     **dict.fromkeys(
-        (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+        (
+            *(nn.MultiheadAttention, nn.Transformer),
+            *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
+            *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+        ),
         (
             "The softmax of products of independent keys and queries, divided by the root of "
             "their dimension, stays random however wide the network is.",
@@ -175,7 +183,32 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
             "Use NTKRNN, whose limit is known.",
         ),
     ),
-    nn.Embedding: ("Its rows have no width to grow.", "Pass the embedded inputs."),
+    **dict.fromkeys(
+        (nn.Embedding, nn.EmbeddingBag),
+        ("Its rows have no width to grow.", "Pass the embedded inputs."),
+    ),
+    **dict.fromkeys(
+        (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
+        (
+            "A root of sums of powers of correlated features has no closed covariance.",
+            "Use average pooling.",
+        ),
+    ),
+    **dict.fromkeys(
+        (nn.LocalResponseNorm, nn.CrossMapLRN2d),
+        (
+            "A sum over a few neighbouring channels stays random however wide the network is.",
+            "Use GroupNorm.",
+        ),
+    ),
+    nn.PixelShuffle: (
+        "It makes positions of channels, which are independent of each other in the limit.",
+        "Use a transposed convolution, or F.interpolate.",
+    ),
+    nn.Bilinear: (
+        "There is no such layer in NTK parameterization here.",
+        "Multiply two branches that end in layers of their own.",
+    ),
 }
 
 UNKNOWN = (

@@ -20,6 +20,12 @@ def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
     )
 
 
+def rms_norm(b: Builder, module: nn.RMSNorm, x: Any) -> Value:
+    """`nn.RMSNorm`: of features of zero mean a layer normalization without shift."""
+    eps = torch.finfo(b.dtype).eps if module.eps is None else module.eps
+    return normalized_shape(b, x, tuple(module.normalized_shape), module.weight, None, eps)
+
+
 def normalized_shape(
     b: Builder, x: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float
 ) -> Value:
