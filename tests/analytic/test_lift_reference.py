@@ -75,6 +75,13 @@ def ordinary(name: str) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
     return nn.Sequential(*modules), scales
 
 
+def test_dropout_during_training() -> None:
+    net = nn.Sequential(
+        *(dense(10, 3), nn.ReLU(), nn.Dropout(0.2), dense(3, 3), nn.ReLU(), dense(3, 2, 1.0)),
+    )
+    agrees("dropout_train", net, training=True)
+
+
 @pytest.mark.parametrize("name", ["standard_mlp", "standard_cnn"])
 def test_ordinary_networks(name: str) -> None:
     net, scales = ordinary(name)

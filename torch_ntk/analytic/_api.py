@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import (
+    check_bool,
     check_finite,
     check_tensor,
     type_error,
@@ -41,6 +42,7 @@ def analytic_kernels(
     x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
+    training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
@@ -89,6 +91,10 @@ def analytic_kernels(
             (variance 2/n, biases 0), `"lecun"` (1/n, biases 0), `(sigma_w, sigma_b)`
             (sigma_w²/n and sigma_b², as `standard_init_`), or a mapping of names of modules to
             these, where the name of a part stands for all layers in it. None refuses such layers.
+        training: Whether modules keep their training flags in place of eval mode: those of
+            `nn.Dropout` then drop features with masks drawn anew for every sample. Between
+            different samples (an exact copy is one) nothing changes; a variance, and the kernels
+            of a sample with itself, are divided by 1 - p.
         dtype: `torch.float64` (also if None, whatever the inputs are) or `torch.float32`, which
             loses about half of the digits and, for deep networks, positive definiteness.
         max_memory: What the blocks of the computation may take together, in bytes or as `"2GB"`,
@@ -126,7 +132,7 @@ def analytic_kernels(
                 [1., 6.]], dtype=torch.float64)
     """
     options = checked_options(max_memory, compile, progress)
-    nngp, theta = _both(model, x1, x2, standard, dtype, options, ntk=True)
+    nngp, theta = _both(model, x1, x2, standard, training, dtype, options, ntk=True)
     assert theta is not None
     return Kernels(nngp, theta)
 
@@ -137,6 +143,7 @@ def analytic_ntk(
     x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
+    training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
@@ -149,6 +156,7 @@ def analytic_ntk(
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
         standard: How ordinary layers are drawn; see `analytic_kernels`.
+        training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
@@ -167,7 +175,7 @@ def analytic_ntk(
                 [0.2500, 0.7500]], dtype=torch.float64)
     """
     options = checked_options(max_memory, compile, progress)
-    ntk = _both(model, x1, x2, standard, dtype, options, ntk=True)[1]
+    ntk = _both(model, x1, x2, standard, training, dtype, options, ntk=True)[1]
     assert ntk is not None
     return ntk
 
@@ -178,6 +186,7 @@ def analytic_nngp(
     x2: BatchLike | None = None,
     *,
     standard: StandardLike = None,
+    training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
     compile: bool | None = None,
@@ -190,6 +199,7 @@ def analytic_nngp(
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
         standard: How ordinary layers are drawn; see `analytic_kernels`.
+        training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
         compile: Whether to compile the innermost loops where positions are averaged (needs a C++
@@ -200,7 +210,7 @@ def analytic_nngp(
         TypeError, ValueError: As `analytic_kernels`.
     """
     options = checked_options(max_memory, compile, progress)
-    return _both(model, x1, x2, standard, dtype, options, ntk=False)[0]
+    return _both(model, x1, x2, standard, training, dtype, options, ntk=False)[0]
 
 
 def _both(
@@ -208,6 +218,7 @@ def _both(
     x1: BatchLike,
     x2: BatchLike | None,
     standard: StandardLike,
+    training: bool,
     dtype: torch.dtype | None,
     options: Options,
     *,
@@ -224,21 +235,29 @@ def _both(
     refuse_unsupported(model)
     known = checked_standard(standard, model)
     a, b = batches(x1, x2, dtype)
-    with evaluation_mode(a, b, model):
-        program = read(model, a, b, check_dtype(dtype), known)
+    check_bool("training", training)
+    with evaluation_mode(a, b, model, training):
+        program = read(model, a, b, check_dtype(dtype), known, training)
         return run(program, options, ntk=ntk)
 
 
 @contextlib.contextmanager
 def evaluation_mode(
-    x1: Tensor | Batch, x2: Tensor | Batch | None, model: nn.Module | None
+    x1: Tensor | Batch,
+    x2: Tensor | Batch | None,
+    model: nn.Module | None,
+    training: bool = False,
 ) -> Iterator[None]:
-    """Eval mode and full precision, with derivatives only where the inputs want them."""
+    """Eval mode (with `training` the modules' own) and full precision.
+
+    Derivatives are followed only where the inputs want them.
+    """
     tensors = [t for x in (x1, x2) for t in (x.tensors if isinstance(x, Batch) else (x,))]
     track = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     device = tensors[0].device if tensors[0] is not None else torch.device("cpu")
     # Hooks stay in place: what refuses a module that has them must see them.
-    with quiet(model, device, keep_forward_hooks=True), torch.set_grad_enabled(track):
+    around = quiet(model, device, keep_forward_hooks=True, training=training)
+    with around, torch.set_grad_enabled(track):
         yield
 
 

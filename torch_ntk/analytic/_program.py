@@ -34,6 +34,14 @@ class Program:
         """All that is known of the images."""
         return tuple(s.operation for s in self.steps if isinstance(s.operation, Input))
 
+    @property
+    def differs_for_itself(self) -> bool:
+        """Whether an image with itself is another matter than with an exact copy of it."""
+        return any(
+            not isinstance(s.operation, Input) and s.operation.differs_for_itself
+            for s in self.steps
+        )
+
     @classmethod
     def to(cls, steps: Sequence[Step], last: int) -> Program:
         """The program of those of `steps` that number `last` depends on."""

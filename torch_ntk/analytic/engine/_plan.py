@@ -15,7 +15,8 @@ class Plan:
     Attributes:
         full: Per step, whether for all pairs of positions, because an average over positions
             follows; otherwise the same position in both images is enough.
-        distance: Whether covariances are kept as distances: wherever nothing is full.
+        distance: Whether covariances are kept as distances: wherever nothing is full, and an
+            image is as far from itself as from a copy.
         variances: Per step, whether the variances of its value are needed.
         mixed: Per step, whether an average over positions went before: its variances then depend
             on the covariances within an image.
@@ -48,7 +49,7 @@ def plan(program: Program) -> Plan:
     for i, step in enumerate(steps):
         mixes = not isinstance(step.operation, Input) and step.operation.mixes_positions
         mixed[i] = any(mixed[j] or (mixes and full[j]) for j in step.inputs)
-    distance = not any(full)
+    distance = not any(full) and not program.differs_for_itself
     variances = _variances(program, distance)
     return Plan(tuple(full), distance, tuple(variances), tuple(mixed), tuple(last_use))
 

@@ -39,6 +39,7 @@ class Builder:
         samples: How many samples x1 and x2 have.
         same: Whether x2 is x1.
         standard: How ordinary layers are drawn.
+        training: Whether modules keep their training flags.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Builder:
         samples: tuple[int, int],
         same: bool,
         standard: Standard | None = None,
+        training: bool = False,
     ) -> None:
         self.node = "the network"
         self.dtype = dtype
         self.samples = samples
         self.same = same
         self.standard = standard or Standard()
+        self.training = training
         self._steps: list[Step] = []
         self._inputs: dict[tuple[int, int], Value] = {}
         self._gathered: dict[tuple[Gather, tuple[int, ...]], int] = {}

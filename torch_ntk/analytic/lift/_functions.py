@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...activations._lookup import is_registered
+from ..operations import Dropout
 from . import _norms, _position_functions, _positions
 from ._arrange import rearranged
 from ._builder import Builder
@@ -204,16 +205,37 @@ def _same(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
     return x  # type: ignore[no-any-return]
 
 
-def _dropout(
-    b: Builder, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Features:
-    if training and p > 0:
-        raise b.refusal(
-            "F.dropout that is active in eval mode too",
-            "Its masks are random even when the network is evaluated.",
-            "Give it training=self.training, or use nn.Dropout.",
-        )
-    return x  # type: ignore[no-any-return]
+def _dropout(one_mask: bool) -> Rule:
+    def rule(
+        b: Builder, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Features:
+        if training and p > 0 and not b.training:
+            raise b.refusal(
+                "F.dropout that is active in eval mode too",
+                "Its masks are random even when the network is evaluated.",
+                "Give it training=self.training, or use nn.Dropout; the limit with masks is "
+                "analytic_ntk(..., training=True).",
+            )
+        return dropped(b, x, p, one_mask) if training else x
+
+    return rule
+
+
+def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
+    """Features after dropout with probability p, as during training."""
+    if p == 0:
+        return x  # type: ignore[no-any-return]
+    if p == 1:
+        raise b.refusal("dropout of everything", "Nothing is left.", "Use p < 1.")
+    if isinstance(x, Joined):
+        return Joined(tuple(b.value(dropped(b, part, p, one_mask)) for part in x.parts))
+    v = b.value(x, "a dropout")
+    if one_mask and v.unflattened is not None:
+        raise b.refusal("dropout of channels after flattening", "Do it before flattening.")
+    if v.unflattened is not None:
+        return b.flatten(b.value(dropped(b, v.unflattened, p)))
+    # With masks features are no longer Gaussian, but still sums with independent weights.
+    return b.step(Dropout(1 - p, one_mask), (v,), sources=v.sources)
 
 
 def _layer_norm(
@@ -303,7 +325,8 @@ RULES: dict[Any, Rule] = {
     F.adaptive_avg_pool3d: _adaptive_pool(3),
     **_position_functions.FUNCTIONS,
     torch.squeeze: _squeeze,
-    F.dropout: _dropout,
+    F.dropout: _dropout(False),
+    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _dropout(True)),
     F.layer_norm: _layer_norm,
     F.glu: _glu,
     torch.masked_fill: _masked_fill,

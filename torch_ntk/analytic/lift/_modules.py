@@ -15,7 +15,7 @@ from ...nn._inventory import NTK_TYPES
 from . import _layers, _norms, _position_functions, _positions, _sequences
 from ._builder import Builder
 from ._elementwise import activation
-from ._functions import RULES
+from ._functions import RULES, dropped
 from ._own_activations import OWN
 from ._values import Features
 
@@ -77,6 +77,30 @@ def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
         )
 
 
+# Outside of `training=True` every module is in eval mode, in which dropout does nothing.
+
+
+def _dropout(b: Builder, m: Any, x: Any) -> Features:
+    return dropped(b, x, m.p) if m.training else x
+
+
+def _channel_dropout(b: Builder, m: Any, x: Any) -> Features:
+    if not m.training:
+        return x  # type: ignore[no-any-return]
+    b.channels_first(x, type(m).__name__)
+    return dropped(b, x, m.p, one_mask=True)
+
+
+def _alpha_dropout(b: Builder, m: Any, x: Any) -> Features:
+    if m.training and m.p > 0:
+        raise b.refusal(
+            f"{type(m).__name__} during training",
+            "It replaces features by a constant, with which they have no zero mean.",
+            "Use nn.Dropout, or call eval() on it.",
+        )
+    return x  # type: ignore[no-any-return]
+
+
 def _flatten(b: Builder, m: nn.Flatten, x: Any) -> Features:
     return _positions.flattened(b, x, m.start_dim, m.end_dim)
 
@@ -105,13 +129,12 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKSelfAttention: _sequences.self_attention,
     ntk.NTKRNN: _sequences.recurrent,
     nn.Identity: _identity,
-    # Evaluated in eval mode, as every kernel here.
-    nn.Dropout: _identity,
-    nn.Dropout1d: _identity,
-    nn.Dropout2d: _identity,
-    nn.Dropout3d: _identity,
-    nn.AlphaDropout: _identity,
-    nn.FeatureAlphaDropout: _identity,
+    nn.Dropout: _dropout,
+    nn.Dropout1d: _channel_dropout,
+    nn.Dropout2d: _channel_dropout,
+    nn.Dropout3d: _channel_dropout,
+    nn.AlphaDropout: _alpha_dropout,
+    nn.FeatureAlphaDropout: _alpha_dropout,
     nn.Flatten: _flatten,
     nn.AvgPool1d: _average,
     nn.AvgPool2d: _average,

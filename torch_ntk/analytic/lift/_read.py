@@ -46,11 +46,12 @@ def read(
     x2: Tensor | Batch | None,
     dtype: torch.dtype,
     standard: Standard | None = None,
+    training: bool = False,
 ) -> Program:
     """The program of `model` for the inputs: a tensor, or a batch of several.
 
-    The model is in eval mode, and everything of it that does not depend on random weights is
-    computed here and now; what follows the first NTK layer becomes steps.
+    The model is in eval mode, or with `training` as its flags say. Everything of it that does not
+    depend on random weights is computed here and now; what follows the first layer becomes steps.
 
     Raises:
         ValueError: Something in it has no limit; the message names the node, the reason and what
@@ -58,7 +59,7 @@ def read(
         TypeError: It cannot be traced.
     """
     second = x1 if x2 is None else x2
-    builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard)
+    builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard, training)
     if _changed(model):
         raise _refusal_of_change(builder, model)
     values = (x.value if isinstance(x, Batch) else x for x in (x1, second))

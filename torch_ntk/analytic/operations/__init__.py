@@ -12,6 +12,7 @@ from ._affine import Affine as Affine
 from ._attention import Attention as Attention
 from ._attention import AttentionWeights as AttentionWeights
 from ._attention import ManyHeads as ManyHeads
+from ._dropout import Dropout as Dropout
 from ._flatten import Flatten as Flatten
 from ._gather import Gather as Gather
 from ._given import Given as Given

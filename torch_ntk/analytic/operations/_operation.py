@@ -27,10 +27,13 @@ class Operation(ABC):
         needs_variances: Whether `state` needs the variances of the inputs: it is not linear in
             the covariances.
         mixes_positions: Whether the covariances between different positions enter its result.
+        differs_for_itself: Whether an image with itself is another matter than with an exact copy
+            of it: something random is drawn for every image. No distances are kept then.
     """
 
     needs_variances: ClassVar[bool] = False
     mixes_positions: ClassVar[bool] = False
+    differs_for_itself: ClassVar[bool] = False
 
     @abstractmethod
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:

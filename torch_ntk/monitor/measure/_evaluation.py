@@ -28,6 +28,7 @@ from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ...memory import aiming_at, free_memory
+from ...nn._inventory import fan_in_of
 from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, Samples, call_of
 
@@ -381,23 +382,26 @@ def _drawn(network: nn.Module) -> dict[str, Scheme]:
     return {name: _scheme(layer) for name, layer in layers.items()}
 
 
-def _scheme(layer: nn.Module) -> Scheme:
+def _scheme(layer: Any) -> Scheme:
     """The default initialization, or the scales that the layer's weights and biases have now.
 
     The mean square of m uniform numbers of variance v deviates by v √(0.8/m): E w⁴ = 1.8 v².
     """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    fan_in = weight[0].numel()
+    # torch draws by the second axis of the weight, for transposed convolutions too.
+    drawn_for = weight[0].numel()
     parameters = [p.detach() for p in (weight, bias) if isinstance(p, Tensor)]
-    default = [1 / (3 * fan_in)] * len(parameters)
+    default = [1 / (3 * drawn_for)] * len(parameters)
     squares = [float(p.double().square().mean()) for p in parameters]
     if all(
         abs(found - v) < _DEVIATIONS * v * math.sqrt(0.8 / p.numel())
         for p, found, v in zip(parameters, squares, default, strict=True)
     ):
         return "torch"
-    return math.sqrt(squares[0] * fan_in), math.sqrt(squares[1]) if bias is not None else 0.0
+    return math.sqrt(squares[0] * fan_in_of(layer)), math.sqrt(
+        squares[1]
+    ) if bias is not None else 0.0
 
 
 def _estimate(kernel: Tensor | ProbedKernel) -> Tensor:

@@ -1,0 +1,56 @@
+"""Dropout during training: masks that are drawn anew for every image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ._operation import Operation
+from ._state import IdenticalImages, State, Variances, at_same_positions
+
+
+@dataclass(frozen=True)
+class Dropout(Operation):
+    """`y = m x / p` with independent masks m of each image, 1 with probability p and else 0.
+
+    Masks of different images have E[m m'] = p², so K and Θ between them stay. Of an image with
+    itself E[m²] = p: both are divided by p, at the same position, or at all pairs of positions
+    where these have one mask.
+
+    Attributes:
+        keep: p.
+        one_mask: Whether all positions of a channel have one mask.
+    """
+
+    keep: float
+    one_mask: bool = False
+    differs_for_itself = True
+
+    def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
+        """As it is."""
+        return inputs[0]
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """q/p."""
+        return inputs[0] / self.keep
+
+    def with_identical(
+        self, made: State, inputs: Sequence[State], identical: IdenticalImages
+    ) -> State:
+        """K/p and Θ/p."""
+        at = identical.rows, identical.columns
+
+        def divided(a: Tensor) -> Tensor:
+            a = a.clone()
+            part = at_same_positions(a) if made.full and not self.one_mask else a
+            part[at] = part[at] / self.keep
+            return a
+
+        return made.each(divided)
+
+    @property
+    def cost(self) -> float:
+        """Nothing."""
+        return 0.0
