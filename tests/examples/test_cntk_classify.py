@@ -21,5 +21,14 @@ def test_it_learns_digits(
     assert float(lowest.split()[2]) > 0
 
 
+@pytest.mark.parametrize(("network", "least"), [("unet", 75), ("attention", 70)])
+def test_other_networks_learn_digits_too(
+    network: str, least: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(SCRIPT, monkeypatch, "--network", network, "--train", "80", "--test", "40", "--size", "6")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert float(line.split(": ")[1].rstrip("%")) > least
+
+
 def test_it_says_how_many_images_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1797" in str(end_of(SCRIPT, monkeypatch, "--train", "5000"))
