@@ -117,6 +117,9 @@ TRIED: dict[str, Callable[[], Tried]] = {
     "ABReLU": lambda: on_vectors(ntk.ABReLU(-0.3, 1.2)),
     "stax.Aggregate": lambda: on_tokens(lambda h: MATRIX @ h),
     "stax.DotGeneral": lambda: on_tokens(lambda h: torch.einsum("nsc,st->ntc", h, MATRIX)),
+    "stax.Dropout": lambda: on_vectors(
+        nn.Sequential(nn.ReLU(), nn.Dropout(0.3).train()), training=True
+    ),
     "stax.AvgPool": lambda: on_images(nn.AvgPool2d(2)),
     "stax.SumPool": lambda: on_images(nn.AvgPool2d(2, divisor_override=1)),
     "stax.GlobalAvgPool": lambda: on_images(Function(lambda x: x.mean((2, 3)))),

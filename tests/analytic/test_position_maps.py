@@ -164,6 +164,21 @@ def test_a_graph_for_each_sample() -> None:
     torch.testing.assert_close(itself, analytic_ntk(net, one, copied), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["graph", "masked"])
+def test_finite_networks_of_batches(kind: str) -> None:
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+    a = torch.rand(3, 6, 6, dtype=torch.float64) - 0.3
+    mask = torch.arange(6) < torch.tensor([[4], [2], [6]])
+    build: Any = (lambda n: Graph(3, n, 8)) if kind == "graph" else (lambda n: Masked(n, 8))
+    batch = (x, a) if kind == "graph" else (x, mask)
+    limit = analytic_kernels(build(4), batch)
+    for name, draws in (("ntk", 25), ("nngp", 120)):
+        sampled = monte_carlo_kernel(lambda: build(128), batch, n_samples=draws, kind=name)
+        wanted = getattr(limit, name)
+        assert deviation(sampled, wanted, 128) < 3, name
+        assert deviation(sampled, 1.2 * wanted, 128) > 3, name
+
+
 def test_one_graph_for_all_samples_is_that_graph_for_each() -> None:
     wanted = load("graph")
     a, x = wanted["pattern1"][0], wanted["x1"]
@@ -180,6 +195,17 @@ def test_one_graph_for_all_samples_is_that_graph_for_each() -> None:
     torch.testing.assert_close(
         analytic_ntk(Fixed(), x), analytic_ntk(Graph(5), (x, each)), rtol=1e-10, atol=0
     )
+
+
+def test_a_graph_in_another_type_than_the_kernel() -> None:
+    wanted = load("graph")
+    a, x = wanted["pattern1"], wanted["x1"]
+    whole = (a > 0.5).to(torch.int64)
+    torch.testing.assert_close(
+        analytic_ntk(Graph(5), (x, whole)), analytic_ntk(Graph(5), (x, whole.double()))
+    )
+    single = analytic_ntk(Graph(5), (x, a), dtype=torch.float32)
+    torch.testing.assert_close(single, analytic_ntk(Graph(5), (x, a)).float(), rtol=1e-4, atol=0)
 
 
 class Masked(nn.Module):
@@ -310,6 +336,27 @@ class Written(nn.Module):
         return self._written(self.layer(x), a)
 
 
+def _agree(one: Callable[[Tensor], Tensor], two: Callable[[Tensor], Tensor]) -> None:
+    """Two ways of writing what comes after a convolution are one network."""
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    found = [analytic_kernels(nn.Sequential(conv(3, 4), Function(f)), x) for f in (one, two)]
+    for kernels in zip(*found, strict=True):
+        torch.testing.assert_close(*kernels, rtol=1e-10, atol=0)
+
+
+def test_multiples_are_known_in_every_arrangement() -> None:
+    """2 x of x, moved and viewed together with it, is still a function of it."""
+    _agree(lambda t: (lambda u: torch.relu(2 * u).mT * u.mT)(t), lambda t: 2 * torch.relu(t) * t)
+    _agree(
+        lambda t: (2 * t).permute(0, 2, 3, 1).relu() + (-t).permute(0, 2, 3, 1).relu(),
+        lambda t: torch.relu(t) * 2 + torch.relu(-t),
+    )
+    _agree(
+        lambda t: (lambda u: u.flatten(1) + (3 * u).flatten(1))(t.mean((2, 3), keepdim=True)),
+        lambda t: 4 * t.mean((2, 3)),
+    )
+
+
 A3, A6 = torch.ones(2, 3, 3, dtype=torch.float64), torch.ones(2, 6, 6, dtype=torch.float64)
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "matrix of the wrong size": (lambda h, a: a @ h, A3, r"known tensor of shape \(2, 3, 3\) on samples of shape \(6, 4\) at 'matmul'"),
@@ -331,6 +378,8 @@ WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "one channel": (lambda h, a: h[..., 0], A6, r"no axis of channels.*x\[:, :1\]"),
     "channels twice": (lambda h, a: h[..., [0, 0, 1]], A6, "same to every channel"),
     "rows of other channels": (lambda h, a: h.flatten(1).unflatten(1, (4, 6)), A6, "several axes|same to every channel|flatten"),
+    "features that were positions": (lambda h, a: h.flatten(1)[:, :5], A6, "positions as features already.*before flattening"),
+    "fold of some channels": (lambda h, a: F.fold(F.unfold(h.mT.unflatten(2, (2, 3)), (1, 3))[:, :6], (2, 3), (1, 3)), A6, "channels of several kinds|F.unfold has not made"),
     "convolution of tokens": (lambda h, a: F.interpolate(h, scale_factor=2), A6, r"channels on axis 2.*Permute"),
 }  # fmt: skip
 

@@ -82,10 +82,14 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
         assert isinstance(moved, Value)
         return replace(x, base=moved, made=None)
     v = b.value(x, what)
+    if v.multiple is not None:  # so that it is still known as one
+        return b.scale(_arranged(b, v.multiple[0], new, what), v.multiple[1])
     _check_channels(b, new, v, what)
     operation = Gather(two_axes(new.spatial), new.sources)
     kept: dict[str, Any] = {"spatial": new.spatial, "axis": new.axis, "channels": new.size}
-    if v.unflattened is not None and (new.spatial or not _moves_only(new)):
+    if v.unflattened is not None:
+        if new.channels == tuple(range(v.channels)) and not new.spatial:
+            return v
         raise b.refusal(
             what,
             "Its input has positions as features already, and they have kernels of their own.",
@@ -93,7 +97,13 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
         )
     roots = frozenset((layer, _shifted(at, new.channels)) for layer, at in v.roots)
     if operation.trivial and operation.positions == v.positions:
-        return replace(v, **kept, roots=roots, ungained=_relabelled(v.ungained, kept))
+        return replace(
+            v,
+            **kept,
+            roots=roots,
+            ungained=None if v.ungained is None else replace(v.ungained, **kept),
+            taps=None,
+        )
     made = b.linear_step(operation, v, new.spatial)
     if len(new.sources) == 1:
         return replace(made, **kept, roots=roots)
@@ -103,10 +113,6 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
     )
     taps = b.linear_step(apart, v, (len(new.sources), *new.spatial))
     return replace(made, **kept, gaussian=False, alike=False, roots=frozenset(), taps=taps)
-
-
-def _relabelled(v: Value | None, kept: dict[str, Any]) -> Value | None:
-    return None if v is None else replace(v, **kept)
 
 
 def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
@@ -161,7 +167,7 @@ def _analysed(
 ) -> Arrangement:
     """What a function does to the entries of samples of `shape` with channels on `axis`."""
     try:
-        out = function(_labels(shape, axis))
+        out = function(_labels(shape, axis).to(b.device))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # as in the forward
         raise b.refusal(f"{what} of samples {shape}", f"{error}") from error
     channels, positions = shape[axis], math.prod(shape) // shape[axis]
@@ -170,7 +176,7 @@ def _analysed(
         raise _without_channels(b, what)
     if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[0] != 2 or 0 in out.shape:
         raise b.refusal(what, "It does not keep the samples on their axis, or leaves nothing.")
-    entries = out.round().long() - 1
+    entries = out.round().long().cpu() - 1
     zero = entries < 0
     own = torch.arange(2).view(2, *[1] * (out.ndim - 1))
     if bool(((entries // per_sample != own) & ~zero).any()):

@@ -40,6 +40,7 @@ class Builder:
         same: Whether x2 is x1.
         standard: How ordinary layers are drawn.
         training: Whether modules keep their training flags.
+        device: Where the inputs are.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Builder:
         same: bool,
         standard: Standard | None = None,
         training: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.node = "the network"
         self.dtype = dtype
@@ -56,6 +58,7 @@ class Builder:
         self.same = same
         self.standard = standard or Standard()
         self.training = training
+        self.device = device or torch.device("cpu")
         self._steps: list[Step] = []
         self._inputs: dict[tuple[int, int], Value] = {}
         self._gathered: dict[tuple[Gather, tuple[int, ...]], int] = {}
@@ -278,7 +281,10 @@ class Builder:
         size = math.prod(v.shape)
         if v.positions == (1, 1):
             plain = None if v.ungained is None else self.flatten(v.ungained)
-            return replace(v, channels=size, spatial=(), ungained=plain, axis=0)
+            of = None if v.multiple is None else (self.flatten(v.multiple[0]), v.multiple[1])
+            return replace(
+                v, channels=size, spatial=(), ungained=plain, axis=0, taps=None, multiple=of
+            )
         # Features from different positions have different variances: not Gaussian of one law.
         return self.step(Flatten(), (v,), size, (), sources=v.sources, unflattened=v, axis=0)
 

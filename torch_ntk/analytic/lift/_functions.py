@@ -293,7 +293,7 @@ def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
 
 def _cast(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
     """A change of precision, which nothing here depends on; truth values become 0 and 1."""
-    if isinstance(x, Elementwise):
+    if isinstance(x, Elementwise) and x(torch.zeros(1, dtype=torch.float64)).dtype == torch.bool:
         return pointwise(b, lambda t: t.double(), (x,), "a cast")
     return x  # type: ignore[no-any-return]
 

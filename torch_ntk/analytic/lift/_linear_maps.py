@@ -71,6 +71,7 @@ def matrix_product(b: Builder, x: Any, y: Any) -> Value:
         )
     left = isinstance(x, Data)
     matrix, v = (x, b.value(y)) if left else (y, b.value(x))
+    matrix = _in_type(b, matrix)
     axes = 1 + len(v.shape)
     contracted = axes - 2 if left else axes - 1
     _check_contracted(b, v, contracted, "a matrix product")
@@ -89,7 +90,7 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
     inputs, result = equation.replace(" ", "").split("->")
     letters = inputs.split(",")
     i = random[0]
-    v, matrix = b.value(operands[i], what), operands[1 - i]
+    v, matrix = b.value(operands[i], what), _in_type(b, operands[1 - i])
     mine, theirs = letters[i], letters[1 - i]
     channel = mine[1 + v.axis] if len(mine) == 1 + len(v.shape) else ""
     if not channel or not result.startswith(mine[0]) or channel in theirs or channel not in result:
@@ -112,6 +113,12 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
     else:
         functions = of(matrix.first)
     return _product(b, v, functions, matrix, result.index(channel) - 1)
+
+
+def _in_type(b: Builder, matrix: Data) -> Data:
+    """Known matrices in the type of the computation."""
+    first, second = (t.to(b.dtype) for t in (matrix.first, matrix.second))
+    return Data(first, first if matrix.second is matrix.first else second)
 
 
 def _check_contracted(b: Builder, v: Value, axis: int, what: str) -> None:
@@ -185,7 +192,7 @@ def _matrix(
     """The matrix `[S_out, S_in]` of a map, and the axes of positions of its results."""
     count = math.prod(v.spatial)
     shape = [1 if i == v.axis else n for i, n in enumerate(v.shape)]
-    basis = torch.eye(count, dtype=b.dtype).view(count, *shape)
+    basis = torch.eye(count, dtype=b.dtype, device=b.device).view(count, *shape)
     try:
         out = function(basis)
         nothing = function(torch.zeros_like(basis[:1]))

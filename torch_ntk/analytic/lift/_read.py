@@ -59,7 +59,7 @@ def read(
         TypeError: It cannot be traced.
     """
     second = x1 if x2 is None else x2
-    builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard, training)
+    builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard, training, _device(x1))
     if _changed(model):
         raise _refusal_of_change(builder, model)
     values = (x.value if isinstance(x, Batch) else x for x in (x1, second))
@@ -281,6 +281,10 @@ class _Reader:
             return Data(one, one) if isinstance(one, Tensor) else one
         second = _side(args, 1), _side(kwargs, 1)
         return Data(one, function(*second[0], **second[1]))
+
+
+def _device(x: Tensor | Batch) -> torch.device:
+    return (x.tensors[0] if isinstance(x, Batch) else x).device
 
 
 def _paired(first: Any, second: Any) -> Any:
