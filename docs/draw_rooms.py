@@ -24,6 +24,7 @@ WHAT = {
     "_checks": "errors that name\nthe argument",
     "_types": "names of types",
     "memory": "budgets, block sizes,\nback-off",
+    "info": "versions,\ndevices",
     "_optimizers": "by what they\nmultiply gradients",
     "_functional": "a module as a function,\nevaluated without a trace",
     "activations": "dual functions of\nactivations",

@@ -18,7 +18,7 @@ PACKAGE = "torch_ntk"
 # The folders and modules of the package, from the lowest row to the highest. A folder may import
 # from the rows above it in this table, and within its row from the groups that come before its own.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("_version _types _checks", "memory _optimizers", "_functional"),
+    ("_version _types _checks", "memory _optimizers info", "_functional"),
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
     ("metrics predict sampling", "plotting scale", "monitor", "coordinates estimators forecasting"),
