@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from doc_pages import code_of, text_of
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,8 +19,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from torch_ntk.monitor import METRICS, Monitor
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "loops.md"
-RECIPES = re.findall(r"## (.*?)\n.*?```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.S)
+PAGE = "loops.md"
+SECTIONS = text_of(f"docs/{PAGE}").split("\n## ")[1:]
+RECIPES = [(section.split("\n")[0], code) for section in SECTIONS for code in code_of(section)]
 
 
 def network() -> nn.Module:
@@ -53,7 +55,7 @@ def run(code: str) -> dict[str, Any]:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    exec(compile(code, PAGE.name, "exec"), names)
+    exec(compile(code, PAGE, "exec"), names)
     names["random"] = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     names["state"] = net.state_dict()
     return names

@@ -5,21 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_pages import DOCS, code_of, text_of
 from matplotlib.figure import Figure
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = (DOCS / "plotting.md").read_text(encoding="utf-8")
+PAGE = text_of("docs/plotting.md")
 SECTIONS = re.split(r"^## ", PAGE, flags=re.M)
 MOST_BYTES = 150_000
 
 
 def code(section: str) -> str:
-    (found,) = re.findall(r"<!-- tested -->\n```python\n(.*?)```", section, flags=re.S)
-    return str(found)
+    (found,) = code_of(section)
+    return found
 
 
 @pytest.fixture(scope="module")
