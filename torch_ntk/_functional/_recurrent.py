@@ -1,12 +1,14 @@
-"""LSTM and GRU in plain operations, where the fused ones have no forward-mode derivative.
+"""Recurrent layers in plain operations.
 
 On a GPU torch evaluates the gates of a cell in one kernel (`_thnn_fused_lstm_cell`), which can be
-differentiated backwards only.
+differentiated backwards only. On a CPU `torch.lstm` has no batching rule, and hides the linear
+operations in which its weights are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +33,35 @@ class PlainRecurrent(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = _PLAIN.get(func)
-        if plain is not None and args and args[0].device.type in _FUSED_ON:
-            out = plain(*args, **kwargs)
+        if func in _PLAIN and args and args[0].device.type in _FUSED_ON:
+            out = written_out(func, args, kwargs)
             if out is not None:
                 return out
         return func(*args, **kwargs)
+
+
+def written_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a recurrent layer or cell returns, by plain operations.
+
+    None for any other function, for packed sequences, for states of another number of samples than
+    the inputs, and for layers with dropout in training.
+    """
+    plain = _PLAIN.get(func)
+    return None if plain is None or not _is_fitting(*args, **kwargs) else plain(*args, **kwargs)
+
+
+def _is_fitting(x: Tensor, states: Any, *others: Any, **named: Any) -> bool:
+    """Whether states are of as many samples as inputs, which plain operations would broadcast.
+
+    Of a packed sequence there is no saying, nor is it written out.
+    """
+    first = states if isinstance(states, Tensor) else next(iter(states), None)
+    if not isinstance(first, Tensor):
+        return False
+    if first.ndim == x.ndim == 3:
+        is_batch_first = named.get("batch_first", others[-1] if others else False)
+        return bool(first.shape[1] == x.shape[0 if is_batch_first is True else 1])
+    return first.shape[:-1] == x.shape[:-1]
 
 
 def _lstm(
@@ -59,7 +84,8 @@ def _lstm(
     return out, h, c
 
 
-def _gru(
+def _of_one_state(
+    step: Step,
     x: Tensor,
     state: Any,
     weights: Any,
@@ -70,12 +96,10 @@ def _gru(
     bidirectional: bool = False,
     batch_first: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """As `torch.gru`, likewise."""
+    """As `torch.gru` and `torch.rnn_tanh`, likewise."""
     if not isinstance(has_biases, bool) or (train and dropout):
         return None
-    out, (h,) = _layers(
-        _gru_step, x, (state,), weights, has_biases, layers, bidirectional, batch_first
-    )
+    out, (h,) = _layers(step, x, (state,), weights, has_biases, layers, bidirectional, batch_first)
     return out, h
 
 
@@ -121,6 +145,14 @@ def _gru_step(from_x: Tensor, state: State, weights: Weights) -> State:
     return (n + (z + z_h).sigmoid() * (h - n),)
 
 
+def _tanh_step(from_x: Tensor, state: State, weights: Weights) -> State:
+    return ((from_x + _linear(state[0], weights)).tanh(),)
+
+
+def _relu_step(from_x: Tensor, state: State, weights: Weights) -> State:
+    return ((from_x + _linear(state[0], weights)).relu(),)
+
+
 def _linear(h: Tensor, weights: Weights) -> Tensor:
     matrix, bias = (*weights, None)[:2]
     assert matrix is not None
@@ -150,7 +182,8 @@ def _layers(
             w_ih, w_hh, *others = weights[k * each : (k + 1) * each]
             b_ih, b_hh, *projection = others if has_biases else [None, None, *others]
             of_state = [w_hh, b_hh, *projection]
-            from_x = F.linear(x, w_ih, b_ih)
+            # Not one index for each time: its derivative is as large as all times together.
+            from_x = F.linear(x, w_ih, b_ih).unbind(0)
             state: State = tuple(s[k] for s in states)
             times = range(len(x)) if direction == 0 else range(len(x) - 1, -1, -1)
             outputs: dict[int, Tensor] = {}
@@ -166,7 +199,9 @@ def _layers(
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
     torch.lstm: _lstm,
-    torch.gru: _gru,
+    torch.gru: partial(_of_one_state, _gru_step),
+    torch.rnn_tanh: partial(_of_one_state, _tanh_step),
+    torch.rnn_relu: partial(_of_one_state, _relu_step),
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
 }

@@ -44,6 +44,7 @@ KernelKind: TypeAlias = Literal["gradient", "optimizer"]
 
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
 _BLOCK = 16  # samples that pass through the network at once where nobody says how many
+_TOGETHER = 2**24  # bytes of activations up to which they are more
 _NUMBERS = 2**22  # outputs of a block up to which it has so many samples
 _SHARE = 4  # of the free memory a kernel takes one in so many parts
 _AIM, _COPIES = 5 * 2**25, 16  # bytes, and copies of the network, to which a kernel keeps if it can
@@ -100,6 +101,7 @@ class Evaluation:
             J P Jᵀ, by which the optimizer of the training does.
         size: O, the number of outputs of a sample; None before a network has been seen.
         max_memory: Bytes that a kernel may take; None is a quarter of what is free.
+        held: Bytes of the activations of a sample; 0 before a network has been seen.
 
     Raises:
         TypeError, ValueError: One of them is wrong.
@@ -113,6 +115,7 @@ class Evaluation:
     moved_by: KernelKind = "gradient"
     size: int | None = None
     max_memory: int | None = None
+    held: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be told before there is a network."""
@@ -131,10 +134,10 @@ class Evaluation:
             expected = "None, names of parameters or a predicate"
             raise type_error("params", expected, describe(self.params), "")
 
-    def for_outputs(self, size: int) -> Evaluation:
-        """The same for a network with `size` outputs of each sample."""
+    def for_outputs(self, size: int, held: int) -> Evaluation:
+        """The same for a network with `size` outputs and `held` bytes of activations a sample."""
         output = self.output or ("probed" if size > MANY else "mean")
-        return replace(self, output=output, size=size)
+        return replace(self, output=output, size=size, held=held)
 
     @property
     def is_probed(self) -> bool:
@@ -144,7 +147,8 @@ class Evaluation:
     @property
     def block(self) -> int:
         """Samples that pass through the network at once."""
-        return self.batch_size or max(1, min(_BLOCK, _NUMBERS // (self.size or 1)))
+        most = max(_BLOCK, _TOGETHER // self.held if self.held else 0)
+        return self.batch_size or max(1, min(most, _NUMBERS // (self.size or 1)))
 
     # ------------------------------------------------------------------ precision
 

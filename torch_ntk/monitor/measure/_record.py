@@ -134,7 +134,7 @@ class Record:
         first = next(network.parameters(), None)
         probe = probe if first is None else probe.to(first.device)
         trained, size, held, probe = self._asked.examined(network, probe)
-        evaluation = self._asked.for_outputs(size)
+        evaluation = self._asked.for_outputs(size, held)
         if self.takes_kernel and held * size * len(probe) > _TRIED:
             evaluation, probe = self._in_time(network, trained, evaluation, probe, may_shorten)
         kernel = parts = None
@@ -152,6 +152,7 @@ class Record:
             buffers=snapshot(dict(network.named_buffers())),
             probe=probe,
             size=size,
+            held=held,
             outputs=None if evaluation.is_probed else evaluation.outputs(network, trained, probe),
             kernel=kernel,
             parts=parts,
@@ -371,7 +372,7 @@ class Record:
             ) from error
         self.evaluation = replace(self._asked, output=state["output"])
         if reference is not None:
-            self.evaluation = self.evaluation.for_outputs(reference.size)
+            self.evaluation = self.evaluation.for_outputs(reference.size, reference.held)
         self.reference, self.history, self.spectra = reference, history, spectra
         self._previous = previous
 

@@ -31,6 +31,7 @@ class Reference:
         kernel: Θ_0 on the probe, or None if no metric needs it.
         parts: Its parts by module, or None if no metric needs them.
         infinite: The kernel of the limit of infinite width, or None.
+        held: Bytes of the activations of a sample; 0 if that is not known.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Reference:
     kernel: Tensor | None
     parts: Parameters | None = None
     infinite: Tensor | None = None
+    held: int = 0
 
     def check_matches(self, network: nn.Module) -> None:
         """Raise `ValueError` if `network` has other parameters than the reference."""
@@ -87,6 +89,7 @@ class Reference:
             "kernel": self.kernel,
             "parts": None if self.parts is None else dict(self.parts),
             "infinite": self.infinite,
+            "held": self.held,
         }
 
     @staticmethod
@@ -107,6 +110,7 @@ class Reference:
             kernel=state["kernel"],
             parts=state.get("parts"),
             infinite=state.get("infinite"),
+            held=int(state.get("held", 0)),
         )
 
 
