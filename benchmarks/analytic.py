@@ -37,17 +37,14 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
     dtype = getattr(torch, job.get("dtype", "float32"))
     generator = torch.Generator().manual_seed(0)
-    compile_ = job.get("compile", True)
     if job["net"] == "mlp":
         x = torch.randn(job["n"], 784, generator=generator)
-        seconds = best(
-            lambda: mlp_kernels(x, depth=job["depth"], sigma_b=0.1, dtype=dtype, compile=compile_)
-        )
+        seconds = best(lambda: mlp_kernels(x, depth=job["depth"], sigma_b=0.1, dtype=dtype))
         return {"seconds": seconds}
     n1, n2 = job.get("pairs") or PAIRS[job["pooling"]]["ours"]
     x1 = torch.randn(n1, 3, job["side"], job["side"], generator=generator)
     x2 = torch.randn(n2, 3, job["side"], job["side"], generator=generator)
-    kernel = CNTK(job["depth"], pooling=job["pooling"], dtype=dtype, compile=compile_)
+    kernel = CNTK(job["depth"], pooling=job["pooling"], dtype=dtype)
     before = peak_memory()
     kernel(x1, x2)
     memory = peak_memory() - before
@@ -168,7 +165,7 @@ def _point(pooling: str, depth: int, side: int, axis: str, at: int) -> dict[str,
 def memory() -> dict[str, Any]:
     """What one pair of 32×32 images takes above what the process had, in MB."""
     job = {"net": "cntk", "pooling": "gap", "depth": 11, "side": 32, "pairs": (1, 1)}
-    mine = worker(SCRIPT, {"who": "ours", **job, "compile": False, "once": True})
+    mine = worker(SCRIPT, {"who": "ours", **job, "once": True})
     assert mine is not None
     return {"one 32×32 GAP pair, MB": mine["memory"] / 2**20}
 

@@ -37,9 +37,7 @@ def contestants(args: argparse.Namespace, convolutional: bool) -> dict[str, Any]
         "NTK of an MLP, searched": GridSearchCV(NTKClassifier(), grid, **search),
     }
     if convolutional:
-        # Compiling its loops pays for itself from some hundred images on.
-        compiled = False if args.quick else None
-        kernel = CNTK(args.depth, pooling=args.pooling, compile=compiled, progress=args.progress)
+        kernel = CNTK(args.depth, pooling=args.pooling, progress=args.progress)
         name = f"CNTK({args.depth}, pooling={args.pooling!r})"
         found[name] = NTKClassifier(kernel, input_shape=(1, 8, 8))
     return found

@@ -30,11 +30,16 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "analytic": ("operations", "_program", "lift engine", "_api", "_cntk _mlp"),
     "analytic/operations": (
         "_taps _state",
+        "_fused",
         "_operation",
         "_input _affine _activation _weighted_sum _pool _flatten _normalization",
         "_unshared _attention _recurrence",
     ),
-    "analytic/engine": ("_options _plan", "_task", "_variances _evaluate", "_blocks fused", "_run"),
+    "analytic/engine": ("_options _plan", "_task", "_variances fused", "_evaluate _blocks", "_run"),
+    "analytic/engine/fused": (
+        *("_shifts _module _threads _drivers", "_layout", "_regions _source", "_assembly"),
+        "_evaluation",
+    ),
     "empirical": (
         *(
             "_outputs _parts _precondition _stages rules",

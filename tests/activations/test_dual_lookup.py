@@ -24,6 +24,7 @@ from torch_ntk.activations import (
     DualRectifier,
     DualSin,
     DualSquare,
+    Form,
     dual_activation,
     register_dual,
 )
@@ -109,7 +110,8 @@ def name_of(value: Any) -> str:
 def test_each_gets_the_dual_of_its_own_values(activation: Any, kind: type[DualActivation]) -> None:
     dual = dual_activation(activation)
     assert type(dual) is kind
-    assert dual.compiles is (kind is not DualQuadrature)
+    form = Form(distance=False, double=True)
+    assert (dual.fused(form) is None) is (kind is DualQuadrature)
     assert dual.name in repr(dual)
     # E[f(u)²] by a rule that knows nothing of the activation.
     q = 0.8

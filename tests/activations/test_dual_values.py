@@ -121,15 +121,3 @@ def test_sine_and_cosine_of_large_variances(dtype: torch.dtype) -> None:
     sine, cosine = CLOSED[7].dual.pair(k, q, q)
     torch.testing.assert_close(sine, torch.tensor([0.5, -0.5, 0.0], dtype=dtype))
     torch.testing.assert_close(cosine, torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
-
-
-@pytest.mark.parametrize(
-    "case", [c for c in CLOSED if c.name in {"relu", "gelu"}], ids=lambda c: c.name
-)
-def test_compiled(case: DualCase) -> None:
-    """In one graph; what inductor makes of such graphs is tested with the fused loops."""
-    k, q1, q2 = grid()
-    compiled = torch.compile(case.dual.pair, fullgraph=True, backend="aot_eager")
-    found = compiled(k, q1, q2)
-    for a, b in zip(found, case.dual.pair(k, q1, q2), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)

@@ -58,18 +58,14 @@ def test_exact_copies_have_equal_rows(name: str) -> None:
         torch.testing.assert_close(k[:2], k[4:6], rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.usefixtures("uncompiled")
-def test_a_second_tensor_of_the_same_images(compile: bool) -> None:
+def test_a_second_tensor_of_the_same_images() -> None:
     x = alike((2, 3, 4), ())
-    kernel = CNTK(DEPTH, pooling="gap", compile=compile)
+    kernel = CNTK(DEPTH, pooling="gap")
     torch.testing.assert_close(kernel(x, x.clone()), kernel(x), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("name", ["mlp without bias", "abs", "cntk", "cntk gap"])
-@pytest.mark.parametrize("compile", [None, True])
-@pytest.mark.usefixtures("uncompiled")
-def test_multiples_of_an_input(name: str, compile: bool | None) -> None:
+def test_multiples_of_an_input(name: str) -> None:
     """Without biases the kernel of x, 2x and 3x has rank one."""
     shape = KERNELS[name][0]
     first = torch.randn(4, *shape, dtype=torch.float64)
@@ -77,12 +73,13 @@ def test_multiples_of_an_input(name: str, compile: bool | None) -> None:
     opposite = [] if name == "abs" else [-first]
     x = torch.cat([first, 3 * first, 2 * first, 0.1 * first, *opposite])
     if name.startswith("cntk"):
-        kernels = (CNTK(DEPTH, pooling="gap" if "gap" in name else "flatten", compile=compile)(x),)
+        kernels = (CNTK(DEPTH, pooling="gap" if "gap" in name else "flatten")(x),)
     else:
         activation = "abs" if name == "abs" else "relu"
-        kernels = mlp_kernels(x, depth=DEPTH, sigma_b=0, activation=activation, compile=compile)
+        kernels = mlp_kernels(x, depth=DEPTH, sigma_b=0, activation=activation)
     for k in kernels:
-        assert lowest(k) > -1e-10
+        # Correlations of different positions, which an average needs, leave angles of 1e-8.
+        assert lowest(k) > (-1e-9 if "gap" in name else -1e-10)
 
 
 @pytest.mark.parametrize("pooling", ["flatten", "gap"])

@@ -1,4 +1,4 @@
-"""Fused loops give the numbers of plain operations: many blocks, biases, many channels."""
+"""Fused loops give the numbers of tensor operations, on every network, in either precision."""
 
 from __future__ import annotations
 
@@ -6,31 +6,65 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from analytic_cases import NETS, Net
 from covariance_oracle import kernels
 from small_nets import Plus, conv, dense
 from torch import Tensor, nn
 
 from torch_ntk import CNTK, analytic_kernels, mlp_kernels
-from torch_ntk.analytic.engine.fused import _choose, _loops, _same_positions
+from torch_ntk.analytic._api import evaluation_mode
+from torch_ntk.analytic.engine import fused
+from torch_ntk.analytic.engine._plan import plan
+from torch_ntk.analytic.lift import read
+from torch_ntk.analytic.operations import Activation, Affine
 
 
-def plain(kernel: Callable[[Tensor, Tensor | None], Tensor], a: Tensor, b: Tensor | None) -> Tensor:
-    """The same without fused loops: they are not used where derivatives are wanted."""
-    return kernel(a.clone().requires_grad_(), b).detach()
+def plain(kernel: Callable[..., tuple[Tensor, ...]], a: Tensor, b: Tensor | None) -> list[Tensor]:
+    """By tensor operations: there are no fused loops where derivatives are wanted."""
+    return [k.detach() for k in kernel(a.clone().requires_grad_(), b)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("net", NETS, ids=lambda net: net.name)
+def test_every_network(net: Net, dtype: torch.dtype) -> None:
+    model, x1, x2 = net.build(4), net.inputs(3), net.inputs(2, 1)
+    x1[1] = x1[0] + 1e-3 * x1[2]  # nearly equal inputs
+    x2[0] = x1[2]
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-4
+
+    def kernel(a: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return analytic_kernels(model, a, b, dtype=dtype)
+
+    for other in (None, x2):
+        wanted = plain(lambda a, b: analytic_kernels(model, a, b), x1, other)
+        for mine, right in zip(kernel(x1, other), wanted, strict=True):
+            assert mine.dtype == dtype
+            if other is None:
+                assert torch.equal(mine, mine.T)
+            error = (mine.double() - right).abs()
+            # Where derivatives are wanted, copies are not known as such, and positions with the
+            # same content have an angle that is known to 1e-8.
+            equal = (
+                torch.eye(3).bool() if other is None else (x1[:, None] == other).flatten(2).all(2)
+            )
+            error[equal] *= 1e-4
+            assert float(error.max()) <= tolerance * float(right.abs().max())
 
 
 @pytest.mark.parametrize("padding", ["zeros", "circular", "valid"])
-@pytest.mark.parametrize("side", [20, 28])
-def test_images_of_many_blocks_of_displacements(side: int, padding: str) -> None:
-    """The last block of displacements overlaps with the one before it, at either size."""
-    x1, x2 = torch.randn(2, 1, 2, side, side, dtype=torch.float64)
-    kernel = CNTK(3, pooling="gap", sigma_b=0.2, padding=padding)
-    wanted = plain(kernel, x1, x2)
-    torch.testing.assert_close(kernel(x1, x2), wanted, rtol=1e-12, atol=0)
-    # An image with itself has entries of its own at displacement 0, and nowhere else.
-    wanted = plain(kernel, x1, None)
-    torch.testing.assert_close(kernel(x1), wanted, rtol=1e-12, atol=0)
-    torch.testing.assert_close(kernel(x1, x1.clone()), wanted, rtol=1e-12, atol=0)
+@pytest.mark.parametrize("shape", [(5, 9), (12, 7), (1, 6), (6, 1)])
+def test_images_of_every_size(shape: tuple[int, int], padding: str) -> None:
+    if padding == "valid" and min(shape) < 5:
+        return
+    x1, x2 = torch.randn(2, 1, 2, *shape, dtype=torch.float64)
+    for options in ({"kernel_size": 2, "sigma_b": 0.2}, {"kernel_size": 3}):
+        for pooling in ("gap", "flatten"):
+            kernel = CNTK(3, pooling=pooling, padding=padding, **options)
+            for other in (x2, None, x1.clone()):
+                (wanted,) = plain(lambda a, b: (kernel(a, b),), x1, other)  # noqa: B023
+                torch.testing.assert_close(kernel(x1, other), wanted, rtol=1e-7, atol=0)
+                if other is x2:
+                    torch.testing.assert_close(kernel(x1, other), wanted, rtol=1e-12, atol=0)
 
 
 def deep_mlp(channels: int) -> nn.Module:
@@ -48,59 +82,29 @@ def flattened_cnn(channels: int) -> nn.Module:
     )  # fmt: skip
 
 
-NETS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
+WITH_CHANNELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "mlp": (deep_mlp, ()),
     "cnn": (flattened_cnn, (5, 6)),
 }
 
 
 @pytest.mark.parametrize("channels", [3, 8, 20])
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.usefixtures("uncompiled")
-def test_the_same_positions_in_loops(name: str, channels: int) -> None:
+@pytest.mark.parametrize("name", WITH_CHANNELS)
+def test_few_and_many_channels(name: str, channels: int) -> None:
     """Few channels by differences, many by products; near pairs and copies among them."""
-    _agree(name, channels)
-
-
-@pytest.mark.slow
-def test_the_same_positions_in_compiled_loops() -> None:
-    _agree("cnn", 20)
-
-
-def _agree(name: str, channels: int) -> None:
-    make, spatial = NETS[name]
+    make, spatial = WITH_CHANNELS[name]
     net = make(channels)
     x1, x2 = (torch.randn(n, channels, *spatial, dtype=torch.float64) for n in (4, 3))
     x1[1] = x1[0] + 1e-7 * x2[0]
     x2[1] = x1[2]
     for other in (None, x2):
-        got = analytic_kernels(net, x1, other, compile=True)
+        got = analytic_kernels(net, x1, other)
         for mine, wanted in zip(got, kernels(net, x1, other), strict=True):
             # The oracle's angle between near inputs is good to 1e-8.
             torch.testing.assert_close(mine, wanted, rtol=1e-7, atol=0)
-        for mine, wanted in zip(got, analytic_kernels(net, x1, other, compile=False), strict=True):
-            torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=0)
-
-
-@pytest.mark.usefixtures("uncompiled")
-def test_a_large_job_goes_through_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody asks, the work decides, and the result does not depend on it."""
-    x = torch.randn(30, 4, dtype=torch.float64)
-    calls: list[int] = []
-    original = _loops.differences
-
-    def counted(channels: int, loop: _loops.Loop) -> _loops.Function:
-        calls.append(channels)
-        return original(channels, loop)
-
-    monkeypatch.setattr(_same_positions, "differences", counted)
-    small = mlp_kernels(x, sigma_b=0.3)
-    assert not calls
-    monkeypatch.setattr(_choose, "_WORTH_COMPILING", 100.0)
-    large = mlp_kernels(x, sigma_b=0.3)
-    assert calls == [4]
-    for a, b in zip(small, large, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+        wanted = plain(lambda a, b: analytic_kernels(net, a, b), x1, other)
+        for mine, right in zip(got, wanted, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-12, atol=0)
 
 
 class Branches(nn.Module):
@@ -118,7 +122,6 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.usefixtures("uncompiled")
 def test_a_value_that_a_layer_reads_late(pooled: bool) -> None:
     """A layer is done with the activation after it, and its input must be there until then."""
     if pooled:
@@ -128,7 +131,72 @@ def test_a_value_that_a_layer_reads_late(pooled: bool) -> None:
     else:
         net, x = Branches(dense, 3), torch.randn(3, 3, dtype=torch.float64)
     other = torch.randn_like(x)
-    got = analytic_kernels(net, x, other, compile=True)
-    wanted = analytic_kernels(net, x.clone().requires_grad_(), other)
+    got = analytic_kernels(net, x, other)
+    wanted = plain(lambda a, b: analytic_kernels(net, a, b), x, other)
     for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+JOBS: dict[str, tuple[Callable[[Tensor, Tensor | None], Tensor], tuple[int, ...]]] = {
+    "gap": (CNTK(3, pooling="gap", sigma_b=0.1), (2, 6, 5)),
+    "gap, float32": (CNTK(3, pooling="gap", dtype=torch.float32), (2, 6, 5)),
+    "flatten": (CNTK(3, sigma_b=0.1), (2, 6, 5)),
+    "mlp": (lambda a, b: mlp_kernels(a, b, 4).ntk, (30,)),
+    "mlp, float32": (lambda a, b: mlp_kernels(a, b, 4, dtype=torch.float32).ntk, (3,)),
+    "pool inside": (
+        lambda a, b: analytic_kernels(_pool_inside(), a, b).ntk,
+        (2, 6, 5),
+    ),
+}
+
+
+def _pool_inside() -> nn.Module:
+    end = [nn.AvgPool2d(2, 1), conv(4, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(conv(2, 4), nn.ReLU(), *end)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_no_digit_depends_on_the_size_of_the_job(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, shape = JOBS[name]
+    x1, x2 = torch.randn(19, *shape), torch.randn(11, *shape)
+    whole, both = kernel(x1, None), kernel(x1, x2)
+    assert torch.equal(whole, whole.T)
+    assert torch.equal(kernel(x1[3:4], x2[5:6]), both[3:4, 5:6])
+    assert torch.equal(kernel(x1[7:], x2[:2]), both[7:, :2])
+    assert torch.equal(kernel(x1[:5], None), whole[:5, :5])
+    assert torch.equal(kernel(x1[:5], x1[9:]), whole[:5, 9:])
+    for threads, work in ((1, 1), (3, 1 << 14)):
+        monkeypatch.setattr("torch_ntk.analytic.engine._blocks._MOST_WORK", work)
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        assert torch.equal(kernel(x1, None), whole)
+        assert torch.equal(kernel(x1, x2), both)
+
+
+# Activations without a formula, taps at varying distances, and what comes after an average over
+# some positions.
+NOT_ALL_IN_LOOPS = {
+    *("mlp_tanh", "mlp_silu", "mlp_softplus", "mlp_of_a_user"),
+    *("conv_circular_flat", "conv_circular_full", "conv_reflect", "conv_reflect_flat"),
+    *("conv_replicate", "conv_replicate_flat", "transposed_1d", "u_net"),
+    *("three_axes_flat", "three_axes_gap", "three_axes_pool"),
+    *("layers_after_gap", "pool_inside", "pool_then_activation", "pooled_beyond"),
+}
+
+
+def test_what_can_be_is_in_loops() -> None:
+    """Else the tests above would compare tensor operations with themselves."""
+    found = set()
+    for net in NETS:
+        x = net.inputs(2)
+        with evaluation_mode(x, None, None):
+            program = read(net.build(4), x, None, x.dtype)
+            parts = fused.partition(program, plan(program), double=True)
+        alone = [program.steps[i].operation for i in parts.reasons]
+        layers = isinstance(program.steps[-1].operation, Affine)
+        if any(isinstance(o, Activation) for o in alone) or (
+            sum(isinstance(o, Affine) for o in alone) > layers
+        ):
+            found.add(net.name)
+    assert found <= NOT_ALL_IN_LOOPS, found - NOT_ALL_IN_LOOPS

@@ -28,8 +28,6 @@ def opaque(x: Tensor, omega: float) -> Tensor:
 class DualWave(DualActivation):
     """E sin(ωu) sin(ωv) = exp(-ω²(q1 + q2)/2) sinh(ω² k), and its derivative by k."""
 
-    compiles = True
-
     def __init__(self, omega: float) -> None:
         self.omega, self.name = omega, f"wave of {omega}"
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from torch_ntk import CNTK, Erf, analytic_kernels
 
-BY_NAME = {net.name: net for net in NETS}
 CHEAP = [n for n in NETS if n.tolerance <= 1e-10]
 
 
@@ -112,13 +111,3 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "15/15" in capsys.readouterr().err
     analytic_kernels(nn.Sequential(conv(1, 2), nn.Flatten(), dense(2, 1)), x, x[:2], progress=True)
     assert "10/10" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_compiled() -> None:
-    """Layers, activations and their sums, up to a global average."""
-    net = BY_NAME["residual"]
-    model, x1, x2 = net.build(4), net.inputs(3), net.inputs(2, 1)
-    for other in (None, x2):
-        got = analytic_kernels(model, x1, other, compile=True)
-        _same(got, analytic_kernels(model, x1, other, compile=False))

@@ -57,17 +57,17 @@ def quadrature() -> nn.Module:
     )
 
 
-Run = Callable[[Tensor, Tensor, bool], Any]
+Run = Callable[[Tensor, Tensor], Any]
 ANALYTIC: dict[str, tuple[Run, tuple[int, ...]]] = {
-    "mlp": (lambda a, b, c: mlp_kernels(a, b, 3, compile=c), (6,)),
-    "lifted": (lambda a, b, c: analytic_kernels(quadrature().to(a.device), a, b, compile=c), (6,)),
-    "pooled": (lambda a, b, c: analytic_kernels(pooled(), a, b, compile=c), (3, 6, 6)),
+    "mlp": (lambda a, b: mlp_kernels(a, b, 3), (6,)),
+    "lifted": (lambda a, b: analytic_kernels(quadrature().to(a.device), a, b), (6,)),
+    "pooled": (lambda a, b: analytic_kernels(pooled(), a, b), (3, 6, 6)),
     "float32": (
-        lambda a, b, c: analytic_kernels(pooled(), a.float(), b.float(), compile=c),
+        lambda a, b: analytic_kernels(pooled(), a.float(), b.float()),
         (3, 6, 6),
     ),
-    "cntk": (lambda a, b, c: CNTK(3, pooling="gap", compile=c)(a, b), (3, 6, 6)),
-    "flat": (lambda a, b, c: CNTK(3, compile=c)(a, b), (3, 6, 6)),
+    "cntk": (lambda a, b: CNTK(3, pooling="gap")(a, b), (3, 6, 6)),
+    "flat": (lambda a, b: CNTK(3)(a, b), (3, 6, 6)),
 }
 
 
@@ -82,13 +82,12 @@ def flat(found: Any) -> list[Tensor]:
     return [torch.as_tensor(found)]
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", ANALYTIC)
-def test_analytic_kernels(name: str, compile: bool, gpu: torch.device) -> None:
+def test_analytic_kernels(name: str, gpu: torch.device) -> None:
     run, sample = ANALYTIC[name]
     a, b = numbers(5, *sample), numbers(4, *sample, seed=1)
-    expected, before = flat(run(a, b, False)), settings()
-    found = flat(run(a.to(gpu), b.to(gpu), compile))
+    expected, before = flat(run(a, b)), settings()
+    found = flat(run(a.to(gpu), b.to(gpu)))
     assert settings() == before
     for kernel, other in zip(found, expected, strict=True):
         assert kernel.device == gpu

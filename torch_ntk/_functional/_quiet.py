@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -73,7 +74,8 @@ def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(autocast_off_inside())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if model is not None or "torch._dynamo" in sys.modules:  # which takes a second to import
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

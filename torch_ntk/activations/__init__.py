@@ -10,6 +10,8 @@ from ._affine import DualAffine as DualAffine
 from ._dual import DualActivation as DualActivation
 from ._erf import DualErf as DualErf
 from ._exp import DualExp as DualExp
+from ._formula import Form as Form
+from ._formula import Formula as Formula
 from ._gabor import DualGabor as DualGabor
 from ._gain import gain_dual as gain_dual
 from ._gaussian import DualGaussian as DualGaussian
@@ -44,6 +46,8 @@ __all__ = [
     "DualSin",
     "DualSinusoid",
     "DualSquare",
+    "Form",
+    "Formula",
     "dual_activation",
     "gain_dual",
     "hermite_coefficients",

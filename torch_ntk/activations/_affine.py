@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._formula import Form, Formula
 
 
 class DualAffine(DualActivation):
@@ -21,8 +22,6 @@ class DualAffine(DualActivation):
         >>> DualAffine(2.0, 1.0).pair(k, torch.ones(1), torch.ones(1))
         (tensor([3.]), tensor([4.]))
     """
-
-    compiles = True
 
     def __init__(self, slope: float = 1.0, offset: float = 0.0, name: str = "affine") -> None:
         self.name = name
@@ -42,3 +41,8 @@ class DualAffine(DualActivation):
         """E[(φ(u) - φ(v))²] = a² d, and κ̇."""
         d, _, _ = torch.broadcast_tensors(d, q1, q2)  # type: ignore[no-untyped-call]
         return self.slope**2 * d, torch.full_like(d, self.slope**2)
+
+    def fused(self, form: Form) -> Formula:
+        """A line, of distances without the offset."""
+        offset = 0.0 if form.distance else self.offset**2
+        return Formula(("k = p0 * k0 + p1", "t = p0 * t0"), (self.slope**2, offset))

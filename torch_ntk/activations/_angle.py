@@ -1,76 +1,55 @@
-"""The angle whose cosine is known, in a form that compiles to few instructions."""
+"""The angle whose cosine is known, of tensors and for fused loops."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
-from numpy.polynomial import Chebyshev, chebyshev
 from torch import Tensor
 
+from ._formula import polynomial
 
-def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    value = coefficients[-2] + coefficients[-1] * x
-    for coefficient in reversed(coefficients[:-2]):
-        value = value * x + coefficient
-    return value
+# arcsin(√z) / √z on [0, 1/4] by its Chebyshev series. The nearest singularity, z = 1, is so far
+# away that the coefficients of the series fall by a factor 7 + √48 each: errors of 5e-9 and 2e-16.
+_ARCSINE = {
+    False: (
+        0.999999995983738, 0.16666782005775338, 0.07494696687423973, 0.045520635631714566,
+        0.02399399965364759, 0.04241737375979984,
+    ),
+    True: (
+        1.0, 0.16666666666664942, 0.07500000000385201, 0.044642856805998936, 0.03038195969768514,
+        0.022371749733164054, 0.01735977964134998, 0.01388484282640208, 0.012170138592391726,
+        0.0065293020047365695, 0.019513468251252167, -0.016187392271599134, 0.03187962140081284,
+    ),
+}  # fmt: skip
 
-
-def _ratio(x: np.ndarray) -> np.ndarray:
-    return np.asarray(np.arccos(x) / np.sqrt(1 - x))
-
-
-def _coefficients(terms: int) -> tuple[float, ...]:
-    """Of 1, u, u², … for arccos(x) / √(1 - x) with x = (u + 1)/2."""
-    series = Chebyshev.interpolate(_ratio, terms - 1, domain=[0, 1])
-    return tuple(float(v) for v in chebyshev.cheb2poly(series.coef))
-
-
-# The ratio is smooth on [0, 1]; its nearest singularity is x = -1, so the coefficients of its
-# Chebyshev series fall by a factor 3 + √8 each.
-_COEFFICIENTS = {torch.float32: _coefficients(9), torch.float64: _coefficients(21)}
-
-# Keeps the square roots below from an infinite derivative at ±1, where it is given as 0; far
-# below what changes a value.
+# Keeps the square root below from an infinite derivative at ±1, where it is given as 0; far below
+# what changes a value.
 _LEAST = 1e-36
 
 
 def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
-    """arccos(c) and √(1 - c²).
+    """arccos(c) and √(1 - c²) for cosines from -1 to 1."""
+    sine = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
+    return torch.atan2(sine, c), sine
 
-    By a polynomial where it is compiled: in such a loop `torch.acos` costs four times as much and
-    `torch.atan2` twice. Otherwise each term would be a pass over memory.
 
-    Args:
-        c: Cosines, from -1 to 1.
+def acute_angle(double: bool) -> tuple[str, ...]:
+    """Statements for the angle `acute` in [0, π/2] with cosine `x`, and for its `sine`.
+
+    With `e` = 1 - x given too, both are relatively accurate where the angle is small:
+
+        acute = 2 arcsin √(e/2),       sine = 2 √(e/2) √(1 - e/2)   for x > 1/2,
+        acute = π/2 - arcsin x,        sine = √(1 - x²)             otherwise,
+
+    so that one polynomial serves both, and two square roots are all that is not a sum or product.
     """
-    if not torch.compiler.is_compiling():
-        sine = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
-        return torch.atan2(sine, c), sine
-    x = c.abs()
-    root = (1.0 - x).clamp(min=_LEAST).sqrt()
-    acute = root * _ratio_at(2.0 * x - 1.0)
-    return torch.where(c < 0, math.pi - acute, acute), root * (1.0 + x).sqrt()
-
-
-def angle_and_sine_beyond(excess: Tensor) -> tuple[Tensor, Tensor]:
-    """θ and sin θ with the relative accuracy of 1 - cos θ, which is `excess`, from 0 to 2."""
-    if not torch.compiler.is_compiling():
-        near, far = (e.clamp(min=_LEAST).sqrt() for e in (excess, 2.0 - excess))
-        return 2.0 * torch.atan2(near, far), near * far
-    obtuse = excess > 1.0
-    e = torch.where(obtuse, 2.0 - excess, excess)
-    root = e.clamp(min=_LEAST).sqrt()
-    acute = root * _ratio_at(1.0 - 2.0 * e)
-    return torch.where(obtuse, math.pi - acute, acute), root * (2.0 - e).sqrt()
-
-
-def _ratio_at(u: Tensor) -> Tensor:
-    """arccos(x) / √(1 - x) at x = (u + 1)/2.
-
-    Even and odd powers apart: two chains of products that a processor works on at once.
-    """
-    coefficients = _COEFFICIENTS[u.dtype]
-    square = u * u
-    return _horner(coefficients[0::2], square) + u * _horner(coefficients[1::2], square)
+    return (
+        "small = e < 0.5",
+        "half = 0.5 * e",
+        "root = sqrt(half)",
+        "z = half if small else x * x",
+        *polynomial("ratio", _ARCSINE[double], "z"),
+        "arcsine = (root if small else x) * ratio",
+        "other = sqrt(1.0 - z)",
+        "acute = arcsine + arcsine if small else 1.5707963267948966 - arcsine",
+        "sine = (root + root) * other if small else other",
+    )

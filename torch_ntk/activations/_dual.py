@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ._formula import Form, Formula
 
 
 class DualActivation(ABC):
@@ -29,12 +30,9 @@ class DualActivation(ABC):
 
     Attributes:
         name: For messages and reports, for example `"relu"`.
-        compiles: Whether `pair` is a plain pointwise expression in k, q1 and q2 that a compiler
-            fuses well.
     """
 
     name: str
-    compiles: bool
 
     @abstractmethod
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,32 +74,17 @@ class DualActivation(ABC):
         # No rounding where u = v; the derivative by d is κ̇ there as elsewhere.
         return torch.where(d > 0, distance.clamp(min=0), slope.detach() * d), slope
 
-    def images(self, q: Tensor) -> tuple[Tensor, ...]:
-        """What `pair_of_images` needs to know of the variances of one image, each like `q`.
+    def fused(self, form: Form) -> Formula | None:
+        """The same functions for fused loops on a CPU, or None if there is no such form.
 
-        Whatever can be computed once per image and not once per pair of positions.
-        """
-        return (q,)
-
-    def pair_of_images(
-        self, k: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """κ and κ̇ as `pair`, for loops that are compiled.
-
-        Arguments that are equal need not come out exactly equal, as they do with `pair`.
+        Without one, networks are evaluated by tensor operations from here on: slower, and with
+        the same result. It is used only if it is defined where `pair` and `diagonal` are, or in a
+        subclass: what a subclass computes otherwise is not that of its parent.
 
         Args:
-            k: Covariances.
-            one: `images(q1)`, shaped to go with `k`.
-            two: `images(q2)`, likewise.
+            form: For which loop.
         """
-        return self.pair(k, one[0], two[0])
-
-    def distance_of_images(
-        self, d: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """`pair_from_distance` for loops that are compiled, with arguments as `pair_of_images`."""
-        return self.pair_from_distance(d, one[0], two[0])
+        return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name}>"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ._angle import acute_angle
 from ._dual import DualActivation
+from ._formula import Form, Formula, by_covariance
+
+# √(1 - c²) is at least 1/√(1 + 4q); below this, variances exceed the inverse precision.
+_LEAST = 1e-8
 
 
 class DualErf(DualActivation):
@@ -22,7 +28,6 @@ class DualErf(DualActivation):
     """
 
     name = "erf"
-    compiles = True
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[φ(u)²] = (2/π) arctan(2q / √(1 + 4q)) and E[φ'(u)²] = (4/π) / √(1 + 4q)."""
@@ -36,3 +41,25 @@ class DualErf(DualActivation):
         # precision. (The bound is not 1, at which `clamp` would lose the derivative.)
         root = d.clamp(min=0.5).sqrt()
         return torch.atan(2 * k / root) * (2 / math.pi), (4 / math.pi) / root
+
+    def fused(self, form: Form) -> Formula:
+        """By the arcsine of Williams' form, `c = 2k r1 r2` with the terms `r = 1/√(1 + 2q)`.
+
+        √D = √(1 - c²) / (r1 r2), as D = (1 + 2 q1)(1 + 2 q2) (1 - c²).
+        """
+        lines = (
+            "both = a0 * b0",
+            "c = 2.0 * k0 * both",
+            "x = min(abs(c), 1.0)",
+            "e = 1.0 - x",
+            *acute_angle(form.double),
+            "angle = 1.5707963267948966 - acute",
+            "k = p0 * (angle if c > 0.0 else -angle)",
+            "t = t0 * (2.0 * p0 * both / max(sine, p1))",
+        )
+        formula = Formula(lines, (2 / math.pi, _LEAST), _inverse_roots)
+        return by_covariance(formula, self.diagonal) if form.distance else formula
+
+
+def _inverse_roots(variances: Sequence[Tensor]) -> tuple[Tensor]:
+    return (1.0 / torch.sqrt(1 + 2 * variances[0]),)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._exponential import exponential
+from ._formula import Form, Formula
 
 
 class DualExp(DualActivation):
@@ -15,8 +19,6 @@ class DualExp(DualActivation):
         scale: a.
         rate: b.
     """
-
-    compiles = True
 
     def __init__(self, scale: float = 1.0, rate: float = 1.0) -> None:
         self.name = "exp"
@@ -43,3 +45,30 @@ class DualExp(DualActivation):
         gap = (torch.expm1(q1) - torch.expm1(q2)).square()
         distance = gap - 2 * torch.exp(q1 + q2) * torch.expm1(-d / 2)
         return factor * distance, factor * square * torch.exp(q1 + q2 - d / 2)
+
+    def fused(self, form: Form) -> Formula:
+        """The same expressions with the terms b² q and exp(b² q) - 1."""
+        square = self.rate**2
+        numbers = (square, self.scale**2, square * self.scale**2)
+
+        def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            q = square * variances[0]
+            return (q, torch.expm1(q)) if form.distance else (q,)
+
+        if not form.distance:
+            lines = (
+                "x = p0 * k0 + 0.5 * (a0 + b0)",
+                *exponential("rise", "x", form.double),
+                "k = p1 * (rise + 1.0)",
+                "t = t0 * (p2 * (rise + 1.0))",
+            )
+            return Formula(lines, numbers, terms)
+        lines = (
+            "x = -0.5 * p0 * k0",
+            *exponential("fall", "x", form.double),
+            "both = (a1 + 1.0) * (b1 + 1.0)",
+            "gap = a1 - b1",
+            "k = p1 * (gap * gap - 2.0 * both * fall)",
+            "t = t0 * (p2 * both * (fall + 1.0))",
+        )
+        return Formula(lines, numbers, terms)

@@ -22,7 +22,6 @@ class DualGabor(DualActivation):
     """
 
     name = "gabor"
-    compiles = False
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """`pair` at k = q."""

@@ -24,8 +24,6 @@ class DualGaussian(DualActivation):
         rate: b.
     """
 
-    compiles = False
-
     def __init__(self, scale: float = 1.0, rate: float = -1.0) -> None:
         self.name = "gaussian"
         self.scale = scale

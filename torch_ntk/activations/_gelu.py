@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ._angle import acute_angle
 from ._dual import DualActivation
+from ._formula import Form, Formula, by_covariance
 
 _PER_TURN = 1 / (2 * math.pi)
+# √(1 - c²) is at least 1/√(1 + 2q); below this, variances exceed the inverse precision.
+_LEAST = 1e-8
 
 
 class DualGELU(DualActivation):
@@ -29,7 +34,6 @@ class DualGELU(DualActivation):
     """
 
     name = "gelu"
-    compiles = True
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[φ(u)²] and E[φ'(u)²]: `pair` at k = q, where Δ = 1 + 2q."""
@@ -43,6 +47,34 @@ class DualGELU(DualActivation):
         # Δ is at least 1; rounding takes it below only where the variances exceed the inverse
         # precision. (The bound is not 1, at which `clamp` would lose the derivative.)
         return _dual(k, product, delta.clamp(min=0.5), h)
+
+    def fused(self, form: Form) -> Formula:
+        """A as an arcsine, of `c = k r1 r2` with the terms `r = 1/√(1 + q)`, q and w.
+
+        √Δ = √(1 - c²) / (r1 r2), as Δ = (1 + q1)(1 + q2) (1 - c²).
+        """
+        lines = (
+            "both = a0 * b0",
+            "c = k0 * both",
+            "x = min(abs(c), 1.0)",
+            "e = 1.0 - x",
+            *acute_angle(form.double),
+            "angle = 1.5707963267948966 - acute",
+            "angle = angle if c > 0.0 else -angle",
+            "inverse = both / max(sine, p1)",
+            "h = 1.0 - a2 - b2",
+            "n = a1 * b1 + h * (k0 * k0)",
+            "k = 0.25 * k0 + (k0 * angle + n * inverse) * p0",
+            "slope = angle + k0 * inverse * (1.0 + 2.0 * h + n * inverse * inverse)",
+            "t = t0 * (0.25 + slope * p0)",
+        )
+        formula = Formula(lines, (_PER_TURN, _LEAST), _terms)
+        return by_covariance(formula, self.diagonal) if form.distance else formula
+
+
+def _terms(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    (q,) = variances
+    return 1.0 / torch.sqrt(1 + q), q, q / (1 + q)
 
 
 def _dual(k: Tensor, product: Tensor, delta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

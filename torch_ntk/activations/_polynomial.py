@@ -30,8 +30,6 @@ class DualPolynomial(DualActivation):
         (tensor([3.]), tensor([4.]))
     """
 
-    compiles = False
-
     def __init__(self, coefficients: Sequence[float], name: str = "polynomial") -> None:
         self.name = name
         self.coefficients = tuple(float(c) for c in coefficients)

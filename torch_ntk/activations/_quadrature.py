@@ -57,8 +57,6 @@ class DualQuadrature(DualActivation):
         '0.186324 0.384747'
     """
 
-    compiles = False
-
     def __init__(
         self, f: Callable[[Tensor], Tensor], name: str | None = None, *, terms: int = _TERMS
     ) -> None:

@@ -28,8 +28,6 @@ class DualRectifiedPower(DualActivation):
         power: n.
     """
 
-    compiles = False
-
     def __init__(self, power: int) -> None:
         self.name = f"rectified power {power}"
         self.power = power

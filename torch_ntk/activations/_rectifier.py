@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._angle import angle_and_sine, angle_and_sine_beyond
+from ._angle import acute_angle
 from ._dual import DualActivation
+from ._formula import Form, Formula
 
 # The least 1 - c² is kept at, so that its square root has a finite derivative. The root, 1e-18,
 # vanishes beside the rounding of π in float64 too, and 1 - c² is either 0 or above 1e-16: no
@@ -54,8 +55,6 @@ class DualRectifier(DualActivation):
         (tensor([0.5000]), tensor([0.5000]))
     """
 
-    compiles = True
-
     def __init__(self, positive: float, negative: float, name: str) -> None:
         self.name = name
         self.positive = positive
@@ -89,40 +88,47 @@ class DualRectifier(DualActivation):
             slope = slope + self._product
         return k * slope + (root1 * self._bend) * root2 * s, slope
 
-    def images(self, q: Tensor) -> tuple[Tensor, ...]:
-        """√q and 1/√q; 0 for both where the variance is 0."""
-        positive, root = positive_and_root(q)
-        return root, positive.rsqrt().masked_fill(_is_zero(q), 0.0)
+    def fused(self, form: Form) -> Formula:
+        """With the terms √q and 1/√q of either image; see `pair` and `pair_from_distance`.
 
-    def pair_of_images(
-        self, k: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """κ and κ̇ without a division, and with one square root less; see `DualActivation`."""
-        (root1, inverse1), (root2, inverse2) = one, two
-        angle, sine = angle_and_sine((k * (inverse1 * inverse2)).clamp(-1.0, 1.0))
-        slope = (math.pi - angle) * self._bend
-        if self._product:
-            slope = slope + self._product
-        return k * slope + (root1 * root2) * (sine * self._bend), slope
-
-    def distance_of_images(
-        self, d: Tensor, one: Sequence[Tensor], two: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """`pair_from_distance` in fewer instructions.
-
-        sin θ - θ cos θ is left as a difference: its error, of the order of eps θ, is one of eps
+        `sin θ - θ cos θ` is left as a difference: its error, of the order of eps θ, is one of eps
         in the angle.
         """
-        (root1, inverse1), (root2, inverse2) = one, two
-        r = root1 * root2
-        scale = 0.5 * inverse1 * inverse2
-        excess = (d - (root1 - root2).square()) * scale
-        # Where a variance is 0, the angle is a right one by convention.
-        excess = _snapped(torch.where(r > 0, excess, 1.0), d * scale)
-        angle, sine = angle_and_sine_beyond(excess)
-        lag = sine - angle * (1.0 - excess)
-        distance = (self._mean_square * d - (2 * self._bend) * r * lag).clamp(min=0.0)
-        return distance, self._mean_square - self._bend * angle
+        numbers = (self._bend, self._product, self._mean_square)
+        angle = acute_angle(form.double)
+        if not form.distance:
+            lines = (
+                "c = k0 * (a1 * b1)",
+                "x = min(abs(c), 1.0)",
+                "e = 1.0 - x",
+                *angle,
+                "slope = p0 * (acute if c < 0.0 else 3.141592653589793 - acute) + p1",
+                "k = k0 * slope + (a0 * b0) * (p0 * sine)",
+                "t = t0 * slope",
+            )
+            return Formula(lines, numbers, _roots)
+        rounding = 16 * (2.0**-52 if form.double else 2.0**-23)
+        lines = (
+            "r = a0 * b0",
+            "scale = 0.5 * (a1 * b1)",
+            "between = a0 - b0",
+            # Where a variance is 0, the angle is a right one by convention. 1 - cos θ is 0 or 2
+            # where it differs from that by its own rounding only: see `_snapped`.
+            "excess = (k0 - between * between) * scale if r > 0.0 else 1.0",
+            f"rounding = {rounding!r} * (k0 * scale)",
+            "excess = 0.0 if excess < rounding else excess",
+            "excess = 2.0 if 2.0 - excess < rounding else excess",
+            "excess = min(max(excess, 0.0), 2.0)",
+            "obtuse = excess > 1.0",
+            "e = 2.0 - excess if obtuse else excess",
+            "x = 1.0 - e",
+            *angle,
+            "angle = 3.141592653589793 - acute if obtuse else acute",
+            "lag = sine - angle * (1.0 - excess)",
+            "k = max(p2 * k0 - 2.0 * p0 * r * lag, 0.0)",
+            "t = t0 * (p2 - p0 * angle)",
+        )
+        return Formula(lines, numbers, _roots)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.
@@ -182,3 +188,10 @@ def positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
     zero = _is_zero(q)
     positive = q.masked_fill(zero, 1.0)
     return positive, positive.sqrt().masked_fill(zero, 0.0)
+
+
+def _roots(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """√q and 1/√q; 0 for both where the variance is 0."""
+    (q,) = variances
+    positive, root = positive_and_root(q)
+    return root, (1.0 / positive.sqrt()).masked_fill(_is_zero(q), 0.0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._exponential import exponential
+from ._formula import Form, Formula
 
 
 class DualSin(DualActivation):
@@ -17,7 +21,6 @@ class DualSin(DualActivation):
     """
 
     name = "sin"
-    compiles = True
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[sin² u] = (1 - exp(-2q))/2 and E[cos² u] = (1 + exp(-2q))/2."""
@@ -34,6 +37,10 @@ class DualSin(DualActivation):
         slope = _sinh_and_cosh((q1 + q2 - d) / 2, q1, q2)[1]
         return _not_negative(difference + product), slope
 
+    def fused(self, form: Form) -> Formula:
+        """See `_formula`."""
+        return _formula(form, odd=True)
+
 
 class DualCos(DualActivation):
     """φ(x) = cos x.
@@ -44,7 +51,6 @@ class DualCos(DualActivation):
     """
 
     name = "cos"
-    compiles = True
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[cos² u] = (1 + exp(-2q))/2 and E[sin² u] = (1 - exp(-2q))/2."""
@@ -61,6 +67,47 @@ class DualCos(DualActivation):
         difference, product = _parts(d, q1, q2)
         slope = _sinh_and_cosh((q1 + q2 - d) / 2, q1, q2)[0]
         return _not_negative(difference - product), slope
+
+    def fused(self, form: Form) -> Formula:
+        """See `_formula`."""
+        return _formula(form, odd=False)
+
+
+def _formula(form: Form, odd: bool) -> Formula:
+    """The formula of the sine (`odd`) or of the cosine, with the terms q and exp(-q) - 1.
+
+    As `pair` and `pair_from_distance` of both: `same` and `opposite` are exp(±k - (q1 + q2)/2) - 1.
+    """
+    same_and_opposite = (
+        "x = cross - middle",
+        *exponential("same", "x", form.double),
+        "x = -cross - middle",
+        *exponential("opposite", "x", form.double),
+        "sine = 0.5 * (same - opposite)",
+        "cosine = 1.0 + 0.5 * (same + opposite)",
+    )
+    kappa, slope = ("sine", "cosine") if odd else ("cosine", "sine")
+    if not form.distance:
+        lines = ("cross = k0", "middle = 0.5 * (a0 + b0)", *same_and_opposite)
+        return Formula((*lines, f"k = {kappa}", f"t = t0 * {slope}"), terms=tuple)
+    lines = (
+        "middle = 0.5 * (a0 + b0)",
+        "cross = middle - 0.5 * k0",
+        *same_and_opposite,
+        "x = -0.5 * k0",
+        *exponential("fall", "x", form.double),
+        "x = 0.5 * k0 - (a0 + b0)",
+        *exponential("other", "x", form.double),
+        "gap = a1 - b1",
+        "product = -(other + 1.0) * fall - 0.5 * gap * gap",
+        "k = max(product - fall, 0.0)" if odd else "k = max(-product - fall, 0.0)",
+        f"t = t0 * {slope}",
+    )
+    return Formula(lines, terms=_terms)
+
+
+def _terms(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return variances[0], torch.expm1(-variances[0])
 
 
 def _sinh_and_cosh(k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:

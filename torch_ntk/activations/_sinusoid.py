@@ -28,8 +28,6 @@ class DualSinusoid(DualActivation):
         phase: c, in radians.
     """
 
-    compiles = False
-
     def __init__(self, amplitude: float = 1.0, frequency: float = 1.0, phase: float = 0.0) -> None:
         self.name = "sinusoid"
         self.amplitude = amplitude

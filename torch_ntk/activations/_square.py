@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._formula import Form, Formula
 
 
 class DualSquare(DualActivation):
     """φ(x) = x²: κ = q1 q2 + 2 k² and κ̇ = 4 k (Isserlis' theorem)."""
 
     name = "square"
-    compiles = True
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[φ(u)²] = 3 q² and E[φ'(u)²] = 4 q."""
@@ -27,3 +27,17 @@ class DualSquare(DualActivation):
         total = 2 * (q1 + q2) - d
         distance = d * total + 2 * (q1 - q2).square()
         return distance, 2 * (total - (q1 + q2))
+
+    def fused(self, form: Form) -> Formula:
+        """Polynomials in k, q1 and q2."""
+        if not form.distance:
+            lines: tuple[str, ...] = ("k = a0 * b0 + 2.0 * k0 * k0", "t = t0 * (4.0 * k0)")
+            return Formula(lines, terms=tuple)
+        lines = (
+            "both = a0 + b0",
+            "whole = 2.0 * both - k0",
+            "between = a0 - b0",
+            "k = k0 * whole + 2.0 * between * between",
+            "t = t0 * (2.0 * (whole - both))",
+        )
+        return Formula(lines, terms=tuple)

@@ -45,7 +45,6 @@ def analytic_kernels(
     training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
-    compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
     """Both infinite-width kernels of a module built from NTK layers, or from ordinary ones.
@@ -99,8 +98,6 @@ def analytic_kernels(
             loses about half of the digits and, for deep networks, positive definiteness.
         max_memory: What the blocks of the computation may take together, in bytes or as `"2GB"`,
             `"512MiB"`; None chooses from what is free.
-        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
-            compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -131,7 +128,7 @@ def analytic_kernels(
         tensor([[6., 1.],
                 [1., 6.]], dtype=torch.float64)
     """
-    options = checked_options(max_memory, compile, progress)
+    options = checked_options(max_memory, progress)
     nngp, theta = _both(model, x1, x2, standard, training, dtype, options, ntk=True)
     assert theta is not None
     return Kernels(nngp, theta)
@@ -146,7 +143,6 @@ def analytic_ntk(
     training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
-    compile: bool | None = None,
     progress: bool = False,
 ) -> Tensor:
     """The infinite-width tangent kernel `[N1, N2]` of a module; see `analytic_kernels`.
@@ -159,8 +155,6 @@ def analytic_ntk(
         training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
-        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
-            compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -174,7 +168,7 @@ def analytic_ntk(
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]], dtype=torch.float64)
     """
-    options = checked_options(max_memory, compile, progress)
+    options = checked_options(max_memory, progress)
     ntk = _both(model, x1, x2, standard, training, dtype, options, ntk=True)[1]
     assert ntk is not None
     return ntk
@@ -189,7 +183,6 @@ def analytic_nngp(
     training: bool = False,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
-    compile: bool | None = None,
     progress: bool = False,
 ) -> Tensor:
     """The infinite-width covariance of the outputs, `[N1, N2]`; see `analytic_kernels`.
@@ -202,14 +195,12 @@ def analytic_nngp(
         training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks may take together, in bytes or as `"2GB"`.
-        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
-            compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
 
     Raises:
         TypeError, ValueError: As `analytic_kernels`.
     """
-    options = checked_options(max_memory, compile, progress)
+    options = checked_options(max_memory, progress)
     return _both(model, x1, x2, standard, training, dtype, options, ntk=False)[0]
 
 

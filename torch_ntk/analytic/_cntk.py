@@ -52,8 +52,6 @@ class CNTK(nn.Module):
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: What the blocks of a computation may take together, in bytes or as `"2GB"`;
             None chooses from what is free.
-        compile: Whether to compile the innermost loops where positions are averaged (needs a C++
-            compiler on a CPU); None does it when the job is long enough to pay for it.
         progress: Whether to show a progress bar.
 
     Shape:
@@ -87,7 +85,6 @@ class CNTK(nn.Module):
         scaling: Literal["mean", "arora"] = "mean",
         dtype: torch.dtype | None = None,
         max_memory: int | str | None = None,
-        compile: bool | None = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -115,10 +112,9 @@ class CNTK(nn.Module):
                 sigma_b,
                 "Their kernel has no biases; use scaling='mean'.",
             )
-        checked_options(max_memory, compile, progress)
+        checked_options(max_memory, progress)
         self.dtype = check_dtype(dtype)
         self.max_memory = max_memory
-        self.compiled = compile
         self.progress = progress
 
     def forward(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
@@ -129,7 +125,7 @@ class CNTK(nn.Module):
                 raise value_error(
                     name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None]."
                 )
-        options = checked_options(self.max_memory, self.compiled, self.progress)
+        options = checked_options(self.max_memory, self.progress)
         with evaluation_mode(a, b, None):
             theta = run(self.program(a, b), options, ntk=True)[1]
         assert theta is not None

@@ -28,7 +28,6 @@ def mlp_kernels(
     *,
     dtype: torch.dtype | None = None,
     max_memory: int | str | None = None,
-    compile: bool | None = None,
     progress: bool = False,
 ) -> Kernels:
     """NNGP and NTK of a fully connected network of infinite width.
@@ -48,7 +47,6 @@ def mlp_kernels(
         sigma_b: Scale of the biases; 0 for none.
         dtype: `torch.float64` (also if None) or `torch.float32`.
         max_memory: Bytes that the computation may plan with.
-        compile: Whether to compile the loops; None does it when the job is long enough.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -73,7 +71,7 @@ def mlp_kernels(
     if sigma_w == 0:
         raise value_error("sigma_w", "greater than 0", sigma_w)
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
-    options = checked_options(max_memory, compile, progress)
+    options = checked_options(max_memory, progress)
     known, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from ...memory import budget, ranges
 from ._task import Block, Task
 from ._variances import images
+from .fused import Partition
 
 # Values of a block are read and written again and again: entries per array with which they stay
 # in the second-level caches of a CPU; a GPU wants many more.
@@ -18,6 +20,8 @@ _ON_GPU = 1 << 25
 # Arrays of the largest value that are in memory at once, of K and as many of Θ: what is taken,
 # what is made, and what an activation or a filter needs in between.
 _ALIVE = 8
+# Entries of all values that a block of pairs has in fused loops: about a second on one core.
+_MOST_WORK = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -28,30 +32,49 @@ class BlockSizes:
         rows: Images of x1 in a block.
         columns: Images of x2 in a block.
         images: Images of one side whose variances are in memory at once.
-        fixed: Whether every block must have this size: the last ones then overlap.
     """
 
     rows: int
     columns: int
     images: int
-    fixed: bool = False
 
 
-def block_sizes(task: Task, shape: tuple[int, int], like: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of a block of a matrix of `shape` for the plain evaluation.
+def block_sizes(
+    task: Task, parts: Partition, shape: tuple[int, int], like: torch.Tensor
+) -> tuple[int, int]:
+    """Rows and columns of a block of a matrix of `shape`.
 
     Args:
         task: What is evaluated.
+        parts: Its regions and single steps.
         shape: Images of x1, images of x2.
         like: A tensor of the type and on the device of the computation.
     """
-    entries = _entries_per_pair(task)
+    entries = _entries_per_pair(task, parts)
+    available = budget(like.device) // (2 * _ALIVE * like.element_size())
+    if all(not isinstance(u, int) or task.program.steps[u].positions == (1, 1)
+           for u in parts.units):  # fmt: skip
+        return _of_regions(task, parts, shape, available, entries)
     most = (_CACHED if like.device.type == "cpu" else _ON_GPU) // entries
-    fit = budget(like.device) // (2 * _ALIVE * entries * like.element_size())
-    pairs = max(1, min(most, fit))
+    pairs = max(1, min(most, available // entries))
     # Long rows: the products of the first layer are faster, and a symmetric matrix wastes less.
     columns = min(shape[1], pairs if entries > 1 else max(1, pairs // 32))
     return max(1, min(shape[0], pairs // columns)), columns
+
+
+def _of_regions(
+    task: Task, parts: Partition, shape: tuple[int, int], available: int, entries: int
+) -> tuple[int, int]:
+    """Blocks of about a second at most, as loops need little memory for a pair."""
+    work = sum(
+        math.prod(task.program.steps[i].positions) ** (1 + r.full)
+        for r in parts.regions
+        for i in r.steps
+    )
+    pairs = max(1, min(available // entries, _MOST_WORK // max(1, work)))
+    columns = min(shape[1], max(1, math.isqrt(pairs)))
+    rows = min(shape[0], max(1, pairs // columns))
+    return rows, min(shape[1], max(columns, pairs // rows))
 
 
 def images_at_once(task: Task, like: torch.Tensor) -> int:
@@ -61,12 +84,18 @@ def images_at_once(task: Task, like: torch.Tensor) -> int:
     return budget(like.device) // (4 * like.element_size() * max(1, each))
 
 
-def _entries_per_pair(task: Task) -> int:
-    """Entries of the largest array for one pair of images."""
+def _entries_per_pair(task: Task, parts: Partition) -> int:
+    """Entries of the largest array for one pair of images, as single steps take and make them."""
     most = 1
-    for step, full in zip(task.program.steps, task.plan.full, strict=True):
-        positions = step.positions[0] * step.positions[1]
-        most = max(most, positions**2 if full else positions)
+    for unit in parts.units:
+        values = (
+            (unit, *task.program.steps[unit].inputs)
+            if isinstance(unit, int)
+            else (*unit.inputs, *unit.outside)
+        )
+        for i in values:
+            positions = math.prod(task.program.steps[i].positions)
+            most = max(most, positions**2 if task.plan.full[i] else positions)
     return most
 
 
@@ -78,12 +107,7 @@ def blocks(task: Task, sizes: BlockSizes, shape: tuple[int, int]) -> Iterator[Bl
             same = task.symmetric and c == a
             two = one if same else images(task, 0 if task.symmetric else 1, c, d)
             for e, f in ranges(a, b, sizes.rows):
-                rows = one.part(*_of_one_size(e, f, sizes.rows, a, sizes.fixed))
+                rows = one.part(e, f)
                 low = max(c, rows.start) if task.symmetric else c
                 for g, h in ranges(low, d, sizes.columns):
-                    yield Block(rows, two.part(*_of_one_size(g, h, sizes.columns, c, sizes.fixed)))
-
-
-def _of_one_size(start: int, stop: int, size: int, least: int, fixed: bool) -> tuple[int, int]:
-    """A range that reaches back, if it must have the size of the others."""
-    return (max(least, stop - size), stop) if fixed else (start, stop)
+                    yield Block(rows, two.part(g, h))

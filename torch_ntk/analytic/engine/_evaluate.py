@@ -1,55 +1,85 @@
-"""A program on one block of pairs of images, step by step, in plain torch operations."""
+"""A program on one block of pairs of images: its regions in fused loops, other steps one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .._program import Program
 from ..operations import IdenticalImages, Input, State
 from ._task import Block, Task
+from .fused import RegionEvaluation
+
+Unit = RegionEvaluation | int
+"""A region with its loops, or the number of a step."""
 
 
-def evaluate(task: Task, block: Block, known: Mapping[int, State]) -> tuple[Tensor, Tensor | None]:
+def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, Tensor | None]:
     """K and Θ of the network's outputs, `[n1, n2]`.
 
     Args:
         task: What to evaluate.
         block: For which pairs of images.
-        known: Values computed elsewhere, per step; the steps before them are left out if nothing
-            else takes them.
+        units: The program in the order of its evaluation.
     """
-    states: dict[int, State] = dict(known)
-    steps, plan = task.program.steps, task.plan
-    wanted = _wanted(task.program, known)
+    states: dict[int, State] = {}
+    last_use = {j: n for n, unit in enumerate(units) for j in _taken(task, unit)}
     places = _identical(task, block)
-    for i, step in enumerate(steps):
-        if i in states or i not in wanted:
-            continue
-        if isinstance(step.operation, Input):
-            states[i] = _known_features(task, block, i, step.operation)
-            continue
-        inputs = [states[j] for j in step.inputs]
-        variances = [block.variances(j, states[j].full) for j in step.inputs]
-        s = step.operation.state(inputs, variances)
-        if places is not None:
-            rows, columns = places
-            found = [block.rows.variances[j] for j in step.inputs]
-            of_images = [None if q is None else q[rows] for q in found]
-            identical = IdenticalImages(rows, columns, of_images)
-            s = step.operation.with_identical(s, inputs, identical)
-        states[i] = s if plan.full[i] else s.same_positions()
-        for j in step.inputs:
-            if plan.last_use[j] == i:
+    for n, unit in enumerate(units):
+        for j in _taken(task, unit):
+            operation = task.program.steps[j].operation
+            if isinstance(operation, Input) and j not in states:
+                states[j] = _known_features(task, block, j, operation)
+        if isinstance(unit, RegionEvaluation):
+            states.update(unit(block, states))
+        else:
+            states[unit] = _step(task, block, unit, states, places)
+        for j in _taken(task, unit):
+            if last_use[j] == n:
                 states.pop(j, None)  # an operation may take one value twice
-    last = len(steps) - 1
-    k = states[last].covariance(block.variances(last, False))[..., 0, 0]
+    last = len(task.program.steps) - 1
+    if last not in states:  # known features alone
+        operation = task.program.steps[last].operation
+        assert isinstance(operation, Input)
+        states[last] = _known_features(task, block, last, operation)
+    variances = block.variances(last, False)
+    k = states[last].covariance(variances)[..., 0, 0]
+    if states[last].distance and variances is not None and not torch.is_grad_enabled():
+        # What is 0 has a covariance of 0, without rounding.
+        k = k.masked_fill(((variances[0] == 0) | (variances[1] == 0))[..., 0, 0], 0.0)
     theta = states[last].ntk
     if theta is None:
         return k, None
     return k, theta[..., 0, 0] if theta.ndim else theta.expand(k.shape)
+
+
+def _taken(task: Task, unit: Unit) -> tuple[int, ...]:
+    """The steps whose states a unit takes."""
+    if isinstance(unit, RegionEvaluation):
+        return unit.region.inputs
+    return task.program.steps[unit].inputs
+
+
+def _step(
+    task: Task,
+    block: Block,
+    i: int,
+    states: dict[int, State],
+    places: tuple[Tensor, Tensor] | None,
+) -> State:
+    step = task.program.steps[i]
+    assert not isinstance(step.operation, Input)
+    inputs = [states[j] for j in step.inputs]
+    variances = [block.variances(j, states[j].full) for j in step.inputs]
+    s = step.operation.state(inputs, variances)
+    if places is not None:
+        rows, columns = places
+        found = [block.rows.variances[j] for j in step.inputs]
+        of_images = [None if q is None else q[rows] for q in found]
+        identical = IdenticalImages(rows, columns, of_images)
+        s = step.operation.with_identical(s, inputs, identical)
+    return s if task.plan.full[i] else s.same_positions()
 
 
 def _known_features(task: Task, block: Block, i: int, features: Input) -> State:
@@ -59,15 +89,6 @@ def _known_features(task: Task, block: Block, i: int, features: Input) -> State:
     variances = block.variances(i, False)
     assert variances is not None
     return features.distances(rows, columns, variances, task.ntk)
-
-
-def _wanted(program: Program, known: Mapping[int, State]) -> set[int]:
-    """Steps whose value is taken by the last one, not counting what is known."""
-    wanted = {len(program.steps) - 1}
-    for i in reversed(range(len(program.steps))):
-        if i in wanted and i not in known:
-            wanted.update(program.steps[i].inputs)
-    return wanted
 
 
 def _identical(task: Task, block: Block) -> tuple[Tensor, Tensor] | None:

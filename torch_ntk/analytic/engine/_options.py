@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..._checks import check_bool, type_error
+from ..._checks import check_bool
 from ...memory import in_bytes
 
 
@@ -14,16 +14,14 @@ class Options:
 
     Attributes:
         max_memory: Bytes that the blocks may take together; None chooses from what is free.
-        compile: Whether loops are compiled; None decides by the work.
         progress: Whether to show a progress bar.
     """
 
     max_memory: int | None
-    compile: bool | None
     progress: bool
 
 
-def checked_options(max_memory: object, compile: object, progress: object) -> Options:
+def checked_options(max_memory: object, progress: object) -> Options:
     """The options as a caller gives them.
 
     Raises:
@@ -31,7 +29,5 @@ def checked_options(max_memory: object, compile: object, progress: object) -> Op
         ValueError: `max_memory` is not positive, or not a number with a unit.
     """
     check_bool("progress", progress)
-    if compile is not None and not isinstance(compile, bool):
-        raise type_error("compile", "True, False or None", compile, "None decides itself.")
     size = None if max_memory is None else in_bytes(max_memory)  # type: ignore[arg-type]
-    return Options(size, compile, bool(progress))
+    return Options(size, bool(progress))

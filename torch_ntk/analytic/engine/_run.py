@@ -11,9 +11,9 @@ from .._program import Program
 from ._blocks import BlockSizes, block_sizes, blocks, images_at_once
 from ._evaluate import evaluate
 from ._options import Options
-from ._plan import plan
+from ._plan import Plan, plan
 from ._task import Block, Task
-from .fused import fused_evaluation
+from .fused import Partition, RegionEvaluation, partition, unfused
 
 
 def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tensor | None]:
@@ -29,28 +29,39 @@ def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tenso
     symmetric = program.known[0].x2 is None
     task = Task(program, plan(program), ntk, symmetric)
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
-    fused = fused_evaluation(task, like, shape, pairs, options.compile)
+    parts = divided(program, task.plan, like)
+    units = [u if isinstance(u, int) else RegionEvaluation(task, u, like) for u in parts.units]
     with limited(options.max_memory):
-        rows, columns = block_sizes(task, shape, like) if fused is None else fused.block
+        rows, columns = block_sizes(task, parts, shape, like)
         images = max(1, rows, columns, images_at_once(task, like))
-    sizes = BlockSizes(rows, columns, images, fused is not None and fused.fixed)
+    sizes = BlockSizes(rows, columns, images)
     k = torch.empty(shape, dtype=like.dtype, device=like.device)
     theta = torch.empty_like(k) if ntk else None
     done = 0
     with tqdm(total=pairs, disable=not options.progress, unit="pair", desc="kernel") as bar:
         for block in blocks(task, sizes, shape):
-            known = {}
-            if fused is not None:
-                # Nothing of the network is compiled while it is read; the loops here may be.
-                with torch.compiler.set_stance("default"):
-                    known[fused.end] = fused(block)
-            block_k, block_t = evaluate(task, block, known)
+            block_k, block_t = evaluate(task, block, units)
             for whole, part in ((k, block_k), (theta, block_t)):
                 if whole is not None and part is not None:
                     _put(whole, part, block, symmetric)
             done = min(pairs, done + _new_pairs(block, symmetric))
             bar.update(done - bar.n)
     return k, theta
+
+
+def divided(program: Program, plan: Plan, like: Tensor) -> Partition:
+    """A program as regions for fused loops and single steps.
+
+    Args:
+        program: The network.
+        plan: In which form its values are computed.
+        like: A tensor of the type and on the device of the computation.
+    """
+    if torch.is_grad_enabled():
+        return unfused(program, "derivatives by the inputs are wanted")
+    if like.device.type != "cpu":
+        return unfused(program, f"fused loops are for the CPU, not for {like.device.type}")
+    return partition(program, plan, like.dtype == torch.float64)
 
 
 def _new_pairs(block: Block, symmetric: bool) -> int:

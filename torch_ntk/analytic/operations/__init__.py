@@ -2,8 +2,7 @@
 
 An operation is a frozen dataclass with what the engine needs to know of it: how it maps states of
 pairs of images, how variances, what is exact for identical images, how it goes through a fused
-loop, and what it costs (`_operation.py`). The engine asks for these and not for its type, except
-that fused loops know layers of weights and activations.
+loop, and what it costs (`_operation.py`). The engine asks for these and not for its type.
 """
 
 from ._activation import Activation as Activation
@@ -14,6 +13,7 @@ from ._attention import AttentionWeights as AttentionWeights
 from ._attention import ManyHeads as ManyHeads
 from ._dropout import Dropout as Dropout
 from ._flatten import Flatten as Flatten
+from ._fused import Fused as Fused
 from ._gather import Gather as Gather
 from ._given import Given as Given
 from ._given import Mixing as Mixing
@@ -23,8 +23,6 @@ from ._input import Input as Input
 from ._input import close_pairs as close_pairs
 from ._input import products as products
 from ._normalization import Normalization as Normalization
-from ._operation import Buffers as Buffers
-from ._operation import FusedBlock as FusedBlock
 from ._operation import Operation as Operation
 from ._pool import Pool as Pool
 from ._product import Product as Product

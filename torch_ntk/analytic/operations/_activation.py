@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ...activations import DualActivation
-from ._operation import Buffers, FusedBlock, Operation
+from ...activations import DualActivation, Form, Formula
+from ._fused import Fused
+from ._operation import Operation
 from ._state import IdenticalImages, State, Variances, at_same_positions
 
 
@@ -50,14 +51,25 @@ class Activation(Operation):
             _same(ntk, s.full)[at] = _same(s.ntk, s.full)[at] * slope
         return replace(made, nngp=nngp, ntk=ntk)
 
-    @property
-    def fuses(self) -> bool:
-        """Whether its dual functions are a plain pointwise expression."""
-        return self.dual.compiles
+    def fused(self, form: Form) -> Fused | None:
+        """The formula of its dual; E φ(u)² and Θ E φ'(u)² where both values are the same."""
+        formula = self.dual.fused(form) if self._formula_is_its_own else None
+        if formula is None or form.distance:  # a distance of 0 needs no correction
+            return None if formula is None else Fused(formula)
 
-    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
-        """One pointwise loop."""
-        return block.activation(step, self.dual, inputs[0])
+        def exact(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return self.dual.diagonal(variances[0])
+
+        same = Formula(("k = a0", "t = t0 * a1"), formula.numbers, exact)
+        return Fused(formula, exact=same)
+
+    @property
+    def _formula_is_its_own(self) -> bool:
+        """Whether no subclass changed what the dual computes and left the formula."""
+        classes = type(self.dual).__mro__
+        own = {name: next(i for i, c in enumerate(classes) if name in vars(c))
+               for name in ("fused", "pair", "diagonal", "pair_from_distance")}  # fmt: skip
+        return own["fused"] <= min(own["pair"], own["diagonal"], own["pair_from_distance"])
 
     @property
     def cost(self) -> float:
@@ -81,6 +93,13 @@ class Gained(Operation):
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
         """That of φ(u)."""
         return inputs[0]
+
+    def fused(self, form: Form) -> Fused:
+        """One sum; K₂ is found from distances by the variances."""
+        if not form.distance:
+            return Fused(Formula(("k = k0", "t = t0 + k1")))
+        lines = ("k = k0", "t = t0 + 0.5 * (a0 + b0 - k1)")
+        return Fused(Formula(lines, terms=lambda variances: (variances[1],)))
 
     @property
     def cost(self) -> float:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ._operation import Buffers, FusedBlock, Operation
+from ...activations import Form, Formula
+from ._fused import Fused
+from ._operation import Operation
 from ._state import State, Variances
 from ._taps import Taps
 
@@ -90,14 +92,29 @@ class Affine(Operation):
         """`a⟨q⟩ + b`."""
         return self._mean(inputs[0]) * self.weight_variance + self.bias_variance
 
-    @property
-    def fuses(self) -> bool:
-        """Whether the taps have a constant shift is looked at by the layout of the loops."""
-        return True
+    def fused(self, form: Form) -> Fused:
+        """A filter; with distances, ⟨K⟩ is found from ⟨q⟩, as all three have the same taps."""
+        a, b, c, d = (
+            self.weight_variance / self._taps,
+            self.bias_variance,
+            self.weight_gradient / self._taps,
+            self.bias_gradient,
+        )
+        taps = None if self._trivial else (self.rows, self.columns)
+        if not form.distance:
+            lines: tuple[str, ...] = ("k = p0 * k0 + p1", "t = p0 * t0 + (p2 * k0 + p3)")
+            return Fused(Formula(lines, (a, b, c, d)), taps)
+        lines = (
+            "k = p0 * k0",
+            # What is 0 in one image has a covariance of 0, without rounding.
+            "twice = a0 + b0 - k0 if min(a0, b0) > 0.0 else 0.0",
+            "t = p0 * t0 + (p1 * twice + p2)",
+        )
 
-    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
-        """A box filter with weights at the borders."""
-        return block.affine(step, inputs[0])
+        def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return (self._mean(variances[0]) * self._taps,)
+
+        return Fused(Formula(lines, (a, c / 2, d), terms), taps)
 
     @property
     def cost(self) -> float:

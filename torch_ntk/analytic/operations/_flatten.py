@@ -27,6 +27,10 @@ class Flatten(Operation):
         """The mean of the variances."""
         return _mean(inputs[0])
 
+    def collected(self, full: bool, positions: int) -> float | None:
+        """The mean over the same positions."""
+        return None if full else 1 / positions
+
     @property
     def cost(self) -> float:
         """A sum of K and one of Θ."""

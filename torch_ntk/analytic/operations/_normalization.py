@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...activations import Form, Formula
+from ._fused import Fused
 from ._operation import Operation
 from ._state import State, Variances
 
@@ -63,6 +65,27 @@ class Normalization(Operation):
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
         """q/s²."""
         return inputs[0] / self._deviation(inputs[0], (-2, -1)) ** 2
+
+    def fused(self, form: Form) -> Fused:
+        """Pointwise with s of either image; see `state`."""
+        numbers = (float(self.gain_trained), float(self.shift_trained))
+        tangent = "t = t0 * (a0 * b0) + (p0 * covariance + p1)"
+        if not form.distance:
+            lines: tuple[str, ...] = ("k = k0 * (a0 * b0)", "covariance = k", tangent)
+            return Fused(Formula(lines, numbers, lambda v: self._terms(v)[:1]))
+        lines = (
+            "radial = a1 * a0 - b1 * b0",
+            "between = a1 - b1",
+            "k = radial * radial + (k0 - between * between) * (a0 * b0)",
+            "covariance = 0.5 * ((a1 * a0) * (a1 * a0) + (b1 * b0) * (b1 * b0) - k)",
+            tangent,
+        )
+        return Fused(Formula(lines, numbers, self._terms))
+
+    def _terms(self, variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """1/s and √q at every position."""
+        (q,) = variances
+        return (1.0 / self._deviation(q, (-2, -1))).expand_as(q), torch.sqrt(q)
 
     def _deviation(self, q: Tensor, axes: tuple[int, int]) -> Tensor:
         """The standard deviation s of each image, shaped to go with `q`."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar
 
 from torch import Tensor
 
-from ...activations import DualActivation
+from ...activations import Form
+from ._fused import Fused
 from ._state import IdenticalImages, State, Variances
-
-Buffers: TypeAlias = tuple[Tensor, Tensor | None]
-"""K (or distances) and, if it is wanted and not 0 everywhere, Θ, in a fused loop."""
 
 
 class Operation(ABC):
@@ -70,35 +68,28 @@ class Operation(ABC):
         """
         return made
 
-    @property
-    def fuses(self) -> bool:
-        """Whether there is a rule for fused loops."""
-        return False
+    def fused(self, form: Form) -> Fused | None:
+        """How it goes through a fused loop on a CPU; None if it does not.
 
-    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
-        """The same as `state` in a fused loop, from buffers to new buffers.
+        Without a fused form it is evaluated by `state`, and what comes before and after it in
+        loops of their own.
 
         Args:
-            block: What a loop can do.
-            step: The number of the step, which loops are kept by.
-            inputs: Buffers of the values that it takes.
+            form: For which loop.
         """
-        raise AssertionError(f"{type(self).__name__} has no rule for fused loops")
+        return None
+
+    def collected(self, full: bool, positions: int) -> float | None:
+        """The factor of a sum over positions, if that is all that the operation does; else None.
+
+        Args:
+            full: Whether the sum would be over all pairs of positions; over the same position in
+                both images otherwise.
+            positions: How many positions the input has.
+        """
+        return None
 
     @property
     @abstractmethod
     def cost(self) -> float:
         """Arithmetic operations per entry of the result, for K and Θ together."""
-
-
-class FusedBlock(Protocol):
-    """A block of pairs of images in fused loops, as operations see it; see `engine/fused/`."""
-
-    def affine(self, step: int, taken: Buffers) -> Buffers:
-        """A layer of weights."""
-
-    def activation(self, step: int, dual: DualActivation, taken: Buffers) -> Buffers:
-        """An activation."""
-
-    def weighted(self, taken: Sequence[Buffers], weights: Sequence[float]) -> Buffers:
-        """Σ w_i K_i and Σ w_i Θ_i."""

@@ -60,6 +60,12 @@ class Pool(Operation):
         """Of one position, which has a weight only."""
         return inputs[0] * (float(self.rows.sum()) * float(self.columns.sum())) ** 2
 
+    def collected(self, full: bool, positions: int) -> float | None:
+        """An average over all positions, or what has their weights."""
+        if not full or not self.to_one_position:
+            return None
+        return float(self.rows[0, 0] * self.columns[0, 0]) ** 2
+
     @property
     def cost(self) -> float:
         """Of the four products."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._operation import Buffers, FusedBlock, Operation
+from ...activations import Form, Formula
+from ._fused import Fused
+from ._operation import Operation
 from ._state import State, Variances, zero
 
 
@@ -43,14 +45,13 @@ class WeightedSum(Operation):
             total = total + tensor * weight
         return total
 
-    @property
-    def fuses(self) -> bool:
-        """Always."""
-        return True
-
-    def fused(self, block: FusedBlock, step: int, inputs: Sequence[Buffers]) -> Buffers:
-        """One pass over all of them."""
-        return block.weighted(inputs, self.weights)
+    def fused(self, form: Form) -> Fused:
+        """One pass over all of them, of distances as of covariances."""
+        lines = tuple(
+            f"{of} = " + " + ".join(f"p{i} * {of}{i}" for i in range(len(self.weights)))
+            for of in "kt"
+        )
+        return Fused(Formula(lines, self.weights))
 
     @property
     def cost(self) -> float:

@@ -376,8 +376,7 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
     movable = {n for n, p in network.named_parameters() if p.requires_grad}
     if movable != set(names):
         raise ValueError("the infinite-width kernel is that of all parameters that require grad.")
-    # A compiler that starts within a training could change the run.
-    return analytic_ntk(network, probe.x, compile=False, standard=_drawn(network))
+    return analytic_ntk(network, probe.x, standard=_drawn(network))
 
 
 def _drawn(network: nn.Module) -> dict[str, Scheme]:

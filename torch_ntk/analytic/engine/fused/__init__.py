@@ -1,7 +1,13 @@
-"""Fused loops: most of a network in a few passes over small buffers that stay in cache.
+"""Programs in compiled loops on a CPU: one image goes through the network before the next begins.
 
-`fused_evaluation` is the only entrance. Two arrangements share the loops: all pairs of positions by
-displacement, before a global average, and the same position in both images.
+`_regions` says which steps go together, `_layout` where an image is in memory, `_assembly` makes
+passes over images of them, whose code `_source` writes and `_module` compiles; `_evaluation` is a
+region for a block of pairs.
 """
 
-from ._choose import fused_evaluation as fused_evaluation
+from ._evaluation import RegionEvaluation as RegionEvaluation
+from ._regions import Partition as Partition
+from ._regions import Region as Region
+from ._regions import Shape as Shape
+from ._regions import partition as partition
+from ._regions import unfused as unfused

@@ -1,200 +1,199 @@
-"""Covariances between all pairs of positions, arranged by displacement.
+"""How values between positions are laid out in memory for fused loops.
 
-Under convolutions of stride 1 an entry (p, p') moves together with (p + a, p' + a): the
+Under a convolution of stride 1 an entry (p, p') moves together with (p + a, p' + a): the
 displacement p' - p never changes. So the `P × Q × P × Q` array of a pair of images is a set of
-independent images, one for each displacement. Displacements d and d - P share one image of P rows,
-with p' = (p + d) mod P: rows 0 … P-d-1 belong to d, the others to d - P, and a filter is cut at
-the line between them by weights of 0 and 1; columns likewise. This keeps exactly P² Q² entries,
-every layer is a pass over small images, and a block of displacements goes through *all* layers
-while it stays in cache.
+independent images, one for each displacement, and each goes through *all* layers while it is in the
+innermost cache. With a stride s the displacement d of the output is that of s d in the input.
+
+An image is one line of numbers, row after row, so that a tap of a filter is a constant distance in
+it and a loop over it is long. Between rows there are zeros, `margin` of them, which the taps at
+the borders read. Displacements dx and dx - Q share an image, of Q - dx and of dx columns:
+
+    | x = 0 … Q-dx-1, x' = x + dx | zeros | x = Q-dx … Q-1, x' = x + dx - Q | zeros |
+
+Rows are not shared: the displacement dy has P - |dy| of them. This keeps exactly P² Q² entries,
+next to the zeros. On an axis that closes in a circle there are no zeros. The margins show the other
+side of the image, and images of dy and dy - P are one.
+
+Networks of which only the same position in both images is needed are the displacement 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from ..._program import Program
-from ...operations import Activation, Affine, Flatten, Input, Pool, Taps
-from .._plan import Plan
+from ...operations import Fused
+from ._shifts import Shifts, shifts
+
+ROUND = 64
+"""Loops run over a multiple of so many entries: whatever the processor, no loop ends with single
+ones, and all entries go through the same instructions."""
+
+Pair = tuple[int, int]
+
+
+class Unsuitable(Exception):
+    """Why some steps cannot be laid out together."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How one value is laid out.
+
+    Attributes:
+        positions: `(P, Q)`.
+        scale: By how much its displacements are larger than those of the last value, on either
+            axis: the product of the strides that follow.
+        width: Entries from one row to the next.
+        above: Entries before the first row, which are 0 where the axis is no circle.
+        length: All entries.
+    """
+
+    positions: Pair
+    scale: Pair
+    width: int
+    above: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The filters of a step along both axes."""
+
+    rows: Shifts
+    columns: Shifts
+
+    @property
+    def strides(self) -> Pair:
+        """Steps between outputs."""
+        return self.rows.stride, self.columns.stride
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a network's values between all pairs of positions are arranged.
+    """The layout of some steps of a program.
 
     Attributes:
-        end: The step after them: the average over all positions, or the flattening.
-        steps: The steps before it, in order.
-        merged: Activations that alone take the value of a layer, to that layer: both are one loop.
-        size: `(P, Q)`, room for the largest of their values.
-        margin: Rows and columns around it: above, below, left, right.
-        wraps: Whether the margins show the other side of the image, along either axis.
+        full: Whether for all pairs of positions; for the same positions otherwise.
+        room: `(P, Q)` of the displacements, not smaller than any value's positions by its scale.
+        margin: Columns of zeros by the side of an image, at scale 1.
+        circles: Whether the axes close in a circle.
+        places: Per step.
+        filters: Per step that has one.
     """
 
-    end: int
-    steps: tuple[int, ...]
-    merged: Mapping[int, int]
-    size: tuple[int, int]
-    margin: tuple[int, int, int, int]
-    wraps: tuple[bool, bool]
-
-    @property
-    def buffer(self) -> tuple[int, int]:
-        """Rows and columns with the margins."""
-        above, below, left, right = self.margin
-        return self.size[0] + above + below, self.size[1] + left + right
-
-    def padded(self, a: Tensor) -> Tensor:
-        """`a` `[..., P, Q]` of a value that may be smaller, with zeros to the full size."""
-        p, q = self.size
-        return F.pad(a, (0, q - a.shape[-1], 0, p - a.shape[-2]))
+    full: bool
+    room: Pair
+    margin: int
+    circles: tuple[bool, bool]
+    places: Mapping[int, Place]
+    filters: Mapping[int, Filter]
 
 
-def displacement_layout(program: Program, plan: Plan) -> Layout | None:
-    """The arrangement by displacement, or None where it does not apply.
-
-    It does where everything between all pairs of positions keeps displacements, and ends in one
-    average over all positions.
-    """
-    steps = program.steps
-    full = tuple(i for i, f in enumerate(plan.full) if f)
-    ends = [
-        i for i, s in enumerate(steps) if any(plan.full[j] for j in s.inputs) and not plan.full[i]
-    ]
-    if not full or len(ends) != 1:
-        return None
-    end = steps[ends[0]].operation
-    if not isinstance(end, Pool) or not end.to_one_position:
-        return None
-    # An affine layer may take a value of one position, of which there are no pairs.
-    if any(not all(plan.full[j] for j in steps[i].inputs) for i in full):
-        return None
-    return _arranged(program, full, ends[0])
-
-
-def same_position_layout(program: Program, plan: Plan) -> Layout | None:
-    """The arrangement of values at the same position, up to a flattening or to the end.
-
-    None where a step before that moves positions in another way, or does not compile.
-    """
-    steps = program.steps
-    flattenings = [i for i, s in enumerate(steps) if isinstance(s.operation, Flatten)]
-    if not plan.distance or len(flattenings) > 1:
-        return None
-    end = flattenings[0] if flattenings else len(steps) - 1
-    before = tuple(range(end if flattenings else len(steps)))
-    if any(j < end for s in steps[end + 1 :] for j in s.inputs):
-        return None
-    return _arranged(program, before, end)
-
-
-def _arranged(program: Program, included: tuple[int, ...], end: int) -> Layout | None:
-    """The arrangement of some steps, if each keeps displacements and has its loop."""
-    steps = program.steps
-    size = (
-        max(steps[i].positions[0] for i in included),
-        max(steps[i].positions[1] for i in included),
-    )
-    rows: list[int] = [0]
-    columns: list[int] = [0]
-    wraps = [False, False]
-    for i in included:
-        operation = steps[i].operation
-        if not isinstance(operation, Input) and not operation.fuses:
-            return None
-        if isinstance(operation, Affine):
-            for axis, (taps, found) in enumerate(
-                ((operation.rows, rows), (operation.columns, columns))
-            ):
-                moved = shifts(taps, size[axis])
-                if moved is None:
-                    return None
-                found.extend(moved)
-                wraps[axis] = wraps[axis] or _wraps(taps, moved)
-    margin = (-min(rows), max(rows), -min(columns), max(columns))
-    if max(margin[:2]) > size[0] or max(margin[2:]) > size[1]:
-        return None
-    merged = _merged(program, included)
-    return Layout(end, included, merged, size, margin, (wraps[0], wraps[1]))
-
-
-def _merged(program: Program, included: tuple[int, ...]) -> dict[int, int]:
-    steps = program.steps
-    users = [j for step in steps for j in step.inputs]
-    return {
-        i: steps[i].inputs[0]
-        for i in included
-        if isinstance(steps[i].operation, Activation)
-        and isinstance(steps[steps[i].inputs[0]].operation, Affine)
-        and users.count(steps[i].inputs[0]) == 1
-    }
-
-
-def shifts(taps: Taps, size: int) -> tuple[int, ...] | None:
-    """Per tap the distance from output to source on an axis of `size` that closes in a circle.
-
-    None if a tap has more than one, as with a stride, or where the axis is folded at its ends.
-    """
-    found = []
-    for sources in taps.sources:
-        seen = {(s - o) % size for o, s in enumerate(sources) if s >= 0}
-        if len(seen) > 1:
-            return None
-        shift = seen.pop() if seen else 0
-        found.append(shift if shift <= size // 2 else shift - size)
-    return tuple(found)
-
-
-def _wraps(taps: Taps, moved: tuple[int, ...]) -> bool:
-    return any(
-        s >= 0 and s != o + shift
-        for sources, shift in zip(taps.sources, moved, strict=True)
-        for o, s in enumerate(sources)
-    )
-
-
-def tap_weights(taps: Taps, size: int, like: Tensor) -> Tensor:
-    """`[taps, displacement, position]`: 1 where both positions of the pair read a position."""
-    position = torch.arange(size)
-    partner = (position + position[:, None]) % size  # [displacement, position]
-    reads = torch.zeros(len(taps.sources), size, dtype=torch.bool)
-    for a, sources in enumerate(taps.sources):
-        reads[a, : len(sources)] = torch.tensor(sources) >= 0
-    return (reads[:, None, :] & reads[:, partner]).to(like)
-
-
-def inside(count: int, size: int, like: Tensor) -> Tensor:
-    """`[displacement, position]`: 1 where both positions are among the first `count`."""
-    position = torch.arange(size)
-    partner = (position + position[:, None]) % size
-    return ((position < count) & (partner < count)).to(like)
-
-
-def windows(a: Tensor, start: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """`a` `[..., P, Q]` seen from each displacement of a block, without copying.
+def lay_out(
+    program: Program,
+    steps: Sequence[int],
+    fused: Mapping[int, Fused],
+    full: bool,
+    outside: Sequence[int],
+) -> Layout:
+    """The layout of some steps and of what they take.
 
     Args:
-        a: Images laid side by side twice along both axes, `[..., 2P, 2Q]`, contiguous.
-        start: The first displacement along either axis.
-        shape: The number of displacements along either axis.
+        program: The network.
+        steps: Which of its steps, in order.
+        fused: Their fused forms, where they have one; known features and sums have none.
+        full: Whether for all pairs of positions.
+        outside: Which of them are needed after the loop.
 
-    Returns:
-        `[..., D1, D2, P, Q]` whose entry (d1, d2, i, j) is that of `a` at (i + d1, j + d2).
+    Raises:
+        Unsuitable: There is none; it says why.
     """
-    rows, columns = a.shape[-2] // 2, a.shape[-1] // 2
-    row = a.stride(-2)
-    return a.as_strided(
-        (*a.shape[:-2], *shape, rows, columns),
-        (*a.stride()[:-2], row, 1, row, 1),
-        a.storage_offset() + start[0] * row + start[1],
+    filters = _filters(fused, steps)
+    scales = _scales(program, steps, filters, outside if full else ())
+    values = {i: program.steps[i].positions for i in scales}
+    room = (
+        max(-(-p // scales[i][0]) for i, (p, _) in values.items()),
+        max(-(-q // scales[i][1]) for i, (_, q) in values.items()),
     )
+    circles = (
+        any(f.rows.wraps for f in filters.values()),
+        any(f.columns.wraps for f in filters.values()),
+    )
+    for axis in (0, 1):
+        whole = all(values[i][axis] == scales[i][axis] * room[axis] for i in values)
+        if circles[axis] and not whole:
+            raise Unsuitable("circular padding beside other paddings or sizes")
+    reach = _reach(program, filters, values, scales)
+    margin = max((-(-r.columns // scales[i][1]) for i, r in reach.items()), default=0)
+    places = {}
+    for scale in set(scales.values()):
+        those = [reach[i] for i in reach if scales[i] == scale]
+        width = scale[1] * (room[1] + 2 * margin)
+        above = max((r.above for r in those), default=0) * width + scale[1] * margin
+        below = max((r.rows for r in those), default=0)
+        rows = max(below, scale[0] * room[0]) + 1
+        length = above + rows * width + scale[1] * margin + 2 * ROUND
+        for i, s in scales.items():
+            if s == scale:
+                places[i] = Place(values[i], scale, width, above, length)
+    return Layout(full, room, margin, circles, places, filters)
 
 
-def twice(a: Tensor) -> Tensor:
-    """`[..., P, Q]` laid side by side along both axes, `[..., 2P, 2Q]`."""
-    return torch.cat([torch.cat([a, a], -1)] * 2, -2)
+@dataclass
+class _Reach:
+    """How far filters read beyond a value: rows above, rows in all, columns at the sides."""
+
+    above: int
+    rows: int
+    columns: int
+
+
+def _filters(fused: Mapping[int, Fused], steps: Sequence[int]) -> dict[int, Filter]:
+    found = {}
+    for i in steps:
+        if i not in fused or fused[i].taps is None:
+            continue
+        rows, columns = (shifts(t) for t in fused[i].taps)  # type: ignore[union-attr]
+        if rows is None or columns is None:
+            raise Unsuitable("taps at varying distances (reflected, replicated or transposed)")
+        found[i] = Filter(rows, columns)
+    return found
+
+
+def _scales(
+    program: Program,
+    steps: Sequence[int],
+    filters: Mapping[int, Filter],
+    outside: Sequence[int],
+) -> dict[int, Pair]:
+    """The scale of every value, from the last to the first."""
+    scales: dict[int, Pair] = dict.fromkeys(outside, (1, 1))
+    for i in reversed(steps):
+        scale = scales.setdefault(i, (1, 1))
+        stride = filters[i].strides if i in filters else (1, 1)
+        for j in program.steps[i].inputs:
+            wanted = scale[0] * stride[0], scale[1] * stride[1]
+            if scales.setdefault(j, wanted) != wanted:
+                raise Unsuitable("strides that differ between branches")
+    return scales
+
+
+def _reach(
+    program: Program,
+    filters: Mapping[int, Filter],
+    positions: Mapping[int, Pair],
+    scales: Mapping[int, Pair],
+) -> dict[int, _Reach]:
+    found: dict[int, _Reach] = {}
+    for i, f in filters.items():
+        (j,) = program.steps[i].inputs
+        r = found.setdefault(j, _Reach(0, 0, 0))
+        rows = f.rows.shifts or (0,)
+        r.above = max(r.above, -min(rows))
+        last = (positions[i][0] - 1) * f.rows.stride + max(rows)
+        r.rows = max(r.rows, last + 1)
+        r.columns = max(r.columns, *(abs(s) for s in f.columns.shifts or (0,)))
+    return found

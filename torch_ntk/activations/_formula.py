@@ -1,0 +1,96 @@
+"""How a dual activation is written for a fused loop: statements in place of tensor operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Form(NamedTuple):
+    """For which loop a formula is written.
+
+    Attributes:
+        distance: Whether covariances come as distances `d = E(u - v)²`; see `State`.
+        double: Whether numbers are float64; float32 otherwise.
+    """
+
+    distance: bool
+    double: bool
+
+
+def no_terms(*_: object) -> tuple[Tensor, ...]:
+    """Nothing is needed of the images."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One entry of a covariance and of a tangent kernel, as statements of a compiled loop.
+
+    The statements assign `k` and `t`, the new covariance (or distance) and tangent kernel, from
+    `k0` and `t0`. They may use any names of their own; `p0`, `p1`, … for `numbers`; `a0`, `a1`, …
+    for the terms of the first image and `b0`, `b1`, … for those of the second, at the entry's two
+    positions; `sqrt`, `abs`, `min`, `max`, `floor`, `power_of_two` (2ⁿ of an integral number) and
+    expressions `x if condition else y`, which become selections. Every number is written as a
+    float ("2.0"), because integers would lead to float64. Functions of a library are left out:
+    they would be called for one entry after the other.
+
+    Loops are compiled once for each set of statements. What differs between layers of a network,
+    such as scales, belongs into `numbers`.
+
+    Attributes:
+        lines: The statements.
+        numbers: The values of `p0`, `p1`, ….
+        terms: From the variances of the values that are taken, `[n, P, Q]` each, to the terms of
+            every image, `[n, P', Q']` each. What is outside of an image has terms of 0, for which
+            the statements must give finite numbers.
+    """
+
+    lines: tuple[str, ...]
+    numbers: tuple[float, ...] = ()
+    terms: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] = no_terms
+
+    @property
+    def term_count(self) -> int:
+        """How many terms of an image the statements use."""
+        found = re.findall(r"\b[ab](\d+)\b", "\n".join(self.lines))
+        return 1 + max((int(i) for i in found), default=-1)
+
+
+def polynomial(target: str, coefficients: Sequence[float], x: str) -> tuple[str, ...]:
+    """Statements for Σ_i coefficients[i] xⁱ, even and odd powers apart.
+
+    These are two chains of products that a processor works on at once.
+    """
+    even, odd, square = f"{target}_even", f"{target}_odd", f"{target}_square"
+    lines = [f"{square} = {x} * {x}"]
+    for name, part in ((even, coefficients[0::2]), (odd, coefficients[1::2])):
+        lines.append(f"{name} = {part[-1]!r}")
+        lines += [f"{name} = {name} * {square} + {c!r}" for c in reversed(part[:-1])]
+    return (*lines, f"{target} = {even} + {x} * {odd}")
+
+
+def by_covariance(formula: Formula, diagonal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Formula:
+    """A formula for distances from one for covariances, as `DualActivation.pair_from_distance`.
+
+    Args:
+        formula: For covariances.
+        diagonal: `DualActivation.diagonal`.
+    """
+    n = formula.term_count
+
+    def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        (q,) = variances
+        return (*formula.terms(variances), q, diagonal(q)[0])
+
+    before = ("d = k0", f"k0 = 0.5 * (a{n} + b{n} - d)")
+    # Nothing is rounded where u = v.
+    after = (
+        f"gap = (a{n + 1} + b{n + 1}) - 2.0 * k",
+        "k = max(gap, 0.0) if d > 0.0 else 0.0",
+    )
+    return Formula((*before, *formula.lines, *after), formula.numbers, terms)

@@ -1,0 +1,354 @@
+"""A region as passes: which steps go together, where their values are, and the code of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....activations import Form
+from ..._program import Program
+from ...operations import Input
+from ._layout import ROUND, Filter, Place
+from ._regions import Region
+from ._source import Slot, Stage, Written, chain, module
+
+Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+LANES = 256
+"""Pairs of vectors that go through a network together."""
+_VECTOR = Place((LANES // ROUND, ROUND), (1, 1), ROUND, 0, LANES + ROUND)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a formula needs of an image: one number for each of its positions.
+
+    Attributes:
+        step: Of which step; of known features it is a channel.
+        index: Which of its terms; for vectors, -1 are the variances of known features.
+        place: How it is laid out.
+        start: Where it begins among the terms of an image.
+        exact: Whether it belongs to the formula for equal values.
+    """
+
+    step: int
+    index: int
+    place: Place
+    start: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Load:
+    """A value of vectors with which a region begins.
+
+    Attributes:
+        step: Its step.
+        slot: Where it goes.
+        number: Where 1/channels of known features is among the numbers.
+        term: Where their variances are among the terms of either image.
+    """
+
+    step: int
+    slot: Slot
+    number: int = 0
+    term: tuple[int, int] = (0, 0)
+
+
+class Assembly:
+    """What a region is evaluated with, whatever the images.
+
+    Attributes:
+        region: What is evaluated.
+        terms: What formulas need of the images, those for equal values last.
+        numbers: Numbers of formulas.
+        collected: Per sum over positions its origin, half, rows, scale of rows, and width.
+        stored: Per value that is needed outside its step, slot, and where it begins.
+        sources: Per value from outside its step, slot, and where it begins.
+        inputs: Per known features origin, half, rows, scale of rows, width, channels, where the
+            first of these is among the terms, from one to the next, 1/channels, and mask.
+        loads: For vectors, the values that begin the region.
+        external: How many numbers come from outside for a pair.
+        states: How many numbers of a pair go outside.
+    """
+
+    def __init__(self, program: Program, region: Region, form: Form, spread: int = 0) -> None:
+        """Assemble.
+
+        Args:
+            program: The network.
+            region: A part of it.
+            form: In which form.
+            spread: For vectors, from one term of the second ones to the next.
+        """
+        self.region = region
+        self.terms: list[Term] = []
+        self.numbers: list[float] = []
+        self.collected: list[list[int]] = []
+        self.stored: list[tuple[int, Slot, int]] = []
+        self.sources: list[tuple[int, Slot, int]] = []
+        self.inputs: list[list[int]] = []
+        self.loads: list[Load] = []
+        self.external = self.states = 0
+        self.masks: list[Place] = []
+        self._program, self._form, self._spread = program, form, spread
+        self._kinds: dict[str, int] = {}
+        self._rows: list[tuple[list[int], list[int]]] = []
+        self._slots: dict[int, Slot] = {}
+        self._free: dict[tuple[int, int], list[int]] = {}
+        self.buffer = 0
+        self.sums = 1
+        self._ends = [0, 0]  # of the terms, plain and exact ones
+        self._assemble()
+
+    # -- what loops are given ----------------------------------------------------------------
+
+    @property
+    def passes(self) -> list[str]:
+        """The sources of the passes, by the numbers that rows of `code` begin with."""
+        return [module(body, self._form.double) for body in self._kinds]
+
+    def code(self, same: bool) -> Integers:
+        """A row of integers for each pass; with `same`, for equal images at displacement 0."""
+        rows = [both[same] for both in self._rows]
+        width = max((len(r) for both in self._rows for r in both), default=1)
+        table = [r + [0] * (width - len(r)) for r in rows]
+        return np.array(table, dtype=np.int64).reshape(len(rows), width)
+
+    def tables(self, terms: Sequence[Term], starts: Sequence[int]) -> Integers:
+        """Per term where it goes, where it comes from, its positions, scale and width."""
+        rows = [
+            [t.start, s, *t.place.positions, t.place.scale[1], t.place.width]
+            for t, s in zip(terms, starts, strict=True)
+        ]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), 6)
+
+    @property
+    def plain_terms(self) -> int:
+        """How many terms are not for equal values."""
+        return sum(not t.exact for t in self.terms)
+
+    @property
+    def plain_length(self) -> int:
+        """Room for these terms of an image."""
+        return max(1, self._ends[0])
+
+    @property
+    def term_length(self) -> int:
+        """Room for all terms of an image."""
+        return max(1, *self._ends)
+
+    @property
+    def mask_length(self) -> int:
+        """Room for all masks."""
+        return max(1, sum(self._room(p) for p in self.masks))
+
+    def mask_table(self) -> Integers:
+        """As `tables`, of the masks."""
+        starts = np.cumsum([0, *(self._room(p) for p in self.masks)])
+        terms = [Term(0, 0, p, int(s), False) for p, s in zip(self.masks, starts, strict=False)]
+        return self.tables(terms, [0] * len(terms))
+
+    # -- assembling --------------------------------------------------------------------------
+
+    def _assemble(self) -> None:
+        if self.region.layout is not None:
+            self._count_terms()
+        chains = self._chains()
+        last_use = self._last_uses(chains)
+        for i in self.region.inputs:
+            self._from_outside(i)
+        for i in self.region.steps:
+            if isinstance(self._program.steps[i].operation, Input):
+                self._features(i)
+        for steps in chains:
+            end = steps[-1]
+            self._chain(steps, last_use)
+            for j in [j for j in self._slots if last_use.get(j, -1) <= end]:
+                self._give_back(j)
+        for i in self.region.collectors:
+            slot = self._slots[self._program.steps[i].inputs[0]]
+            place = slot.place
+            row = [slot.origin, slot.half, place.positions[0], place.scale[0], place.width]
+            self.collected.append(row)
+        for i in self.region.outside:
+            self.stored.append((i, self._slots[i], self.states))
+            self.states += 2 * self._entries(self._slots[i].place)
+        self.terms.sort(key=lambda t: t.exact)  # without changing the order otherwise
+
+    def _chains(self) -> list[list[int]]:
+        """Steps, each with those after it that alone take its value and have no filter."""
+        region, steps = self.region, self._program.steps
+        users = [j for s in steps for j in s.inputs]
+        ends: dict[int, list[int]] = {}
+        for i in region.steps:
+            if i not in region.fused:
+                continue
+            begun = None
+            if region.fused[i].taps is None:
+                begun = next(
+                    (
+                        j
+                        for j in reversed(steps[i].inputs)
+                        if j in ends and users.count(j) == 1 and j not in region.outside
+                    ),
+                    None,
+                )  # fmt: skip
+            ends[i] = [*ends.pop(begun), i] if begun is not None else [i]
+        return sorted(ends.values(), key=lambda c: c[-1])
+
+    def _last_uses(self, chains: list[list[int]]) -> dict[int, int]:
+        """Per value the end of the chain that takes it last; the values of sums stay."""
+        found: dict[int, int] = {}
+        for steps in chains:
+            for i in steps:
+                for j in self._program.steps[i].inputs:
+                    found[j] = steps[-1]
+        kept = len(self._program.steps)
+        for i in self.region.collectors:
+            found[self._program.steps[i].inputs[0]] = kept
+        return {**found, **dict.fromkeys(self.region.outside, kept)}
+
+    def _place(self, i: int) -> Place:
+        return _VECTOR if self.region.layout is None else self.region.layout.places[i]
+
+    def _slot(self, i: int) -> Slot:
+        """Room for the value of a step."""
+        place = self._place(i)
+        free = self._free.setdefault((place.width, place.length), [])
+        if free:
+            start = free.pop()
+        else:
+            start, self.buffer = self.buffer, self.buffer + 2 * place.length
+        self._slots[i] = Slot(place, start)
+        return self._slots[i]
+
+    def _give_back(self, i: int) -> None:
+        slot = self._slots.pop(i)
+        self._free[slot.place.width, slot.place.length].append(slot.start)
+
+    def _room(self, place: Place) -> int:
+        layout = self.region.layout
+        copies = 2 if layout is not None and layout.circles[0] and layout.full else 1
+        return (copies * place.positions[0] + 1) * place.width + 2 * ROUND
+
+    def _term(self, step: int, index: int, *, exact: bool = False) -> tuple[int, int]:
+        """Where a term of a step is in those of the first and of the second image."""
+        place = self._place(step)
+        if self.region.layout is None:
+            start = len(self.terms)
+            self.terms.append(Term(step, index, place, start, exact))
+            return start, start * self._spread
+        start = self._ends[exact]
+        self.terms.append(Term(step, index, place, start, exact))
+        self._ends[exact] += self._room(place)
+        return start, start
+
+    def _count_terms(self) -> None:
+        """Terms for equal values come after all others."""
+        for i in self.region.steps:
+            operation = self._program.steps[i].operation
+            if isinstance(operation, Input):
+                count = operation.x1.shape[1]
+            elif i in self.region.fused:
+                count = self.region.fused[i].formula.term_count
+            else:
+                continue
+            self._ends[1] += count * self._room(self._place(i))
+
+    def _mask(self, place: Place) -> int:
+        """Where the mask of a place is."""
+        if self.region.layout is None:
+            return 0
+        if place not in self.masks:
+            self.masks.append(place)
+        before = self.masks[: self.masks.index(place)]
+        return sum(self._room(p) for p in before)
+
+    def _add(self, written: Written, same: Written | None = None) -> tuple[list[int], list[int]]:
+        rows = []
+        for body, row in (written, same or written):
+            rows.append([self._kinds.setdefault(body, len(self._kinds)), *row])
+        self._rows.append((rows[0], rows[1]))
+        return rows[0], rows[1]
+
+    def _from_outside(self, i: int) -> None:
+        slot = self._slot(i)
+        if self.region.layout is None:
+            self.loads.append(Load(i, slot))
+            return
+        self.sources.append((i, slot, self.external))
+        self.external += 2 * self._entries(slot.place)
+
+    def _features(self, i: int) -> None:
+        slot = self._slot(i)
+        features = self._program.steps[i].operation
+        assert isinstance(features, Input)
+        channels = features.x1.shape[1]
+        number = self._number((1 / channels,))
+        if self.region.layout is None:
+            self.loads.append(Load(i, slot, number, self._term(i, -1)))
+            return
+        place = slot.place
+        start, *_ = (self._term(i, c)[0] for c in range(channels))
+        self.inputs.append(
+            [slot.origin, slot.half, place.positions[0], place.scale[0], place.width, channels,
+             start, self._room(place), number, self._mask(place)]
+        )  # fmt: skip
+
+    def _entries(self, place: Place) -> int:
+        """Of a value for a pair of images, as it is outside."""
+        p, q = place.positions
+        return (p * q) ** 2 if self.region.full else p * q
+
+    def _number(self, numbers: Sequence[float]) -> int:
+        self.numbers += numbers
+        return len(self.numbers) - len(numbers)
+
+    def _chain(self, steps: list[int], last_use: dict[int, int]) -> None:
+        region, layout = self.region, self.region.layout
+        first, end = steps[0], steps[-1]
+        read = None
+        if region.fused[first].taps is not None:
+            assert layout is not None
+            (j,) = self._program.steps[first].inputs
+            read = self._slots[j], layout.filters[first]
+            taps = read[1]
+            rows = taps.rows.shifts
+            if rows:
+                tall = taps.rows.stride * self._place(first).positions[0] + max(rows) - min(rows)
+                self.sums = max(self.sums, (tall + 1) * self._place(first).width + 2 * ROUND)
+        stages, same = [], []
+        for n, i in enumerate(steps):
+            fused, operation = region.fused[i], self._program.steps[i]
+            slots = tuple(
+                None if (n and j == steps[n - 1]) or (n == 0 and read) else self._slots[j]
+                for j in operation.inputs
+            )
+            number = self._number(fused.formula.numbers)
+            terms = tuple(self._term(i, t) for t in range(fused.formula.term_count))
+            stages.append(Stage(fused.formula, slots, number, terms))
+            exact = fused.exact
+            if exact is None or layout is None or not layout.full:
+                same.append(stages[-1])
+                continue
+            places = tuple(self._term(i, t, exact=True) for t in range(exact.term_count))
+            same.append(Stage(exact, slots, number, places))
+        # A filter has read all before it writes: its result may go where its input was.
+        if read is not None and _reads_first(read[1]):
+            (j,) = self._program.steps[first].inputs
+            later = {m for i in steps[1:] for m in self._program.steps[i].inputs}
+            if last_use[j] == end and j not in later:
+                self._give_back(j)
+        to = self._slot(end)
+        mask = self._mask(to.place)
+        both = [chain(layout, read, s, to, mask) for s in (stages, same)]
+        self._add(both[0], both[1] if same != stages else None)
+
+
+def _reads_first(taps: Filter) -> bool:
+    """Whether a filter has read everything before anything is written; see `_source.py`."""
+    several = len(taps.rows.shifts) > 1 and len(taps.columns.shifts) > 1
+    return several or taps.strides != (1, 1)

@@ -1,0 +1,316 @@
+"""A region for a block of pairs of images: arrays for its loops, and states from what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....activations import Form
+from ...operations import FEW_CHANNELS, Input, State
+from .._task import Block, Images, Task
+from ._assembly import LANES, Assembly, Integers
+from ._drivers import driver
+from ._layout import ROUND
+from ._module import load
+from ._regions import Region, Shape
+from ._source import Slot
+from ._threads import in_threads
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+# Distances below this share of the norms are computed again from the differences themselves.
+_CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
+
+
+class RegionEvaluation:
+    """Evaluates a region.
+
+    Args:
+        task: What is evaluated.
+        region: A part of its program.
+        like: A tensor of the type of the computation.
+    """
+
+    def __init__(self, task: Task, region: Region, like: Tensor) -> None:
+        self.region = region
+        self._task, self._like = task, like
+        self._form = Form(task.plan.distance, like.dtype == torch.float64)
+        columns = len(task.program.known[0].both[1])
+        self._spread = columns + LANES + ROUND
+        self._assembly = Assembly(task.program, region, self._form, self._spread)
+        double = self._form.double
+        self._functions = load(driver(region.shape.name.lower(), double))
+        passes = [load(source)["run"].address for source in self._assembly.passes]
+        self._addresses = np.array([*passes, 0], dtype=np.int64)
+
+    def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+        """The values that are needed outside.
+
+        Args:
+            block: For which pairs.
+            states: Of the values that the region takes.
+        """
+        if self.region.shape is Shape.VECTORS:
+            return self._vectors(block, states)
+        return self._images(block, states)
+
+    # -- images ------------------------------------------------------------------------------
+
+    def _images(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+        a = self._assembly
+        pairs = self._pairs(block)
+        terms = a.terms
+        one, starts = self._terms(block.rows, 0, terms)
+        two, _ = self._terms(block.columns, 1, terms)
+        table = a.tables(terms, starts)
+        external = self._external(states, pairs)
+        layout = self.region.layout
+        assert layout is not None
+        shape = np.array(
+            [*layout.room, layout.margin, *layout.circles, a.plain_length, a.plain_terms],
+            dtype=np.int64,
+        )
+        sources, stored = (
+            np.array([self._row(slot, start) for _, slot, start in which], np.int64).reshape(-1, 9)
+            for which in (a.sources, a.stored)
+        )
+        inputs = np.array(a.inputs, dtype=np.int64).reshape(-1, 10)
+        collected = np.array(a.collected, dtype=np.int64).reshape(-1, 5)
+        places = layout.room[1] if self.region.full else 1
+        totals = np.zeros((len(pairs) * places, len(collected), 2))
+        outputs = self._empty(len(pairs), a.states)
+        numbers = self._array(a.numbers)
+        ones = np.ones(
+            max((p * q for p, q in (m.positions for m in a.masks)), default=1), one.dtype
+        )
+        f = self._functions
+        if self.region.full:
+            given = (shape, self._addresses, a.code(False), a.code(True), numbers, pairs, one, two,
+                     table, ones, a.mask_table(), inputs, external, sources, collected, totals,
+                     stored, outputs)  # fmt: skip
+            sizes = a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length, a.mask_length
+            self._in_threads("displacements", given, sizes, len(totals))
+        else:
+            laid = [self._laid_out(shape, x, table) for x in (one, two)]
+            mask = self._empty(1, a.mask_length)
+            f["prepare"](0, 1, shape, ones[None], a.mask_table(), mask)
+            given = (shape, self._addresses, a.code(False), numbers, pairs, *laid, mask[0], inputs,
+                     external, sources, collected, totals, stored, outputs)  # fmt: skip
+            self._in_threads(
+                "same_positions", given, (a.buffer + 2 * ROUND, (2, a.sums)), len(pairs)
+            )
+        return self._made(block, pairs, totals, outputs)
+
+    def _in_threads(
+        self, name: str, given: tuple[Any, ...], rooms: Sequence[Any], count: int
+    ) -> None:
+        """Call a loop on ranges of 0 … count, in threads; each has rooms of these sizes."""
+        function = self._functions[name]
+
+        def work(begin: int, end: int) -> None:
+            function(begin, end, *given, *(np.zeros(size, self._dtype) for size in rooms))
+
+        in_threads(work, count)
+
+    def _laid_out(self, shape: Integers, images: Array, table: Integers) -> Array:
+        to = self._empty(len(images), self._assembly.term_length)
+        f = self._functions["prepare"]
+        in_threads(lambda i, j: f(i, j, shape, images, table, to), len(images))
+        return to
+
+    def _pairs(self, block: Block) -> Integers:
+        """The pairs to be computed, as rows, columns, and whether both are the same image.
+
+        Of a symmetric matrix, these are the pairs on and above its diagonal.
+        """
+        rows, columns = torch.meshgrid(*(torch.arange(n) for n in block.shape), indexing="ij")
+        wanted = torch.ones(block.shape, dtype=torch.bool)
+        if self._task.symmetric:
+            wanted = rows + block.rows.start <= columns + block.columns.start
+        rows, columns = rows[wanted], columns[wanted]
+        same = torch.zeros_like(rows)
+        if self.region.full:
+            same += self._task.identical(rows + block.rows.start, columns + block.columns.start)
+        return np.stack([rows.numpy(), columns.numpy(), same.numpy()], axis=1).astype(np.int64)
+
+    def _terms(self, images: Images, side: int, terms: Sequence[Any]) -> tuple[Array, list[int]]:
+        """The terms of some images, one after the other, and where each begins."""
+        parts: list[Tensor] = []
+        starts, size = [], 0
+        values: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
+        for t in terms:
+            key = t.step, t.exact
+            if key not in values:
+                values[key] = self._values(images, side, t.step, t.exact)
+            part = values[key][t.index].flatten(1)
+            parts.append(part)
+            starts.append(size)
+            size += part.shape[1]
+        n = len(images)
+        whole = torch.cat(parts, 1) if parts else self._like.new_zeros(n, 1)
+        return np.ascontiguousarray(whole.detach().numpy()), starts
+
+    def _values(self, images: Images, side: int, step: int, exact: bool) -> tuple[Tensor, ...]:
+        operation = self._task.program.steps[step].operation
+        if isinstance(operation, Input):
+            return operation.both[side][images.slice].unbind(1)
+        fused = self.region.fused[step]
+        formula = fused.exact if exact else fused.formula
+        assert formula is not None
+        variances = [images.variances[j] for j in self._task.program.steps[step].inputs]
+        p, q = self._task.program.steps[step].positions
+        found = formula.terms(variances)  # type: ignore[arg-type]
+        return tuple(v.to(self._like.dtype).expand(len(images), p, q) for v in found)
+
+    def _external(self, states: Mapping[int, State], pairs: Integers) -> Array:
+        """The values from outside, one after the other for each pair."""
+        a = self._assembly
+        if not a.sources:
+            return self._empty(len(pairs), 1)
+        rows, columns = (torch.from_numpy(pairs[:, n]) for n in (0, 1))
+        parts = []
+        for step, *_ in a.sources:
+            s = states[step]
+            for x in (s.nngp, s.ntk):
+                if x is None or x.ndim == 0:
+                    x = torch.zeros_like(s.nngp)
+                parts.append(x[rows, columns].flatten(1))
+        return np.ascontiguousarray(torch.cat(parts, 1).numpy())
+
+    def _row(self, slot: Slot, start: int) -> list[int]:
+        """Where a value is inside and outside of the loops."""
+        p, q = slot.place.positions
+        size = (p * q) ** 2 if self.region.full else p * q
+        return [slot.origin, slot.half, start, start + size, p, q, *slot.place.scale,
+                slot.place.width]  # fmt: skip
+
+    def _made(
+        self, block: Block, pairs: Integers, totals: Array, outputs: Array
+    ) -> dict[int, State]:
+        rows, columns = (torch.from_numpy(pairs[:, n]) for n in (0, 1))
+        made = {}
+        # Displacement by displacement, so that it does not matter how many pairs there are.
+        count = len(totals) // len(pairs)
+        whole = totals.reshape(len(pairs), count, *totals.shape[1:])
+        sums = np.zeros((len(pairs), *totals.shape[1:]))
+        for d in range(count):
+            sums += whole[:, d]
+        for n, (step, factor) in enumerate(self.region.collectors.items()):
+            parts = []
+            for of in (0, 1):
+                part = self._like.new_zeros(*block.shape, 1, 1)
+                part[rows, columns, 0, 0] = torch.from_numpy(sums[:, n, of] * factor).to(part)
+                parts.append(part)
+            made[step] = self._state(parts[0], parts[1], False)
+        for step, slot, start in self._assembly.stored:
+            p, q = slot.place.positions
+            size = (p, q, p, q) if self.region.full else (p, q)
+            count = int(np.prod(size))
+            parts = []
+            for of in (0, 1):
+                part = self._like.new_zeros(*block.shape, *size)
+                found = outputs[:, start + of * count : start + (of + 1) * count]
+                part[rows, columns] = torch.from_numpy(found.reshape(-1, *size))
+                parts.append(part)
+            made[step] = self._state(parts[0], parts[1], self.region.full)
+        return made
+
+    def _state(self, k: Tensor, t: Tensor, full: bool) -> State:
+        return State(k, t if self._task.ntk else None, self._form.distance, full)
+
+    def _array(self, numbers: Sequence[float]) -> Array:
+        return np.array([*numbers, 0.0], dtype=np.float64).astype(self._dtype)
+
+    def _empty(self, *shape: int) -> Array:
+        return np.zeros(shape, dtype=self._dtype)
+
+    @property
+    def _dtype(self) -> type:
+        return np.float64 if self._form.double else np.float32
+
+    # -- vectors -----------------------------------------------------------------------------
+
+    def _vectors(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+        a = self._assembly
+        n, m = block.shape
+        one = self._scalars(block.rows, 0)
+        two = self._empty(max(1, len(a.terms)), self._spread)
+        two[: len(a.terms), :m] = self._scalars(block.columns, 1).T[: len(a.terms)]
+        x1, x2, loads, external = self._loaded(block, states)
+        offset = block.rows.start - block.columns.start
+        starts = np.arange(n, dtype=np.int64) + offset if self._task.symmetric else np.zeros(n, int)
+        starts = np.clip(starts, 0, m).astype(np.int64)
+        shape = np.array([n, m, LANES, FEW_CHANNELS], dtype=np.int64)
+        results = np.array([[s.origin, s.half] for _, s, _ in a.stored], dtype=np.int64)
+        outputs = self._empty(len(a.stored), 2, n, m)
+        ones: Array = np.ones(LANES + 2 * ROUND, self._dtype)
+        close = self._dtype(_CLOSE[self._like.dtype])
+        given = (shape, self._addresses, a.code(False), self._array(a.numbers), starts, loads, x1,
+                 x2, one, two.reshape(-1), ones, close, external, results, outputs)  # fmt: skip
+        function = self._functions["vectors"]
+        tiles = len(loads), 8, LANES + ROUND
+
+        def work(begin: int, end: int) -> None:
+            sizes: tuple[Any, ...] = (a.buffer + 2 * ROUND, (2, 1), tiles)
+            rooms = [np.zeros(size, self._dtype) for size in sizes]
+            function(begin, end, *given, *rooms, np.zeros(8, np.int64))
+
+        in_threads(work, -(-n // 8))
+        made = {}
+        for i, (step, _, _) in enumerate(a.stored):
+            kernel, tangent = torch.from_numpy(outputs[i])[..., None, None]
+            made[step] = self._state(kernel, tangent, False)
+        return made
+
+    def _scalars(self, images: Images, side: int) -> Array:
+        """The terms of some vectors, `[n, terms]`."""
+        parts = []
+        for t in self._assembly.terms:
+            if t.index < 0:
+                q = images.variances[t.step]
+                assert q is not None
+                parts.append(q.flatten(1))
+            else:
+                parts.append(self._values(images, side, t.step, False)[t.index].flatten(1))
+        whole = torch.cat(parts, 1) if parts else self._like.new_zeros(len(images), 1)
+        return np.ascontiguousarray(whole.detach().numpy())
+
+    def _loaded(
+        self, block: Block, states: Mapping[int, State]
+    ) -> tuple[Array, Array, Integers, Array]:
+        """Features of the first vectors, of the second ones, what is loaded, and other values."""
+        firsts: list[Tensor] = []
+        seconds: list[Tensor] = []
+        others: list[Tensor] = []
+        rows: list[list[int]] = []
+        at = 0
+        for load_ in self._assembly.loads:
+            operation = self._task.program.steps[load_.step].operation
+            slot = load_.slot
+            if isinstance(operation, Input):
+                x1, x2 = operation.both
+                firsts.append(x1[block.rows.slice].flatten(1))
+                seconds.append(x2[block.columns.slice].flatten(1))
+                channels = x1.shape[1]
+                rows.append([1, channels, at, slot.origin, slot.half, load_.number, *load_.term])
+                at += channels
+            else:
+                s = states[load_.step]
+                t = s.ntk if s.ntk is not None and s.ntk.ndim else torch.zeros_like(s.nngp)
+                rows.append([0, len(others), 0, slot.origin, slot.half, 0, 0, 0])
+                others.append(torch.stack([s.nngp[..., 0, 0], t[..., 0, 0]]))
+        n, m = block.shape
+        one = np.ascontiguousarray(torch.cat(firsts, 1).numpy()) if firsts else self._empty(n, 1)
+        two = self._empty(max(1, at), self._spread)
+        if seconds:
+            two[:, :m] = torch.cat(seconds, 1).numpy().T
+        external = torch.stack(others).numpy() if others else self._empty(1, 2, 1, 1)
+        return (
+            one,
+            two,
+            np.array(rows, dtype=np.int64).reshape(-1, 8),
+            np.ascontiguousarray(external),
+        )

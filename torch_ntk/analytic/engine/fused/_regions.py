@@ -1,0 +1,234 @@
+"""Which steps of a program go through fused loops, and which of them together.
+
+Steps that have a fused form and are connected make a region. Between regions are the steps that
+have none: these are evaluated by tensor operations, with whole states in memory. To keep the order,
+every step has a level, even ones for regions and odd ones for other steps, that never falls along
+the program. A step joins the region that its inputs are in, if all have one layout; otherwise it
+begins another, two levels up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ....activations import Form
+from ..._program import Program
+from ...operations import Fused, Input
+from .._plan import Plan
+from ._layout import Layout, Unsuitable, lay_out
+
+
+class Shape(Enum):
+    """What is one image in the loops of a region."""
+
+    DISPLACEMENTS = "all pairs of positions, image by image of one displacement"
+    SAME_POSITIONS = "the same position in both images, pair by pair"
+    VECTORS = "pairs of vectors, block by block"
+
+
+@dataclass
+class Region:
+    """Steps that go through fused loops together.
+
+    Attributes:
+        shape: What is one image.
+        level: See above.
+        steps: Their numbers, with those of known features, in order.
+        fused: Their fused forms.
+        collectors: Those that are sums over positions, with the factors of the sums.
+        inputs: The steps outside whose values they take.
+        outside: Those whose values are needed outside, other than collectors.
+        layout: Of their values; None for vectors.
+    """
+
+    shape: Shape
+    level: int
+    steps: list[int] = field(default_factory=list)
+    fused: dict[int, Fused] = field(default_factory=dict)
+    collectors: dict[int, float] = field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
+    outside: tuple[int, ...] = ()
+    layout: Layout | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether for all pairs of positions."""
+        return self.shape is Shape.DISPLACEMENTS
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A program as regions and single steps.
+
+    Attributes:
+        units: Regions and numbers of steps in the order in which they can be evaluated.
+        reasons: Per step that is in no region why.
+    """
+
+    units: tuple[Region | int, ...]
+    reasons: Mapping[int, str]
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions."""
+        return tuple(u for u in self.units if isinstance(u, Region))
+
+
+def unfused(program: Program, reason: str) -> Partition:
+    """Every step for itself."""
+    steps = [i for i, s in enumerate(program.steps) if not isinstance(s.operation, Input)]
+    return Partition(tuple(steps), dict.fromkeys(steps, reason))
+
+
+def partition(program: Program, plan: Plan, double: bool) -> Partition:
+    """Divide a program into regions and single steps."""
+    return _Division(program, plan, Form(plan.distance, double)).result()
+
+
+class _Division:
+    def __init__(self, program: Program, plan: Plan, form: Form) -> None:
+        self._steps, self._program, self._plan = program.steps, program, plan
+        self._form = form
+        self._level: dict[int, int] = {}
+        self._region: dict[int, Region] = {}
+        self._regions: list[Region] = []
+        self._reasons: dict[int, str] = {}
+
+    def result(self) -> Partition:
+        for i, step in enumerate(self._steps):
+            if not isinstance(step.operation, Input):
+                self._place(i)
+        for region in list(self._regions):
+            self._finish(region)
+        regions = self._regions
+        found: list[tuple[int, int, Region | int]] = [(r.level, r.steps[0], r) for r in regions]
+        inside = {i for r in regions for i in r.steps}
+        found += [(n, i, i) for i, n in self._level.items() if i not in inside]
+        units = tuple(u for *_, u in sorted(found, key=lambda u: u[:2]))
+        return Partition(units, self._reasons)
+
+    def _place(self, i: int) -> None:
+        """Put a step into a region, or give it a level of its own."""
+        taken = [j for j in self._steps[i].inputs if j in self._level]
+        # What a region has summed over positions is there when the region is done.
+        least = [self._level[j] + (j in self._collected) for j in taken]
+        base = max(least, default=0)
+        if not self._collects(i):
+            found = self._fused(i)
+            if isinstance(found, str):
+                self._reasons[i] = found
+                self._level[i] = base if base % 2 else base + 1
+            else:
+                self._join(i, found, base)
+
+    @property
+    def _collected(self) -> set[int]:
+        return {i for r in self._regions for i in r.collectors}
+
+    def _collects(self, i: int) -> bool:
+        step = self._steps[i]
+        if len(step.inputs) != 1 or self._plan.full[i]:
+            return False
+        (j,) = step.inputs
+        region = self._region.get(j)
+        p, q = self._steps[j].positions
+        factor = step.operation.collected(self._plan.full[j], p * q)  # type: ignore[union-attr]
+        if factor is None or region is None or j in region.collectors:
+            return False
+        if region.shape is Shape.VECTORS:
+            return False
+        region.collectors[i] = factor
+        self._add(region, i)
+        return True
+
+    def _fused(self, i: int) -> tuple[Fused, Shape] | str:
+        step, plan = self._steps[i], self._plan
+        assert not isinstance(step.operation, Input)
+        fused = step.operation.fused(self._form)
+        if fused is None:
+            return "it has no fused form"
+        if any(plan.full[j] != plan.full[i] for j in step.inputs):
+            return "it takes the same positions of a value for all pairs of them"
+        if plan.full[i]:
+            return fused, Shape.DISPLACEMENTS
+        if not plan.distance:
+            return "it comes after an average over positions"
+        positions = {self._steps[j].positions for j in (i, *step.inputs)}
+        if positions == {(1, 1)} and fused.taps is None:
+            return fused, Shape.VECTORS
+        return fused, Shape.SAME_POSITIONS
+
+    def _join(self, i: int, found: tuple[Fused, Shape], base: int) -> None:
+        fused, shape = found
+        level = base if base % 2 == 0 else base + 1
+        here = {
+            id(r): r
+            for j in self._steps[i].inputs
+            if (r := self._region.get(j)) is not None and r.level == level
+        }
+        options = list(here.values())
+        if not options:
+            options = [r for r in self._regions if (r.level, r.shape) == (level, shape)][:1]
+        if len(options) == 1 and options[0].shape is shape and self._fits(options[0], i, fused):
+            self._add(options[0], i, fused)
+            return
+        region = Region(shape, level + 2 if options else level)
+        if why := self._problem(region, i, fused):
+            self._reasons[i] = why
+            self._level[i] = base if base % 2 else base + 1
+            return
+        self._regions.append(region)
+        self._add(region, i, fused)
+
+    def _add(self, region: Region, i: int, fused: Fused | None = None) -> None:
+        region.steps.append(i)
+        if fused is not None:
+            region.fused[i] = fused
+        self._region[i] = region
+        self._level[i] = region.level
+
+    def _fits(self, region: Region, i: int, fused: Fused) -> bool:
+        return not self._problem(region, i, fused)
+
+    def _problem(self, region: Region, i: int, fused: Fused) -> str:
+        """Why a step cannot be in a region, or nothing."""
+        if region.shape is Shape.VECTORS:
+            return ""
+        steps = [j for j in region.steps if j not in region.collectors]
+        try:
+            lay_out(self._program, [*steps, i], {**region.fused, i: fused}, region.full, ())
+        except Unsuitable as error:
+            return f"it has {error}"
+        return ""
+
+    def _finish(self, region: Region) -> None:
+        """Find out what goes into a region and out of it; without a layout, give it up."""
+        members = set(region.steps)
+        taken = {j for i in members for j in self._steps[i].inputs} - members
+        known = {j for j in taken if isinstance(self._steps[j].operation, Input)}
+        users = {j for i, s in enumerate(self._steps) if i not in members for j in s.inputs}
+        last = len(self._steps) - 1
+        region.inputs = tuple(sorted(taken - known))
+        region.outside = tuple(
+            i for i in sorted(members) if (i in users or i == last) and i not in region.collectors
+        )
+        region.steps = sorted(members | known)
+        if region.shape is Shape.VECTORS:
+            if not known and not any(self._is_nonlinear(i) for i in members):
+                self._give_up(region, members, "there is too little to do in this place")
+            return
+        steps = [i for i in region.steps if i not in region.collectors]
+        try:
+            region.layout = lay_out(self._program, steps, region.fused, region.full, region.outside)
+        except Unsuitable as error:
+            self._give_up(region, members, f"it has {error}")
+
+    def _is_nonlinear(self, i: int) -> bool:
+        operation = self._steps[i].operation
+        return not isinstance(operation, Input) and operation.needs_variances
+
+    def _give_up(self, region: Region, members: set[int], reason: str) -> None:
+        self._regions.remove(region)
+        self._reasons.update(dict.fromkeys(members, reason))

@@ -1,0 +1,263 @@
+"""Source code of the passes of a network: loops over one image each, in plain Python for Numba.
+
+What differs between passes of one kind, such as where their values are, stands in `row`, a row of
+integers. So all layers of one kind share their code, whatever the depth, and so do networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ....activations import Formula
+from ._layout import ROUND, Filter, Layout, Place
+
+HEAD = '''"""One pass of an infinitely wide network, written by torch_ntk."""
+import math
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+
+R = np.float{bits}
+sqrt, floor = math.sqrt, math.floor
+FLAGS = {{"error_model": "numpy", "fastmath": {{"nsz", "contract", "arcp", "nnan"}}}}
+I, P, N = types.int64, types.CPointer(types.float{bits}), 1 << 40
+SIGNATURE = types.void(types.CPointer(I), P, P, I, P, P, P, P, I, I, I)
+
+
+@njit(**FLAGS)
+def power_of_two(n):
+    biased = np.int{bits}(n) + np.int{bits}({bias})
+    return np.int{bits}(biased << np.int{bits}({mantissa})).view(R)
+
+
+@cfunc(SIGNATURE, cache={cache}, **FLAGS)
+def run(row_, buffer_, sums_, apart, numbers_, first_, second_, masks_, lo1, lo2, cut):
+    row, buffer, numbers = carray(row_, N), carray(buffer_, N), carray(numbers_, N)
+    first, second, masks = carray(first_, N), carray(second_, N), carray(masks_, N)
+    k_sum = carray(sums_, N)
+    t_sum = k_sum[apart:]
+'''
+"""Before the body of a pass. It is called with the addresses of its row of integers, of the values
+of all steps, of room for the sums of a filter (those of Θ lie `apart`), of the numbers of formulas,
+of the terms of both images, and of the masks; and with where the image begins in the rows of either
+image, at scale 1, and how many rows less than these it has."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a value is: its covariances from `origin` on, its tangent kernel `half` later."""
+
+    place: Place
+    start: int
+
+    @property
+    def origin(self) -> int:
+        """Of the entry in the first row and column."""
+        return self.start + self.place.above
+
+    @property
+    def half(self) -> int:
+        """From covariances to tangent kernels."""
+        return self.place.length
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One formula of a pass.
+
+    Attributes:
+        formula: What is done.
+        inputs: Where its inputs are; None for what the pass has so far.
+        numbers: Where its numbers begin.
+        terms: Where its terms begin, in those of the first and of the second image.
+        scale: Of the rows of its value.
+    """
+
+    formula: Formula
+    inputs: tuple[Slot | None, ...]
+    numbers: int
+    terms: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class _Writer:
+    """Lines of a function, and the integers that stand in its row."""
+
+    lines: list[str] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+
+    def __call__(self, *lines: str, depth: int = 1) -> None:
+        self.lines += ["    " * depth + line for line in lines]
+
+    def integer(self, value: int) -> str:
+        self.row.append(value)
+        return f"row[{len(self.row) - 1}]"
+
+
+Written = tuple[str, list[int]]
+"""The body of a pass, and its row of integers."""
+
+
+def chain(
+    layout: Layout | None, read: tuple[Slot, Filter] | None, stages: Sequence[Stage], to: Slot,
+    mask: int,
+) -> Written:  # fmt: skip
+    """A filter, if `read` says so, and formulas one after the other.
+
+    Args:
+        layout: Of the region; None for vectors, whose first image has one number for each term.
+        read: What is filtered, and how.
+        stages: The formulas.
+        to: Where the result goes.
+        mask: Where the mask of the result begins.
+    """
+    w = _Writer()
+    place = to.place
+    w(
+        f"rows = {w.integer(place.positions[0])} - cut * {w.integer(place.scale[0])}",
+        "if rows <= 0:",
+        "    return",
+        f"width = {w.integer(place.width)}",
+        f"count = (rows * width + {ROUND - 1}) // {ROUND} * {ROUND}",
+        f"skip1 = lo1 * {w.integer(place.scale[0])} * width",
+        f"skip2 = lo2 * {w.integer(place.scale[0])} * width",
+        f"mask = masks[{w.integer(mask)}:]",
+    )
+    inside: list[str] = []
+    if read is not None:
+        assert layout is not None
+        inside += _filtered(w, layout, *read)
+    for n, stage in enumerate(stages):
+        inside += _stage(w, stage, n, vectors=layout is None)
+    at, half = w.integer(to.origin), w.integer(to.half)
+    w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]", "for j in range(count):")
+    w(*inside, "k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]", depth=2)
+    return "\n".join(w.lines), w.row
+
+
+def _stage(w: _Writer, stage: Stage, n: int, vectors: bool) -> list[str]:
+    inside = []
+    for i, slot in enumerate(stage.inputs):
+        if slot is None:
+            if n:  # the first one has k0, t0 from the filter
+                inside += [f"k{i} = k", f"t{i} = t"]
+            continue
+        at, half = w.integer(slot.origin), w.integer(slot.half)
+        w(f"k{n}_{i} = buffer[{at}:]", f"t{n}_{i} = buffer[{at} + {half}:]")
+        inside += [f"k{i} = k{n}_{i}[j]", f"t{i} = t{n}_{i}[j]"]
+    if stage.formula.numbers:
+        at = w.integer(stage.numbers)
+        for i in range(len(stage.formula.numbers)):
+            w(f"p{n}_{i} = numbers[{at} + {i}]")
+            inside.append(f"p{i} = p{n}_{i}")
+    for i, (one, two) in enumerate(stage.terms):
+        if vectors:
+            w(f"a{n}_{i} = first[{w.integer(one)}]")
+            inside.append(f"a{i} = a{n}_{i}")
+        else:
+            w(f"a{n}_{i} = first[{w.integer(one)} + skip1:]")
+            inside.append(f"a{i} = a{n}_{i}[j]")
+        w(f"b{n}_{i} = second[{w.integer(two)} + skip2:]")
+        inside.append(f"b{i} = b{n}_{i}[j]")
+    return inside + [typed(line) for line in stage.formula.lines]
+
+
+def typed(line: str) -> str:
+    """A statement with every number in the type of the loop."""
+    return re.sub(r"(?<![\w.])(\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+)", r"R(\1)", line)
+
+
+def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter) -> list[str]:
+    """Fill the margins of what is read; the sums over the taps as `k0` and `t0`."""
+    place = slot.place
+    rows, columns = taps.rows.shifts, taps.columns.shifts
+    if not rows or not columns:
+        return ["k0 = R(0.0)", "t0 = R(0.0)"]
+    w(
+        f"at = {w.integer(slot.origin)}",
+        f"half = {w.integer(slot.half)}",
+        f"wide = {w.integer(place.width)}",
+        f"there = max({w.integer(place.positions[0])} - cut * {w.integer(place.scale[0])}, 0)",
+        f"top = {w.integer(min(rows))}",
+        f"last = (rows - 1) * {w.integer(taps.rows.stride)} + {w.integer(max(rows))}",
+        f"side = {w.integer(place.scale[1] * layout.margin)}",
+    )
+    _margins(w, layout, place)
+    if taps.strides != (1, 1):
+        return _strided(w, taps)
+    if len(rows) == 1 or len(columns) == 1:
+        pairs = [f"{w.integer(r)} * wide + {w.integer(c)}" for r in rows for c in columns]
+        for n, offset in enumerate(pairs):
+            w(f"k_{n} = buffer[at + {offset}:]", f"t_{n} = buffer[at + half + {offset}:]")
+        return [_sum(of, len(pairs)) for of in "kt"]
+    w(f"across = ((last - top + 1) * wide + {ROUND - 1}) // {ROUND} * {ROUND}")
+    for n, c in enumerate(columns):
+        shift = w.integer(c)
+        w(f"k_{n} = buffer[at + top * wide + {shift}:]")
+        w(f"t_{n} = buffer[at + half + top * wide + {shift}:]")
+    w("for j in range(across):")
+    for of in "kt":
+        w(_sum(of, len(columns)).replace(f"{of}0 =", f"{of}_sum[j] ="), depth=2)
+    for n, r in enumerate(rows):
+        shift = w.integer(r)
+        w(f"k_{n} = k_sum[({shift} - top) * wide:]", f"t_{n} = t_sum[({shift} - top) * wide:]")
+    return [_sum(of, len(rows)) for of in "kt"]
+
+
+def _margins(w: _Writer, layout: Layout, place: Place) -> None:
+    """Zeros after the last row, or the other side of an axis that closes in a circle."""
+    w("for o in (at, at + half):")
+    if layout.circles[1]:
+        across = w.integer(place.positions[1])
+        w(
+            "for y in range(there):",
+            "    m = o + y * wide",
+            "    for i in range(side):",
+            f"        buffer[m - 1 - i] = buffer[m + {across} - 1 - i]",
+            f"        buffer[m + {across} + i] = buffer[m + i]",
+            depth=2,
+        )
+    if layout.circles[0]:
+        w(
+            "for y in range(top, 0):",
+            "    for j in range(-side, wide - side):",
+            "        buffer[o + y * wide + j] = buffer[o + (y + there) * wide + j]",
+            "for y in range(there, last + 1):",
+            "    for j in range(-side, wide - side):",
+            "        buffer[o + y * wide + j] = buffer[o + (y - there) * wide + j]",
+            depth=2,
+        )
+    else:
+        w(
+            "for m in range(o + there * wide, o + (last + 1) * wide + side):",
+            "    buffer[m] = R(0.0)",
+            depth=2,
+        )
+
+
+def _sum(of: str, count: int) -> str:
+    return f"{of}0 = " + " + ".join(f"{of}_{n}[j]" for n in range(count))
+
+
+def _strided(w: _Writer, taps: Filter) -> list[str]:
+    """Row by row, as what is read does not lie as what is made does."""
+    pairs = [(w.integer(r), w.integer(c)) for r in taps.rows.shifts for c in taps.columns.shifts]
+    down, right = w.integer(taps.rows.stride), w.integer(taps.columns.stride)
+    w("for y in range(rows):")
+    w("k_row = k_sum[y * width:]", "t_row = t_sum[y * width:]", depth=2)
+    for n, (r, c) in enumerate(pairs):
+        w(f"o = at + ({down} * y + {r}) * wide + {c}", depth=2)
+        w(f"k_{n} = buffer[o:]", f"t_{n} = buffer[o + half:]", depth=2)
+    w("for x in range(width):", f"    i = {right} * x", depth=2)
+    for of in "kt":
+        total = " + ".join(f"{of}_{n}[i]" for n in range(len(pairs)))
+        w(f"{of}_row[x] = {total}", depth=3)
+    return ["k0 = k_sum[j]", "t0 = t_sum[j]"]
+
+
+def module(body: str, double: bool) -> str:
+    """The source of a pass of its own."""
+    bits, bias, mantissa = (64, 1023, 52) if double else (32, 127, 23)
+    return HEAD.format(bits=bits, bias=bias, mantissa=mantissa, cache="{cache}") + body + "\n"
