@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...memory import budget, ranges
 from ..operations import IdenticalImages, Input, State, Variances, at_same_positions
 from ._task import Images, StepVariances, Task
+
+# Entries of an array of covariances within images, and how many such arrays are there at once: of
+# the values that are taken, of the one that is made, and what making it needs in between.
+_MOST_ENTRIES = 1 << 21
+_ALIVE = 16
 
 
 def images(task: Task, side: int, start: int, stop: int) -> Images:
@@ -15,8 +21,21 @@ def images(task: Task, side: int, start: int, stop: int) -> Images:
     After an average over positions that depends on the covariances within the image, which are
     computed along with it then: as much work as one pair for each image.
     """
-    find = _from_pairs if task.plan.variances_need_pairs else _from_variances
-    return Images(start, stop, find(task, side, slice(start, stop)))
+    if not task.plan.variances_need_pairs:
+        return Images(start, stop, _from_variances(task, side, slice(start, stop)))
+    parts = [
+        _from_pairs(task, side, slice(a, b))
+        for a, b in ranges(start, stop, _images_of_pairs(task, side))
+    ]
+    joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
+    return Images(start, stop, tuple(joined))
+
+
+def _images_of_pairs(task: Task, side: int) -> int:
+    """How many images may have the covariances between all of their positions in memory at once."""
+    like = task.program.known[0].both[side]
+    most = max(step.positions[0] * step.positions[1] for step in task.program.steps) ** 2
+    return max(1, min(_MOST_ENTRIES, budget(like.device) // (_ALIVE * like.element_size())) // most)
 
 
 def _from_variances(task: Task, side: int, which: slice) -> StepVariances:
@@ -57,7 +76,8 @@ def _from_pairs(task: Task, side: int, which: slice) -> StepVariances:
             s = step.operation.with_identical(s, inputs, identical)
         states[i] = s if plan.full[i] else s.same_positions()
         k = states[i].nngp
-        found.append((at_same_positions(k) if states[i].full else k)[:, 0])
+        # A copy: a view would keep the covariances between all positions.
+        found.append((at_same_positions(k) if states[i].full else k)[:, 0].contiguous())
         for j in step.inputs:
             if plan.last_use[j] == i:
                 states.pop(j, None)

@@ -1,0 +1,42 @@
+"""Variances after an average over positions: a few images at a time, and nothing else is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_nets import conv, dense
+from torch import nn
+
+from torch_ntk import NTKSelfAttention, analytic_kernels
+from torch_ntk.analytic.engine import _variances
+
+
+def test_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled = nn.Sequential(
+        *(conv(2, 4, padding=1), nn.ReLU(), nn.AvgPool2d(2), conv(4, 4), nn.ReLU(), nn.Flatten()),
+        dense(4, 2),
+    )
+    looking = nn.Sequential(dense(3, 4), NTKSelfAttention(4, 4, dtype=torch.float64), nn.ReLU())
+    sizes, kept = [], []
+    original = _variances._from_pairs
+
+    def seen(task, side, which):  # type: ignore[no-untyped-def]
+        found = original(task, side, which)
+        sizes.append(which.stop - which.start)
+        kept.extend(q for q in found if q is not None)
+        return found
+
+    monkeypatch.setattr(_variances, "_from_pairs", seen)
+    for net, shape in ((pooled, (2, 6, 6)), (looking, (5, 3))):
+        x1, x2 = (torch.randn(n, *shape, dtype=torch.float64) for n in (3, 7))
+        whole = analytic_kernels(net, x1, x2)
+        assert max(sizes) == 7
+        sizes.clear()
+        monkeypatch.setattr(_variances, "_MOST_ENTRIES", 3 * 36**2 if net is pooled else 3 * 5**2)
+        for one, other in zip(analytic_kernels(net, x1, x2), whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+        assert sizes == [3, 3, 3, 1]
+        sizes.clear()
+        monkeypatch.undo()
+        monkeypatch.setattr(_variances, "_from_pairs", seen)
+    assert all(q.untyped_storage().nbytes() == q.numel() * 8 for q in kept)
