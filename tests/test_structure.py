@@ -21,8 +21,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("_version _types _checks", "memory _optimizers info", "_functional"),
     ("activations linalg nn",),
     ("analytic empirical linearize", "features"),
-    ("metrics predict sampling", "plotting scale", "monitor", "coordinates estimators forecasting"),
-    ("tensorboard_plugin", "callbacks command integrations"),
+    (
+        *("metrics predict sampling", "plotting scale tensorboard_plugin", "monitor"),
+        "coordinates estimators forecasting",
+    ),
+    ("callbacks command integrations",),
 )
 # The same within a folder, for the files and folders in it that are named here. To order the
 # contents of another folder, add a line: its path below the package, and its groups.

@@ -28,6 +28,7 @@ from transformers.integrations import TensorBoardCallback
 from torch_ntk import empirical_ntk
 from torch_ntk.integrations.transformers import NTKMonitorCallback
 from torch_ntk.monitor import Monitor, load_state, save_state
+from torch_ntk.tensorboard_plugin import find_documents, read_document
 
 SIZE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -115,6 +116,17 @@ def test_training_is_the_same(tmp_path: Path, more: dict[str, Any]) -> None:
     factor = more.get("gradient_accumulation_steps", 1)
     assert monitor.history["ntk/batches"] == [float(factor * s) for s in range(9)]
     assert monitor.verdict.regime != "unknown"
+
+
+def test_the_page_of_tensorboard_is_beside_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    monitor = NTKMonitorCallback(every_n_steps=4, metrics=("drift",))
+    trainer(tmp_path, [monitor], report_to=["tensorboard"]).train()
+    ((_, path),) = find_documents(tmp_path).items()
+    assert list(path.parent.glob("events.out.tfevents.*"))
+    assert read_document(path, "")["steps"] == [0, 4, 8]
 
 
 class Watch(TrainerCallback):

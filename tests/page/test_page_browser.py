@@ -102,6 +102,15 @@ def test_the_tab_of_tensorboard(page: Page, tmp_path: Path) -> None:
         write_document(tmp_path / name / "ntk.json", watched(lr).document())
     with board(tmp_path) as address:
         page.open(f"{address}/#ntk", "document.querySelector('iframe') !== null")
+        # It is dark whenever TensorBoard is, whatever the system has (here light).
+        inner = "document.querySelector('iframe').contentWindow"
+        colour = f"({inner}.document.body ? {inner}.getComputedStyle({inner}.document.body) : {{}})"
+        colour += ".backgroundColor"
+        page.wait(f"{colour} === 'rgb(244, 245, 247)'")
+        page.ask("document.body.classList.add('dark-mode')")
+        page.wait(f"{colour} === 'rgb(20, 23, 27)'")
+        page.ask("document.body.classList.remove('dark-mode')")
+        page.wait(f"{colour} === 'rgb(244, 245, 247)'")
         # The frame is TensorBoard's own page: asked for by itself, it is the same one.
         frame = page.ask("document.querySelector('iframe').src")
         page.open(frame, READY)

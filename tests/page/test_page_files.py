@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from page_runs import watched
 
 from torch_ntk.command import main
+from torch_ntk.monitor import Monitor
 from torch_ntk.tensorboard_plugin import (
     document_name,
     find_documents,
@@ -107,3 +110,37 @@ def test_to_find_runs_loads_no_pytorch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_monitor_writes_its_document_into_the_folder_of_a_run(tmp_path: Path) -> None:
+    net = torch.nn.Linear(3, 2)
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    monitor = Monitor((x, y), folder=tmp_path / "run", at_steps=range(6), metrics=("drift",))
+    steps = []
+    for _ in range(6):
+        monitor.step(net, optimizer)
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        optimizer.step()
+        steps.append(json.loads((tmp_path / "run" / "ntk.json").read_text())["steps"][-1])
+    assert steps == [0, 1, 1, 3, 3, 3]
+    monitor.finish(net, optimizer)
+    (path,) = find_documents(tmp_path).values()
+    found = read_document(path, "run")
+    assert found == json.loads(json.dumps(monitor.document("run")))
+    assert found["steps"][-1] == 6
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    net, x = torch.nn.Linear(3, 2), torch.randn(6, 3)
+    options: dict[str, Any] = {"folder": tmp_path / "file" / "run", "metrics": ("drift",)}
+    with pytest.raises(OSError, match="run"):
+        Monitor((x,), **options).step(net)
+    careful = Monitor((x,), on_error="warn", **options)
+    with pytest.warns(UserWarning, match="cannot write its page"):
+        careful.step(net)
+    assert careful.history["ntk/drift"] == [0.0]
+    with pytest.raises(TypeError, match="folder"):
+        Monitor((x,), folder=3)  # type: ignore[arg-type]

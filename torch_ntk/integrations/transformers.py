@@ -31,6 +31,7 @@ try:
         TrainerState,
         TrainingArguments,
     )
+    from transformers.integrations.integration_utils import TensorBoardCallback
 except ImportError as error:
     raise ImportError(
         "torch_ntk.integrations.transformers needs transformers and accelerate, which could not be "
@@ -69,6 +70,8 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         probe: As in `torch_ntk.callbacks.NTKMonitor`: the number of samples to take from the first
             batch, where None is up to 64; or the samples, such as a batch of the training.
         resume_from: The folder of the checkpoint, if it is elsewhere.
+        folder: Where `ntk.json` is written for TensorBoard's tab "NTK"; None is the folder to which
+            the Trainer writes with `report_to="tensorboard"`.
         **options: As in `torch_ntk.monitor.Monitor`.
 
     Raises:
@@ -84,9 +87,10 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         probe: ProbeLike | None = None,
         *,
         resume_from: str | Path | None = None,
+        folder: str | Path | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        super().__init__(probe, log=self._report, **options)
+        super().__init__(probe, folder=folder, log=self._report, **options)
         if resume_from is not None and not isinstance(resume_from, (str, Path)):
             raise type_error("resume_from", "the folder of a checkpoint", describe(resume_from))
         self.resume_from = resume_from
@@ -236,6 +240,17 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         if self._waiting is not None:
             self._waiting.remove()
         self._waiting = None
+
+    def _run_folder(self) -> Path | None:
+        """The folder that was passed, or the one in which the Trainer writes to TensorBoard."""
+        trainer = None if self._page_folder is not None else _calling_trainer()
+        if trainer is None:
+            return self._page_folder
+        boards = [
+            c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)
+        ]
+        writer = next((c.tb_writer for c in boards if c.tb_writer is not None), None)
+        return None if writer is None else Path(str(writer.log_dir))
 
     def _report(self, scalars: dict[str, float], step: int) -> None:
         trainer = _calling_trainer()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -45,6 +47,9 @@ class Monitor(Results):
     Args:
         probe: The samples, in one of the forms that `NTKMonitor` takes (a batch of the training),
             or their number, to be taken from the `batch` of the first call; None takes up to 64.
+        folder: Where TensorBoard finds the page of this training, as its tab "NTK": `ntk.json` is
+            written there at the 1st, 2nd, 4th, 8th, … measurement, as far as a fifth of
+            `max_overhead` allows, and at the end. Pass the `log_dir` of a `SummaryWriter`.
         log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `anchor_at`,
@@ -77,10 +82,13 @@ class Monitor(Results):
         self,
         probe: ProbeLike | None = None,
         *,
+        folder: str | os.PathLike[str] | None = None,
         log: Log | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         _check_log(log)
+        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+            raise type_error("folder", "None or the path of a folder", describe(folder))
         self._session = Session(probe, owner=type(self).__name__, **options)
         if self._session.needs_validation_batch:
             raise value_error(
@@ -90,6 +98,7 @@ class Monitor(Results):
                 "Pass validation_probe=(x, y) or (dataset, indices).",
             )
         self._log = log
+        self._page_folder = None if folder is None else Path(folder)
         self._reset()
 
     def _reset(self) -> None:
@@ -215,10 +224,29 @@ class Monitor(Results):
                 if session.record.reference is None:
                     session.begin(network, batch, step, training)
                 seen = session.measure(network, step, training, batches=batches, batch=batch)
+                if not last and session.draws():
+                    self._write_document()
+        if last:
+            self._write_document()
         session.remember(network, step, training.optimizers)
         if seen is not None and self._log is not None:
             self._log({session.tag(n): v for n, v in seen.scalars.items()}, step)
         return seen
+
+    def _run_folder(self) -> Path | None:
+        """The folder of TensorBoard's run, if there is one."""
+        return self._page_folder
+
+    def _write_document(self) -> None:
+        """Write what the page shows; the time counts as that of figures."""
+        folder = self._run_folder()
+        if folder is None or not self._session.record.history:
+            return
+        from ...tensorboard_plugin import document_name, write_document  # which loads TensorBoard
+
+        names = self._session.tag("verdict").removesuffix("verdict")
+        with self._session.drawing(), self._session.attempt_to_write():
+            write_document(folder / document_name(names), self.document(folder.name))
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

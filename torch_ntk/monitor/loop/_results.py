@@ -69,8 +69,8 @@ class Results:
         It has the verdict, the curves with their thresholds, the kernel's maps of at most 64
         samples, the spectra and the last linearization, all rounded; for the keys see the
         docstring of `torch_ntk.monitor.page._document.document`. TensorBoard's tab shows what is in
-        `ntk.json` in the folder of a run. Lightning's callbacks write it; in a loop of your own
-        `torch_ntk.tensorboard_plugin.write_document(folder / "ntk.json", monitor.document())` does.
+        `ntk.json` in the folder of a run. Callbacks write it; in a loop of your own
+        `Monitor(folder=...)` does.
 
         Args:
             name: Of the run on the page; None takes `prefix`.

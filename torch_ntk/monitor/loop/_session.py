@@ -239,6 +239,21 @@ class Session:
         finally:
             self._drawing = time.perf_counter() - started
 
+    def draws(self) -> bool:
+        """Whether the last measurement has figures: the 1st, 2nd, 4th, …, if there is time."""
+        count = len(self.record.history)
+        return count & (count - 1) == 0 and self.schedule.due_figures()
+
+    @contextlib.contextmanager
+    def attempt_to_write(self) -> Iterator[None]:
+        """Within it, a file that cannot be written ends the run only if that is expected."""
+        try:
+            yield
+        except OSError as error:
+            if self.settings.on_error == "raise":
+                raise
+            self.warn_once("file", f"{self._owner} cannot write its page: {error}")
+
     def begin(
         self, network: nn.Module, batch: Any, step: int, training: Training | None = None
     ) -> None:

@@ -13,8 +13,17 @@ async function asked(path) {
   return reply.json();
 }
 
+/** Be dark whenever TensorBoard is: it has a switch of its own, and says so by a class of its body. */
+function follow(body) {
+  const root = document.documentElement;
+  const set = () => { root.dataset.theme = body.classList.contains("dark-mode") ? "dark" : "light"; };
+  set();
+  new MutationObserver(set).observe(body, { attributes: true, attributeFilter: ["class"] });
+}
+
 /** Show the runs of the log folder. */
 export async function render() {
+  if (window.parent !== window) follow(window.parent.document.body);
   const style = document.createElement("link");
   style.rel = "stylesheet";
   style.href = beside("page.css");
