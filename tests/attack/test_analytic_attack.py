@@ -17,7 +17,7 @@ from torch import nn
 
 from torch_ntk import NTKLinear
 
-NETWORKS = 60  # which take about 40 seconds
+NETWORKS = 30  # which take about a minute where no loop has been compiled yet
 
 
 def _attack() -> ModuleType:
