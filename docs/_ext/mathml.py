@@ -1,6 +1,6 @@
 """Formulas as MathML, which browsers draw themselves: no script, no fonts, no network.
 
-docutils translates LaTeX; Sphinx has no renderer for what it makes, which is this one.
+`latex2mathml` translates LaTeX; Sphinx has no renderer for what it makes, which is this one.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
@@ -18,21 +17,23 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(_formula(node, as_block=False))
+    self.body.append(_formula(node, "inline"))
     raise nodes.SkipNode
 
 
 def _block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{_formula(node, as_block=True)}</div>')
+    self.body.append(f'<div class="formula">{_formula(node, "block")}</div>')
     raise nodes.SkipNode
 
 
-def _formula(node: nodes.Node, as_block: bool) -> str:
-    try:
-        return str(tex2mathml(node.astext(), as_block=as_block))
-    except MathError as error:
-        _LOGGER.warning("%s in the formula %s", error, node.astext(), location=node)
-        return ""
+def _formula(node: nodes.Element, display: str) -> str:
+    # The package knows `align*` and not `aligned`, which MyST's and GitHub's formulas have.
+    text = node.astext().replace("{aligned}", "{align*}")
+    found = str(convert(text, display=display))
+    if "\\" in found or "&<" in found:  # what it does not know it leaves as it is
+        _LOGGER.warning("a part of this formula is not known: %s", text, location=node)
+    # A norm's bars beside letters: as high as these, also the one that bears an exponent.
+    return found.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
