@@ -27,18 +27,23 @@ def test_a_page_is_written_from_the_committed_figures(
 
 def test_the_readme_quotes_the_committed_figures() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    howto = " ".join((ROOT / "docs/howto/monitor.md").read_text(encoding="utf-8").split())
     row = _figures("empirical")["rows"][0]
     assert (row["name"], row["n"], row["output"]) == ("MLP 784-1024³-10", 64, "full")
     ours, tutorial = (row["found"][who]["seconds"] for who in ("ours", "tutorial"))
     assert f"takes {1e3 * ours:.0f} ms on two CPU cores" in readme
     assert f"the torch.func tutorial take {tutorial:.1f} s" in readme
+    found = (row["found"][who] for who in ("ours", "peer", "nngeometry"))
+    assert all(
+        f"{1e3 * f['seconds']:.0f} ms, {f['memory'] / 2**20:.0f} MB" in readme for f in found
+    )
     share = _figures("monitor")["share"]
-    assert f"({100 * share['share']:.1f} % of {share['steps']} steps of ResNet-18)" in readme
+    assert f"({100 * share['share']:.1f} % of {share['steps']} steps of ResNet-18" in howto
 
 
 def test_every_page_is_tested() -> None:
     pages = {path.stem for path in (ROOT / "docs/benchmarks").glob("*.md")}
-    assert pages == {"analytic", "empirical", "features", "monitor"}
+    assert pages == {"analytic", "empirical", "features", "index", "monitor"}
 
 
 def test_growth_is_drawn_for_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
