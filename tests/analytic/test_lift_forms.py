@@ -131,6 +131,10 @@ BETWEEN: dict[str, tuple[nn.Module, Callable[[Net, Tensor], Tensor]]] = {
     "gabor": (Gabor(), lambda m, x: torch.exp(-(x**2)) * torch.sin(x)),
     "sinusoid": (Sinusoid(2.0, 1.5, 0.2), lambda m, x: 2 * torch.sin(1.5 * x + 0.2)),
     "rbf": (RBF(0.5), lambda m, x: torch.sin(x) + torch.cos(x)),
+    "F.layer_norm": (
+        nn.Sequential(nn.LayerNorm((4, 4, 5), elementwise_affine=False), RELU),
+        lambda m, x: F.layer_norm(x, x.shape[1:]).relu(),
+    ),
     "addcmul": (Polynomial([0.0, 1.0, 0.5]), lambda m, x: torch.addcmul(x, x, x, value=0.5)),
     "F.avg_pool2d": (
         nn.Sequential(nn.AvgPool2d(2, 1, 1), RELU),

@@ -68,6 +68,7 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "matrix from the left": (lambda t: MATRIX @ t, TOKENS),
     "matrix from the right": (lambda t: torch.matmul(t, MATRIX.T), LINE),
     "matrix on images": (lambda t: t @ MATRIX.T, IMAGE),
+    "matrix of one position": (lambda t: t.mean(2, keepdim=True) @ MATRIX[:1, :1], LINE),
     "einsum": (lambda t: torch.einsum("ij,ncj->nci", MATRIX, t), LINE),
     "einsum to channels last": (lambda t: torch.einsum("ncj,ij->nic", t, MATRIX), LINE),
     "einsum over both axes": (lambda t: torch.einsum("ncpq,rspq->ncrs", t, WIDE), IMAGE),

@@ -247,7 +247,8 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Features:
     weight, bias = (_first(p) for p in (weight, bias))
-    return _norms.normalized_shape(b, x, tuple(normalized_shape), weight, bias, eps)
+    shape = _position_functions.plain(normalized_shape)
+    return _norms.normalized_shape(b, x, tuple(shape), weight, bias, eps)
 
 
 def _glu(b: Builder, x: Any, dim: int = -1) -> Features:

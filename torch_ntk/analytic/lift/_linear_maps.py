@@ -213,6 +213,9 @@ def _apply(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis:
     moved = _sources(matrix)
     if moved is not None:
         return replace(b.linear_step(Gather(positions, (moved,)), v, spatial), axis=axis)
+    if positions == v.positions == (1, 1) and not matrix.requires_grad:
+        scaled = b.value(b.scale(v, float(matrix)))
+        return replace(scaled, spatial=spatial, axis=axis, multiple=None)
     factors = _factors(matrix.detach(), positions, v.positions)
     if factors is not None and not matrix.requires_grad:
         return replace(b.linear_step(Pool(*factors), v, spatial), axis=axis)
