@@ -36,6 +36,7 @@ from ..probe._probe import (
 from ..probe._reader import Reader, probe_from_batch
 from ..reference._reference import Reference, has_diverged
 from ..stability._stability import Training, edge_in_words, passes_the_edge
+from ._interruption import Stopped, ended_by_sigterm
 from ._part import part_that_works
 from ._settings import SessionOptions, Settings
 
@@ -197,7 +198,8 @@ class Session:
     def attempt(self, step: int, module: nn.Module) -> Iterator[None]:
         """Within it, what goes wrong ends the run only if that is what a user expects.
 
-        The time spent within it counts as overhead.
+        SIGTERM ends what is done within, and not the run, which finds its own note of it. The time
+        spent within it counts as overhead.
 
         Args:
             step: Optimizer steps taken.
@@ -207,8 +209,11 @@ class Session:
         self.last_step = step
         self._started, self._drawing = started, 0.0
         try:
-            yield
+            with ended_by_sigterm():
+                yield
             self.diverged_at = None
+        except Stopped:
+            self.warn_once("stopped", f"The measurement at step {step} was ended by SIGTERM.")
         except Exception as error:  # anything that a network's forward may raise
             network = module if self._network is None else self._network
             if has_diverged(network):
