@@ -254,6 +254,36 @@ def test_a_pickle_is_not_read_as_samples(tmp_path: Path) -> None:
         compute(tmp_path, path)
 
 
+def test_modules_are_moved_as_copies(tmp_path: Path) -> None:
+    model, x = MLP([3, 4, 2]), samples(6, 3)
+    meta = functools.partial(empirical_ntk, model, output="mean")
+    found = compute(tmp_path, x, kernel=meta, device="cpu")
+    assert (found.to_dense() - meta(x)).abs().max() < 1e-6
+    with pytest.raises(TypeError, match="on the meta device"):
+        compute_kernel(meta, x, store=tmp_path / "m", tile=4, device="meta", progress=False)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_workers_have_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace as Worker
+
+    from torch_ntk.scale._worker import _device_of
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    names = (0, 3, 5, "SLURMCluster-6", "tcp://10.0.0.1:4000", "alone")
+    assert [_device_of(Worker(name=name)) for name in names] == [0, 3, 1, 2, 0, 0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _device_of(Worker(name=3)) == 0
+
+
+def test_a_tile_that_does_not_fit_in_memory_says_what_to_do(tmp_path: Path) -> None:
+    def large(a: Tensor, b: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 PB")
+
+    with pytest.raises(MemoryError, match="tile of 4 samples: choose a smaller `tile`"):
+        compute(tmp_path, samples(6, 2), kernel=large)
+
+
 def test_float32_halves_the_disk(tmp_path: Path) -> None:
     x = samples(8, 2)
     store = compute(tmp_path, x, dtype=torch.float32)

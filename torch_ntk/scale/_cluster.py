@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections.abc import Iterator
 from itertools import islice
@@ -34,30 +36,47 @@ def on_cluster(client: Any, job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[T
     name = f"torch_ntk-{uuid.uuid4().hex}"
     client.register_plugin(TileWorker(name, job), name=name)
     running: dict[Any, Tile] = {}
+    workers = _Workers(client)
 
     def submit() -> list[Any]:
-        """Futures of as many further tiles as there is room for."""
-        room = _AHEAD * max(1, len(client.ncores())) - len(running)
-        new = {
-            client.submit(
-                tile_on_worker,
-                name,
-                tile,
-                key=f"ntk_tile-{name}-{tile[0]}-{tile[1]}",
-                pure=False,
-                resources={SLOT: 1},
-            ): tile
-            for tile in islice(tiles, max(0, room))
-        }
-        running.update(new)
+        """Futures of further tiles, as soon as there is room for one for each worker."""
+        count = workers.count()
+        room = _AHEAD * count - len(running)
+        some = list(islice(tiles, room)) if room >= count else []
+        keys = [f"ntk_tile-{name}-{i}-{j}" for i, j in some]
+        names = [name] * len(some)
+        options = {"key": keys, "pure": False, "resources": {SLOT: 1}}
+        new = client.map(tile_on_worker, names, some, **options) if some else []
+        running.update(zip(new, some, strict=True))
         return list(new)
 
     try:
         finished = dask.as_completed(submit())
         for future in finished:
-            outcome = future.result()
+            try:
+                outcome = future.result()
+            except dask.KilledWorker as error:
+                raise RuntimeError(
+                    f"Workers ended {error.allowed_failures + 1} times while they computed tile "
+                    f"{running[future]}: mostly because memory ran out, which a smaller tile or "
+                    "fewer workers on a machine would help. Other tiles stay; call again."
+                ) from error
             yield running.pop(future), outcome
             finished.update(submit())
     finally:
         client.cancel(list(running))
         client.unregister_worker_plugin(name)
+
+
+class _Workers:
+    """How many workers a cluster has; the scheduler is asked at most once a second."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._count, self._asked = client, 1, -math.inf
+
+    def count(self) -> int:
+        """At least 1."""
+        if time.monotonic() - self._asked > 1:
+            self._count = max(1, len(self._client.ncores()))
+            self._asked = time.monotonic()
+        return self._count

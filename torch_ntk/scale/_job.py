@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._checks import describe, value_error
+from ..memory import is_out_of_memory
 from ._chunks import DamagedError
 from ._folder import Folder
 from ._grid import Tile
@@ -66,6 +67,7 @@ class Job:
 
         Raises:
             ValueError: Its entries are not finite, or the kernel returns something else.
+            MemoryError: It does not fit in memory.
             OSError: It cannot be written.
         """
         tiles, outcome = self.folder.tiles, "computed"
@@ -77,7 +79,15 @@ class Job:
         except DamagedError:
             tiles.remove(*tile)
             outcome = "computed again"
-        tiles.write(self.compute(tile), *tile)
+        try:
+            values = self.compute(tile)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                size = self.folder.manifest.tile
+                advice = f"Out of memory in a tile of {size} samples: choose a smaller `tile`, in a"
+                raise MemoryError(f"{advice} new store. {error}") from error
+            raise
+        tiles.write(values, *tile)
         return outcome  # type: ignore[return-value]
 
     def compute(self, tile: Tile) -> NDArray[Any]:

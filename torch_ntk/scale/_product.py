@@ -46,16 +46,9 @@ def product_of(store: TileStore, client: Any) -> SymmetricProduct:
         torch.device("cpu"),
         multiply,
         dense,
-        lambda: torch.from_numpy(diagonal(store)),
+        lambda: torch.from_numpy(store.diagonal()),
         lambda: size <= _SMALL,
     )
-
-
-def diagonal(store: TileStore) -> NDArray[Any]:
-    """The diagonal of a symmetric kernel, in float64."""
-    count = len(store.array.chunks[0])
-    parts = [np.diagonal(store.read_tile(i, i)) for i in range(count)]
-    return np.concatenate(parts).astype(np.float64)
 
 
 def _on_workers(store: TileStore, v: NDArray[Any], client: Any) -> Tensor:

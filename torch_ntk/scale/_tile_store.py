@@ -186,6 +186,11 @@ class TileStore:
             if self._folder.grid.symmetric and rows != columns:
                 out[columns, rows] = values.T
 
+    def diagonal(self) -> NDArray[Any]:
+        """The diagonal of a symmetric kernel, in float64."""
+        parts = [np.diagonal(self.read_tile(i, i)) for i in range(self._folder.grid.rows)]
+        return np.concatenate(parts).astype(np.float64)
+
     def tiles(self) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
         """Rows, columns and entries of every tile; of a symmetric kernel, of those that exist."""
         for tile in self._folder.grid.tiles():
