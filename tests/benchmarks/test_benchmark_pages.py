@@ -25,6 +25,14 @@ def test_a_page_is_written_from_the_committed_figures(
     assert import_module(f"{name}_report").page(_figures(name)) == page
 
 
+def test_the_costs_of_large_kernels_are_written_from_the_committed_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    assert import_module("scale_report").page(_figures("scale")) in page
+
+
 def test_the_readme_quotes_the_committed_figures() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     howto = " ".join((ROOT / "docs/howto/monitor.md").read_text(encoding="utf-8").split())

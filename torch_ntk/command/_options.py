@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,9 @@ def _local(cluster: Any, workers: int) -> Any:
     process = psutil.Process()
     cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
     each = max(1, (cores or 1) // workers)
-    return cluster(n_workers=workers, threads_per_worker=each, dashboard_address=":0")
+    # Its warnings are of workers that end slowly; what goes wrong is said otherwise.
+    quiet = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
+    return cluster(n_workers=workers, threads_per_worker=each, **quiet)
 
 
 def answer(chosen: argparse.Namespace, found: dict[str, Any]) -> None:

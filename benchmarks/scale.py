@@ -1,0 +1,240 @@
+"""What stores of kernels cost beside the kernels, and what large ones cost.
+
+    python benchmarks/scale.py [--quick]
+
+Overhead is the time of `compute_kernel` over that of the same calls of the kernel in a loop, by
+turns; memory and disk are those of a fully connected kernel of 20,000 samples, in a process of its
+own. Workers are compared with one worker of the same number of threads. For many workers the
+cluster is simulated: scheduler, workers and tasks are Dask's, and a tile is a sleep. Seconds per
+entry are read from `benchmarks/analytic.json`. Prints the figures and, without `--quick`, writes
+`benchmarks/scale.json` and the measured part of `docs/scale.md`; ten minutes on two cores. Run it
+on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from common import DOCS, HERE, environment, peak_memory, worker, write_json
+from scale_report import costs, in_words, report
+
+SCRIPT = Path(__file__).resolve()
+SIMULATED = (1, 8, 64, 512)
+
+
+def _kernel() -> Any:
+    from torch_ntk import CNTK
+
+    return CNTK(11)
+
+
+def _tile(kernel: Any, seconds: float) -> int:
+    """Images of a tile that takes at least so long."""
+    size = 8
+    while size < 1024:
+        x = _images(2 * size)
+        kernel(x[:size], x[size:])
+        if _seconds(lambda x=x, n=size: kernel(x[:n], x[n:])) > seconds:
+            break
+        size *= 2
+    return size
+
+
+def _images(n: int) -> torch.Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def overhead(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the tiles in a loop, and in a store, here and on one worker with all threads."""
+    from distributed import Client, LocalCluster
+
+    from torch_ntk.scale import compute_kernel
+
+    kernel = _kernel()
+    tile = _tile(kernel, job["tile_seconds"])
+    x = _images(job["rows"] * tile)
+    parts = x.split(tile)
+    pairs = [(i, j) for i in range(len(parts)) for j in range(i, len(parts))]
+
+    def loop() -> None:
+        for i, j in pairs:
+            kernel(parts[i]) if i == j else kernel(parts[i], parts[j])
+
+    def stored(client: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            given = {"store": f"{folder}/k", "tile": tile, "client": client, "progress": False}
+            compute_kernel(kernel, x, **given)
+
+    threads = torch.get_num_threads()
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=threads, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        runs = [loop, lambda: stored(None), lambda: stored(client)]
+        for run in runs:
+            run()
+        turns = [[_seconds(run) for run in runs] for _ in range(job["turns"])]
+    bare, here, there = (min(each) for each in zip(*turns, strict=True))
+    return {"tiles": len(pairs), "bare": bare, "here": here, "worker": there}
+
+
+def workers(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one kernel on one and on several workers of one thread each."""
+    from distributed import Client, LocalCluster
+
+    from torch_ntk.scale import compute_kernel
+
+    kernel = _kernel()
+    tile = _tile(kernel, job["tile_seconds"])
+    x = _images(job["rows"] * tile)
+    clusters = [
+        LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=":0")
+        for n in job["workers"]
+    ]
+    clients = [Client(cluster) for cluster in clusters]
+
+    def run(client: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            given = {"store": f"{folder}/k", "tile": tile, "progress": False}
+            compute_kernel(kernel, x, client=client, **given)
+
+    for client in clients:
+        run(client)
+    turns = [[_seconds(lambda c=client: run(c)) for client in clients] for _ in range(job["turns"])]
+    for client, cluster in zip(clients, clusters, strict=True):
+        client.close()
+        cluster.close()
+    found = [min(each) for each in zip(*turns, strict=True)]
+    return {"workers": job["workers"], "seconds": found}
+
+
+def memory(job: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of a process that computes a fully connected kernel; and how long it takes."""
+    from torch_ntk.command._kernels import preset
+    from torch_ntk.scale import compute_kernel
+
+    x = torch.randn(job["n"], 784, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory(dir=job.get("folder")) as folder:
+        given = {"store": f"{folder}/k", "tile": job["tile"], "progress": False}
+        found: list[Any] = []
+        seconds = _seconds(lambda: found.append(compute_kernel(preset("mlp-4"), x, **given)))
+        store = found[0]
+        read = _seconds(store.verify)
+        size = store.about["bytes"]
+    peak = peak_memory()
+    return {
+        "n": job["n"],
+        "tile": job["tile"],
+        "peak": peak,
+        "bytes": size,
+        "seconds": seconds,
+        "read": read,
+    }
+
+
+def simulate(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of tiles that sleep, on so many workers of a cluster in this process.
+
+    Up to 64 are workers of Dask; of more, each of 64 has room for several tiles.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    from torch_ntk.scale import _cluster, _worker
+    from torch_ntk.scale._job import Job
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    # In one process these would look at the threads of all workers a hundred times a second.
+    settings = {
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+    }
+    count, seconds = job["workers"], job["seconds"]
+    slots = max(1, count // 64)
+
+    def asleep(*_: Any) -> str:
+        time.sleep(seconds)
+        return "computed"
+
+    async def setup(self: Any, worker: Any) -> None:
+        await worker.set_resources(**{_worker.SLOT: slots})
+
+    with (
+        mock.patch.object(_worker, "run_tile", asleep),
+        mock.patch.object(_worker.TileWorker, "setup", setup),
+        mock.patch.object(_cluster, "_AHEAD", _cluster._AHEAD * slots),
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=count // slots,
+            threads_per_worker=slots,
+            processes=False,
+            dashboard_address=":0",
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        nothing = Job(print, Path("/none"), None, True)
+        tiles = ((i, 0) for i in range(job["tiles"] * count))
+        done: list[int] = []
+        elapsed = _seconds(
+            lambda: done.append(sum(1 for _ in _cluster.on_cluster(client, nothing, tiles)))
+        )
+    efficiency = done[0] * seconds / (count * elapsed)
+    found = {"workers": count, "tile": seconds, "tiles": done[0], "elapsed": elapsed}
+    return found | {"efficiency": efficiency, "rate": done[0] / elapsed}
+
+
+def _measure(quick: bool) -> dict[str, Any]:
+    turns, rows = (1, 2) if quick else (5, 4)
+    result: dict[str, Any] = {"environment": environment()}
+    given = {"tile_seconds": 0.05 if quick else 0.5, "rows": rows, "turns": turns}
+    result["overhead"] = worker(SCRIPT, {"what": "overhead", **given})
+    result["workers"] = worker(SCRIPT, {"what": "workers", **given, "workers": [1, 2]})
+    sizes = [(1000, 256)] if quick else [(5000, 1024), (20000, 1024)]
+    result["memory"] = [worker(SCRIPT, {"what": "memory", "n": n, "tile": t}) for n, t in sizes]
+    simulated = [{"workers": n, "seconds": 8.0, "tiles": 4} for n in SIMULATED]
+    if quick:
+        simulated = [{"workers": 2, "seconds": 0.5, "tiles": 4}]
+    result["simulated"] = [worker(SCRIPT, {"what": "simulate", **job}) for job in simulated]
+    rate = {"workers": 2 if quick else 512, "seconds": 0.0, "tiles": 8}
+    result["rate"] = worker(SCRIPT, {"what": "simulate", **rate})
+    return result
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few samples, nothing is written")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        job = json.loads(args.job)
+        what = {"overhead": overhead, "workers": workers, "memory": memory, "simulate": simulate}
+        print(json.dumps(what[job["what"]](job)))
+        return
+    result = _measure(args.quick)
+    print("\n".join(in_words(result)))
+    if not args.quick:
+        analytic = json.loads((HERE / "analytic.json").read_text(encoding="utf-8"))
+        result["costs"] = costs(analytic)
+        write_json(HERE / "scale.json", result)
+        report(result, DOCS)
+
+
+if __name__ == "__main__":
+    main()
