@@ -358,7 +358,7 @@ STRUCTURES: tuple[Net, ...] = (
     Net("local_flat", (3, 5, 6), _local(nn.Identity)),
     Net("local_gap", (3, 5, 6), _local(lambda: nn.AdaptiveAvgPool2d(1)), True),
     Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),
-    Net("three_axes_gap", (2, 3, 2, 3), _three_axes(lambda: nn.AdaptiveAvgPool3d(1))),
+    Net("three_axes_gap", (2, 3, 2, 3), _three_axes(lambda: nn.AdaptiveAvgPool3d(1)), True),
     Net("three_axes_pool", (2, 3, 2, 3), _three_axes(lambda: nn.AvgPool3d(2, 1))),
     Net("scaled", (3, 5, 6), _scaled),
 )

@@ -37,7 +37,18 @@ def test_two_sets(name: str, activation: str) -> None:
     assert torch.autograd.gradcheck(kernel, (samples(2, SMALL[name]), samples(2, SMALL[name])))
 
 
-@pytest.mark.parametrize("name", ["mlp_tanh", "mlp_leaky_relu", "residual", "layer_norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp_tanh",
+        "mlp_leaky_relu",
+        "residual",
+        "layer_norm",
+        "u_net",
+        "local_gap",
+        "three_axes_flat",
+    ],
+)
 @pytest.mark.parametrize("kind", [analytic_nngp, analytic_ntk])
 def test_modules(name: str, kind) -> None:  # type: ignore[no-untyped-def]
     net = BY_NAME[name]
