@@ -36,7 +36,9 @@ class Excited(nn.Module):
         self.inner = nn.Sequential(dense(n, n), nn.ReLU(), dense(n, n), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.inner(x.mean((2, 3))).view(x.shape[0], x.shape[1], 1, 1)
+        n, c, _, _ = x.size()
+        gate = self.inner(F.adaptive_avg_pool2d(x, 1).view(n, c)).view(n, c, 1, 1)
+        return x * gate.expand_as(x)
 
 
 def product(n: int, outputs: int = 8) -> nn.Module:
@@ -52,7 +54,7 @@ def product(n: int, outputs: int = 8) -> nn.Module:
 
 def excited(n: int, outputs: int = 8) -> nn.Module:
     return nn.Sequential(
-        *(conv(3, n, padding=1), nn.ReLU(), Excited(n), conv(n, n), nn.ReLU()),
+        *(conv(3, n, padding=1), nn.ReLU(), Excited(n), conv(n, n, 2), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(n, outputs)),
     )
 
@@ -78,7 +80,7 @@ def swiglu(n: int, outputs: int = 8) -> nn.Module:
 
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "product": (product, (6,)),
-    "excited": (excited, (3, 4, 4)),
+    "excited": (excited, (3, 3, 3)),
     "gated": (gated, (6,)),
     "swiglu": (swiglu, (4, 3)),
 }
@@ -135,6 +137,19 @@ def test_small_distances_are_kept() -> None:
     near = torch.cat([x + 1e-9 * i * step for i in range(3)])
     assert torch.linalg.eigvalsh(analytic_nngp(net, near))[0] > -1e-15
     assert distance(2e-4) / distance(1e-4) == pytest.approx(4, rel=1e-2)
+
+
+def test_a_gate_in_other_words() -> None:
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+
+    class Other(Excited):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.mean((2, 3)))[:, :, None, None] * x
+
+    wanted = analytic_ntk(excited(4), x)
+    net = excited(4)
+    net[2] = Other(4)
+    torch.testing.assert_close(analytic_ntk(net, x), wanted, rtol=1e-12, atol=0)
 
 
 def test_halves_that_overlap_are_independent_channel_by_channel() -> None:

@@ -7,6 +7,7 @@ reads all of them; a further one is a line in the table of functions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -57,7 +58,14 @@ def rearranged(b: Builder, x: Any, function: Mover, what: str) -> Features:
     """
     features = b.value(x, what) if isinstance(x, Data) else x
     shape, axis = tuple(features.shape), features.axis
-    found = _analysed(b, function, shape, axis, what)
+    found = None
+    if shape[axis] == 1:  # which axis is that of the channels shows with two of them, if it can
+        with contextlib.suppress(ValueError):
+            found = _analysed(b, function, (*shape[:axis], 2, *shape[axis + 1 :]), axis, what)
+    if found is not None and found.channels == (0, 1):
+        found = replace(found, channels=(0,))
+    else:
+        found = _analysed(b, function, shape, axis, what)
     return _arranged(b, features, found, what)
 
 

@@ -74,6 +74,25 @@ def _index(b: Builder, x: Any, index: Any) -> Any:
     return rearranged(b, x, lambda t: t[index], "an index")
 
 
+def _expand(b: Builder, x: Any, *sizes: Any) -> Features:
+    wanted = plain(sizes[0] if len(sizes) == 1 and isinstance(plain(sizes[0]), tuple) else sizes)
+    if len(wanted) != 1 + len(x.shape) or wanted[0] not in (-1, *b.samples):
+        raise b.refusal(f"expand to {tuple(wanted)}", "Samples must stay on the first axis.")
+    return rearranged(b, x, lambda t: t.expand(2, *wanted[1:]), "expand")
+
+
+def _expand_as(b: Builder, x: Any, other: Any) -> Features:
+    shape = other.first.shape[1:] if isinstance(other, Data) else other.shape
+    return _expand(b, x, -1, *shape)
+
+
+def _repeat(b: Builder, x: Any, *counts: Any) -> Features:
+    wanted = plain(counts[0] if len(counts) == 1 and isinstance(counts[0], tuple) else counts)
+    if len(wanted) != 1 + len(x.shape) or wanted[0] != 1:
+        raise b.refusal(f"repeat by {tuple(wanted)}", "Samples must not be repeated.")
+    return rearranged(b, x, lambda t: t.repeat(*wanted), "repeat")
+
+
 def _parts(function: Callable[..., Any], name: str) -> Rule:
     """A function to several tensors, whose second argument is how many and `dim` the axis."""
 
@@ -168,6 +187,7 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.unflatten: _mover(torch.unflatten, "unflatten"),
     torch.flip: _mover(torch.flip, "flip", 0, "dims"),
     torch.roll: _mover(torch.roll, "roll", 1, "dims"),
+    torch.repeat_interleave: _mover(torch.repeat_interleave, "repeat_interleave", 1, "dim"),
     torch.narrow: _mover(torch.narrow, "narrow", 0, "dim"),
     torch.select: _mover(torch.select, "select", 0, "dim"),
     torch.index_select: _mover(torch.index_select, "index_select", 0, "dim"),
@@ -189,6 +209,10 @@ FUNCTIONS: dict[Any, Rule] = {
 METHODS: dict[str, Rule] = {
     **{n: _method(n) for n in ("permute", "transpose", "swapaxes", "movedim", "unsqueeze")},
     **{n: _method(n) for n in ("moveaxis", "unflatten")},
+    "expand": _expand,
+    "expand_as": _expand_as,
+    "repeat": _repeat,
+    "repeat_interleave": _method("repeat_interleave", 1, "dim"),
     "flip": _method("flip", 0, 1, 2, "dims"),
     "roll": _method("roll", 1, "dims"),
     **{n: _method(n, 0, "dim") for n in ("narrow", "select", "index_select")},
