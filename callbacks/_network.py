@@ -10,7 +10,8 @@ from torch import nn
 
 from torch_ntk._checks import ArgumentTypeError, ArgumentValueError, value_error
 
-_ONE_ARGUMENT = ("Pass input_fn=", "Pass forward_fn=")  # begins what an error says to pass
+# In errors that say themselves what to pass, or that no other samples or outputs would mend.
+_ONE_ARGUMENT = ("Pass input_fn=", "Pass forward_fn=", "`kernel` must be")
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 
 

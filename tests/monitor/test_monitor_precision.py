@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from torch_ntk import empirical_ntk
-from torch_ntk.monitor import METRICS, Evaluation, Probe, Record
+from torch_ntk import MLP, empirical_ntk
+from torch_ntk.monitor import METRICS, Evaluation, Monitor, Probe, Record
 from torch_ntk.monitor.measure import _evaluation
 
 
@@ -119,3 +119,34 @@ def test_imaginary_parts_of_parameters_count() -> None:
     with torch.no_grad():
         model.weight += 0.1j * torch.randn(5, 3)
     assert record.measure(model, 1).scalars["linearization_gap"] < 1e-5
+
+
+def _scaled(monitor: Monitor | None) -> tuple[list[Tensor], float]:
+    """A training in half precision whose first steps the scaler skips, because they overflow."""
+    torch.manual_seed(0)
+    net = MLP([6, 16, 3])
+    x, y = torch.randn(12, 6), torch.arange(12) % 3
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=1000)
+    for _ in range(8):
+        if monitor is not None:
+            monitor.step(net, optimizer, (x, y))
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    if monitor is not None:
+        monitor.finish(net, optimizer)
+    return [p.detach().clone() for p in net.parameters()], scaler.get_scale()
+
+
+def test_a_scaler_of_half_precision_on_a_cpu() -> None:
+    monitor = Monitor(every_n_steps=1)
+    alone, watched = _scaled(None), _scaled(monitor)
+    assert watched[1] == alone[1] < 2.0**19  # some steps were skipped, the same ones
+    assert all(torch.equal(a, b) for a, b in zip(alone[0], watched[0], strict=True))
+    drift = monitor.history["ntk/drift"]
+    assert drift[:2] == [0.0, 0.0]  # nothing has moved in a step that was skipped
+    assert drift[-1] > 0
