@@ -48,6 +48,7 @@ napoleon_use_ivar = True
 toc_object_entries_show_parents = "hide"
 
 html_math_renderer = "mathml"
+html_context = {"default_mode": "auto"}
 html_theme = "pydata_sphinx_theme"
 html_title = "torch_ntk"
 html_static_path = ["_static"]

@@ -10,6 +10,7 @@ What a page leaves to the reader, a model or a loader, stands before in a commen
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ _BLOCK = re.compile(r"^(?:<!-- setup\n(.*?)-->|```python\n(.*?)```)", flags=re.S
 
 
 def pages() -> list[str]:
-    """All documents with text of their own, relative to the repository."""
-    found = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    """All documents with text of their own and all notebooks, relative to the repository."""
+    found = [ROOT / "README.md", *DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 def text_of(page: str) -> str:
-    """What stands in a page."""
-    return (ROOT / page).read_text(encoding="utf-8")
+    """What stands in a page; of a notebook the Markdown that says the same."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if not page.endswith(".ipynb"):
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n".join(f"```python\n{s}\n```\n" if kind == "code" else s for kind, s in cells)
 
 
 def code_of(text: str) -> list[str]:

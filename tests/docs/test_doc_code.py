@@ -49,7 +49,9 @@ LOOKED_AT: dict[str, Callable[[dict[str, Any], Path], None]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning", "ignore:.*treespec.*:FutureWarning")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * p.endswith(".ipynb")) for p in PAGES]
+)
 def test_the_code_of_a_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

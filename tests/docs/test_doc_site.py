@@ -73,7 +73,7 @@ def read(site: Path) -> dict[str, _Reader]:
 
 
 def test_every_document_is_a_page(read: dict[str, _Reader]) -> None:
-    documents = {page.removeprefix("docs/") for page in pages()} - {"README.md"}
+    documents = {p.removeprefix("docs/") for p in pages() if p.endswith(".md")} - {"README.md"}
     assert {name.removesuffix(".md") + ".html" for name in documents} <= read.keys()
 
 
