@@ -71,6 +71,8 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "upsample of one": (lambda t: F.interpolate(t.mean((2, 3), keepdim=True), size=(3, 2)), IMAGE),
     "matrix from the left": (lambda t: MATRIX @ t, TOKENS),
     "matrix from the right": (lambda t: torch.matmul(t, MATRIX.T), LINE),
+    "vector from the left": (lambda t: MATRIX[0] @ t, TOKENS),
+    "vector from the right": (lambda t: t @ MATRIX[0], LINE),
     "matrix on images": (lambda t: t @ MATRIX.T, IMAGE),
     "matrix of one position": (lambda t: t.mean(2, keepdim=True) @ MATRIX[:1, :1], LINE),
     "einsum": (lambda t: torch.einsum("ij,ncj->nci", MATRIX, t), LINE),
@@ -364,7 +366,7 @@ def test_multiples_are_known_in_every_arrangement() -> None:
 
 A3, A6 = torch.ones(2, 3, 3, dtype=torch.float64), torch.ones(2, 6, 6, dtype=torch.float64)
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
-    "matrix of the wrong size": (lambda h, a: a @ h, A3, r"known tensor of shape \(2, 3, 3\) on samples of shape \(6, 4\) at 'matmul'"),
+    "matrix of the wrong size": (lambda h, a: a @ h, A3, r"matrix of shape \(2, 3, 3\) on samples of shape \(6, 4\) at 'matmul'.*over 3 positions, and there are 6.*\[N, 6, 6\]"),
     "matrix over channels": (lambda h, a: h @ a, A6, "over the axis of the channels.*NTKLinear"),
     "matrix over samples": (lambda h, a: a @ h.flatten(1), A3[0, :2, :2], "over the axis of the samples"),
     "einsum over channels": (lambda h, a: torch.einsum("ntc,nct->nt", h, a), A6, "einsum.*mixes"),

@@ -75,8 +75,18 @@ def matrix_product(b: Builder, x: Any, y: Any) -> Value:
     axes = 1 + len(v.shape)
     contracted = axes - 2 if left else axes - 1
     _check_contracted(b, v, contracted, "a matrix product")
+    size, positions = matrix.first.shape[-1 if left else -2 :][0], v.shape[contracted - 1]
+    if size != positions:
+        raise b.refusal(
+            f"a product with a matrix of shape {tuple(matrix.first.shape)} on samples of shape "
+            f"{v.shape}",
+            f"It is over {size} positions, and there are {positions}.",
+            f"Give it as [{positions}, {positions}] or, one for each sample, "
+            f"[N, {positions}, {positions}].",
+        )
     functions = _by_sample(matrix, axes, lambda m: (lambda t: m @ t) if left else (lambda t: t @ m))
-    return _product(b, v, functions, matrix, v.axis)
+    lost = matrix.first.ndim == 1 and contracted - 1 < v.axis  # the axis of a vector's positions
+    return _product(b, v, functions, matrix, v.axis - lost)
 
 
 def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
@@ -197,8 +207,9 @@ def _matrix(
         out = function(basis)
         nothing = function(torch.zeros_like(basis[:1]))
     except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
-        raise b.refusal(f"{what} on samples of shape {v.shape}", f"{error}.") from error
-    if out.ndim < 2 or len(out) != count or out.shape[1 + axis] != 1:
+        why = f"{error}".rstrip(".") + "."
+        raise b.refusal(f"{what} on samples of shape {v.shape}", why) from error
+    if out.ndim < 2 + axis or len(out) != count or out.shape[1 + axis] != 1:
         raise b.refusal(
             f"{what} on samples of shape {v.shape}", "It mixes the channels with the positions."
         )
