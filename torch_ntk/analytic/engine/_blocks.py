@@ -22,6 +22,8 @@ _ON_GPU = 1 << 25
 _ALIVE = 8
 # Entries of all values that a block of pairs has in fused loops: about a second on one core.
 _MOST_WORK = 1 << 29
+# Pairs of vectors of which K and Θ stay in the caches while they are put into the matrix.
+_VECTORS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def _of_regions(
         for i in r.steps
     )
     pairs = max(1, min(available // entries, _MOST_WORK // max(1, work)))
+    if entries == 1 and all(r.layout is None for r in parts.regions):
+        pairs = min(pairs, _VECTORS)
     columns = min(shape[1], max(1, math.isqrt(pairs)))
     rows = min(shape[0], max(1, pairs // columns))
     return rows, min(shape[1], max(columns, pairs // rows))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..operations import IdenticalImages, Input, State
+from ..operations import IdenticalImages, Input, State, Variances
 from ._task import Block, Task
 from .fused import RegionEvaluation
 
@@ -43,15 +43,23 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
         operation = task.program.steps[last].operation
         assert isinstance(operation, Input)
         states[last] = _known_features(task, block, last, operation)
-    variances = block.variances(last, False)
-    k = states[last].covariance(variances)[..., 0, 0]
-    if states[last].distance and variances is not None and not torch.is_grad_enabled():
-        # What is 0 has a covariance of 0, without rounding.
-        k = k.masked_fill(((variances[0] == 0) | (variances[1] == 0))[..., 0, 0], 0.0)
+    k = _covariance(states[last], block.variances(last, False))[..., 0, 0]
     theta = states[last].ntk
     if theta is None:
         return k, None
     return k, theta[..., 0, 0] if theta.ndim else theta.expand(k.shape)
+
+
+def _covariance(s: State, variances: Variances | None) -> Tensor:
+    """K of a value that nothing else needs; where it is 0 in one image, without rounding."""
+    if not s.distance or variances is None or torch.is_grad_enabled():
+        return s.covariance(variances)
+    q1, q2 = variances
+    k = s.nngp.neg().add_(q1).add_(q2).mul_(0.5)
+    nothing = q1 == 0, q2 == 0
+    if bool(nothing[0].any() or nothing[1].any()):
+        k.masked_fill_(nothing[0] | nothing[1], 0.0)
+    return k
 
 
 def _taken(task: Task, unit: Unit) -> tuple[int, ...]:

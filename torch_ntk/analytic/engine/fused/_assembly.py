@@ -9,7 +9,7 @@ import numpy as np
 
 from ....activations import Form
 from ..._program import Program
-from ...operations import Input
+from ...operations import Input, Operation
 from ._layout import ROUND, Filter, Place
 from ._regions import Region
 from ._source import Slot, Stage, Written, chain, module
@@ -18,6 +18,8 @@ Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 LANES = 256
 """Pairs of vectors that go through a network together."""
+# Formulas of a pass.
+_MOST_STAGES = 4
 _VECTOR = Place((LANES // ROUND, ROUND), (1, 1), ROUND, 0, LANES + ROUND)
 
 
@@ -193,11 +195,22 @@ class Assembly:
                         j
                         for j in reversed(steps[i].inputs)
                         if j in ends and users.count(j) == 1 and j not in region.outside
+                        and self._goes_on(ends[j])
                     ),
                     None,
                 )  # fmt: skip
             ends[i] = [*ends.pop(begun), i] if begun is not None else [i]
         return sorted(ends.values(), key=lambda c: c[-1])
+
+    def _goes_on(self, chain: list[int]) -> bool:
+        """Whether more may be done in the same pass: a nonlinear operation ends it.
+
+        Otherwise the code of networks without filters would grow with their depth.
+        """
+        last = self._program.steps[chain[-1]].operation
+        return (
+            len(chain) < _MOST_STAGES and isinstance(last, Operation) and not last.needs_variances
+        )
 
     def _last_uses(self, chains: list[list[int]]) -> dict[int, int]:
         """Per value the end of the chain that takes it last; the values of sums stay."""

@@ -192,34 +192,44 @@ def same_positions(
 
 _VECTORS = """
 @loop
-def products(tile, rows, at, channels, x1, x2, width):
+def products(tile, rows, at, channels, x1, x2, m, width):
     count = (width + 63) // 64 * 64
     for r in range(tile.shape[0]):
         to = tile[r]
-        a = x1[rows[r]]
         for j in range(count):
             to[j] = R(0.0)
-        whole = channels // 8 * 8
-        for n in range(at, at + whole, 8):
+    stop = at + channels
+    whole = at + channels // 8 * 8
+    # Eight channels at a time, which stay in the innermost cache for all rows of the tile.
+    for n in range(at, whole, 8):
+        b0, b1, b2, b3 = x2[n][m:], x2[n + 1][m:], x2[n + 2][m:], x2[n + 3][m:]
+        b4, b5, b6, b7 = x2[n + 4][m:], x2[n + 5][m:], x2[n + 6][m:], x2[n + 7][m:]
+        for r in range(0, tile.shape[0], 2):
+            one, two = tile[r], tile[r + 1]
+            a, c = x1[rows[r]], x1[rows[r + 1]]
             a0, a1, a2, a3 = a[n], a[n + 1], a[n + 2], a[n + 3]
             a4, a5, a6, a7 = a[n + 4], a[n + 5], a[n + 6], a[n + 7]
-            b0, b1, b2, b3 = x2[n], x2[n + 1], x2[n + 2], x2[n + 3]
-            b4, b5, b6, b7 = x2[n + 4], x2[n + 5], x2[n + 6], x2[n + 7]
+            c0, c1, c2, c3 = c[n], c[n + 1], c[n + 2], c[n + 3]
+            c4, c5, c6, c7 = c[n + 4], c[n + 5], c[n + 6], c[n + 7]
             for j in range(count):
-                s = to[j] + a0 * b0[j] + a1 * b1[j] + a2 * b2[j] + a3 * b3[j]
-                to[j] = s + a4 * b4[j] + a5 * b5[j] + a6 * b6[j] + a7 * b7[j]
-        for n in range(at + whole, at + channels):
-            a0, b0 = a[n], x2[n]
+                s = one[j] + a0 * b0[j] + a1 * b1[j] + a2 * b2[j] + a3 * b3[j]
+                one[j] = s + a4 * b4[j] + a5 * b5[j] + a6 * b6[j] + a7 * b7[j]
+                t = two[j] + c0 * b0[j] + c1 * b1[j] + c2 * b2[j] + c3 * b3[j]
+                two[j] = t + c4 * b4[j] + c5 * b5[j] + c6 * b6[j] + c7 * b7[j]
+    for n in range(whole, stop):
+        b0 = x2[n][m:]
+        for r in range(tile.shape[0]):
+            to, a0 = tile[r], x1[rows[r], n]
             for j in range(count):
                 to[j] += a0 * b0[j]
 
 
 @loop
-def squares(to, a, at, channels, x2, count, share):
+def squares(to, a, at, channels, x2, m, count, share):
     for j in range(count):
         to[j] = R(0.0)
     for n in range(at, at + channels):
-        a0, b0 = a[n], x2[n]
+        a0, b0 = a[n], x2[n][m:]
         for j in range(count):
             to[j] += (a0 - b0[j]) * (a0 - b0[j])
     for j in range(count):
@@ -227,14 +237,14 @@ def squares(to, a, at, channels, x2, count, share):
 
 
 @loop
-def distances(to, a, at, channels, x2, q1, q2, share, width, close):
+def distances(to, a, at, channels, x2, m, q1, q2, share, width, close):
     for j in range(width):
         to[j] = max((q1 + q2[j]) - (share + share) * to[j], R(0.0))
     for j in range(width):
         if to[j] < close * (q1 + q2[j]):
             d = R(0.0)
             for n in range(at, at + channels):
-                d += (a[n] - x2[n, j]) * (a[n] - x2[n, j])
+                d += (a[n] - x2[n, m + j]) * (a[n] - x2[n, m + j])
             to[j] = d * share
 
 
@@ -251,10 +261,9 @@ def vectors(
         for m in range(starts[low], columns, lanes):
             width = min(lanes, columns - m)
             count = (width + 63) // 64 * 64
-            right = x2[:, m:]
             for i in range(loads.shape[0]):
                 if loads[i, 0] and loads[i, 1] > few:
-                    products(tiles[i], rows, loads[i, 2], loads[i, 1], x1, right, width)
+                    products(tiles[i], rows, loads[i, 2], loads[i, 1], x1, x2, m, width)
             for r in range(high - low):
                 n = low + r
                 if starts[n] >= m + width:
@@ -267,10 +276,10 @@ def vectors(
                         if c[1] > few:
                             q1, q2 = one[n, c[6]], two[c[7] + m:]
                             distances(
-                                tile, x1[n], c[2], c[1], right, q1, q2, share, width, close
+                                tile, x1[n], c[2], c[1], x2, m, q1, q2, share, width, close
                             )
                         else:
-                            squares(tile, x1[n], c[2], c[1], right, count, share)
+                            squares(tile, x1[n], c[2], c[1], x2, m, count, share)
                         for j in range(width):
                             k[j] = tile[j]
                             t[j] = R(0.0)
