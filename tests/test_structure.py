@@ -30,7 +30,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
 # The same within a folder, for the files and folders in it that are named here. To order the
 # contents of another folder, add a line: its path below the package, and its groups.
 INSIDE: dict[str, tuple[str, ...]] = {
-    "analytic": ("operations", "_program", "lift engine", "_api", "_cntk _mlp"),
+    "analytic": (
+        *("operations", "_program", "lift engine", "_explanation", "_api"),
+        "_cntk _mlp",
+    ),
     "analytic/operations": (
         "_taps _state",
         "_fused",

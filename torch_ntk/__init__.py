@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import predict as predict
     from .analytic import CNTK as CNTK
     from .analytic import Kernels as Kernels
+    from .analytic import analytic_explain as analytic_explain
     from .analytic import analytic_kernels as analytic_kernels
     from .analytic import analytic_nngp as analytic_nngp
     from .analytic import analytic_ntk as analytic_ntk
@@ -115,6 +116,7 @@ __all__ = [
     "Sinusoid",
     "TaylorModel",
     "__version__",
+    "analytic_explain",
     "analytic_kernels",
     "analytic_nngp",
     "analytic_ntk",
@@ -138,7 +140,9 @@ __all__ = [
 ]
 
 _NAMES_OF = {
-    "analytic": "CNTK Kernels analytic_kernels analytic_nngp analytic_ntk mlp_kernels",
+    "analytic": (
+        "CNTK Kernels analytic_explain analytic_kernels analytic_nngp analytic_ntk mlp_kernels"
+    ),
     "coordinates": "CoordinateCheck coordinate_check",
     "empirical": "NTKOperator ProbedKernel empirical_nngp empirical_ntk explain verify",
     "estimators": "NTKClassifier NTKRegressor",

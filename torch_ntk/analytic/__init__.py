@@ -5,10 +5,13 @@ reads it as a program of operations on covariances (`operations/`), `engine/` ev
 """
 
 from ._api import Kernels as Kernels
+from ._api import analytic_explain as analytic_explain
 from ._api import analytic_kernels as analytic_kernels
 from ._api import analytic_nngp as analytic_nngp
 from ._api import analytic_ntk as analytic_ntk
 from ._cntk import CNTK as CNTK
+from ._explanation import AnalyticExplanation as AnalyticExplanation
+from ._explanation import ExplainedStep as ExplainedStep
 from ._mlp import mlp_kernels as mlp_kernels
 from .lift import ORDINARY as ORDINARY
 from .lift import Scheme as Scheme
@@ -17,9 +20,12 @@ from .lift import StandardLike as StandardLike
 __all__ = [
     "CNTK",
     "ORDINARY",
+    "AnalyticExplanation",
+    "ExplainedStep",
     "Kernels",
     "Scheme",
     "StandardLike",
+    "analytic_explain",
     "analytic_kernels",
     "analytic_nngp",
     "analytic_ntk",

@@ -18,6 +18,8 @@ from .._checks import (
 )
 from .._functional import Batch, quiet, refuse_unsupported, unwrap
 from .._types import BatchLike
+from ._explanation import AnalyticExplanation, explanation
+from ._program import Program
 from .engine import Options, checked_options, run
 from .lift import StandardLike, checked_standard, read
 
@@ -204,6 +206,46 @@ def analytic_nngp(
     return _both(model, x1, x2, standard, training, dtype, options, ntk=False)[0]
 
 
+def analytic_explain(
+    model: nn.Module,
+    x1: BatchLike,
+    x2: BatchLike | None = None,
+    *,
+    standard: StandardLike = None,
+    training: bool = False,
+    dtype: torch.dtype | None = None,
+) -> AnalyticExplanation:
+    """How `analytic_kernels` evaluates a module: its operations, and which of them are fused.
+
+    On a CPU, operations with a fused form go through compiled loops, in which one image of
+    covariances passes all of them before the next one begins. Others, and all of them where
+    derivatives by the inputs are wanted or on another device, are tensor operations.
+
+    Args:
+        model: As in `analytic_kernels`, as all that follows.
+        x1: Inputs `[N1, ...]`.
+        x2: Inputs `[N2, ...]`; None means x2 = x1.
+        standard: How ordinary layers are drawn.
+        training: Whether dropout is active.
+        dtype: `torch.float64` (also if None) or `torch.float32`.
+
+    Raises:
+        TypeError, ValueError: As `analytic_kernels`.
+
+    Example:
+        >>> import torch
+        >>> from torch_ntk import NTKLinear
+        >>> net = torch.nn.Sequential(NTKLinear(2, 8), torch.nn.Tanh(), NTKLinear(8, 1))
+        >>> print(analytic_explain(net, torch.eye(2)))
+        operation   positions  loop  how
+        Affine            1×1     1  pairs of vectors, block by block
+        Activation        1×1     -  it has no fused form
+        Affine            1×1     -  there is too little to do in this place
+    """
+    with _lifted(model, x1, x2, standard, training, dtype) as program:
+        return explanation(program, program.known[0].x1)
+
+
 def _both(
     model: nn.Module,
     x1: BatchLike,
@@ -215,6 +257,20 @@ def _both(
     *,
     ntk: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    with _lifted(model, x1, x2, standard, training, dtype) as program:
+        return run(program, options, ntk=ntk)
+
+
+@contextlib.contextmanager
+def _lifted(
+    model: nn.Module,
+    x1: BatchLike,
+    x2: BatchLike | None,
+    standard: StandardLike,
+    training: bool,
+    dtype: torch.dtype | None,
+) -> Iterator[Program]:
+    """The program of a module, in the mode in which it is evaluated."""
     if not isinstance(model, nn.Module):
         raise type_error(
             "model",
@@ -228,8 +284,7 @@ def _both(
     a, b = batches(x1, x2, dtype)
     check_bool("training", training)
     with evaluation_mode(a, b, model, training):
-        program = read(model, a, b, check_dtype(dtype), known, training)
-        return run(program, options, ntk=ntk)
+        yield read(model, a, b, check_dtype(dtype), known, training)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._checks import check_bool, check_choice, check_finite_number, check_positive_int, value_error
 from ..activations import DualActivation
 from ._api import check_dtype, evaluation_mode, inputs
+from ._explanation import AnalyticExplanation, explanation
 from ._program import Program
 from .engine import checked_options, run
 from .lift import Builder, Data, average, over_all_positions, resolve
@@ -119,17 +120,27 @@ class CNTK(nn.Module):
 
     def forward(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """Θ between the images, `[N1, N2]`."""
+        a, b = self._images(x1, x2)
+        options = checked_options(self.max_memory, self.progress)
+        with evaluation_mode(a, b, None):
+            theta = run(self.program(a, b), options, ntk=True)[1]
+        assert theta is not None
+        return theta * self._units(a)
+
+    def explain(self, x1: Tensor, x2: Tensor | None = None) -> AnalyticExplanation:
+        """How the kernel between the images is evaluated; see `analytic_explain`."""
+        a, b = self._images(x1, x2)
+        with evaluation_mode(a, b, None):
+            return explanation(self.program(a, b), a)
+
+    def _images(self, x1: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
         a, b = inputs(x1, x2, self.dtype)
         for name, x in (("x1", a), ("x2", b)):
             if x is not None and x.ndim != 4:
                 raise value_error(
                     name, "images [N, C, P, Q]", x, "Add the axis of channels: x[:, None]."
                 )
-        options = checked_options(self.max_memory, self.progress)
-        with evaluation_mode(a, b, None):
-            theta = run(self.program(a, b), options, ntk=True)[1]
-        assert theta is not None
-        return theta * self._units(a)
+        return a, b
 
     def program(self, x1: Tensor, x2: Tensor | None) -> Program:
         """The network as operations on covariances."""

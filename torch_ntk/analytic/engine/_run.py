@@ -11,7 +11,7 @@ from .._program import Program
 from ._blocks import BlockSizes, block_sizes, blocks, images_at_once
 from ._evaluate import evaluate
 from ._options import Options
-from ._plan import Plan, plan
+from ._plan import plan
 from ._task import Block, Task
 from .fused import Partition, RegionEvaluation, partition, unfused
 
@@ -29,7 +29,7 @@ def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tenso
     symmetric = program.known[0].x2 is None
     task = Task(program, plan(program), ntk, symmetric)
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
-    parts = divided(program, task.plan, like)
+    parts = divided(program, like)
     units = [u if isinstance(u, int) else RegionEvaluation(task, u, like) for u in parts.units]
     with limited(options.max_memory):
         rows, columns = block_sizes(task, parts, shape, like)
@@ -49,19 +49,18 @@ def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tenso
     return k, theta
 
 
-def divided(program: Program, plan: Plan, like: Tensor) -> Partition:
+def divided(program: Program, like: Tensor) -> Partition:
     """A program as regions for fused loops and single steps.
 
     Args:
         program: The network.
-        plan: In which form its values are computed.
         like: A tensor of the type and on the device of the computation.
     """
     if torch.is_grad_enabled():
         return unfused(program, "derivatives by the inputs are wanted")
     if like.device.type != "cpu":
         return unfused(program, f"fused loops are for the CPU, not for {like.device.type}")
-    return partition(program, plan, like.dtype == torch.float64)
+    return partition(program, plan(program), like.dtype == torch.float64)
 
 
 def _new_pairs(block: Block, symmetric: bool) -> int:
