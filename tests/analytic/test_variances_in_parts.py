@@ -8,7 +8,7 @@ from small_nets import conv, dense
 from torch import nn
 
 from torch_ntk import NTKSelfAttention, analytic_kernels
-from torch_ntk.analytic.engine import _variances
+from torch_ntk.analytic.engine import _blocks, _variances
 
 
 def test_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,25 @@ def test_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         monkeypatch.setattr(_variances, "_from_pairs", seen)
     assert all(q.untyped_storage().nbytes() == q.numel() * 8 for q in kept)
+
+
+def test_the_weights_of_attention_count_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are a matrix for each image, of which as many may be kept as fit."""
+    net = nn.Sequential(dense(3, 4), NTKSelfAttention(4, 2, dtype=torch.float64))
+    x = torch.randn(5, 8, 3, dtype=torch.float64)
+    counts: list[int] = []
+    original = _blocks.images
+
+    def counted(task, side, start, stop):  # type: ignore[no-untyped-def]
+        counts.append(stop - start)
+        return original(task, side, start, stop)
+
+    monkeypatch.setattr(_blocks, "images", counted)
+    whole = analytic_kernels(net, x)
+    assert max(counts) == 5
+    counts.clear()
+    # Room for 64 weights and the variances of three steps, of two images: half of it for each side.
+    monkeypatch.setattr(_blocks, "budget", lambda device: 4 * 8 * 2 * (64 + 3 * 8))
+    for one, other in zip(analytic_kernels(net, x), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=0)
+    assert max(counts) == 2

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...memory import budget, ranges
+from ..operations import Input
 from ._task import Block, Task
 from ._variances import images
 from .fused import Partition
@@ -84,7 +85,12 @@ def _of_regions(
 def images_at_once(task: Task, like: torch.Tensor) -> int:
     """How many images of a side may have their variances in memory: half of the budget for all."""
     steps = zip(task.program.steps, task.plan.variances, strict=True)
-    each = sum(step.positions[0] * step.positions[1] for step, needed in steps if needed)
+    each = 0
+    for step, needed in steps:
+        if needed:
+            positions = step.positions[0] * step.positions[1]
+            of = step.operation
+            each += positions if isinstance(of, Input) else of.kept_per_image(positions)
     return budget(like.device) // (4 * like.element_size() * max(1, each))
 
 

@@ -50,7 +50,8 @@ def self_attention(
     if module.scaling == "linear":
         scale = module.sigma_query * module.sigma_key
         zeta: Any = module.attention
-        weights = b.step(AttentionWeights(zeta, scale), (v, *mask), 1, (), axis=0)
+        weigh = AttentionWeights(zeta, scale, shape[0])
+        weights = b.step(weigh, (v, *mask), 1, (), axis=0)
         operation = Attention(values, rest[0], values * trained, rest[1])
         inputs: tuple[Value, ...] = (v, weights)
     else:

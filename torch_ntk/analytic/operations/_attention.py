@@ -28,16 +28,22 @@ class AttentionWeights(Operation):
     Attributes:
         function: ζ.
         scale: g.
+        length: T, the positions that look at each other.
     """
 
     function: AttentionFunction
     scale: float
+    length: int
     needs_variances = True
     mixes_positions = True
 
     def wants_full(self, full: bool, several: bool) -> bool:
         """Always: A is a function of all pairs of positions."""
         return True
+
+    def kept_per_image(self, positions: int) -> int:
+        """A, `[T, T]`."""
+        return self.length**2
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """`[n1, n2, T, T]`."""

@@ -59,6 +59,14 @@ class Operation(ABC):
         """
         return full
 
+    def kept_per_image(self, positions: int) -> int:
+        """How many numbers the engine keeps of each image in the place of this step's variances.
+
+        Args:
+            positions: Positions of the result.
+        """
+        return positions
+
     def with_identical(
         self, made: State, inputs: Sequence[State], identical: IdenticalImages
     ) -> State:
