@@ -143,3 +143,20 @@ def test_hermite_polynomials_of_inputs_of_variance_one() -> None:
         (found.ntk, wanted["ntk12"], 0.01),
     ):
         torch.testing.assert_close((mine - shift) * units, theirs - shift, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted({*CLOSED, "act_hermite3"}))
+def test_gradients_in_inputs(name: str) -> None:
+    (_, *first), (kind, *options), (_, *last) = SPECS[name]["spec"]
+    net = nn.Sequential(dense(3, 3, *first), ACTIVATIONS[kind](*options), dense(3, 2, *last))
+    x, y = (torch.randn(2, 3, dtype=torch.float64) for _ in "xy")
+    assert torch.autograd.gradcheck(
+        lambda t: torch.cat([*analytic_kernels(net, t), *analytic_kernels(net, t, y)]),
+        x.requires_grad_(),
+    )
+
+
+def test_gradients_of_an_ordinary_network() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2)).double()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: analytic_kernels(net, t, standard="torch").ntk, x)
