@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +257,28 @@ def test_a_pickle_is_not_read_as_samples(tmp_path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"an \.npy file of numbers.*Python objects"):
         compute(tmp_path, path)
+
+
+def test_what_a_killed_process_began_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    host = socket.gethostname()
+    names = {
+        f".k.zarr.{'0' * 32}.{host}-{ended.pid}.part": False,
+        f".k.zarr.{'0' * 32}.{host}-{os.getpid()}.part": True,
+        f".k.zarr.{'0' * 32}.elsewhere-{ended.pid}.part": True,
+        f".other.zarr.{'0' * 32}.{host}-{ended.pid}.part": True,
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+    store = compute(tmp_path, samples(6, 2))
+    assert {name: (tmp_path / name).exists() for name in names} == names
+    tile = store.path / "kernel" / "c" / "0" / "1"
+    for age, name in ((7200, "1.a.partial"), (0, "1.b.partial")):
+        shutil.copy(tile, tile.with_name(name))
+        os.utime(tile.with_name(name), (time.time() - age,) * 2)
+    assert compute(tmp_path, samples(6, 2)).finished == 3
+    assert sorted(p.name for p in tile.parent.iterdir()) == ["0", "1", "1.b.partial"]
 
 
 def test_modules_are_moved_as_copies(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _KNOWN = ("torch", "torch_ntk", "numpy", "scipy", "sklearn", "builtins", "math",
 """Packages whose versions stand for their code."""
 _OF_MODULES = frozenset(vars(nn.Module())) | {"training"}
 # What a kernel of this package is told about how to compute, which does not change its result.
-_HOW = frozenset({"progress", "max_memory", "compile", "compiled"})
+_HOW = frozenset({"progress", "max_memory"})
 
 
 def describe(kernel: object, name: str | None = None) -> dict[str, Any]:

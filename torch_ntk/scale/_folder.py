@@ -201,7 +201,7 @@ def _remove_abandoned(parent: Path, name: str) -> None:
     """Remove drafts of processes of this machine that have ended."""
     host = re.escape(socket.gethostname())
     pattern = re.compile(rf"\.{re.escape(name)}\..*\.{host}-(\d+)\.part")
-    for entry in parent.glob(f".{name}.*.part"):
+    for entry in parent.iterdir():
         found = pattern.fullmatch(entry.name)
         if found and not psutil.pid_exists(int(found[1])):
             shutil.rmtree(entry, ignore_errors=True)
