@@ -68,7 +68,8 @@ def _is_value(place: str) -> bool:
 def _entry(module: str, place: str) -> list[str]:
     value = _look_up(place)
     if inspect.isclass(value):
-        return [f".. autoclass:: {place}", "   :members:", "   :show-inheritance:"]
+        bases = [] if value.__bases__ == (object,) else ["   :show-inheritance:"]
+        return [f".. autoclass:: {place}", "   :members:", *bases]
     if not _is_value(place):
         return [f".. autofunction:: {place}{_signature(value)}"]
     home, _, name = place.rpartition(".")
