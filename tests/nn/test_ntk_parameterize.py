@@ -262,6 +262,7 @@ def test_attention_stays_in_preserve_and_is_refused_in_reinit(kind: str) -> None
         nn.Bilinear(2, 2, 2),
         nn.LSTM(2, 2),
         nn.GRUCell(2, 2),
+        nn.RNNBase("RNN_TANH", 2, 2),
     ],
 )
 def test_layers_without_counterpart(layer: nn.Module) -> None:

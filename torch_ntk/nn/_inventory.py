@@ -53,12 +53,14 @@ in evaluation mode (`linear1`, `linear2`): a scale inside these layers would be 
 
 NO_NTK_LAYER = (
     nn.Bilinear,
-    nn.LSTM,
-    nn.GRU,
+    nn.RNNBase,
     nn.RNNCellBase,
     *READS_WEIGHTS_ITSELF,
 )
-"""Kinds of layer with dense weights that have no counterpart in NTK parameterization here."""
+"""Kinds of layer with dense weights that have no counterpart in NTK parameterization here.
+
+Of the recurrent ones `nn.RNN` has one.
+"""
 
 
 def where(name: str, module: nn.Module) -> str:
@@ -179,7 +181,8 @@ def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
     }
     staying = ""
     for name, module in model.named_modules():
-        if isinstance(module, NO_NTK_LAYER) and not staying:
+        stays = isinstance(module, NO_NTK_LAYER) and not isinstance(module, nn.RNN)
+        if stays and not staying:
             staying = where(name, module)
         if staying and whole:
             raise value_error(

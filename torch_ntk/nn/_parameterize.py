@@ -78,8 +78,9 @@ def ntk_parameterize(
             before tanh, 3/4 before SELU, and 1 before any other, before a sum, before another
             layer and at the end. The network is traced with `torch.fx` to see what follows
             (modules, functions and methods alike), through normalization, dropout, pooling,
-            padding, joining and reshaping. Layers for which that cannot be seen, or that are used
-            twice before different activations, get 1 with a warning.
+            padding, joining and reshaping; an `nn.RNN` has that of its own nonlinearity. Layers
+            for which that cannot be seen, or that are used twice before different activations, get
+            1 with a warning.
         sigma_b: Scale of the biases, at least 0.
         generator: Source of the random numbers of `"reinit"`.
 
