@@ -40,6 +40,11 @@ class PlainRecurrent(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def is_recurrent(func: Any) -> bool:
+    """Whether this is the function of a recurrent layer or cell."""
+    return func in _PLAIN
+
+
 def written_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a recurrent layer or cell returns, by plain operations.
 

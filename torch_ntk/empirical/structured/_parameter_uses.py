@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._functional import Batch, ModelFunction, call_right, tensors_in, written_out
+from ..._functional import Batch, ModelFunction, call_right, is_recurrent, tensors_in, written_out
 from ..._types import Parameters
 from ..inspect import Follower
 from ..rules import RULES, ConvUse, Rule, RuleError, Use
@@ -83,10 +83,11 @@ class _Tracker(Follower):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # again: what a recurrent layer is made of is seen too
-            plain = written_out(func, args, kwargs)
-        if plain is not None:
-            return plain
+        if is_recurrent(func):
+            with self:  # again: what a recurrent layer is made of is seen too
+                plain = written_out(func, args, kwargs)
+            if plain is not None:
+                return plain
         out = self.call(func, args, kwargs)
         found = [self._names[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._names]
         # Shapes, dtypes and numbers read from a parameter carry no derivative.
