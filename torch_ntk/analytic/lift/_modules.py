@@ -237,7 +237,8 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
 UNKNOWN = (
     "Nothing is known of its infinite-width limit.",
     "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
-    "concatenation, LayerNorm, GroupNorm and flattening. If it is an elementwise activation of "
+    "products of independent branches, concatenation, LayerNorm, GroupNorm, and whatever moves "
+    "positions or mixes them by a known matrix. If it is an elementwise activation of "
     "yours, make its dual known with torch_ntk.activations.register_dual.",
 )
 
