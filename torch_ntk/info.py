@@ -24,10 +24,10 @@ _REQUIRED = {
     "numpy": "numpy",
     "scipy": "scipy",
     "scikit-learn": "scikit-learn",
+    "Numba": "numba",
 }
 _OPTIONAL = {
-    "Numba": ("numba", "fused loops of infinite-width kernels on a CPU"),
-    "Triton": ("triton", "torch.compile and fused loops on a GPU"),
+    "Triton": ("triton", "comes with PyTorch for GPUs, where torch.compile needs it"),
     "Dask": ("dask", "pip install 'torch_ntk[scale]': kernels on several machines"),
     "Zarr": ("zarr", "pip install 'torch_ntk[scale]': kernels and features on disk"),
     "transformers": ("transformers", "pip install 'torch_ntk[transformers]': its Trainer"),
