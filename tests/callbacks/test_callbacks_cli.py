@@ -67,6 +67,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "forward_fn": "test_callbacks_cli.doubled",
     "params": ["2.weight"],
     "batch_size": 3,
+    "max_memory": "2GB",
     "dtype": "torch.float64",
     "method": "structured",
     "loss": "cross_entropy",
