@@ -164,13 +164,19 @@ def test_a_time_and_its_remainder(store: KernelStore, test_store: KernelStore, t
     assert exact.remainder.max() < 1e-5
     sizes = []
     for k in (3, 10, 20):
-        found = store.predict(y, test_store, t, diag_reg=1e-2, k=k)
+        found = store.predict(y, test_store, t, diag_reg=1e-2, k=k, max_products=0)
         off = (found.mean - expected).abs()
         assert bool((off <= found.remainder + 1e-9).all())
         sizes.append(float(found.remainder.max()))
     assert sizes == sorted(sizes, reverse=True)
+    for most in (1, 3, 10, 200):
+        found = store.predict(y, test_store, t, diag_reg=1e-2, k=3, max_products=most)
+        off = (found.mean - expected).abs()
+        assert bool((off <= found.remainder + 1e-9).all())
+        assert found.remainder.max() <= sizes[0] * (1 + 1e-9)
+    assert found.remainder.max() < 1e-6  # and with it the error
     if t == 3.0:  # the bound says something
-        found = store.predict(y, test_store, t, diag_reg=1e-2, k=10)
+        found = store.predict(y, test_store, t, diag_reg=1e-2, k=10, max_products=0)
         assert found.remainder.mean() < 100 * (found.mean - expected).abs().mean()
 
 

@@ -242,6 +242,7 @@ class KernelStore(TileStore):
         *,
         diag_reg: float = 0.0,
         k: int | None = None,
+        max_products: int = 200,
         client: Any = None,
     ) -> Prediction:
         r"""Outputs on M test samples after training on squared error, from f = 0.
@@ -252,11 +253,12 @@ class KernelStore(TileStore):
 
         The limit is a linear system, as in `solve`. At a time t, g is known on the k leading
         eigenvectors V; on their complement, where K' has its eigenvalues between ρ and λ_k + ρ, it
-        is replaced by the middle c of its values there. What this leaves out is bounded by
+        is replaced by a polynomial p(K'), as many products as its degree. What this leaves out is
 
-            |f_t(x) - f̂_t(x)| ≤ ½ (g(ρ) - g(λ_k + ρ)) ‖(1 - VVᵀ) k_x‖ ‖(1 - VVᵀ) y‖,
+            |f_t(x) - f̂_t(x)| ≤ max |g - p| · ‖(1 - VVᵀ) k_x‖ · ‖(1 - VVᵀ) y‖,
 
-        which is returned as `remainder`, for each sample and output.
+        which is returned as `remainder`, for each sample and output. A degree of some √(t λ_k)
+        makes it vanish.
 
         Args:
             y: Targets, `[N]` or `[N, O]`.
@@ -265,6 +267,7 @@ class KernelStore(TileStore):
             t: The time; None is the limit.
             diag_reg: Added to the diagonal, in units of its mean.
             k: Leading eigenpairs; None takes 200, or all of a small kernel.
+            max_products: At most about so many products of each target for p; 0 takes a constant.
             client: A `dask.distributed.Client` for linear systems and products.
 
         Raises:
@@ -291,7 +294,10 @@ class KernelStore(TileStore):
         count = size if k is None and size <= 5 * _PAIRS else count
         product = product_of(self, client)
         pairs = self.eigsh(count, client=client)
-        found = at_time(test, pairs, columns, time, product.shift(diag_reg))
+        found = at_time(
+            *(test, pairs, columns, time, product.shift(diag_reg)),
+            *(product.multiply, max_products),
+        )
         shape = (len(found.mean), *values.shape[1:])
         return Prediction(found.mean.reshape(shape), found.remainder.reshape(shape), found.residual)
 

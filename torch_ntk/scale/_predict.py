@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from ..empirical.operator import Eigenpairs, Solution
 from ..memory import ranges
 
 _ROWS = 1024  # of an array that are read at once
+_KNOWN = 2000  # coefficients of a series
+_EXACT = 1e-9  # of the largest value
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,21 @@ def in_the_limit(test: TestKernel, solution: Solution) -> Prediction:
     return Prediction(found, torch.zeros_like(found), solution.residual)
 
 
-def at_time(test: TestKernel, pairs: Eigenpairs, y: Tensor, t: float, shift: float) -> Prediction:
+def at_time(
+    test: TestKernel,
+    pairs: Eigenpairs,
+    y: Tensor,
+    t: float,
+    shift: float,
+    multiply: Callable[[Tensor], Tensor],
+    most: int,
+) -> Prediction:
     """k_xᵀ g(K + shift) y with g(λ) = (1 - exp(-λt))/λ, from leading eigenpairs of K.
 
-    On the complement of the eigenvectors g(K + shift) y is c times the rest of y, c the middle of
-    the values that g can have there: it falls with λ, from g(shift) to g(λ_k + shift). The error
-    is at most half of their difference times the norm of that rest; only the part of k_x in the
-    complement meets it.
+    On the complement of the eigenvectors g(K + shift) is replaced by p(K + shift), p a polynomial
+    that is close to g between shift and λ_k + shift, where the matrix has its other eigenvalues.
+    The error is at most the largest |g - p| there times the norm of what is left of y; only the
+    part of k_x in the complement meets it.
 
     Args:
         test: K(x, X).
@@ -93,22 +103,85 @@ def at_time(test: TestKernel, pairs: Eigenpairs, y: Tensor, t: float, shift: flo
         y: Targets `[N, O]`.
         t: The time.
         shift: Added to K's diagonal.
+        multiply: Products with K.
+        most: The degree of p is at most this.
     """
-    values, vectors = pairs.values.clamp(min=0.0).numpy(), pairs.vectors.numpy()
-    known = vectors.T @ y.numpy()
-    rest = y.numpy() - vectors @ known
-    complete = len(values) == len(y)
-    high, low = (_gain(np.array(v + shift), t) for v in (0.0, 0.0 if complete else values[-1]))
-    middle, half = 0.5 * (high + low), 0.5 * (high - low)
-    alpha = vectors @ (_gain(values + shift, t)[:, None] * known) + middle * rest
-    found, squares = _products(test, np.concatenate([alpha, vectors], axis=1))
-    mean, along = found[:, : y.shape[1]], found[:, y.shape[1] :]
+    values, vectors = pairs.values.clamp(min=0.0), pairs.vectors
+    known = vectors.T @ y
+    rest = y - vectors @ known
+    gains = torch.from_numpy(_gain((values + shift).numpy(), t))
+    alpha = vectors @ (gains[:, None] * known)
+    off = 0.0
+    if len(values) < len(y):
+        found = _polynomial(shift, float(values[-1]) + shift, t, most)
+        off = found.off
+        alpha += found.of(lambda v: _outside(vectors, multiply(v)) + shift * v, rest)
+    products, squares = _products(test, torch.cat([alpha, vectors], dim=1).numpy())
+    mean, along = products[:, : y.shape[1]], products[:, y.shape[1] :]
     # Of ‖k‖² - ‖Vᵀk‖² no more digits are known than rounding leaves.
     rounding = len(y) * np.finfo(np.float64).eps * squares
     outside = np.sqrt(np.maximum(squares - np.square(along).sum(1), 0.0) + rounding)
-    left = half * outside[:, None] * np.linalg.norm(rest, axis=0)
+    left = off * outside[:, None] * np.linalg.norm(rest.numpy(), axis=0)
     residual = float(pairs.residuals.max())
     return Prediction(torch.from_numpy(mean), torch.from_numpy(left), residual)
+
+
+def _outside(vectors: Tensor, v: Tensor) -> Tensor:
+    """The part of v in the complement of orthonormal vectors."""
+    return v - vectors @ (vectors.T @ v)
+
+
+@dataclass(frozen=True)
+class _Polynomial:
+    """A Chebyshev series between two numbers.
+
+    Attributes:
+        low, high: The numbers.
+        coefficients: Of the polynomials of Chebyshev.
+        off: How far it is at most from the function that it stands for.
+    """
+
+    low: float
+    high: float
+    coefficients: NDArray[Any]
+    off: float
+
+    def of(self, multiply: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        """p(A) v, of the products with A, by Clenshaw's recurrence."""
+        first, *others = (float(c) for c in self.coefficients)
+        one = two = torch.zeros_like(v)
+        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        for coefficient in reversed(others):
+            step = (multiply(one) - middle * one) / half if one.any() else one
+            one, two = coefficient * v + 2 * step - two, one
+        if not others:
+            return first * v
+        return first * v + (multiply(one) - middle * one) / half - two
+
+
+def _polynomial(low: float, high: float, t: float, most: int) -> _Polynomial:
+    """A polynomial for g between two numbers, of the least degree that makes it exact to 1e-9.
+
+    What a series that is cut leaves out is at most the sum of the other coefficients, which fall
+    faster than exponentially, as g is entire, once their number exceeds that of √(t (high - low)).
+    Where not even 2,000 of them show that, it is the constant in the middle of the values of g,
+    which falls from `low` to `high`.
+    """
+    top, bottom = (float(_gain(np.array(value), t)) for value in (low, high))
+    constant = _Polynomial(low, high, np.array([0.5 * (top + bottom)]), 0.5 * (top - bottom))
+    if most < 1 or not high > low:
+        return constant
+    domain = [low, high]
+    series = np.polynomial.Chebyshev.interpolate(lambda x: _gain(x, t), _KNOWN, domain=domain)
+    sizes = np.abs(series.coef)
+    tail = np.append(np.cumsum(sizes[::-1])[::-1][1:], 0.0)  # of what follows each of them
+    if tail[_KNOWN // 2] > _EXACT * top:  # their rounding alone is some thousandth of that
+        return constant
+    degree = min(most, int(np.argmax(tail <= 2 * _EXACT * top)))
+    off = float(tail[degree])
+    return (
+        constant if off > constant.off else _Polynomial(low, high, series.coef[: degree + 1], off)
+    )
 
 
 def _gain(values: NDArray[Any], t: float) -> NDArray[Any]:
