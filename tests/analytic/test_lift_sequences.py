@@ -396,3 +396,24 @@ def test_refusals(name: str) -> None:
     net, words = REFUSED[name]
     with pytest.raises(ValueError, match=rf"(?s)`model` must be.*{words}"):
         analytic_ntk(net, sequences(2))
+
+
+class Block(nn.Module):
+    """A block of a transformer, with encodings `[T, C]`, attention, two norms and two layers."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.embed, self.beside, self.attention = dense(3, n), dense(n, n), Attending(n).attention
+        self.register_buffer("encodings", Attending(n).encodings[0])
+        self.norms = nn.ModuleList(nn.LayerNorm(n, elementwise_affine=False) for _ in range(2))
+        self.up, self.down, self.out = dense(n, 2 * n), dense(2 * n, n), dense(n, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.encodings
+        h = self.norms[0](self.beside(h) + self.attention(h))
+        h = self.norms[1](h + self.down(torch.relu(self.up(h))))
+        return self.out(h[:, 0])
+
+
+def test_a_block_of_a_transformer() -> None:
+    finite(Block, 128, 40, (sequences(2), sequences(2, 1)))

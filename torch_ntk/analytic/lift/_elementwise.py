@@ -191,8 +191,9 @@ def combine(
             return pointwise(b, operation, (x, y), name)
     if name in ("add", "sub"):
         added = y if name == "add" else _negative(b, y)
-        axis = (y if isinstance(x, Data) else x).axis
-        both = b.value(x, "a sum", axis), b.value(added, "a sum", axis)
+        random = y if isinstance(x, Data) else x
+        terms = (_for_samples(t, random.shape) for t in (x, added))
+        both = [b.value(t, "a sum", random.axis) for t in terms]
         return add(b, *matched(b, *both))
     if isinstance(x, Data) or isinstance(y, Data):
         return with_known(b, x, y, operation, name)
@@ -203,6 +204,23 @@ def combine(
         "Its expectation need not exist.",
         "Divide by a number, or write a function of one value.",
     )
+
+
+def _for_samples(x: Any, shape: tuple[int, ...]) -> Any:
+    """A known term of a sum with samples of `shape`, with the axes that it leaves out."""
+    if not isinstance(x, Data) or not x.is_tensor:
+        return x
+
+    def spread(t: Tensor) -> Tensor:
+        t = t.reshape(*[1] * (1 + len(shape) - t.ndim), *t.shape)
+        try:
+            whole = torch.broadcast_shapes(t.shape[1:], shape)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return t  # which is refused as what it is
+        return t.expand(len(t), *whole)
+
+    first = spread(x.first)
+    return Data(first, first if x.second is x.first else spread(x.second))
 
 
 def _negative(b: Builder, y: Any) -> Any:
