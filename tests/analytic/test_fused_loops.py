@@ -12,6 +12,17 @@ from small_nets import Plus, conv, dense
 from torch import Tensor, nn
 
 from torch_ntk import CNTK, analytic_kernels, mlp_kernels
+from torch_ntk.activations import (
+    DualAffine,
+    DualExp,
+    DualGaussian,
+    DualGELU,
+    DualPolynomial,
+    DualRectifiedPower,
+    DualSin,
+    DualSinusoid,
+    DualSquare,
+)
 from torch_ntk.analytic._api import evaluation_mode
 from torch_ntk.analytic.engine import fused
 from torch_ntk.analytic.engine._plan import plan
@@ -212,3 +223,38 @@ def test_what_can_be_is_in_loops() -> None:
         ):
             found.add(net.name)
     assert found <= NOT_ALL_IN_LOOPS, found - NOT_ALL_IN_LOOPS
+
+
+CLOSED = {
+    "exp": DualExp(0.8, 0.7),
+    "square": DualSquare(),
+    "line": DualAffine(0.7, 0.4, "line"),
+    "gaussian": DualGaussian(1.3, -0.4),
+    "polynomial": DualPolynomial([0.2, 0.7, -0.3, 0.1]),
+    "rectified power": DualRectifiedPower(3),
+    "sinusoid": DualSinusoid(1.2, 0.8, 0.5),
+    "sine": DualSin(),
+    "gelu": DualGELU(),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_activations_with_a_formula(name: str) -> None:
+    x = 0.5 * torch.randn(5, 2, 3, 4, dtype=torch.float64)
+    x[1] = x[0] + 1e-4 * x[2]
+    x[3] = 0
+    other = x[1:].clone()
+    kernel = CNTK(3, pooling="gap", activation=CLOSED[name], sigma_b=0.2)
+    for second in (None, other):
+        (wanted,) = plain(lambda a, b: (kernel(a, b),), x, second)
+        torch.testing.assert_close(kernel(x, second), wanted, rtol=1e-10, atol=1e-13)
+        rows = x.flatten(1), None if second is None else second.flatten(1)
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+            options = {"depth": 3, "activation": CLOSED[name], "sigma_w": 0.9}
+            got = mlp_kernels(*rows, dtype=dtype, **options)
+            wanted_both = plain(lambda a, b: mlp_kernels(a, b, **options), *rows)  # noqa: B023
+            for mine, right in zip(got, wanted_both, strict=True):
+                torch.testing.assert_close(mine.double(), right, rtol=tolerance, atol=tolerance)
+        x_near = x.flatten(1)[:2]
+        near = mlp_kernels(x_near, depth=2, activation=CLOSED[name], sigma_b=0.0).nngp
+        assert float(near[0, 0] + near[1, 1] - 2 * near[0, 1]) > -1e-15

@@ -46,8 +46,8 @@ class Formula:
         lines: The statements.
         numbers: The values of `p0`, `p1`, ….
         terms: From the variances of the values that are taken, `[n, P, Q]` each, to the terms of
-            every image, `[n, P', Q']` each. What is outside of an image has terms of 0, for which
-            the statements must give finite numbers.
+            every image, `[n, P', Q']` each. What is outside of an image has terms of 0, with
+            which the statements must give finite numbers for every `k0` and `t0`.
     """
 
     lines: tuple[str, ...]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .._checks import value_error
 from ._dual import DualActivation
+from ._formula import Form, Formula, by_covariance
+
+# D is that small only where an expectation hardly exists, and outside of images.
+_LEAST = 1e-8
 
 
 class DualGaussian(DualActivation):
@@ -44,6 +50,22 @@ class DualGaussian(DualActivation):
         d = (1 - 2 * b * (q1 + q2)) + (2 * b) ** 2 * (q1 * q2 - k * k)
         root = torch.rsqrt(d)
         return self.scale**2 * root, (2 * self.scale * b) ** 2 * k * root**3
+
+    def fused(self, form: Form) -> Formula:
+        """The same expressions."""
+        lines = (
+            "d = (1.0 - 2.0 * p0 * (a0 + b0)) + 4.0 * p0 * p0 * (a0 * b0 - k0 * k0)",
+            f"root = 1.0 / sqrt(max(d, {_LEAST!r}))",
+            "k = p1 * root",
+            "t = t0 * (4.0 * p0 * p0 * p1 * k0 * (root * root * root))",
+        )
+
+        def terms(variances: Sequence[Tensor]) -> tuple[Tensor]:
+            self._check(variances[0])
+            return (variances[0],)
+
+        formula = Formula(lines, (self.rate, self.scale**2), terms)
+        return by_covariance(formula, self.diagonal) if form.distance else formula
 
     def _check(self, q: Tensor) -> None:
         if self.rate > 0 and bool((4 * self.rate * q.detach() >= 1).any()):

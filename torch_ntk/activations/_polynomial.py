@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._formula import Form, Formula, by_covariance
+
+# Up to this degree loops have a statement for each power.
+_MOST_WRITTEN_OUT = 12
 
 
 class DualPolynomial(DualActivation):
@@ -51,6 +55,27 @@ class DualPolynomial(DualActivation):
             if n:
                 slope = slope * k + products[n] / math.factorial(n - 1)
         return value, slope
+
+    def fused(self, form: Form) -> Formula | None:
+        """Horner's rule in k, with the terms m_n(q) / √n!; None beyond a moderate degree."""
+        last = len(self._means) - 1
+        if last > _MOST_WRITTEN_OUT:
+            return None
+        lines = ["value = 0.0 * k0", "slope = 0.0 * k0"]
+        for n in range(last, -1, -1):
+            lines.append(f"both = a{n} * b{n}")
+            if n:
+                lines.append(f"slope = slope * k0 + {float(n)!r} * both")
+            lines.append("value = value * k0 + both")
+
+        def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            q = variances[0]
+            return tuple(
+                _at(m, q) / math.sqrt(math.factorial(n)) for n, m in enumerate(self._means)
+            )
+
+        formula = Formula((*lines, "k = value", "t = t0 * slope"), terms=terms)
+        return by_covariance(formula, self.diagonal) if form.distance else formula
 
 
 def hermite_coefficients(degree: int) -> tuple[float, ...]:

@@ -8,9 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ._angle import angle_and_sine
+from ._angle import acute_angle, angle_and_sine
 from ._dual import DualActivation
-from ._rectifier import positive_and_root
+from ._formula import Form, Formula, by_covariance
+from ._rectifier import positive_and_root, roots
 
 
 class DualRectifiedPower(DualActivation):
@@ -49,6 +50,34 @@ class DualRectifiedPower(DualActivation):
         value = r**n * _angular_function(n, c, sine, math.pi - theta)
         slope = r ** (n - 1) * _angular_function(n - 1, c, sine, math.pi - theta)
         return value / (2 * math.pi), slope * (n**2 / (2 * math.pi))
+
+    def fused(self, form: Form) -> Formula:
+        """The same functions with the terms √q and 1/√q."""
+        n = self.power
+        lines = (
+            "r = a0 * b0",
+            "c = min(max(k0 * (a1 * b1), -1.0), 1.0)",
+            "x = abs(c)",
+            "e = 1.0 - x",
+            *acute_angle(form.double),
+            "rest = acute if c < 0.0 else 3.141592653589793 - acute",
+            *_angular_lines("value", n),
+            *_angular_lines("slope", n - 1),
+            f"k = p0 * value * {' * '.join(['r'] * n)}",
+            f"t = t0 * (p1 * slope * {' * '.join(['r'] * (n - 1))})",
+        )
+        numbers = 1 / (2 * math.pi), n**2 / (2 * math.pi)
+        formula = Formula(lines, numbers, roots)
+        return by_covariance(formula, self.diagonal) if form.distance else formula
+
+
+def _angular_lines(target: str, n: int) -> list[str]:
+    """Statements for J_n."""
+    parts = []
+    for name, coefficients in zip(("of_sine", "of_angle"), _angular(n), strict=True):
+        parts.append(f"{name} = {coefficients[-1]!r} + 0.0 * c")
+        parts += [f"{name} = {name} * c + {x!r}" for x in reversed(coefficients[:-1])]
+    return [*parts, f"{target} = of_sine * sine + of_angle * rest"]
 
 
 def _angular_function(n: int, c: Tensor, sine: Tensor, rest: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class DualRectifier(DualActivation):
                 "k = k0 * slope + (a0 * b0) * (p0 * sine)",
                 "t = t0 * slope",
             )
-            return Formula(lines, numbers, _roots)
+            return Formula(lines, numbers, roots)
         rounding = 16 * (2.0**-52 if form.double else 2.0**-23)
         lines = (
             "r = a0 * b0",
@@ -128,7 +128,7 @@ class DualRectifier(DualActivation):
             "k = max(p2 * k0 - 2.0 * p0 * r * lag, 0.0)",
             "t = t0 * (p2 - p0 * angle)",
         )
-        return Formula(lines, numbers, _roots)
+        return Formula(lines, numbers, roots)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.
@@ -190,7 +190,7 @@ def positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
     return positive, positive.sqrt().masked_fill(zero, 0.0)
 
 
-def _roots(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def roots(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """√q and 1/√q; 0 for both where the variance is 0."""
     (q,) = variances
     positive, root = positive_and_root(q)

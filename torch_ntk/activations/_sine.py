@@ -96,10 +96,9 @@ def _formula(form: Form, odd: bool) -> Formula:
         *same_and_opposite,
         "x = -0.5 * k0",
         *exponential("fall", "x", form.double),
-        "x = 0.5 * k0 - (a0 + b0)",
-        *exponential("other", "x", form.double),
         "gap = a1 - b1",
-        "product = -(other + 1.0) * fall - 0.5 * gap * gap",
+        # exp(d/2 - (q1 + q2)) is exp(-k - (q1 + q2)/2).
+        "product = -(opposite + 1.0) * fall - 0.5 * gap * gap",
         "k = max(product - fall, 0.0)" if odd else "k = max(-product - fall, 0.0)",
         f"t = t0 * {slope}",
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._dual import DualActivation
+from ._exponential import exponential
+from ._formula import Form, Formula
 
 
 class DualSinusoid(DualActivation):
@@ -66,3 +69,34 @@ class DualSinusoid(DualActivation):
         grown = -torch.exp(d / 2 - (q1 + q2)) * torch.expm1(-d / 2)
         distance = -torch.expm1(-d / 2) - self._cosine * (gap / 2 - grown)
         return 2 * self._half * torch.where(distance < 0, 0.0, distance), slope
+
+    def fused(self, form: Form) -> Formula:
+        """The same expressions with the terms Q and exp(-Q) - 1."""
+        square = self.frequency**2
+        numbers = (square, self._cosine, self._half, self._half * square)
+
+        def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            q = square * variances[0]
+            return (q, torch.expm1(-q)) if form.distance else (q,)
+
+        cross = "cross = middle - 0.5 * p0 * k0" if form.distance else "cross = p0 * k0"
+        lines = (
+            "middle = 0.5 * (a0 + b0)",
+            cross,
+            "x = cross - middle",
+            *exponential("same", "x", form.double),
+            "x = -cross - middle",
+            *exponential("opposite", "x", form.double),
+            "t = t0 * (p3 * ((1.0 + p1) + (same + p1 * opposite)))",
+        )
+        if not form.distance:
+            value = "k = p2 * ((1.0 - p1) + (same - p1 * opposite))"
+            return Formula((*lines, value), numbers, terms)
+        distance = (
+            "x = -0.5 * p0 * k0",
+            *exponential("fall", "x", form.double),
+            "gap = a1 - b1",
+            "apart = -fall - p1 * (0.5 * gap * gap + (opposite + 1.0) * fall)",
+            "k = 2.0 * p2 * max(apart, 0.0)",
+        )
+        return Formula((*lines, *distance), numbers, terms)
