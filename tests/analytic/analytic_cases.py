@@ -142,6 +142,8 @@ CONVOLUTIONS: tuple[Net, ...] = tuple(
         ("reflect_flat", (3, TWO | REFLECT), (3, {}), FLAT, False),
         ("replicate", (3, TWO | REPLICATE), (3, {"stride": 2}), GAP, True),
         ("replicate_flat", (3, TWO | REPLICATE), (3, ONE | REPLICATE), FLAT, False),
+        ("circular_and_zeros", (3, ONE | CIRCULAR), (3, ONE), GAP, False),
+        ("zeros_and_circular_flat", (3, ONE), (3, ONE | CIRCULAR), FLAT, False),
         ("valid", (3, {"padding": "valid"}), ((2, 3), {"padding": "valid"}), GAP, False),
         ("valid_then_wide", (3, {}), (3, TWO), GAP, False),
         ("valid_then_circular", (3, {}), (3, ONE | CIRCULAR), GAP, False),

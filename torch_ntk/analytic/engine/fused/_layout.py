@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..._program import Program
 from ...operations import Fused
@@ -58,8 +59,7 @@ class Place:
     length: int
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(NamedTuple):
     """The filters of a step along both axes."""
 
     rows: Shifts
@@ -123,8 +123,10 @@ def lay_out(
         any(f.columns.wraps for f in filters.values()),
     )
     for axis in (0, 1):
-        whole = all(values[i][axis] == scales[i][axis] * room[axis] for i in values)
-        if circles[axis] and not whole:
+        if circles[axis] and not (
+            all(values[i][axis] == scales[i][axis] * room[axis] for i in values)
+            and all(f[axis].wraps or not any(f[axis].shifts) for f in filters.values())
+        ):
             raise Unsuitable("circular padding beside other paddings or sizes")
     reach = _reach(program, filters, values, scales)
     margin = max((-(-r.columns // scales[i][1]) for i, r in reach.items()), default=0)
