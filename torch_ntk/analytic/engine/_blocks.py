@@ -77,9 +77,14 @@ def _of_regions(
     pairs = max(1, min(available // entries, _MOST_WORK // max(1, work)))
     if entries == 1 and all(r.layout is None for r in parts.regions):
         pairs = min(pairs, _VECTORS)
-    columns = min(shape[1], max(1, math.isqrt(pairs)))
-    rows = min(shape[0], max(1, pairs // columns))
-    return rows, min(shape[1], max(columns, pairs // rows))
+    # Terms of formulas, about four for each position of a step, in two arrangements.
+    each = 8 * sum(
+        math.prod(task.program.steps[i].positions) for r in parts.regions for i in r.steps
+    )
+    side = max(1, _ALIVE * available // max(1, each))
+    columns = min(shape[1], side, max(1, math.isqrt(pairs)))
+    rows = min(shape[0], side, max(1, pairs // columns))
+    return rows, min(shape[1], side, max(columns, pairs // rows))
 
 
 def images_at_once(task: Task, like: torch.Tensor) -> int:
