@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 CHILD = """
-import sys, time, warnings
+import signal, sys, time, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell has put aside
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -64,6 +65,7 @@ def test_a_signal_ends_a_measurement_and_what_was_recorded_is_written(
         _, told = child.communicate(timeout=60)
     finally:
         child.kill()
+        child.communicate()
     (path,) = tmp_path.rglob("metrics.csv")
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     drift = {int(row["step"]): float(row["ntk/drift"]) for row in rows if row["ntk/drift"]}
