@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from predict_problems import coupled, draw, shared
 from torch import Tensor, nn
 
+from torch_ntk.memory._budget import _free_on_machine
 from torch_ntk.predict import SingularKernelWarning, gradient_flow, gradient_flow_mse, one_hot
 from torch_ntk.predict._flow_state import FlowState
 from torch_ntk.predict._loss import OutputLoss
@@ -243,8 +244,10 @@ def test_what_does_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch)
         available = 6 * 8 * 12**2 - 1
 
     monkeypatch.setattr("psutil.virtual_memory", Little)
+    _free_on_machine.cache_clear()  # what it knows of the last 50 ms
     with pytest.raises(ValueError, match=r"got N·O = 12, which takes about .* free\. Use fewer"):
         predictor(1.0)
+    _free_on_machine.cache_clear()
 
 
 def test_binary_outputs_without_an_axis() -> None:
