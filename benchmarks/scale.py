@@ -200,7 +200,7 @@ def simulate(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(quick: bool) -> dict[str, Any]:
-    turns, rows = (1, 2) if quick else (5, 4)
+    turns, rows = (1, 2) if quick else (3, 4)
     result: dict[str, Any] = {"environment": environment()}
     given = {"tile_seconds": 0.05 if quick else 0.5, "rows": rows, "turns": turns}
     result["overhead"] = worker(SCRIPT, {"what": "overhead", **given})
