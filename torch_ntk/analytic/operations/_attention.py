@@ -15,8 +15,23 @@ from ._state import State, Variances
 AttentionFunction = Literal["softmax", "identity", "relu", "abs"]
 
 
+class _OfAllPairs(Operation):
+    """A function of the covariances of all pairs of positions, from which its variances follow."""
+
+    needs_variances = True
+    mixes_positions = True
+
+    def wants_full(self, full: bool, several: bool) -> bool:
+        """Always."""
+        return True
+
+    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Not asked for: positions are mixed."""
+        raise AssertionError("the variances of attention follow from all pairs of positions")
+
+
 @dataclass(frozen=True)
-class AttentionWeights(Operation):
+class AttentionWeights(_OfAllPairs):
     """With which weights the positions of an image look at each other: `A = ζ(g K(x, x))`.
 
     Keys and queries with the same weights, divided by their dimension, have products that converge
@@ -34,12 +49,6 @@ class AttentionWeights(Operation):
     function: AttentionFunction
     scale: float
     length: int
-    needs_variances = True
-    mixes_positions = True
-
-    def wants_full(self, full: bool, several: bool) -> bool:
-        """Always: A is a function of all pairs of positions."""
-        return True
 
     def kept_per_image(self, positions: int) -> int:
         """A, `[T, T]`."""
@@ -57,10 +66,6 @@ class AttentionWeights(Operation):
         ntk = None if s.ntk is None else weights.new_zeros(())
         return State(weights, ntk, distance=False, full=False)
 
-    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Not asked for: positions are mixed."""
-        raise AssertionError("the weights of attention follow from all pairs of positions")
-
     @property
     def cost(self) -> float:
         """An exponential for each entry."""
@@ -68,7 +73,7 @@ class AttentionWeights(Operation):
 
 
 @dataclass(frozen=True)
-class Attention(Operation):
+class Attention(_OfAllPairs):
     """Values that are looked at with the known weights A of each image, and an output layer.
 
     `K ← a A K A'ᵀ + b`, `Θ ← a A Θ A'ᵀ + c A K A'ᵀ + d`. The second input gives A.
@@ -84,12 +89,6 @@ class Attention(Operation):
     bias_variance: float
     weight_gradient: float
     bias_gradient: float
-    needs_variances = True
-    mixes_positions = True
-
-    def wants_full(self, full: bool, several: bool) -> bool:
-        """Always."""
-        return True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """Two products of matrices `[T, T]` for each pair of images."""
@@ -108,10 +107,6 @@ class Attention(Operation):
         nngp = nngp * self.weight_variance + self.bias_variance
         return State(nngp, ntk, distance=False, full=True)
 
-    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Not asked for: positions are mixed."""
-        raise AssertionError("the variances after attention follow from all pairs of positions")
-
     @property
     def cost(self) -> float:
         """Two products for each entry of the matrices, about."""
@@ -119,7 +114,7 @@ class Attention(Operation):
 
 
 @dataclass(frozen=True)
-class ManyHeads(Operation):
+class ManyHeads(_OfAllPairs):
     """Attention without ζ of infinitely many heads, whose products of keys and queries are random.
 
     With independent keys and queries divided by the root of their dimension, the products G of a
@@ -142,12 +137,6 @@ class ManyHeads(Operation):
     bias_variance: float
     weight_gradient: float
     bias_gradient: float
-    needs_variances = True
-    mixes_positions = True
-
-    def wants_full(self, full: bool, several: bool) -> bool:
-        """Always."""
-        return True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """Sums over all pairs of positions, and products."""
@@ -170,10 +159,6 @@ class ManyHeads(Operation):
             ntk = (made + nngp * self.weight_gradient + self.bias_gradient).reshape(s.nngp.shape)
         nngp = (nngp * self.weight_variance + self.bias_variance).reshape(s.nngp.shape)
         return State(nngp, ntk, distance=False, full=True)
-
-    def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Not asked for: positions are mixed."""
-        raise AssertionError("the variances after attention follow from all pairs of positions")
 
     @property
     def cost(self) -> float:
