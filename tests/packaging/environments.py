@@ -27,6 +27,7 @@ TOP_LEVEL = (
     "torch_ntk",
     "CHANGELOG.md",
     "LICENSE",
+    "MANIFEST.in",
     "README.md",
     "pyproject.toml",
     "setup.cfg",

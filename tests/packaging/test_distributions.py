@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
@@ -102,7 +103,14 @@ def test_the_sdist_holds_files_and_no_links(tree: Path, sdist: Path) -> None:
         members = archive.getmembers()
     assert all(m.isfile() or m.isdir() for m in members)
     packed = {m.name.partition("/")[2] for m in members}
-    assert modules(tree) | {"torch_ntk/py.typed", "LICENSE", "pyproject.toml"} <= packed
+    told = {"LICENSE", "CHANGELOG.md", "README.md", "pyproject.toml", "setup.cfg"}
+    assert modules(tree) | told | {"torch_ntk/py.typed"} <= packed
+    assert not [name for name in packed if name.startswith(("tests/", "docs/", "callbacks/"))]
+
+
+def test_an_index_would_take_both(wheel: Path, sdist: Path) -> None:
+    """Twine reads what an index shows: the metadata, and the README as its page."""
+    run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)], wheel.parent)
 
 
 def test_name_version_and_licence(metadata: Message, wheel: Path) -> None:
