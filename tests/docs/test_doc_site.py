@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import CHROMIUM, browser
 from doc_pages import DOCS, pages
 
 import torch_ntk
@@ -149,3 +150,16 @@ def _look_up(name: str) -> object:
         return getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError):
         return name
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+def test_pages_fit_a_phone(site: Path, read: dict[str, _Reader], tmp_path: Path) -> None:
+    """Wide tables, formulas and code scroll by themselves; the page as a whole never does."""
+    wide = []
+    with browser(tmp_path) as page:
+        for name in sorted(read):
+            page.open((site / name).as_uri(), "document.readyState === 'complete'", width=390)
+            width = page.ask("document.documentElement.scrollWidth")
+            if width > 390:
+                wide.append(f"{name}: {width}")
+    assert not wide, wide
