@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oracles import ntk_loop, reduced, relative_error
 from torch import Tensor, nn
 
-from torch_ntk import MLP, NTKOperator, empirical_ntk
+from torch_ntk import MLP, NTKOperator, empirical_ntk, verify
 from torch_ntk._functional import model_function, quiet
 from torch_ntk.empirical import _checked_blocks
 from torch_ntk.empirical._job import KernelJob
@@ -197,9 +197,8 @@ class OfOneImage(nn.Module):
         return self.head(self.norm(x).permute(0, 2, 3, 1).flatten(1))
 
 
-@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
-def test_an_operation_whose_plain_gradient_is_wrong_for_one_image(method: Any) -> None:
-    """That of torch's `instance_norm`; written out, it is right."""
+def _of_one_image() -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, two images, and their kernel with the normalization written out."""
     torch.manual_seed(3)
     net = OfOneImage().double()
     with torch.no_grad():
@@ -213,9 +212,26 @@ def test_an_operation_whose_plain_gradient_is_wrong_for_one_image(method: Any) -
         h = h.permute(0, 2, 3, 1).flatten(1)
         return h @ params["head.weight"].T + params["head.bias"]
 
-    expected = empirical_ntk(written_out, x, params=dict(net.named_parameters()), method="jacobian")
+    params = dict(net.named_parameters())
+    return net, x, empirical_ntk(written_out, x, params=params, method="jacobian")
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "vector_product"])
+def test_an_operation_whose_plain_gradient_is_wrong_for_one_image(method: Any) -> None:
+    """That of torch's `instance_norm`; written out, it is right."""
+    net, x, expected = _of_one_image()
     found = empirical_ntk(net, x, method=method, batch_size=1)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_operator_and_verify_know_of_that_operation() -> None:
+    net, x, expected = _of_one_image()
+    for rows in (x, x[:1]):  # checked by halves, which are single images here
+        n = len(rows)
+        found = NTKOperator(net, rows) @ torch.ones(2 * n, dtype=torch.float64)
+        right = expected[:n, :n].sum((1, 3)).flatten()
+        assert torch.allclose(found, right, rtol=1e-10, atol=1e-10)
+    assert verify(net, x).is_right
 
 
 @pytest.mark.parametrize("factor", [1.005, 1.04])

@@ -150,19 +150,23 @@ def test_outputs_and_a_second_batch(name: str) -> None:
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-SEEN: list[tuple[bool, int]] = []  # not in a closure of the module, which is put back
+SEEN: list[bool] = []  # not in a closure of the module, which is put back
 
 
 def test_verify_evaluates_the_module_as_it_is() -> None:
-    """Its loop shares nothing with what it judges: plain tensors, own parameters, one sample."""
+    """Its loop shares nothing with what it judges: plain tensors, own parameters, one sample.
+
+    The sample goes twice, as some of torch's gradients of a single one are wrong.
+    """
     SEEN.clear()
 
     def look(net: nn.Module, x: Tensor) -> Tensor:
         plain = not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (x, net.w))
-        SEEN.append((plain and id(net.w) in own, len(x)))
+        if plain and id(net.w) in own and len(x) == 2:
+            SEEN.append(torch.equal(x[0], x[1]))
         return torch.tanh(x @ net.w)
 
     model = built(lambda: Net(look, w=nn.Parameter(torch.randn(4, 2))))
     own = {id(p) for p in model.parameters()}
     assert verify(model, inputs(3, 4), samples=3).is_right
-    assert SEEN.count((True, 1)) >= 3
+    assert SEEN.count(True) >= 3

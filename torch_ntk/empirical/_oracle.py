@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import ArgumentError
 from .._functional import (
     Batch,
     call_model,
@@ -44,11 +45,20 @@ class Loop:
         """What the model is called on: each sample alone, or all of a coupled batch."""
         return (self.x,) if self.coupled else self.x.split(1)
 
-    def rows(self, out: Any, x: Batch, dtype: torch.dtype) -> Tensor:
-        """Outputs `[n, O]` of one call."""
+    def rows(self, call: Callable[[Any], Any], x: Batch, dtype: torch.dtype) -> Tensor:
+        """Outputs `[n, O]` of one of the batches.
+
+        A sample goes twice and is read once: of a single image torch's gradient of `instance_norm`
+        is wrong where the one that comes in has its channels innermost. Models that take one
+        sample only get it alone.
+        """
         if self.coupled:
-            return coupled_rows_of(out, x, self.forward_fn)
-        return rows_of(out, x, dtype, self.forward_fn)
+            return coupled_rows_of(call(x.value), x, self.forward_fn)
+        pair = x.join(x)
+        try:
+            return rows_of(call(pair.value), pair, dtype, self.forward_fn)[:1]
+        except (RuntimeError, ArgumentError):
+            return rows_of(call(x.value), x, dtype, self.forward_fn)
 
     def evaluating(self, module: nn.Module) -> AbstractContextManager[None]:
         """The module as it is to be evaluated."""
@@ -72,7 +82,7 @@ def kernel_by_loops(
             rows = []
             for s in loop.batches():
                 one = s.map(Tensor.detach).to(torch.float64).clone()
-                out = loop.rows(model(dict(leaves), one.value), one, torch.float64)
+                out = loop.rows(lambda value: model(dict(leaves), value), one, torch.float64)
                 rows.append(_rows(out, leaves))
             jacobian = torch.cat(rows)
     return _contracted(jacobian, output), jacobian.shape[1]
@@ -91,7 +101,7 @@ def _of_module(module: nn.Module, names: list[str], loop: Loop) -> Tensor:
                 p.requires_grad_(n in names)
         for s in loop.batches():
             one = s.to(kind).map(lambda t: _copied(t, t.requires_grad))
-            out = loop.rows(call_model(module, one.value, loop.forward_fn), one, kind)
+            out = loop.rows(lambda value: call_model(module, value, loop.forward_fn), one, kind)
             rows.append(_rows(out, {n: own[n] for n in names}))
             for t, value in saved:  # a forward may write to its parameters and buffers
                 t.data.copy_(value)
@@ -154,7 +164,9 @@ def _in_double(module: nn.Module, loop: Loop) -> nn.Module:
     with loop.evaluating(module), quiet, torch.enable_grad():
         one = next(iter(loop.batches())).map(lambda t: _copied(t, False)).to(torch.float64)
         try:
-            out = loop.rows(call_model(twin, one.value, loop.forward_fn), one, torch.float64)
+            out = loop.rows(
+                lambda value: call_model(twin, value, loop.forward_fn), one, torch.float64
+            )
         except RuntimeError:
             return module
         reached = leaves_reached(out)

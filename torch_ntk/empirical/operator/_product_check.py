@@ -7,14 +7,19 @@ the transpose must satisfy `⟨Jᵀ v, w⟩ = ⟨v, z⟩`, and every product `�
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from ..._functional import Batch, ModelFunction, PlainPass, agree
+from ..._functional import Batch, ModelFunction, PlainPass, RightOperations, agree
 from ..._types import Parameters
 from ...memory import Backoff, is_out_of_memory
 from ..checksum import depends_on_batch, signs
 from ..inspect import Inspection
+
+T = TypeVar("T")
 
 
 class ProductCheck:
@@ -73,7 +78,7 @@ class ProductCheck:
                     raise
             return gradient, product
 
-        gradient, product = self._fn.exact_plain.run(x, both)
+        gradient, product = self._pass(x, both)
         # A part of the samples alone has other neighbours.
         order = signs(b - a, like=u) > 0
         if b - a > 1 and (bool(order.all()) or not bool(order.any())):
@@ -89,7 +94,13 @@ class ProductCheck:
         def of_pass(found: PlainPass) -> Parameters:
             return found.gradients(u)
 
-        return self._fn.exact_plain.run(x, of_pass)
+        return self._pass(x, of_pass)
+
+    def _pass(self, x: Batch, use: Callable[[PlainPass], T]) -> T:
+        # Of single samples some operations of torch are wrong: instance_norm of one image, where
+        # the next operation's gradient has its channels innermost.
+        around = (lambda leaves: RightOperations()) if len(x) == 1 else None
+        return self._fn.exact_plain.run(x, use, around)
 
     def is_transpose(self, v: Tensor, total: Parameters) -> bool:
         """Whether `total` `{name: [c, ...]}` is `Jᵀ v` of `v` `[c, N, O]`."""
