@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from oracle import NO_FORWARD_MODE, WAYS, Make, Net, check, inputs
+from oracle import NO_FORWARD_MODE, WAYS, Make, Net, built, check, error, inputs
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from torch_ntk import empirical_nngp
+from torch_ntk.forecasting import outputs_of
 
 
 def _potential() -> nn.Module:
@@ -69,6 +74,27 @@ def _refusal(way: str) -> str:
 @pytest.mark.parametrize("name", MODELS)
 def test_value(name: str, way: str) -> None:
     check(way, MODELS[name], inputs(3, 4), refusal=_refusal(way))
+
+
+@pytest.mark.parametrize("outputs", [empirical_nngp, outputs_of])
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs(name: str, outputs: Callable[..., Tensor]) -> None:
+    """Where nothing is differentiated but by the forward itself."""
+    x = inputs(3, 4)
+    f = built(MODELS[name]).eval()(x.clone()).detach().flatten(1)
+    found = outputs(built(MODELS[name]), x)
+    assert error(found, f if outputs is outputs_of else f @ f.T / f.shape[1]) < 1e-12
+
+
+def _laplacian(net: nn.Module, x: Tensor) -> Tensor:
+    """By torch.func; the last bias has no part in it."""
+    energy = lambda row: net.energy(row[None])[0, 0]  # noqa: E731
+    return torch.stack([torch.func.hessian(energy)(row).trace() for row in x])
+
+
+@pytest.mark.parametrize("way", ["auto", "linearize"])
+def test_a_parameter_that_derivatives_do_not_depend_on(way: str) -> None:
+    check(way, lambda: Net(_laplacian, energy=_potential()), inputs(3, 4))
 
 
 def test_verify() -> None:

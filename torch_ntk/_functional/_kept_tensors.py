@@ -70,6 +70,9 @@ class Reads(TorchFunctionMode):
     def _is_constant(self, t: Tensor) -> bool:
         if id(t) in self._names or id(t) in self._made or not t.is_floating_point():
             return False
+        # What a forward makes by torch.func is not seen here; it is wrapped, or has a history.
+        if t.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(t):
+            return False
         return not any(
             t.shape == own.shape and torch.equal(t.to(own.dtype), own) for own in self.x.tensors
         )

@@ -161,4 +161,7 @@ def _alone(fn: ModelFunction, x: Batch) -> Tensor:
         with transforming(), RightOperations():
             return fn.of_each(x, lambda sample: fn.single(fn.params, sample))
     except CannotTransformError:
-        return torch.stack([fn.single(fn.params, sample) for sample in x.samples()])
+        # With gradients on, as in training: a forward may differentiate by itself.
+        own = fn.exact_plain
+        each = [own.run(x[n : n + 1], lambda found: found.outputs.detach()) for n in range(len(x))]
+        return torch.cat(each)

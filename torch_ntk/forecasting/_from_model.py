@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, describe, type_error
-from .._functional import evaluating_on, model_function, unwrap
+from .._functional import Batch, ModelFunction, evaluating_on, model_function, unwrap
 from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection, PreconditionLike
 from ..empirical import empirical_ntk
 from ..empirical._coupled import CoupledBatches
@@ -19,7 +19,7 @@ from ._from_kernel import check_rates, forecast_from_kernel, read_steps
 from ._loss import LossLike, check_targets, read_loss
 
 _OUTPUTS = ("full", "mean", "pseudo")
-_CHUNK = 256
+_CHUNK = 64
 
 
 def forecast(
@@ -197,10 +197,15 @@ def outputs_of(
             fn = model_function(whole, params, dtype, forward_fn, coupled)
             samples = fn.input(name, batches.sample)
             keep_hooks_that_matter(fn, samples)
-            return batches.outputs_of(fn.batch(fn.params, samples))[0].detach()
+            return batches.outputs_of(_evaluated(fn, samples))[0]
     with evaluating_on(network, x, forward_fn, training=training):
         fn = model_function(network, params, dtype, forward_fn)
         samples = fn.input(name, x)
         keep_hooks_that_matter(fn, samples)
-        parts = samples.split(_CHUNK)
-        return torch.cat([fn.batch(fn.params, part) for part in parts]).detach()
+        return torch.cat([_evaluated(fn, part) for part in samples.split(_CHUNK)])
+
+
+def _evaluated(fn: ModelFunction, x: Batch) -> Tensor:
+    """Outputs `[N, O]`, with gradients on, as in training: a forward may differentiate itself."""
+    out: Tensor = fn.exact_plain.run(x, lambda found: found.outputs.detach())
+    return out
