@@ -12,6 +12,30 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from case import Case as Case
+from case_functions import (
+    Autoencoder,
+    Energy,
+    Field,
+    Packed,
+    RotaryLanguageModel,
+    evidence,
+    residual,
+    with_lengths,
+    with_noise,
+)
+from case_libraries import (
+    GraphNetwork,
+    bert,
+    efficientnet,
+    gpt2,
+    graph,
+    last_tokens,
+    llama,
+    lora,
+    masked_tokens,
+    timm_vit,
+    tokens,
+)
 from case_models import (
     CountingNet,
     ExpSquare,
@@ -321,6 +345,40 @@ CASES: tuple[Case, ...] = (
     Case("mobilenet_v3", mobilenet, (3, 32, 32)),
     Case("convnext", convnext, (3, 32, 32)),
     Case("densenet", densenet, (3, 32, 32)),
+    # Models as other libraries build them, and outputs and batches of their users.
+    Case("gpt2", gpt2, (5,), tokens=11, form=tokens, options={"forward_fn": last_tokens}),
+    Case("bert_with_mask", bert, (5,), tokens=11, form=masked_tokens),
+    Case("llama", llama, (5,), tokens=11, form=tokens, options={"forward_fn": last_tokens}),
+    Case("complex_rotary_embedding", RotaryLanguageModel, (5,), tokens=11),
+    Case("low_rank_adapters", lora, (4,), tokens=11, form=masked_tokens),
+    Case("timm_vit", timm_vit, (3, 8, 8)),
+    Case("timm_efficientnet", efficientnet, (3, 16, 16)),
+    Case(
+        "graph_convolution",
+        lambda: GraphNetwork("GCNConv"),
+        (3,),
+        form=graph,
+        options={"coupled": True},
+    ),
+    Case(
+        "graph_attention",
+        lambda: GraphNetwork("GATConv"),
+        (3,),
+        form=graph,
+        options={"coupled": True},
+    ),
+    Case("physics_informed", Field, (2,), options={"forward_fn": residual}),
+    Case("energy_and_forces", Energy, (3, 3)),
+    Case("packed_lstm", Packed, (4, 3), form=with_lengths),
+    Case("evidence_bound", Autoencoder, (7,), form=with_noise, options={"forward_fn": evidence}),
+    Case(
+        "batchnorm_in_training",
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
+        ),
+        (2, 5, 5),
+        options={"coupled": True, "training": True},
+    ),
 )
 
 

@@ -22,7 +22,7 @@ def in_training(case: Case) -> nn.Module:
     return model
 
 
-def snapshot(model: nn.Module, *inputs: Tensor) -> dict[str, Any]:
+def snapshot(model: nn.Module, *inputs: Any) -> dict[str, Any]:
     """Flat, comparable with `==`: values by their bytes, objects by identity."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -31,7 +31,7 @@ def snapshot(model: nn.Module, *inputs: Tensor) -> dict[str, Any]:
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         state[f"tensor {name}"] = (id(p), p.requires_grad, p.is_leaf, _bytes(p))
         state[f"grad {name}"] = None if p.grad is None else (id(p.grad), _bytes(p.grad))
-    for i, x in enumerate(inputs):
+    for i, x in enumerate(t for batch in inputs for t in _tensors(batch)):
         state[f"input {i}"] = (_bytes(x), x.requires_grad, x.grad is None)
     return {**state, **settings()}
 
@@ -78,6 +78,12 @@ def settings() -> dict[str, Any]:
         "compiler stance": torch._dynamo.eval_frame._stance,
         "parametrization cache": (parametrize._cache_enabled, id(parametrize._cache)),
     }
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    return list(batch.values() if isinstance(batch, dict) else batch)
 
 
 def _matmul_precision() -> str:

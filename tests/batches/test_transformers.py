@@ -9,38 +9,17 @@ import pytest
 import torch
 import transformers
 from batch_forms import Call, by_name, full, loop, off
+from case_libraries import HEADS, SIZES, bert, gpt2, last_tokens
 from torch import Tensor, nn
 from traces import snapshot
 
 from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, explain, verify
 
-METHODS = ("structured", "jacobian", "vector_product")
-SIZES = {"vocab_size": 11, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 12}
-HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(
-        n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=8, bos_token_id=1, eos_token_id=2
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def bert() -> nn.Module:
-    config = transformers.BertConfig(**SIZES, **HEADS, num_labels=3)
-    return transformers.BertForSequenceClassification(config)
-
 
 def llama() -> nn.Module:
+    """As it is: it normalizes in float32, whatever its dtype."""
     config = transformers.LlamaConfig(**SIZES, **HEADS, num_key_value_heads=1)
     return transformers.LlamaForCausalLM(config)
-
-
-def last_tokens(model: nn.Module, batch: Any) -> Tensor:
-    """Log-probabilities of the last two tokens, given those before."""
-    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-    log_p = logits[:, -3:-1].log_softmax(-1)
-    return log_p.gather(-1, batch["input_ids"][:, -2:, None])[..., 0]
 
 
 def logits(model: nn.Module, batch: Any) -> Tensor:
@@ -50,7 +29,7 @@ def logits(model: nn.Module, batch: Any) -> Tensor:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Call | None, float]] = {
     "GPT-2": (gpt2, last_tokens, 1e-10),
     "BERT": (bert, None, 1e-10),
-    "LLaMA": (llama, last_tokens, 1e-5),  # it normalizes in float32, whatever its dtype
+    "LLaMA": (llama, last_tokens, 1e-5),  # 1e-10 in the table of cases, where it is in float64
 }
 
 
@@ -76,8 +55,13 @@ def one_by_one(batch: Any) -> list[dict[str, Tensor]]:
     return [dict(zip(batch.keys(), tensors, strict=True)) for tensors in each]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [  # all methods on the others are in the table of cases
+        *(("GPT-2", "structured"), ("BERT", "structured")),
+        *(("LLaMA", "structured"), ("LLaMA", "jacobian"), ("LLaMA", "vector_product")),
+    ],
+)
 def test_kernels(name: str, method: Any) -> None:
     make, forward_fn, tolerance = MODELS[name]
     net, a, b = built(make), tokens(), tokens(1)
@@ -134,7 +118,7 @@ def test_activation_checkpointing_is_passed_over(name: str, reentrant: bool) -> 
 
 def test_an_encoding_with_labels_needs_no_function() -> None:
     net, batch = built(bert), tokens()
-    batch["labels"] = torch.tensor([0, 2, 1])
+    batch["labels"] = torch.tensor([0, 1, 1])
     plain = empirical_ntk(net, tokens(), output="mean")
     assert torch.allclose(empirical_ntk(net, batch, output="mean"), plain, rtol=1e-12)
 

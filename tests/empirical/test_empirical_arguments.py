@@ -217,17 +217,24 @@ def test_prelu_with_any_number_of_samples(method: str, samples: int) -> None:
             assert relative_error(kernel, reduced(contract_full(j, j), output)) < 1e-10
 
 
+def outputs_of_each(case: Case, n: int, seed: int = 0) -> torch.Tensor:
+    """`[n, O]`, one sample at a time unless the batch is one input."""
+    model, numbers = case.build().train("training" in case.options), case.numbers(n, seed)
+    parts = [numbers] if case.is_one_input else numbers.split(1)
+    found = [case.outputs(model, case.batch(part.clone())).detach() for part in parts]
+    return torch.cat([f.reshape(n if case.is_one_input else 1, -1) for f in found])
+
+
 def test_nngp_is_the_product_of_outputs(case: Case) -> None:
     x1, x2 = case.inputs(4), case.inputs(3, 1)
-    model = case.build().eval()
-    with torch.no_grad():
-        f1, f2 = (torch.stack([model(s[None].clone()).reshape(-1) for s in x]) for x in (x1, x2))
+    f1, f2 = outputs_of_each(case, 4), outputs_of_each(case, 3, 1)
     model = in_training(case)
     before = snapshot(model, x1, x2)
-    cross = empirical_nngp(model, x1, x2, batch_size=2)
+    options = {"batch_size": None if case.is_one_input else 2, **case.options}
+    cross = empirical_nngp(model, x1, x2, **options)
     assert snapshot(model, x1, x2) == before
     assert relative_error(cross, f1 @ f2.T / f1.shape[1]) < 1e-12
-    kernel = empirical_nngp(model, x1, batch_size=2)
+    kernel = empirical_nngp(model, x1, **options)
     assert relative_error(kernel, f1 @ f1.T / f1.shape[1]) < 1e-12
     assert torch.equal(kernel, kernel.T)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, by_name
+from cases import CASES, Case, by_name
 from torch import nn
 from torch.nn.utils import parametrize
 from traces import in_training, settings, snapshot
@@ -19,6 +19,7 @@ _CPU = torch.device("cpu")
 METHODS = ["structured", "jacobian", "vector_product", "auto"]
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if not c.options], ids=lambda c: c.name)
 @pytest.mark.parametrize("nth", [1, 3])
 def test_interruption_leaves_no_trace(case: Case, nth: int) -> None:
     model, x1, x2 = in_training(case), case.inputs(4), case.inputs(3, 1)

@@ -17,9 +17,10 @@ def test_every_output_of_the_structured_method(case: Case, oracle) -> None:
     model, x1, x2 = case.build(), case.inputs(4), case.inputs(3, 1)
     j1, j2 = oracle(case)
     for output in OUTPUTS:
-        cross = empirical_ntk(model, x1, x2, output=output, method="structured")
+        options = {"output": output, "method": "structured", **case.options}
+        cross = empirical_ntk(model, x1, x2, **options)
         assert relative_error(cross, reduced(contract_full(j1, j2), output)) < 1e-10
-        symmetric = empirical_ntk(model, x1, output=output, method="structured")
+        symmetric = empirical_ntk(model, x1, **options)
         assert relative_error(symmetric, reduced(contract_full(j1, j1), output)) < 1e-10
         assert torch.equal(symmetric, symmetric.transpose(0, 1))
 

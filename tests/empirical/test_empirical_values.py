@@ -35,20 +35,20 @@ def test_agrees_with_autograd(case: Case, method: str, oracle) -> None:
     j1, j2 = oracle(case)
     before = snapshot(model, x1, x2)
 
-    cross = empirical_ntk(model, x1, x2, method=method)
+    cross = empirical_ntk(model, x1, x2, method=method, **case.options)
     assert snapshot(model, x1, x2) == before
     assert cross.dtype == torch.float64
     expected = contract_full(j1, j2)
     assert relative_error(cross, expected) < 1e-10
 
-    symmetric = empirical_ntk(model, x1, method=method)
+    symmetric = empirical_ntk(model, x1, method=method, **case.options)
     assert snapshot(model, x1, x2) == before
     assert relative_error(symmetric, contract_full(j1, j1)) < 1e-10
     assert torch.equal(symmetric, symmetric.permute(1, 0, 3, 2))
 
     if case.slow and method == "vector_product":
         return  # a pass for each of hundreds of parameters
-    parts = empirical_ntk(model, x1, x2, method=method, by="parameter")
+    parts = empirical_ntk(model, x1, x2, method=method, by="parameter", **case.options)
     wanted = expected_parts(model, j1, j2)
     assert list(parts) == list(wanted)
     for name, part in parts.items():
@@ -62,16 +62,15 @@ def test_agrees_in_float32(case: Case, oracle) -> None:
     j1, j2 = oracle(case)
     expected = contract_full(j1, j2)
     model = case.build().float()
-    x1, x2 = case.inputs(4), case.inputs(3, 1)
-    if x1.is_floating_point():
-        x1, x2 = x1.float(), x2.float()
+    x1, x2 = (case.inputs(n, seed, dtype=torch.float32) for n, seed in ((4, 0), (3, 1)))
     other = METHODS[1 + CASES.index(case) % 2]
     for method in ["structured"] if case.slow else ["structured", other]:
-        kernel = empirical_ntk(model, x1, x2, method=method)
+        kernel = empirical_ntk(model, x1, x2, method=method, **case.options)
         assert kernel.dtype == torch.float32
         assert relative_error(kernel, expected) < 1e-5
     # The same in float64, from the float32 model; the weights themselves were rounded.
-    precise = empirical_ntk(model, x1, x2, method=method, dtype=torch.float64)
+    options = {"method": method, **case.options}
+    precise = empirical_ntk(model, x1, x2, dtype=torch.float64, **options)
     assert precise.dtype == torch.float64
     assert relative_error(precise, expected) < 1e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import case as case_module
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,11 @@ def test_agrees_with_autograd(case: Case, oracle) -> None:
     for output in ("full", OUTPUTS[1 + CASES.index(case) % 3]):
         expected = as_matrix(reduced(contract_full(j, j), output))
         before = snapshot(model, x)
-        theta = NTKOperator(model, x, output=output)
+        theta = NTKOperator(model, x, output=output, **case.options)
         assert theta.shape == expected.shape
         assert theta.dtype == torch.float64
         v = torch.randn(expected.shape[0], 3, dtype=torch.float64)
-        there = v.to(x.device)
+        there = v.to(case_module.DEVICE)
         state = torch.get_rng_state()
         assert relative_error(theta @ there, expected @ v) < 1e-10
         assert relative_error(theta @ there[:, 0], expected @ v[:, 0]) < 1e-10

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from cases import CASES, Case
-from oracles import jacobian_loop, relative_error
+from oracles import relative_error
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk, features_error, ntk_features
@@ -45,7 +45,7 @@ def matrix(kind: str, model: nn.Module, dim: int, joint: int = 1) -> Tensor:
 
 def expected(kind: str, output: str, case: Case, dim: int) -> Tensor:
     model = case.build()
-    jacobian = jacobian_loop(model, case.inputs(3))
+    jacobian = case.jacobian(3)
     o = jacobian.shape[1]
     if output == "pseudo":
         jacobian = jacobian.sum(1, keepdim=True) / o**0.5
@@ -63,7 +63,7 @@ def force(patch: pytest.MonkeyPatch, by_factors: bool) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if not c.slow], ids=lambda c: c.name)
 def test_every_model(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, True)
-    found = ntk_features(case.build(), case.inputs(3), 4, output="full", seed=3)
+    found = ntk_features(case.build(), case.inputs(3), 4, output="full", seed=3, **case.options)
     assert relative_error(found, expected("sjlt", "full", case, 4)) < 1e-10
 
 
