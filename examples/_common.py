@@ -1,0 +1,105 @@
+"""What several examples share: data, fitted exponents, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from torch import Tensor
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def exponent(sizes: Sequence[float], values: Tensor) -> tuple[float, float]:
+    """The p of `values ∝ sizes**p` and its standard error, by least squares in logarithms.
+
+    Args:
+        sizes: `[W]`, the widths, say.
+        values: `[S, W]`, a row for each seed.
+
+    Returns:
+        The mean of the rows' slopes, and its standard error: NaN where there is one row.
+    """
+    x = torch.tensor(sizes, dtype=torch.float64).log()
+    x = x - x.mean()
+    slopes = values.double().log() @ x / (x @ x)
+    error = float(slopes.std()) / math.sqrt(len(slopes)) if len(slopes) > 1 else math.nan
+    return float(slopes.mean()), error
+
+
+def scaled(sizes: Sequence[float], power: float, start: float) -> list[float]:
+    """A line of slope `power` on logarithmic axes that begins at `start`."""
+    return [start * (size / sizes[0]) ** power for size in sizes]
+
+
+def width_axis(axes: Axes, widths: Sequence[int]) -> None:
+    """Logarithmic axes, with a mark at each of the widths."""
+    axes.set(xscale="log", yscale="log", xlabel="width m")
+    axes.xaxis.set_major_locator(FixedLocator(list(widths)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{width}" for width in widths])
+    axes.grid(alpha=0.25)
+
+
+def save(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
+    """Write the picture to `path` and the numbers beside it, as JSON, and say so.
+
+    Those under the key `"main"` are what a table of all examples shows.
+    """
+    write(path, lambda part: figure.savefig(part, format=path.suffix.lstrip(".") or "png"))
+    write_json(numbers, path)
+    print(f"\nThe picture is {path}, the numbers are in {path.with_suffix('.json')}")
+
+
+def write_json(numbers: dict[str, Any], path: Path) -> None:
+    """Write numbers beside a picture, with its name and `.json`."""
+    text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
+    write(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write(path: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` write a file under another name first, so that nobody finds half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    make(part)
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples with mean 0 and variance 1 over the training part, and their labels."""
+
+    x: Tensor
+    labels: Tensor
+    x_test: Tensor
+    test_labels: Tensor
+
+
+def digits(train: int, test: int, seed: int = 0) -> Data:
+    """A random choice of scikit-learn's 1,797 digits, 64 pixels each, in float64."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return drawn(torch.as_tensor(pixels), torch.as_tensor(labels).long(), train, test, seed)
+
+
+def drawn(samples: Tensor, labels: Tensor, train: int, test: int, seed: int) -> Data:
+    """A random choice of samples, standardized, in float64."""
+    if train + test > len(labels):
+        sys.exit(f"--train and --test ask for {train + test} samples; there are {len(labels)}.")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[: train + test]
+    x, y = samples[order].double(), labels[order]
+    x = (x - x[:train].mean()) / x[:train].std()
+    return Data(x[:train], y[:train], x[train:], y[train:])
