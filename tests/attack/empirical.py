@@ -601,7 +601,7 @@ def built(seed: int, plain: bool) -> tuple[Chain, Shape, bool]:
         try:
             with torch.no_grad():
                 net.eval()(x.double() if takes[0] > 0 else x)
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, IndexError):
             seed += 10**7
             continue
         return (net.train(), takes, couples) if plain else _drawn(seed, plain)
