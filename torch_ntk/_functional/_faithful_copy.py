@@ -61,6 +61,7 @@ class Origin:
         at: Parameters,
         run: Callable[[nn.Module, Parameters, AbstractContextManager[Any]], Tensor],
         argument: str = "model",
+        coupled: bool = False,
     ) -> list[str]:
         """Raise unless `duplicate` computes with the tensors `at` and as the original does.
 
@@ -76,6 +77,7 @@ class Origin:
             run: Evaluates a module with tensors in the place of its own, with gradients enabled
                 and without a trace, and its forward within a context.
             argument: What the caller calls the original.
+            coupled: Whether the samples may depend on each other.
 
         Returns:
             Names of the tensors that require grad and that the outputs do not depend on.
@@ -93,7 +95,7 @@ class Origin:
         leaves = leaves_reached(out)
         for name in [*watch.found, *(others[i] for i in leaves if i in others)]:
             raise another_reference(name, argument)
-        if watch.couples_samples:
+        if watch.couples_samples and not coupled:
             raise value_error(
                 argument,
                 "a function of one sample at a time",
@@ -124,8 +126,23 @@ class Origin:
         return unused
 
 
-def check_copy(duplicate: nn.Module, origin: Origin, x: Tensor, argument: str = "model") -> None:
+def check_copy(
+    duplicate: nn.Module,
+    origin: Origin,
+    x: Tensor,
+    argument: str = "model",
+    coupled: bool = False,
+    training: bool = False,
+) -> None:
     """Raise unless `duplicate`, evaluated at the batch `x`, computes with its own tensors.
+
+    Args:
+        duplicate: The copy.
+        origin: What is known of its original.
+        x: A batch.
+        argument: What the caller calls the original.
+        coupled: Whether samples may depend on each other.
+        training: Whether modules keep their training flags.
 
     Raises:
         ValueError: As `Origin.check`.
@@ -135,11 +152,13 @@ def check_copy(duplicate: nn.Module, origin: Origin, x: Tensor, argument: str = 
         own[n].requires_grad_(p.requires_grad)
 
     def run(model: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]) -> Tensor:
-        with quiet(model, x.device), torch.enable_grad(), around:
-            out: Tensor = functional_call(model, tensors, (x.clone(),))
+        # Copies of the buffers: in training they are written to.
+        values = {n: t if t.requires_grad else t.clone() for n, t in tensors.items()}
+        with quiet(model, x.device, training=training), torch.enable_grad(), around:
+            out: Tensor = functional_call(model, values, (x.clone(),))
             return out
 
-    origin.check(duplicate, own, run, argument)
+    origin.check(duplicate, own, run, argument, coupled)
 
 
 def refuse_closures(model: nn.Module, argument: str = "model") -> None:

@@ -45,6 +45,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         time: float | None = None,
         features: int | None = None,
         seed: int = 0,
+        coupled: bool = False,
+        training: bool = False,
     ) -> None:
         # As scikit-learn asks: kept as they are, and checked when they are used.
         self.kernel = kernel
@@ -60,6 +62,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         self.time = time
         self.features = features
         self.seed = seed
+        self.coupled = coupled
+        self.training = training
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -80,11 +84,14 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
             self.activation,
             self.sigma_w,
             self.sigma_b,
+            self.coupled,
+            self.training,
         )
 
     # ------------------------------------------------------------------ data
     def _training_data(self, X: Any, y: Any, **options: Any) -> tuple[Array, Any]:
         """X as rows of float64 and y, both checked by scikit-learn; notes the samples' shape."""
+        self._settings().check_flags()
         if isinstance(self.kernel, KernelStore):
             check_store(self.kernel, X, self.features)
         rows, shape = _rows(X)
@@ -152,7 +159,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         """
         phi = settings.features(dim, self.seed)
         gram, right = np.zeros((dim, dim)), np.zeros((dim, y.shape[1]))
-        for a, b in ranges(0, len(samples), _BLOCK):
+        for a, b in _blocks(settings, samples):
             own = phi(samples[a:b])
             gram += own.T @ own
             right += own.T @ y[a:b]
@@ -174,11 +181,17 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         rows = validate_data(self, rows, reset=False, dtype=np.float64)
         if self._kernel is not None and self._phi is not None:
             phi, samples = self._kernel.features(*self._phi), self._samples(rows)
-            blocks = ranges(0, len(samples), _BLOCK)
+            blocks = _blocks(self._kernel, samples)
             return np.concatenate([phi(samples[a:b]) @ self.coef_ for a, b in blocks])
         if self._kernel is not None:
             rows = evaluate(self._kernel.function(), self._samples(rows), self._X)
         return np.asarray(rows @ self.dual_coef_)
+
+
+def _blocks(settings: KernelSettings, samples: Tensor) -> list[tuple[int, int]]:
+    """First and last samples of the blocks whose features are taken at once."""
+    n = len(samples)
+    return list(ranges(0, n, n if settings.coupled else _BLOCK))
 
 
 def _rows(X: Any) -> tuple[Any, tuple[int, ...] | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import (
+    check_bool,
     check_finite,
     check_positive_int,
     describe,
@@ -25,6 +26,7 @@ from .._functional import (
     CannotTransformError,
     call_model,
     check_copy,
+    coupled_rows_of,
     faithful_copy,
     rows_of,
     transforming,
@@ -50,6 +52,7 @@ class KernelSettings:
         forward_fn: How it is called for an empirical kernel.
         standard: How its ordinary layers are drawn for an analytic kernel.
         depth, activation, sigma_w, sigma_b: Of the kind `"mlp"`.
+        coupled, training: How the network of an empirical kernel is evaluated.
     """
 
     kernel: Any
@@ -60,6 +63,23 @@ class KernelSettings:
     activation: Any
     sigma_w: Any
     sigma_b: Any
+    coupled: Any
+    training: Any
+
+    def check_flags(self) -> None:
+        """Raise unless `coupled` and `training` are flags, and of an empirical kernel."""
+        is_empirical = isinstance(self.kernel, str) and self.kernel == "empirical"
+        for name, what in (("coupled", "rows of one input"), ("training", "training flags")):
+            if not check_bool(name, getattr(self, name)):
+                continue
+            if not (is_empirical or is_network(self.kernel)):
+                raise value_error(
+                    name,
+                    "False for a kernel that is not the empirical one of a network",
+                    "True",
+                    f"Only a network that is evaluated has {what}: kernel=network or "
+                    "kernel='empirical'.",
+                )
 
     def function(self) -> Callable[[Tensor, Tensor | None], Any]:
         """The kernel as a function of two batches, the second None where it is the first.
@@ -117,6 +137,8 @@ class KernelSettings:
                 seed=int(seed) if isinstance(seed, np.integer) else seed,
                 dtype=torch.float64,
                 forward_fn=self.forward_fn,
+                coupled=self.coupled,
+                training=self.training,
             )
             return np.asarray(found.cpu().numpy())
 
@@ -133,16 +155,19 @@ class KernelSettings:
         network = getattr(self, name)
         if not is_network(network):
             return copy.deepcopy(self), lambda samples: None
-        outputs, origin = faithful_copy(_Outputs(network, self.forward_fn), name)
+        as_called = _Outputs(network, self.forward_fn, self.coupled)
+        outputs, origin = faithful_copy(as_called, name)
         twin = outputs._orig_mod
 
         def check(samples: Tensor) -> None:
             if self.kernel == "analytic":  # which reads no parameters
                 return
             like = next(twin.parameters())
+            some = samples if self.coupled else samples[:1]
+            batch = some.to(like.device, like.dtype)
             try:
                 with transforming():
-                    check_copy(outputs, origin, samples[:1].to(like.device, like.dtype), name)
+                    check_copy(outputs, origin, batch, name, self.coupled, self.training)
             except CannotTransformError:
                 return  # its forward fails on these samples, which the kernel will say better
 
@@ -174,6 +199,8 @@ class KernelSettings:
                 output="mean",
                 dtype=torch.float64,
                 forward_fn=self.forward_fn,
+                coupled=self.coupled,
+                training=self.training,
             )
 
         return kernel
@@ -196,15 +223,18 @@ class _Outputs(nn.Module):
     out where parameters are called by name.
     """
 
-    def __init__(self, network: nn.Module, forward_fn: Any) -> None:
+    def __init__(self, network: nn.Module, forward_fn: Any, coupled: bool) -> None:
         super().__init__()
         self._orig_mod = network
         self.forward_fn = forward_fn
+        self.coupled = coupled
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, O]`."""
-        batch = Batch.of("X", x)
+        batch = Batch.coupled("X", x) if self.coupled else Batch.of("X", x)
         out = call_model(self._orig_mod, batch.value, self.forward_fn)
+        if self.coupled:
+            return coupled_rows_of(out, batch, self.forward_fn)
         return rows_of(out, batch, x.dtype, self.forward_fn)
 
 

@@ -57,6 +57,11 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
             kernel allows: a matrix `[features, features]` is all that is kept of them. The kernel
             is then estimated, with a relative error of about sqrt(3 / features).
         seed: Of the features.
+        coupled: For the empirical kernel of a network: whether X is *one* input whose rows are the
+            samples, as in `torch_ntk.empirical_ntk`. Outputs for a sample then depend on what
+            else is in X, in `fit` and in `predict`, and so do scores of cross-validation.
+        training: For the empirical kernel of a network: whether its modules keep their training
+            flags; batch normalization with the statistics of X, then with `coupled`.
 
     Attributes:
         dual_coef_: α with f(x) = K(x, X) α, `[N, O]`.
