@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from cases import by_name
 from torch import nn
 
 from torch_ntk import explain, verify
+from torch_ntk.empirical._precondition import Precondition
 from torch_ntk.empirical.methods import METHODS
 
 
@@ -115,3 +118,25 @@ def test_verify_in_inference_mode(dtype: torch.dtype, made_inside: bool) -> None
         found = verify(net, torch.randn(3, 3, dtype=dtype))
     assert found.is_right, str(found)
     assert not any(c.refusal for c in found.checks), str(found)
+
+
+@pytest.mark.parametrize("output", ["full", "mean", "pseudo"])
+def test_preconditioned(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's Jacobian is multiplied by √P, which a method must not leave out."""
+    case = by_name("conv_groups_dilation")
+    net, x = case.build(), case.inputs(3)
+    p = {n: 0.5 + torch.rand_like(t) for n, t in net.named_parameters()}
+    found = verify(net, x, output=output, precondition=p)
+    assert all(c.error < 1e-6 for c in found.checks), str(found)
+    real = METHODS["jacobian"]
+    plain = lambda job, *a: real(replace(job, precondition=Precondition()), *a)  # noqa: E731
+    monkeypatch.setitem(METHODS, "jacobian", plain)
+    found = verify(net, x, output=output, precondition=p)
+    assert {c.method for c in found.checks if not c.is_right} == {"jacobian"}
+
+
+@pytest.mark.parametrize("function", [verify, explain])
+@pytest.mark.parametrize("output", ["probed", "sum"])
+def test_other_outputs_are_refused(function, output: str) -> None:
+    with pytest.raises(ValueError, match=r"`output` must be one of 'full'.*'probed'"):
+        function(by_name("mlp").build(), by_name("mlp").inputs(3), output=output)

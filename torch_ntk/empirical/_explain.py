@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .._checks import check_bool
+from .._checks import check_bool, check_choice
 from .._functional import evaluating_on, model_function, plain_name
 from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection, PreconditionLike
 from ..memory import size_in_words
 from ._coupled import CoupledBatches
 from ._empirical_ntk import check_coupled
 from ._job import KernelJob
+from ._outputs import OUTPUTS
 from ._parts import keys_of
 from ._precondition import precondition_of
 from .inspect import inspect_forward
@@ -117,6 +118,8 @@ def explain(
         >>> [(line.parameter, line.rule) for line in plan.lines]
         [('weight', 'LinearUse'), ('bias', 'BiasUse')]
     """
+    remedy = "'probed' goes about it as 'mean' does, with its directions in place of the outputs."
+    check_choice("output", output, OUTPUTS, remedy)
     check_coupled(coupled, None)
     check_bool("training", training)
     kept, batches = output, CoupledBatches(x, None, output) if coupled else None

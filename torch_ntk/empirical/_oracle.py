@@ -66,9 +66,21 @@ class Loop:
 
 
 def kernel_by_loops(
-    model: ModelLike, loop: Loop, output: Output, params: ParameterSelection
+    model: ModelLike,
+    loop: Loop,
+    output: Output,
+    params: ParameterSelection,
+    roots: Iterable[Tensor],
 ) -> tuple[Tensor, int]:
-    """The kernel of the samples, in float64 where the model allows it, and O."""
+    """The kernel of the samples, in float64 where the model allows it, and O.
+
+    Args:
+        model: As in `torch_ntk.empirical_ntk`.
+        loop: Its samples.
+        output: As in `torch_ntk.empirical_ntk`.
+        params: Likewise.
+        roots: √P of each parameter, in its shape.
+    """
     if isinstance(model, nn.Module):
         module = unwrap(model)
         names = select_parameters(module, params)
@@ -85,6 +97,7 @@ def kernel_by_loops(
                 out = loop.rows(lambda value: model(dict(leaves), value), one, torch.float64)
                 rows.append(_rows(out, leaves))
             jacobian = torch.cat(rows)
+    jacobian = jacobian * torch.cat([r.reshape(-1) for r in roots]).to(jacobian)
     return _contracted(jacobian, output), jacobian.shape[1]
 
 

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
-from .._checks import check_bool
+from .._checks import check_bool, check_choice
 from .._functional import Batch, evaluating_on, model_function
-from .._types import BatchLike, ForwardFn, Method, ModelLike, Output, ParameterSelection
+from .._types import (
+    BatchLike,
+    ForwardFn,
+    Method,
+    ModelLike,
+    Output,
+    ParameterSelection,
+    PreconditionLike,
+)
 from ._coupled import CoupledBatches
 from ._empirical_ntk import check_coupled, empirical_ntk
 from ._oracle import Loop, kernel_by_loops
+from ._outputs import OUTPUTS
+from ._precondition import precondition_of
 from .inspect import inspect_forward
 
 _METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian", "vector_product")
@@ -92,6 +102,7 @@ def verify(
     forward_fn: ForwardFn | None = None,
     coupled: bool = False,
     training: bool = False,
+    precondition: PreconditionLike = None,
 ) -> Verification:
     """Compare every method with a plain `torch.autograd` loop on `model` itself.
 
@@ -109,6 +120,7 @@ def verify(
         forward_fn: As in `torch_ntk.empirical_ntk`.
         coupled: Likewise.
         training: Likewise.
+        precondition: Likewise. The loop takes P as given.
 
     Returns:
         The errors of every method in float64 and float32; `print` it.
@@ -122,6 +134,7 @@ def verify(
         >>> verify(net, torch.randn(4, 3)).is_right
         True
     """
+    check_choice("output", output, OUTPUTS, "Of 'probed', verify 'mean', which it estimates.")
     check_coupled(coupled, None)
     check_bool("training", training)
     few = Batch.coupled("x", x) if coupled else Batch.of("x", x)[:samples]
@@ -137,8 +150,12 @@ def verify(
         inspect_forward(fn, "x", batch)
         exact, batch = fn.in_dtype(torch.float64), batch.to(torch.float64)
         precision = inspect_forward(exact, "x", batch).precision
+        scales = precondition_of(precondition, exact)
+        roots = [
+            torch.as_tensor(scales.root(n)).to(p).expand_as(p) for n, p in exact.params.items()
+        ]
     loop = Loop(few, forward_fn, coupled, training)
-    reference, outputs = kernel_by_loops(model, loop, output, params)
+    reference, outputs = kernel_by_loops(model, loop, output, params, roots)
     coarse = torch.float32 in (reference.dtype, precision)
     reference = reference.double()
     scale = float(reference.abs().max()) or 1.0
@@ -158,6 +175,7 @@ def verify(
                     forward_fn=forward_fn,
                     coupled=coupled,
                     training=training,
+                    precondition=precondition,
                 )
                 error = float((kernel.double() - reference).abs().max()) / scale
             except ValueError as refused:
