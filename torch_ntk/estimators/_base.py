@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,14 @@ def _blocks(settings: KernelSettings, samples: Tensor) -> list[tuple[int, int]]:
 
 def _rows(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     """X with flat samples, and the shape of a sample if they were not flat."""
+    if isinstance(X, Mapping):
+        raise type_error(
+            "X",
+            "an array or a tensor [N, ...]",
+            f"{describe(X)} with the keys {list(X)}",
+            "Put its entries side by side as columns, of which forward_fn makes what the network "
+            "takes: forward_fn=lambda net, x: net(a=x[:, :5], b=x[:, 5:]).",
+        )
     X = _array(X)
     if isinstance(X, np.ndarray) and X.ndim > 2:
         return X.reshape(len(X), -1), X.shape[1:]
