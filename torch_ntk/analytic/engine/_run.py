@@ -15,6 +15,9 @@ from ._plan import plan
 from ._task import Block, Task
 from .fused import Partition, RegionEvaluation, partition, unfused
 
+# Rows that are mirrored together.
+_BAND = 64
+
 
 def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tensor | None]:
     """K and Θ `[N1, N2]` of a program.
@@ -35,17 +38,21 @@ def run(program: Program, options: Options, *, ntk: bool) -> tuple[Tensor, Tenso
         rows, columns = block_sizes(task, parts, shape, like)
         images = max(1, rows, columns, images_at_once(task, like))
     sizes = BlockSizes(rows, columns, images)
-    k = torch.empty(shape, dtype=like.dtype, device=like.device)
-    theta = torch.empty_like(k) if ntk else None
+    k: Tensor | None = None
+    theta: Tensor | None = None
     done = 0
     with tqdm(total=pairs, disable=not options.progress, unit="pair", desc="kernel") as bar:
         for block in blocks(task, sizes, shape):
             block_k, block_t = evaluate(task, block, units)
-            for whole, part in ((k, block_k), (theta, block_t)):
-                if whole is not None and part is not None:
-                    _put(whole, part, block, symmetric)
+            k = _put(k, block_k, block, shape)
+            theta = None if block_t is None else _put(theta, block_t, block, shape)
             done = min(pairs, done + _new_pairs(block, symmetric))
             bar.update(done - bar.n)
+    if k is None:  # no samples on a side
+        k = torch.empty(shape, dtype=like.dtype, device=like.device)
+        theta = torch.empty_like(k) if ntk else None
+    if symmetric:
+        k, theta = _mirrored(k), None if theta is None else _mirrored(theta)
     return k, theta
 
 
@@ -76,26 +83,26 @@ def _new_pairs(block: Block, symmetric: bool) -> int:
     return whole * len(two) + rows * two.stop - rows * (first + last - 1) // 2
 
 
-def _put(whole: Tensor, part: Tensor, block: Block, symmetric: bool) -> None:
-    """Write a block into the matrix; of a symmetric one also its mirror image.
+def _put(whole: Tensor | None, part: Tensor, block: Block, shape: tuple[int, int]) -> Tensor:
+    """The matrix with a block in its place; it is the block itself if that is everything."""
+    if block.shape == shape and part.is_contiguous():
+        return part
+    if whole is None:
+        whole = torch.empty(shape, dtype=part.dtype, device=part.device)
+    whole[block.rows.slice, block.columns.slice] = part
+    return whole
 
-    Only entries on or above the diagonal are used, so that the result is exactly symmetric.
+
+def _mirrored(a: Tensor) -> Tensor:
+    """A matrix with its upper half also in its lower one, so that it is exactly symmetric.
+
+    In bands that are narrow enough to be read along columns from the innermost cache.
     """
-    one, two = block.rows, block.columns
-    rows, columns = one.slice, two.slice
-    if not symmetric:
-        whole[rows, columns] = part
-        return
-    if (one.start, one.stop) == (two.start, two.stop):
-        upper = torch.ones_like(part, dtype=torch.bool).triu()
-        whole[rows, columns] = torch.where(upper, part, part.T)
-        return
-    if two.start < one.stop:
-        n = torch.arange(one.start, one.stop, device=part.device)[:, None]
-        m = torch.arange(two.start, two.stop, device=part.device)
-        part = torch.where(n <= m, part, whole[rows, columns])
-        whole[rows, columns] = part
-        whole[columns, rows] = torch.where(n <= m, part, whole[columns, rows].T).T
-        return
-    whole[rows, columns] = part
-    whole[columns, rows] = part.T
+    if torch.is_grad_enabled():
+        return a.triu() + a.triu(1).T
+    for start in range(0, len(a), _BAND):
+        stop = min(len(a), start + _BAND)
+        square = a[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+        a[stop:, start:stop] = a[start:stop, stop:].T
+    return a

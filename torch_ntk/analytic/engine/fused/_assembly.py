@@ -16,8 +16,8 @@ from ._source import Slot, Stage, Written, chain, module
 
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
-LANES = 256
-"""Pairs of vectors that go through a network together."""
+LANES = 384
+"""Pairs of vectors that go through a network together: whole registers of any processor."""
 # Formulas of a pass.
 _MOST_STAGES = 4
 _VECTOR = Place((LANES // ROUND, ROUND), (1, 1), ROUND, 0, LANES + ROUND)
@@ -72,6 +72,8 @@ class Assembly:
         inputs: Per known features origin, half, rows, scale of rows, width, channels, where the
             first of these is among the terms, from one to the next, 1/channels, and mask.
         loads: For vectors, the values that begin the region.
+        last: For vectors, the program's last step if its distances become covariances in the loop,
+            with where its variances are among the terms of either image.
         external: How many numbers come from outside for a pair.
         states: How many numbers of a pair go outside.
     """
@@ -93,6 +95,7 @@ class Assembly:
         self.sources: list[tuple[int, Slot, int]] = []
         self.inputs: list[list[int]] = []
         self.loads: list[Load] = []
+        self.last: dict[int, tuple[int, int]] = {}
         self.external = self.states = 0
         self.masks: list[Place] = []
         self._program, self._form, self._spread = program, form, spread
@@ -178,6 +181,9 @@ class Assembly:
         for i in self.region.outside:
             self.stored.append((i, self._slots[i], self.states))
             self.states += 2 * self._entries(self._slots[i].place)
+        last = len(self._program.steps) - 1
+        if self.region.layout is None and self._form.distance and last in self.region.outside:
+            self.last[last] = self._term(last, -1)
         self.terms.sort(key=lambda t: t.exact)  # without changing the order otherwise
 
     def _chains(self) -> list[list[int]]:

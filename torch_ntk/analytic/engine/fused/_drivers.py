@@ -5,6 +5,12 @@ It is the same for all networks. A pass is called by its address, so that it is 
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
+TOGETHER = 8
+"""First vectors that go together; it is in the code below."""
+
 HEAD = '''"""The loops around the passes of infinitely wide networks, written by torch_ntk."""
 import numpy as np
 from llvmlite import ir
@@ -190,98 +196,150 @@ def same_positions(
         copy(buffer, states[pair], stored, False, room, margin, 0, 0, 0, 0, c1, c2, False)
 """
 
+_PRODUCT = """
+@intrinsic
+def product(context, to, a, b, count, to_row, a_row):
+    # {rows} × {columns} sums over `count` channels of a[r, n] b[n, j], all of them in registers:
+    # the compiler has no such loops of its own. Addresses, and entries from one row to the next.
+    signature = types.void(*[types.int64] * 6)
+
+    def generate(context, builder, signature, arguments):
+        to, a, b, count, to_row, a_row = arguments
+        number, integer = ir.{number}Type(), ir.IntType(64)
+        vector = ir.VectorType(number, {lanes})
+        name = "llvm.fmuladd.v{lanes}f{bits}"
+        fma = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), name
+        )
+        nothing = ir.Constant(vector, ir.Undefined)
+        first = ir.Constant(ir.VectorType(ir.IntType(32), {lanes}), [0] * {lanes})
+
+        def place(base, at):
+            return builder.gep(builder.inttoptr(base, number.as_pointer()), [at])
+
+        def as_vector(at):
+            return builder.bitcast(at, vector.as_pointer())
+
+        def times(x, k):
+            return builder.mul(x, ir.Constant(integer, k))
+
+        before = builder.block
+        body, after = builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(body)
+        builder.position_at_end(body)
+        n = builder.phi(integer)
+        n.add_incoming(ir.Constant(integer, 0), before)
+        sums = [[builder.phi(vector) for _ in range({vectors})] for _ in range({rows})]
+        at = times(n, {columns})
+        columns = []
+        for v in range({vectors}):
+            columns.append(builder.load(as_vector(
+                place(b, builder.add(at, ir.Constant(integer, v * {lanes}))))))
+            columns[-1].align = {bits} // 8
+        made = []
+        for r in range({rows}):
+            one = builder.load(place(a, builder.add(times(a_row, r), n)))
+            one = builder.insert_element(nothing, one, ir.Constant(ir.IntType(32), 0))
+            one = builder.shuffle_vector(one, nothing, first)
+            made.append([builder.call(fma, [one, c, s]) for c, s in zip(columns, sums[r])])
+        following = builder.add(n, ir.Constant(integer, 1))
+        n.add_incoming(following, body)
+        for r in range({rows}):
+            for old, new in zip(sums[r], made[r]):
+                old.add_incoming(ir.Constant(vector, [0.0] * {lanes}), before)
+                old.add_incoming(new, body)
+        builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+        builder.position_at_end(after)
+        for r in range({rows}):
+            for v in range({vectors}):
+                at = builder.add(times(to_row, r), ir.Constant(integer, v * {lanes}))
+                builder.store(made[r][v], as_vector(place(to, at))).align = {bits} // 8
+        return context.get_dummy_value()
+
+    return signature, generate
+
+"""
+
 _VECTORS = """
 @loop
-def products(tile, rows, at, channels, x1, x2, m, width):
-    count = (width + 63) // 64 * 64
-    for r in range(tile.shape[0]):
-        to = tile[r]
-        for j in range(count):
-            to[j] = R(0.0)
-    stop = at + channels
-    whole = at + channels // 8 * 8
-    # Eight channels at a time, which stay in the innermost cache for all rows of the tile.
-    for n in range(at, whole, 8):
-        b0, b1, b2, b3 = x2[n][m:], x2[n + 1][m:], x2[n + 2][m:], x2[n + 3][m:]
-        b4, b5, b6, b7 = x2[n + 4][m:], x2[n + 5][m:], x2[n + 6][m:], x2[n + 7][m:]
-        for r in range(0, tile.shape[0], 2):
-            one, two = tile[r], tile[r + 1]
-            a, c = x1[rows[r]], x1[rows[r + 1]]
-            a0, a1, a2, a3 = a[n], a[n + 1], a[n + 2], a[n + 3]
-            a4, a5, a6, a7 = a[n + 4], a[n + 5], a[n + 6], a[n + 7]
-            c0, c1, c2, c3 = c[n], c[n + 1], c[n + 2], c[n + 3]
-            c4, c5, c6, c7 = c[n + 4], c[n + 5], c[n + 6], c[n + 7]
-            for j in range(count):
-                s = one[j] + a0 * b0[j] + a1 * b1[j] + a2 * b2[j] + a3 * b3[j]
-                one[j] = s + a4 * b4[j] + a5 * b5[j] + a6 * b6[j] + a7 * b7[j]
-                t = two[j] + c0 * b0[j] + c1 * b1[j] + c2 * b2[j] + c3 * b3[j]
-                two[j] = t + c4 * b4[j] + c5 * b5[j] + c6 * b6[j] + c7 * b7[j]
-    for n in range(whole, stop):
-        b0 = x2[n][m:]
-        for r in range(tile.shape[0]):
-            to, a0 = tile[r], x1[rows[r], n]
-            for j in range(count):
-                to[j] += a0 * b0[j]
+def squares(to, a, b, m, width, share):
+    for start in range(0, width, {columns}):
+        part, some = to[start:], b[(m + start) // {columns}]
+        for j in range({columns}):
+            part[j] = R(0.0)
+        for n in range(a.shape[0]):
+            a0, b0 = a[n], some[n]
+            for j in range({columns}):
+                part[j] += (a0 - b0[j]) * (a0 - b0[j])
+        for j in range({columns}):
+            part[j] = part[j] * share
 
 
 @loop
-def squares(to, a, at, channels, x2, m, count, share):
-    for j in range(count):
-        to[j] = R(0.0)
-    for n in range(at, at + channels):
-        a0, b0 = a[n], x2[n][m:]
-        for j in range(count):
-            to[j] += (a0 - b0[j]) * (a0 - b0[j])
-    for j in range(count):
-        to[j] = to[j] * share
-
-
-@loop
-def distances(to, a, at, channels, x2, m, q1, q2, share, width, close):
+def distances(to, tile, a, b, m, q1, q2, share, width, close):
+    near = 0
     for j in range(width):
-        to[j] = max((q1 + q2[j]) - (share + share) * to[j], R(0.0))
+        size = q1 + q2[j]
+        to[j] = max(size - (share + share) * tile[j], R(0.0))
+        near += to[j] < close * size
+    if near == 0:
+        return
     for j in range(width):
         if to[j] < close * (q1 + q2[j]):
-            d = R(0.0)
-            for n in range(at, at + channels):
-                d += (a[n] - x2[n, m + j]) * (a[n] - x2[n, m + j])
+            d, i = R(0.0), m + j
+            for n in range(a.shape[0]):
+                e = a[n] - b[i // {columns}, n, i % {columns}]
+                d += e * e
             to[j] = d * share
+
+
+@loop
+def covariances(to, d, q1, q2, width):
+    # What is 0 in one image has a covariance of 0, without rounding.
+    for j in range(width):
+        nothing = (q1 == R(0.0)) | (q2[j] == R(0.0))
+        to[j] = R(0.0) if nothing else R(0.5) * (q1 - d[j] + q2[j])
 
 
 @loop
 def vectors(
     begin, end, shape, addresses, code, numbers, starts, loads, x1, x2, one, two, ones, close,
-    external, results, states, buffer, sums, tiles, rows,
+    external, results, kernels, tangents, buffer, sums, tiles,
 ):
     many, columns, lanes, few = shape[0], shape[1], shape[2], shape[3]
-    for block in range(begin, end):
-        low, high = block * 8, min(many, block * 8 + 8)
-        for r in range(8):
-            rows[r] = min(low + r, many - 1)
-        for m in range(starts[low], columns, lanes):
-            width = min(lanes, columns - m)
+    for edge in range(starts[begin * 8] // lanes * lanes, columns, lanes):
+        for low in range(begin * 8, min(end * 8, many), 8):
+            # The second vectors of a tile stay in a cache for all first ones.
+            m = max(edge, starts[low] // {columns} * {columns})
+            width = min(edge + lanes, columns) - m
+            if width <= 0:
+                continue
             count = (width + 63) // 64 * 64
             for i in range(loads.shape[0]):
                 if loads[i, 0] and loads[i, 1] > few:
-                    products(tiles[i], rows, loads[i, 2], loads[i, 1], x1, x2, m, width)
-            for r in range(high - low):
-                n = low + r
+                    channels, at = loads[i, 1], loads[i, 2]
+                    for r in range(0, 8, {rows}):
+                        for j in range(0, width, {columns}):
+                            product(
+                                tiles[i, r, j:].ctypes.data, x1[low + r, at:].ctypes.data,
+                                x2[(m + j) // {columns}, at].ctypes.data, channels,
+                                tiles.shape[2], x1.shape[1],
+                            )
+            for n in range(low, min(many, low + 8)):
                 if starts[n] >= m + width:
                     continue
                 for i in range(loads.shape[0]):
                     c = loads[i]
                     k, t = buffer[c[3]:], buffer[c[3] + c[4]:]
                     if c[0]:
-                        share, tile = numbers[c[5]], tiles[i, r]
+                        a, b = x1[n, c[2]:c[2] + c[1]], x2[:, c[2]:c[2] + c[1]]
+                        share = numbers[c[5]]
                         if c[1] > few:
                             q1, q2 = one[n, c[6]], two[c[7] + m:]
-                            distances(
-                                tile, x1[n], c[2], c[1], x2, m, q1, q2, share, width, close
-                            )
+                            distances(k, tiles[i, n - low], a, b, m, q1, q2, share, width, close)
                         else:
-                            squares(tile, x1[n], c[2], c[1], x2, m, count, share)
+                            squares(k, a, b, m, width, share)
                         for j in range(width):
-                            k[j] = tile[j]
                             t[j] = R(0.0)
                     else:
                         for j in range(width):
@@ -290,19 +348,62 @@ def vectors(
                 cut = (lanes - count) // 64
                 run(addresses, code, buffer, sums, numbers, one[n], two[m:], ones, 0, 0, cut)
                 for s in range(results.shape[0]):
-                    k, t = buffer[results[s, 0]:], buffer[results[s, 0] + results[s, 1]:]
+                    c = results[s]
+                    k, t = buffer[c[0]:], buffer[c[0] + c[1]:]
+                    if c[2]:
+                        q1, q2 = one[n, c[3]], two[c[4] + m:]
+                        covariances(kernels[s, n, m:], k, q1, q2, width)
+                    else:
+                        for j in range(width):
+                            kernels[s, n, m + j] = k[j]
                     for j in range(width):
-                        states[s, 0, n, m + j] = k[j]
-                        states[s, 1, n, m + j] = t[j]
+                        tangents[s, n, m + j] = t[j]
 """
 
 _AROUND = {
     "displacements": _IMAGES + _DISPLACEMENTS,
     "same_positions": _IMAGES + _SAME_POSITIONS,
-    "vectors": _VECTORS,
+    "vectors": _PRODUCT + _VECTORS,
 }
+
+
+class Tile(NamedTuple):
+    """How many sums of products are in registers at once.
+
+    Attributes:
+        rows: First vectors.
+        vectors: Registers of second vectors.
+        lanes: Numbers in a register.
+    """
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        """Second vectors."""
+        return self.vectors * self.lanes
+
+
+@lru_cache(maxsize=2)
+def tile(double: bool) -> Tile:
+    """As many sums as the registers of this processor hold, next to what is multiplied."""
+    from llvmlite import binding  # type: ignore[import-untyped]  # slow to import
+
+    features = binding.get_host_cpu_features()
+    size = 8 if double else 4
+    if features.get("avx512f"):  # 32 registers
+        return Tile(8, 3, 64 // size)
+    return Tile(4, 3, (32 if features.get("avx") else 16) // size)
 
 
 def driver(name: str, double: bool) -> str:
     """The source of the loops around passes: `displacements`, `same_positions` or `vectors`."""
-    return HEAD.format(bits=64 if double else 32, cache="{cache}") + _RUN + _AROUND[name]
+    bits = 64 if double else 32
+    around = _AROUND[name]
+    if name == "vectors":
+        t = tile(double)
+        number = "Double" if double else "Float"
+        around = around.format(**t._asdict(), columns=t.columns, number=number, bits=bits)
+    return HEAD.format(bits=bits, cache="{cache}") + _RUN + around

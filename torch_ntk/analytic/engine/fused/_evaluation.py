@@ -13,7 +13,7 @@ from ....activations import Form
 from ...operations import FEW_CHANNELS, Input, State
 from .._task import Block, Images, Task
 from ._assembly import LANES, Assembly, Integers
-from ._drivers import driver
+from ._drivers import TOGETHER, driver, tile
 from ._layout import ROUND
 from ._module import load
 from ._regions import Region, Shape
@@ -21,6 +21,8 @@ from ._source import Slot
 from ._threads import in_threads
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+# Bytes of a line of the cache.
+_LINE = 64
 # Distances below this share of the norms are computed again from the differences themselves.
 _CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
 
@@ -39,7 +41,7 @@ class RegionEvaluation:
         self._task, self._like = task, like
         self._form = Form(task.plan.distance, like.dtype == torch.float64)
         columns = len(task.program.known[0].both[1])
-        self._spread = columns + LANES + ROUND
+        self._spread = -(-(columns + LANES + ROUND) // ROUND) * ROUND
         self._assembly = Assembly(task.program, region, self._form, self._spread)
         double = self._form.double
         self._functions = load(driver(region.shape.name.lower(), double))
@@ -111,7 +113,7 @@ class RegionEvaluation:
         function = self._functions[name]
 
         def work(begin: int, end: int) -> None:
-            function(begin, end, *given, *(np.zeros(size, self._dtype) for size in rooms))
+            function(begin, end, *given, *(aligned(size, self._dtype) for size in rooms))
 
         in_threads(work, count)
 
@@ -237,32 +239,35 @@ class RegionEvaluation:
         a = self._assembly
         n, m = block.shape
         one = self._scalars(block.rows, 0)
-        two = self._empty(max(1, len(a.terms)), self._spread)
+        two = aligned((max(1, len(a.terms)), self._spread), self._dtype)
         two[: len(a.terms), :m] = self._scalars(block.columns, 1).T[: len(a.terms)]
         x1, x2, loads, external = self._loaded(block, states)
         offset = block.rows.start - block.columns.start
         starts = np.arange(n, dtype=np.int64) + offset if self._task.symmetric else np.zeros(n, int)
         starts = np.clip(starts, 0, m).astype(np.int64)
         shape = np.array([n, m, LANES, FEW_CHANNELS], dtype=np.int64)
-        results = np.array([[s.origin, s.half] for _, s, _ in a.stored], dtype=np.int64)
-        outputs = self._empty(len(a.stored), 2, n, m)
-        ones: Array = np.ones(LANES + 2 * ROUND, self._dtype)
+        results = np.array(
+            [[s.origin, s.half, i in a.last, *a.last.get(i, (0, 0))] for i, s, _ in a.stored],
+            dtype=np.int64,
+        )
+        # Of what tensor operations take, no entry may be left as memory was.
+        make = np.empty if len(a.last) == len(a.stored) else np.zeros
+        kernels: Array = make((len(a.stored), n, m), self._dtype)
+        tangents: Array = make((len(a.stored), n, m), self._dtype)
+        ones = aligned((LANES + 2 * ROUND,), self._dtype)
+        ones[:] = 1
         close = self._dtype(_CLOSE[self._like.dtype])
         given = (shape, self._addresses, a.code(False), self._array(a.numbers), starts, loads, x1,
-                 x2, one, two.reshape(-1), ones, close, external, results, outputs)  # fmt: skip
-        function = self._functions["vectors"]
-        tiles = len(loads), 8, LANES + ROUND
-
-        def work(begin: int, end: int) -> None:
-            sizes: tuple[Any, ...] = (a.buffer + 2 * ROUND, (2, 1), tiles)
-            rooms = [np.zeros(size, self._dtype) for size in sizes]
-            function(begin, end, *given, *rooms, np.zeros(8, np.int64))
-
-        in_threads(work, -(-n // 8))
+                 x2, one, two.reshape(-1), ones, close, external, results, kernels,
+                 tangents)  # fmt: skip
+        rooms = a.buffer + 2 * ROUND, (2, 1), (len(loads), TOGETHER, LANES)
+        self._in_threads("vectors", given, rooms, -(-n // TOGETHER))
         made = {}
         for i, (step, _, _) in enumerate(a.stored):
-            kernel, tangent = torch.from_numpy(outputs[i])[..., None, None]
-            made[step] = self._state(kernel, tangent, False)
+            k, t = (torch.from_numpy(of[i])[..., None, None] for of in (kernels, tangents))
+            made[step] = State(
+                k, t if self._task.ntk else None, self._form.distance and step not in a.last, False
+            )
         return made
 
     def _scalars(self, images: Images, side: int) -> Array:
@@ -303,14 +308,46 @@ class RegionEvaluation:
                 rows.append([0, len(others), 0, slot.origin, slot.half, 0, 0, 0])
                 others.append(torch.stack([s.nngp[..., 0, 0], t[..., 0, 0]]))
         n, m = block.shape
-        one = np.ascontiguousarray(torch.cat(firsts, 1).numpy()) if firsts else self._empty(n, 1)
-        two = self._empty(max(1, at), self._spread)
-        if seconds:
-            two[:, :m] = torch.cat(seconds, 1).numpy().T
         external = torch.stack(others).numpy() if others else self._empty(1, 2, 1, 1)
         return (
-            one,
-            two,
+            self._rows(firsts, n),
+            self._columns(seconds, m),
             np.array(rows, dtype=np.int64).reshape(-1, 8),
             np.ascontiguousarray(external),
         )
+
+    def _rows(self, parts: Sequence[Tensor], n: int) -> Array:
+        """Features of first vectors, with rows of zeros up to a whole number of tiles."""
+        whole = _beside(parts, self._like.new_zeros(n, 1))
+        short = -n % TOGETHER
+        if short:
+            whole = torch.cat([whole, whole.new_zeros(short, whole.shape[1])])
+        return whole.contiguous().numpy()
+
+    def _columns(self, parts: Sequence[Tensor], m: int) -> Array:
+        """Of second vectors, `[tiles, channels, vectors of a tile]`."""
+        width = tile(self._form.double).columns
+        whole = _beside(parts, self._like.new_zeros(m, 1))
+        to = aligned((-(-m // width), whole.shape[1], width), self._dtype)
+        full, rest = divmod(m, width)
+        tiles = torch.from_numpy(to)
+        tiles[:full] = whole[: m - rest].reshape(full, width, whole.shape[1]).transpose(1, 2)
+        if rest:
+            tiles[full, :, :rest] = whole[m - rest :].T
+        return to
+
+
+def _beside(parts: Sequence[Tensor], otherwise: Tensor) -> Tensor:
+    """Features of several inputs side by side."""
+    if not parts:
+        return otherwise
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
+
+
+def aligned(shape: int | Sequence[int], dtype: type) -> Array:
+    """Zeros that begin with a line of the cache, so that no register is read from two of them."""
+    size = np.dtype(dtype).itemsize
+    count = int(np.prod(shape))
+    whole: Array = np.zeros(count + _LINE // size, dtype)
+    start = -whole.ctypes.data % _LINE // size
+    return whole[start : start + count].reshape(shape)
