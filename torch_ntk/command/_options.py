@@ -67,7 +67,7 @@ def client(chosen: argparse.Namespace) -> Iterator[Any]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError(
-            "--workers and --scheduler need Dask: pip install 'torch-ntk[scale]'."
+            "--workers and --scheduler need Dask: pip install 'dask[array,distributed]'."
         ) from error
     with contextlib.ExitStack() as stack:
         if chosen.scheduler is None:

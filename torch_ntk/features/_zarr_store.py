@@ -103,7 +103,7 @@ def _package() -> Any:
         import zarr
     except ImportError as error:
         raise ImportError(
-            "A store that ends in .zarr needs the package zarr: pip install 'torch-ntk[scale]', "
+            "A store that ends in .zarr needs the package zarr: pip install zarr, "
             "or pass store='….safetensors'."
         ) from error
     return zarr

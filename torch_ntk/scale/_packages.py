@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 _REMEDY = (
-    "Kernels in a store need {name}, which Python 3.11 and later can install: "
-    "pip install 'torch-ntk[scale]'."
+    "Kernels in a store need {name}: pip install zarr 'dask[array,distributed]' (the extra "
+    "`scale` of torch_ntk; Python 3.11 or later)."
 )
 
 
