@@ -4,21 +4,23 @@
 
 Overhead is the time of `compute_kernel` over that of the same calls of the kernel in a loop, by
 turns; memory and disk are those of a fully connected kernel of 20,000 samples, in a process of its
-own. Workers are compared with one worker of the same number of threads. For many workers the
+own. Workers are compared with one worker of the same number of threads. A cluster exists only while
+it is timed: one that waits takes 4 to 8 % of a core. For many workers the
 cluster is simulated: scheduler, workers and tasks are Dask's, and a tile is a sleep. Seconds per
 entry are read from `benchmarks/analytic.json`. Prints the figures and, without `--quick`, writes
-`benchmarks/scale.json` and the measured part of `docs/scale.md`; ten minutes on two cores. Run it
+`benchmarks/scale.json` and the measured part of `docs/scale.md`; seven minutes on two cores. Run it
 on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,7 +47,7 @@ def _tile(kernel: Any, seconds: float) -> int:
         kernel(x[:size], x[size:])
         if _seconds(lambda x=x, n=size: kernel(x[:n], x[n:])) > seconds:
             break
-        size *= 2
+        size = 8 * (3 * size // 16 + 1)
     return size
 
 
@@ -59,12 +61,31 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def overhead(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the tiles in a loop, and in a store, here and on one worker with all threads."""
+@contextlib.contextmanager
+def _cluster(workers: int, threads: int) -> Iterator[Any]:
+    """A client of workers of this machine."""
     from distributed import Client, LocalCluster
 
+    given = {"n_workers": workers, "threads_per_worker": threads, "dashboard_address": ":0"}
+    with LocalCluster(**given) as cluster, Client(cluster) as client:
+        yield client
+
+
+def _stored(kernel: Any, x: torch.Tensor, tile: int, client: Any) -> float:
+    """Seconds of a kernel into a store, without the first time, in which code is loaded."""
     from torch_ntk.scale import compute_kernel
 
+    def run(n: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            given = {"store": f"{folder}/k", "tile": tile, "client": client, "progress": False}
+            compute_kernel(kernel, x[:n], **given)
+
+    run(2 * tile)
+    return _seconds(lambda: run(len(x)))
+
+
+def overhead(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the tiles in a loop, and in a store, here and on one worker with all threads."""
     kernel = _kernel()
     tile = _tile(kernel, job["tile_seconds"])
     x = _images(job["rows"] * tile)
@@ -75,52 +96,29 @@ def overhead(job: dict[str, Any]) -> dict[str, Any]:
         for i, j in pairs:
             kernel(parts[i]) if i == j else kernel(parts[i], parts[j])
 
-    def stored(client: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            given = {"store": f"{folder}/k", "tile": tile, "client": client, "progress": False}
-            compute_kernel(kernel, x, **given)
+    def there() -> float:
+        with _cluster(1, torch.get_num_threads()) as client:
+            return _stored(kernel, x, tile, client)
 
-    threads = torch.get_num_threads()
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=threads, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        runs = [loop, lambda: stored(None), lambda: stored(client)]
-        for run in runs:
-            run()
-        turns = [[_seconds(run) for run in runs] for _ in range(job["turns"])]
-    bare, here, there = (min(each) for each in zip(*turns, strict=True))
-    return {"tiles": len(pairs), "bare": bare, "here": here, "worker": there}
+    loop()
+    turns = [(_seconds(loop), _stored(kernel, x, tile, None), there()) for _ in range(job["turns"])]
+    bare, here, worker = (min(each) for each in zip(*turns, strict=True))
+    return {"tiles": len(pairs), "bare": bare, "here": here, "worker": worker}
 
 
 def workers(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of one kernel on one and on several workers of one thread each."""
-    from distributed import Client, LocalCluster
-
-    from torch_ntk.scale import compute_kernel
-
     kernel = _kernel()
     tile = _tile(kernel, job["tile_seconds"])
     x = _images(job["rows"] * tile)
-    clusters = [
-        LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=":0")
-        for n in job["workers"]
-    ]
-    clients = [Client(cluster) for cluster in clusters]
-
-    def run(client: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            given = {"store": f"{folder}/k", "tile": tile, "progress": False}
-            compute_kernel(kernel, x, client=client, **given)
-
-    for client in clients:
-        run(client)
-    turns = [[_seconds(lambda c=client: run(c)) for client in clients] for _ in range(job["turns"])]
-    for client, cluster in zip(clients, clusters, strict=True):
-        client.close()
-        cluster.close()
-    found = [min(each) for each in zip(*turns, strict=True)]
-    return {"workers": job["workers"], "seconds": found}
+    turns = []
+    for _ in range(job["turns"]):
+        found = []
+        for count in job["workers"]:
+            with _cluster(count, 1) as client:
+                found.append(_stored(kernel, x, tile, client))
+        turns.append(found)
+    return {"workers": job["workers"], "seconds": [min(e) for e in zip(*turns, strict=True)]}
 
 
 def memory(job: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +175,7 @@ def simulate(job: dict[str, Any]) -> dict[str, Any]:
     with (
         mock.patch.object(_worker, "run_tile", asleep),
         mock.patch.object(_worker.TileWorker, "setup", setup),
-        mock.patch.object(_cluster, "_AHEAD", _cluster._AHEAD * slots),
+        mock.patch.object(_cluster._Workers, "count", return_value=count),
         dask.config.set(settings),
         LocalCluster(
             n_workers=count // slots,
@@ -189,14 +187,12 @@ def simulate(job: dict[str, Any]) -> dict[str, Any]:
         Client(cluster) as client,
     ):
         nothing = Job(print, Path("/none"), None, True)
-        tiles = ((i, 0) for i in range(job["tiles"] * count))
-        done: list[int] = []
-        elapsed = _seconds(
-            lambda: done.append(sum(1 for _ in _cluster.on_cluster(client, nothing, tiles)))
-        )
-    efficiency = done[0] * seconds / (count * elapsed)
-    found = {"workers": count, "tile": seconds, "tiles": done[0], "elapsed": elapsed}
-    return found | {"efficiency": efficiency, "rate": done[0] / elapsed}
+        number = job["tiles"] * count
+        tiles = ((i, 0) for i in range(number))
+        elapsed = _seconds(lambda: list(_cluster.on_cluster(client, nothing, tiles, number)))
+    found = {"workers": count, "tile": seconds, "tiles": number, "elapsed": elapsed}
+    efficiency = number * seconds / (count * elapsed)
+    return found | {"efficiency": efficiency, "rate": number / elapsed}
 
 
 def _measure(quick: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ pytest.importorskip("dask.array")
 import dask.array as da
 import zarr
 
-from torch_ntk.scale import KernelStore, compute_kernel
+from torch_ntk.scale import KernelStore, _run, compute_kernel
 
 
 def compute(path: Path, x1: Any, x2: Any = None, **options: Any) -> KernelStore:
@@ -291,18 +291,6 @@ def test_modules_are_moved_as_copies(tmp_path: Path) -> None:
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
-def test_workers_have_devices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace as Worker
-
-    from torch_ntk.scale._worker import _device_of
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    names = (0, 3, 5, "SLURMCluster-6", "tcp://10.0.0.1:4000", "alone")
-    assert [_device_of(Worker(name=name)) for name in names] == [0, 3, 1, 2, 0, 0]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert _device_of(Worker(name=3)) == 0
-
-
 def test_a_tile_that_does_not_fit_in_memory_says_what_to_do(tmp_path: Path) -> None:
     def large(a: Tensor, b: Tensor) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 PB")
@@ -318,3 +306,22 @@ def test_float32_halves_the_disk(tmp_path: Path) -> None:
     assert torch.equal(store.to_dense(), torch.from_numpy(oracle(x)).float())
     assert sum(len(c) for c in chunks(tmp_path).values()) == 3 * (16 * 4 + 4)
     assert store.about["bytes"] == 3 * (16 * 4 + 4)
+
+
+def test_the_time_left_is_estimated_without_tiles_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Bar(_run.tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(_run, "tqdm", Bar)
+    x = samples(10, 2)
+    store = compute(tmp_path, x, progress=True)
+    for tile in ("0/1", "2/2"):
+        (store.path / "kernel" / "c" / tile).unlink()
+    compute(tmp_path, x, progress=True)
+    assert [(bar.total, bar.n, bar.initial) for bar in bars] == [(68, 68, 0), (68, 68, 48)]

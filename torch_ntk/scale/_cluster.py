@@ -13,22 +13,27 @@ from ._grid import Tile
 from ._job import Job, Outcome
 from ._packages import distributed
 
-_AHEAD = 3
-"""Tiles for each worker that the scheduler knows: enough that none waits for the next one."""
+_AHEAD = 2
+"""Tiles for each worker that the scheduler knows: one that it computes, and the next one."""
+_SHARE = 8  # tiles are given out when there is room for this part of the workers
 
 
-def on_cluster(client: Any, job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Outcome]]:
+def on_cluster(
+    client: Any, job: Job, tiles: Iterator[Tile], count: int
+) -> Iterator[tuple[Tile, Outcome]]:
     """What becomes of each tile, as they finish.
 
     The job travels once to each worker, also to those that join later or come back, as a plugin.
     The scheduler gives the tiles of a worker that was lost to others. It knows only some tiles
-    ahead, so that its memory does not grow with their number. After an error, or when the caller
-    stops, tiles that have not begun are not computed.
+    ahead, so that its memory does not grow with their number: one that waits for each worker, and
+    towards the end none, because it would wait where it is while another worker has nothing to do.
+    After an error, or when the caller stops, tiles that have not begun are not computed.
 
     Args:
         client: Of the cluster.
         job: What computes a tile.
         tiles: Which.
+        count: How many.
     """
     dask = distributed()
     from ._worker import SLOT, TileWorker, tile_on_worker
@@ -36,13 +41,17 @@ def on_cluster(client: Any, job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[T
     name = f"torch_ntk-{uuid.uuid4().hex}"
     client.register_plugin(TileWorker(name, job), name=name)
     running: dict[Any, Tile] = {}
-    workers = _Workers(client)
+    workers, left = _Workers(client), count
 
     def submit() -> list[Any]:
-        """Futures of further tiles, as soon as there is room for one for each worker."""
-        count = workers.count()
-        room = _AHEAD * count - len(running)
-        some = list(islice(tiles, room)) if room >= count else []
+        """Futures of further tiles, as soon as there is room for some."""
+        nonlocal left
+        known = workers.count()
+        at_the_end = left <= _AHEAD * known
+        room = (1 if at_the_end else _AHEAD) * known - len(running)
+        enough = 1 if at_the_end else max(1, known // _SHARE)
+        some = list(islice(tiles, room)) if room >= enough else []
+        left -= len(some)
         keys = [f"ntk_tile-{name}-{i}-{j}" for i, j in some]
         names = [name] * len(some)
         options = {"key": keys, "pure": False, "resources": {SLOT: 1}}

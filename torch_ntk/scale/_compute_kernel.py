@@ -61,7 +61,8 @@ def compute_kernel(
         dtype: Of the stored entries, `torch.float64` or `torch.float32`; the kernel computes in its
             own.
         device: Where samples, and the modules of the kernel, are put before it is called. `"cuda"`
-            with a client means one device for each worker.
+            with a client means one device for each worker: the only one that it sees, or of several
+            that of the number at the end of its name.
         name: What the kernel is called, in place of the description that is made of it: of
             settings, the hash of tensors, and the code of functions and classes that are not
             PyTorch's. With a name you say yourself that two kernels are the same.

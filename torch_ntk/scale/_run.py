@@ -97,19 +97,25 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
     folder, first = _opened(request)
     job, grid = request.job(), folder.grid
     tiles = grid.tiles(first)
-    outcomes = _here(job, tiles) if client is None else on_cluster(client, job, tiles)
+    if client is None:
+        outcomes = _here(job, tiles)
+    else:
+        outcomes = on_cluster(client, job, tiles, grid.count)
     done = 0
     with tqdm(
         total=grid.entries,
         desc=request.kind,
         unit="entry",
         unit_scale=True,
+        smoothing=0,  # tiles differ: the time left is estimated from all that were computed
         disable=not progress,
         leave=False,
     ) as bar:
         try:
-            for tile, _ in outcomes:
+            for tile, outcome in outcomes:
                 rows, columns = grid.size(*tile)
+                if progress and outcome == "kept":  # which says nothing of how long the others take
+                    bar.initial += rows * columns
                 bar.update(rows * columns)
                 done += 1
         except OSError as error:
