@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
+from torch import nn
 
 pytest.importorskip("zarr")
 pytest.importorskip("distributed")
@@ -30,6 +31,9 @@ def factory():
 
 def kernel(a, b):
     return (a.double().flatten(1) @ b.double().flatten(1).T) ** 2
+
+def ordinary():
+    return torch.nn.Sequential(torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
 
 def broken(a, b):
     raise RuntimeError("out of order")
@@ -115,6 +119,9 @@ def test_kernels_of_every_kind() -> None:
             empirical_ntk(model, flat, output="pseudo"),
         ),
     }
+    ordinary = nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
+    standard = ("--model", "own:ordinary", "--standard", "lecun")
+    cases["e"] = (standard, analytic_ntk(ordinary, flat, standard="lecun"))
     for name, (arguments, expected) in cases.items():
         kernel(*arguments, *data, store=name)
         kernel(*arguments, *data, store=name)  # also of a model that is drawn anew
@@ -162,7 +169,13 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     np.save("x.npy", np.zeros((4, 3)))
     np.save("y.npy", np.zeros(3))
     np.save("pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save("number.npy", np.float64(3))
+    np.save("words.npy", np.array(["a"] * 4))
+    for name in ("text.npy", "text.safetensors", "state.pt"):
+        Path(name).write_text("none")
+    save_file({}, "empty.safetensors")
     preset = ("--preset", "mlp-3", "--data")
+    model = ("--data", "x.npy", "--model", "own:factory")
     cases: tuple[tuple[tuple[object, ...], str], ...] = (
         (("kernel", "--store", "k.zarr", *preset, "digits", "--n", 21), "which differs"),
         (("kernel", "--store", "a", "--preset", "cntk-9", "--data", "digits"), "cntk-gap-D"),
@@ -170,13 +183,29 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (("kernel", "--store", "a", *preset, "mnist"), "not below --data-root"),
         (("kernel", "--store", "a", *preset, "x.npy", "--n", 9), "has 4"),
         (("kernel", "--store", "a", *preset, "x.npy", "--labels", "y.npy"), "3 labels"),
-        (("kernel", "--store", "a", *preset, "pickled.npy"), "Python objects"),
+        (("kernel", "--store", "a", *preset, "pickled.npy"), "Python objects are not read"),
+        (("kernel", "--store", "a", *preset, "text.npy"), "is no .npy file of numbers"),
+        (("kernel", "--store", "a", *preset, "text.safetensors"), "is no .safetensors file"),
+        (("kernel", "--store", "a", *preset, "empty.safetensors"), "it has none"),
+        (("kernel", "--store", "a", *preset, "number.npy"), "has one number"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--labels", "number.npy"), "no labels"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--labels", "words.npy"), "<U1 of shape"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--split", "test"), "x.npy has none"),
+        (("kernel", "--store", "a", *preset, "digits", "--size", 0), "--size must be at least 1"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--against", "none"), "does not exist"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--device", "quda"), "the name of a device"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--name", ""), "that is not empty"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--state", "s"), "with --model only"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--empirical"), "with --model only"),
+        (("kernel", "--store", "a", *model, "--output", "trace"), "--state or --empirical only"),
+        (("kernel", "--store", "a", *model, "--standard", "torch", "--empirical"), "without --st"),
+        (("kernel", "--store", "a", *model, "--state", "state.pt"), "is no .safetensors file"),
         (("kernel", "--store", "a", "--kernel", "own", "--data", "x.npy"), "module:function"),
         (("kernel", "--store", "a", "--kernel", "own:no", "--data", "x.npy"), "cannot be imported"),
-        (("kernel", "--store", "a", "--kernel", "own:broken", "--data", "x.npy"), "out of order"),
         (("info", "--store", "none"), "which does not exist"),
         (("solve", "--store", "k.zarr", "--train", 99), "at most 20"),
         (("solve", "--store", "k.zarr", "--test", "k.zarr"), "other training samples"),
+        (("kernel", "--store", "a", "--kernel", "own:broken", "--data", "x.npy"), "out of order"),
     )
     for arguments, words in cases:
         capsys.readouterr()
@@ -184,6 +213,7 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err
         assert words in error.splitlines()[-1], arguments
         assert "Traceback" not in error
+        assert Path("a").exists() == ("own:broken" in arguments), arguments
     with pytest.raises(SystemExit) as stop:
         main(["kernel", "--data", "digits"])
     assert stop.value.code == 2

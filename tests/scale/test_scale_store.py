@@ -243,6 +243,15 @@ def test_wrong_arguments_are_refused_before_anything_is_made(tmp_path: Path) -> 
         (ValueError, "`dtype` must be torch.float64", {"dtype": torch.float16}),
         (TypeError, "`client` must be None or a dask", {"client": "tcp://somewhere"}),
         (ValueError, "`labels` must be of 6 samples", {"labels": [1, 2]}),
+        (
+            TypeError,
+            r"`labels` must be numbers .*; got <U1 of shape \[6\]",
+            {"labels": list("abcdef")},
+        ),
+        (TypeError, "`name` must be None or a string that is not empty", {"name": ""}),
+        (ValueError, "`device` must be None or the name of a device", {"device": "quda"}),
+        (ValueError, "`device` must be a device that this process has", {"device": "hpu"}),
+        (OSError, "a tile of at most 6, the number of samples", {"tile": 10**9}),
     ]
     for error, match, change in cases:
         with pytest.raises(error, match=match):
@@ -325,3 +334,19 @@ def test_the_time_left_is_estimated_without_tiles_that_were_there(
         (store.path / "kernel" / "c" / tile).unlink()
     compute(tmp_path, x, progress=True)
     assert [(bar.total, bar.n, bar.initial) for bar in bars] == [(68, 68, 0), (68, 68, 48)]
+
+
+def test_an_empty_folder_is_taken_and_a_store_without_tiles_may_be_removed(tmp_path: Path) -> None:
+    x = samples(6, 2)
+    x[0, 0] = torch.nan
+    (tmp_path / "k.zarr").mkdir()
+    with pytest.raises(ValueError, match="not \\(the first between samples 0 and 0"):
+        compute(tmp_path, x)
+    with pytest.raises(ValueError, match="another path, or remove it: no tile of it is done"):
+        compute(tmp_path, samples(6, 2))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "k.zarr").mkdir()
+    (tmp_path / "other" / "k.zarr" / "file").touch()
+    with pytest.raises(ValueError, match=r"which has no manifest\.json"):
+        compute(tmp_path / "other", samples(6, 2))
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["k.zarr"]

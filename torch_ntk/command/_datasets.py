@@ -33,7 +33,13 @@ def samples(chosen: argparse.Namespace) -> Samples:
     Raises:
         ValueError: There is no such file or dataset, or it has too few samples.
     """
+    if chosen.split is not None and chosen.data not in _TORCHVISION:
+        raise ValueError(f"--split is of {', '.join(_TORCHVISION)}; {chosen.data} has none.")
+    if chosen.size is not None and chosen.size < 1:
+        raise ValueError(f"--size must be at least 1; got {chosen.size}.")
     x, labels = _read(chosen)
+    if x.ndim == 0:
+        raise ValueError(f"--data must be of samples [N, ...]; {chosen.data} has one number.")
     if chosen.labels is not None:
         labels = _array(chosen.labels)
     count = x.shape[0]
@@ -43,8 +49,9 @@ def samples(chosen: argparse.Namespace) -> Samples:
         raise ValueError(
             f"--skip and --n ask for samples {first} to {end}; {chosen.data} has {count}."
         )
-    if labels is not None and len(labels) != count:
-        raise ValueError(f"--labels has {len(labels)} labels; {chosen.data} has {count} samples.")
+    if labels is not None and (labels.ndim == 0 or len(labels) != count):
+        had = len(labels) if labels.ndim else "no"
+        raise ValueError(f"--labels has {had} labels; {chosen.data} has {count} samples.")
     x = x[first:end] if (first, end) != (0, count) else x
     labels = None if labels is None else np.asarray(labels)[first:end]
     if chosen.size is not None or chosen.standardize:
@@ -61,7 +68,7 @@ def _read(chosen: argparse.Namespace) -> tuple[Any, Any]:
         x, y = load_digits(return_X_y=True)
         return torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, y
     if name in _TORCHVISION:
-        return _torchvision(name, chosen.data_root, chosen.split == "train")
+        return _torchvision(name, chosen.data_root, chosen.split != "test")
     if path.suffix == ".safetensors":
         return _tensors(path)
     if path.suffix == ".npy":
@@ -91,18 +98,36 @@ def _torchvision(name: str, root: Path, train: bool) -> tuple[Tensor, Any]:
 
 def _tensors(path: Path) -> tuple[Any, Any]:
     """The tensor `x`, or the only one beside `labels`."""
-    from safetensors.torch import load_file
-
-    found = load_file(path)
+    found = safetensors(path)
     labels = found.pop("labels", None)
     if "x" not in found and len(found) != 1:
-        listed = ", ".join(sorted(found))
+        listed = ", ".join(sorted(found)) or "none"
         raise ValueError(f"{path} must have a tensor x, and may have labels; it has {listed}.")
     return found.get("x", next(iter(found.values()))), labels
 
 
+def safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        remedy = "Write one with safetensors.torch.save_file(model.state_dict(), path)."
+        raise ValueError(f"{path} is no .safetensors file ({error}). {remedy}") from error
+
+
 def _array(path: Path) -> Any:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # NumPy takes whatever it does not know for a pickle
+        remedy = "Write one with numpy.save; Python objects are not read."
+        raise ValueError(f"{path} is no .npy file of numbers. {remedy}") from error
 
 
 def _changed(x: Tensor, size: int | None, standardize: bool) -> Tensor:

@@ -30,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, help="the model's state, a .safetensors file")
     parser.add_argument("--empirical", action="store_true", help="the kernel at initialization")
     parser.add_argument(
-        "--output", choices=["mean", "trace", "pseudo"], default="mean", help="of --model's outputs"
+        "--output",
+        choices=["mean", "trace", "pseudo"],
+        help="of the network's outputs (mean); with --state or --empirical",
+    )
+    parser.add_argument(
+        "--standard",
+        choices=["torch", "kaiming", "lecun"],
+        help="how ordinary layers of --model are drawn, for the kernel at their widths",
     )
     add_samples(parser)
     parser.add_argument(
@@ -51,12 +58,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Compute."""
     import torch
 
-    from ..scale import compute_kernel
+    from ..scale import TileStore, compute_kernel
     from ._datasets import samples
     from ._kernels import kernel
 
     found, data = kernel(chosen), samples(chosen)
-    other = None if chosen.against is None else chosen.against / "x1"
+    other = None if chosen.against is None else TileStore(chosen.against).path / "x1"
     begin = time.perf_counter()
     with _stopping(chosen.store), client(chosen) as where:
         store = compute_kernel(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..analytic import CNTK, analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
+from ._datasets import safetensors
 
 PRESETS = (
     "cntk-gap-D, cntk-v-D (the convolutional kernels of Arora et al. 2019, D layers, with and "
@@ -29,6 +30,7 @@ def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
     Raises:
         ValueError, TypeError: They say none, or what they name is none.
     """
+    empirical = _is_empirical(chosen)
     if chosen.preset is not None:
         return preset(chosen.preset)
     if chosen.kernel is not None:
@@ -41,12 +43,33 @@ def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise TypeError(f"{chosen.model} must be a function that returns a module; got a {kind}.")
-    if chosen.state is None and not chosen.empirical:
-        return functools.partial(analytic_ntk, model)
+    if not empirical:
+        given = {} if chosen.standard is None else {"standard": chosen.standard}
+        return functools.partial(analytic_ntk, model, **given)
     if chosen.state is not None:
         _load(model, chosen.state)
     of_network: Callable[..., Any] = empirical_ntk
-    return functools.partial(of_network, model.eval(), output=chosen.output)
+    return functools.partial(of_network, model.eval(), output=chosen.output or "mean")
+
+
+def _is_empirical(chosen: argparse.Namespace) -> bool:
+    """Whether it is the kernel of a network of its own.
+
+    Raises:
+        ValueError: An argument is given that this kernel does not have.
+    """
+    empirical: bool = chosen.state is not None or chosen.empirical
+    others: tuple[str, ...]
+    if chosen.model is None:
+        others, needed = ("state", "empirical", "output", "standard"), "with --model"
+    elif empirical:
+        others, needed = ("standard",), "without --state and --empirical"
+    else:
+        others, needed = ("output",), "with --state or --empirical"
+    for name in others:
+        if getattr(chosen, name):
+            raise ValueError(f"--{name} is used {needed} only; leave it out.")
+    return empirical
 
 
 def preset(name: str) -> Callable[..., Tensor]:
@@ -88,9 +111,7 @@ def imported(name: str) -> Any:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import load_file
-
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(safetensors(path))
     except RuntimeError as error:
         raise ValueError(f"--state {path} does not fit to the model: {error}") from error

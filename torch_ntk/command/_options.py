@@ -44,7 +44,9 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
         help="an .npy or .safetensors file, a Zarr array, digits (scikit-learn's), or a dataset of "
         "torchvision below --data-root: fashion-mnist, mnist, cifar10",
     )
-    parser.add_argument("--split", choices=["train", "test"], default="train", help="of a dataset")
+    parser.add_argument(
+        "--split", choices=["train", "test"], help="of a dataset of torchvision (train)"
+    )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="of torchvision")
     parser.add_argument("--labels", type=Path, help="an .npy file with the samples' labels")
     parser.add_argument("--skip", type=int, default=0, help="samples to leave out at the start")

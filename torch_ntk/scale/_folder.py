@@ -167,9 +167,13 @@ def check_disk(path: Path, manifest: Manifest) -> None:
     """Raise `OSError` if the disk has no room for the tiles."""
     free = shutil.disk_usage(path.absolute().parent).free
     if manifest.bytes > free:
+        rows = manifest.grid.shape[0]
+        remedy = "another disk, or dtype=torch.float32"
+        if manifest.tile > rows:
+            remedy = f"a tile of at most {rows}, the number of samples: tiles are kept whole"
         raise OSError(
             f"The tiles of {str(path)!r} take {size_in_words(manifest.bytes)}, and "
-            f"{size_in_words(free)} are free there. Choose another disk, or dtype=torch.float32."
+            f"{size_in_words(free)} are free there. Choose {remedy}."
         )
 
 

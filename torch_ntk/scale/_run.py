@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from .._checks import (
     check_bool,
     check_positive_int,
-    describe,
     type_error,
     value_error,
 )
@@ -67,8 +66,14 @@ class Request:
         check_positive_int("tile", self.tile)
         if self.dtype not in _DTYPES:
             raise value_error("dtype", "torch.float64 or torch.float32", repr(self.dtype))
-        if self.name is not None and not isinstance(self.name, str):
-            raise type_error("name", "None or a string", self.name)
+        if self.name is not None and not (isinstance(self.name, str) and self.name):
+            raise type_error("name", "None or a string that is not empty", self.name)
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                expected = "None or the name of a device, such as 'cuda'"
+                raise value_error("device", expected, self.device) from error
 
     @property
     def path(self) -> Path:
@@ -94,8 +99,11 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
     check_bool("progress", progress)
     if client is not None and not hasattr(client, "register_plugin"):
         raise type_error("client", "None or a dask.distributed.Client", client)
+    job = request.job()
+    if client is None:
+        _check_device(job.device)
     folder, first = _opened(request)
-    job, grid = request.job(), folder.grid
+    grid = folder.grid
     tiles = grid.tiles(first)
     if client is None:
         outcomes = _here(job, tiles)
@@ -127,6 +135,18 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
     return folder
 
 
+def _check_device(device: str | None) -> None:
+    """Raise `ValueError` unless this process has a device, before anything is made."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # the last two of other builds
+        reason = f"PyTorch says: {str(error).splitlines()[0]}"
+        expected = "a device that this process has"
+        raise value_error("device", expected, repr(device), reason) from error
+
+
 def _here(job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Outcome]]:
     """In this process, one tile after the other, each with all threads of PyTorch."""
     job.move()
@@ -142,7 +162,7 @@ def _opened(request: Request) -> tuple[Folder, int]:
     """
     wanted = _manifest(request)
     path = request.path
-    if not path.exists():
+    if not path.exists() or _is_empty(path):
         if not path.parent.is_dir():
             raise value_error("store", "a path in a folder that exists", repr(str(path)))
         check_disk(path, wanted)
@@ -152,17 +172,24 @@ def _opened(request: Request) -> tuple[Folder, int]:
         folder = Folder(path)
     differences = folder.manifest.differences(wanted)
     if differences:
+        remedy = "Choose another path"
+        if not any(folder.finished()):
+            remedy += ", or remove it: no tile of it is done"
         raise value_error(
             "store",
             "new, or of the same kernel, samples, tile, dtype and versions",
             f"{str(path)!r}, which differs",
-            "; ".join(differences) + ". Choose another path.",
+            f"{'; '.join(differences)}. {remedy}.",
         )
     folder.repair_samples(request.x1, request.x2)
     folder.remove_forgotten()
     # Several calls on one store begin at different places. Not the caller's random numbers.
     first = random.SystemRandom().randrange(folder.grid.rows) if any(folder.finished()) else 0
     return folder, first
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
 
 
 def _manifest(request: Request) -> Manifest:
@@ -186,7 +213,8 @@ def _labels(request: Request) -> Any:
     found = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
     array = np.asarray(found)
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
-        raise type_error("labels", "numbers [N] or [N, O]", describe(labels))
+        came = f"{array.dtype} of shape {list(array.shape)}"
+        raise type_error("labels", "numbers [N] or [N, O]", came)
     if len(array) != request.x1.shape[0]:
         raise value_error("labels", f"of {request.x1.shape[0]} samples", f"{len(array)} of them")
     return array
