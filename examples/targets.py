@@ -264,8 +264,8 @@ def draw(wide: Infinite, networks: Sequence[Finite], found: dict[str, Any]) -> F
     sizes = [n.width for n in networks]
     for i, (way, mark) in enumerate((("predicted from Θ_0", "o--"), ("trained", "s-"))):
         for name, values, colour in (
-            ("leak of the outputs", [n.leak for n in networks], GREEN),
-            ("images in another class", [n.changed for n in networks], PINK),
+            ("leak", [n.leak for n in networks], GREEN),
+            ("other class", [n.changed for n in networks], PINK),
         ):
             means = [float(v[:, i].mean()) or math.nan for v in values]  # 0 has no logarithm
             fill = colour if i else "white"
@@ -275,9 +275,9 @@ def draw(wide: Infinite, networks: Sequence[Finite], found: dict[str, Any]) -> F
     widths.plot(sizes, scaled(sizes, -0.5, first), color="0.45", lw=1, label="width^-½")
     widths.set_title("Finite networks: classes are coupled", fontsize=11)
     width_axis(widths, sizes)
-    widths.set(xlabel="width of the hidden layers", ylabel="share")
+    widths.set(xlabel="width of the hidden layers", ylabel="share of the outputs, or of the images")
     low, high = widths.get_ylim()
-    widths.set_ylim(low, 6 * high)  # room for the legend
+    widths.set_ylim(low, 8 * high)  # room for the legend
     widths.legend(fontsize=8, ncols=2)
     return figure
 
@@ -287,10 +287,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", type=int, default=400, help="images for infinite width")
     parser.add_argument("--few", type=int, default=60, help="images for finite networks")
-    parser.add_argument("--test", type=int, default=300)
+    parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 256, 1024])
-    parser.add_argument("--seeds", type=int, default=4, help="networks of each width")
-    parser.add_argument("--steps", type=int, default=400, help="of the finite networks")
+    parser.add_argument("--seeds", type=int, default=3, help="networks of each width")
+    parser.add_argument("--steps", type=int, default=300, help="of the finite networks")
     parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs") / "targets.png")
     args = parser.parse_args(argv)
