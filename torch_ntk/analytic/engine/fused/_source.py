@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ....activations import Formula
 from ._layout import ROUND, Filter, Layout, Place
@@ -164,6 +165,7 @@ def _stage(w: _Writer, stage: Stage, n: int, vectors: bool) -> list[str]:
     return inside + [typed(line) for line in stage.formula.lines]
 
 
+@lru_cache(maxsize=1024)
 def typed(line: str) -> str:
     """A statement with every number in the type of the loop."""
     return re.sub(r"(?<![\w.])(\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+)", r"R(\1)", line)
