@@ -150,6 +150,32 @@ def test_a_signal_ends_the_command_and_keeps_what_is_done(
     assert {k: v for k, v in bytes_of(store).items() if "partial" not in k} == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_workers_too_ends_them_quietly(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """As Ctrl-C in a terminal and the end of a batch job: every process gets it."""
+    from safetensors.torch import save_file
+
+    store = tmp_path / "k"
+    save_file({"x": samples(N, 3)}, tmp_path / "x.safetensors")
+    command = (
+        *("-m", "torch_ntk.command", "kernel", "--store", store, "--tile", 1, "--workers", 1),
+        *("--kernel", "scale_kernels:slow", "--data", tmp_path / "x.safetensors"),
+    )
+    with job(*command) as process:
+        wait(lambda: tiles(store) > 4, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=60)
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert process.returncode == status
+    assert "Traceback" not in error
+    assert "the same command goes on" in error.splitlines()[-1]
+    assert KernelStore(store).verify().damaged == ()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 150 KB, where we may make one."""

@@ -98,7 +98,7 @@ def _stopping(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        if not path.exists():
+        if not (path / "manifest.json").is_file():
             raise
         store = KernelStore(path)
         done = f": {store.finished} of {store.total} tiles are in {path}; the same command goes on"

@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,29 @@ def _local(cluster: Any, workers: int) -> Any:
     each = max(1, (cores or 1) // workers)
     # Its warnings are of workers that end slowly; what goes wrong is said otherwise.
     quiet = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
-    return cluster(n_workers=workers, threads_per_worker=each, **quiet)
+    with _signals_for_us_alone():
+        return cluster(n_workers=workers, threads_per_worker=each, **quiet)
+
+
+@contextlib.contextmanager
+def _signals_for_us_alone() -> Iterator[None]:
+    """Let processes that are started here, and their successors, get no SIGINT and no SIGTERM.
+
+    Ctrl-C reaches all processes of a terminal, and a batch system's SIGTERM all of a job: workers
+    would end one by one, with tracebacks, while this process waits for them. It ends them itself.
+    What comes meanwhile comes at the end of the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    ours = {signal.SIGINT, signal.SIGTERM}
+    resource_tracker.ensure_running()  # which would let them through again as it starts
+    # Threads that begin now inherit the mask, and from them the processes that they start.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def answer(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
