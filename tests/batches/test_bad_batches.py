@@ -12,6 +12,7 @@ import torch
 from batch_forms import Encoding, OfParts, built, mapping, parts
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
 from torch_ntk import NTKOperator, empirical_nngp, empirical_ntk, explain, verify
 
@@ -80,6 +81,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"`x1?\['x'\]`.*PackedSequence",
     ),
     "graph": (Graph, TypeError, r"must be a torch.Tensor; got a .*Graph.*as a dict.*forward_fn"),
+    "loader": (lambda: DataLoader(parts(3)[0]), TypeError, r"DataLoader.*one of its batches"),
+    "dataset": (lambda: TensorDataset(*parts(3)), TypeError, r"Dataset.*one of its batches"),
     "array": (lambda: np.ones((3, 4)), TypeError, r"must be a torch.Tensor.*as_tensor"),
     "dtype": (
         with_entry(scale=torch.ones(3)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
 from .._checks import check_finite, check_tensor, describe, type_error, value_error
 from ._numbers_of_samples import SamplesDifferError, vmap_over_samples
@@ -378,4 +379,6 @@ def _no_tensor(name: str, value: object) -> Exception:
             "Pass its tensors as a dict, {'x': data.x, ...}, and say by forward_fn what to do; "
             "each has the samples on its first axis, except with coupled=True."
         )
+    if isinstance(value, (DataLoader, Dataset)):
+        remedy = "Pass one of its batches: next(iter(DataLoader(dataset, batch_size=64)))."
     return type_error(name, "a torch.Tensor", describe(value), remedy)
