@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
@@ -49,6 +49,13 @@ def width_axis(axes: Axes, widths: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(widths)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{width}" for width in widths])
+
+    def between(y: float, _: object) -> str:
+        low, high = axes.get_ylim()  # over many decades, the powers of ten are labels enough
+        return f"{y:g}" if high < 100 * low and f"{y:.0e}"[0] in "25" else ""
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(between))
     axes.grid(alpha=0.25)
 
 
