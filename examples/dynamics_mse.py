@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from _common import save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -53,6 +55,12 @@ class Run:
     predicted: Forecast
     losses: Tensor
     outputs: Tensor
+
+    @property
+    def off(self) -> float:
+        """How far the predicted test outputs are from the real ones, relative to these."""
+        outputs = self.outputs.double()
+        return float((outputs - _test_outputs(self)).norm() / outputs.norm())
 
 
 def digits(train: int, test: int, seed: int) -> Data:
@@ -126,8 +134,22 @@ def print_table(runs: Sequence[Run], steps: int) -> None:
         pairs = ((float(run.predicted.loss[step]), float(run.losses[step])) for run in runs)
         print(f"{step:>6}" + "".join(f"   {a:>10.4g} {b:>10.4g}" for a, b in pairs))
     for run in runs:
-        off = (run.outputs.double() - _test_outputs(run)).norm() / run.outputs.double().norm()
-        print(f"width {run.width}: test outputs are off by {float(off):.1%}")
+        print(f"width {run.width}: test outputs are off by {run.off:.1%}")
+
+
+def numbers(runs: Sequence[Run]) -> dict[str, Any]:
+    """What is written as JSON."""
+    return {
+        "main": {f"width {run.width}, test outputs off by": run.off for run in runs},
+        "runs": [
+            {
+                "width": run.width,
+                "predicted": run.predicted.loss.tolist(),
+                "losses": run.losses.tolist(),
+            }
+            for run in runs
+        ],
+    }
 
 
 def draw(runs: Sequence[Run], data: Data, title: str, path: Path) -> None:
@@ -143,9 +165,7 @@ def draw(runs: Sequence[Run], data: Data, title: str, path: Path) -> None:
         for axes in row[1:]:
             axes.set_ylabel("")
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    print(f"\nThe picture is {path}")
+    save(figure, numbers(runs), path)
 
 
 def _draw_outputs(run: Run, data: Data, axes: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_the_wide_network_does_what_was_predicted(
     off = [float(x.split()[-1].rstrip("%")) for x in lines if "test outputs are off" in x]
     assert off[1] < 0.5 * off[0]
     assert "100%" in err or "step/s" in err  # a progress bar
+    found = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [row["losses"][0] for row in found["runs"]] == pytest.approx(
+        [row["predicted"][0] for row in found["runs"]], rel=1e-5
+    )
+    assert list(found["main"].values()) == pytest.approx([x / 100 for x in off], abs=1e-3)
     with Image.open(picture) as image:
         assert min(image.size) > 600
         assert len(set(image.convert("L").tobytes())) > 50
