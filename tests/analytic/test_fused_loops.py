@@ -90,6 +90,15 @@ def test_images_of_every_size(shape: tuple[int, int], padding: str) -> None:
                     torch.testing.assert_close(kernel(x1, other), wanted, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("side", [20, 28])
+def test_images_of_usual_sizes(side: int) -> None:
+    """Many rows and displacements, in lines longer than the steps that loops take."""
+    x1, x2 = torch.randn(2, 1, 2, side, side, dtype=torch.float64)
+    kernel = CNTK(3, pooling="gap", sigma_b=0.2)
+    (wanted,) = plain(lambda a, b: (kernel(a, b),), x1, x2)
+    torch.testing.assert_close(kernel(x1, x2), wanted, rtol=1e-12, atol=0)
+
+
 def deep_mlp(channels: int) -> nn.Module:
     return nn.Sequential(
         dense(channels, 4, 1.3, 0.4), nn.ReLU(), dense(4, 4, 1.1, 0.3), nn.LeakyReLU(0.2),

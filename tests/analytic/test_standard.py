@@ -132,6 +132,15 @@ def test_frozen_layers_have_no_part_in_the_tangent_kernel() -> None:
     torch.testing.assert_close(k.ntk, 7 * (k.nngp - 0.25) / 1.44 + 1, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("standard", ["torch", (1.3, 0.4)])
+def test_layers_without_a_bias_have_none(standard: Any) -> None:
+    x = VECTORS
+    k = analytic_kernels(nn.Linear(30, 2, bias=False), x, standard=standard)
+    variance = 1 / 3 if standard == "torch" else 1.69  # 30 times that of a weight
+    torch.testing.assert_close(k.nngp, variance * x @ x.T / 30, rtol=1e-12, atol=0)
+    torch.testing.assert_close(k.ntk, x @ x.T, rtol=1e-12, atol=0)
+
+
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "scheme": ("he", ValueError, r"`standard` must be one of 'torch', 'kaiming', 'lecun'"),
     "kind": (1.0, TypeError, r"`standard` must be 'torch'.*pair \(sigma_w, sigma_b\)"),

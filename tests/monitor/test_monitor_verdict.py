@@ -74,6 +74,7 @@ def test_moving_buffers_leave_it_undecided() -> None:
     # Already where the parameters alone would be called neither lazy nor feature learning.
     between = {"drift": 0.2, "linearization_gap": 0.2, "buffer_drift": 0.4}
     assert verdict(between).regime == "undecided"
+    assert verdict({**between, "buffer_drift": 0.11}).regime == "undecided"
     assert verdict({**between, "buffer_drift": 0.1}).regime == "in between"
     still = {"drift": 0.05, "linearization_gap": 0.02, "buffer_drift": 0.4}
     assert verdict(still).regime == "lazy"  # with the buffers' part it is small still
