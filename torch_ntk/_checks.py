@@ -55,6 +55,10 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument is of a wrong type."""
 
 
+class UndefinedError(ArgumentValueError):
+    """A number that was asked for does not exist here; the message says why."""
+
+
 def value_error(name: str, expected: str, got: object, remedy: str = "") -> ArgumentValueError:
     """The error for a wrong value, to be raised; the arguments are those of `message`."""
     return ArgumentValueError(message(name, expected, got, remedy))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import ArgumentValueError, describe, message, type_error, value_error
+from ._checks import ArgumentValueError, UndefinedError, describe, message, type_error, value_error
 
 Scale: TypeAlias = float | Tensor
 """The entries of P that belong to one parameter: one number for all, or a tensor of its shape."""
@@ -65,13 +65,13 @@ def owner(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tensor]) -> 
         ValueError: There is none, or there are several.
     """
     if not optimizers:
-        raise ValueError("no optimizer is known. Pass it to the monitor's step.")
+        raise UndefinedError("no optimizer is known. Pass it to the monitor's step.")
     own = {id(p) for p in parameters.values()}
     owners = [o for o in optimizers if own & set(_groups(o))]
     if not owners:
-        raise ValueError("no optimizer holds a parameter of the network that is measured.")
+        raise UndefinedError("no optimizer holds a parameter of the network that is measured.")
     if len(owners) > 1:
-        raise ValueError(
+        raise UndefinedError(
             f"{len(owners)} optimizers move the network in turn, each with steps of its own. "
             "Measure one optimizer's part with network='...'."
         )

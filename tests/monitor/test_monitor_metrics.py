@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pytest
@@ -18,6 +18,7 @@ from oracles import jacobian_loop, ntk_loop, reduced
 from torch import Tensor, nn
 
 from torch_ntk import NTKLinear
+from torch_ntk._checks import UndefinedError
 from torch_ntk.analytic import mlp_kernels
 from torch_ntk.monitor import MEANINGS, METRICS, OPTIONAL, PANELS, Probe, Record, Training
 from torch_ntk.monitor.measure._metrics import REGISTRY, curve_of
@@ -197,6 +198,26 @@ def test_every_metric_is_shown_and_explained() -> None:
     assert shown is not None
     assert shown.panel.title == "drift of each module"
     assert curve_of("seconds") is None
+
+
+@pytest.mark.parametrize("error", [UndefinedError, TypeError, ValueError])
+def test_only_a_value_that_is_not_defined_is_left_out(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in a metric is not taken for one that has no value here."""
+
+    def fails(now: object) -> float:
+        raise error("without a norm")
+
+    monkeypatch.setitem(REGISTRY, "drift", replace(REGISTRY["drift"], compute=fails))
+    network, record = Net().double(), Record(("drift",))
+    record.begin(network, Probe(torch.randn(N, 4, dtype=torch.float64), LABELS), 0)
+    if error is UndefinedError:
+        with pytest.warns(UserWarning, match="drift.*without a norm"):
+            assert "drift" not in record.measure(network, 1).scalars
+    else:
+        with pytest.raises(error, match="without a norm"):
+            record.measure(network, 1)
 
 
 def test_what_nobody_asks_for_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

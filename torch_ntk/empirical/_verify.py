@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._checks import check_bool, check_choice
+from .._checks import ArgumentError, check_bool, check_choice
 from .._functional import Batch, evaluating_on, model_function
 from .._types import (
     BatchLike,
@@ -178,7 +178,7 @@ def verify(
                     precondition=precondition,
                 )
                 error = float((kernel.double() - reference).abs().max()) / scale
-            except ValueError as refused:
+            except ArgumentError as refused:
                 refusal = str(refused)
             seconds = time.perf_counter() - started
             checks.append(Check(method, dtype, error, seconds, refusal, coarse))

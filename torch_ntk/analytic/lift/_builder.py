@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._checks import value_error
+from ..._checks import ArgumentError, value_error
 from ...activations import dual_activation, gain_dual
 from .._program import Program, Step
 from ..operations import (
@@ -191,7 +191,7 @@ class Builder:
         base = e.base
         try:
             dual = dual_activation(e.known if e.known is not None else e.function)
-        except (TypeError, ValueError) as error:
+        except ArgumentError as error:
             self.node = e.node or self.node
             raise self.refusal(
                 "a function that is no elementwise activation", str(error)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._checks import ArgumentError, UndefinedError
 from ..._functional import unwrap
 from ...monitor import FORECAST_CURVES, Curve, Observation, Reference, Session, Training
 from ...monitor.stability import find_loss
@@ -139,7 +140,7 @@ class ForecastSession(Session):
         """
         try:
             steps = read_steps_of(training.optimizers, network, reference.trained)
-        except ValueError as error:
+        except ArgumentError as error:
             self._refused = str(error)  # at later steps the network is not the reference any more
             self.warn_once("refused", f"{self._owner} predicts nothing in this run: {error}")
             return {}
@@ -207,7 +208,7 @@ class ForecastSession(Session):
         """f_0, targets and loss on the probe."""
         y = reference.probe.y
         if y is None:
-            raise ValueError(reference.probe.why_none)
+            raise UndefinedError(reference.probe.why_none)
         f = reference.outputs
         assert f is not None  # the kernel is the full one
         loss: LossLike = find_loss(self.settings.loss, training.module, f, y)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..._checks import value_error
+from ..._checks import ArgumentError, UndefinedError, value_error
 from ..._optimizers import NoStepError, step_scales
 from ..._types import Parameters
 from ...monitor.stability import read_optimizers
@@ -66,7 +66,7 @@ def read_steps_of(
     """
     try:
         rule = read_optimizers(optimizers, network, names)
-    except ValueError as error:
+    except ArgumentError as error:
         raise value_error("optimizer", _EXPECTED, f"this: {error}") from error
     optimizer = rule.preconditioner
     if optimizer is not None and type(optimizer) not in _FOLLOWED:
@@ -105,7 +105,7 @@ def read_steps_of(
         try:
             next(step_scales("optimizer", optimizer, parameters), None)  # its checks come first
         except NoStepError as error:
-            raise ValueError(f"{error} {_NOT_YET}") from error
+            raise UndefinedError(f"{error} {_NOT_YET}") from error
         taken = max(float(state.get("step", 0)) for state in optimizer.state.values())
         square = float(groups[0]["betas"][1] if is_average else groups[0]["alpha"])
         memory = min(taken, 1.0 / max(1.0 - square, 1e-12))

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..._checks import (
+    ArgumentError,
     ArgumentValueError,
+    UndefinedError,
     check_choice,
     check_positive_int,
     describe,
@@ -237,11 +239,13 @@ class Evaluation:
         try:
             optimizer = owner(optimizers, parameters)
             if not has_scales(optimizer):
-                raise ValueError(f"{type(optimizer).__name__} is none of torch.optim's {KNOWN}.")
+                raise UndefinedError(
+                    f"{type(optimizer).__name__} is none of torch.optim's {KNOWN}."
+                )
             next(step_scales("kernel", optimizer, parameters), None)  # its checks come first
         except NoScalesError:
             raise
-        except ValueError as error:
+        except ArgumentError as error:
             raise OptimizerError(
                 message(
                     "kernel",
@@ -372,10 +376,12 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
         TypeError, ValueError: The network has none, or only some of its parameters are meant.
     """
     if probe.coupled:
-        raise ValueError("the infinite-width kernel is that of samples one by one.")
+        raise UndefinedError("the infinite-width kernel is that of samples one by one.")
     movable = {n for n, p in network.named_parameters() if p.requires_grad}
     if movable != set(names):
-        raise ValueError("the infinite-width kernel is that of all parameters that require grad.")
+        raise UndefinedError(
+            "the infinite-width kernel is that of all parameters that require grad."
+        )
     return analytic_ntk(network, probe.x, standard=_drawn(network))
 
 

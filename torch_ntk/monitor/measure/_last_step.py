@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._checks import UndefinedError
 from ..._functional import model_function, quiet
 from ..._optimizers import owner
 from ..._types import Parameters
@@ -63,7 +64,7 @@ class LastStep:
         optimizer = owner(optimizers, parameters)
         found = [self.rates[id(p)] for p in parameters.values() if id(p) in self.rates]
         if not found:
-            raise ValueError(f"{type(optimizer).__name__} has no learning rate.")
+            raise UndefinedError(f"{type(optimizer).__name__} has no learning rate.")
         return max(found)
 
     @contextlib.contextmanager

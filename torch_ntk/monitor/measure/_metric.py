@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from ..._checks import ArgumentError
 from ._moment import Moment
 
 Need: TypeAlias = Literal[
@@ -66,8 +67,9 @@ class Metric:
     Attributes:
         name: By which it is chosen, and logged unless `compute` returns other names.
         compute: From a moment of the training to the value; or to several by their logged names,
-            or to none. It raises `ValueError` or `TypeError` with the reason where the value is
-            not defined: the metric is left out then, with one warning, and training goes on.
+            or to none. Where the value is not defined it raises `UndefinedError` with the reason:
+            the metric is left out then, with one warning, and training goes on. Any other error
+            is a mistake in the metric and ends the measurement.
         needs: What it takes from the moment. An error on the way to that ends the measurement.
         curves: How it is shown, its own curve first.
         meaning: The formula, in a few words.
@@ -89,7 +91,7 @@ class Metric:
             getattr(moment, need)
         try:
             found = self.compute(moment)
-        except (TypeError, ValueError) as error:
+        except ArgumentError as error:
             moment.undefined[self.name] = str(error)
             return {}
         return {self.name: float(found)} if isinstance(found, (Tensor, float)) else dict(found)

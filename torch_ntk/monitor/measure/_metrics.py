@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import metrics as m
-from ..._checks import check_choice, describe, type_error
+from ..._checks import ArgumentError, UndefinedError, check_choice, describe, type_error
 from ..._optimizers import NoStepError
 from ..stability import find_loss, read_optimizers
 from ..stability._critical_step import critical_multiple
@@ -88,7 +88,7 @@ def _spectral(name: str, label: str, panel: Panel, meaning: str, is_limit: bool 
 def _drift(now: Moment) -> Values:
     """‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training."""
     if now.reference.kernel is None:
-        raise ValueError("the run was anchored without a kernel to compare with.")
+        raise UndefinedError("the run was anchored without a kernel to compare with.")
     return m.kernel_drift(now.kernel, now.reference.kernel)
 
 
@@ -96,7 +96,7 @@ def _drift(now: Moment) -> Values:
 def _kernel_distance(now: Moment) -> Values:
     """1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), how far Θ_t has turned, from 0 to 1."""
     if now.reference.kernel is None:
-        raise ValueError("the run was anchored without a kernel to compare with.")
+        raise UndefinedError("the run was anchored without a kernel to compare with.")
     return m.kernel_distance(now.kernel, now.reference.kernel)
 
 
@@ -143,7 +143,7 @@ def _param_drift(now: Moment) -> Values:
     params = {n: p for n, p in now.network.named_parameters() if n in start.trained}
     try:
         values["param_drift"] = float(m.param_drift(params, {n: start.params[n] for n in params}))
-    except (TypeError, ValueError) as error:  # the other one may be defined all the same
+    except ArgumentError as error:  # the other one may be defined all the same
         now.undefined["param_drift"] = str(error)
     buffers = {
         n: b
@@ -253,7 +253,7 @@ def _critical_sharpness(now: Moment) -> Values:
             return {}
         multiple = critical_multiple(along)
     if multiple is None:
-        raise ValueError(
+        raise UndefinedError(
             f"the step before step {now.step} raises the loss on the probe however short it is, as "
             "steps on noisy batches may. Such steps are left out."
         )
@@ -264,7 +264,7 @@ def _critical_sharpness(now: Moment) -> Values:
 def _module_drift(now: Moment) -> Values:
     """The drift of the part Θ_m of Θ_t = Σ_m Θ_m by the parameters of each module m."""
     if now.reference.parts is None:
-        raise ValueError("the run was anchored without the parts of the kernel.")
+        raise UndefinedError("the run was anchored without the parts of the kernel.")
     values, zero = {}, []
     for name, part in now.parts.items():
         start = now.reference.parts[name]
@@ -288,11 +288,11 @@ def _infinite_gap(now: Moment) -> Values:
     """
     limit = now.infinite
     if now.optimizer is not None:
-        raise ValueError(
+        raise UndefinedError(
             "the infinite kernel is that of gradient descent: measure it with kernel='gradient'."
         )
     if limit is None:
-        raise ValueError("the run was anchored without the infinite kernel.")
+        raise UndefinedError("the run was anchored without the infinite kernel.")
     mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.size)
     return m.kernel_drift(mean.to(limit.dtype), limit)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ... import metrics as m
+from ..._checks import UndefinedError
 from ..._types import Parameters
 from ..reference._reference import Reference
 from ..stability._stability import Training
@@ -116,7 +117,7 @@ class Moment:
         """
         y = self.reference.probe.y
         if y is None:
-            raise ValueError(self.reference.probe.why_none)
+            raise UndefinedError(self.reference.probe.why_none)
         return y
 
 

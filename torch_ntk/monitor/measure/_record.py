@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..._checks import describe, value_error
+from ..._checks import ArgumentError, describe, value_error
 from ..._functional import refuse_unsupported, unwrap
 from ..._optimizers import NoScalesError, NoStepError
 from ..probe._probe import Probe
@@ -294,7 +294,7 @@ class Record:
     def _infinite(self, network: nn.Module, trained: Sequence[str], probe: Probe) -> Tensor | None:
         try:
             return infinite_kernel(network, trained, probe)
-        except (TypeError, ValueError) as error:  # most networks have no such limit
+        except ArgumentError as error:  # most networks have no such limit
             self._warn({"infinite_gap": str(error)}, network)
             return None
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._checks import describe
+from ..._checks import UndefinedError, describe
 from ._training_loss import IGNORED, LossFunction, like_outputs
 
 
@@ -60,7 +60,9 @@ def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | N
     even = torch.ones(n, dtype=f.dtype, device=f.device) / n
     if loss is F.mse_loss:
         if y.numel() != f.numel() or not y.is_floating_point():
-            raise ValueError(f"squared error needs targets {tuple(f.shape)}; got {describe(y)}.")
+            raise UndefinedError(
+                f"squared error needs targets {tuple(f.shape)}; got {describe(y)}."
+            )
         return HessianRoot(even * (2.0 / outputs), None)
     if loss is not F.cross_entropy:
         return None
@@ -70,7 +72,7 @@ def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | N
         return HessianRoot(counted / counted.sum(), p)
     if y.shape == f.shape:
         return HessianRoot(even * y.to(f.dtype).sum(1), p)  # probabilities: sums of 1
-    raise ValueError(
+    raise UndefinedError(
         f"cross-entropy of outputs {tuple(f.shape)} needs labels ({n},) or probabilities of "
         f"the outputs' shape; got {describe(y)}. With outputs of more dimensions pass "
         "loss=lambda f, y: cross_entropy(f.unflatten(1, (classes, ...)), y)."
@@ -89,10 +91,10 @@ def hessian(loss: LossFunction, f: Tensor, y: Tensor) -> Tensor:
             values: Tensor = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
                 lambda flat: loss(flat.reshape(f.shape), targets), f.detach().clone().flatten()
             )
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise ValueError(
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UndefinedError(
                 f"the loss cannot be differentiated twice in the outputs {tuple(f.shape)}: {error}"
             ) from error
     if not bool(values.isfinite().all()):
-        raise ValueError("the loss's second derivative is not finite on the probe.")
+        raise UndefinedError("the loss's second derivative is not finite on the probe.")
     return values

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._checks import UndefinedError
 from ..._optimizers import unwrapped
 from ...empirical import NTKOperator
 from ._hessian import HessianRoot, hessian, root_of_hessian
@@ -70,7 +71,7 @@ def stability(
     rows = f.numel()
     if rows > _MOST_ROWS:
         if root is None:
-            raise ValueError(
+            raise UndefinedError(
                 f"the probe has {rows} outputs in all; with this loss the curvature is computed "
                 f"for up to {_MOST_ROWS}. Use a smaller probe."
             )
@@ -98,7 +99,7 @@ def _by_matrix(
         matrix = half.mT @ hessian(loss, f, y).to(half) @ half
     symmetric = (0.5 * (matrix + matrix.mT)).cpu().double()
     if not bool(symmetric.isfinite().all()):
-        raise ValueError("the loss's curvature is not finite on the probe.")
+        raise UndefinedError("the loss's curvature is not finite on the probe.")
     if rows <= _DENSE:
         return float(torch.linalg.eigvalsh(symmetric)[-1])
     array = symmetric.numpy()
@@ -134,7 +135,7 @@ def _largest(
             matrix, k=1, which="LA", v0=start, tol=tolerance, return_eigenvectors=False
         )
     except ArpackNoConvergence as error:
-        raise ValueError("the largest eigenvalue of the curvature was not found.") from error
+        raise UndefinedError("the largest eigenvalue of the curvature was not found.") from error
     return float(value)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..._checks import UndefinedError
 from ..._optimizers import owner
 
 _OTHER = "the stability limit of {} is not known, only that of torch.optim's {}."
@@ -78,7 +79,7 @@ def read_optimizers(
     optimizer = owner(optimizers, parameters)
     if type(optimizer) not in _LIMITS:
         known = ", ".join(kind.__name__ for kind in _LIMITS)
-        raise ValueError(_OTHER.format(type(optimizer).__name__, known))
+        raise UndefinedError(_OTHER.format(type(optimizer).__name__, known))
     limit = _LIMITS[type(optimizer)]
     rates: dict[str, float] = {}
     limits: set[float] = set()
@@ -87,12 +88,12 @@ def read_optimizers(
         own = [by_id[id(p)] for p in group["params"] if id(p) in by_id]
         if own:
             if group["maximize"]:
-                raise ValueError("the optimizer maximizes: there is no limit to stay below.")
+                raise UndefinedError("the optimizer maximizes: there is no limit to stay below.")
             limits.add(limit(group))
             decays.append(float(group["lr"]) * float(group["weight_decay"]))
             rates.update(dict.fromkeys(own, float(group["lr"])))
     if len(limits) > 1:
-        raise ValueError("the optimizer's parameter groups differ in momentum.")
+        raise UndefinedError("the optimizer's parameter groups differ in momentum.")
     largest, decay = limits.pop(), max(decays)
     if type(optimizer) is torch.optim.SGD:
         # The decay is a part of the gradient: every curvature λ is λ + weight_decay.
@@ -119,7 +120,7 @@ def _of_sgd(group: Mapping[str, Any]) -> float:
     if momentum == 0.0:  # torch applies no dampening then
         return 2.0
     if dampening >= 1.0:
-        raise ValueError(f"dampening {dampening:g} leaves nothing of the gradient.")
+        raise UndefinedError(f"dampening {dampening:g} leaves nothing of the gradient.")
     return 2.0 * (1.0 + momentum) / (1.0 - dampening)
 
 
@@ -137,7 +138,7 @@ def _of_rmsprop(group: Mapping[str, Any]) -> float:
 
 def _check_momentum(momentum: float) -> None:
     if not 0.0 <= momentum < 1.0:
-        raise ValueError(f"momentum {momentum:g} is not in [0, 1): no step is stable.")
+        raise UndefinedError(f"momentum {momentum:g} is not in [0, 1): no step is stable.")
 
 
 _LIMITS: dict[type[Optimizer], Callable[[Mapping[str, Any]], float]] = {

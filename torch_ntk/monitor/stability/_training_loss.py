@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from ..._checks import check_choice, describe, type_error, value_error
+from ..._checks import UndefinedError, check_choice, describe, type_error, value_error
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 """`"auto"`, `"cross_entropy"`, `"mse_loss"`, or `loss(f, y) -> scalar` of outputs and targets."""
@@ -59,7 +59,7 @@ def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) ->
         own = [] if module is None else [m for m in module.modules() if isinstance(m, _Loss)]
         if len(own) > 1:
             kinds = ", ".join(type(m).__name__ for m in own)
-            raise ValueError(f"the module has several losses ({kinds}). {_REMEDY}")
+            raise UndefinedError(f"the module has several losses ({kinds}). {_REMEDY}")
         loss = own[0] if own else _by_targets(f, y)
     if loss == "cross_entropy" or _is_plain_cross_entropy(loss):
         return F.cross_entropy
@@ -85,8 +85,8 @@ def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
         y = (y.reshape(f.shape) if y.numel() == f.numel() else y).to(f.dtype)
     try:
         return float(loss(f, y).detach())
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UndefinedError(
             f"the loss cannot be taken of outputs {tuple(f.shape)} and targets {tuple(y.shape)}: "
             f"{error} {_REMEDY}"
         ) from error
@@ -97,19 +97,19 @@ def _by_targets(f: Tensor, y: Tensor) -> str:
     if not y.is_floating_point():
         if y.ndim == 1 and outputs > 1:
             return "cross_entropy"
-        raise ValueError(
+        raise UndefinedError(
             f"integer targets of shape {tuple(y.shape)} with {outputs} outputs per sample do not "
             f"say which loss is trained. {_REMEDY}"
         )
     if y.numel() != f.numel():
-        raise ValueError(
+        raise UndefinedError(
             f"targets of shape {tuple(y.shape)} for outputs {tuple(f.shape)} do not say which "
             f"loss is trained. {_REMEDY}"
         )
     rows = y.reshape(f.shape)
     is_probability = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-4).all())
     if outputs > 1 and is_probability:
-        raise ValueError(
+        raise UndefinedError(
             "targets whose rows are probabilities may be meant for cross-entropy or for squared "
             "error. Pass loss='cross_entropy' or loss='mse_loss'."
         )
