@@ -30,13 +30,14 @@ from ._signs import signs
 
 # Differences of so many roundings of the terms of a sum are explained by rounding.
 _ROUNDINGS = 100.0
-# Relative differences that are not looked at again, in float64 and in float32. Between two
-# evaluations in float32 some of the many ReLUs of a network change sides, which is more than
-# rounding: 1e-4 in a ResNet.
+# Relative differences that are accepted at once, in float64 and in float32. Between two evaluations
+# in float32 some of the many ReLUs of a network change sides, which makes a larger difference than
+# rounding alone: 1e-4 in a ResNet.
 CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
-# In large networks they are more, as many as make differences of several percent. Then so many
-# passes with other roundings tell how much the gradient itself is known, and differences of at most
-# so many times that are explained by it.
+# In large networks so many ReLUs change sides that the difference reaches several percent. Then
+# `_PASSES` further plain passes, with parameters moved by a few roundings, tell how precisely the
+# gradient is known at all. Differences up to `_TIMES` as large as that are rounding, if they are no
+# more than the share `_SIDES` of the gradient.
 _PASSES, _TIMES, _SIDES = 2, 3.0, 0.05
 
 
@@ -135,10 +136,10 @@ class BlockCheck:
             raise MismatchError(frozenset(wrong))
 
     def refuse(self, names: frozenset[str]) -> ArgumentError:
-        """The error for a block of which even plain loops over its samples are another function.
+        """The error for samples whose gradients, taken one by one, do not add up to the block's.
 
         Args:
-            names: Parameters of which they have another gradient than the batch.
+            names: The parameters by which they do not.
         """
         listed = ", ".join(repr(plain_name(n)) for n in sorted(names)[:4])
         x = self.x if self._companion is None else self.x.join(self._companion)
@@ -275,11 +276,10 @@ def _another(t: Tensor) -> Tensor:
 
 
 def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, float, float]]:
-    """Of what is known and the gradients: differences, sizes of the gradients and of the terms.
+    """For each pair the norms of the difference, of the gradient, and of the terms of the sum.
 
-    Of a large weight all three are of the products with vectors.
-
-    All at once: of a small network the calls take longer than what they compute.
+    Of a large weight only products with random vectors are compared; then these are their norms.
+    One call for all pairs: in a small network a call takes longer than its arithmetic.
     """
     norms = torch._foreach_norm
     totals = [found.total for found, _ in pairs]
