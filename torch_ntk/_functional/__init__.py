@@ -33,6 +33,7 @@ from ._quiet import forward_hooks_matter as forward_hooks_matter
 from ._quiet import quiet as quiet
 from ._quiet import run_forward_hooks as run_forward_hooks
 from ._quiet import settings as settings
+from ._recurrent import PackedSample as PackedSample
 from ._recurrent import is_recurrent as is_recurrent
 from ._recurrent import written_out as written_out
 from ._refuse import refuse_unsupported as refuse_unsupported

@@ -3,6 +3,10 @@
 On a GPU torch evaluates the gates of a cell in one kernel (`_thnn_fused_lstm_cell`), which can be
 differentiated backwards only. On a CPU `torch.lstm` has no batching rule, and hides the linear
 operations in which its weights are used.
+
+A packed sequence has its samples one after the other in one tensor, which no transformation over
+samples can divide. Of a single sample it is all of its times, those after its length included, and
+which of them count: a state stays as it is where they do not.
 """
 
 from __future__ import annotations
@@ -38,6 +42,79 @@ class PlainRecurrent(TorchFunctionMode):
             if out is not None:
                 return out
         return func(*args, **kwargs)
+
+
+class PackedSample:
+    """Packed sequences of one sample, with a length that may differ under `torch.func.vmap`.
+
+    Its calls stand for those of torch within `pack_padded_sequence`, recurrent layers and
+    `pad_packed_sequence`.
+    """
+
+    def __init__(self) -> None:
+        # By the id of packed data the data itself, which keeps the id its own, and which times
+        # count, `[T]`.
+        self._counts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def takes(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether this call packs a sequence, or takes one that was packed here."""
+        if func is torch._pack_padded_sequence:
+            return True
+        is_of_packed = func is torch._pad_packed_sequence or func in _PACKED
+        return is_of_packed and bool(args) and id(args[0]) in self._counts
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What such a call returns; None for more samples than one, and for dropout."""
+        if func is torch._pack_padded_sequence:
+            return self._pack(*args, **kwargs)
+        if func is torch._pad_packed_sequence:
+            return self._pad(*args, **kwargs)
+        return self._recurrent(func, *args, **kwargs)
+
+    def _keep(self, data: Tensor, counts: Tensor) -> Tensor:
+        self._counts[id(data)] = data, counts
+        return data
+
+    def _pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor] | None:
+        """All times `[T, F]`, and that there is one sample at each of them."""
+        x = x.transpose(0, 1) if batch_first else x
+        if x.shape[1] != 1 or lengths.shape != (1,):
+            return None
+        counts = torch.arange(len(x), device=x.device) < lengths.to(x.device)
+        return self._keep(x[:, 0], counts), torch.ones(len(x), dtype=torch.int64)
+
+    def _pad(
+        self, data: Tensor, sizes: Tensor, batch_first: bool, value: float, total: int
+    ) -> tuple[Tensor, Tensor]:
+        """The times that count, and `value` at the others; and the length."""
+        _, counts = self._counts[id(data)]
+        out = torch.where(counts.reshape(-1, *[1] * (data.ndim - 1)), data, value)
+        if total > len(data):
+            out = torch.cat([out, out.new_full((total - len(data), *data.shape[1:]), value)])
+        return out.unsqueeze(0 if batch_first else 1), counts.sum().reshape(1)
+
+    def _recurrent(
+        self,
+        func: Any,
+        data: Tensor,
+        sizes: Tensor,
+        states: Any,
+        weights: Any,
+        has_biases: bool,
+        layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+    ) -> tuple[Tensor, ...] | None:
+        """The layer on this sample."""
+        _, counts = self._counts[id(data)]
+        states = (states,) if isinstance(states, Tensor) else states
+        if (train and dropout) or states[0].shape[1] != 1:
+            return None
+        x = data.unsqueeze(1)
+        how = (has_biases, layers, bidirectional, False, counts)
+        out, last = _layers(_PACKED[func], x, states, weights, *how)
+        return self._keep(out[:, 0], counts), *last
 
 
 def is_recurrent(func: Any) -> bool:
@@ -173,8 +250,12 @@ def _layers(
     layers: int,
     bidirectional: bool,
     batch_first: bool,
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The outputs of the last layer at all times, and the last states `[layers·directions, …]`."""
+    """The outputs of the last layer at all times, and the last states `[layers·directions, …]`.
+
+    With `counts` `[T]` states change only at times that count.
+    """
     if batch_first:
         x = x.transpose(0, 1)
     directions = 2 if bidirectional else 1
@@ -193,7 +274,11 @@ def _layers(
             times = range(len(x)) if direction == 0 else range(len(x) - 1, -1, -1)
             outputs: dict[int, Tensor] = {}
             for t in times:
-                state = step(from_x[t], state, of_state)
+                new = step(from_x[t], state, of_state)
+                if counts is not None:
+                    pairs = zip(new, state, strict=True)
+                    new = tuple(torch.where(counts[t], a, b) for a, b in pairs)
+                state = new
                 outputs[t] = state[0]
             found.append(torch.stack([outputs[t] for t in range(len(x))]))
             last.append(state)
@@ -202,6 +287,12 @@ def _layers(
     return (x.transpose(0, 1) if batch_first else x), finals
 
 
+_PACKED: dict[Any, Step] = {
+    torch.lstm: _lstm_step,
+    torch.gru: _gru_step,
+    torch.rnn_tanh: _tanh_step,
+    torch.rnn_relu: _relu_step,
+}
 _PLAIN: dict[Any, Callable[..., Any]] = {
     torch.lstm: _lstm,
     torch.gru: partial(_of_one_state, _gru_step),

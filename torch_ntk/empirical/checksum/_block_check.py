@@ -39,6 +39,8 @@ CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
 # gradient is known at all. Differences up to `_TIMES` as large as that are rounding, if they are no
 # more than the share `_SIDES` of the gradient.
 _PASSES, _TIMES, _SIDES = 2, 3.0, 0.05
+# Attributes in which recurrent layers list their weights, anew whenever one is put in place.
+_FLAT = "_flat_weight"
 
 
 class MismatchError(Exception):
@@ -370,7 +372,7 @@ def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
             f"{n}.{name}".lstrip(".")
             for n, m in module.named_modules()
             for name, value in vars(m).items()
-            if attributes[n].get(name, value) is not value
+            if attributes[n].get(name, value) is not value and not name.startswith(_FLAT)
         ]
         after_evaluation(module)
     written = [n for n, b in buffers.items() if not torch.equal(b, plain.fixed[n])]

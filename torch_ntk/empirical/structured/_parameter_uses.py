@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._functional import Batch, ModelFunction, call_right, is_recurrent, tensors_in, written_out
+from ..._functional import (
+    Batch,
+    ModelFunction,
+    PackedSample,
+    call_right,
+    is_recurrent,
+    tensors_in,
+    written_out,
+)
 from ..._types import Parameters
 from ..inspect import Follower
 from ..rules import RULES, ConvUse, Rule, RuleError, Use
@@ -74,6 +82,7 @@ class _Tracker(Follower):
         super().__init__()
         self._names: dict[int, str] = {}
         self._rules = rules
+        self._packed = PackedSample()
 
     def follow(self, leaves: Parameters) -> None:
         """Track these parameters by their identity."""
@@ -83,8 +92,13 @@ class _Tracker(Follower):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if is_recurrent(func):
+        if self._packed.takes(func, args):
             with self:  # again: what a recurrent layer is made of is seen too
+                packed = self._packed.call(func, args, kwargs)
+            if packed is not None:
+                return packed
+        if is_recurrent(func):
+            with self:
                 plain = written_out(func, args, kwargs)
             if plain is not None:
                 return plain
