@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._functional import Batch
-from ...memory import budget, check_enough, within
+from ...memory import aim, budget, check_enough, within
 from .._checked_blocks import FactorMethod
 from .._job import KernelJob
 from .._outputs import row_bytes
@@ -37,6 +37,8 @@ from ._plan import Plan, make_plan
 
 # Results of the largest size on which a backward pass works at once.
 _AT_WORK = 4
+# Times as many bytes as caches hold that a backward pass of small results may read and write.
+_MORE = 4
 _JOINED = "(joined)"
 """In place of the names of joined parameters; a parameter's name has no such characters."""
 
@@ -90,6 +92,22 @@ class StructuredMethod(FactorMethod):
         """What one sample's batched backward pass reads and writes of results and cotangents."""
         return 2 * (self.job.outputs + 1) * self.job.forward.activation_bytes
 
+    def _samples_of_piece(self) -> int:
+        """Samples of a backward pass that stay in the caches, or each of whose results does.
+
+        A pass of many small operations, such as the steps of a recurrent layer, is mostly calls:
+        some more samples leave the caches, but that costs less than more passes.
+        """
+        pieces, passed = piece_sizes(self.job.fn.device), max(1, self._passed_bytes())
+        fitting = pieces.samples(passed)
+        if pieces.backward is None:
+            return fitting
+        largest = max(1, self.job.outputs * self.job.forward.largest_bytes)
+        small, sparing = min(pieces.again // largest, _MORE * pieces.backward // passed), aim()
+        if sparing is not None:
+            small = min(small, sparing // (3 * max(1, self._backward_bytes())))
+        return max(fitting, small)
+
     def sizes(self) -> tuple[int, int]:
         """From the memory that is free, and from the caches."""
         job, plan, params = self.job, self.plan, self.job.fn.params
@@ -104,7 +122,7 @@ class StructuredMethod(FactorMethod):
         at_once = self.bytes_per_sample()
         check_enough(at_once)
         step = within(available, longest, 4 * at_once)
-        step = min(step, piece_sizes(job.fn.device).samples(self._passed_bytes()))
+        step = min(step, self._samples_of_piece())
         return job.batch_size or size, job.batch_size or step
 
     def without(self, names: frozenset[str]) -> StructuredMethod | None:
