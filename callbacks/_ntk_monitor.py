@@ -127,14 +127,16 @@ class NTKMonitor(KernelCallback):
             is taken; by default every parameter that requires grad at the first step.
         batch_size: Samples per block of a measurement; None follows the free memory.
         max_memory: About how many bytes a kernel may take, as an integer or like `"2GB"`; where a
-            single sample takes more, this is an error. None is a quarter of what is free, of which
-            a small network takes less: outputs are then gone through in groups where that costs
-            little time.
+            single sample takes more, this is an error. None is a quarter of what is free, or up to
+            half of it where a single sample needs that; a kernel takes less where that costs little
+            time, in small blocks, and by groups of outputs.
         dtype: `torch.float32` or `torch.float64`, in which the network is evaluated; None is
             float64 where the device has it, and float32 for networks of more than a million
-            parameters. The products over parameters are added up in float64 in any case: added up
-            in float32, λ_min of a kernel is mostly noise (`accumulate` of `empirical_ntk`). The
-            linearization gap of outputs in float32 is off by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
+            parameters, or of more than two megabytes of activations of a sample times outputs,
+            which float64 would take two to three times as long. The products over parameters are
+            added up in float64 in any case: added up in float32, λ_min of a kernel is mostly noise
+            (`accumulate` of `empirical_ntk`). The linearization gap of outputs in float32 is off
+            by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
         method: As in `torch_ntk.empirical_ntk`.
         loss: For the metrics `"stability"` and `"critical_sharpness"`, as in `StabilityEdge`.
         recalibrate: Whether running statistics of batch normalization are taken on the probe at

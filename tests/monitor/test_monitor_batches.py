@@ -159,7 +159,8 @@ def test_many_outputs_are_not_held_for_all_samples() -> None:
     x = torch.randn(40, 3)
     largest = {}
     for output in (None, "mean"):
-        record = Record(("linearization_gap",), Evaluation(output, batch_size=2))
+        how = Evaluation(output, batch_size=2, dtype=torch.float64)
+        record = Record(("linearization_gap",), how)
         torch.manual_seed(1)
         trained = copy.deepcopy(net)
         with Largest() as mode:

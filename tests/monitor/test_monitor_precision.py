@@ -29,12 +29,18 @@ def observed(record: Record, model: nn.Module) -> dict[str, float]:
     return dict(record.measure(model, 1).scalars)
 
 
-def test_a_large_network_says_what_float64_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["LARGE", "BUSY"])
+def test_a_large_network_says_what_float64_says(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = observed(Record(), network())
-    monkeypatch.setattr(_evaluation, "LARGE", 100)
+    monkeypatch.setattr(_evaluation, limit, 100)
     record = Record()
     found = observed(record, network())
     assert record.evaluation.gradient_dtype(network()) == torch.float32
+    resumed = Record()
+    resumed.load_state_dict(record.state_dict())
+    assert resumed.evaluation.gradient_dtype(network()) == torch.float32
     assert record.evaluation.gradient_dtype(network().double()) == torch.float64
     for name in ("drift", "alignment", "linearization_gap", "velocity", "effective_rank"):
         assert found[name] == pytest.approx(exact[name], rel=1e-4), name

@@ -17,11 +17,11 @@ from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, describe, value_error
 from ..measure._adapted_network import adapted, in_own_names
-from ..measure._evaluation import OptimizerError
+from ..measure._evaluation import DIRECTIONS, OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
 from ..measure._observation import Observation
-from ..measure._record import DIRECTIONS, Record
+from ..measure._record import Record
 from ..measure._statistics import recalibrated, statistics_of
 from ..page._pictures import Pictures
 from ..probe._probe import (

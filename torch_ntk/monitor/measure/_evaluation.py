@@ -40,20 +40,29 @@ KernelOutput: TypeAlias = Output | Literal["probed"] | None
 MANY = 64
 """From more outputs than this on, the mean kernel is estimated from random directions of them."""
 
+DIRECTIONS = 8
+"""Of the outputs, by which a kernel is estimated; see `empirical_ntk`."""
+
 _OUTPUTS = ("mean", "trace", "pseudo", "full", "probed")
 KernelKind: TypeAlias = Literal["gradient", "optimizer"]
 """The kernel of gradient descent, J Jᵀ, or J P Jᵀ of the optimizer in use."""
 
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
-_BLOCK = 16  # samples that pass through the network at once where nobody says how many
+_BLOCK, _LEAST = 16, 4  # samples that pass through the network at once where nobody says how many
 _TOGETHER = 2**24  # bytes of activations up to which they are more
+_APART = 2**26  # and from which on they are fewer: slopes keep about four times as much
 _NUMBERS = 2**22  # outputs of a block up to which it has so many samples
 _SHARE = 4  # of the free memory a kernel takes one in so many parts
-_AIM, _COPIES = 5 * 2**25, 16  # bytes, and copies of the network, to which a kernel keeps if it can
+# Bytes to which a kernel keeps if it can: so many, and so many copies of the network up to a bound.
+_AIM, _COPIES, _MOST_COPIES = 5 * 2**25, 16, 2**28
+_HELD = 4  # copies of the network that a kernel holds in any case
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
 LARGE = 1_000_000
 """Networks of more parameters are evaluated in float32, which takes a third of the time."""
+
+BUSY = 2**21
+"""Networks with more bytes of activations, for all outputs of a sample, are evaluated so too."""
 
 # A gradient in float32 is off by some units of 2^-23 of its size. A kernel is the Gram matrix
 # J Jᵀ of gradients, and its eigenvalues are the squares of the singular values σ of J. By Weyl's
@@ -95,15 +104,16 @@ class Evaluation:
         params: By which parameters the kernel is taken; see `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None follows the free memory.
         dtype: In which the network is evaluated; None is float64, or float32 for networks of more
-            than `LARGE` parameters and on devices without float64. Products over parameters are
-            added up in float64 in any case: added up in float32, the smallest eigenvalue of a
-            kernel is mostly noise.
+            than `LARGE` parameters or `BUSY` activations and on devices without float64. Products
+            over parameters are added up in float64 in any case: added up in float32, the smallest
+            eigenvalue of a kernel is mostly noise.
         method: As in `torch_ntk.empirical_ntk`.
         moved_by: Whether the kernel is J Jᵀ, by which gradient descent moves the outputs, or
             J P Jᵀ, by which the optimizer of the training does.
         size: O, the number of outputs of a sample; None before a network has been seen.
         max_memory: Bytes that a kernel may take; None is a quarter of what is free.
-        held: Bytes of the activations of a sample; 0 before a network has been seen.
+        held: Bytes of the activations of a sample, in float64 of a network that is not large; 0
+            before a network has been seen.
 
     Raises:
         TypeError, ValueError: One of them is wrong.
@@ -147,9 +157,16 @@ class Evaluation:
         return self.output == "probed"
 
     @property
+    def _differentiated(self) -> int:
+        """Outputs of a sample, or directions of them, that a kernel takes derivatives of."""
+        size = self.size or 1
+        return min(size, DIRECTIONS) if self.is_probed else size
+
+    @property
     def block(self) -> int:
         """Samples that pass through the network at once."""
-        most = max(_BLOCK, _TOGETHER // self.held if self.held else 0)
+        held = self.held or 1
+        most = max(min(_BLOCK, max(_LEAST, _APART // held)), _TOGETHER // held)
         return self.batch_size or max(1, min(most, _NUMBERS // (self.size or 1)))
 
     # ------------------------------------------------------------------ precision
@@ -165,7 +182,8 @@ class Evaluation:
         if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
             return result
         is_large = sum(p.numel() for p in parameters) > LARGE
-        return torch.float32 if is_large else result
+        is_busy = self.held * self._differentiated > BUSY
+        return torch.float32 if is_large or is_busy else result
 
     def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
         """The dtype of products over parameters; None is that of the gradients."""
@@ -307,17 +325,31 @@ class Evaluation:
             "forward_fn": call_of(network, probe),
             "coupled": probe.coupled,
             "precondition": optimizer,
-            "max_memory": self._allowed(probe.device),
+            "max_memory": self._allowed(network, probe.device),
         }
 
-    def _allowed(self, device: torch.device) -> int:
-        """Bytes that a kernel may take."""
-        return self.max_memory or max(1, free_memory(device) // _SHARE)
+    def _allowed(self, network: nn.Module, device: torch.device) -> int:
+        """Bytes that a kernel may take.
+
+        Without a wish, that is a share of what is free, or what it takes at the least if that is
+        more: the copies that are held, and for a sample the results and cotangents of a pass.
+        """
+        if self.max_memory is not None:
+            return self.max_memory
+        free = free_memory(device)
+        passed = 2 * (self._differentiated + 1) * self.held
+        least = _HELD * self._copy(network) + 2 * passed
+        return max(1, free // _SHARE, min(free // 2, least))
 
     def _aim(self, network: nn.Module) -> int:
         """Bytes to which a kernel keeps if that costs it little."""
+        copy = self._copy(network)
+        return _AIM + min(_COPIES * copy, _MOST_COPIES + copy)
+
+    def _copy(self, network: nn.Module) -> int:
+        """Bytes of a copy of the network's parameters."""
         item = torch.finfo(self.gradient_dtype(network)).bits // 8
-        return _AIM + _COPIES * item * sum(p.numel() for p in network.parameters())
+        return item * sum(p.numel() for p in network.parameters())
 
     def operator(
         self,

@@ -19,7 +19,7 @@ from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
 from ._adapted_network import in_own_names
-from ._evaluation import Evaluation, infinite_kernel
+from ._evaluation import DIRECTIONS, Evaluation, infinite_kernel
 from ._last_step import LastStep
 from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics
@@ -31,9 +31,6 @@ _KERNELS = frozenset({"kernel", "parts", "spectrum"})
 
 LONGEST = 30.0
 """Seconds from which on a kernel is too long to be measured again and again."""
-
-DIRECTIONS = 8
-"""Of the outputs, by which a kernel is estimated; see `empirical_ntk`."""
 
 _FEWEST = 8  # samples
 _TRIED = 2**30  # bytes of activations of all outputs and samples, from which on a kernel is tried
