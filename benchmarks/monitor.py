@@ -1,12 +1,14 @@
-"""Measure what `NTKMonitor` costs a training: in steps, in share of the time, and in memory.
+"""Measure what a monitor costs a training: in steps, in share of the time, and in memory.
 
     python benchmarks/monitor.py [--quick]
 
-The network is ResNet-18 for images of 32×32 with batch normalization, trained in batches of 64
-with a probe of 32 samples and the monitor's defaults: kernel, spectrum, linearization, figures.
-Every part runs in a process of its own; the longest are 200 steps within the default budget, some
-five minutes on two cores. Prints the figures and, without `--quick`, writes
-`benchmarks/monitor.json` and the page `docs/benchmarks/monitor.md`. Run it on an idle machine.
+Six trainings, from ResNet-18 and GPT-2 to an MLP for digits, each with the monitor's default probe
+(up to 64 samples of the first batch). Of each it times training steps and measurements in turns,
+and compares the highest memory of the process before the monitor begins and after its
+measurements. Then ResNet-18 is trained for 200 steps under Lightning with `NTKMonitor()` within its
+default budget. Every part runs in a process of its own. Prints the figures and, without `--quick`,
+writes `benchmarks/monitor.json` and the page `docs/benchmarks/monitor.md`: some seven minutes on
+two cores. Run it on an idle machine. `--quick` takes the three small networks alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +28,89 @@ import torch
 from common import DOCS, HERE, environment, peak_memory, worker, write_json
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from monitor_report import BATCH, PROBE, in_words, report
-from torch import Tensor, nn
-from torch.nn import functional as F
+from monitor_nets import TRAININGS, loss_of
+from monitor_report import in_words, report
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import resnet18
 
 from torch_ntk.callbacks import NTKMonitor
-from torch_ntk.memory import budget
+from torch_ntk.monitor import METRICS, Monitor
 
 SCRIPT = Path(__file__).resolve()
+QUICK = ("lstm", "cnn", "mlp")
+ASKED = ("drift", "linearization_gap")
+STEPS = 200
+
+
+def seconds(do: Callable[[], object]) -> float:
+    """That something takes."""
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
+
+
+def measurements(job: dict[str, Any]) -> dict[str, Any]:
+    """Of one training: a step, and measurements with the memory that they add."""
+    training = TRAININGS[job["net"]]
+    torch.manual_seed(0)
+    network = training.make()
+    batch = training.batch(torch.Generator().manual_seed(0))
+    optimizer = training.optimizer(network)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(network, batch).backward()
+        optimizer.step()
+
+    times = [seconds(step) for _ in range(3)][1:]
+    before = peak_memory()
+    found: dict[str, Any] = {}
+    count = 0
+    for name, metrics in (("asked", ASKED), ("all", METRICS)):
+        monitor, own = Monitor(metrics=metrics, every_n_steps=1), []
+        for _ in range(1 + training.later):
+            own.append(seconds(lambda: monitor.step(network, optimizer, batch, step=count)))  # noqa: B023
+            times.append(seconds(step))
+            count += 1
+        found[name] = {"first": own[0], "later": own[1:]}
+    reference = monitor._session.record.reference
+    assert reference is not None
+    return {
+        "name": training.name,
+        "goal": training.goal,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "outputs": reference.size,
+        "batch": len(batch["input_ids"] if isinstance(batch, dict) else batch[0]),
+        "probe": len(reference.probe),
+        "step": statistics.median(times),
+        **found,
+        "before": before,
+        "more": peak_memory() - before,
+        "model": sum(t.numel() * t.element_size() for t in network.state_dict().values()),
+    }
 
 
 class Classifier(LightningModule):
-    """A network under cross-entropy and SGD with momentum."""
+    """ResNet-18 under cross-entropy and SGD with momentum."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.network = network
+        torch.manual_seed(0)
+        self.training_of = TRAININGS["resnet"]
+        self.network = self.training_of.make()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        return self.network(x)
+        logits: Tensor = self.network(x)
+        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of a batch."""
-        return F.cross_entropy(self(batch[0]), batch[1])
+        return loss_of(self.network, batch)
 
     def configure_optimizers(self) -> Any:
         """SGD with momentum."""
-        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+        return self.training_of.optimizer(self)
 
 
 class Clock(Callback):
@@ -78,84 +134,36 @@ class Clock(Callback):
         self.finish = time.perf_counter()
 
 
-def network() -> nn.Module:
-    """ResNet-18 with a first layer for small images."""
-    torch.manual_seed(0)
-    found = resnet18(num_classes=10)
-    found.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    found.maxpool = nn.Identity()
-    return found
-
-
-def train(steps: int, monitor: NTKMonitor | None) -> list[Clock]:
-    """Train for some steps; the clocks before and after the monitor."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH * steps, 3, 32, 32, generator=generator)
-    y = torch.randint(10, (len(x),), generator=generator)
-    clocks = [Clock(), Clock()]
+def share(job: dict[str, Any]) -> dict[str, Any]:
+    """The share of the time within the default budget, as logged and by the clock."""
+    monitor, (before, after) = NTKMonitor(), (Clock(), Clock())
+    x, y = TRAININGS["resnet"].batch(torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=1,
-            callbacks=[clocks[0], *([] if monitor is None else [monitor]), clocks[1]],
+            callbacks=[before, monitor, after],
             logger=TensorBoardLogger(folder),
             accelerator="cpu",
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Classifier(network()), DataLoader(TensorDataset(x, y), BATCH))
-    return clocks
-
-
-def firings(clocks: list[Clock]) -> tuple[list[float], list[float]]:
-    """Seconds of every step, and what the monitor took before each step and at the end."""
-    before, after = clocks
+        data = TensorDataset(*(t.repeat(STEPS, *[1] * (t.ndim - 1)) for t in (x, y)))
+        trainer.fit(Classifier(), DataLoader(data, len(x)))
     steps = [end - start for start, end in zip(after.starts, before.ends, strict=True)]
-    seconds = [b - a for a, b in zip(before.starts, after.starts, strict=True)]
-    return steps, [*seconds, after.finish - before.finish]
-
-
-def firing(job: dict[str, Any]) -> dict[str, Any]:
-    """A measurement in training steps: the first, with all proofs, and the later ones."""
-    at = [0, 4, 8, 12]
-    steps, seconds = firings(train(16, NTKMonitor(PROBE, at_steps=at)))
-    step = statistics.median(steps[1:])
-    later = [seconds[i] for i in (*at[1:], 16)]
+    spent = sum(b - a for a, b in zip(before.starts, after.starts, strict=True))
+    whole = after.finish - before.starts[0]
     return {
-        "step": step,
-        "first": seconds[0],
-        "later": later,
-        "steps_of_first": seconds[0] / step,
-        "steps_of_later": statistics.median(later) / step,
-    }
-
-
-def share(job: dict[str, Any]) -> dict[str, Any]:
-    """The share of the time within the default budget, as logged and by the clock."""
-    monitor = NTKMonitor(PROBE)
-    clocks = train(job["steps"], monitor)
-    steps, seconds = firings(clocks)
-    whole = clocks[1].finish - clocks[0].starts[0]
-    return {
-        "steps": job["steps"],
+        "steps": len(steps),
         "seconds": whole,
         "step": statistics.median(steps),
         "points": len(monitor.history["step"]),
         "logged": monitor.history["ntk/overhead"][-1],
-        "share": sum(seconds) / whole,
+        "share": (spent + after.finish - before.finish) / whole,
     }
 
 
-def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """The highest memory of the process in a short training."""
-    monitor = NTKMonitor(PROBE, at_steps=[0, 1]) if job["monitor"] else None
-    allowed = budget(torch.device("cpu"))
-    train(3, monitor)
-    size = sum(t.numel() * t.element_size() for t in network().state_dict().values())
-    return {"peak": peak_memory(), "model": size, "budget": allowed}
-
-
-PARTS = {"firing": firing, "share": share, "memory": memory}
+PARTS = {"measurements": measurements, "share": share}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +176,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="nothing is written")
+    parser.add_argument("--quick", action="store_true", help="three rows, nothing is written")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -177,16 +185,11 @@ def main() -> None:
         job = json.loads(args.job)
         print(json.dumps(PARTS[job["part"]](job)))
         return
-    result: dict[str, Any] = {"environment": environment()}
-    result["firing"] = run({"part": "firing"})
-    result["share"] = run({"part": "share", "steps": 200})
-    plain, watched = (run({"part": "memory", "monitor": m}) for m in (False, True))
-    result["memory"] = {
-        "without": plain["peak"],
-        "more": watched["peak"] - plain["peak"],
-        "model": plain["model"],
-        "budget": plain["budget"],
-    }
+    names = QUICK if args.quick else TRAININGS
+    result: dict[str, Any] = {"environment": environment(), "rows": []}
+    for name in names:
+        result["rows"].append(run({"part": "measurements", "net": name}))
+    result["share"] = None if args.quick else run({"part": "share"})
     print("\n".join(in_words(result)))
     if not args.quick:
         write_json(HERE / "monitor.json", result)
