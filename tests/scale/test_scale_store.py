@@ -126,7 +126,7 @@ def test_another_kernel_data_tile_or_type_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_or_damaged_is_computed_again(tmp_path: Path) -> None:
     x = samples(10, 2)
-    store = compute(tmp_path, x)
+    store = compute(tmp_path, x, labels=range(10))
     whole = chunks(tmp_path)
     root = store.path / "kernel" / "c"
     flipped = bytearray(whole["0/1"])
@@ -148,7 +148,14 @@ def test_what_is_missing_or_damaged_is_computed_again(tmp_path: Path) -> None:
     kept = (root / "0/2").stat().st_mtime_ns
     sample = store.path / "x1" / "c" / "1" / "0"
     sample.write_bytes(sample.read_bytes()[::-1])
-    assert compute(tmp_path, x).verify().ok
+    labels = store.path / "labels" / "c" / "0"
+    labels.write_bytes(labels.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"block 0 of labels is damaged.*same samples and labels"):
+        store.labels  # noqa: B018
+    again = compute(tmp_path, x, labels=range(10))
+    assert again.verify().ok
+    assert again.labels is not None
+    assert again.labels.tolist() == list(range(10))
     assert chunks(tmp_path) == whole
     assert (root / "0/2").stat().st_mtime_ns == kept
 

@@ -65,7 +65,9 @@ class Folder:
 
     def samples(self, side: int, block: int) -> NDArray[Any]:
         """The samples of a row (`side` 0) or column (1) of tiles."""
-        name = "x2" if side == 1 and self.manifest.x2 is not None else "x1"
+        return self._read("x2" if side == 1 and self.manifest.x2 is not None else "x1", block)
+
+    def _read(self, name: str, block: int) -> NDArray[Any]:
         try:
             return self._chunks[name].read(block)
         except (FileNotFoundError, DamagedError) as error:
@@ -73,14 +75,14 @@ class Folder:
                 "store",
                 "one whose samples are as they were written",
                 f"{str(self.path)!r}, where block {block} of {name} is damaged: {error}",
-                "Call compute_kernel with the same samples again, which writes them anew.",
+                "Call compute_kernel with the same samples and labels again; it writes them anew.",
             ) from error
 
     def labels(self) -> NDArray[Any] | None:
         """What the caller knows of the samples."""
         if self.manifest.labels is None:
             return None
-        return self._chunks["labels"].read(0)[: self.first]
+        return self._read("labels", 0)[: self.first]
 
     def finished(self) -> Iterator[Tile]:
         """The tiles that have been written, without reading them."""
@@ -90,13 +92,14 @@ class Folder:
                 if (row, j) in self.grid:
                     yield row, j
 
-    def repair_samples(self, x1: Source, x2: Source | None) -> None:
-        """Write blocks of samples anew that are not as they were written."""
-        for name, source in (("x1", x1), ("x2", x2)):
+    def repair_samples(self, x1: Source, x2: Source | None, labels: Source | None) -> None:
+        """Write blocks of samples, and labels, anew that are not as they were written."""
+        for name, source in (("x1", x1), ("x2", x2), ("labels", labels)):
             if source is None:
                 continue
             array = self._chunks[name]
-            parts = ranges(0, source.shape[0], self.manifest.tile)
+            size = source.shape[0] if name == "labels" else self.manifest.tile
+            parts = ranges(0, source.shape[0], size)
             for block, (a, b) in enumerate(parts):
                 try:
                     array.read(block)

@@ -181,7 +181,8 @@ def _opened(request: Request) -> tuple[Folder, int]:
             f"{str(path)!r}, which differs",
             f"{'; '.join(differences)}. {remedy}.",
         )
-    folder.repair_samples(request.x1, request.x2)
+    given = None if request.labels is None else source_of("labels", _labels(request))
+    folder.repair_samples(request.x1, request.x2, given)
     folder.remove_forgotten()
     # Several calls on one store begin at different places. Not the caller's random numbers.
     first = random.SystemRandom().randrange(folder.grid.rows) if any(folder.finished()) else 0
