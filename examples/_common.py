@@ -78,7 +78,7 @@ def write_json(numbers: dict[str, Any], path: Path) -> None:
 def write(path: Path, make: Callable[[Path], object]) -> None:
     """Let `make` write a file under another name first, so that nobody finds half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f".{path.name}")  # of the same kind
     make(part)
     os.replace(part, path)
 
