@@ -266,6 +266,7 @@ def draw(entries: Sequence[Entry], args: argparse.Namespace) -> Figure:
     """Accuracy against depth, a panel for each end of the network."""
     figure = Figure(figsize=(9.2, 4.2), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    lowest = 100 * min(e.accuracy - e.error for e in entries)
     for axes, (pooling, name) in zip(panels, ENDS.items(), strict=True):
         for kind, colour, mark in (("CNTK", COLOURS[0], "o-"), ("CNN", COLOURS[1], "s--")):
             found = column(entries, kind, pooling)
@@ -276,14 +277,15 @@ def draw(entries: Sequence[Entry], args: argparse.Namespace) -> Figure:
             unfinished = [(e.depth, 100 * e.accuracy) for e in found if not e.is_finished]
             if unfinished:
                 label = f"{kind}-{name}, training images not yet fitted"
-                axes.plot(
-                    *zip(*unfinished, strict=True), mark[0], color=colour, mfc="white", label=label
-                )
+                depths, values = zip(*unfinished, strict=True)
+                open_mark = {"color": colour, "mfc": "white", "zorder": 5}
+                axes.plot(depths, values, mark[0], label=label, **open_mark)
         axes.set(xlabel="depth (convolutions and the dense layer)", xscale="log")
         axes.set_xticks(args.depths, [f"{d}" for d in args.depths])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=9, loc="lower right")
+        axes.set_ylim(max(0.0, lowest - 25), 100)  # room for the legend
+        axes.legend(fontsize=9, loc="lower left")
     panels[0].set_title("flattened features (V)", fontsize=11)
     panels[1].set_title("global average pooling (GAP)", fontsize=11)
     panels[0].set_ylabel("accuracy on test images, %")
@@ -301,7 +303,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 4, 6, 11, 21])
     parser.add_argument("--train", type=int, default=80)
     parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--channels", type=int, default=24, help="of trained networks")
+    parser.add_argument("--channels", type=int, default=32, help="of trained networks")
     parser.add_argument("--steps", type=int, default=1500, help="of SGD, at most")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--until", type=float, default=0.01, help="loss at which training ends")
@@ -311,7 +313,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.depths, args.train, args.test = [3, 4, 6], min(args.train, 50), min(args.test, 60)
-        args.channels, args.steps = 16, 1000
+        args.steps = 600
     counts = (args.train, args.test, args.channels, args.steps, args.batch, args.size or 1)
     if min(counts) < 1 or min(args.depths) < 2:
         parser.error("--depths must be at least 2, all other numbers at least 1")
