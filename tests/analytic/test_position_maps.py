@@ -23,6 +23,8 @@ from torch_ntk.sampling import monte_carlo_kernel
 
 IMAGE, LINE, TOKENS = (3, 4, 6), (3, 6), (6, 3)
 MATRIX = torch.randn(5, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+MATRIX6 = torch.randn(6, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+BLUR = torch.ones(3, 1, 3, 3, dtype=torch.float64) / 9
 WIDE = torch.randn(2, 7, 4, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
 
 # name: (function of a batch, shape of a sample)
@@ -84,6 +86,14 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "pixel unshuffle": (nn.PixelUnshuffle(2), IMAGE),
     "mean over an axis": (lambda t: t.mean(2).flip(-1), IMAGE),
     "mean of tokens": (lambda t: t[:, 1:].mean(1, keepdim=True), TOKENS),
+    "less the mean": (lambda t: t - t.mean((2, 3), keepdim=True), IMAGE),
+    "a graph with loops": (lambda t: 1.3 * t + MATRIX6 @ t, TOKENS),
+    "a polynomial of a matrix": (lambda t: 0.3 * (MATRIX6 @ (MATRIX6 @ t)) - 0.5 * (MATRIX6 @ t) + t.flip(1), TOKENS),
+    "parts in another order": (lambda t: torch.cat([t[:, :, 2:], t[:, :, :2]], 2), IMAGE),
+    "an average beside it": (lambda t: torch.cat([t.mean(-1, keepdim=True), 2 * t], -1), IMAGE),
+    "stacked": (lambda t: torch.stack([t, t.flip(-1)], 2)[..., 1:], LINE),
+    "F.linear": (lambda t: F.linear(t, MATRIX), LINE),
+    "blur": (lambda t: F.conv2d(t, BLUR, padding=1, stride=2, groups=3), IMAGE),
     "sum of rows, later rolled": (lambda t: t.sum(-1).roll(1, -1), IMAGE),
 }  # fmt: skip
 # Those whose results have the channels on the last axis.
@@ -93,7 +103,7 @@ LAST = {
     "tokens",
     "matrix from the left",
     "einsum to channels last",
-} | {"mean of tokens"}
+} | {"mean of tokens", "a graph with loops", "a polynomial of a matrix"}
 
 
 def ends(name: str, axes: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -229,6 +239,26 @@ class Masked(nn.Module):
         h = self.first(x).relu() * mask.unsqueeze(-1)
         h = self.erf(self.second(h)).masked_fill(~mask[..., None], 0.0)
         return self.last(h.sum(1) / mask.sum(1, keepdim=True))
+
+
+def test_loops_of_a_graph_for_each_sample() -> None:
+    """`h + A @ h`, and what a mask leaves, are products with one matrix for each sample."""
+    x, a = torch.randn(3, 6, 3, dtype=torch.float64), torch.rand(3, 6, 6, dtype=torch.float64)
+    other = x[:2] + 0.1, a[:2].mT
+    eye = torch.eye(6, dtype=torch.float64)
+    looped = lambda h, a: h + a @ h  # noqa: E731
+    keep = (a[:, 0] > 0.5).double()
+    pairs: list[tuple[Any, Any, Any]] = [
+        (lambda h, a: looped(h.relu(), a), lambda h, a: (eye + a) @ h.relu(), a),
+        (lambda h, a: (h - a @ h).relu(), lambda h, a: ((eye - a) @ h).relu(), a),
+        (lambda h, m: h * m[..., None] - 2 * h, lambda h, m: h * (m - 2)[..., None], keep),
+    ]
+    for one, two, known in pairs:
+        second = other[0], (other[1] if known is a else keep[1:])
+        for batches in (((x, known),), ((x, known), second)):
+            found, wanted = (analytic_kernels(Written(f), *batches) for f in (one, two))
+            for mine, right in zip(found, wanted, strict=True):
+                torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-12)
 
 
 def test_masks_leave_out_what_is_behind_the_end() -> None:
@@ -387,6 +417,13 @@ WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "rows of other channels": (lambda h, a: h.flatten(1).unflatten(1, (4, 6)), A6, "several axes|same to every channel|flatten"),
     "features that were positions": (lambda h, a: h.flatten(1)[:, :5], A6, "positions as features already.*before flattening"),
     "fold of some channels": (lambda h, a: F.fold(F.unfold(h.mT.unflatten(2, (2, 3)), (1, 3))[:, :6], (2, 3), (1, 3)), A6, "channels of several kinds|F.unfold has not made"),
+    "a blur of some channels": (lambda h, a: F.conv1d(h.mT, torch.ones(4, 2, 3), groups=2), A6, r"F\.conv1d.*same to each channel.*NTKConv"),
+    "F.linear of channels": (lambda h, a: F.linear(h, a[0, :4, :4]), A6, "over the axis of the channels.*NTKLinear"),
+    "activations side by side": (lambda h, a: torch.cat([h, h.relu()], 1), A6, "sum of values that are not independent"),
+    "samples side by side": (lambda h, a: torch.cat([h, h]), A6, "axis 0.*Samples must stay"),
+    "stacked samples": (lambda h, a: torch.stack([h, h]), A6, "stack along axis 0.*write their sum"),
+    "parts of other shapes": (lambda h, a: torch.cat([h, h[:, 1:]], 2), A6, "different positions"),
+    "channels on other axes": (lambda h, a: h[:, :4] + h[:, 1:5].mT, A6, r"channels on axes 2 and 1"),
     "convolution of tokens": (lambda h, a: F.interpolate(h, scale_factor=2), A6, r"channels on axis 2.*Permute"),
 }  # fmt: skip
 

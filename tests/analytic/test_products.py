@@ -160,6 +160,23 @@ def test_halves_that_overlap_are_independent_channel_by_channel() -> None:
     torch.testing.assert_close(analytic_ntk(net, x), analytic_ntk(halves, x), rtol=1e-12, atol=0)
 
 
+def test_channels_that_were_moved_by_a_concatenation() -> None:
+    """The last units of `one` are those of `both` in the same places, as an average shows them."""
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.other, self.last = dense(3, 8), dense(3, 4), dense(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = self.both(x)
+            one = torch.cat([self.other(x), both[..., 4:]], -1)
+            return self.last(one.mean(1) * both.mean(1))
+
+    with pytest.raises(ValueError, match=r"not independent at 'mul'.*The same units"):
+        analytic_ntk(Moved(), torch.randn(2, 5, 3, dtype=torch.float64))
+
+
 DEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
     "the same channels": lambda t: t[:, :3] * torch.relu(t + 0)[:, :3].flip(-1),
     "another position": lambda t: t * t.roll(1, -1),

@@ -43,8 +43,17 @@ def by_channel(n: int) -> nn.Module:
     )
 
 
+def before(n: int) -> nn.Module:
+    """Masks before an activation."""
+    return nn.Sequential(
+        *(conv1d(2, n), nn.Dropout1d(0.4), nn.GELU(), nn.AvgPool1d(2, 1), conv1d(n, n, 2)),
+        *(nn.Dropout(0.3), nn.ReLU(), nn.Flatten(), dense(n, 4)),
+    )
+
+
 NETS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "vectors": (vectors, (4,)), "pooled": (pooled, (2, 5)), "by channel": (by_channel, (2, 3, 4)),
+    "before": (before, (2, 5)),
 }  # fmt: skip
 
 
@@ -108,7 +117,8 @@ def test_modules_keep_their_flags() -> None:
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "alpha": (nn.Sequential(dense(4, 3), nn.AlphaDropout(0.1)), "AlphaDropout during training.*nn.Dropout"),
     "everything": (nn.Sequential(dense(4, 3), nn.Dropout(1.0)), "dropout of everything"),
-    "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.ReLU()), "not Gaussian"),
+    "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Sigmoid()), "not 0 at 0 after dropout at '2'.*dropout after it"),
+    "twice": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Dropout(0.1), nn.ReLU()), "not Gaussian"),
     "batch norm": (nn.Sequential(dense(4, 3), nn.BatchNorm1d(3).double()), "nn.BatchNorm1d"),
 }  # fmt: skip
 

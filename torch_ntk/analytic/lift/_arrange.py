@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..operations import Gather
@@ -88,11 +89,12 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
     if isinstance(x, Elementwise) and not x.flat and _moves_only(new):
         moved = _arranged(b, x.base, new, what)
         assert isinstance(moved, Value)
-        return replace(x, base=moved, made=None)
+        return replace(x, base=moved, made=None, unscaled=None)
     v = b.value(x, what)
     if v.multiple is not None:  # so that it is still known as one
         return b.scale(_arranged(b, v.multiple[0], new, what), v.multiple[1])
-    _check_channels(b, new, v, what)
+    if v.unflattened is None:
+        _check_channels(b, new, v, what)
     operation = Gather(two_axes(new.spatial), new.sources)
     kept: dict[str, Any] = {"spatial": new.spatial, "axis": new.axis, "channels": new.size}
     if v.unflattened is not None:
@@ -104,6 +106,9 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
             "Do it before flattening.",
         )
     roots = frozenset((layer, _shifted(at, new.channels)) for layer, at in v.roots)
+    if len(new.sources) == 1 and v.terms is not None:
+        random, known = v.terms
+        kept["terms"] = b.value(_arranged(b, random, new, what)), _of_known(known, new, v)
     if operation.trivial and operation.positions == v.positions:
         return replace(
             v,
@@ -114,13 +119,17 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
         )
     made = b.linear_step(operation, v, new.spatial)
     if len(new.sources) == 1:
-        return replace(made, **kept, roots=roots)
+        made = replace(made, **kept, roots=roots)
+        if len(new.channels) < v.channels or list(new.channels) != sorted(new.channels):
+            return made
+        return replace(made, image=(v, lambda: _matrices(b, new.sources[0], v)))
     # The taps of a channel have variances of their own.
     apart = Gather(
         two_axes((len(new.sources), *new.spatial)), (tuple(i for t in new.sources for i in t),)
     )
     taps = b.linear_step(apart, v, (len(new.sources), *new.spatial))
-    return replace(made, **kept, gaussian=False, alike=False, roots=frozenset(), taps=taps)
+    roots = frozenset((layer, None) for layer, _ in v.roots)
+    return replace(made, **kept, gaussian=False, alike=False, roots=roots, taps=taps)
 
 
 def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
@@ -136,6 +145,26 @@ def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
     if sorted(new.channels) != list(new.channels):
         raise b.refusal(f"{what} of concatenated channels", "It changes their order.")
     return parts[0] if len(parts) == 1 else Joined(tuple(parts))
+
+
+def _matrices(b: Builder, sources: tuple[int, ...], v: Value) -> tuple[Tensor, Tensor]:
+    """The matrix of positions that are read from others, `[1, S_out, S_in]`, for either side."""
+    count = math.prod(v.spatial)
+    read = torch.tensor(sources)
+    matrix = (read[:, None] == torch.arange(count)).to(b.device, b.dtype)[None]
+    return matrix, matrix
+
+
+def _of_known(known: Data, new: Arrangement, v: Value) -> Data:
+    """The same of known features of the shape of v."""
+
+    def moved(t: Tensor) -> Tensor:
+        t = t.movedim(1 + v.axis, 1).reshape(len(t), v.channels, -1)
+        t = F.pad(t, (0, 1))[:, list(new.channels)][..., list(new.sources[0])]  # the last one is 0
+        return t.reshape(len(t), len(new.channels), *new.spatial).movedim(1, 1 + new.axis)
+
+    first = moved(known.first)
+    return Data(first, first if known.second is known.first else moved(known.second))
 
 
 def _moves_only(new: Arrangement) -> bool:

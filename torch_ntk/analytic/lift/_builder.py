@@ -189,6 +189,9 @@ class Builder:
 
     def _activated(self, e: Elementwise) -> Value:
         base = e.base
+        if e.factor != 1:
+            plain = e.unscaled or replace(e, factor=1.0, made=None)
+            return self.value(self.scale(self.value(plain), e.factor))
         try:
             dual = dual_activation(e.known if e.known is not None else e.function)
         except ArgumentError as error:
@@ -200,15 +203,18 @@ class Builder:
         if base.by_gain:
             by_gain = self.step(Activation(gain_dual(dual, e.function)), (base,))
             v = self.step(Gained(), (v, by_gain))
-        if e.factor != 1:
-            v = self.linear_step(WeightedSum((e.factor**2,)), v)
         return self.flatten(v) if e.flat else v
 
     def _joined(self, joined: Joined) -> Value:
         parts = tuple(self.value(p) for p in joined.parts)
         total = joined.shape[joined.axis]
         shares = WeightedSum(tuple(p.channels / total for p in parts))
-        return self.step(shares, parts, total, alike=False)
+        roots: set[tuple[int, int | None]] = set()
+        start = 0
+        for part in parts:  # whose channel j - start is the joined channel j
+            roots |= {(layer, None if at is None else at - start) for layer, at in part.roots}
+            start += part.channels
+        return replace(self.step(shares, parts, total, alike=False), roots=frozenset(roots))
 
     def _input(self, data: Data, what: str, axis: int) -> Value:
         if (id(data.first), axis) in self._inputs:
@@ -282,11 +288,14 @@ class Builder:
         if v.positions == (1, 1):
             plain = None if v.ungained is None else self.flatten(v.ungained)
             of = None if v.multiple is None else (self.flatten(v.multiple[0]), v.multiple[1])
-            return replace(
-                v, channels=size, spatial=(), ungained=plain, axis=0, taps=None, multiple=of
-            )
+            terms = None if v.terms is None else (self.flatten(v.terms[0]), _flat(v.terms[1]))
+            kept: dict[str, Any] = {"multiple": of, "terms": terms, "taps": None}
+            return replace(v, channels=size, spatial=(), ungained=plain, axis=0, **kept)
         # Features from different positions have different variances: not Gaussian of one law.
-        return self.step(Flatten(), (v,), size, (), sources=v.sources, unflattened=v, axis=0)
+        made = self.step(
+            Flatten(), (v,), size, (), sources=v.sources, unflattened=v, alike=False, axis=0
+        )
+        return replace(made, roots=frozenset((layer, None) for layer, _ in v.roots))
 
     def scale(self, features: Features, factor: float) -> Features:
         """A constant factor."""
@@ -297,12 +306,20 @@ class Builder:
                 f"a factor of {factor}", "The network's output would not depend on it."
             )
         if isinstance(features, Elementwise):
-            return replace(features, factor=features.factor * factor, made=None)
+            unscaled = features if features.factor == 1 else features.unscaled
+            total = features.factor * factor
+            return replace(features, factor=total, made=None, unscaled=unscaled)
         if isinstance(features, Joined):
             return Joined(tuple(self.scale(p, factor) for p in features.parts))  # type: ignore[misc]
         root, before = features.root
         scaled = self.linear_step(WeightedSum((factor**2,)), features)
         scaled = replace(scaled, multiple=(root, before * factor))
+        if features.terms is not None:
+            random, known = features.terms
+            less = known.first * factor
+            same = known.second is known.first
+            known = Data(less, less if same else known.second * factor)
+            scaled = replace(scaled, terms=(self.value(self.scale(random, factor)), known))
         if features.unflattened is not None:
             return self.flatten(self.scale(features.unflattened, factor))  # type: ignore[arg-type]
         return scaled
@@ -310,3 +327,8 @@ class Builder:
     def program(self, output: Any) -> Program:
         """The steps that lead to `output`, whose positions become features."""
         return Program.to(self._steps, self.flatten(self.value(output, "the output")).step)
+
+
+def _flat(known: Data) -> Data:
+    first = known.first.flatten(1)
+    return Data(first, first if known.second is known.first else known.second.flatten(1))

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...activations import dual_activation
+from ..operations import Dropout
 from ._builder import Builder
 from ._products import matched, product, with_known
-from ._sums import add
+from ._sums import add, add_known, sum_of_known
 from ._values import Data, Elementwise, Features, Joined, Value
 
 # Functions of one tensor, entry by entry, as they are called and as methods; other arguments may be
@@ -67,6 +68,8 @@ def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: 
         assert isinstance(inside, Elementwise)
         inside.flat = True
         return inside
+    if v.undropped is not None:
+        return _after_dropout(b, *v.undropped, function, known)
     if not v.gaussian:
         raise b.refusal(
             "an elementwise function",
@@ -75,6 +78,29 @@ def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: 
             "Put an NTK layer before it.",
         )
     return Elementwise(_without_gain(b, v), function, known, node=b.node)
+
+
+def _after_dropout(
+    b: Builder,
+    v: Value,
+    keep: float,
+    one_mask: bool,
+    function: Callable[[Tensor], Tensor],
+    known: Any,
+) -> Value:
+    """`φ(m x / p)` with a mask m: if φ(0) = 0 it is `m/p · χ(x)`, dropout of `χ(x) = p φ(x/p)`."""
+    some = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    if bool(function(torch.zeros_like(some)).any()):
+        raise b.refusal(
+            "an elementwise function that is not 0 at 0 after dropout",
+            "What is dropped becomes a constant, with which features have no zero mean.",
+            "Put the dropout after it.",
+        )
+    scaled: Callable[[Tensor], Tensor] = lambda t: keep * function(t / keep)  # noqa: E731
+    if torch.allclose(scaled(some), function(some), rtol=1e-12, atol=0):  # as of ReLU
+        scaled = function
+    features = activation(b, v, scaled, known if scaled is function else None)
+    return b.step(Dropout(keep, one_mask), (b.value(features),))
 
 
 def _without_gain(b: Builder, v: Value) -> Value:
@@ -116,7 +142,7 @@ def as_function(x: Any) -> Elementwise | None:
         return None
     base = base if base.ungained is None else base.ungained
     if factor == 1:
-        return replace(inner, base=base, made=None)
+        return replace(inner, base=base, made=None, unscaled=None)
     return Elementwise(base, lambda t: inner(factor * t), flat=inner.flat)
 
 
@@ -190,11 +216,8 @@ def combine(
         if f is not None and g is not None and f.base.same(g.base) and f.flat == g.flat:
             return pointwise(b, operation, (x, y), name)
     if name in ("add", "sub"):
-        added = y if name == "add" else _negative(b, y)
-        random = y if isinstance(x, Data) else x
-        terms = (_for_samples(t, random.shape) for t in (x, added))
-        both = [b.value(t, "a sum", random.axis) for t in terms]
-        return add(b, *matched(b, *both))
+        found: Value = added(b, x, y if name == "add" else _negative(b, y))
+        return found
     if isinstance(x, Data) or isinstance(y, Data):
         return with_known(b, x, y, operation, name)
     if name == "mul":
@@ -206,13 +229,25 @@ def combine(
     )
 
 
-def _for_samples(x: Any, shape: tuple[int, ...]) -> Any:
+def added(b: Builder, x: Any, y: Any) -> Any:
+    """`x + y`, where one of both or both may be known."""
+    if isinstance(x, Data):
+        if isinstance(y, Data):
+            return sum_of_known(x, y)
+        x, y = y, x
+    v = b.value(x, "a sum")
+    known = _for_samples(b, y, v.shape)
+    v, other = matched(b, v, b.value(known, "a sum", v.axis))
+    return add_known(b, v, known) if isinstance(known, Data) else add(b, v, other)
+
+
+def _for_samples(b: Builder, x: Any, shape: tuple[int, ...]) -> Any:
     """A known term of a sum with samples of `shape`, with the axes that it leaves out."""
     if not isinstance(x, Data) or not x.is_tensor:
         return x
 
     def spread(t: Tensor) -> Tensor:
-        t = t.reshape(*[1] * (1 + len(shape) - t.ndim), *t.shape)
+        t = t.reshape(*[1] * (1 + len(shape) - t.ndim), *t.shape).to(b.dtype)
         try:
             whole = torch.broadcast_shapes(t.shape[1:], shape)  # type: ignore[no-untyped-call]
         except RuntimeError:
@@ -230,17 +265,20 @@ def _negative(b: Builder, y: Any) -> Any:
     return b.scale(y, -1.0)
 
 
-def _joined(b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str) -> Joined:
-    if not (isinstance(x, Joined) and isinstance(y, Joined)) or [p.shape for p in x.parts] != [
-        p.shape for p in y.parts
-    ]:
-        raise b.refusal(
-            "arithmetic between concatenated and other features",
-            "The parts of a concatenation have kernels of their own.",
-            "Put an NTK layer after the concatenation.",
-        )
-    parts = zip(x.parts, y.parts, strict=True)
-    return Joined(tuple(combine(b, p, q, operation, name) for p, q in parts))  # type: ignore[misc]
+def _joined(
+    b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
+) -> Features:
+    """Part by part where the parts correspond, or what is known is the same for all channels."""
+    if isinstance(x, Joined) and isinstance(y, Joined):
+        if [(p.shape, p.axis) for p in x.parts] == [(p.shape, p.axis) for p in y.parts]:
+            pairs = zip(x.parts, y.parts, strict=True)
+            return Joined(tuple(combine(b, p, q, operation, name) for p, q in pairs))  # type: ignore[misc]
+    elif isinstance(y, Data) and name in ("mul", "div"):
+        return Joined(tuple(combine(b, p, y, operation, name) for p in x.parts))  # type: ignore[misc]
+    elif isinstance(x, Data) and name == "mul":
+        return Joined(tuple(combine(b, x, p, operation, name) for p in y.parts))  # type: ignore[misc]
+    one, two = (b.value(t) if isinstance(t, Joined) else t for t in (x, y))
+    return combine(b, one, two, operation, name)
 
 
 def _number(x: Any) -> float | None:

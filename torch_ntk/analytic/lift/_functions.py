@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..operations import Dropout
 from . import _norms, _position_functions, _positions
 from ._arrange import rearranged
 from ._builder import Builder
+from ._concatenation import concatenated, stacked
 from ._elementwise import (
     FUNCTIONS,
     METHODS,
@@ -132,22 +134,6 @@ def _gelu(b: Builder, x: Any, approximate: str = "none") -> Features:
     return activation(b, x, module, module)
 
 
-def _cat(b: Builder, tensors: Any, dim: int = 0) -> Features:
-    parts: list[Any] = []
-    for t in tensors:
-        part = b.value(t, "a concatenation") if isinstance(t, Data) else t
-        parts.extend(part.parts if isinstance(part, Joined) else [part])
-    axes, channels = len(parts[0].shape) + 1, parts[0].axis
-    if dim % axes != 1 + channels or any(p.axis != channels for p in parts):
-        raise b.refusal(
-            f"a concatenation along axis {dim}",
-            f"Only channels, here axis {1 + channels}, can be joined.",
-        )
-    if len({(*p.shape[:channels], *p.shape[channels + 1 :]) for p in parts}) > 1:
-        raise b.refusal("a concatenation of features of different positions", "They must agree.")
-    return Joined(tuple(parts))
-
-
 def _flatten(b: Builder, x: Any, start_dim: int = 0, end_dim: int = -1) -> Features:
     return _positions.flattened(b, x, start_dim, end_dim)
 
@@ -235,7 +221,8 @@ def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
     if v.unflattened is not None:
         return b.flatten(b.value(dropped(b, v.unflattened, p)))
     # With masks features are no longer Gaussian, but still sums with independent weights.
-    return b.step(Dropout(1 - p, one_mask), (v,), sources=v.sources)
+    made = b.step(Dropout(1 - p, one_mask), (v,), sources=v.sources)
+    return replace(made, undropped=(v, 1 - p, one_mask)) if v.gaussian else made
 
 
 def _layer_norm(
@@ -312,8 +299,10 @@ RULES: dict[Any, Rule] = {
     torch.where: _where,
     F.leaky_relu: _leaky,
     F.gelu: _gelu,
-    torch.cat: _cat,
-    torch.concat: _cat,
+    torch.cat: concatenated,
+    torch.concat: concatenated,
+    torch.concatenate: concatenated,
+    torch.stack: stacked,
     torch.flatten: _flatten,
     torch.reshape: _view,
     torch.mean: _reduce(False),

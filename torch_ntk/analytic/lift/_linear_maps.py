@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..operations import Gather, Mixing, Pool, Weighting
 from ._builder import Builder
-from ._values import Data, Value, two_axes
+from ._values import Data, Matrices, Value, two_axes
 
 Linear = Callable[[Tensor], Tensor]
 """A batch `[S, ...]` of one channel to one `[S, ...]`, linear in each sample."""
@@ -39,7 +39,7 @@ def mapped(b: Builder, x: Any, function: Linear, what: str, axis: int | None = N
     v = b.value(x, what)
     axis = v.axis if axis is None else axis
     matrix, spatial = _matrix(b, v, function, axis, what)
-    return _apply(b, v, matrix, spatial, axis)
+    return applied(b, v, matrix, spatial, axis)
 
 
 def mapped_by_sample(
@@ -50,15 +50,20 @@ def mapped_by_sample(
     sides = [[_matrix(b, v, f, axis, what) for f in side] for side in functions]
     spatial = sides[0][0][1]
     first, second = (torch.stack([m for m, _ in side]) for side in sides)
-    return _mixed(b, v, b.given(first, second), spatial, axis)
+    return applied_by_sample(b, v, first, second, spatial, axis)
 
 
 def weighted(b: Builder, x: Any, weights: Data, what: str) -> Value:
     """Features times numbers that are the same for every channel, of each sample: a mask."""
     v = b.value(x, what)
     sides = [_weights(b, v, t, n, what) for n, t in enumerate((weights.first, weights.second))]
-    given = b.given(*sides)
-    return b.step(Weighting(), (v, given), gaussian=v.gaussian, sources=v.sources)
+    made = b.step(Weighting(), (v, b.given(*sides)), gaussian=v.gaussian, sources=v.sources)
+    first, second = sides
+    return replace(made, image=(v, lambda: (_diagonal(first), _diagonal(second))))
+
+
+def _diagonal(weights: Tensor) -> Tensor:
+    return torch.diag_embed(weights.flatten(1))
 
 
 def matrix_product(b: Builder, x: Any, y: Any) -> Value:
@@ -219,19 +224,81 @@ def _matrix(
     return out.reshape(count, -1).T, spatial
 
 
-def _apply(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
+def applied(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
+    """A linear map `[S_out, S_in]` of the positions of a value, as the simplest step for it."""
+    made = _applied(b, v, matrix, spatial, axis)
+    return replace(made, image=(v, lambda: (matrix[None], matrix[None])))
+
+
+def _applied(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
     positions = two_axes(spatial)
     moved = _sources(matrix)
     if moved is not None:
         return replace(b.linear_step(Gather(positions, (moved,)), v, spatial), axis=axis)
     if positions == v.positions == (1, 1) and not matrix.requires_grad:
         scaled = b.value(b.scale(v, float(matrix)))
-        return replace(scaled, spatial=spatial, axis=axis, multiple=None)
+        return replace(scaled, spatial=spatial, axis=axis, multiple=None, terms=None)
     factors = _factors(matrix.detach(), positions, v.positions)
     if factors is not None and not matrix.requires_grad:
         return replace(b.linear_step(Pool(*factors), v, spatial), axis=axis)
     given = b.given(*(matrix.expand(n, *matrix.shape) for n in b.samples))
     return _mixed(b, v, given, spatial, axis)
+
+
+def applied_by_sample(
+    b: Builder, v: Value, first: Tensor, second: Tensor, spatial: tuple[int, ...], axis: int
+) -> Value:
+    """The same with a matrix for each sample, `[N, S_out, S_in]`."""
+    made = _mixed(b, v, b.given(first, second), spatial, axis)
+    return replace(made, image=(v, lambda: (first, second)))
+
+
+def sum_of_maps(b: Builder, x: Value, y: Value) -> Value | None:
+    """The sum of two linear maps over the positions of one value, which is such a map of it.
+
+    A graph's `h + A @ h`, features less their mean over positions, or parts of them side by side.
+
+    Returns:
+        The sum; None if they are no such maps.
+    """
+    if x.shape != y.shape or x.axis != y.axis:
+        return None
+    (base, of_x), (other, of_y) = _origin(b, x), _origin(b, y)
+    if not base.same(other):
+        return None
+    first, second = (one + two for one, two in zip(of_x(), of_y(), strict=True))
+    if not bool(first.any()):
+        raise b.refusal("a sum that is 0", "The network's output would not depend on it.")
+    if len(first) == len(second) == 1:
+        return applied(b, base, first[0], x.spatial, x.axis)
+    first, second = (m.expand(n, -1, -1) for m, n in zip((first, second), b.samples, strict=True))
+    return applied_by_sample(b, base, first, second, x.spatial, x.axis)
+
+
+def _origin(b: Builder, v: Value) -> tuple[Value, Matrices]:
+    """The value at the beginning of all maps over positions that lead to v, and their matrices."""
+    maps: list[Matrices] = []
+    factor = 1.0
+    while True:
+        v, one = v.root
+        factor *= one
+        if v.image is None:
+            break
+        v, matrices = v.image
+        maps.append(matrices)
+
+    def product() -> tuple[Tensor, Tensor]:
+        first, second = _identity(b, v)
+        for of in reversed(maps):
+            first, second = (m @ n for m, n in zip(of(), (first, second), strict=True))
+        return factor * first, factor * second
+
+    return v, product
+
+
+def _identity(b: Builder, v: Value) -> tuple[Tensor, Tensor]:
+    matrix = torch.eye(math.prod(v.spatial), dtype=b.dtype, device=b.device)[None]
+    return matrix, matrix
 
 
 def _mixed(b: Builder, v: Value, given: Value, spatial: tuple[int, ...], axis: int) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,28 +11,36 @@ from torch import Tensor, nn
 
 from ..operations import Normalization
 from ._builder import Builder
-from ._values import Value
+from ._sums import add_known
+from ._values import Data, Value
 
 
 def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
     """`nn.LayerNorm`; see `normalized_shape`."""
-    return normalized_shape(
-        b, x, tuple(module.normalized_shape), module.weight, module.bias, module.eps
-    )
+    shape = tuple(module.normalized_shape)
+    return normalized_shape(b, x, shape, module.weight, module.bias, module.eps)
 
 
 def rms_norm(b: Builder, module: nn.RMSNorm, x: Any) -> Value:
-    """`nn.RMSNorm`: of features of zero mean a layer normalization without shift."""
+    """`nn.RMSNorm`: a layer normalization without shift, and without the mean."""
     eps = torch.finfo(b.dtype).eps if module.eps is None else module.eps
-    return normalized_shape(b, x, tuple(module.normalized_shape), module.weight, None, eps)
+    shape = tuple(module.normalized_shape)
+    return normalized_shape(b, x, shape, module.weight, None, eps, less_mean=False)
 
 
 def normalized_shape(
-    b: Builder, x: Any, shape: tuple[int, ...], weight: Any, bias: Any, eps: float
+    b: Builder,
+    x: Any,
+    shape: tuple[int, ...],
+    weight: Any,
+    bias: Any,
+    eps: float,
+    less_mean: bool = True,
 ) -> Value:
     """`F.layer_norm` over all features of a sample, or over the channels of each position."""
     v = b.value(x, "a layer normalization")
     if v.spatial and shape == (v.channels,) and v.axis == len(v.spatial):
+        v = _less_mean(b, v, (v.axis,)) if less_mean else v
         return _normalize(b, v, weight, bias, eps, each_position=True)
     if shape != v.shape:
         raise b.refusal(
@@ -47,8 +56,10 @@ def normalized_shape(
             "Its tangent kernel couples equal positions only.",
             "Use elementwise_affine=False, or GroupNorm, whose gain is per channel.",
         )
+    if less_mean:
+        inner = _less_mean(b, inner, range(len(inner.shape)))
     made = _normalize(b, inner, weight, bias, eps)
-    return b.flatten(made) if inner is not v else made
+    return b.flatten(made) if inner.spatial and not v.spatial else made
 
 
 def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
@@ -61,18 +72,38 @@ def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
             "The statistics of a single channel stay random however wide the network is.",
             "Use fewer groups.",
         )
+    if module.num_groups > 1 and not v.gaussian:
+        raise b.refusal(
+            "group normalization of features that are not Gaussian",
+            "Groups of them may differ.",
+            "Normalize the output of an NTK layer, or use one group.",
+        )
+    v = _less_mean(b, v, range(len(v.shape)))
     return _normalize(b, v, module.weight, module.bias, module.eps)
+
+
+def _less_mean(b: Builder, v: Value, axes: Iterable[int]) -> Value:
+    """Features less their mean over some axes of a sample, which must be known.
+
+    That of sums of layers' outputs is 0 in the limit; what was added to them is known.
+    """
+    if v.gaussian or v.centred:
+        return v
+    if v.terms is None:
+        raise b.refusal(
+            "a normalization of features that are not Gaussian",
+            "Their mean over channels is not 0, which the recursion needs.",
+            "Normalize the output of an NTK layer, before the activation; or use RMSNorm.",
+        )
+    random, known = v.terms
+    dims = [1 + axis for axis in axes]
+    first, second = (t - t.mean(dims, keepdim=True) for t in (known.first, known.second))
+    return add_known(b, random, Data(first, first if known.second is known.first else second))
 
 
 def _normalize(
     b: Builder, v: Value, weight: Any, bias: Any, eps: float, each_position: bool = False
 ) -> Value:
-    if not v.gaussian:
-        raise b.refusal(
-            "a normalization of features that are not Gaussian",
-            "Their mean over channels is not 0, which the recursion needs.",
-            "Normalize the output of an NTK layer, before the activation.",
-        )
     for name, parameter, value in (("weight", weight, 1.0), ("bias", bias, 0.0)):
         if parameter is not None and not _all(parameter, value):
             raise b.refusal(

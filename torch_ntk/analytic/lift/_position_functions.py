@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._arrange import rearranged
 from ._builder import Builder
+from ._elementwise import combine
 from ._linear_maps import folded_back, mapped, matrix_product, summed_product
 from ._values import Data, Features
 
@@ -151,6 +152,56 @@ def _einsum(b: Builder, equation: str, *operands: Any) -> Features:
     return summed_product(b, equation, operands)
 
 
+def _linear(b: Builder, x: Any, weight: Any, bias: Any = None) -> Features:
+    """`F.linear` over positions on the last axis."""
+    if not isinstance(weight, Data) or isinstance(x, Data):
+        raise b.refusal(
+            "F.linear with a weight of features",
+            "Products of two features have no limit.",
+            "Use NTKLinear, or multiply by a known matrix.",
+        )
+    first = weight.first.mT
+    same = weight.second is weight.first
+    made = matrix_product(b, x, Data(first, first if same else weight.second.mT))
+    return made if bias is None else combine(b, made, bias, operator.add, "add")
+
+
+def _convolved(function: Callable[..., Tensor]) -> Rule:
+    """A convolution of each channel with one known kernel, as that of a blur."""
+    name = f"F.{function.__name__}"
+
+    def rule(
+        b: Builder,
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Features:
+        b.channels_first(x, name)
+        kernels = weight.first if isinstance(weight, Data) else None
+        channels = x.shape[0]
+        if (
+            kernels is None
+            or weight.second is not kernels
+            or bias is not None
+            or (groups, *kernels.shape[:2]) != (channels, channels, 1)
+            or not bool((kernels == kernels[:1]).all())
+        ):
+            raise b.refusal(
+                name,
+                "It is a map over positions only where it does the same to each channel.",
+                "Give it one known kernel for all channels, [C, 1, …] with groups=C, and no bias; "
+                "or use an NTKConv layer.",
+            )
+        kernel, options = kernels[:1].to(b.dtype), plain((stride, padding, dilation))
+        return mapped(b, x, lambda t: function(t, kernel, None, *options), name)
+
+    return rule
+
+
 def _applied(name: str) -> Rule:
     """A module that only moves entries."""
 
@@ -203,6 +254,8 @@ FUNCTIONS: dict[Any, Rule] = {
     F.pixel_unshuffle: _mover(F.pixel_unshuffle, "pixel_unshuffle"),
     F.channel_shuffle: _mover(F.channel_shuffle, "channel_shuffle"),
     torch.einsum: _einsum,
+    F.linear: _linear,
+    **{f: _convolved(f) for f in (F.conv1d, F.conv2d, F.conv3d)},
     **dict.fromkeys(_MATMUL, _matmul),
 }
 

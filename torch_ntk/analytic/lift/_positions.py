@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,14 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         weight = factor * float(matrices[0]) * float(matrices[1])
         return b.value(b.scale(v, weight))
     # Averages of jointly Gaussian features are Gaussian, and independent where these were.
-    return b.linear_step(Pool(matrices[0] * factor, matrices[1]), v, spatial=tuple(spatial))
+    rows, columns = matrices[0] * factor, matrices[1]
+    made = b.linear_step(Pool(rows, columns), v, spatial=tuple(spatial))
+
+    def both() -> tuple[Tensor, Tensor]:
+        matrix = torch.kron(rows, columns).to(b.device, b.dtype)[None]
+        return matrix, matrix
+
+    return replace(made, image=(v, both))
 
 
 def window(

@@ -24,6 +24,9 @@ def product(b: Builder, x: Any, y: Any) -> Value:
     unit, and a gate for each channel that a layer of its own has made (squeeze and excitation).
     """
     first, second = matched(b, b.value(x, "a product"), b.value(y, "a product"))
+    whole = first.unflattened, second.unflattened
+    if whole[0] is not None and whole[1] is not None:
+        return b.flatten(product(b, *whole))
     if first.shape != second.shape or first.axis != second.axis:
         raise b.refusal(
             f"a product of features of shapes {first.shape} and {second.shape}",
@@ -39,9 +42,6 @@ def product(b: Builder, x: Any, y: Any) -> Value:
             "Put an NTK layer at the end of one of the branches; a product of functions of one "
             "value may be written as one function of it.",
         )
-    whole = first.unflattened, second.unflattened
-    if whole[0] is not None and whole[1] is not None:
-        return b.flatten(product(b, *whole))
     if not (first.alike or second.alike):
         raise b.refusal(
             "a product of values that both have channels of several kinds",

@@ -31,10 +31,16 @@ class _Tracer(fx.Tracer):
     `torch.fx` follows the calls of a Python function to the functions of torch. One that was given
     to `register_dual` must become a node of its own instead; `autowrap_functions` does so where
     the forward of a module finds it as a global name, `_recorded` where it is an attribute.
+
+    Args:
+        buffers: Whether methods of buffers are recorded, as `self.token.expand(n, -1, -1)`
+            needs, and not called with what is only recorded; a forward may not branch on their
+            values then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: bool) -> None:
         super().__init__(autowrap_functions=registered_functions())
+        self.proxy_buffer_attributes = buffers
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return stands_alone(m) or super().is_leaf_module(m, module_qualified_name)
@@ -68,13 +74,21 @@ def read(
 
 def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """The graph of a module, and the module that its nodes name parts of."""
-    tracer = _Tracer()
+    tracer = _Tracer(False)
     if tracer.is_leaf_module(model, ""):  # a single layer, which would else be opened
         model = nn.Sequential(model)
+    failed = fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError
     try:
         with _recorded(model):
-            graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            try:
+                graph = tracer.trace(model)
+            except failed as error:
+                tracer = _Tracer(True)
+                try:
+                    graph = tracer.trace(model)
+                except failed:
+                    raise error from None
+    except failed as error:
         raise type_error(
             "model",
             "traceable by torch.fx",

@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 from ..operations import WeightedSum
 from ._builder import Builder
-from ._values import Value
+from ._linear_maps import sum_of_maps
+from ._values import Data, Value
 
 
-def add(builder: Builder, a: Value, b: Value) -> Value:
-    """The sum of two values without covariance between them."""
-    if a.shape != b.shape:
-        raise builder.refusal(
-            f"a sum of features of shapes {a.shape} and {b.shape}",
+def add(b: Builder, x: Value, y: Value) -> Value:
+    """The sum of two values without covariance between them, or of maps over positions of one."""
+    if not _alike(x, y):
+        raise b.refusal(
+            f"a sum of features of shapes {x.shape} and {y.shape} with channels on axes "
+            f"{x.axis + 1} and {y.axis + 1}",
             "Only values of one shape can be added in the limit.",
         )
-    if not (_fresh(a, b) or _fresh(b, a)):
-        raise builder.refusal(
+    one, two = x.unflattened, y.unflattened
+    if one is not None and two is not None and _alike(one, two):
+        return b.flatten(add(b, one, two))
+    fresh = _fresh(x, y) or _fresh(y, x)
+    found = None if fresh else sum_of_maps(b, x, y)
+    if found is not None:
+        return found
+    if x.terms is not None or y.terms is not None:
+        known = [v.terms[1] for v in (x, y) if v.terms is not None]
+        random = (v if v.terms is None else v.terms[0] for v in (x, y))
+        return add_known(b, add(b, *random), functools.reduce(sum_of_known, known))
+    if not fresh:
+        raise b.refusal(
             "a sum of values that are not independent",
             "Neither ends in a layer of its own after the point where they part, so there is a "
             "covariance between them that the recursion does not carry.",
             "Put an NTK layer at the end of one of the branches.",
         )
-    both = a.unflattened, b.unflattened
-    if both[0] is not None and both[1] is not None and both[0].shape == both[1].shape:
-        return builder.flatten(add(builder, *both))  # type: ignore[arg-type]
-    return builder.step(
+    return b.step(
         WeightedSum((1.0, 1.0)),
-        (a, b),
-        gaussian=a.gaussian and b.gaussian,
-        sources=a.sources | b.sources if a.centred and b.centred else frozenset(),
+        (x, y),
+        gaussian=x.gaussian and y.gaussian,
+        sources=x.sources | y.sources if x.centred and y.centred else frozenset(),
     )
+
+
+def add_known(b: Builder, x: Value, known: Data) -> Value:
+    """The sum of features and known ones, `[1 or N, …]` of the shape of a sample.
+
+    Both terms are kept apart: known features may be added to known ones, and have a known mean over
+    channels.
+    """
+    random, before = x.terms or (x, None)
+    if before is not None:
+        known = sum_of_known(known, before)
+    return replace(add(b, random, b.value(known, "a sum", x.axis)), terms=(random, known))
+
+
+def sum_of_known(x: Data, y: Data) -> Data:
+    """`x + y`."""
+    first = x.first + y.first
+    same = x.first is x.second and y.first is y.second
+    return Data(first, first if same else x.second + y.second)
+
+
+def _alike(x: Value, y: Value) -> bool:
+    return x.shape == y.shape and x.axis == y.axis
 
 
 def _fresh(a: Value, b: Value) -> bool:

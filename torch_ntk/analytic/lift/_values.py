@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+Matrices: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+"""Makes `[1 or N, S_out, S_in]` for x1 and for x2: only where sums of maps need them."""
+
 
 def two_axes(spatial: tuple[int, ...]) -> tuple[int, int]:
     """Axes of positions as the two of a state: all after the first are one; (1, 1) for a vector."""
@@ -57,6 +60,10 @@ class Value:
         taps: Where several positions have become channels (`F.unfold`), the value with them as
             positions, `[C, taps, …]`.
         multiple: The value that it is a constant multiple of, and the factor.
+        image: The value that it is a linear map over positions of, and what makes the matrices.
+        terms: The random and the known features that it is the sum of, if it is such a sum.
+        undropped: The Gaussian value before dropout with its probability to keep, and whether
+            channels have one mask for all positions.
     """
 
     step: int
@@ -74,6 +81,9 @@ class Value:
     roots: frozenset[tuple[int, int | None]] = frozenset()
     taps: Value | None = None
     multiple: tuple[Value, float] | None = None
+    image: tuple[Value, Matrices] | None = None
+    terms: tuple[Value, Data] | None = None
+    undropped: tuple[Value, float, bool] | None = None
 
     @property
     def root(self) -> tuple[Value, float]:
@@ -116,6 +126,7 @@ class Elementwise:
         flat: Whether positions were made features afterwards.
         node: Where it was written, for messages.
         made: The value that it has become.
+        unscaled: The same without the factor, if it was written so.
     """
 
     base: Value
@@ -125,6 +136,7 @@ class Elementwise:
     flat: bool = False
     node: str = ""
     made: Value | None = field(default=None, repr=False)
+    unscaled: Elementwise | None = field(default=None, repr=False)
 
     @property
     def alike(self) -> bool:
