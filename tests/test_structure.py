@@ -44,7 +44,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "analytic/engine": ("_options _plan", "_task", "_variances fused", "_evaluate _blocks", "_run"),
     "analytic/engine/fused": (
         *("_shifts _module _threads _drivers", "_layout", "_regions _source", "_assembly"),
-        "_evaluation",
+        *("_pairs", "_evaluation"),
     ),
     "empirical": (
         *(

@@ -20,6 +20,7 @@ from torch_ntk.analytic.engine import fused
 from torch_ntk.analytic.engine._plan import plan
 from torch_ntk.analytic.engine.fused import _module, _threads
 from torch_ntk.analytic.engine.fused._assembly import Assembly
+from torch_ntk.analytic.engine.fused._source import code
 
 SOURCE = """from numba import njit
 
@@ -191,7 +192,13 @@ def test_depth_adds_no_code(pooling: str) -> None:
             program = CNTK(depth, pooling=pooling).program(x, None)
             parts = fused.partition(program, plan(program), double=True)
         form = Form(plan(program).distance, True)
-        sources.append({s for r in parts.regions for s in Assembly(program, r, form).passes})
+        sources.append(
+            {
+                source
+                for r in parts.regions
+                for source in code(r.layout, Assembly(program, r, form).passes, form.double).sources
+            }
+        )
     assert sources[0] == sources[1]
 
 

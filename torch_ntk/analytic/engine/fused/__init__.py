@@ -2,12 +2,17 @@
 
 `_regions` says which steps go together, `_layout` where an image is in memory, `_assembly` makes
 passes over images of them, whose code `_source` writes and `_module` compiles; `_evaluation` is a
-region for a block of pairs.
+region for a block of pairs, which `_pairs` has as tensors.
 """
 
+from ._assembly import Assembly as Assembly
 from ._evaluation import RegionEvaluation as RegionEvaluation
+from ._pairs import Pairs as Pairs
 from ._regions import Partition as Partition
 from ._regions import Region as Region
 from ._regions import Shape as Shape
 from ._regions import partition as partition
 from ._regions import unfused as unfused
+from ._source import Pass as Pass
+from ._source import Slot as Slot
+from ._source import Stage as Stage

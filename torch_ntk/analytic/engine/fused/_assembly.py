@@ -1,4 +1,4 @@
-"""A region as passes: which steps go together, where their values are, and the code of all."""
+"""A region as passes: which steps go together, and where their values are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from ..._program import Program
 from ...operations import Input, Operation
 from ._layout import ROUND, Filter, Place
 from ._regions import Region
-from ._source import Slot, Stage, Written, chain, module
-
-Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+from ._source import Integers, Pass, Slot, Stage
 
 LANES = 384
 """Pairs of vectors that go through a network together: whole registers of any processor."""
@@ -64,6 +62,7 @@ class Assembly:
 
     Attributes:
         region: What is evaluated.
+        passes: Over an image of different images, and over one of equal images at displacement 0.
         terms: What formulas need of the images, those for equal values last.
         numbers: Numbers of formulas.
         collected: Per sum over positions its origin, half, rows, scale of rows, and width.
@@ -78,7 +77,15 @@ class Assembly:
         states: How many numbers of a pair go outside.
     """
 
-    def __init__(self, program: Program, region: Region, form: Form, spread: int = 0) -> None:
+    def __init__(
+        self,
+        program: Program,
+        region: Region,
+        form: Form,
+        spread: int = 0,
+        *,
+        in_place: bool = True,
+    ) -> None:
         """Assemble.
 
         Args:
@@ -86,8 +93,10 @@ class Assembly:
             region: A part of it.
             form: In which form.
             spread: For vectors, from one term of the second ones to the next.
+            in_place: Whether a filter that has read everything may write where that was.
         """
         self.region = region
+        self.passes: list[tuple[Pass, Pass]] = []
         self.terms: list[Term] = []
         self.numbers: list[float] = []
         self.collected: list[list[int]] = []
@@ -99,28 +108,15 @@ class Assembly:
         self.external = self.states = 0
         self.masks: list[Place] = []
         self._program, self._form, self._spread = program, form, spread
-        self._kinds: dict[str, int] = {}
-        self._rows: list[tuple[list[int], list[int]]] = []
+        self._in_place = in_place
         self._slots: dict[int, Slot] = {}
-        self._free: dict[tuple[int, int], list[int]] = {}
+        self._free: dict[tuple[int, int, int], list[int]] = {}
         self.buffer = 0
         self.sums = 1
         self._ends = [0, 0]  # of the terms, plain and exact ones
         self._assemble()
 
     # -- what loops are given ----------------------------------------------------------------
-
-    @property
-    def passes(self) -> list[str]:
-        """The sources of the passes, by the numbers that rows of `code` begin with."""
-        return [module(body, self._form.double) for body in self._kinds]
-
-    def code(self, same: bool) -> Integers:
-        """A row of integers for each pass; with `same`, for equal images at displacement 0."""
-        rows = [both[same] for both in self._rows]
-        width = max((len(r) for both in self._rows for r in both), default=1)
-        table = [r + [0] * (width - len(r)) for r in rows]
-        return np.array(table, dtype=np.int64).reshape(len(rows), width)
 
     def tables(self, terms: Sequence[Term], starts: Sequence[int]) -> Integers:
         """Per term where it goes, where it comes from, its positions, scale and width."""
@@ -236,7 +232,7 @@ class Assembly:
     def _slot(self, i: int) -> Slot:
         """Room for the value of a step."""
         place = self._place(i)
-        free = self._free.setdefault((place.width, place.length), [])
+        free = self._free.setdefault((place.width, place.above, place.length), [])
         if free:
             start = free.pop()
         else:
@@ -246,7 +242,7 @@ class Assembly:
 
     def _give_back(self, i: int) -> None:
         slot = self._slots.pop(i)
-        self._free[slot.place.width, slot.place.length].append(slot.start)
+        self._free[slot.place.width, slot.place.above, slot.place.length].append(slot.start)
 
     def _room(self, place: Place) -> int:
         layout = self.region.layout
@@ -285,13 +281,6 @@ class Assembly:
             self.masks.append(place)
         before = self.masks[: self.masks.index(place)]
         return sum(self._room(p) for p in before)
-
-    def _add(self, written: Written, same: Written | None = None) -> tuple[list[int], list[int]]:
-        rows = []
-        for body, row in (written, same or written):
-            rows.append([self._kinds.setdefault(body, len(self._kinds)), *row])
-        self._rows.append((rows[0], rows[1]))
-        return rows[0], rows[1]
 
     def _from_outside(self, i: int) -> None:
         slot = self._slot(i)
@@ -356,15 +345,15 @@ class Assembly:
             places = tuple(self._term(i, t, exact=True) for t in range(exact.term_count))
             same.append(Stage(exact, slots, number, places))
         # A filter has read all before it writes: its result may go where its input was.
-        if read is not None and _reads_first(read[1]):
+        if self._in_place and read is not None and _reads_first(read[1]):
             (j,) = self._program.steps[first].inputs
             later = {m for i in steps[1:] for m in self._program.steps[i].inputs}
             if last_use[j] == end and j not in later:
                 self._give_back(j)
         to = self._slot(end)
         mask = self._mask(to.place)
-        both = [chain(layout, read, s, to, mask) for s in (stages, same)]
-        self._add(both[0], both[1] if same != stages else None)
+        one, two = (Pass(read, tuple(s), to, mask) for s in (stages, same))
+        self.passes.append((one, two))
 
 
 def _reads_first(taps: Filter) -> bool:

@@ -12,12 +12,13 @@ from torch import Tensor
 from ....activations import Form
 from ...operations import FEW_CHANNELS, Input, State
 from .._task import Block, Images, Task
-from ._assembly import LANES, Assembly, Integers
+from ._assembly import LANES, Assembly
 from ._drivers import TOGETHER, driver, tile
 from ._layout import ROUND
 from ._module import load
+from ._pairs import Pairs
 from ._regions import Region, Shape
-from ._source import Slot
+from ._source import Integers, Slot, code
 from ._threads import in_threads
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -39,13 +40,15 @@ class RegionEvaluation:
     def __init__(self, task: Task, region: Region, like: Tensor) -> None:
         self.region = region
         self._task, self._like = task, like
+        self._pairs = Pairs(task, region, like)
         self._form = Form(task.plan.distance, like.dtype == torch.float64)
         columns = len(task.program.known[0].both[1])
         self._spread = -(-(columns + LANES + ROUND) // ROUND) * ROUND
         self._assembly = Assembly(task.program, region, self._form, self._spread)
         double = self._form.double
         self._functions = load(driver(region.shape.name.lower(), double))
-        passes = [load(source)["run"].address for source in self._assembly.passes]
+        self._code = code(region.layout, self._assembly.passes, double)
+        passes = [load(source)["run"].address for source in self._code.sources]
         self._addresses = np.array([*passes, 0], dtype=np.int64)
 
     def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
@@ -63,10 +66,13 @@ class RegionEvaluation:
 
     def _images(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
         a = self._assembly
-        pairs = self._pairs(block)
+        pairs = self._pairs.chosen(block).numpy()
         terms = a.terms
-        one, starts = self._terms(block.rows, 0, terms)
-        two, _ = self._terms(block.columns, 1, terms)
+        (rows, starts), (columns, _) = (
+            self._pairs.terms(images, side, terms)
+            for side, images in enumerate((block.rows, block.columns))
+        )
+        one, two = rows.numpy(), columns.numpy()
         table = a.tables(terms, starts)
         external = self._external(states, pairs)
         layout = self.region.layout
@@ -90,8 +96,8 @@ class RegionEvaluation:
         )
         f = self._functions
         if self.region.full:
-            given = (shape, self._addresses, a.code(False), a.code(True), numbers, pairs, one, two,
-                     table, ones, a.mask_table(), inputs, external, sources, collected, totals,
+            given = (shape, self._addresses, self._code.rows, self._code.same, numbers, pairs, one,
+                     two, table, ones, a.mask_table(), inputs, external, sources, collected, totals,
                      stored, outputs)  # fmt: skip
             sizes = a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length, a.mask_length
             self._in_threads("displacements", given, sizes, len(totals))
@@ -99,12 +105,18 @@ class RegionEvaluation:
             laid = [self._laid_out(shape, x, table) for x in (one, two)]
             mask = self._empty(1, a.mask_length)
             f["prepare"](0, 1, shape, ones[None], a.mask_table(), mask)
-            given = (shape, self._addresses, a.code(False), numbers, pairs, *laid, mask[0], inputs,
-                     external, sources, collected, totals, stored, outputs)  # fmt: skip
+            given = (shape, self._addresses, self._code.rows, numbers, pairs, *laid, mask[0],
+                     inputs, external, sources, collected, totals, stored, outputs)  # fmt: skip
             self._in_threads(
                 "same_positions", given, (a.buffer + 2 * ROUND, (2, a.sums)), len(pairs)
             )
-        return self._made(block, pairs, totals, outputs)
+        # Displacement by displacement, so that it does not matter how many pairs there are.
+        sums = np.zeros((len(pairs), *totals.shape[1:]))
+        apart = totals.reshape(len(pairs), places, *totals.shape[1:])
+        for d in range(places):
+            sums += apart[:, d]
+        chosen, summed, whole = map(torch.from_numpy, (pairs, sums, outputs))
+        return self._pairs.states(block, chosen, summed, whole, a.stored)
 
     def _in_threads(
         self, name: str, given: tuple[Any, ...], rooms: Sequence[Any], count: int
@@ -122,50 +134,6 @@ class RegionEvaluation:
         f = self._functions["prepare"]
         in_threads(lambda i, j: f(i, j, shape, images, table, to), len(images))
         return to
-
-    def _pairs(self, block: Block) -> Integers:
-        """The pairs to be computed, as rows, columns, and whether both are the same image.
-
-        Of a symmetric matrix, these are the pairs on and above its diagonal.
-        """
-        rows, columns = torch.meshgrid(*(torch.arange(n) for n in block.shape), indexing="ij")
-        wanted = torch.ones(block.shape, dtype=torch.bool)
-        if self._task.symmetric:
-            wanted = rows + block.rows.start <= columns + block.columns.start
-        rows, columns = rows[wanted], columns[wanted]
-        same = torch.zeros_like(rows)
-        if self.region.full:
-            same += self._task.identical(rows + block.rows.start, columns + block.columns.start)
-        return np.stack([rows.numpy(), columns.numpy(), same.numpy()], axis=1).astype(np.int64)
-
-    def _terms(self, images: Images, side: int, terms: Sequence[Any]) -> tuple[Array, list[int]]:
-        """The terms of some images, one after the other, and where each begins."""
-        parts: list[Tensor] = []
-        starts, size = [], 0
-        values: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
-        for t in terms:
-            key = t.step, t.exact
-            if key not in values:
-                values[key] = self._values(images, side, t.step, t.exact)
-            part = values[key][t.index].flatten(1)
-            parts.append(part)
-            starts.append(size)
-            size += part.shape[1]
-        n = len(images)
-        whole = torch.cat(parts, 1) if parts else self._like.new_zeros(n, 1)
-        return np.ascontiguousarray(whole.detach().numpy()), starts
-
-    def _values(self, images: Images, side: int, step: int, exact: bool) -> tuple[Tensor, ...]:
-        operation = self._task.program.steps[step].operation
-        if isinstance(operation, Input):
-            return operation.both[side][images.slice].unbind(1)
-        fused = self.region.fused[step]
-        formula = fused.exact if exact else fused.formula
-        assert formula is not None
-        variances = [images.variances[j] for j in self._task.program.steps[step].inputs]
-        p, q = self._task.program.steps[step].positions
-        found = formula.terms(variances)  # type: ignore[arg-type]
-        return tuple(v.to(self._like.dtype).expand(len(images), p, q) for v in found)
 
     def _external(self, states: Mapping[int, State], pairs: Integers) -> Array:
         """The values from outside, one after the other for each pair."""
@@ -188,40 +156,6 @@ class RegionEvaluation:
         size = (p * q) ** 2 if self.region.full else p * q
         return [slot.origin, slot.half, start, start + size, p, q, *slot.place.scale,
                 slot.place.width]  # fmt: skip
-
-    def _made(
-        self, block: Block, pairs: Integers, totals: Array, outputs: Array
-    ) -> dict[int, State]:
-        rows, columns = (torch.from_numpy(pairs[:, n]) for n in (0, 1))
-        made = {}
-        # Displacement by displacement, so that it does not matter how many pairs there are.
-        count = len(totals) // len(pairs)
-        whole = totals.reshape(len(pairs), count, *totals.shape[1:])
-        sums = np.zeros((len(pairs), *totals.shape[1:]))
-        for d in range(count):
-            sums += whole[:, d]
-        for n, (step, factor) in enumerate(self.region.collectors.items()):
-            parts = []
-            for of in (0, 1):
-                part = self._like.new_zeros(*block.shape, 1, 1)
-                part[rows, columns, 0, 0] = torch.from_numpy(sums[:, n, of] * factor).to(part)
-                parts.append(part)
-            made[step] = self._state(parts[0], parts[1], False)
-        for step, slot, start in self._assembly.stored:
-            p, q = slot.place.positions
-            size = (p, q, p, q) if self.region.full else (p, q)
-            count = int(np.prod(size))
-            parts = []
-            for of in (0, 1):
-                part = self._like.new_zeros(*block.shape, *size)
-                found = outputs[:, start + of * count : start + (of + 1) * count]
-                part[rows, columns] = torch.from_numpy(found.reshape(-1, *size))
-                parts.append(part)
-            made[step] = self._state(parts[0], parts[1], self.region.full)
-        return made
-
-    def _state(self, k: Tensor, t: Tensor, full: bool) -> State:
-        return State(k, t if self._task.ntk else None, self._form.distance, full)
 
     def _array(self, numbers: Sequence[float]) -> Array:
         return np.array([*numbers, 0.0], dtype=np.float64).astype(self._dtype)
@@ -257,7 +191,7 @@ class RegionEvaluation:
         ones = aligned((LANES + 2 * ROUND,), self._dtype)
         ones[:] = 1
         close = self._dtype(_CLOSE[self._like.dtype])
-        given = (shape, self._addresses, a.code(False), self._array(a.numbers), starts, loads, x1,
+        given = (shape, self._addresses, self._code.rows, self._array(a.numbers), starts, loads, x1,
                  x2, one, two.reshape(-1), ones, close, external, results, kernels,
                  tangents)  # fmt: skip
         rooms = a.buffer + 2 * ROUND, (2, 1), (len(loads), TOGETHER, LANES)
@@ -279,7 +213,7 @@ class RegionEvaluation:
                 assert q is not None
                 parts.append(q.flatten(1))
             else:
-                parts.append(self._values(images, side, t.step, False)[t.index].flatten(1))
+                parts.append(self._pairs.values(images, side, t.step, False)[t.index].flatten(1))
         whole = torch.cat(parts, 1) if parts else self._like.new_zeros(len(images), 1)
         return np.ascontiguousarray(whole.detach().numpy())
 

@@ -10,9 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
 
 from ....activations import Formula
 from ._layout import ROUND, Filter, Layout, Place
+
+Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 HEAD = '''"""One pass of an infinitely wide network, written by torch_ntk."""
 import math
@@ -82,6 +87,23 @@ class Stage:
     terms: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One loop over an image: a filter, if there is one, and formulas one after the other.
+
+    Attributes:
+        read: What is filtered, and how; None without a filter.
+        stages: The formulas.
+        to: Where the result goes.
+        mask: Where the mask of the result begins.
+    """
+
+    read: tuple[Slot, Filter] | None
+    stages: tuple[Stage, ...]
+    to: Slot
+    mask: int
+
+
 @dataclass
 class _Writer:
     """Lines of a function, and the integers that stand in its row."""
@@ -101,21 +123,42 @@ Written = tuple[str, list[int]]
 """The body of a pass, and its row of integers."""
 
 
-def chain(
-    layout: Layout | None, read: tuple[Slot, Filter] | None, stages: Sequence[Stage], to: Slot,
-    mask: int,
-) -> Written:  # fmt: skip
-    """A filter, if `read` says so, and formulas one after the other.
+class Code(NamedTuple):
+    """The passes of a region for loops.
+
+    Attributes:
+        sources: Of all that differ.
+        rows: Per pass the number of its source and its integers.
+        same: The same for equal images at displacement 0.
+    """
+
+    sources: list[str]
+    rows: Integers
+    same: Integers
+
+
+def code(layout: Layout | None, passes: Sequence[tuple[Pass, Pass]], double: bool) -> Code:
+    """The code of passes: for different images, and for equal ones at displacement 0.
 
     Args:
         layout: Of the region; None for vectors, whose first image has one number for each term.
-        read: What is filtered, and how.
-        stages: The formulas.
-        to: Where the result goes.
-        mask: Where the mask of the result begins.
+        passes: Of either kind, in their order.
+        double: Whether numbers are float64; float32 otherwise.
     """
+    kinds: dict[str, int] = {}
+    rows: list[list[int]] = []
+    for one in (p for both in passes for p in both):
+        body, row = _written(layout, one)
+        rows.append([kinds.setdefault(body, len(kinds)), *row])
+    width = max((len(r) for r in rows), default=1)
+    table = np.array([r + [0] * (width - len(r)) for r in rows], dtype=np.int64)
+    table = table.reshape(len(rows), width)
+    return Code([module(body, double) for body in kinds], table[::2].copy(), table[1::2].copy())
+
+
+def _written(layout: Layout | None, p: Pass) -> Written:
     w = _Writer()
-    place = to.place
+    place = p.to.place
     w(
         f"rows = {w.integer(place.positions[0])} - cut * {w.integer(place.scale[0])}",
         "if rows <= 0:",
@@ -124,15 +167,15 @@ def chain(
         f"count = (rows * width + {ROUND - 1}) // {ROUND} * {ROUND}",
         f"skip1 = lo1 * {w.integer(place.scale[0])} * width",
         f"skip2 = lo2 * {w.integer(place.scale[0])} * width",
-        f"mask = masks[{w.integer(mask)}:]",
+        f"mask = masks[{w.integer(p.mask)}:]",
     )
     inside: list[str] = []
-    if read is not None:
+    if p.read is not None:
         assert layout is not None
-        inside += _filtered(w, layout, *read)
-    for n, stage in enumerate(stages):
+        inside += _filtered(w, layout, *p.read)
+    for n, stage in enumerate(p.stages):
         inside += _stage(w, stage, n, vectors=layout is None)
-    at, half = w.integer(to.origin), w.integer(to.half)
+    at, half = w.integer(p.to.origin), w.integer(p.to.half)
     w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]", "for j in range(count):")
     w(*inside, "k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]", depth=2)
     return "\n".join(w.lines), w.row
