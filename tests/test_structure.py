@@ -41,11 +41,15 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "_input _affine _activation _weighted_sum _pool _flatten _normalization",
         "_unshared _attention _recurrence",
     ),
-    "analytic/engine": ("_options _plan", "_task", "_variances fused", "_evaluate _blocks", "_run"),
+    "analytic/engine": (
+        *("_options _plan", "_task", "_variances fused", "triton", "_evaluate _blocks"),
+        *("_matrix", "_kernels", "_run"),
+    ),
     "analytic/engine/fused": (
         *("_shifts _module _threads _drivers", "_layout", "_regions _source", "_assembly"),
         *("_pairs", "_evaluation"),
     ),
+    "analytic/engine/triton": ("_formulas _suitable _module", "_source", "_evaluation"),
     "empirical": (
         *(
             "_outputs _parts _precondition _stages rules",

@@ -218,8 +218,10 @@ def analytic_explain(
     """How `analytic_kernels` evaluates a module: its operations, and which of them are fused.
 
     On a CPU, operations with a fused form go through compiled loops, in which one image of
-    covariances passes all of them before the next one begins. Others, and all of them where
-    derivatives by the inputs are wanted or on another device, are tensor operations.
+    covariances passes all of them before the next one begins. On a CUDA device with Triton those
+    of images become a kernel, which is compared with tensor operations on two images the first time
+    that a network is evaluated or explained; if it is wrong, there is a warning. Others, and all of
+    them where derivatives by the inputs are wanted or on another device, are tensor operations.
 
     Args:
         model: As in `analytic_kernels`, as all that follows.

@@ -70,5 +70,7 @@ def explanation(program: Program, like: Tensor) -> AnalyticExplanation:
             continue
         n, region = loops.get(i, (None, None))
         how = parts.reasons[i] if region is None else region.shape.value
+        if region is not None and parts.kernels:
+            how += ", in a Triton kernel"
         steps.append(ExplainedStep(type(step.operation).__name__, step.positions, n, how))
     return AnalyticExplanation(tuple(steps))

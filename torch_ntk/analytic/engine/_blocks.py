@@ -23,6 +23,8 @@ _ON_GPU = 1 << 25
 _ALIVE = 8
 # Entries of all values that a block of pairs has in fused loops: about a second on one core.
 _MOST_WORK = 1 << 29
+# The same in kernels on a GPU.
+_MOST_WORK_ON_GPU = 1 << 35
 # Pairs of vectors in a block: with fewer, what is made ready for each block takes a sixth of the
 # time of an MLP kernel of 2,000 samples.
 _VECTORS = 1 << 22
@@ -75,7 +77,8 @@ def _of_regions(
         for r in parts.regions
         for i in r.steps
     )
-    pairs = max(1, min(available // entries, _MOST_WORK // max(1, work)))
+    most = _MOST_WORK_ON_GPU if parts.kernels else _MOST_WORK
+    pairs = max(1, min(available // entries, most // max(1, work)))
     if entries == 1 and all(r.layout is None for r in parts.regions):
         pairs = min(pairs, _VECTORS)
     # Terms of formulas, about four for each position of a step, in two arrangements.

@@ -10,9 +10,10 @@ from torch import Tensor
 from ..operations import IdenticalImages, Input, State, Variances
 from ._task import Block, Task
 from .fused import RegionEvaluation
+from .triton import KernelEvaluation
 
-Unit = RegionEvaluation | int
-"""A region with its loops, or the number of a step."""
+Unit = RegionEvaluation | KernelEvaluation | int
+"""A region with its loops or its kernel, or the number of a step."""
 
 
 def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, Tensor | None]:
@@ -31,10 +32,10 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
             operation = task.program.steps[j].operation
             if isinstance(operation, Input) and j not in states:
                 states[j] = _known_features(task, block, j, operation)
-        if isinstance(unit, RegionEvaluation):
-            states.update(unit(block, states))
-        else:
+        if isinstance(unit, int):
             states[unit] = _step(task, block, unit, states, places)
+        else:
+            states.update(unit(block, states))
         for j in _taken(task, unit):
             if last_use[j] == n:
                 states.pop(j, None)  # an operation may take one value twice
@@ -64,9 +65,9 @@ def _covariance(s: State, variances: Variances | None) -> Tensor:
 
 def _taken(task: Task, unit: Unit) -> tuple[int, ...]:
     """The steps whose states a unit takes."""
-    if isinstance(unit, RegionEvaluation):
-        return unit.region.inputs
-    return task.program.steps[unit].inputs
+    if isinstance(unit, int):
+        return task.program.steps[unit].inputs
+    return unit.region.inputs
 
 
 def _step(

@@ -65,10 +65,12 @@ class Partition:
     Attributes:
         units: Regions and numbers of steps in the order in which they can be evaluated.
         reasons: Per step that is in no region why.
+        kernels: Whether regions are Triton kernels, in place of loops on a CPU.
     """
 
     units: tuple[Region | int, ...]
     reasons: Mapping[int, str]
+    kernels: bool = False
 
     @property
     def regions(self) -> tuple[Region, ...]:

@@ -1,0 +1,119 @@
+"""A region for a block of pairs of images, by its kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ....activations import Form
+from ...operations import Input, State
+from .._task import Block, Task
+from ..fused import Assembly, Pairs, Region
+from ._module import load
+from ._source import source
+
+# Entries that go through a pass at once, threads of an instance in 32s, and instances for each
+# multiprocessor, whose values stay in its cache: 30 KB each for 32×32 images in float32.
+_BLOCK, _WARPS, _INSTANCES = 512, 4, 4
+# Entries after the last value, which taps of masked entries may point to.
+_SPARE = 128
+
+
+class KernelEvaluation:
+    """Evaluates a region of images.
+
+    Args:
+        task: What is evaluated.
+        region: A part of its program, with nothing from outside.
+        like: A tensor of the type and on the device of the computation.
+    """
+
+    def __init__(self, task: Task, region: Region, like: Tensor) -> None:
+        assert region.layout is not None
+        self.region = region
+        self._like, self._layout = like, region.layout
+        self._pairs = Pairs(task, region, like)
+        form = Form(task.plan.distance, like.dtype == torch.float64)
+        self._assembly = a = Assembly(task.program, region, form, in_place=False)
+        sizes = [math.prod(t.place.positions) for t in a.terms]
+        starts = itertools.accumulate([0, *sizes])
+        where = {t.start: s for t, s in zip(a.terms, starts, strict=False)}
+        self._source = source(a, where, form.double)
+        known = [i for i in region.steps if isinstance(task.program.steps[i].operation, Input)]
+        self._inputs = []
+        for i, row in zip(known, a.inputs, strict=True):
+            place = self._layout.places[i]
+            (p, q), (s1, s2) = place.positions, place.scale
+            origin, half, channels, start, number = row[0], row[1], row[5], row[6], row[8]
+            self._inputs.append(
+                [p, s1, q, s2, place.width, origin, half, channels, where[start], p * q, number]
+            )
+        self._stored = [
+            [slot.origin, slot.half, start, *slot.place.positions, slot.place.width]
+            for _, slot, start in a.stored
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the kernel depends on but the samples and numbers of formulas."""
+        found = (self._source, self._inputs, self._stored, self._assembly.collected, self._layout)
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+
+    def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+        """The values that are needed outside.
+
+        Args:
+            block: For which pairs.
+            states: Not used: nothing comes from outside.
+        """
+        a, full = self._assembly, self.region.full
+        pairs = self._pairs.chosen(block).to(self._like.device)
+        one, _ = self._pairs.terms(block.rows, 0, a.terms)
+        two, _ = self._pairs.terms(block.columns, 1, a.terms)
+        p, q = self._layout.room
+        images = q * (2 * p - 1) if full else 1
+        tasks = len(pairs) * images
+        size = a.buffer + _SPARE
+        instances = min(tasks, self._instances())
+        totals = self._like.new_zeros(len(pairs), images, len(a.collected), 2)
+        outputs = self._like.new_zeros(len(pairs), a.states)
+        rows = self._source.rows
+        shape = [tasks, size, one.shape[1], len(rows[0]), len(self._inputs), len(rows),
+                 len(a.collected), len(self._stored), a.states, p, q,
+                 self._layout.margin]  # fmt: skip
+        tables = (self._inputs, rows, self._source.same, a.collected, self._stored)
+        if not tasks:
+            return self._pairs.states(block, pairs, totals.double().sum(1), outputs, a.stored)
+        with torch.cuda.device_of(self._like):  # type: ignore[no-untyped-call]
+            load(self._source.text)[(instances,)](
+                self._like.new_zeros(instances * size),
+                self._integers(shape),
+                self._like.new_tensor([*a.numbers, 0.0]),
+                pairs.to(torch.int32),
+                one,
+                two,
+                *(self._integers(t) for t in tables),
+                outputs,
+                totals,
+                FULL=full,
+                BLOCK=_BLOCK,
+                num_warps=_WARPS,
+            )
+        return self._pairs.states(block, pairs, totals.double().sum(1), outputs, a.stored)
+
+    def _integers(self, of: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:
+        """A table in memory of the device, with at least one number."""
+        table = torch.tensor(of or [0], dtype=torch.int32)
+        return table.flatten().to(self._like.device)
+
+    def _instances(self) -> int:
+        """How many program instances the device holds at once."""
+        if self._like.device.type != "cuda":
+            return _INSTANCES  # in Triton's interpreter
+        of = torch.cuda.get_device_properties(self._like.device)
+        return _INSTANCES * int(of.multi_processor_count)

@@ -1,0 +1,272 @@
+"""Source code of a kernel: the passes of a region over one image after the other.
+
+As on a CPU, what differs between passes of one kind stands in a row of integers, so that layers of
+one kind share their code. Entries of an image go through a pass in blocks; a filter reads its taps
+from memory, with zeros in place of what is outside. All threads meet after each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..fused import Assembly, Pass, Stage
+from ._formulas import translated
+
+_POSITIONS = """\
+_y = _j // _width
+_x = _j % _width
+_inside = _y < _rows
+_x0 = _x - _s2 * margin
+_after = (_d > 0) & (_x0 >= tl.maximum(0, _s2 * room - _d)) & (_x0 < _q)
+_valid = _inside & ((_x < _q - _d) | _after)
+_i1 = (lo1 * _s1 + _y) * _q + tl.where(_after, _x0, _x)
+_i2 = (lo2 * _s1 + _y) * _q + tl.where(_after, _x0 + _d - _s2 * room, _x + _d)"""
+"""Of entries `_j` of a value: row and column in its layout, whether there is anything, and at which
+positions of the first and second image; see `fused/_layout.py`."""
+
+_GIVEN = "buffer, numbers, first, second, lo1, lo2, cut, dx, room, margin"
+
+_HEAD = '''"""A kernel of an infinitely wide network, written by torch_ntk."""
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def power_of_two(n):
+    return ((n.to(tl.int{bits}) + {bias}) << {mantissa}).to(tl.float{bits}, bitcast=True)
+
+
+@triton.jit
+def features(row, buffer, numbers, first, second, lo1, lo2, cut, dx, room, margin,
+             DISTANCE: tl.constexpr, BLOCK: tl.constexpr):
+    _rows = tl.load(row) - cut * tl.load(row + 1)
+    _q, _s1, _s2, _width = tl.load(row + 2), tl.load(row + 1), tl.load(row + 3), tl.load(row + 4)
+    out, half = buffer + tl.load(row + 5), tl.load(row + 6)
+    channels, start, apart = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9)
+    share = tl.load(numbers + tl.load(row + 10))
+    _d = _s2 * dx
+    for _j0 in range(0, _rows * _width, BLOCK):
+        _j = _j0 + tl.arange(0, BLOCK)
+{positions}
+        k = tl.zeros([BLOCK], tl.float{bits})
+        for c in range(0, channels):
+            a = tl.load(first + start + c * apart + _i1, mask=_valid, other=0.0)
+            b = tl.load(second + start + c * apart + _i2, mask=_valid, other=0.0)
+            k += (a - b) * (a - b) if DISTANCE else a * b
+        tl.store(out + _j, k * share, mask=_inside)
+        tl.store(out + half + _j, k * 0.0, mask=_inside)
+
+
+'''
+
+_KERNEL = """
+@triton.jit
+def kernel(buffers, shape, numbers, pairs, ones, twos, inputs, code, same_code, collected, stored,
+           outputs, totals, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    tasks, size, terms, width = (tl.load(shape), tl.load(shape + 1), tl.load(shape + 2),
+                                 tl.load(shape + 3))
+    inputs_n, passes, collectors = tl.load(shape + 4), tl.load(shape + 5), tl.load(shape + 6)
+    stored_n, outputs_n = tl.load(shape + 7), tl.load(shape + 8)
+    p, room, margin = tl.load(shape + 9), tl.load(shape + 10), tl.load(shape + 11)
+    buffer = buffers + tl.program_id(0).to(tl.int64) * size
+    for turn in range(0, tl.cdiv(tasks - tl.program_id(0), tl.num_programs(0))):
+        task = tl.program_id(0) + turn * tl.num_programs(0)
+        if FULL:
+            pair = task // (room * (2 * p - 1))
+            dx = task // (2 * p - 1) % room
+            dy = task % (2 * p - 1) - (p - 1)
+        else:
+            pair, dx, dy = task, 0, 0
+        lo1, lo2, cut = tl.maximum(0, -dy), tl.maximum(0, dy), tl.abs(dy)
+        first = ones + tl.load(pairs + 3 * pair).to(tl.int64) * terms
+        second = twos + tl.load(pairs + 3 * pair + 1).to(tl.int64) * terms
+        same = (tl.load(pairs + 3 * pair + 2) != 0) & (dx == 0) & (dy == 0)
+        for i in range(0, inputs_n):
+            features(inputs + 11 * i, buffer, numbers, first, second, lo1, lo2, cut, dx, room,
+                     margin, not FULL, BLOCK)
+        tl.debug_barrier()
+        for i in range(0, passes):
+            row = code + i * width
+            if same:
+                row = same_code + i * width
+            kind = tl.load(row)
+{calls}
+            tl.debug_barrier()
+        for s in range(0, collectors):
+            c = collected + 5 * s
+            at, half = buffer + tl.load(c), tl.load(c + 1)
+            count = (tl.load(c + 2) - cut * tl.load(c + 3)) * tl.load(c + 4)
+            k, t = tl.zeros([BLOCK], tl.float{bits}), tl.zeros([BLOCK], tl.float{bits})
+            for j0 in range(0, count, BLOCK):
+                j = j0 + tl.arange(0, BLOCK)
+                k += tl.load(at + j, mask=j < count, other=0.0)
+                t += tl.load(at + half + j, mask=j < count, other=0.0)
+            to = totals + (task.to(tl.int64) * collectors + s) * 2
+            tl.store(to, tl.sum(k, 0))
+            tl.store(to + 1, tl.sum(t, 0))
+        for s in range(0, stored_n):
+            c = stored + 6 * s
+            at, half, start = buffer + tl.load(c), tl.load(c + 1), tl.load(c + 2)
+            rows, q, wide = tl.load(c + 3), tl.load(c + 4), tl.load(c + 5)
+            to = outputs + pair.to(tl.int64) * outputs_n + start
+            for j0 in range(0, rows * q, BLOCK):
+                j = j0 + tl.arange(0, BLOCK)
+                there = j < rows * q
+                o = (j // q) * wide + j % q
+                tl.store(to + j, tl.load(at + o, mask=there), mask=there)
+                tl.store(to + rows * q + j, tl.load(at + half + o, mask=there), mask=there)
+        tl.debug_barrier()
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel.
+
+    Attributes:
+        text: Its code.
+        rows: Per pass the number of its code and its integers.
+        same: The same for equal images at displacement 0.
+    """
+
+    text: str
+    rows: list[list[int]]
+    same: list[list[int]]
+
+
+@dataclass
+class _Writer:
+    """Lines before a loop over entries and in it, and the integers of a row."""
+
+    head: list[str] = field(default_factory=list)
+    inside: list[str] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+
+    def integer(self, value: int) -> str:
+        self.row.append(int(value))
+        return f"tl.load(row + {len(self.row) - 1})"
+
+
+class _Kernel:
+    def __init__(self, assembly: Assembly, starts: dict[int, int], double: bool) -> None:
+        self._starts, self._double = starts, double
+        self._formulas: dict[str, int] = {}
+        self._kinds: dict[str, int] = {}
+        table = [[self._pass(p) for p in both] for both in assembly.passes]
+        width = max((len(r) for both in table for r in both), default=1)
+        rows, same = ([b[n] + [0] * (width - len(b[n])) for b in table] for n in (0, 1))
+        bits, bias, mantissa = (64, 1023, 52) if double else (32, 127, 23)
+        calls = "\n".join(
+            _indented([f"if kind == {n}:", f"    pass_{n}(row + 1, {_GIVEN}, BLOCK)"], 3)
+            for n in self._kinds.values()
+        )
+        head = _HEAD.format(
+            bits=bits, bias=bias, mantissa=mantissa, positions=_indented(_POSITIONS.split("\n"), 2)
+        )
+        formulas = [f"@triton.jit\ndef formula_{n}{s}\n" for s, n in self._formulas.items()]
+        passes = [f"@triton.jit\ndef pass_{n}{s}\n" for s, n in self._kinds.items()]
+        text = head + "\n\n".join([*formulas, *passes]) + _KERNEL.format(calls=calls, bits=bits)
+        self.source = Source(text, rows, same)
+
+    def _pass(self, p: Pass) -> list[int]:
+        """The row of a pass."""
+        w = _Writer()
+        place, to = p.to.place, p.to
+        w.head += [
+            f"_rows = {w.integer(place.positions[0])} - cut * {w.integer(place.scale[0])}",
+            f"_q = {w.integer(place.positions[1])}",
+            f"_s1 = {w.integer(place.scale[0])}",
+            f"_s2 = {w.integer(place.scale[1])}",
+            f"_width = {w.integer(place.width)}",
+            f"_out = buffer + {w.integer(to.origin)}",
+            f"_half = {w.integer(to.half)}",
+            "_d = _s2 * dx",
+        ]
+        self._filter(w, p)
+        for n, stage in enumerate(p.stages):
+            self._stage(w, stage, n)
+        lines = [
+            *w.head,
+            "for _j0 in range(0, _rows * _width, BLOCK):",
+            "    _j = _j0 + tl.arange(0, BLOCK)",
+            *("    " + line for line in (*_POSITIONS.split("\n"), *w.inside)),
+            "    tl.store(_out + _j, tl.where(_valid, k, 0.0), mask=_inside)",
+            "    tl.store(_out + _half + _j, tl.where(_valid, t, 0.0), mask=_inside)",
+        ]
+        body = f"(row, {_GIVEN}, BLOCK: tl.constexpr):\n{_indented(lines, 1)}\n"
+        return [self._kinds.setdefault(body, len(self._kinds)), *w.row]
+
+    def _filter(self, w: _Writer, p: Pass) -> None:
+        """The sums over the taps as `k0` and `t0`."""
+        if p.read is None:
+            return
+        slot, taps = p.read
+        bits = 64 if self._double else 32
+        w.head += [
+            f"_at = buffer + {w.integer(slot.origin)}",
+            f"_half_in = {w.integer(slot.half)}",
+            f"_wide = {w.integer(slot.place.width)}",
+            f"_there = {w.integer(slot.place.positions[0])} - "
+            f"cut * {w.integer(slot.place.scale[0])}",
+            f"_down = {w.integer(taps.rows.stride)}",
+            f"_right = {w.integer(taps.columns.stride)}",
+        ]
+        w.inside += [f"{of}0 = tl.zeros([BLOCK], tl.float{bits})" for of in "kt"]
+        for r in taps.rows.shifts:
+            w.inside += [
+                f"_ry = _down * _y + ({r})",
+                "_reads = _inside & (_ry >= 0) & (_ry < _there)",
+            ]
+            for c in taps.columns.shifts:
+                w.inside += [
+                    f"_p = _at + _ry * _wide + _right * _x + ({c})",
+                    "k0 += tl.load(_p, mask=_reads, other=0.0)",
+                    "t0 += tl.load(_p + _half_in, mask=_reads, other=0.0)",
+                ]
+
+    def _stage(self, w: _Writer, stage: Stage, n: int) -> None:
+        given, values = [], []
+        for i, slot in enumerate(stage.inputs):
+            given += [f"k{i}", f"t{i}"]
+            if slot is None:
+                values += ["k", "t"] if n else ["k0", "t0"]  # what the pass has, or the filter
+                continue
+            w.head += [
+                f"in{n}_{i} = buffer + {w.integer(slot.origin)}",
+                f"half{n}_{i} = {w.integer(slot.half)}",
+            ]
+            values += [
+                f"tl.load(in{n}_{i} + _j, mask=_inside, other=0.0)",
+                f"tl.load(in{n}_{i} + half{n}_{i} + _j, mask=_inside, other=0.0)",
+            ]
+        for i in range(len(stage.formula.numbers)):
+            given.append(f"p{i}")
+            w.head.append(f"p{n}_{i} = tl.load(numbers + {w.integer(stage.numbers + i)})")
+            values.append(f"p{n}_{i}")
+        for i, starts in enumerate(stage.terms):
+            given += [f"a{i}", f"b{i}"]
+            for name, image, at, start in zip(
+                "ab", ("first", "second"), ("_i1", "_i2"), starts, strict=True
+            ):
+                w.head.append(f"{name}{n}_{i} = {image} + {w.integer(self._starts[start])}")
+                values.append(f"tl.load({name}{n}_{i} + {at}, mask=_valid, other=0.0)")
+        lines = [*translated(stage.formula.lines, self._double), "return k, t"]
+        body = f"({', '.join(given)}):\n{_indented(lines, 1)}\n"
+        number = self._formulas.setdefault(body, len(self._formulas))
+        w.inside.append(f"k, t = formula_{number}({', '.join(values)})")
+
+
+def _indented(lines: Sequence[str], depth: int) -> str:
+    return "\n".join("    " * depth + line for line in lines)
+
+
+def source(assembly: Assembly, starts: dict[int, int], double: bool) -> Source:
+    """The kernel of a region of images.
+
+    Args:
+        assembly: Its passes, of which none writes where it reads other entries.
+        starts: Where terms begin in those of an image, by their `start`.
+        double: Whether numbers are float64; float32 otherwise.
+    """
+    return _Kernel(assembly, starts, double).source

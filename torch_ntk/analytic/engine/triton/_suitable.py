@@ -1,0 +1,47 @@
+"""Which regions have a kernel, and on which devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+
+from ..._program import Program
+from ...operations import Input
+from ..fused import Partition, Region, Shape
+
+
+def unusable(device: torch.device) -> str:
+    """Why there are no kernels on a device, or nothing."""
+    if device.type != "cuda":
+        return f"fused loops are for the CPU and for CUDA, not for {device.type}"
+    return "" if find_spec("triton") else "Triton is not installed"
+
+
+def suitable(program: Program, parts: Partition) -> Partition:
+    """The same with single steps in place of regions that have no kernel."""
+    units: list[Region | int] = []
+    reasons = dict(parts.reasons)
+    for unit in parts.units:
+        problem = "" if isinstance(unit, int) else _problem(unit)
+        if isinstance(unit, int) or not problem:
+            units.append(unit)
+            continue
+        steps = [i for i in unit.steps if not isinstance(program.steps[i].operation, Input)]
+        units += steps
+        reasons.update(dict.fromkeys(steps, problem))
+    return replace(parts, units=tuple(units), reasons=reasons, kernels=True)
+
+
+def _problem(region: Region) -> str:
+    """Why a region has no kernel, or nothing."""
+    if region.shape is Shape.VECTORS or region.layout is None:
+        return "tensor operations take pairs of vectors on a GPU"
+    if region.inputs:
+        return "its values come from tensor operations"
+    if any(region.layout.circles):
+        return "circular padding has no Triton kernel"
+    if region.full and region.outside:
+        return "all pairs of positions are needed after it"
+    return ""
