@@ -214,13 +214,16 @@ def column(entries: Sequence[Entry], kind: str, pooling: str) -> list[Entry]:
 def print_table(entries: Sequence[Entry], args: argparse.Namespace) -> None:
     """Accuracies, and the published ones where the data are the same."""
     names = [f"{kind}-{ENDS[pooling]}" for kind, pooling in COLUMNS]
-    same = args.dataset == "cifar10" and args.train == 2000 and args.size in (None, 32)
-    more = ["CNTK-V-2K", "CNTK-GAP-2K"] if same else []
+    same = args.dataset == "cifar10" and args.size in (None, 32)
+    published = {2000: PUBLISHED_2K, 50000: PUBLISHED}.get(args.train, {}) if same else {}
+    more = [f"{name} (paper)" for name in names] if published else []
+    if args.train == 2000 and published:
+        more = ["CNTK-V-2K", "CNTK-GAP-2K"]
     print(f"\n{'depth':<8}" + "".join(f"{n:>16}" for n in names + more))
     columns = [column(entries, *c) for c in COLUMNS]
     for row in zip(*columns, strict=True):
         cells = [f"{e.accuracy:.1%} ± {e.error:.1%}" + ("" if e.is_finished else "*") for e in row]
-        cells += [f"{value:.2f}%" for value in PUBLISHED_2K.get(row[0].depth, ())] * same
+        cells += [f"{value:.2f}%" for value in published.get(row[0].depth, ())]
         print(f"{row[0].depth:<8}" + "".join(f"{cell:>16}" for cell in cells))
     unfinished = [e for e in entries if not e.is_finished]
     if unfinished:
@@ -229,8 +232,10 @@ def print_table(entries: Sequence[Entry], args: argparse.Namespace) -> None:
             f"* has not fitted its training images (at least {worst.fitted:.0%} right): more "
             "--steps."
         )
-    if same:
-        print("The last two columns are the published ones (Arora et al. 2019), on other 2,000.")
+    if published:
+        which = "two columns are" if args.train == 2000 else "four columns are"
+        drawn = ", on other 2,000" if args.train == 2000 else ""
+        print(f"The last {which} the published ones (Arora et al. 2019){drawn}.")
     print(
         f"\n{args.dataset}, {args.train} training and {args.test} test images"
         + (f" of {args.size}×{args.size} pixels" if args.size else "")
@@ -244,8 +249,11 @@ def print_table(entries: Sequence[Entry], args: argparse.Namespace) -> None:
                 f"{name}: the kernel is ahead of the network at {sum(a > 0 for a in ahead)} of "
                 f"{len(ahead)} depths, by {sum(ahead) / len(ahead):+.1%} on average."
             )
-    if not same:
-        print("No published number is beside these: table 1 of the paper is on CIFAR-10.")
+    if not published:
+        print(
+            "No published number is beside these: table 1 of the paper is on CIFAR-10,"
+            " all of it or 2,000 images."
+        )
 
 
 def numbers(entries: Sequence[Entry], args: argparse.Namespace) -> dict[str, Any]:

@@ -45,11 +45,12 @@ GAIN = math.sqrt(2.0)
 SCALINGS = ("NTK", "mean field")
 COLOUR = {"NNGP": COLOURS[2], "NTK": COLOURS[0], "mean field": COLOURS[1]}
 # What is measured, and the exponents of width that theory gives for NTK and mean field. In the NTK
-# scaling a unit moves by m^-½, along its a_j, whose signs are independent. Θ is a mean over units:
-# of m changes of order m^-½ with random signs, which is m^-1. Of ReLUs the √m units whose bend
-# passes a point change by order 1 each, which makes m^-¾ of it in the end.
+# scaling a unit moves by m^-½, along its a_j, whose signs are independent. Θ is a mean over units.
+# With a smooth activation it is one of m changes of order m^-½ with random signs, which is m^-1.
+# The units here are ReLUs: of those the √m whose bend passes a point change by order 1 each, with
+# random signs too, and √(√m)/m is m^-¾.
 ROWS = (
-    ("kernel", "‖Θ_t - Θ_0‖ / ‖Θ_0‖", (-1.0, 0.0)),
+    ("kernel", "‖Θ_t - Θ_0‖ / ‖Θ_0‖", (-0.75, 0.0)),
     ("features", "‖h_t - h_0‖ / ‖h_0‖", (-0.5, 0.0)),
     ("weights", "‖θ_t - θ_0‖ / ‖θ_0‖", (-0.5, 0.0)),
 )
