@@ -10,10 +10,9 @@ import torch
 from covariance_oracle import dual
 from small_nets import dense
 from test_finite_networks import deviation, with_outputs
-from test_finite_slopes import slope
 from torch import Tensor, nn
 
-from torch_ntk import NTKRNN, Erf, NTKSelfAttention, analytic_kernels, analytic_ntk, empirical_ntk
+from torch_ntk import NTKRNN, Erf, NTKSelfAttention, analytic_kernels, analytic_ntk
 from torch_ntk.sampling import monte_carlo_kernel
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -235,22 +234,6 @@ def many_heads(n: int) -> nn.Module:
 @pytest.mark.parametrize(("build", "draws"), [(tied, 40), (many_heads, 60)])
 def test_finite_attention(build: Callable[[int], nn.Module], draws: int) -> None:
     finite(build, 256, draws, (sequences(2), sequences(2, 1)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "build", [tied, many_heads, lambda n: Recurring(n, False, nonlinearity="erf")]
-)
-def test_convergence_with_the_root_of_the_width(build: Callable[[int], nn.Module]) -> None:
-    """In the geometric mean over draws: kernels cubic in K have draws far from all others."""
-    torch.manual_seed(1)
-    widths, x = (64, 128, 256, 512), sequences(3)
-    limit = analytic_ntk(build(8), x)
-    errors = []
-    for n in widths:
-        draws = [empirical_ntk(with_outputs(build(n), 4), x, output="mean") for _ in range(60)]
-        errors.append(float((torch.stack(draws) - limit).norm(dim=(1, 2)).log().mean().exp()))
-    assert abs(slope(widths, errors) + 0.5) < 0.1, errors
 
 
 # -- recurrent networks -------------------------------------------------------------------------

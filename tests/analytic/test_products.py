@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from small_nets import Function, Plus, conv, conv1d, dense
 from test_finite_networks import deviation
-from test_finite_slopes import errors_by_width, slope
 from test_lift_reference import agrees
 from torch import Tensor, nn
 
@@ -102,14 +101,6 @@ def test_finite_networks_have_it_on_average(name: str) -> None:
         wanted = getattr(limit, kind)
         assert deviation(sampled, wanted, 128) < 3, kind
         assert deviation(sampled, 1.3 * wanted, 128) > 3, kind
-
-
-@pytest.mark.slow
-def test_they_converge_with_the_root_of_the_width() -> None:
-    widths = (64, 256, 1024)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    errors = errors_by_width(lambda n: gated(n, 4), x, widths, 25)
-    assert abs(slope(widths, errors) + 0.5) < 0.1, errors
 
 
 def test_gradients_in_inputs() -> None:

@@ -113,7 +113,9 @@ def _normalize(
             )
     b.uses([p for p in (weight, bias) if _trained(p)])
     made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias), each_position), v)
-    if not made.gained:
+    if v.gained or not made.gained:
+        # Of two gains, or one before this normalization, a function would need both parts: it is
+        # refused as after any other step in between.
         return made
     plain = b.linear_step(Normalization(eps, False, _trained(bias), each_position), v)
     return replace(made, ungained=replace(plain, gained=False, by_gain=True))
