@@ -398,4 +398,5 @@ def test_many_outputs_are_said_once_and_not_kept(
     fit(tmp_path, Trains(case), [chosen], batches(case))
     assert chosen.state_dict()["observer"]["output"] == "trace"
     gap = chosen.history["ntk/linearization_gap"][-1]  # of all outputs, kept at the reference
-    assert gap == pytest.approx(monitor.history["ntk/linearization_gap"][-1], rel=1e-9)
+    # That of all 2,048 outputs is evaluated in float32.
+    assert gap == pytest.approx(monitor.history["ntk/linearization_gap"][-1], rel=1e-5)
