@@ -1,14 +1,15 @@
 """Measure what a monitor costs a training: in steps, in share of the time, and in memory.
 
-    python benchmarks/monitor.py [--quick]
+    python benchmarks/monitor.py [--quick] [--nets NAME ...]
 
 Six trainings, from ResNet-18 and GPT-2 to an MLP for digits, each with the monitor's default probe
 (up to 64 samples of the first batch). Of each it times training steps and measurements in turns,
 and compares the highest memory of the process before the monitor begins and after its
 measurements. Then ResNet-18 is trained for 200 steps under Lightning with `NTKMonitor()` within its
 default budget. Every part runs in a process of its own. Prints the figures and, without `--quick`,
-writes `benchmarks/monitor.json` and the page `docs/benchmarks/monitor.md`: some seven minutes on
-two cores. Run it on an idle machine. `--quick` takes the three small networks alone.
+writes `benchmarks/monitor.json` and the page `docs/benchmarks/monitor.md`. Run it on an idle
+machine: ViT and GPT-2 alone take more than eight minutes on two cores. `--quick` takes the three
+small networks alone, and `--nets` those that it names, without the training under Lightning.
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three rows, nothing is written")
+    parser.add_argument("--nets", nargs="+", choices=list(TRAININGS), help="by default all")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -185,11 +187,11 @@ def main() -> None:
         job = json.loads(args.job)
         print(json.dumps(PARTS[job["part"]](job)))
         return
-    names = QUICK if args.quick else TRAININGS
-    result: dict[str, Any] = {"environment": environment(), "rows": []}
+    names = args.nets or (QUICK if args.quick else list(TRAININGS))
+    result: dict[str, Any] = {"environment": environment(), "nets": args.nets, "rows": []}
     for name in names:
         result["rows"].append(run({"part": "measurements", "net": name}))
-    result["share"] = None if args.quick else run({"part": "share"})
+    result["share"] = None if args.quick or args.nets else run({"part": "share"})
     print("\n".join(in_words(result)))
     if not args.quick:
         write_json(HERE / "monitor.json", result)

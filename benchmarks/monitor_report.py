@@ -65,10 +65,11 @@ def _row(row: dict[str, Any]) -> str:
 def page(result: dict[str, Any]) -> str:
     """The page in Markdown."""
     env = result["environment"]
+    nets = " ".join(["", "--nets", *result["nets"]]) if result["nets"] else ""
     lines = [
         "# What a monitor costs",
         "",
-        f"`python benchmarks/monitor.py` on {env['cpu']}, {env['threads']} threads; torch",
+        f"`python benchmarks/monitor.py{nets}` on {env['cpu']}, {env['threads']} threads; torch",
         f"{env['torch']}, commit {env['commit']}, load of the machine {env['load']:.1f}.",
         "Measurements are in training steps, with the default probe: 64 samples of the batch, or",
         "all of a smaller one (in parentheses where it became smaller). The first one also takes",

@@ -17,7 +17,7 @@ from torch import nn
 
 from torch_ntk import NTKLinear
 
-NETWORKS = 24  # which take a minute or two where no loop has been compiled yet
+NETWORKS = 60  # which take about two minutes where no loop has been compiled yet
 
 
 def _attack() -> ModuleType:
