@@ -18,7 +18,6 @@ and without those of the lowest: the margin of z should fall, stay, and rise.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _common import save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ def print_table(result: Result, remove: Sequence[int]) -> None:
         print(f"{k:>8}" + "".join(f"   {cell:>14}" for cell in cells))
 
 
-def draw(data: Data, result: Result, args: argparse.Namespace) -> None:
+def draw(data: Data, result: Result, args: argparse.Namespace) -> Figure:
     """Test images with what speaks for and against them, and the changes of the margin."""
     figure = Figure(figsize=(11.0, 5.2), dpi=110, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.2, 1.0))
@@ -193,8 +193,7 @@ def draw(data: Data, result: Result, args: argparse.Namespace) -> None:
     axes.set(xlabel="training images removed", ylabel="change of the margin log p / (1 - p)")
     axes.set_title(f"after retraining: {len(result.tau)} test images, {args.seeds} seeds each")
     axes.legend(title="removed")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out)
+    return figure
 
 
 def _draw_images(figure: SubFigure, data: Data, tau: Tensor) -> None:
@@ -253,7 +252,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     tau = scores(net, data, args.dim)
     result = Result(tau, full, retrained(data, tau, full, args))
     print_table(result, args.remove)
-    draw(data, result, args)
     numbers = {
         "remove": args.remove,
         "margin": full.mean(1).tolist(),
@@ -261,8 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "highest": tau.argsort(dim=1, descending=True)[:, :SHOWN].tolist(),
         "lowest": tau.argsort(dim=1)[:, :SHOWN].tolist(),
     }
-    args.out.with_suffix(".json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-    print(f"The picture is {args.out}, the numbers are beside it.")
+    save(draw(data, result, args), numbers, args.out)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ judged by networks that they have not met, and by the kernel of the infinitely w
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _common import save
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -121,7 +121,7 @@ def draw(
     curve: Sequence[float],
     marks: dict[str, float],
     args: argparse.Namespace,
-) -> None:
+) -> Figure:
     """The images before and after above, and how accuracy grew below."""
     figure = Figure(figsize=(9.0, 6.0), dpi=110, layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.0, 1.5])
@@ -141,9 +141,7 @@ def draw(
     axes.legend(loc="center right", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{len(after)} images for {args.train}, by gradients through the kernel")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out)
-    print(f"\nThe picture is {args.out}")
+    return figure
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -193,9 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in results.items():
         print(f"{name:>32}  {value:.1%}" if 0 < value < 1 else f"{name:>32}  {value:g}")
     names = ("real images, mean of 10 choices", f"all {args.train} images")
-    draw(data.x[start], images, curve, {name: results[name] for name in names}, args)
+    figure = draw(data.x[start], images, curve, {name: results[name] for name in names}, args)
     record = {"arguments": {k: str(v) for k, v in vars(args).items()}, "results": results}
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save(figure, record, args.out)
 
 
 if __name__ == "__main__":

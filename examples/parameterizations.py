@@ -18,13 +18,13 @@ small that the widest standard network does not diverge; in such steps no kernel
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from _common import save
 from torch import Tensor, nn
 
 from torch_ntk import MLP, CoordinateCheck, coordinate_check
@@ -142,8 +142,8 @@ def table(checks: dict[str, CoordinateCheck]) -> str:
     return "\n".join(lines)
 
 
-def write(checks: dict[str, CoordinateCheck], path: Path) -> None:
-    """The exponents as JSON, beside the picture."""
+def numbers(checks: dict[str, CoordinateCheck]) -> dict[str, Any]:
+    """What is written as JSON: the exponents."""
     exponents = {
         title: {
             name: {
@@ -155,10 +155,7 @@ def write(checks: dict[str, CoordinateCheck], path: Path) -> None:
         }
         for title, key, power, theory in ROWS
     }
-    found = {"widths": next(iter(checks.values())).widths, "exponents": exponents}
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    return {"widths": next(iter(checks.values())).widths, "exponents": exponents}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,10 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checks = measured(args)
     print(table(checks))
     figure, _ = plot_coordinates(checks, kinds=["kernel", "movement", "change"])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out)
-    write(checks, args.out.with_suffix(".json"))
-    print(f"\nThe picture is {args.out}, the numbers are in {args.out.with_suffix('.json')}")
+    save(figure, numbers(checks), args.out)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,6 @@ ROWS: dict[str, tuple[Callable[[int], nn.Module], Any, Any]] = {
     "a block of a transformer": (Block, TOKENS, None),
     "recurrent": (lambda n: Recurring(n, False, nonlinearity="erf"), TOKENS, None),
     "recurrent both ways": (lambda n: Recurring(n, False, nonlinearity="erf", bidirectional=True), TOKENS, None),
-    "ordinary dense": (*DEFAULT["mlp"], "torch"),
     "ordinary convolutions": (*DEFAULT["cnn"], "torch"),
     "mixed": (*DEFAULT["mixed"], "torch"),
 }  # fmt: skip

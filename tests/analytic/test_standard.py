@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ from small_nets import Plus, conv, dense
 from test_finite_networks import deviation
 from torch import Tensor, nn
 
-from torch_ntk import analytic_kernels, analytic_nngp, analytic_ntk, standard_init_
+from torch_ntk import (
+    analytic_kernels,
+    analytic_nngp,
+    analytic_ntk,
+    empirical_ntk,
+    standard_init_,
+)
 from torch_ntk.sampling import monte_carlo_kernel
 
 VECTORS = torch.randn(3, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -88,6 +95,22 @@ def test_a_pair_of_scales_is_what_standard_init_draws() -> None:
     sampled = monte_carlo_kernel(lambda: standard_init_(mlp(128), 1.3, 0.4), VECTORS, n_samples=30)
     assert deviation(sampled, limit, 128) < 3
     assert deviation(sampled, 1.2 * limit, 128) > 3
+
+
+@pytest.mark.slow
+def test_the_relative_error_falls_with_the_root_of_the_width() -> None:
+    """Of dense layers; the table of slopes has others, and only that their error falls."""
+    widths, errors = (64, 256, 1024), []
+    for n in widths:
+        limit = analytic_ntk(mlp(n), VECTORS, standard="torch")
+        squares = [
+            float((empirical_ntk(mlp(n), VECTORS, output="mean") - limit).square().sum())
+            for _ in range(80)
+        ]
+        errors.append(math.sqrt(sum(squares) / 80 / float(limit.square().sum())))
+    x, y = (torch.tensor(t, dtype=torch.float64).log() for t in (widths, errors))
+    x = x - x.mean()
+    assert abs(float((x @ y) / (x @ x)) + 0.5) < 0.1, errors
 
 
 def test_scales_by_the_names_of_modules() -> None:

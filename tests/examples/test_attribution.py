@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "attribution.py"
@@ -28,22 +28,3 @@ def test_margins_fall_without_what_they_rest_on(
     with Image.open(picture) as image:
         assert min(image.size) > 500
         assert len(set(image.convert("L").tobytes())) > 50
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--images", "0"), "must be at least 1"),
-        (("--remove", "1000"), "must be less than --train"),
-        (("--train", "5000"), "there are 1797 digits"),
-    ],
-)
-def test_bad_arguments(
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    error = end_of(SCRIPT, monkeypatch, *arguments)
-    assert isinstance(error, SystemExit)
-    assert text in capsys.readouterr().err + str(error)

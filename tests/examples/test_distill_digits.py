@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distill_digits.py"
@@ -26,9 +26,3 @@ def test_distilled_images_teach_more_than_real_ones(
     with Image.open(picture) as image:
         assert min(image.size) > 600
         assert len(set(image.convert("L").tobytes())) > 50
-
-
-def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    error = end_of(SCRIPT, monkeypatch, "--train", "5000")
-    assert isinstance(error, SystemExit)
-    assert "there are 1797 digits" in capsys.readouterr().err + str(error)

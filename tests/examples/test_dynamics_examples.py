@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -43,20 +43,3 @@ def test_the_wide_network_does_what_was_predicted(
     with Image.open(picture) as image:
         assert min(image.size) > 600
         assert len(set(image.convert("L").tobytes())) > 50
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [(("--steps", "0"), "must be at least 1"), (("--train", "5000"), "there are 1797 digits")],
-    ids=["steps", "train"],
-)
-def test_bad_arguments(
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    error = end_of(EXAMPLES / SCRIPTS[0], monkeypatch, *arguments)
-    assert isinstance(error, SystemExit)
-    assert error.code not in (None, 0)
-    assert text in capsys.readouterr().err + str(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -53,22 +53,3 @@ def test_smooth_networks_leave_their_kernel_less_than_the_bound_allows(
     assert smooth["gap"]["expected"] == smooth["kernel"]["expected"] == -1.0
     assert max(found["loss_left"].values()) < 1e-3
     assert f"{smooth['kernel']['measured']:+.2f}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("script", "arguments", "text"),
-    [
-        ("kernel_at_init.py", ("--widths", "8"), "at least 2"),
-        ("kernel_at_init.py", ("--depths", "1"), "a single layer has no width"),
-        ("kernel_in_training.py", ("--seeds", "1"), "at least 2"),
-    ],
-)
-def test_bad_arguments(
-    script: str,
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert isinstance(end_of(EXAMPLES / script, monkeypatch, *arguments), SystemExit)
-    assert text in capsys.readouterr().err

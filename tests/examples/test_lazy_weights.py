@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "lazy_weights.py"
@@ -30,16 +30,3 @@ def test_weights_move_less_in_wide_networks(
     assert names == ["out.gif", "out.json", "out.png"]
     with Image.open(picture.with_suffix(".gif")) as moving:
         assert moving.n_frames > 8
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"), [(("--widths", "8"), "at least 2"), (("--frames", "1"), "at least 2")]
-)
-def test_bad_arguments(
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert isinstance(end_of(SCRIPT, monkeypatch, *arguments), SystemExit)
-    assert text in capsys.readouterr().err

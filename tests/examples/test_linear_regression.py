@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "linear_regression.py"
@@ -29,21 +29,3 @@ def test_flow_and_steps_are_those_of_the_closed_form(
     assert [path.name for path in sorted(picture.parent.iterdir())] == ["out.json", "out.png"]
     with Image.open(picture) as image:
         assert min(image.size) > 400
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--rates", "0.1"), "at least two"),
-        (("--rates", "0.1", "2"), "between 0 and 1"),
-        (("--samples", "1"), "at least 2"),
-    ],
-)
-def test_bad_arguments(
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert isinstance(end_of(SCRIPT, monkeypatch, *arguments), SystemExit)
-    assert text in capsys.readouterr().err

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "ntk_predicts_network.py"
@@ -27,20 +27,3 @@ def test_networks_come_to_the_prediction(
     assert f"s^{found['floor']['measured']:.2f}" in capsys.readouterr().out
     with Image.open(picture) as image:
         assert min(image.size) > 400
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--scales", "1"), "at least two positive"),
-        (("--widths", "8"), "at least 2"),
-    ],
-)
-def test_bad_arguments(
-    arguments: tuple[str, ...],
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert isinstance(end_of(SCRIPT, monkeypatch, *arguments), SystemExit)
-    assert text in capsys.readouterr().err

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from example_runs import end_of, run
+from example_runs import run
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "parameterizations.py"
@@ -28,8 +28,3 @@ def test_exponents_are_those_of_theory(
     assert all(name in out for name in exponents)
     with Image.open(picture) as image:
         assert min(image.size) > 600
-
-
-def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(end_of(SCRIPT, monkeypatch, "--widths", "8"), SystemExit)
-    assert "at least 2" in capsys.readouterr().err

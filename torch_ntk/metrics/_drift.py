@@ -128,8 +128,9 @@ def param_drift(
     """The relative distance that the parameters have moved, ‖θ_t - θ_0‖ / ‖θ_0‖.
 
     The norm is the Euclidean one over all parameters together. In the lazy regime it falls with
-    the width as 1/√n while the function still moves by O(1) (Chizat, Oyallon and Bach 2019, "On
-    lazy training in differentiable programming").
+    the width n while the function still moves by O(1): as 1/√n of networks with one hidden layer,
+    and as 1/n where weights between hidden layers, n² of them, make most of ‖θ_0‖ (Chizat, Oyallon
+    and Bach 2019, "On lazy training in differentiable programming").
 
     `params_0` must be a copy from the start: `dict(model.named_parameters())` holds the live
     parameters, which an optimizer changes in place, so their drift from themselves is always 0.
