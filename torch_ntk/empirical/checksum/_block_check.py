@@ -374,7 +374,8 @@ def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
             f"{n}.{name}".lstrip(".")
             for n, m in module.named_modules()
             for name, value in vars(m).items()
-            if attributes[n].get(name, value) is not value and not name.startswith(_FLAT)
+            if attributes[n].get(name, value) is not value
+            and not (isinstance(m, torch.nn.RNNBase) and name.startswith(_FLAT))
         ]
         after_evaluation(module)
     written = [n for n, b in buffers.items() if not torch.equal(b, plain.fixed[n])]
