@@ -149,6 +149,16 @@ def test_functions_of_positions(name: str) -> None:
             torch.testing.assert_close(kernel, wanted, rtol=1e-11, atol=1e-12)
         itself = analytic_nngp(net, x1), analytic_nngp(net, x1, x1.clone())
         torch.testing.assert_close(*itself, rtol=1e-11, atol=1e-12)
+        if name == "channels":
+            continue
+        # And by tensor operations, with derivatives by the inputs.
+        leaf = x1.clone().requires_grad_()
+        right = after(function(leaf)).flatten(1) @ two.T / one.shape[1]
+        both = analytic_ntk(net, leaf, x2), right
+        torch.testing.assert_close(*both, rtol=1e-11, atol=1e-12)
+        weights = torch.randn_like(wanted)
+        slopes = [torch.autograd.grad((k * weights).sum(), leaf)[0] for k in both]
+        torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-12)
 
 
 class Graph(nn.Module):
