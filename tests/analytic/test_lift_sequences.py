@@ -25,20 +25,24 @@ PHI = {"relu": nn.ReLU(), "erf": Erf(), "tanh": nn.Tanh()}
 class Attending(nn.Module):
     """Embedded tokens with encodings of positions, attention, ReLU, a mean and a readout."""
 
-    def __init__(self, n: int, heads: int = 1, masked: bool = False, **options: Any) -> None:
+    def __init__(self, n: int, heads: int = 1, of: str = "encoded", **options: Any) -> None:
         super().__init__()
         self.embed = dense(3, n, 1.1, 0.2)
-        self.attention = NTKSelfAttention(n, n, num_heads=heads, **SIGMAS, **options, **DOUBLE)
+        features = 3 if of == "inputs" else n
+        options = {"num_heads": heads, **SIGMAS, **options, **DOUBLE}
+        self.attention = NTKSelfAttention(features, n, **options)
         self.readout = dense(n, n, 1.0, 0.0)
         generator = torch.Generator().manual_seed(3)
         # Of one covariance for all widths.
         encodings = torch.randn(1, LENGTH, 4, generator=generator, **DOUBLE)
         self.register_buffer("encodings", encodings.repeat(1, 1, n // 4))
-        self.masked = masked
+        self.of = of
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        h = torch.relu(self.embed(x)) if self.masked else self.embed(x) + self.encodings
-        looked = self.attention(h, mask) if self.masked else self.attention(h)
+        if self.of == "encoded":
+            looked = self.attention(self.embed(x) + self.encodings)
+        else:
+            looked = self.attention(x if self.of == "inputs" else torch.relu(self.embed(x)), mask)
         return self.readout(torch.relu(looked).mean(1))
 
 
@@ -166,18 +170,21 @@ def check(got: Any, wanted: Both, rows: int, tolerance: float = 1e-10) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention(options: dict[str, Any], masked: bool) -> None:
-    net = Attending(4, masked=masked, **options)
+@pytest.mark.parametrize("of", ["encoded", "masked", "inputs"])
+def test_attention(options: dict[str, Any], of: str) -> None:
+    net = Attending(4, of=of, head_dim=5 if of == "inputs" else None, **options)
     x1, x2 = sequences(3), sequences(2, 1)
     x = torch.cat([x1, x2])
     keep = torch.ones(5, LENGTH, **DOUBLE)
     k, t = embedded(x)
-    if masked:
+    if of != "encoded":
         keep[1, 2:] = keep[3, 0] = 0
         k, t = through(nn.ReLU(), k, t)
         mask = keep == 0
         batches: Any = (x1, mask[:3]), (x2, mask[3:])
+        if of == "inputs":
+            k = torch.einsum("nsc,mtc->nsmt", x, x) / 3
+            t = torch.zeros_like(k)
     else:
         p = net.encodings[0]
         k = k + (p @ p.T / 4)[None, :, None]
@@ -231,7 +238,18 @@ def many_heads(n: int) -> nn.Module:
     return Attending(n, n // 4, attention="identity", scaling="sqrt")
 
 
-@pytest.mark.parametrize(("build", "draws"), [(tied, 40), (many_heads, 60)])
+def of_inputs(n: int) -> nn.Module:
+    return Attending(n, 2, "inputs", head_dim=n)
+
+
+def many_heads_of_inputs(n: int) -> nn.Module:
+    options = {"head_dim": 4, "attention": "identity", "scaling": "sqrt"}
+    return Attending(n, n // 2, "inputs", **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "draws"), [(tied, 40), (many_heads, 60), (of_inputs, 30), (many_heads_of_inputs, 60)]
+)
 def test_finite_attention(build: Callable[[int], nn.Module], draws: int) -> None:
     finite(build, 256, draws, (sequences(2), sequences(2, 1)))
 
@@ -334,7 +352,10 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         after_embedding(attention(scaling="sqrt"), lambda m, h: m(h)),
         r"scaling='sqrt' and attention='softmax' at 'layer'.*stay random.*scaling='linear'",
     ),
-    "inputs": (nn.Sequential(NTKSelfAttention(3, 4, **DOUBLE)), "on the inputs .*NTKLinear"),
+    "inputs": (
+        nn.Sequential(NTKSelfAttention(3, 4, **DOUBLE)),
+        r"on the inputs .* at '0'.*do not grow.*head_dim=.*NTKLinear",
+    ),
     "two axes of positions": (
         after_embedding(attention(), lambda m, h: m(h.unflatten(1, (2, 2)))),
         r"on samples of shape \(2, 2, 4\) at 'layer'.*needs \[N, T, C\].*transpose",

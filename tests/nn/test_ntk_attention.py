@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "relu": {"attention": "relu", "bias": True, "sigma_b": 0.3},
     "abs": {"attention": "abs", "num_heads": 6},
     "usual": {"scaling": "sqrt", "num_heads": 2, "bias": True},
+    "small heads": {"num_heads": 4, "head_dim": 2},
+    "wide heads": {"num_heads": 2, "head_dim": 5, "scaling": "sqrt"},
 }
 ZETA = {
     "softmax": lambda g: g.exp() / g.exp().sum(-1, keepdim=True),
@@ -42,7 +44,7 @@ def batch(n: int = 3) -> Tensor:
 
 def by_hand(layer: NTKSelfAttention, x: Tensor) -> Tensor:
     """One sample `[T, C]`, head by head."""
-    d = 6 // layer.num_heads
+    d = layer.head_dim or 6 // layer.num_heads
     power = 1.0 if layer.scaling == "linear" else 0.5
     query_weight = layer.key_weight if layer.query_weight is None else layer.query_weight
     heads = []
@@ -57,7 +59,7 @@ def by_hand(layer: NTKSelfAttention, x: Tensor) -> Tensor:
             )
         )
         heads.append(ZETA[layer.attention](q @ k.T / d**power) @ v)
-    y = layer.sigma_out / math.sqrt(6) * torch.cat(heads, 1) @ layer.out_weight.T
+    y = torch.cat(heads, 1) @ layer.out_weight.T * layer.sigma_out / math.sqrt(len(heads) * d)
     return y if layer.bias is None else y + layer.sigma_b * layer.bias
 
 
@@ -124,9 +126,10 @@ def test_tools(layer: NTKSelfAttention) -> None:
 
 
 def test_parameter_groups_move_it_as_the_layer_with_scaled_weights(layer: NTKSelfAttention) -> None:
-    """With sigmas of √C the factors are 1: the standard parameterization."""
-    options = {name: getattr(layer, name) for name in ("num_heads", "attention", "scaling")}
-    ones = dict.fromkeys(SIGMAS, 6**0.5)
+    """With sigmas of the root of the fan-in the factors are 1: the standard parameterization."""
+    names = ("num_heads", "head_dim", "attention", "scaling")
+    options = {name: getattr(layer, name) for name in names}
+    ones = {**dict.fromkeys(SIGMAS, 6**0.5), "sigma_out": layer.out_weight.shape[1] ** 0.5}
     twin = NTKSelfAttention(
         6, 4, **options, **ones, bias=layer.bias is not None, sigma_b=1.0, dtype=torch.float64
     )
@@ -158,7 +161,8 @@ def test_conversions_know_it() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"num_heads": 4}, ValueError, "`num_heads` must be a divisor of embed_dim, 6; got 4"),
+        ({"num_heads": 4}, ValueError, "`num_heads` must be a divisor.* 6; got 4.*head_dim="),
+        ({"head_dim": 0}, ValueError, "`head_dim`"),
         ({"attention": "tanh"}, ValueError, "`attention` must be one of 'softmax', 'identity'"),
         ({"scaling": "none"}, ValueError, "`scaling` must be one of 'linear', 'sqrt'"),
         ({"sigma_query": 0.0}, ValueError, "`sigma_query` must be a finite number greater"),

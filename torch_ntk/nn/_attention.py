@@ -30,13 +30,14 @@ SCALINGS = ("linear", "sqrt")
 class NTKSelfAttention(nn.Module):
     r"""Self-attention in NTK parameterization, with a limit of infinite width.
 
-    With `C = embed_dim`, H heads of size `d = C / H` and `W ~ N(0, 1)`, the head h computes
+    With `C = embed_dim`, H heads of size d, which is `C / H` by default, and `W ~ N(0, 1)`, the
+    head h computes
 
         Q = sigma_query/√C · x W_Qᵀ,    K = sigma_key/√C · x W_Kᵀ,    V = sigma_value/√C · x W_Vᵀ
         A = ζ(Q Kᵀ / d)                 for scaling="linear", where W_Q = W_K
         A = ζ(Q Kᵀ / √d)                for scaling="sqrt"
 
-    and the layer `sigma_out/√C · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The function ζ of the
+    and the layer `sigma_out/√(H d) · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The function ζ of the
     attention is the softmax over the positions that are looked at, or the identity, ReLU or
     absolute value of each entry.
 
@@ -52,7 +53,9 @@ class NTKSelfAttention(nn.Module):
     Args:
         embed_dim: C, features of the input at each position.
         out_dim: Features of the output.
-        num_heads: H, a divisor of C.
+        num_heads: H; without `head_dim` a divisor of C.
+        head_dim: d. Of inputs, whose number of features is fixed, it is the width that grows, and
+            `analytic_ntk` needs it there.
         attention: ζ: `"softmax"`, `"identity"`, `"relu"` or `"abs"`.
         scaling: `"linear"` or `"sqrt"`.
         sigma_query: Scale of the queries; above 0, as the next three.
@@ -65,10 +68,10 @@ class NTKSelfAttention(nn.Module):
         dtype: Type of the parameters, real floating-point.
 
     Attributes:
-        query_weight: `[C, C]`; None with linear scaling, where it is the key's.
-        key_weight: `[C, C]`, the rows of head h from `h·d` on.
-        value_weight: `[C, C]`, likewise.
-        out_weight: `[out_dim, C]`.
+        query_weight: `[H d, C]`; None with linear scaling, where it is the key's.
+        key_weight: `[H d, C]`, the rows of head h from `h·d` on.
+        value_weight: `[H d, C]`, likewise.
+        out_weight: `[out_dim, H d]`.
         bias: `[out_dim]`, or None.
 
     Shape:
@@ -78,7 +81,7 @@ class NTKSelfAttention(nn.Module):
     Raises:
         TypeError: An argument is of the wrong kind.
         ValueError: An argument is out of its range or no choice, or `num_heads` does not divide
-            `embed_dim`.
+            `embed_dim` and there is no `head_dim`.
 
     Example:
         >>> layer = NTKSelfAttention(8, 5, num_heads=2, sigma_out=1.5)
@@ -96,6 +99,7 @@ class NTKSelfAttention(nn.Module):
         out_dim: int,
         *,
         num_heads: int = 1,
+        head_dim: int | None = None,
         attention: Literal["softmax", "identity", "relu", "abs"] = "softmax",
         scaling: Literal["linear", "sqrt"] = "linear",
         sigma_query: float = 1.0,
@@ -112,8 +116,14 @@ class NTKSelfAttention(nn.Module):
         self.embed_dim = check_size("embed_dim", embed_dim, 1)
         self.out_dim = check_size("out_dim", out_dim)
         self.num_heads = check_size("num_heads", num_heads, 1)
-        if embed_dim % num_heads:
-            raise value_error("num_heads", f"a divisor of embed_dim, {embed_dim}", num_heads)
+        self.head_dim = None if head_dim is None else check_size("head_dim", head_dim, 1)
+        if head_dim is None and embed_dim % num_heads:
+            raise value_error(
+                "num_heads",
+                f"a divisor of embed_dim, {embed_dim}",
+                num_heads,
+                "Or give the size of a head, head_dim=.",
+            )
         self.attention = check_choice("attention", attention, ATTENTIONS)
         self.scaling = check_choice("scaling", scaling, SCALINGS)
         self.sigma_query = check_sigma_w(sigma_query, "sigma_query")
@@ -127,10 +137,11 @@ class NTKSelfAttention(nn.Module):
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
         tied = scaling == "linear"
-        self.register_parameter("query_weight", None if tied else parameter(embed_dim, embed_dim))
-        self.key_weight = parameter(embed_dim, embed_dim)
-        self.value_weight = parameter(embed_dim, embed_dim)
-        self.out_weight = parameter(out_dim, embed_dim)
+        inner = embed_dim if head_dim is None else num_heads * head_dim
+        self.register_parameter("query_weight", None if tied else parameter(inner, embed_dim))
+        self.key_weight = parameter(inner, embed_dim)
+        self.value_weight = parameter(inner, embed_dim)
+        self.out_weight = parameter(out_dim, inner)
         self.register_parameter("bias", parameter(out_dim) if bias else None)
         self.reset_parameters()
 
@@ -145,10 +156,10 @@ class NTKSelfAttention(nn.Module):
             "query_weight": self.sigma_query,
             "key_weight": tied if self.query_weight is None else self.sigma_key,
             "value_weight": self.sigma_value,
-            "out_weight": self.sigma_out,
         }
         scales = {name: weight_scale(sigma, self.embed_dim) for name, sigma in sigmas.items()}
-        return {**scales, "bias": self.sigma_b}
+        out = weight_scale(self.sigma_out, self.out_weight.shape[1])
+        return {**scales, "out_weight": out, "bias": self.sigma_b}
 
     def reset_parameters(self) -> None:
         """Draw every weight and bias anew from N(0, 1)."""
@@ -164,11 +175,12 @@ class NTKSelfAttention(nn.Module):
         else:
             queries = self._heads(input, query_weight, self.sigma_query)
         values = self._heads(input, self.value_weight, self.sigma_value)
-        size = self.embed_dim // self.num_heads
+        head_dim = self.head_dim
+        size = self.embed_dim // self.num_heads if head_dim is None else head_dim
         norm = float(size) if self.scaling == "linear" else math.sqrt(size)
         looked = self._looked((queries / norm) @ keys.transpose(-2, -1), key_padding_mask)
         heads = (looked @ values).transpose(-3, -2).flatten(-2)
-        scale, bias = weight_scale(self.sigma_out, self.embed_dim), self.bias
+        scale, bias = weight_scale(self.sigma_out, self.num_heads * size), self.bias
         if sums_in_float16(self.out_weight):
             output = F.linear(heads, self.out_weight * scale)
             return scale_and_shift(output, 1.0, bias, self.sigma_b)
@@ -201,8 +213,9 @@ class NTKSelfAttention(nn.Module):
         """The arguments, and the scales."""
         scales = ("query", "key", "value", "out")
         sigmas = ", ".join(f"sigma_{n}={getattr(self, f'sigma_{n}'):g}" for n in scales)
+        size = "" if self.head_dim is None else f"head_dim={self.head_dim}, "
         bias = "" if self.bias is None else f", bias=True, sigma_b={self.sigma_b:g}"
         return (
-            f"{self.embed_dim}, {self.out_dim}, num_heads={self.num_heads}, "
+            f"{self.embed_dim}, {self.out_dim}, num_heads={self.num_heads}, {size}"
             f"attention={self.attention!r}, scaling={self.scaling!r}, {sigmas}{bias}"
         )

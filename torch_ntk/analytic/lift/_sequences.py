@@ -23,12 +23,12 @@ def self_attention(
     """`NTKSelfAttention`, with widths to infinity and, for the scaling by the root, heads too."""
     what = f"NTKSelfAttention({module.embed_dim}, {module.out_dim}, …)"
     shape = _sequence(b, what, x, module.embed_dim)
-    if isinstance(x, Data):
+    if isinstance(x, Data) and module.head_dim is None:
         raise b.refusal(
             f"{what} on the inputs themselves",
-            "Its keys and queries have as many features as its input, and so many that their "
-            "products do not depend on the draw only where that grows with the width.",
-            "Put an NTKLinear before it.",
+            "Its heads have as many features as the inputs, which do not grow with the width, so "
+            "where it looks stays random and the outputs are no Gaussian values.",
+            "Give the size of its heads, head_dim=, or put an NTKLinear before it.",
         )
     if module.scaling == "sqrt" and module.attention != "identity":
         raise b.refusal(
@@ -38,7 +38,7 @@ def self_attention(
             "infinitely many heads has no closed form.",
             "Use scaling='linear', which ties keys and queries, or attention='identity'.",
         )
-    v = b.value(x, what)
+    v = b.value(x, what, axis=1)
     mask = () if key_padding_mask is None else (_mask(b, what, key_padding_mask, shape[0]),)
     looking = module.sigma_query**2 * module.sigma_key**2
     values = module.sigma_value**2 * module.sigma_out**2
