@@ -37,8 +37,8 @@ class NTKSelfAttention(nn.Module):
         A = ζ(Q Kᵀ / d)                 for scaling="linear", where W_Q = W_K
         A = ζ(Q Kᵀ / √d)                for scaling="sqrt"
 
-    and the layer `sigma_out/√(H d) · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The function ζ of the
-    attention is the softmax over the positions that are looked at, or the identity, ReLU or
+    and the layer `sigma_out/√(H d) · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The function ζ of
+    the attention is the softmax over the positions that are looked at, or the identity, ReLU or
     absolute value of each entry.
 
     - `scaling="linear"`: as the width grows, `Q Kᵀ / d` becomes the covariance of the features of
