@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch_ntk import NTKLinear, analytic_kernels, analytic_ntk
 from torch_ntk.sampling import MonteCarloKernel, monte_carlo_kernel
 
-WIDTH = 128
+WIDTH = 64
 # Where most of the noise is divided out, what is left of a finite width shows more.
-WIDER = {"group_norm_affine": 256}
+WIDER = {"group_norm_affine": 128}
 # A kernel needs many outputs to have little noise for the covariance, but few for Θ.
 DRAWS, OUTPUTS = {"nngp": 100, "ntk": 30}, {"nngp": None, "ntk": 4}
 FINITE = [net for net in NETS if net.finite]
