@@ -17,7 +17,7 @@ from torch import nn
 
 from torch_ntk import NTKLinear
 
-NETWORKS = 60  # which take about two minutes where no loop has been compiled yet
+NETWORKS = 40  # which take more than a minute where no loop has been compiled yet
 
 
 def _attack() -> ModuleType:
