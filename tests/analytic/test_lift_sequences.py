@@ -11,6 +11,7 @@ from covariance_oracle import dual
 from small_nets import dense
 from test_finite_networks import deviation, with_outputs
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from torch_ntk import NTKRNN, Erf, NTKSelfAttention, analytic_kernels, analytic_ntk
 from torch_ntk.sampling import monte_carlo_kernel
@@ -400,6 +401,32 @@ def test_refusals(name: str) -> None:
     net, words = REFUSED[name]
     with pytest.raises(ValueError, match=rf"(?s)`model` must be.*{words}"):
         analytic_ntk(net, sequences(2))
+
+
+class Lengths(Recurring):
+    """Sequences of several lengths, packed, and the last state of each."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.embed(x).relu(), lengths, True, enforce_sorted=False)
+        return self.readout(self.rnn(packed)[1][-1])
+
+
+class EndsOfPadded(Recurring):
+    """The same, as it is read."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        ends = torch.arange(LENGTH) == lengths[:, None] - 1
+        outputs, _ = self.rnn(self.embed(x).relu())
+        return self.readout((outputs * ends[..., None]).sum(1))
+
+
+def test_packed_sequences_are_read_padded() -> None:
+    batches = (sequences(2), torch.tensor([2, 4])), (sequences(2, 1), torch.tensor([3, 1]))
+    finite(lambda n: (EndsOfPadded if n == 8 else Lengths)(n, nonlinearity="erf"), 256, 30, batches)
+    with pytest.raises(
+        TypeError, match=r"(?s)of padded sequences; got a Lengths.*mask \[N, T, 1\]"
+    ):
+        analytic_ntk(Lengths(4), batches[0])
 
 
 class Block(nn.Module):

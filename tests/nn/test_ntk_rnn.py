@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from torch_ntk import NTKRNN, empirical_ntk, ntk_param_groups, ntk_parameterize
 from torch_ntk import standard_init_ as standard_init
@@ -70,6 +71,72 @@ def test_erf() -> None:
         z = z + h @ layer.weight_hh_l0.T * 1.3 / math.sqrt(5)
         h = torch.erf(z + 0.4 / math.sqrt(2) * (layer.bias_ih_l0 + layer.bias_hh_l0))
     torch.testing.assert_close(layer(x)[1][0], h, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sorted_already", [True, False])
+def test_packed_sequences(twins: tuple[NTKRNN, nn.RNN], sorted_already: bool) -> None:
+    layer, twin = twins
+    lengths = [4, 3, 3, 1] if sorted_already else [3, 1, 4, 3]
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
+    packed = pack_sequence(sequences, sorted_already)
+    start = torch.randn(layer.num_layers * (1 + layer.bidirectional), 4, 5, dtype=torch.float64)
+    for arguments in ((packed,), (packed, start)):
+        (outputs, ends), (wanted, wanted_ends) = layer(*arguments), twin(*arguments)
+        torch.testing.assert_close(outputs.data, wanted.data, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ends, wanted_ends, rtol=1e-12, atol=1e-12)
+        found, right = pad_packed_sequence(outputs), pad_packed_sequence(wanted)
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    # And one by one, as no other library has it.
+    alone = layer(sequences[0][None] if layer.batch_first else sequences[0][:, None])[1]
+    torch.testing.assert_close(layer(packed)[1][:, :1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_scripts(twins: tuple[NTKRNN, nn.RNN]) -> None:
+    for layer in (twins[0], ntk_parameterize(twins[1], mode="preserve")):
+        scripted = torch.jit.script(layer)
+        x = torch.randn(4, 4, 3, dtype=torch.float64)
+        start = torch.randn(layer.num_layers * (1 + layer.bidirectional), 4, 5, dtype=torch.float64)
+        for arguments in ((x,), (x, start), (x[:, 0], start[:, 0])):
+            for a, b in zip(scripted(*arguments), layer(*arguments), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        slopes = [
+            torch.autograd.grad(m(x)[0].square().sum(), list(m.parameters()))
+            for m in (scripted, layer)
+        ]
+        torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-11)
+
+
+class Lengths(nn.Module):
+    """The last states of padded sequences, which it packs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = NTKRNN(3, 5, bidirectional=True, batch_first=True, **SCALES)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return torch.cat(list(self.rnn(packed)[1]), 1)
+
+
+def test_empirical_kernels_of_packed_sequences() -> None:
+    net, lengths = Lengths(), torch.tensor([2, 4, 1])
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    rows = []
+    for sample, length in zip(x, lengths, strict=True):  # each sequence alone, not packed
+        outputs = net.rnn(sample[None, :length])[1].flatten()
+        slopes = (
+            torch.autograd.grad(
+                y, list(net.parameters()), retain_graph=True, materialize_grads=True
+            )
+            for y in outputs
+        )
+        rows.append(torch.stack([torch.cat([s.flatten() for s in slope]) for slope in slopes]))
+    j = torch.stack(rows)
+    wanted = torch.einsum("nip,mjp->nmij", j, j)
+    for method in ("structured", "vector_product", "jacobian"):
+        got = empirical_ntk(net, (x, lengths), method=method)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 class Last(nn.Module):
@@ -152,9 +219,10 @@ def test_refused_arguments(options: dict[str, Any], error: type[Exception], word
 
 def test_refused_inputs() -> None:
     layer = NTKRNN(3, 4)
-    packed = nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
-    with pytest.raises(TypeError, match=r"`input` must be a tensor.*pad_packed_sequence"):
-        layer(packed)
+    with pytest.raises(ValueError, match="`input` must be packed from features of 3"):
+        layer(pack_sequence([torch.zeros(2, 4)]))
+    with pytest.raises(ValueError, match=r"`hx` must be of shape \(1, 1, 4\)"):
+        layer(pack_sequence([torch.zeros(2, 3)]), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match=r"`input` must be of shape \[T, N, 3\]"):
         layer(torch.zeros(2, 5, 4))
     with pytest.raises(ValueError, match=r"`hx` must be of shape \(1, 5, 4\)"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._checks import check_choice, type_error, value_error
+from .._checks import check_choice, value_error
 from ._scaled_conv import Device
 from ._scaling import (
     check_dtype,
@@ -24,11 +23,7 @@ from ._scaling import (
     weight_scale,
 )
 
-NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "erf": torch.erf,
-}
+NONLINEARITIES = ("tanh", "relu", "erf")
 
 
 class NTKRNN(nn.RNN):
@@ -67,10 +62,11 @@ class NTKRNN(nn.RNN):
         `[T, N, m]`, or `[N, T, m]` with `batch_first`, or `[T, m]`; and the hidden states at the
         start `[layers · directions, N, n]`, 0 without. Returns the outputs of the last layer at all
         times, `[T, N, directions · n]` or as the input, and the last hidden state of every layer
-        and direction, `[layers · directions, N, n]`.
+        and direction, `[layers · directions, N, n]`. A `PackedSequence` becomes one of outputs, and
+        each last state is that of the sequence's own end.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or the input is a `PackedSequence`.
+        TypeError: An argument is of the wrong kind.
         ValueError: An argument is out of its range, or an input has the wrong shape.
 
     Example:
@@ -102,7 +98,7 @@ class NTKRNN(nn.RNN):
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
         sigma_u = check_sigma_w(sigma_u, "sigma_u")
         check_dtype(dtype)
-        check_choice("nonlinearity", nonlinearity, tuple(NONLINEARITIES))
+        check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
         init: Any = super().__init__
         init(
             check_size("input_size", input_size, 1),
@@ -129,65 +125,127 @@ class NTKRNN(nn.RNN):
         for parameter in self.parameters(recurse=False):
             draw_normal_(parameter)
 
-    def forward(  # type: ignore[override]  # of no PackedSequence
+    def forward(  # type: ignore[override]
         self, input: Tensor, hx: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The outputs at all times, and the last hidden states."""
-        self._check_input(input, hx)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            given: object = input
+            if isinstance(given, PackedSequence):
+                return self._packed(given, hx)  # type: ignore[no-any-return]
+            self._check_input(input, hx)
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
         x = x.transpose(0, 1) if batched and self.batch_first else x
-        starts: list[Tensor | None] = [None for _ in range(2 * self.num_layers)]
-        if hx is not None:
-            starts = list((hx if batched else hx.unsqueeze(1)).unbind())
-        directions = ("", "_reverse") if self.bidirectional else ("",)
-        ends: list[Tensor] = []
-        for layer in range(self.num_layers):
-            if layer > 0:
-                x = F.dropout(x, self.dropout, self.training)
-            outputs = []
-            for direction in directions:
-                states = self._through(x, starts[len(ends)], f"l{layer}{direction}")
-                ends.append(states[-1])
-                outputs.append(torch.stack(states[::-1] if direction else states))
-            x = torch.cat(outputs, -1)
-        output, last = x, torch.stack(ends)
+        if hx is not None and not batched:
+            hx = hx.unsqueeze(1)
+        output, last = self._layers(x, hx, None)
         if not batched:
             return output.squeeze(1), last.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), last
 
-    def _through(self, x: Tensor, start: Tensor | None, suffix: str) -> list[Tensor]:
-        """The hidden states `[N, n]` in the order in which they are reached."""
-        scales = self.parameter_scales()
-        weight, name = getattr(self, f"weight_hh_{suffix}"), f"weight_hh_{suffix}"
-        driven = _scaled(x, getattr(self, f"weight_ih_{suffix}"), scales[f"weight_ih_{suffix}"])
-        if self.bias:
-            for bias in (f"bias_ih_{suffix}", f"bias_hh_{suffix}"):
-                driven = driven + (getattr(self, bias) * scales[bias]).to(driven.dtype)
-        times = driven.unbind()
-        phi = NONLINEARITIES[self.nonlinearity]
-        h, states = start, []
-        for z in reversed(times) if suffix.endswith("_reverse") else times:
-            h = phi(z if h is None else z + _scaled(h, weight, scales[name]))
-            states.append(h)
-        return states
+    @torch.jit.unused
+    def _packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
+        """The same of sequences of several lengths, the longest first, as `nn.RNN` takes them."""
+        data, sizes, order, back = packed
+        self._check_states(hx, (int(sizes[0]),))
+        if hx is not None and order is not None:
+            hx = hx.index_select(1, order)
+        if data.dim() != 2 or data.shape[1] != self.input_size:
+            raise value_error("input", f"packed from features of {self.input_size}", data)
+        outputs, last = self._layers(data, hx, sizes.tolist())
+        if back is not None:
+            last = last.index_select(1, back)
+        return PackedSequence(outputs, sizes, order, back), last
 
+    def _layers(
+        self, x: Tensor, hx: Tensor | None, sizes: list[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """All layers: outputs, and the last hidden states `[layers · directions, N, n]`.
+
+        Args:
+            x: `[T, N, m]`, or with `sizes` the samples of one time after those of another.
+            hx: The hidden states at the start.
+            sizes: How many samples each time has, which never become more.
+        """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
+        else:  # the list is of other tensors under functional_call
+            weights = [getattr(self, name) for name in self._flat_weights_names]
+        directions = 2 if self.bidirectional else 1
+        count = len(weights) // (directions * self.num_layers)
+        ends: list[Tensor] = []
+        for layer in range(self.num_layers):
+            if layer > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            outputs: list[Tensor] = []
+            for backwards in range(directions):
+                number = len(ends)
+                found, end = self._through(
+                    x,
+                    None if hx is None else hx[number],
+                    weights[number * count : (number + 1) * count],
+                    backwards == 1,
+                    sizes,
+                )
+                outputs.append(found)
+                ends.append(end)
+            x = torch.cat(outputs, -1)
+        return x, torch.stack(ends)
+
+    def _through(
+        self,
+        x: Tensor,
+        start: Tensor | None,
+        weights: list[Tensor],
+        backwards: bool,
+        sizes: list[int] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The hidden states of one direction of one layer, as x has them, and the last ones."""
+        driving, memory = weights[0], weights[1]
+        driven = _scaled(x, driving, weight_scale(self.sigma_u, driving.shape[1]))
+        for bias in weights[2:]:
+            driven = driven + (bias * (self.sigma_b / math.sqrt(2.0))).to(driven.dtype)
+        scale = weight_scale(self.sigma_w, memory.shape[1])
+        times = list(driven.unbind()) if sizes is None else list(torch.split(driven, sizes))
+        if backwards:
+            times = times[::-1]
+        h = start if start is None or sizes is None else start[: times[0].shape[0]]
+        states: list[Tensor] = []
+        ended: list[Tensor] = []
+        for z in times:
+            if h is not None:
+                if sizes is not None:
+                    before, now = h.shape[0], z.shape[0]
+                    if now < before:  # sequences that have ended
+                        ended.append(h[now:])
+                        h = h[:now]
+                    elif start is None:  # and backwards, those that begin
+                        h = F.pad(h, (0, 0, 0, now - before))
+                    else:
+                        h = torch.cat([h, start[before:now]])
+                z = z + _scaled(h, memory, scale)
+            h = nonlinear(self.nonlinearity, z)
+            states.append(h)
+        if backwards:
+            states = states[::-1]
+        ended.append(states[0] if backwards else states[-1])
+        last = torch.cat(ended[::-1])
+        return (torch.stack(states) if sizes is None else torch.cat(states)), last
+
+    @torch.jit.unused
     def _check_input(self, input: Tensor, hx: Tensor | None) -> None:
-        if isinstance(input, PackedSequence):
-            raise type_error(
-                "input",
-                "a tensor",
-                input,
-                "Pad the sequences, torch.nn.utils.rnn.pad_packed_sequence(input), and take the "
-                "outputs at the end of each.",
-            )
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or 0 in input.shape:
             raise value_error(
                 "input", f"of shape [T, N, {self.input_size}] or [T, {self.input_size}]", input
             )
+        samples = (input.shape[0 if self.batch_first else 1],) if input.dim() == 3 else ()
+        self._check_states(hx, samples)
+
+    @torch.jit.unused
+    def _check_states(self, hx: Tensor | None, samples: tuple[int, ...]) -> None:
         if hx is None:
             return
-        samples = (input.shape[0 if self.batch_first else 1],) if input.dim() == 3 else ()
         count = self.num_layers * (2 if self.bidirectional else 1)
         wanted = (count, *samples, self.hidden_size)
         if tuple(hx.shape) != wanted:
@@ -212,6 +270,13 @@ def rnn_scales(rnn: nn.RNN, sigma_w: float, sigma_u: float, sigma_b: float) -> d
             sigma = sigma_u if name.startswith("weight_ih") else sigma_w
             scales[name] = weight_scale(sigma, parameter.shape[1])
     return scales
+
+
+def nonlinear(name: str, z: Tensor) -> Tensor:
+    """φ of that name."""
+    if name == "relu":
+        return torch.relu(z)
+    return torch.erf(z) if name == "erf" else torch.tanh(z)
 
 
 def _scaled(x: Tensor, weight: Tensor, scale: float) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import rnn
 
 from ..._checks import type_error, value_error
 from ..._functional import Batch
@@ -89,6 +91,16 @@ def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
                 except failed:
                     raise error from None
     except failed as error:
+        places = traceback.extract_tb(error.__traceback__)
+        if any(place.filename == rnn.__file__ for place in places):
+            raise type_error(
+                "model",
+                "of padded sequences",
+                f"a {type(model).__name__} that packs or unpacks them",
+                "Give NTKRNN the padded sequences: what is after the end of one does not change "
+                "its outputs before. Multiply them by a known mask [N, T, 1], which for the "
+                "last state of each is 1 at its last time only, (outputs * ends).sum(1).",
+            ) from error
         raise type_error(
             "model",
             "traceable by torch.fx",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...activations import dual_activation
 from ...nn import NTKRNN, NTKSelfAttention
-from ...nn._rnn import NONLINEARITIES
+from ...nn._rnn import nonlinear
 from ..operations import ONE, Affine, Attention, AttentionWeights, ManyHeads, Recurrence, taps
 from ._arrange import rearranged
 from ._builder import Builder
@@ -112,7 +112,7 @@ def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str)
     a = module.sigma_w**2
     operation = Recurrence(dual_activation(name), a, a * _trained(memory), "reverse" in suffix)
     z = b.step(operation, (u,), layer=b.layer_of([memory]))
-    return activation(b, z, NONLINEARITIES[name], name)
+    return activation(b, z, partial(nonlinear, name), name)
 
 
 def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
