@@ -120,8 +120,9 @@ def test_kernels_of_every_kind() -> None:
         ),
     }
     ordinary = nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
-    standard = ("--model", "own:ordinary", "--standard", "lecun")
-    cases["e"] = (standard, analytic_ntk(ordinary, flat, standard="lecun"))
+    for name, text, scheme in (("e", "lecun", "lecun"), ("f", "1.3,0.2", (1.3, 0.2))):
+        standard = ("--model", "own:ordinary", "--standard", text)
+        cases[name] = (standard, analytic_ntk(ordinary, flat, standard=scheme))
     for name, (arguments, expected) in cases.items():
         kernel(*arguments, *data, store=name)
         kernel(*arguments, *data, store=name)  # also of a model that is drawn anew
@@ -214,9 +215,12 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in error.splitlines()[-1], arguments
         assert "Traceback" not in error
         assert Path("a").exists() == ("own:broken" in arguments), arguments
-    with pytest.raises(SystemExit) as stop:
-        main(["kernel", "--data", "digits"])
-    assert stop.value.code == 2
+    scales = ["--store", "a", "--model", "own:ordinary", "--data", "x.npy", "--standard"]
+    for wrong in ([], [*scales, "0,1"], [*scales, "1.4"], [*scales, "he"], [*scales, "nan,0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["kernel", *wrong])
+        assert stop.value.code == 2
+        assert ("no pair SIGMA_W,SIGMA_B" in capsys.readouterr().err) == bool(wrong)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -102,6 +102,13 @@ def test_flags_are_of_empirical_kernels(flag: str, kernel: Any) -> None:
         clone(model).set_params(**{flag: "yes"}).fit(X, [0, 1, 0, 1, 0, 1, 0])
 
 
+@pytest.mark.parametrize("kernel", ["mlp", "empirical", normalized(), lambda a, b=None: a @ a.T])
+def test_how_layers_are_drawn_is_of_analytic_kernels(kernel: Any) -> None:
+    model = NTKRegressor(kernel, network=normalized(), standard="torch")
+    with pytest.raises(ValueError, match="`standard` must be None for a kernel that is not"):
+        model.fit(X, Y)
+
+
 def test_batch_norm_in_training_asks_for_coupled() -> None:
     with pytest.raises(ValueError, match="coupled=True"):
         NTKRegressor(normalized().train(), training=True).fit(X, Y)

@@ -57,6 +57,9 @@ def test_images_and_networks() -> None:
     net = nn.Sequential(NTKLinear(16, 5), nn.Tanh(), NTKLinear(5, 1))
     lifted = NTKKernel(net)
     assert torch.equal(lifted(X1, X2).to_dense(), analytic_ntk(net, X1, X2))
+    plain = nn.Sequential(nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 1))
+    wanted = analytic_ntk(plain, X1, X2, standard="torch")
+    assert torch.equal(NTKKernel(plain, standard="torch")(X1, X2).to_dense(), wanted)
     assert list(lifted.parameters()) == []  # the network's weights are no hyperparameters
 
     before = lifted(X1).to_dense()

@@ -30,6 +30,7 @@ def rbf(a: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 NET = convolutional()
+ORDINARY = nn.Sequential(nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
 KINDS: dict[str, tuple[RowKernel, Any]] = {
     "mlp ntk": (RowKernel(mlp_kernels), lambda a, b: mlp_kernels(a, b).ntk),
     "mlp nngp": (
@@ -47,6 +48,14 @@ KINDS: dict[str, tuple[RowKernel, Any]] = {
     "lifted nngp": (
         RowKernel(NET, input_shape=[1, 4, 4], which="nngp"),
         lambda a, b: analytic_nngp(NET, images(a), images(b)),
+    ),
+    "ordinary": (
+        RowKernel(ORDINARY, standard="torch"),
+        lambda a, b: analytic_ntk(ORDINARY, a, b, standard="torch"),
+    ),
+    "ordinary nngp": (
+        RowKernel(ORDINARY, which="nngp", standard={"": (1.3, 0.2)}),
+        lambda a, b: analytic_nngp(ORDINARY, a, b, standard=(1.3, 0.2)),
     ),
     "function": (RowKernel(rbf), rbf),
 }
@@ -100,6 +109,8 @@ def test_which_kernels_cannot_change() -> None:
         ({"kernel": CNTK}, TypeError, "`kernel` must be a network of NTK layers"),
         ({"kernel": rbf, "which": "ck"}, ValueError, "`which` must be one of 'ntk', 'nngp'"),
         ({"kernel": CNTK(2), "which": "nngp"}, ValueError, "`which` must be 'ntk' for a CNTK"),
+        ({"kernel": rbf, "standard": "torch"}, ValueError, "`standard` must be None for a kernel"),
+        ({"kernel": CNTK(2), "standard": "torch"}, ValueError, "`standard` must be None for"),
         ({"kernel": rbf, "input_shape": 16}, TypeError, "`input_shape` must be a sequence"),
         ({"kernel": rbf, "input_shape": "16"}, TypeError, "`input_shape` must be"),
         ({"kernel": rbf, "input_shape": (4, 0)}, ValueError, "`input_shape` must be a positive"),

@@ -14,7 +14,7 @@ import torch
 from scale_kernels import quadratic, slow
 from torch import Tensor, nn
 
-from torch_ntk import CNTK, MLP, analytic_ntk, empirical_ntk
+from torch_ntk import CNTK, MLP, NTKRNN, analytic_ntk, empirical_ntk
 from torch_ntk.scale._describe import describe
 from torch_ntk.scale._manifest import digest_of
 
@@ -73,6 +73,22 @@ def test_how_it_is_computed_is_no_part_of_it() -> None:
     b = functools.partial(empirical_ntk, model(), output="mean")
     assert describe(a) == describe(b)
     assert describe(CNTK(3, progress=True)) == describe(CNTK(3))
+
+
+def test_weights_are_no_part_of_a_kernel_of_infinite_width() -> None:
+    """Nor how ordinary layers are drawn, unless it is said: then their widths are too."""
+
+    def kernel(n: int = 4, slope: float = 0.1, **options: Any) -> Any:
+        rnn = NTKRNN(n, 4, batch_first=True)  # which has its parameters in two places
+        net = nn.Sequential(nn.Linear(2, n), nn.LeakyReLU(slope), rnn)
+        return functools.partial(analytic_ntk, net, **options)
+
+    assert describe(kernel()) == describe(kernel())
+    said = [kernel(standard=s) for s in ("torch", "lecun", (1.0, 0.1), {"0": (1.0, 0.1)})]
+    others = [kernel(), kernel(5), kernel(slope=0.2), *said]
+    assert len({digest_of(describe(k)) for k in others}) == len(others)
+    empirical = [functools.partial(empirical_ntk, k.args[0]) for k in (kernel(), kernel())]
+    assert describe(empirical[0]) != describe(empirical[1])
 
 
 def test_another_process_finds_the_same(tmp_path: Path) -> None:

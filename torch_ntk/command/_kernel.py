@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--standard",
-        choices=["torch", "kaiming", "lecun"],
+        type=_scheme,
+        metavar="{torch,kaiming,lecun,SIGMA_W,SIGMA_B}",
         help="how ordinary layers of --model are drawn, for the kernel at their widths",
     )
     add_samples(parser)
@@ -52,6 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the kernel, in place of a description that is made")
     add_workers(parser)
     add_output(parser)
+
+
+def _scheme(text: str) -> str | tuple[float, float]:
+    """How layers are drawn: a name, or two numbers with a comma between them."""
+    if text in ("torch", "kaiming", "lecun"):
+        return text
+    try:
+        sigma_w, sigma_b = map(float, text.split(","))
+        if 0 < sigma_w < math.inf and 0 <= sigma_b < math.inf:
+            return sigma_w, sigma_b
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is none of torch, kaiming, lecun, and no pair SIGMA_W,SIGMA_B with SIGMA_W > 0."
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:

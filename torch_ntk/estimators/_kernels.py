@@ -67,8 +67,18 @@ class KernelSettings:
     training: Any
 
     def check_flags(self) -> None:
-        """Raise unless `coupled` and `training` are flags, and of an empirical kernel."""
-        is_empirical = isinstance(self.kernel, str) and self.kernel == "empirical"
+        """Raise unless `coupled` and `training` are flags of an empirical kernel.
+
+        And `standard` of an analytic one.
+        """
+        if self.standard is not None and not _is(self.kernel, "analytic"):
+            raise value_error(
+                "standard",
+                "None for a kernel that is not kernel='analytic'",
+                describe(self.standard),
+                "Other kernels do not ask how layers are drawn.",
+            )
+        is_empirical = _is(self.kernel, "empirical")
         for name, what in (("coupled", "rows of one input"), ("training", "training flags")):
             if not check_bool(name, getattr(self, name)):
                 continue
@@ -110,7 +120,7 @@ class KernelSettings:
         """
         kernel = self.kernel
         name = "kernel" if is_network(kernel) else "network"
-        if name == "network" and not (isinstance(kernel, str) and kernel == "empirical"):
+        if name == "network" and not _is(kernel, "empirical"):
             raise value_error(
                 "features",
                 "None for a kernel that is not that of a network",
@@ -236,6 +246,10 @@ class _Outputs(nn.Module):
         if self.coupled:
             return coupled_rows_of(out, batch, self.forward_fn)
         return rows_of(out, batch, x.dtype, self.forward_fn)
+
+
+def _is(kernel: object, kind: str) -> bool:
+    return isinstance(kernel, str) and kernel == kind
 
 
 def is_network(kernel: object) -> bool:

@@ -17,7 +17,7 @@ from .._checks import (
     type_error,
     value_error,
 )
-from ..analytic import CNTK, Kernels, analytic_nngp, analytic_ntk
+from ..analytic import CNTK, Kernels, StandardLike, analytic_nngp, analytic_ntk
 
 Which: TypeAlias = Literal["ntk", "nngp"]
 
@@ -32,13 +32,14 @@ class RowKernel:
     Args:
         kernel: What is computed:
 
-            - a network of NTK layers (an `nn.Module` with parameters): its infinite-width kernel,
-              see `torch_ntk.analytic_kernels`;
+            - a network of NTK layers, or with `standard=` of ordinary ones (an `nn.Module` with
+              parameters): its infinite-width kernel, see `torch_ntk.analytic_kernels`;
             - a `CNTK`, or any function of tensors `(x1, x2=None) -> [N1, N2]`;
             - a function that returns `Kernels`, of which `which` is taken:
               `functools.partial(torch_ntk.mlp_kernels, depth=4)`.
         input_shape: The shape of one sample, `(3, 32, 32)`; None leaves the rows as they are.
         which: `"ntk"` or `"nngp"`.
+        standard: How ordinary layers of a network are drawn; see `torch_ntk.analytic_kernels`.
 
     Raises:
         TypeError: `kernel` is not one of these, or `input_shape` is no sequence of integers.
@@ -60,6 +61,7 @@ class RowKernel:
         *,
         input_shape: Sequence[int] | None = None,
         which: Which = "ntk",
+        standard: StandardLike = None,
     ) -> None:
         if not callable(kernel) or isinstance(kernel, type):
             raise type_error(
@@ -78,7 +80,14 @@ class RowKernel:
                 "'nngp'",
                 "Pass the network itself, built from NTKConv2d and NTKLinear, for its NNGP.",
             )
-        self.kernel = kernel
+        if standard is not None and not _is_network(kernel):
+            raise value_error(
+                "standard",
+                "None for a kernel that is no network",
+                describe(standard),
+                "Give it to the function: functools.partial(analytic_ntk, net, standard='torch').",
+            )
+        self.kernel, self.standard = kernel, standard
         self.input_shape = None if input_shape is None else _shape(input_shape)
 
     @property
@@ -131,7 +140,7 @@ class RowKernel:
     def _evaluate(self, a: Tensor, b: Tensor | None) -> Tensor:
         if isinstance(self.kernel, nn.Module) and _is_network(self.kernel):
             lifted = analytic_ntk if self.which == "ntk" else analytic_nngp
-            return lifted(self.kernel, a, b)
+            return lifted(self.kernel, a, b, standard=self.standard)
         found = self.kernel(a) if b is None else self.kernel(a, b)
         if isinstance(found, Kernels):
             return found.ntk if self.which == "ntk" else found.nngp

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._checks import type_error, value_error
 from .._functional import faithful_copy
+from ..analytic import StandardLike
 from ._rows import RowKernel, Which
 
 try:
@@ -53,6 +54,7 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
             `torch_ntk.integrations.RowKernel`.
         input_shape: The shape of one sample, since GPyTorch's inputs are rows `[..., N, d]`.
         which: `"ntk"` or `"nngp"`.
+        standard: How ordinary layers of a network are drawn; see `torch_ntk.analytic_kernels`.
         cache: Whether to keep the last matrix between the same inputs; None does it for networks
             and `CNTK`, but not for functions, which might change. Not where gradients are wanted.
         active_dims: Columns of the inputs that are used; None is all.
@@ -83,13 +85,14 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         *,
         input_shape: Sequence[int] | None = None,
         which: Which = "ntk",
+        standard: StandardLike = None,
         cache: bool | None = None,
         active_dims: tuple[int, ...] | None = None,
     ) -> None:
         if isinstance(kernel, nn.Module):
             # What is kept of it must stay right, whatever becomes of the caller's network.
             kernel, _ = faithful_copy(kernel, "kernel")
-        rows = RowKernel(kernel, input_shape=input_shape, which=which)
+        rows = RowKernel(kernel, input_shape=input_shape, which=which, standard=standard)
         if cache is not None and not isinstance(cache, bool):
             raise type_error("cache", "True, False or None", cache)
         super().__init__(active_dims=active_dims)

@@ -24,7 +24,8 @@ from .._checks import type_error
 
 _KNOWN = ("torch", "torch_ntk", "numpy", "scipy", "sklearn", "builtins", "math", "functools")
 """Packages whose versions stand for their code."""
-_OF_MODULES = frozenset(vars(nn.Module())) | {"training"}
+# The last two are what recurrent layers remember of their parameters.
+_OF_MODULES = frozenset(vars(nn.Module())) | {"training", "_flat_weights", "_flat_weight_refs"}
 # What a kernel of this package is told about how to compute, which does not change its result.
 _HOW = frozenset({"progress", "max_memory"})
 
