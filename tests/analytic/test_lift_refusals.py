@@ -3,6 +3,7 @@
 # ruff: noqa: E501  # tables are easier to read with one row a line
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -204,6 +205,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "active dropout": (after(lambda x: F.dropout(x, 0.5)), VECTOR, r"dropout.*training=self\.training"),
     "log": (after(torch.log), VECTOR, "finite"),
     "jump": (after(torch.sign), VECTOR, r"no elementwise activation at 'sign"),
+    "a branch times itself, elsewhere": (Written(lambda m, x: (lambda y: y[:, :, :, :2] * y[:, :, :, 3:])(torch.relu(m.a(x))), True), IMAGE, r"product of values that are not independent at 'mul'.*NTK layer"),
     "two features": (Written(lambda m, x: (lambda y: torch.maximum(y, m.b(y)))(m.a(x))), VECTOR, "maximum, an elementwise function of two"),
     "a slope for each channel": (after(lambda x: torch.maximum(x, torch.arange(4.0))), VECTOR, "maximum with a known tensor.*number"),
     "no layer": (nn.Sequential(nn.ReLU()), VECTOR, "depends on no random weights"),
@@ -220,8 +222,12 @@ def test_refusal(name: str) -> None:
     net, shape, says = REFUSED[name]
     x = torch.randn(2, *shape, dtype=torch.float64)
     for kernel in (analytic_ntk, analytic_nngp):
-        with pytest.raises(ValueError, match=rf"(?s)`model` must be.*({says})"):
+        with pytest.raises(ValueError, match=rf"(?s)`model` must be.*({says})") as error:
             kernel(net, x)
+        # What came, at which node; why it has no limit; what to do.
+        _, _, came = str(error.value).partition("; got ")
+        if name != "no layer":
+            assert re.search(r" at '[^']+'\. .+?\.\)? .+\.$", came), came
 
 
 def test_a_gain_that_is_not_one() -> None:

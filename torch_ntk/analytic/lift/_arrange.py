@@ -143,7 +143,11 @@ def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
             parts.append(_arranged(b, part, replace(new, channels=mine), what))
         start += count
     if sorted(new.channels) != list(new.channels):
-        raise b.refusal(f"{what} of concatenated channels", "It changes their order.")
+        raise b.refusal(
+            f"{what} of concatenated channels",
+            "It changes their order.",
+            "Rearrange each part before they are concatenated.",
+        )
     return parts[0] if len(parts) == 1 else Joined(tuple(parts))
 
 
@@ -186,7 +190,11 @@ def _check_channels(b: Builder, new: Arrangement, v: Value, what: str) -> None:
             "Take them apart before they are joined, or put an NTK layer between.",
         )
     if len(set(new.channels)) < len(new.channels):
-        raise b.refusal(f"{what} that repeats channels", "Equal channels are not independent.")
+        raise b.refusal(
+            f"{what} that repeats channels",
+            "Equal channels are not independent.",
+            "Leave each channel once.",
+        )
 
 
 def _shifted(at: int | None, channels: tuple[int, ...]) -> int | None:
@@ -206,21 +214,31 @@ def _analysed(
     try:
         out = function(_labels(shape, axis).to(b.device))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # as in the forward
-        raise b.refusal(f"{what} of samples {shape}", f"{error}") from error
+        raise b.refusal(
+            f"{what} of samples {shape}",
+            f"{error}.",
+            "Mend the call: it fails on samples of this shape.",
+        ) from error
     channels, positions = shape[axis], math.prod(shape) // shape[axis]
     per_sample = channels * positions
     if isinstance(out, Tensor) and out.ndim == 1:
         raise _without_channels(b, what)
     if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[0] != 2 or 0 in out.shape:
-        raise b.refusal(what, "It does not keep the samples on their axis, or leaves nothing.")
+        raise b.refusal(
+            what,
+            "It does not keep the samples on their axis, or leaves nothing.",
+            "Keep axis 0 as it is.",
+        )
     entries = out.round().long().cpu() - 1
     zero = entries < 0
     own = torch.arange(2).view(2, *[1] * (out.ndim - 1))
     if bool(((entries // per_sample != own) & ~zero).any()):
-        raise b.refusal(what, "It mixes the samples of a batch.")
+        raise b.refusal(what, "It mixes the samples of a batch.", "Keep axis 0 as it is.")
     entries, zero = entries[0] % per_sample, zero[0]
     if bool(zero.all()):
-        raise b.refusal(what, "Nothing is left of its input but zeros.")
+        raise b.refusal(
+            what, "Nothing is left of its input but zeros.", "Take positions that are in the input."
+        )
     c, s = entries // positions, entries % positions
     at = _channel_axis(b, c, zero, axis, shape, what)
     rest = tuple(n for i, n in enumerate(c.shape) if i != at)
@@ -247,6 +265,7 @@ def _channel_axis(
         raise b.refusal(
             f"{what}, which puts channels on several axes",
             "The features of a position must stay on one axis.",
+            "Keep the axis of the channels whole, and split those of positions.",
         )
     # There is one channel: its axis is one of length 1, where it was before if that is one.
     if c.ndim == 1 and c.numel() == math.prod(shape):

@@ -66,7 +66,7 @@ class Builder:
         self._uses: dict[int, str] = {}  # of a parameter, by its id: the node
         self._keep: list[Any] = []  # so that ids stay unique
 
-    def refusal(self, what: str, why: str, remedy: str = "") -> ValueError:
+    def refusal(self, what: str, why: str, remedy: str) -> ValueError:
         """What is raised for the node that is being read.
 
         Args:
@@ -74,8 +74,7 @@ class Builder:
             why: Why it has no kernel in the limit.
             remedy: What to do.
         """
-        detail = f"{why} {remedy}".strip()
-        return value_error("model", _EXPECTED, f"{what} at {self.node!r}", detail)
+        return value_error("model", _EXPECTED, f"{what} at {self.node!r}", f"{why} {remedy}")
 
     def layer(self, module: nn.Module) -> int:
         """A number for the layer, whose weights only one node may use."""
@@ -184,7 +183,9 @@ class Builder:
         if isinstance(features, Data) and features.is_tensor:
             return self._input(features, what, axis)
         raise self.refusal(
-            f"{type(features).__name__} as the input of {what}", "It is not a batch of features."
+            f"{type(features).__name__} as the input of {what}",
+            "It is not a batch of features.",
+            "Pass one tensor, an item of what this is.",
         )
 
     def _activated(self, e: Elementwise) -> Value:
@@ -197,7 +198,9 @@ class Builder:
         except ArgumentError as error:
             self.node = e.node or self.node
             raise self.refusal(
-                "a function that is no elementwise activation", str(error)
+                "a function that is no elementwise activation",
+                "It has no dual functions that can be computed.",
+                str(error),
             ) from error
         v = self.step(Activation(dual), (base,))
         if base.by_gain:
@@ -248,9 +251,14 @@ class Builder:
             raise self.refusal(
                 f"a tensor of shape {tuple(tensor.shape)}",
                 "Known features must be [N, C], or have up to three axes of positions besides.",
+                "Flatten the axes of positions to at most three, and keep the samples on axis 0.",
             )
         if tensor.numel() == 0:
-            raise self.refusal(f"a tensor of shape {tuple(tensor.shape)}", "It has no entries.")
+            raise self.refusal(
+                f"a tensor of shape {tuple(tensor.shape)}",
+                "It has no entries.",
+                "Pass samples with features.",
+            )
         full = tensor.expand(self.samples[side], *tensor.shape[1:])
         return full.to(self.dtype)
 
@@ -303,7 +311,9 @@ class Builder:
             return features
         if factor == 0 or not math.isfinite(factor):
             raise self.refusal(
-                f"a factor of {factor}", "The network's output would not depend on it."
+                f"a factor of {factor}",
+                "The network's output would not depend on it.",
+                "Leave the branch out.",
             )
         if isinstance(features, Elementwise):
             unscaled = features if features.factor == 1 else features.unscaled

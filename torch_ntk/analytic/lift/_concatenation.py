@@ -27,7 +27,11 @@ def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
     shapes = {tuple(n for i, n in enumerate(_shape(t), 1) if i != place) for t in tensors}
     if len(shapes) > 1 or any(not isinstance(t, Data) and t.axis != like.axis for t in tensors):
         where = "positions" if place == channels else "channels or other positions"
-        raise b.refusal(f"a concatenation of features of different {where}", "They must agree.")
+        raise b.refusal(
+            f"a concatenation of features of different {where}",
+            "They must agree.",
+            "Make them of one shape, but for the axis of the concatenation.",
+        )
     if place == channels:
         return _channels(b, tensors, like.axis)
     return _positions(b, tensors, place)

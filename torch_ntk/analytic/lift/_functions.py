@@ -75,7 +75,11 @@ def _applied(function: Callable[..., Any]) -> Rule:
 def _flat(b: Builder, args: tuple[Any, ...], what: str) -> tuple[Any, ...]:
     if any(is_random(a) for a in args):
         return args
-    raise b.refusal(f"{what} with features by keyword", "Its arguments have other names.")
+    raise b.refusal(
+        f"{what} with features by keyword",
+        "Its arguments have other names.",
+        "Pass the features by position.",
+    )
 
 
 def _power(exponent: Any) -> Any:
@@ -217,7 +221,11 @@ def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
         return Joined(tuple(b.value(dropped(b, part, p, one_mask)) for part in x.parts))
     v = b.value(x, "a dropout")
     if one_mask and v.unflattened is not None:
-        raise b.refusal("dropout of channels after flattening", "Do it before flattening.")
+        raise b.refusal(
+            "dropout of channels after flattening",
+            "Do it before flattening.",
+            "Or use nn.Dropout, which drops entries one by one.",
+        )
     if v.unflattened is not None:
         return b.flatten(b.value(dropped(b, v.unflattened, p)))
     # With masks features are no longer Gaussian, but still sums with independent weights.
@@ -242,7 +250,11 @@ def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
     """The halves of the channels are independent."""
     axes = len(x.shape) + 1
     if dim % axes != 1 + x.axis:
-        raise b.refusal(f"a gated linear unit over axis {dim}", "Its halves must be channels.")
+        raise b.refusal(
+            f"a gated linear unit over axis {dim}",
+            "Its halves must be channels.",
+            "Move the channels to this axis, or say the axis that they are on.",
+        )
     what = "a gated linear unit"
     value = rearranged(b, x, lambda t: t.chunk(2, dim)[0], what)
     gate = rearranged(b, x, lambda t: t.chunk(2, dim)[1], what)
@@ -255,6 +267,7 @@ def _masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Features:
         raise b.refusal(
             "masked_fill with another value than 0, or a mask of features",
             _NO_MEAN,
+            "Fill with 0, by a mask that comes with the batch.",
         )
     kept = Data(*(~t.bool() for t in (mask.first, mask.second)))
     return combine(b, x, kept, operator.mul, "mul")
@@ -273,7 +286,11 @@ def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
     if isinstance(condition, Data) and isinstance(condition.first, Tensor):
         kept, other = (x, y) if is_random(x) else (y, x)
         if is_random(other) or _first(other) != 0:
-            raise b.refusal("torch.where with a known mask and another value than 0", _NO_MEAN)
+            raise b.refusal(
+                "torch.where with a known mask and another value than 0",
+                _NO_MEAN,
+                "Put 0 in the place of what is left out.",
+            )
         mask = condition if kept is x else Data(~condition.first, ~condition.second)
         return combine(b, kept, mask, operator.mul, "mul")
     return pointwise(b, torch.where, (condition, x, y), "torch.where")

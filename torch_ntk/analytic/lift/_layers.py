@@ -56,7 +56,9 @@ def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -
         )
         if found[-1].size_out < 1:
             raise b.refusal(
-                f"{what} on {shape[1:]} positions", "The kernel is larger than the padded image."
+                f"{what} on {shape[1:]} positions",
+                "The kernel is larger than the padded image.",
+                "Take a smaller kernel, or more padding.",
             )
     return _with_taps(b, module, x, found, what)
 
@@ -84,7 +86,11 @@ def transposed_convolution(
         )
     ]
     if min(t.size_out for t in found) < 1:
-        raise b.refusal(f"{what} on {shape[1:]} positions", "Its padding leaves no output.")
+        raise b.refusal(
+            f"{what} on {shape[1:]} positions",
+            "Its padding leaves no output.",
+            "Take less padding, or a larger input.",
+        )
     return _with_taps(b, module, x, found, what)
 
 
@@ -93,7 +99,9 @@ def local_convolution(b: Builder, module: NTKConvLocal2d, x: Any) -> Value:
     what, shape = _convolved(b, module, x)
     if shape[1:] != module.input_size:
         raise b.refusal(
-            f"{what} on {shape[1:]} positions", f"It has weights for {module.input_size}."
+            f"{what} on {shape[1:]} positions",
+            f"It has weights for {module.input_size}.",
+            "Build it with the input_size of its input.",
         )
     rows, columns = (
         taps(size, kernel, stride, 1, (padding, padding))
@@ -117,7 +125,11 @@ def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any
     try:
         return list(module._output_padding(image, size, *options))
     except ValueError as error:
-        raise b.refusal(f"{what} with output_size={size}", f"{error}.") from error
+        raise b.refusal(
+            f"{what} with output_size={size}",
+            f"{error}.",
+            "Choose a size in this range, or leave it out.",
+        ) from error
 
 
 def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
@@ -128,6 +140,7 @@ def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
         raise b.refusal(
             f"{what} on samples of shape {shape}",
             f"It needs channels and {axes} {'axis' if axes == 1 else 'axes'} of positions.",
+            "Reshape the samples, or take the layer for their axes.",
         )
     b.channels_first(x, what)
     _check_channels(b, what, module.in_channels, shape[0])
@@ -191,7 +204,11 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
     if expected != came:
-        raise b.refusal(f"{what} on {came} features", f"It takes {expected}.")
+        raise b.refusal(
+            f"{what} on {came} features",
+            f"It takes {expected}.",
+            "Build it for the features that come.",
+        )
 
 
 def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:

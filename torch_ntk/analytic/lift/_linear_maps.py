@@ -100,7 +100,9 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
     random = [i for i, o in enumerate(operands) if not isinstance(o, Data)]
     if len(operands) != 2 or len(random) != 1 or "..." in equation or "->" not in equation:
         raise b.refusal(
-            what, "Only a product of features and one known tensor, with '->', is read."
+            what,
+            "Only a product of features and one known tensor, with '->', is read.",
+            "Write it with '->' and two operands, or as a matmul.",
         )
     inputs, result = equation.replace(" ", "").split("->")
     letters = inputs.split(",")
@@ -165,7 +167,11 @@ def _product(b: Builder, v: Value, functions: Any, matrix: Data, axis: int) -> V
         return mapped(b, v, functions, what, axis)
     for side, found in enumerate(functions):
         if len(found) != b.samples[side]:
-            raise b.refusal(what, f"There are {b.samples[side]} samples in x{side + 1}.")
+            raise b.refusal(
+                what,
+                f"There are {b.samples[side]} samples in x{side + 1}.",
+                "Pass one matrix for all samples, or one for each.",
+            )
     return mapped_by_sample(b, v, functions, what, axis)
 
 
@@ -213,13 +219,23 @@ def _matrix(
         nothing = function(torch.zeros_like(basis[:1]))
     except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
         why = f"{error}".rstrip(".") + "."
-        raise b.refusal(f"{what} on samples of shape {v.shape}", why) from error
+        raise b.refusal(
+            f"{what} on samples of shape {v.shape}",
+            why,
+            "Flatten or permute first, so that it acts on positions only.",
+        ) from error
     if out.ndim < 2 + axis or len(out) != count or out.shape[1 + axis] != 1:
         raise b.refusal(
-            f"{what} on samples of shape {v.shape}", "It mixes the channels with the positions."
+            f"{what} on samples of shape {v.shape}",
+            "It mixes the channels with the positions.",
+            "Permute first, so that it acts on positions only.",
         )
     if bool(nothing.any()):
-        raise b.refusal(what, "It adds a constant, with which features have no zero mean.")
+        raise b.refusal(
+            what,
+            "It adds a constant, with which features have no zero mean.",
+            "Write the constant as a term of its own after a layer, layer(x) + c.",
+        )
     spatial = tuple(n for i, n in enumerate(out.shape[1:]) if i != axis)
     return out.reshape(count, -1).T, spatial
 
@@ -268,7 +284,11 @@ def sum_of_maps(b: Builder, x: Value, y: Value) -> Value | None:
         return None
     first, second = (one + two for one, two in zip(of_x(), of_y(), strict=True))
     if not bool(first.any()):
-        raise b.refusal("a sum that is 0", "The network's output would not depend on it.")
+        raise b.refusal(
+            "a sum that is 0",
+            "The network's output would not depend on it.",
+            "Leave the terms out.",
+        )
     if len(first) == len(second) == 1:
         return applied(b, base, first[0], x.spatial, x.axis)
     first, second = (m.expand(n, -1, -1) for m, n in zip((first, second), b.samples, strict=True))

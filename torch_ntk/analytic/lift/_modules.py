@@ -58,6 +58,7 @@ def _average(b: Builder, m: Any, x: Any) -> Features:
         raise b.refusal(
             "average pooling with divisor_override and windows of different sizes",
             "Their weights are not products over the axes.",
+            "Leave divisor_override out, or pad so that all windows are of one size.",
         )
     sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * axes
     return _positions.average(b, x, pools, math.prod(sizes) / divisor)
@@ -73,7 +74,9 @@ def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
     b.channels_first(x, what)
     if len(x.shape) != 1 + axes:
         raise b.refusal(
-            f"{what} on samples of shape {tuple(x.shape)}", f"It needs {axes} axes of positions."
+            f"{what} on samples of shape {tuple(x.shape)}",
+            f"It needs {axes} axes of positions.",
+            "Put it before the positions become features, or reshape the samples.",
         )
 
 

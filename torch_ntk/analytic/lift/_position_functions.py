@@ -58,7 +58,9 @@ def _mover(function: Callable[..., Tensor], name: str, *dims: int | str) -> Rule
 def _check_axis(b: Builder, x: Any, axis: Any, name: str) -> None:
     axes = len(x.shape) + 1
     if isinstance(axis, int) and axis in (0, -axes):
-        raise b.refusal(f"{name} of axis 0", "It mixes the samples of a batch.")
+        raise b.refusal(
+            f"{name} of axis 0", "It mixes the samples of a batch.", "Choose an axis of positions."
+        )
 
 
 def _method(name: str, *dims: int | str) -> Rule:
@@ -71,14 +73,22 @@ def _index(b: Builder, x: Any, index: Any) -> Any:
     index = plain(index)
     first = index[0] if isinstance(index, tuple) and index else index
     if first is not Ellipsis and first != slice(None):
-        raise b.refusal("an index of the batch", "It takes some of the samples.")
+        raise b.refusal(
+            "an index of the batch",
+            "It takes some of the samples.",
+            "Take the samples out of the batch before the call.",
+        )
     return rearranged(b, x, lambda t: t[index], "an index")
 
 
 def _expand(b: Builder, x: Any, *sizes: Any) -> Features:
     wanted = plain(sizes[0] if len(sizes) == 1 and isinstance(plain(sizes[0]), tuple) else sizes)
     if len(wanted) != 1 + len(x.shape) or wanted[0] not in (-1, *b.samples):
-        raise b.refusal(f"expand to {tuple(wanted)}", "Samples must stay on the first axis.")
+        raise b.refusal(
+            f"expand to {tuple(wanted)}",
+            "Samples must stay on the first axis.",
+            "Keep axis 0 as it is, with -1.",
+        )
     return rearranged(b, x, lambda t: t.expand(2, *wanted[1:]), "expand")
 
 
@@ -90,7 +100,11 @@ def _expand_as(b: Builder, x: Any, other: Any) -> Features:
 def _repeat(b: Builder, x: Any, *counts: Any) -> Features:
     wanted = plain(counts[0] if len(counts) == 1 and isinstance(counts[0], tuple) else counts)
     if len(wanted) != 1 + len(x.shape) or wanted[0] != 1:
-        raise b.refusal(f"repeat by {tuple(wanted)}", "Samples must not be repeated.")
+        raise b.refusal(
+            f"repeat by {tuple(wanted)}",
+            "Samples must not be repeated.",
+            "Repeat 1 times along axis 0.",
+        )
     return rearranged(b, x, lambda t: t.repeat(*wanted), "repeat")
 
 
@@ -104,7 +118,9 @@ def _parts(function: Callable[..., Any], name: str) -> Rule:
         _check_axis(b, x, dim, name)
         arguments = (dim,) if how is None else (how, dim)
         if dim >= len(x.shape) + 1 or dim < -len(x.shape) - 1:
-            raise b.refusal(f"{name} of axis {dim}", f"Samples have {len(x.shape)} axes.")
+            raise b.refusal(
+                f"{name} of axis {dim}", f"Samples have {len(x.shape)} axes.", "Choose one of them."
+            )
         count = len(function(torch.empty(2, *x.shape, device="meta"), *arguments))
         return tuple(
             rearranged(b, x, functools.partial(_nth, function, arguments, i), name)

@@ -35,6 +35,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         raise b.refusal(
             f"an average over {len(pools)} axes of samples of shape {v.shape}",
             "It needs channels and as many axes of positions.",
+            "Put it before the positions become features.",
         )
     matrices: list[Tensor] = []
     spatial: list[int] = []
@@ -43,7 +44,11 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         try:
             matrix = eye if pool is None else pool(eye[:, None], len(spatial))[:, 0].T
         except RuntimeError as error:  # as torch refuses it in the forward
-            raise b.refusal(f"an average over positions {v.spatial}", f"{error}.") from error
+            raise b.refusal(
+                f"an average over positions {v.spatial}",
+                f"{error}.",
+                "Take windows that lie in the padded input.",
+            ) from error
         matrices.append(matrix.contiguous())
         spatial.append(matrix.shape[0])
     matrices += [torch.eye(1, dtype=torch.float64)] * (2 - len(matrices))
@@ -105,6 +110,7 @@ def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Feat
             f"a {'sum' if total else 'mean'} over axes {sorted(axes)}",
             f"Only positions can be averaged, and channels, axis {channels}, become infinitely "
             "many.",
+            "Average over axes of positions; a layer mixes channels.",
         )
     places = [i for i in range(1, len(shape) + 1) if i != channels]
 
@@ -120,7 +126,9 @@ def flattened(b: Builder, x: Any, start: int, end: int) -> Features:
     """`flatten`: of everything, or of some axes."""
     axes = len(x.shape) + 1
     if start % axes == 0 and axes > 1:
-        raise b.refusal("a flattening of axis 0", "It mixes the samples of a batch.")
+        raise b.refusal(
+            "a flattening of axis 0", "It mixes the samples of a batch.", "Flatten from axis 1 on."
+        )
     if start % axes == 1 and end % axes == axes - 1:
         return flat(b, x)
     return rearranged(b, x, lambda t: t.flatten(start, end), "a flattening")
@@ -134,7 +142,9 @@ def viewed(b: Builder, x: Any, sizes: Sequence[Any]) -> Features:
         return x  # type: ignore[no-any-return]
     if wanted[0] not in (-1, *b.samples):
         raise b.refusal(
-            f"a reshaping of samples {shape} to {tuple(wanted)}", "It mixes samples and features."
+            f"a reshaping of samples {shape} to {tuple(wanted)}",
+            "It mixes samples and features.",
+            "Keep the samples on axis 0, x.reshape(x.shape[0], ...).",
         )
     if len(wanted) == 2 and wanted[1] in (-1, math.prod(shape)):
         return flat(b, x)
@@ -150,7 +160,11 @@ def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Features:
     places = [d for d in range(1, axes) if d != x.axis + 1]
     which = tuple(places if dims is None else [d % axes for d in dims])
     if any(d in (0, x.axis + 1) for d in which):
-        raise b.refusal("a squeeze of the batch or of the channels", "Both must stay.")
+        raise b.refusal(
+            "a squeeze of the batch or of the channels",
+            "Both must stay.",
+            "Name an axis of positions, x.squeeze(-1).",
+        )
     return rearranged(b, x, lambda t: t.squeeze(which), "a squeeze")
 
 
@@ -160,5 +174,9 @@ def _tuple(x: Any, axes: int) -> tuple[Any, ...]:
 
 def _dims(b: Builder, dims: Any) -> list[int]:
     if dims is None:
-        raise b.refusal("a mean or sum over everything", "It would mix the samples.")
+        raise b.refusal(
+            "a mean or sum over everything",
+            "It would mix the samples.",
+            "Name the axes of positions, x.mean((2, 3)).",
+        )
     return [dims] if isinstance(dims, int) else [int(d) for d in dims]

@@ -31,6 +31,7 @@ def product(b: Builder, x: Any, y: Any) -> Value:
         raise b.refusal(
             f"a product of features of shapes {first.shape} and {second.shape}",
             "Only values of one shape, and gates of one position, can be multiplied in the limit.",
+            "Bring both to one shape, or the gate to one position.",
         )
     shared = _shared(first, second)
     if shared is not None or not (first.roots and second.roots):
@@ -90,13 +91,21 @@ def with_known(
 ) -> Value:
     """`x * y` or `x / y` where one is known and not a number: a mask, a length."""
     if isinstance(x, Data) and name == "div":
-        raise b.refusal("a quotient by features", "Its expectation does not exist.")
+        raise b.refusal(
+            "a quotient by features",
+            "Its expectation does not exist.",
+            "Multiply by a bounded function of them, torch.sigmoid for example.",
+        )
     known, random = (x, y) if isinstance(x, Data) else (y, x)
     if name == "div":
         known = Data(*(1 / _floating(t) for t in (known.first, known.second)))
     for t in (known.first, known.second):
         if not bool(torch.isfinite(_floating(t)).all()):
-            raise b.refusal(f"a {name} with a known tensor that is not finite", "It has 0 or NaN.")
+            raise b.refusal(
+                f"a {name} with a known tensor that is not finite",
+                "It has 0 or NaN.",
+                "Mask those entries, or clamp the divisor.",
+            )
     return weighted(b, random, known, "a product")
 
 

@@ -213,7 +213,7 @@ class _Reader:
                 "model",
                 "a network with a layer of random weights",
                 "one whose output depends on no random weights",
-                "There is no kernel to take the limit of.",
+                "There is no kernel to take the limit of. Give it a layer, NTKLinear or NTKConv.",
             )
         raise type_error(
             "model",

@@ -125,24 +125,35 @@ def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
             "Flatten the positions and permute the axes, x.flatten(2).transpose(1, 2).",
         )
     if shape[1] != features:
-        raise b.refusal(f"{what} on {shape[1]} features", f"It takes {features}.")
+        raise b.refusal(
+            f"{what} on {shape[1]} features",
+            f"It takes {features}.",
+            "Build it for the features that come.",
+        )
     return shape
 
 
 def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
     """A mask `[N, T]`, True where nothing is looked at, as numbers that are 0 there."""
     if not isinstance(mask, Data) or not mask.is_tensor or mask.first.ndim != 2:
-        raise b.refusal(f"{what} with a mask that is not known", "It must be [N, T].")
+        raise b.refusal(
+            f"{what} with a mask that is not known",
+            "It must be [N, T].",
+            "Pass it with the batch, or keep it as a buffer.",
+        )
     sides = []
     for n, side in enumerate((mask.first, mask.second)):
         if side.shape[1] != length or side.shape[0] not in (1, b.samples[n]):
             raise b.refusal(
                 f"{what} with a mask of shape {tuple(side.shape)}",
                 f"It must be [N, {length}], as the sequences.",
+                "Pass one row for each sample, or one for all.",
             )
         if bool(side.bool().all(1).any()):
             raise b.refusal(
-                f"{what} with a mask of all positions of a sample", "There is nothing to look at."
+                f"{what} with a mask of all positions of a sample",
+                "There is nothing to look at.",
+                "Leave at least one position False, or leave the sample out.",
             )
         sides.append((~side.bool()).to(b.dtype).expand(b.samples[n], -1).unsqueeze(-1))
     return b.given(sides[0], sides[1])

@@ -18,6 +18,7 @@ def add(b: Builder, x: Value, y: Value) -> Value:
             f"a sum of features of shapes {x.shape} and {y.shape} with channels on axes "
             f"{x.axis + 1} and {y.axis + 1}",
             "Only values of one shape can be added in the limit.",
+            "Permute or average one of them first.",
         )
     one, two = x.unflattened, y.unflattened
     if one is not None and two is not None and _alike(one, two):
