@@ -194,6 +194,14 @@ def _residual(n: int) -> nn.Module:
     )
 
 
+def _depthwise(n: int) -> nn.Module:
+    """As in ConvNeXt and Xception: no activation before the channels are mixed."""
+    one = nn.Sequential(conv(n, n, padding=1, groups=n), nn.GroupNorm(1, n, dtype=torch.float64))
+    two = ntk.NTKConvTranspose2d(n, 2 * n, 2, stride=2, groups=n, **SCALES)
+    first = [conv(3, n), nn.GELU(), Plus(one), conv(n, n, 1), nn.ReLU()]
+    return nn.Sequential(*first, two, nn.AvgPool2d(3, 2), nn.Flatten(), dense(12 * n, n))
+
+
 def _projected(n: int) -> nn.Module:
     body = nn.Sequential(conv(n, n, stride=2, padding=1), nn.ReLU(), conv(n, n, padding=1))
     down = conv(n, n, 1, stride=2, sigma_w=1.0)
@@ -331,6 +339,7 @@ STRUCTURES: tuple[Net, ...] = (
     Net("pool_inside", (3, 5, 6), _pool_inside, True),
     Net("pool_then_activation", (3, 5, 6), _pool_then_activation),
     Net("residual", (3, 5, 6), _residual),
+    Net("depthwise", (3, 5, 6), _depthwise, True),
     Net("projected", (3, 5, 6), _projected, True),
     Net("input_added", (3, 5, 6), _input_added),
     Net("dense_net", (3, 5, 6), _dense_net, True),

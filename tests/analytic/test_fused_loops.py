@@ -213,7 +213,7 @@ NOT_ALL_IN_LOOPS = {
     *("conv_circular_flat", "conv_circular_full", "conv_reflect", "conv_reflect_flat"),
     *("conv_replicate", "conv_replicate_flat", "transposed_1d", "u_net"),
     *("three_axes_flat", "three_axes_gap", "three_axes_pool"),
-    *("layers_after_gap", "pool_inside", "pool_then_activation", "pooled_beyond"),
+    *("layers_after_gap", "pool_inside", "pool_then_activation", "pooled_beyond", "depthwise"),
 }
 
 

@@ -120,6 +120,17 @@ class OwnDense(NTKLinear):
         return super().forward(x).square()
 
 
+class Gated(nn.Module):
+    """A layer times its own input."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.inner(x)
+
+
 class UpTo(nn.Module):
     """A transposed convolution that is told the size of its output."""
 
@@ -177,7 +188,10 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "activation of data": (nn.Sequential(Plus(dense(4, 4)), nn.ReLU()), VECTOR, r"not Gaussian.*NTK layer before"),
     "activation of pooled activations": (nn.Sequential(conv(3, 4), nn.ReLU(), nn.AvgPool2d(2, 1), nn.ReLU()), IMAGE, "not Gaussian"),
     "groups on inputs": (nn.Sequential(conv1d(4, 4, groups=2)), (4, 6), r"groups on the inputs.*groups=1"),
-    "depthwise": (nn.Sequential(conv(3, 4), conv(4, 4, 1, groups=4)), IMAGE, r"one channel per group.*fewer groups"),
+    "depthwise on inputs": (nn.Sequential(conv(3, 6, groups=3)), IMAGE, r"groups on the inputs.*groups=1"),
+    "depthwise, then relu": (nn.Sequential(conv(3, 4), conv(4, 4, 1, groups=4), nn.ReLU()), IMAGE, r"not Gaussian.*depthwise.*kernel size 1"),
+    "depthwise, then groups": (nn.Sequential(conv(3, 4), conv(4, 4, 1, groups=4), nn.GroupNorm(2, 4).double()), IMAGE, r"not Gaussian.*one group"),
+    "depthwise times its input": (after(Gated(conv(4, 4, 1, groups=4)), True), IMAGE, "same units"),
     "groups on a concatenation": (cat_then_groups(False), IMAGE, r"groups on channels of several kinds"),
     "groups on a pooled concatenation": (cat_then_groups(True), IMAGE, r"groups on channels of several kinds"),
     "group norm of channels": (after(nn.GroupNorm(4, 4).double(), True), IMAGE, "one channel per group"),

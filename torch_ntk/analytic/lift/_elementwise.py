@@ -73,9 +73,9 @@ def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: 
     if not v.gaussian:
         raise b.refusal(
             "an elementwise function",
-            "Its input is not Gaussian in the limit: it must be the output of an NTK layer, or a "
-            "sum, average or normalization of such outputs.",
-            "Put an NTK layer before it.",
+            "Its input is not Gaussian in the limit: it must be the output of an NTK layer that "
+            "mixes many channels, or a sum, average or normalization of such outputs.",
+            "Put an NTK layer before it; after a depthwise one, a convolution of kernel size 1.",
         )
     return Elementwise(_without_gain(b, v), function, known, node=b.node)
 

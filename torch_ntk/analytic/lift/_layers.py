@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -153,7 +154,23 @@ def _with_taps(b: Builder, module: Any, x: Any, found: list[Taps], what: str) ->
     columns = functools.reduce(folded, found[1:]) if len(found) > 1 else ONE
     operation = Affine(found[0], columns, *coefficients(b, module, fan_in_of(module)))
     spatial = tuple(t.size_out for t in found)
-    return b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
+    made = b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
+    return _of_few(made, b.value(x)) if _is_depthwise(module) else made
+
+
+def _is_depthwise(module: Any) -> bool:
+    return 1 < int(module.groups) == int(module.in_channels)
+
+
+def _of_few(made: Value, x: Value) -> Value:
+    """The output of a layer whose sums are over the few points of a kernel in one channel.
+
+    Its covariances are those of any layer, on average over channels, which the next layer that
+    mixes them takes. It is not Gaussian, and each channel depends on one of the input.
+    """
+    kept = made.channels == x.channels
+    roots = frozenset((layer, at if kept else None) for layer, at in x.roots)
+    return replace(made, gaussian=False, gained=x.gained, roots=made.roots | roots)
 
 
 def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, float, float]:
@@ -212,15 +229,8 @@ def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
 
 
 def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:
-    groups, channels = int(getattr(module, "groups", 1)), int(module.in_channels)  # type: ignore[arg-type]
-    if groups == 1:
+    if int(getattr(module, "groups", 1)) == 1:
         return
-    if groups == channels:
-        raise b.refusal(
-            f"{what} with one channel per group",
-            "A sum over the few points of a kernel is not Gaussian, however wide the network is.",
-            "Use fewer groups, or groups=1.",
-        )
     if isinstance(x, Data) or not x.alike:
         where = "the inputs" if isinstance(x, Data) else "channels of several kinds"
         raise b.refusal(
