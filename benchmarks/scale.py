@@ -3,11 +3,13 @@
     python benchmarks/scale.py [--quick]
 
 Overhead is the time of `compute_kernel` over that of the same calls of the kernel in a loop, by
-turns; memory and disk are those of a fully connected kernel of 20,000 samples, in a process of its
-own. Workers are compared with one worker of the same number of threads. A cluster exists only while
-it is timed: one that waits takes 4 to 8 % of a core. For many workers the
-cluster is simulated: scheduler, workers and tasks are Dask's, and a tile is a sleep. Seconds per
-entry are read from `benchmarks/analytic.json`. Prints the figures and, without `--quick`, writes
+turns: with all threads, and with one, where threads do not wait for each other and what is left is
+that of store and scheduler. What a job costs beside its tiles is measured with small ones. Memory
+and disk are those of a fully connected kernel of 20,000 samples, in a process of its own. Workers
+are compared with one worker of the same number of threads. A cluster exists only while it is timed:
+one that waits takes 4 to 8 % of a core. For many workers the cluster is simulated: scheduler,
+workers and tasks are Dask's, and a tile is a sleep. Seconds per entry are read from
+`benchmarks/analytic.json`. Prints the figures and, without `--quick`, writes
 `benchmarks/scale.json` and the measured part of `docs/scale.md`; seven minutes on two cores. Run it
 on an idle machine.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import tempfile
@@ -84,26 +87,60 @@ def _stored(kernel: Any, x: torch.Tensor, tile: int, client: Any) -> float:
     return _seconds(lambda: run(len(x)))
 
 
+def _in_loop(kernel: Any, x: torch.Tensor, tile: int) -> int:
+    """The calls of the kernel that a store's tiles are; returns how many."""
+    parts = x.split(tile)
+    for i, a in enumerate(parts):
+        kernel(a)
+        for b in parts[i + 1 :]:
+            kernel(a, b)
+    return len(parts) * (len(parts) + 1) // 2
+
+
 def overhead(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the tiles in a loop, and in a store, here and on one worker with all threads."""
+    """Seconds of the tiles in a loop, and in a store, here and on one worker."""
+    torch.set_num_threads(job["threads"])
     kernel = _kernel()
     tile = _tile(kernel, job["tile_seconds"])
     x = _images(job["rows"] * tile)
-    parts = x.split(tile)
-    pairs = [(i, j) for i in range(len(parts)) for j in range(i, len(parts))]
-
-    def loop() -> None:
-        for i, j in pairs:
-            kernel(parts[i]) if i == j else kernel(parts[i], parts[j])
 
     def there() -> float:
         with _cluster(1, torch.get_num_threads()) as client:
             return _stored(kernel, x, tile, client)
 
-    loop()
-    turns = [(_seconds(loop), _stored(kernel, x, tile, None), there()) for _ in range(job["turns"])]
+    tiles = _in_loop(kernel, x, tile)
+    turns = [
+        (_seconds(lambda: _in_loop(kernel, x, tile)), _stored(kernel, x, tile, None), there())
+        for _ in range(job["turns"])
+    ]
     bare, here, worker = (min(each) for each in zip(*turns, strict=True))
-    return {"tiles": len(pairs), "bare": bare, "here": here, "worker": worker}
+    found = {"threads": job["threads"], "tiles": tiles}
+    return found | {"bare": bare, "here": here, "worker": worker}
+
+
+def fixed(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a worker's first job, of another one, and of that one again; the tiles are small.
+
+    What the same calls take in a loop is `bare`.
+    """
+    from torch_ntk.scale import compute_kernel
+
+    torch.set_num_threads(1)
+    kernel, tile = _kernel(), 8
+    x = _images(job["rows"] * tile)
+    tiles = _in_loop(kernel, x, tile)
+    turns = []
+    for _ in range(job["turns"]):
+        seconds = [_seconds(lambda: _in_loop(kernel, x, tile))]
+        with _cluster(1, 1) as client, tempfile.TemporaryDirectory() as folder:
+            given: dict[str, Any] = {"tile": tile, "client": client, "progress": False}
+            for name in ("first", "other", "other"):
+                store = f"{folder}/{name}"
+                run = functools.partial(compute_kernel, kernel, x, store=store, **given)
+                seconds.append(_seconds(run))
+        turns.append(seconds)
+    bare, first, other, again = (min(each) for each in zip(*turns, strict=True))
+    return {"tiles": tiles, "bare": bare, "first": first, "other": other, "again": again}
 
 
 def workers(job: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +236,10 @@ def _measure(quick: bool) -> dict[str, Any]:
     turns, rows = (1, 2) if quick else (3, 4)
     result: dict[str, Any] = {"environment": environment()}
     given = {"tile_seconds": 0.05 if quick else 0.5, "rows": rows, "turns": turns}
-    result["overhead"] = worker(SCRIPT, {"what": "overhead", **given})
+    threads = torch.get_num_threads()
+    result["overhead"] = worker(SCRIPT, {"what": "overhead", **given, "threads": threads})
+    result["single"] = worker(SCRIPT, {"what": "overhead", **given, "threads": 1})
+    result["fixed"] = worker(SCRIPT, {"what": "fixed", "rows": 4, "turns": turns})
     result["workers"] = worker(SCRIPT, {"what": "workers", **given, "workers": [1, 2]})
     sizes = [(1000, 256)] if quick else [(5000, 1024), (20000, 1024)]
     result["memory"] = [worker(SCRIPT, {"what": "memory", "n": n, "tile": t}) for n, t in sizes]
@@ -220,7 +260,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.job:
         job = json.loads(args.job)
-        what = {"overhead": overhead, "workers": workers, "memory": memory, "simulate": simulate}
+        parts = (overhead, fixed, workers, memory, simulate)
+        what = {part.__name__: part for part in parts}
         print(json.dumps(what[job["what"]](job)))
         return
     result = _measure(args.quick)

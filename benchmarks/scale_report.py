@@ -64,6 +64,19 @@ def _of_store(result: dict[str, Any]) -> list[str]:
             f"Tiles of {each:.2f} s: in a store {o['here'] / o['bare'] - 1:+.1%} over the same "
             f"calls in a loop, on one worker {o['worker'] / o['bare'] - 1:+.1%} (at most 10 %)."
         )
+    if o := result.get("single"):
+        lines.append(
+            f"The same on one thread, {o['bare'] / o['tiles']:.2f} s each, where no threads wait "
+            f"for each other: in a store {o['here'] / o['bare'] - 1:+.1%}, on one worker "
+            f"{o['worker'] / o['bare'] - 1:+.1%} (at most 10 %)."
+        )
+    if f := result.get("fixed"):
+        lines.append(
+            f"A job on one worker beside its tiles ({f['tiles']} small ones, their own time taken "
+            f"away): the first in a new worker, which loads code, {f['first'] - f['bare']:.2f} s; "
+            f"another one {f['other'] - f['bare']:.2f} s; one whose tiles are all there "
+            f"{f['again']:.2f} s."
+        )
     if w := result.get("workers"):
         lines.append(
             f"{w['workers'][1]} workers of one thread: {w['seconds'][0] / w['seconds'][1]:.2f} "
