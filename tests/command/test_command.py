@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from torch_ntk.command import main
 from torch_ntk.scale import KernelStore, compute_kernel
 
 MODULE = """
+import time
 import torch
 from torch_ntk import MLP
 
@@ -37,6 +41,10 @@ def ordinary():
 
 def broken(a, b):
     raise RuntimeError("out of order")
+
+def patient(a, b):
+    time.sleep(0.05)
+    return kernel(a, b)
 """
 
 
@@ -221,6 +229,29 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
             main(["kernel", *wrong])
         assert stop.value.code == 2
         assert ("no pair SIGMA_W,SIGMA_B" in capsys.readouterr().err) == bool(wrong)
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_at_the_address_that_is_printed() -> None:
+    """With the real page if bokeh is there, and else with that of Dask which says so."""
+    np.save("x.npy", np.zeros((30, 2)))
+    command = [sys.executable, "-m", "torch_ntk.command", "kernel", "--store", "k.zarr"]
+    command += ["--kernel", "own:patient", "--data", "x.npy", "--tile", "1", "--workers", "1"]
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        name, address, *hint = process.stderr.readline().split(maxsplit=2)
+        with without_proxy.open(address, timeout=30) as page:
+            shown = page.read().decode()
+        process.terminate()
+        process.stderr.read()
+    assert (process.returncode, name) == (128 + signal.SIGTERM, "dashboard:")
+    if importlib.util.find_spec("bokeh") is None:
+        assert hint == ["(install bokeh to see it)\n"]
+        assert "Dask needs bokeh" in shown
+    else:
+        assert hint == []
+        assert "Dask" in shown
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import signal
@@ -79,8 +80,15 @@ def client(chosen: argparse.Namespace) -> Iterator[Any]:
         else:
             where = chosen.scheduler
         found = stack.enter_context(Client(where, timeout="30s"))  # type: ignore[no-untyped-call]
-        sys.stderr.writelines(["dashboard: ", found.dashboard_link, "\n"])
+        sys.stderr.writelines(["dashboard: ", _dashboard(found, here=where), "\n"])
         yield found
+
+
+def _dashboard(client: Any, here: Any) -> str:
+    """The address of a cluster's dashboard, and what it needs if this process serves it."""
+    hint = " (install bokeh to see it)"
+    missing = not isinstance(here, str) and importlib.util.find_spec("bokeh") is None
+    return f"{client.dashboard_link}{hint if missing else ''}"
 
 
 def _local(cluster: Any, workers: int) -> Any:
