@@ -252,7 +252,7 @@ def many_heads_of_inputs(n: int) -> nn.Module:
     ("build", "draws"), [(tied, 40), (many_heads, 60), (of_inputs, 30), (many_heads_of_inputs, 60)]
 )
 def test_finite_attention(build: Callable[[int], nn.Module], draws: int) -> None:
-    finite(build, 256, draws, (sequences(2), sequences(2, 1)))
+    finite(build, 128, draws, (sequences(2), sequences(2, 1)))
 
 
 # -- recurrent networks -------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Ends(nn.Module):
 @pytest.mark.parametrize("phi", ["relu", "erf"])
 def test_finite_recurrent_networks(phi: Any) -> None:
     batches = sequences(2), sequences(2, 1)
-    finite(lambda n: Recurring(n, phi == "relu", nonlinearity=phi), 256, 30, batches)
+    finite(lambda n: Recurring(n, phi == "relu", nonlinearity=phi), 128, 30, batches)
 
 
 @pytest.mark.parametrize(
