@@ -165,11 +165,6 @@ def _instance_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return function(input, *args, **kwargs)
 
 
-def _batch_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    function = _batch_norm if _is_single(input) else F.batch_norm
-    return function(input, *args, **kwargs)
-
-
 def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -180,16 +175,18 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `F.batch_norm`, of which the affine map with running statistics is written out."""
+    """As `F.batch_norm`, of which the affine map with running statistics is written out.
+
+    One factor and one summand for each channel, as torch has them in its own loop: a backward pass
+    is then one product, where vmap of torch's own makes several copies.
+    """
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
     shape = (-1, *[1] * (input.ndim - 2))
-    normalized = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
-    return _affine(
-        normalized,
-        None if weight is None else weight.reshape(shape),
-        None if bias is None else bias.reshape(shape),
-    )
+    return input * scale.view(shape) + shift.view(shape)
 
 
 def _normalized(x: Tensor, trailing: int, eps: float) -> Tensor:
@@ -210,7 +207,7 @@ _RIGHT: dict[Any, Callable[..., Tensor]] = {
     F.embedding_bag: _embedding_bag,
     torch._weight_norm: _weight_norm,
     F.instance_norm: _instance_norm_of_one,
-    F.batch_norm: _batch_norm_of_one,
+    F.batch_norm: _batch_norm,
 }
 _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
