@@ -63,6 +63,19 @@ def test_the_precision_that_is_asked_for() -> None:
     assert torch.equal(record.reference.kernel, kernel)
 
 
+def test_sums_are_in_float64_where_eigenvalues_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_evaluation, "LARGE", 100)
+    model, x = network(), torch.randn(4, 5)
+    for metrics, sums in ((("drift", "lambda_min"), torch.float64), (("drift",), None)):
+        record = Record(metrics)
+        record.begin(model, Probe(x), 0)
+        assert record.reference is not None
+        expected = empirical_ntk(model, x, output="mean", accumulate=sums).double()
+        assert record.reference.kernel is not None
+        assert record.reference.kernel.dtype == torch.float64
+        assert torch.equal(record.reference.kernel, expected)
+
+
 def test_products_with_vectors_are_in_one_precision() -> None:
     record = Record(METRICS, Evaluation(dtype=torch.float32, method="vector_product"))
     model = network()

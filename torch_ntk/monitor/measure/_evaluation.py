@@ -104,9 +104,10 @@ class Evaluation:
         params: By which parameters the kernel is taken; see `torch_ntk.empirical_ntk`.
         batch_size: Samples per block; None follows the free memory.
         dtype: In which the network is evaluated; None is float64, or float32 for networks of more
-            than `LARGE` parameters or `BUSY` activations and on devices without float64. Products
-            over parameters are added up in float64 in any case: added up in float32, the smallest
-            eigenvalue of a kernel is mostly noise.
+            than `LARGE` parameters or `BUSY` activations and on devices without float64.
+        has_spectrum: Whether eigenvalues are taken of kernels. Then products over parameters are
+            added up in float64 in any case: added up in float32, the smallest eigenvalue of a
+            kernel is mostly noise. A norm of kernels does not need it, and takes half the time.
         method: As in `torch_ntk.empirical_ntk`.
         moved_by: Whether the kernel is J Jᵀ, by which gradient descent moves the outputs, or
             J P Jᵀ, by which the optimizer of the training does.
@@ -128,6 +129,7 @@ class Evaluation:
     size: int | None = None
     max_memory: int | None = None
     held: int = 0
+    has_spectrum: bool = True
 
     def __post_init__(self) -> None:
         """Check what can be told before there is a network."""
@@ -188,7 +190,8 @@ class Evaluation:
     def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
         """The dtype of products over parameters; None is that of the gradients."""
         lacks_it = next(network.parameters()).device.type == "mps"
-        return None if lacks_it or self.method == "vector_product" else torch.float64
+        is_moot = not self.has_spectrum or self.method == "vector_product"
+        return None if lacks_it or is_moot else torch.float64
 
     def eigenvalue_precision(self, network: nn.Module) -> float:
         """The error of the kernel's eigenvalues, relative to the largest."""
@@ -285,7 +288,7 @@ class Evaluation:
         how = self._how(network, names, probe, optimizer)
         with aiming_at(self._aim(network)):
             kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
-        return _estimate(kernel)
+        return self._stored(kernel)
 
     def kernel_by_module(
         self,
@@ -300,10 +303,19 @@ class Evaluation:
             found: dict[str, Any] = empirical_ntk(
                 network, probe.x, output=self._kept, by="module", **how
             )
-        parts = {n: _estimate(part) for n, part in found.items()}
+        parts = {n: self._stored(part) for n, part in found.items()}
         if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
         return {n or _ITSELF: p for n, p in parts.items()}
+
+    def _stored(self, kernel: Tensor | ProbedKernel) -> Tensor:
+        """What is kept, in one dtype, however it is added up.
+
+        Of probed outputs that is the estimate, always by the same directions.
+        """
+        estimate = kernel.kernel if isinstance(kernel, ProbedKernel) else kernel
+        wide = self.result_dtype(estimate.device)
+        return estimate.to(torch.promote_types(estimate.dtype, wide))
 
     @property
     def _kept(self) -> Any:
@@ -443,11 +455,6 @@ def _scheme(layer: Any) -> Scheme:
     return math.sqrt(squares[0] * fan_in_of(layer)), math.sqrt(
         squares[1]
     ) if bias is not None else 0.0
-
-
-def _estimate(kernel: Tensor | ProbedKernel) -> Tensor:
-    """The kernel; of probed outputs what is estimated, always by the same directions."""
-    return kernel.kernel if isinstance(kernel, ProbedKernel) else kernel
 
 
 def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:

@@ -75,7 +75,8 @@ class Record:
     ) -> None:
         self.metrics = tuple(metric.name for metric in read_metrics(metrics))
         self.needs = frozenset(need for name in self.metrics for need in REGISTRY[name].needs)
-        self.evaluation = self._asked = Evaluation() if evaluation is None else evaluation
+        asked = Evaluation() if evaluation is None else evaluation
+        self.evaluation = self._asked = replace(asked, has_spectrum="spectrum" in self.needs)
         self.loss = check_loss(loss)
         self._names = names
         self.reset()
