@@ -11,7 +11,7 @@ from oracles import ntk_loop, reduced, relative_error
 from torch import Tensor, nn
 
 from torch_ntk import MLP, NTKOperator, empirical_ntk, verify
-from torch_ntk._functional import model_function, quiet
+from torch_ntk._functional import PlainModel, model_function, quiet
 from torch_ntk.empirical import _checked_blocks
 from torch_ntk.empirical._job import KernelJob
 from torch_ntk.empirical.checksum import _block_check, _signed_sums, plain_jacobians
@@ -290,3 +290,65 @@ def test_a_kink_that_roundings_decide_is_one_of_rounding() -> None:
             assert "0.weight" in compared.wrong
             judged.append(check._is_rounding(compared))
     assert sum(judged) >= 6
+
+
+class _WrongLater(WrongFeatures):
+    """Right for the first samples of a block only."""
+
+    def features(self, source: Tensor) -> Tensor:
+        is_late = source.reshape(len(source), -1)[:, :1] > 0.5
+        right = LinearUse.features(self, source)
+        return torch.where(is_late.reshape(-1, *[1] * (right.ndim - 1)), 1.001 * right, right)
+
+
+def test_groups_of_pieces_are_compared_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large samples few are compared at once, and every group of them is."""
+    model, x = MLP([4, 80, 80, 2]).double(), torch.rand(7, 4, dtype=torch.float64) * 0.5
+    x[6, 0] = 0.9  # in the last group alone, which a piece of one sample has joined
+    expected = ntk_loop(model, x, x)
+    seen: list[int] = []
+    own = _block_check.BlockCheck.verify
+
+    def noting(check: Any, in_double: Any) -> None:
+        seen.append(len(check.x))
+        own(check, in_double)
+
+    monkeypatch.setattr(_block_check, "_AT_ONCE", 1)
+    monkeypatch.setattr(_block_check.BlockCheck, "verify", noting)
+    monkeypatch.setattr(_kernel.StructuredMethod, "sizes", lambda self: (7, 1))
+    assert relative_error(empirical_ntk(model, x), expected) < 1e-12
+    assert seen == [2, 2, 3]
+    monkeypatch.setitem(RULES, F.linear, lambda args, kwargs: _WrongLater(args[0], args[1]))
+    assert relative_error(empirical_ntk(model, x), expected) < 1e-12
+
+
+def test_few_kinks_of_many_are_ones_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400,000 ReLUs ten roundings turn a few, as one does of those of a large network."""
+    own = PlainModel.with_rounding
+    monkeypatch.setattr(PlainModel, "with_rounding", lambda self, times=1: own(self, 10 * times))
+    torch.manual_seed(0)
+    layers = [m for _ in range(12) for m in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(1, 32, 1), *layers, nn.Flatten(), nn.Linear(32 * 8 * 8, 2))
+    for layer in (m for m in net if isinstance(m, nn.Conv2d)):
+        nn.init.kaiming_normal_(layer.weight)
+    x = torch.randn(16, 1, 8, 8)
+    fn = model_function(net)
+    with quiet(net, torch.device("cpu")):
+        given = fn.input("x", x)
+        job = KernelJob(fn, given, None, "mean", inspect_forward(fn, "x", given), {})
+        judged = {1.0: 0, 1.045: 0}  # by how much the first weight is off as well
+        for factor in judged:
+            for _ in range(10):
+                check = _block_check.BlockCheck(job, job.x1, 0, 16, close=1e-4)
+                other = check._expected(fn.plain.with_rounding())
+                check.add_outputs(other.outputs)
+                for name, gradient in other.gradient.items():
+                    check.sums.add_jacobian(name, 0, gradient.new_zeros(16, 2, 1))
+                    check.sums.sums[name].total = gradient.reshape(-1) * (
+                        factor if name == "0.weight" else 1.0
+                    )
+                compared = check._compared(fn.plain)
+                assert compared.wrong or factor == 1.0
+                judged[factor] += not compared.wrong or check._is_rounding(compared)
+    assert judged[1.0] >= 8
+    assert judged[1.045] <= 4

@@ -145,15 +145,19 @@ class PlainModel:
         )
         return replace(self, selected=selected, fixed=fixed, dtype=dtype)
 
-    def with_rounding(self) -> PlainModel:
+    def with_rounding(self, times: float = 1.0) -> PlainModel:
         """The same with every number of the selected parameters moved by a few roundings.
 
         Sums of hundreds or thousands of terms, of which networks are made, round by as much.
+
+        Args:
+            times: By how many times that it is moved.
         """
 
         def moved(t: Tensor) -> Tensor:
             drawn = torch.randint(-4, 5, t.shape, generator=_generator, dtype=torch.int8)
-            return t * (1.0 + torch.finfo(t.dtype).eps * drawn.to(t.device, real_dtype(t)))
+            eps = times * torch.finfo(t.dtype).eps
+            return t * (1.0 + eps * drawn.to(t.device, real_dtype(t)))
 
         return replace(self, selected={n: moved(t) for n, t in self.selected.items()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from .._functional import Batch
 from ..memory import Backoff, even, ranges
 from ._job import KernelJob
 from ._parts import Kernels
-from .checksum import CLOSE, BlockCheck, MismatchError, plain_jacobians
+from .checksum import CLOSE, BlockCheck, MismatchError, compared_together, plain_jacobians
 from .contract import Factor, Factors, JacobianFactor, PairBlocks, join
 
 
@@ -105,17 +106,25 @@ class FactorMethod(ABC):
         Raises:
             MismatchError: They are wrong, which another method may mend; see `without`.
         """
-        job = self.job
+        found: list[Factors] = []
+        for pieces in compared_together(self.job, list(ranges(start, stop, step))):
+            found += self._compared(side, pieces, alone)
+        return join(found)
+
+    def _compared(
+        self, side: Batch, pieces: Sequence[tuple[int, int]], alone: bool
+    ) -> list[Factors]:
+        """Factors of consecutive pieces of samples, compared together."""
+        job, start, stop = self.job, pieces[0][0], pieces[-1][1]
         check = BlockCheck(job, side, start, stop, self.close) if job.check else None
-        pieces = list(ranges(0, stop - start, step))
-        found = [self._all(side[start + a : start + b], a, alone, check) for a, b in pieces]
+        found = [self._all(side[a:b], a - start, alone, check) for a, b in pieces]
         if check is not None:
 
             def in_double() -> BlockCheck:
                 double = self.in_dtype(torch.float64)
                 again = check.again(double.job)
                 for a, b in pieces:
-                    double._all(again.x[a:b], a, False, again)
+                    double._all(again.x[a - start : b - start], a - start, False, again)
                 return again
 
             try:
@@ -124,7 +133,7 @@ class FactorMethod(ABC):
                 if error.names <= self.by_loops:
                     raise check.refuse(error.names) from None
                 raise
-        return join(found)
+        return found
 
     def _all(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Factors of all parameters."""

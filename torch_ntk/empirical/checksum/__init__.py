@@ -12,6 +12,7 @@ from ._block_check import CLOSE_IN_DOUBLE as CLOSE_IN_DOUBLE
 from ._block_check import BlockCheck as BlockCheck
 from ._block_check import MismatchError as MismatchError
 from ._block_check import companion_of as companion_of
+from ._block_check import compared_together as compared_together
 from ._block_check import depends_on_batch as depends_on_batch
 from ._plain_jacobian import plain_jacobians as plain_jacobians
 from ._signs import signs as signs
@@ -22,6 +23,7 @@ __all__ = [
     "BlockCheck",
     "MismatchError",
     "companion_of",
+    "compared_together",
     "depends_on_batch",
     "plain_jacobians",
     "signs",

@@ -35,10 +35,19 @@ _ROUNDINGS = 100.0
 # rounding alone: 1e-4 in a ResNet.
 CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
 # In large networks so many ReLUs change sides that the difference reaches several percent. Then
-# `_PASSES` further plain passes, with parameters moved by a few roundings, tell how precisely the
-# gradient is known at all. Differences up to `_TIMES` as large as that are rounding, if they are no
-# more than the share `_SIDES` of the gradient.
-_PASSES, _TIMES, _SIDES = 2, 3.0, 0.05
+# further plain passes, with parameters moved by roundings, tell how precisely the gradient is known
+# at all. Differences up to `_TIMES` as large as that are rounding, if they are no more than the
+# share `_SIDES` of the gradient.
+_TIMES, _SIDES = 3.0, 0.05
+# By how many times a rounding the passes move parameters. Of the few ReLUs that one rounding turns
+# another one turns others, or none. k times a rounding turns k times as many, which change the
+# gradient by √k times as much, as they are independent; of so many the size is known. ReLUs of
+# inputs that are 0 but for rounding are turned by any, however small.
+_ROUNDED_BY = (16, 1)
+# A plain pass takes so many times the memory of the activations.
+_PASS = 4
+# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway.
+_AT_ONCE = 2**28
 # Attributes in which recurrent layers list their weights, anew whenever one is put in place.
 _FLAT = "_flat_weight"
 
@@ -168,11 +177,11 @@ class BlockCheck:
         if compared.gradient is None or plain.dtype != torch.float32:
             return False
         known = dict.fromkeys(compared.wrong, 0.0)
-        for _ in range(_PASSES):
-            other = self._expected(plain.with_rounding()).gradient
+        for times in _ROUNDED_BY:
+            other = self._expected(plain.with_rounding(times)).gradient
             pairs = [(self._sums.sums[n], compared.gradient[n] - other[n]) for n in known]
             for name, (_, size, _) in zip(known, _measured(pairs), strict=True):
-                known[name] = max(known[name], size)
+                known[name] = max(known[name], size / math.sqrt(times))
             if all(compared.errors[n] <= _TIMES * size for n, size in known.items()):
                 return True  # another pass would only add to what is explained
         return False
@@ -243,7 +252,7 @@ class BlockCheck:
 
     def _chunks(self, n: int) -> Iterator[tuple[int, int]]:
         """At least two samples at once, and otherwise as many as the memory allows."""
-        each = 4 * self._job.forward.activation_bytes
+        each = _PASS * self._job.forward.activation_bytes
         available, sparing = budget(self._fn.device) // 2, aim()
         available = available if sparing is None else min(available, sparing // 3)
         most = max(2, within(available, n, each))
@@ -251,6 +260,30 @@ class BlockCheck:
         if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] == 1:
             pieces[-2:] = [(pieces[-2][0], n)]
         return iter(pieces)
+
+
+def compared_together(
+    job: KernelJob, pieces: Sequence[tuple[int, int]]
+) -> list[list[tuple[int, int]]]:
+    """Consecutive pieces of samples in groups that are compared by one `BlockCheck`.
+
+    Where samples are large, few of them: what has to be looked at again in float64 is then little.
+    In every group there are two samples at least, so that it shows whether they depend on each
+    other.
+    """
+    is_large = job.check and job.fn.device.type == "cpu"
+    most = max(2, _AT_ONCE // max(1, _PASS * job.forward.activation_bytes)) if is_large else None
+    groups: list[list[tuple[int, int]]] = []
+    for piece in pieces:
+        start = groups[-1][0][0] if groups else piece[0]
+        if groups and (most is None or piece[1] - start <= most):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    for k in reversed(range(1, len(groups))):
+        if groups[k][-1][1] - groups[k][0][0] < 2:
+            groups[k - 1 : k + 1] = [groups[k - 1] + groups[k]]
+    return groups
 
 
 def companion_of(job: KernelJob, x: Batch) -> tuple[Batch | None, bool]:
