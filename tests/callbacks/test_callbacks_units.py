@@ -56,7 +56,7 @@ def same_batches(n: int) -> Any:
 def run(path: Path, kind: type[Regressor], lr: float, accumulated: int, **options: Any) -> Any:
     edge, module = StabilityEdge((X, Y), every_n_steps=100, **options), classifier(linear, kind)
     module.lr = lr
-    settings = {"accumulate_grad_batches": accumulated, "max_epochs": 150}
+    settings = {"accumulate_grad_batches": accumulated, "max_epochs": 80}
     fit(path, module, [edge], same_batches(accumulated), **settings)
     return edge, module.losses
 
