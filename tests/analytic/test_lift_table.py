@@ -100,10 +100,15 @@ TRIED: dict[str, Callable[[int], Tried]] = {
     "nn.Linear": lambda n: on_vectors(nn.Linear(n, n), n, **STANDARD),
     "nn.GLU": lambda n: on_vectors(nn.GLU(), n),
     "nn.Flatten": lambda n: on_images(nn.Flatten(), n),
-    "nn.Unflatten": lambda n: on_images(nn.Unflatten(2, (2, 2)), n, 1),
+    "nn.Unflatten": lambda n: on_vectors(
+        nn.Sequential(dense(n, 4 * n), nn.Unflatten(1, (n, 2, 2)), nn.ReLU(), conv(n, n, 2)), n
+    ),
     "nn.Unfold": lambda n: on_images(nn.Unfold(2), n),
     "nn.Fold": lambda n: on_images(nn.Sequential(nn.Unfold(2), nn.Fold((4, 4), 2)), n),
     "nn.ChannelShuffle": lambda n: on_images(nn.ChannelShuffle(2), n),
+    "nn.PixelShuffle": lambda n: on_images(
+        nn.Sequential(conv(n, 4 * n, 1), nn.ReLU(), nn.PixelShuffle(2), conv(n, n, 3)), n
+    ),
     "nn.PixelUnshuffle": lambda n: on_images(nn.PixelUnshuffle(2), n),
     "nn.Upsample": lambda n: on_images(nn.Upsample(scale_factor=2, mode="bicubic"), n),
     "nn.UpsamplingNearest2d": lambda n: on_images(nn.UpsamplingNearest2d(6), n),

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import torch
+from small_nets import Function, conv, dense
 from torch import Tensor, nn
 
-from torch_ntk import NTKConv1d, NTKConvTranspose1d, analytic_kernels, ntk_parameterize
+from torch_ntk import (
+    NTKConv1d,
+    NTKConvTranspose1d,
+    NTKConvTranspose2d,
+    analytic_kernels,
+    ntk_parameterize,
+)
 
 
 class UpAgain(nn.Module):
@@ -68,3 +75,37 @@ def test_a_converted_network_has_the_lifted_kernel_of_its_layers() -> None:
     scales = {"0": (2**0.5, 0.2), "2": (1.0, 0.2)}
     one, two = analytic_kernels(converted, x).nngp, analytic_kernels(net, x, standard=scales).nngp
     torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+
+
+def between(layers: list[nn.Module]) -> nn.Module:
+    """A layer before, and what sees all pairs of positions after."""
+    last = [nn.ReLU(), conv(4, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(conv(2, 4, 2), nn.ReLU(), *layers, *last, dense(4, 2))
+
+
+def test_channels_that_become_positions() -> None:
+    """Of a transposed convolution each position has one tap, which is a unit of a layer of one."""
+    up = NTKConvTranspose2d(4, 4, 2, stride=2, bias=False, sigma_w=2.6, dtype=torch.float64)
+    wide = conv(4, 16, 1, sigma_w=1.3, sigma_b=0)
+    x1, x2 = torch.randn(3, 2, 4, 3, dtype=torch.float64), torch.randn(2, 2, 4, 3).double()
+    for shuffle in (nn.PixelShuffle(2), Function(by_hand)):
+        for batches in ((x1, x2), (x1,)):
+            found = analytic_kernels(between([wide, shuffle]), *batches)
+            for mine, right in zip(found, analytic_kernels(between([up]), *batches), strict=True):
+                torch.testing.assert_close(mine, right, rtol=1e-10, atol=0)
+    # And of vectors, before and after the activation.
+    one = nn.Sequential(nn.Flatten(), dense(24, 4), nn.ReLU())
+    tall = nn.Sequential(*one, nn.Unflatten(1, (4, 1, 1)), up, nn.ReLU(), nn.AvgPool2d(2))
+    rows = dense(4, 16, 1.3, 0)
+    shapes = nn.Unflatten(1, (4, 2, 2)), Function(lambda t: t.view(t.shape[0], 4, 2, 2))
+    for shape in shapes:
+        for order in ([shape, nn.ReLU()], [nn.ReLU(), shape]):
+            net = nn.Sequential(*one, rows, *order, nn.AvgPool2d(2))
+            for a, b in zip(analytic_kernels(net, x1), analytic_kernels(tall, x1), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+def by_hand(t: Tensor) -> Tensor:
+    n, c, p, q = t.shape
+    t = t.view(n, c // 4, 2, 2, p, q).permute(0, 1, 4, 2, 5, 3)
+    return t.reshape(n, c // 4, 2 * p, 2 * q)

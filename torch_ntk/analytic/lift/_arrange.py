@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operations import Gather
+from ..operations import Apart, Gather
 from ._builder import Builder
 from ._values import Data, Elementwise, Features, Joined, Value, two_axes
 
@@ -34,6 +34,8 @@ class Arrangement:
         axis: The place of the channels among the axes of a sample.
         channels: Which channels of x those of y are.
         sources: Per tap and position of y the position of x, as in `Gather`.
+        units: Where channels become positions, per position of y which of the channels of x
+            that are side by side there it has; none where all positions have the same.
         size: How many channels y has: one for each of `channels` and each tap.
     """
 
@@ -41,6 +43,7 @@ class Arrangement:
     axis: int
     channels: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
+    units: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -63,7 +66,7 @@ def rearranged(b: Builder, x: Any, function: Mover, what: str) -> Features:
     if shape[axis] == 1:  # which axis is that of the channels shows with two of them, if it can
         with contextlib.suppress(ValueError):
             found = _analysed(b, function, (*shape[:axis], 2, *shape[axis + 1 :]), axis, what)
-    if found is not None and found.channels == (0, 1):
+    if found is not None and found.channels == (0, 1) and not found.units:
         found = replace(found, channels=(0,))
     else:
         found = _analysed(b, function, shape, axis, what)
@@ -81,7 +84,7 @@ def flat(b: Builder, x: Any) -> Features:
 
 
 def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
-    if isinstance(x, Joined):
+    if isinstance(x, Joined) and not new.units:
         return _parts(b, x, new, what)
     whole = len(new.channels) == x.shape[x.axis]
     if whole and len(new.sources) > 1 and _takes_all(new, x):
@@ -105,6 +108,8 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
             "Its input has positions as features already, and they have kernels of their own.",
             "Do it before flattening.",
         )
+    if new.units:
+        return _apart(b, v, new, operation, what)
     roots = frozenset((layer, _shifted(at, new.channels)) for layer, at in v.roots)
     if len(new.sources) == 1 and v.terms is not None:
         random, known = v.terms
@@ -130,6 +135,21 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
     taps = b.linear_step(apart, v, (len(new.sources), *new.spatial))
     roots = frozenset((layer, None) for layer, _ in v.roots)
     return replace(made, **kept, gaussian=False, alike=False, roots=roots, taps=taps)
+
+
+def _apart(b: Builder, v: Value, new: Arrangement, operation: Gather, what: str) -> Value:
+    """Channels of a value that become positions, where they are independent."""
+    if not (v.gaussian and v.alike) or v.gained:
+        raise b.refusal(
+            f"{what}, which makes positions of channels",
+            "They are independent of each other for the outputs of layers only.",
+            "Do it before the activation, or after another layer.",
+        )
+    if not (operation.trivial and operation.positions == v.positions):
+        v = b.linear_step(operation, v, new.spatial)
+    made = b.linear_step(Apart(new.units), v, new.spatial)
+    roots = frozenset((layer, None) for layer, _ in v.roots)
+    return replace(made, channels=new.size, axis=new.axis, roots=roots)
 
 
 def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
@@ -243,6 +263,9 @@ def _analysed(
     at = _channel_axis(b, c, zero, axis, shape, what)
     rest = tuple(n for i, n in enumerate(c.shape) if i != at)
     c, s, zero = (a.movedim(at, 0).reshape(a.shape[at], -1) for a in (c, s, zero))
+    units = _units(c, s, zero)
+    if units:
+        return Arrangement(rest, at, tuple(c[:, 0].tolist()), (tuple(s[0].tolist()),), units)
     return Arrangement(rest, at, *_taps(b, c, s, zero, what))
 
 
@@ -261,6 +284,8 @@ def _channel_axis(
     varies = [i for i in range(c.ndim) if _differs_along(c, zero, i)]
     if len(varies) == 1:
         return varies[0]
+    if axis in varies:  # some of them become positions, and the axis stays first or last
+        return c.ndim - 1 if 0 < axis == len(shape) - 1 else axis
     if varies:
         raise b.refusal(
             f"{what}, which puts channels on several axes",
@@ -290,6 +315,20 @@ def _differs_along(c: Tensor, zero: Tensor, axis: int) -> bool:
     least = c.masked_fill(zero, c.max() + 1).amin(axis)
     most = c.masked_fill(zero, -1).amax(axis)
     return bool((least < most).any())
+
+
+def _units(c: Tensor, s: Tensor, zero: Tensor) -> tuple[int, ...]:
+    """Which unit each position has, of entries `[channels of y, positions of y]`.
+
+    None where all have the same, or where what is done to one channel is not done to all.
+    """
+    if bool(zero.any()) or bool((c == c[:, :1]).all()) or bool((s != s[:1]).any()):
+        return ()
+    numbers, units = torch.unique(c[0], return_inverse=True)
+    first = [int((units == u).nonzero()[0]) for u in range(len(numbers))]
+    same = bool((c == c[:, first][:, units]).all())
+    apart = len(set(c[:, first].flatten().tolist())) == c.shape[0] * len(first)
+    return tuple(units.tolist()) if same and apart else ()
 
 
 def _taps(

@@ -227,10 +227,6 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
             "Use GroupNorm.",
         ),
     ),
-    nn.PixelShuffle: (
-        "It makes positions of channels, which are independent of each other in the limit.",
-        "Use a transposed convolution, or F.interpolate.",
-    ),
     nn.Bilinear: (
         "There is no such layer in NTK parameterization here.",
         "Multiply two branches that end in layers of their own.",

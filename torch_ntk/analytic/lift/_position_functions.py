@@ -268,6 +268,7 @@ FUNCTIONS: dict[Any, Rule] = {
     F.fold: _fold,
     F.interpolate: _interpolate,
     F.pixel_unshuffle: _mover(F.pixel_unshuffle, "pixel_unshuffle"),
+    F.pixel_shuffle: _mover(F.pixel_shuffle, "pixel_shuffle"),
     F.channel_shuffle: _mover(F.channel_shuffle, "channel_shuffle"),
     torch.einsum: _einsum,
     F.linear: _linear,
@@ -299,7 +300,7 @@ MODULES: dict[type[nn.Module], Rule] = {
             *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
             *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
             *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-            *(nn.Unfold, nn.PixelUnshuffle, nn.ChannelShuffle),
+            *(nn.Unfold, nn.PixelUnshuffle, nn.PixelShuffle, nn.ChannelShuffle),
         )
     },
     nn.Unflatten: lambda b, m, x: rearranged(b, x, m, "Unflatten"),

@@ -8,6 +8,7 @@ loop, and what it costs (`_operation.py`). The engine asks for these and not for
 from ._activation import Activation as Activation
 from ._activation import Gained as Gained
 from ._affine import Affine as Affine
+from ._apart import Apart as Apart
 from ._attention import Attention as Attention
 from ._attention import AttentionWeights as AttentionWeights
 from ._attention import ManyHeads as ManyHeads
