@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from analytic_cases import SCALES
 from small_nets import Function, Plus, conv, conv1d, dense
 from test_finite_networks import with_outputs
-from test_lift_sequences import Block, Recurring, many_heads, sequences, tied
+from test_lift_sequences import Block, Recurring, many_heads, of_inputs, sequences, tied
 from test_position_maps import Graph, Masked
 from test_products import excited, gated, product, swiglu
 from test_standard import DEFAULT
@@ -64,6 +64,12 @@ def normed(n: int) -> nn.Module:
     return gap(conv1d(2, n), Plus(body), norms[1], n=n)
 
 
+def shuffled(n: int) -> nn.Module:
+    """A depthwise convolution, and channels that become positions."""
+    apart = conv(n, n, 2, groups=n), conv(n, 4 * n, 1), nn.PixelShuffle(2)
+    return gap(conv(2, n, 2), nn.ReLU(), *apart, nn.ReLU(), conv(n, n, 2), n=n)
+
+
 def vectors(kind: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
     return lambda n: nn.Sequential(dense(6, n, 1.2), kind(), dense(n, n, 1.2), kind(), dense(n, 4))
 
@@ -91,12 +97,14 @@ ROWS: dict[str, tuple[Callable[[int], nn.Module], Any, Any]] = {
     "maps of positions": (moved, LINE, None),
     "a graph for each sample": (lambda n: Graph(3, n, 4), (TOKENS, MATRICES), None),
     "masks": (lambda n: Masked(n, 4), (TOKENS, MASK), None),
+    "channels apart": (shuffled, batch(2, 3, 3), None),
     "norms": (normed, LINE, None),
     "product": (lambda n: product(n, 4), batch(6), None),
     "gates of channels": (lambda n: excited(n, 4), batch(3, 3, 3), None),
     "gated linear unit": (lambda n: gated(n, 4), batch(6), None),
     "gated tokens": (lambda n: swiglu(n, 4), TOKENS, None),
     "attention": (tied, TOKENS, None),
+    "attention of inputs": (of_inputs, TOKENS, None),
     "attention of many heads": (many_heads, TOKENS, None),
     "a block of a transformer": (Block, TOKENS, None),
     "recurrent": (lambda n: Recurring(n, False, nonlinearity="erf"), TOKENS, None),
