@@ -81,7 +81,8 @@ def test_a_kernel_is_computed_and_solved(capsys: pytest.CaptureFixture[str]) -> 
     info = json.loads(capsys.readouterr().out)
     assert (info["finished"], info["complete"], info["tile"]) == (55, True, 16)
     run("verify", "--store", "k.zarr", "--json", "--quiet")
-    assert json.loads(capsys.readouterr().out) == {"finished": 55, "missing": 0, "damaged": []}
+    whole = {"finished": 55, "missing": 0, "damaged": [], "samples": []}
+    assert json.loads(capsys.readouterr().out) == whole
 
     plain = NTKClassifier("precomputed").fit(expected[:110, :110].numpy(), y[:110])
     accuracy = plain.score(expected[110:, :110].numpy(), y[110:])
@@ -102,8 +103,11 @@ def test_a_kernel_is_computed_and_solved(capsys: pytest.CaptureFixture[str]) -> 
 
     tile = Path("k.zarr/kernel/c/0/3")
     tile.write_bytes(b"?" + tile.read_bytes()[1:])
+    image = Path("k.zarr/x1/c/2/0/0/0")
+    image.write_bytes(image.read_bytes()[1:])
     run("verify", "--store", "k.zarr", "--json", "--quiet", status=1)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["damaged"] == [[0, 3]]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["damaged"], found["samples"]) == ([[0, 3]], [["x1", 2]])
     kernel("--preset", "mlp-3", "--data", "digits", "--n", 150)
     run("verify", "--store", "k.zarr", "--quiet")
 
@@ -212,7 +216,11 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (("kernel", "--store", "a", "--kernel", "own", "--data", "x.npy"), "module:function"),
         (("kernel", "--store", "a", "--kernel", "own:no", "--data", "x.npy"), "cannot be imported"),
         (("info", "--store", "none"), "which does not exist"),
-        (("solve", "--store", "k.zarr", "--train", 99), "at most 20"),
+        (("solve", "--store", "k.zarr", "--train", 99), "--train must be from 1 to 20"),
+        (("solve", "--store", "k.zarr", "--train", 0), "--train must be from 1 to 20"),
+        (("solve", "--store", "k.zarr", "--time", 1, "--method", "dask"), "--method is of the lim"),
+        (("plot", "--store", "k.zarr", "--samples", 0), "--samples must be at least 1"),
+        (("plot", "--store", "k.zarr", "--eigenvalues", -1), "--eigenvalues must be at least 0"),
         (("solve", "--store", "k.zarr", "--test", "k.zarr"), "other training samples"),
         (("kernel", "--store", "a", "--kernel", "own:broken", "--data", "x.npy"), "out of order"),
     )

@@ -150,6 +150,9 @@ def test_what_is_missing_or_damaged_is_computed_again(tmp_path: Path) -> None:
     sample.write_bytes(sample.read_bytes()[::-1])
     labels = store.path / "labels" / "c" / "0"
     labels.write_bytes(labels.read_bytes()[1:])
+    (store.path / "x1" / "c" / "0" / "0").unlink()
+    damaged = KernelStore(store.path).verify()
+    assert damaged.samples == (("x1", 0), ("x1", 1), ("labels", 0))
     with pytest.raises(ValueError, match=r"block 0 of labels is damaged.*same samples and labels"):
         store.labels  # noqa: B018
     again = compute(tmp_path, x, labels=range(10))

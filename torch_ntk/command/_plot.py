@@ -36,6 +36,12 @@ def run(chosen: argparse.Namespace) -> int:
     from ..plotting import plot_kernel, plot_spectrum
     from ..scale import KernelStore
 
+    for name, value, least in (
+        ("samples", chosen.samples, 1),
+        ("eigenvalues", chosen.eigenvalues, 0),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}; got {value}.")
     store = KernelStore(chosen.store)
     rows, columns = (
         np.unique(np.linspace(0, n - 1, min(n, chosen.samples)).astype(int)) for n in store.shape

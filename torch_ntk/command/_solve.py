@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time", type=float, help="of training by gradient flow (default: endless)"
     )
-    parser.add_argument("--method", choices=["auto", "lapack", "dask", "iterative"], default="auto")
+    parser.add_argument(
+        "--method", choices=["auto", "lapack", "dask", "iterative"], help="without --time (auto)"
+    )
     add_workers(parser)
     add_output(parser)
 
@@ -41,7 +43,14 @@ def run(chosen: argparse.Namespace) -> int:
     """Solve, predict, and compare."""
     from ..scale import KernelStore
 
+    if chosen.method is not None and chosen.time is not None:
+        raise ValueError("--method is of the limit, without --time; leave one of them out.")
     whole = KernelStore(chosen.store)
+    if chosen.train is not None and not 1 <= chosen.train <= whole.shape[0]:
+        raise ValueError(
+            f"--train must be from 1 to {whole.shape[0]}, the samples of {chosen.store}; got "
+            f"{chosen.train}."
+        )
     labels = whole.labels
     if labels is None:
         raise ValueError(f"{chosen.store} has no labels: compute it with --labels.")
@@ -51,7 +60,7 @@ def run(chosen: argparse.Namespace) -> int:
     result: dict[str, Any] = {"train": store.shape[0]}
     with client(chosen) as where:
         if chosen.time is None:
-            options = {"method": chosen.method, "client": where}
+            options = {"method": chosen.method or "auto", "client": where}
             solution = store.solve(targets, chosen.diag_reg, **options)
             result |= {"residual": solution.residual, "products": solution.products}
         tests = _tests(chosen, whole, labels)

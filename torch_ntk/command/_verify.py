@@ -1,12 +1,13 @@
-"""`torch-ntk verify`: read every tile of a store."""
+"""`torch-ntk verify`: read all of a store."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from ._options import add_output, add_store, answer
 
-HELP = "read every tile of a store; the status is 1 if one is missing or damaged"
+HELP = "read all tiles and samples of a store; the status is 1 if some are missing or damaged"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,5 @@ def run(chosen: argparse.Namespace) -> int:
     from ..scale import TileStore
 
     found = TileStore(chosen.store).verify(progress=not chosen.quiet)
-    damaged = [list(tile) for tile in found.damaged]
-    answer(chosen, {"finished": found.finished, "missing": found.missing, "damaged": damaged})
+    answer(chosen, dataclasses.asdict(found))
     return 0 if found.ok else 1

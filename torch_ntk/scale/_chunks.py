@@ -101,6 +101,11 @@ class Chunks:
     def _place(self, index: Sequence[int]) -> tuple[int, ...]:
         return (*index, *(0,) * (len(self._shape) - len(index)))
 
+    @property
+    def blocks(self) -> int:
+        """How many chunks there are along the first axis."""
+        return -(-self._shape[0] // self._chunk[0])
+
     def exists(self, *index: int) -> bool:
         """Whether a chunk has been written."""
         return self.file(*index).exists()

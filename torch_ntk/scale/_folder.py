@@ -92,20 +92,28 @@ class Folder:
                 if (row, j) in self.grid:
                     yield row, j
 
-    def repair_samples(self, x1: Source, x2: Source | None, labels: Source | None) -> None:
-        """Write blocks of samples, and labels, anew that are not as they were written."""
-        for name, source in (("x1", x1), ("x2", x2), ("labels", labels)):
-            if source is None:
+    def damaged_samples(self) -> Iterator[tuple[str, int]]:
+        """Blocks of x1, x2 and the labels that are missing or not as they were written."""
+        for name, array in self._chunks.items():
+            if name == self.manifest.kind:
                 continue
-            array = self._chunks[name]
-            size = source.shape[0] if name == "labels" else self.manifest.tile
-            parts = ranges(0, source.shape[0], size)
-            for block, (a, b) in enumerate(parts):
+            for block in range(array.blocks):
                 try:
                     array.read(block)
                 except (FileNotFoundError, DamagedError):
-                    array.remove(block)
-                    array.write(source.rows(a, b), block)
+                    yield name, block
+
+    def repair_samples(self, x1: Source, x2: Source | None, labels: Source | None) -> None:
+        """Write blocks of samples, and labels, anew that are not as they were written."""
+        given = {"x1": x1, "x2": x2, "labels": labels}
+        for name, block in self.damaged_samples():
+            source, array = given[name], self._chunks[name]
+            if source is None:  # labels of the store, which the caller has not given again
+                continue
+            size = source.shape[0] if name == "labels" else self.manifest.tile
+            begin = block * size
+            array.remove(block)
+            array.write(source.rows(begin, min(begin + size, source.shape[0])), block)
 
     def remove_forgotten(self) -> None:
         """Remove what a process that was killed had begun to write."""

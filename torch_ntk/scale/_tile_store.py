@@ -31,16 +31,19 @@ class Verified:
         missing: How many are not there.
         damaged: Those that are not what was written, or not finite: their rows and columns of
             tiles.
+        samples: Blocks of the samples (`"x1"`, `"x2"`) and `"labels"` in the store that are missing
+            or damaged, with their numbers; calling `compute_kernel` with them again repairs them.
     """
 
     finished: int
     missing: int
     damaged: tuple[Tile, ...]
+    samples: tuple[tuple[str, int], ...]
 
     @property
     def ok(self) -> bool:
-        """Whether the kernel is complete and whole."""
-        return not self.missing and not self.damaged
+        """Whether the kernel is complete and all of the store is whole."""
+        return not (self.missing or self.damaged or self.samples)
 
 
 class TileStore:
@@ -126,6 +129,8 @@ class TileStore:
     def verify(self, *, progress: bool = False) -> Verified:
         """Read every tile, and see whether its checksum is right and its entries are finite.
 
+        The samples and labels that the store has are read likewise.
+
         Args:
             progress: Whether to show a progress bar.
         """
@@ -138,7 +143,8 @@ class TileStore:
             except (DamagedError, FileNotFoundError):
                 damaged.append(tile)
         missing = self.total - len(there)
-        return Verified(len(there) - len(damaged), missing, tuple(damaged))
+        samples = tuple(self._folder.damaged_samples())
+        return Verified(len(there) - len(damaged), missing, tuple(damaged), samples)
 
     @property
     def array(self) -> Any:
