@@ -240,6 +240,19 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_an_error_on_a_worker_is_a_line_too() -> None:
+    np.save("x.npy", np.zeros((4, 2)))
+    command = [sys.executable, "-m", "torch_ntk.command", "kernel", "--store", "k.zarr", "--quiet"]
+    command += ["--kernel", "own:broken", "--data", "x.npy", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    dashboard, *error = done.stderr.splitlines()
+    assert dashboard.startswith("dashboard: ")
+    assert error == ["torch-ntk: out of order"]
+
+
+@pytest.mark.slow
 def test_the_dashboard_is_at_the_address_that_is_printed() -> None:
     """With the real page if bokeh is there, and else with that of Dask which says so."""
     np.save("x.npy", np.zeros((30, 2)))

@@ -42,6 +42,10 @@ def chunks(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
 
 
+def mlp(a: Tensor, b: Tensor | None = None) -> Tensor:
+    return mlp_kernels(a, b, depth=2).ntk
+
+
 @pytest.mark.parametrize(("n1", "n2"), [(10, None), (8, None), (3, None), (10, 6), (5, 9)])
 def test_it_holds_the_kernel(tmp_path: Path, n1: int, n2: int | None) -> None:
     x, z = samples(n1, 2, 3), None if n2 is None else samples(n2, 2, 3, seed=1)
@@ -227,6 +231,20 @@ def test_entries_that_are_not_finite_name_their_samples(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=match):
         compute(tmp_path, x)
     assert KernelStore(tmp_path / "k.zarr").finished == 1  # the tile before
+
+
+def test_samples_that_a_kernel_refuses_are_named_as_the_caller_counts_them(tmp_path: Path) -> None:
+    x, others = samples(10, 3), samples(9, 3, seed=1)
+    x[6, 1], others[8] = torch.nan, torch.inf
+    cases = (
+        (x, None, "2, 1", "6 of x1"),
+        (x, samples(9, 3), "2, 1", "6 of x1"),
+        (samples(10, 3), others, "0, 0", "8 of x2"),
+    )
+    for i, (x1, x2, index, named) in enumerate(cases):
+        match = rf"first at index \({index}\).* counted from 0, .*: {named}\. Nothing of this tile"
+        with pytest.raises(ValueError, match=match):
+            compute_kernel(mlp, x1, x2, store=tmp_path / str(i), tile=4, progress=False)
 
 
 def test_a_function_that_is_no_kernel_is_refused(tmp_path: Path) -> None:

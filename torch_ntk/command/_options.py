@@ -100,8 +100,8 @@ def _local(cluster: Any, workers: int) -> Any:
     process = psutil.Process()
     cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
     each = max(1, (cores or 1) // workers)
-    # Its warnings are of workers that end slowly; what goes wrong is said otherwise.
-    quiet = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
+    # It logs workers that end slowly, and the traceback of an error that is then raised here too.
+    quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with _signals_for_us_alone():
         return cluster(n_workers=workers, threads_per_worker=each, **quiet)
 
@@ -139,6 +139,6 @@ def answer(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
 
 
 def _in_words(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

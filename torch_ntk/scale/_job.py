@@ -25,6 +25,7 @@ Outcome = Literal["kept", "computed", "computed again"]
 
 _LOOSE_SYMMETRY = 1e-6  # of the largest entry: what float32 leaves
 _NAMED = 5  # samples in a message
+_OTHERS_STAY = "Nothing of this tile was written; others stay."
 
 
 @dataclass
@@ -94,18 +95,37 @@ class Job:
         """The entries of a tile."""
         i, j = tile
         grid = self.folder.grid
-        a = self._first(i)
         on_diagonal = grid.symmetric and i == j
-        if self.folder.manifest.kind == "features":
-            found = self.kernel(a)
-        elif on_diagonal:
-            found = self.kernel(a) if self.alone else self.kernel(a, a)
-        else:
-            found = self.kernel(a, self._samples(1, j))
+        arguments = [self._first(i)]
+        if self.folder.manifest.kind == "kernel" and not on_diagonal:
+            arguments.append(self._samples(1, j))
+        elif on_diagonal and not self.alone:
+            arguments *= 2
+        try:
+            found = self.kernel(*arguments)
+        except ValueError as error:
+            named = self._not_finite(arguments, tile)
+            if not named:
+                raise
+            # A kernel that looks at its samples itself counts them from the tile's first.
+            raise ValueError(
+                f"{error} In all of the data, counted from 0, these samples are not finite: "
+                f"{', '.join(named[:_NAMED])}. {_OTHERS_STAY}"
+            ) from error
         values = self._checked(found, tile)
         if on_diagonal:
             values = _symmetric(values, grid.bounds(i, j)[0].start)
         return values
+
+    def _not_finite(self, batches: list[Tensor], tile: Tile) -> list[str]:
+        """The samples of a tile that have entries which are not finite."""
+        second = "x1" if self.folder.grid.symmetric else "x2"
+        starts = [bounds.start for bounds in self.folder.grid.bounds(*tile)]
+        found = []
+        for name, start, batch in zip(("x1", second), starts, batches, strict=False):
+            wrong = ~batch.flatten(1).isfinite().all(1)
+            found += [f"{start + int(n)} of {name}" for n in wrong.nonzero()]
+        return list(dict.fromkeys(found))
 
     def _first(self, i: int) -> Tensor:
         """The samples of a row of tiles, which are read once for consecutive tiles of it."""
@@ -159,7 +179,7 @@ class Job:
             "kernel",
             "finite",
             f"{int(wrong.sum())} entries of a tile that are not ({pair})",
-            "Look at these samples. Nothing of this tile was written; others stay.",
+            f"Look at these samples. {_OTHERS_STAY}",
         )
 
 
