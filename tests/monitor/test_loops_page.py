@@ -56,6 +56,8 @@ def run(code: str) -> dict[str, Any]:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     exec(compile(code, PAGE, "exec"), names)
+    if "fabric" in names:  # whose writer is a thread, and its folder relative to where we are now
+        names["fabric"].logger.finalize("success")
     names["random"] = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     names["state"] = net.state_dict()
     return names
