@@ -344,3 +344,39 @@ def test_addmm(name: str, sample: tuple[int, ...], monkeypatch: pytest.MonkeyPat
 def test_prelu(channels: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.PReLU(channels), nn.Flatten(), nn.Tanh())
     check(model, torch.randn(4, *shape).double(), {"0.weight"}, monkeypatch)
+
+
+class Attention(nn.Module):
+    """Attention of torch, of one value or of two."""
+
+    def __init__(self, is_crossed: bool = False, needs_weights: bool = True, **how) -> None:
+        super().__init__()
+        self.heads = nn.MultiheadAttention(4, 2, batch_first=True, **how)
+        self.memory = nn.Parameter(torch.randn(1, 5, how.get("kdim", 4)))
+        self.is_crossed, self.needs_weights = is_crossed, needs_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.memory.expand(len(x), -1, -1) if self.is_crossed else x
+        mask = torch.ones(x.shape[1], other.shape[1], dtype=torch.bool).triu(1)
+        out, weights = self.heads(x, other, other, attn_mask=mask, need_weights=self.needs_weights)
+        return torch.tanh(out).flatten(1) if weights is None else out.sum(1) + weights.sum(1)[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("how", "apart"),
+    [
+        ({}, set()),
+        ({"needs_weights": False}, set()),
+        ({"bias": False}, set()),
+        ({"is_crossed": True}, {"in_proj_weight", "in_proj_bias"}),
+        ({"is_crossed": True, "kdim": 3, "vdim": 3, "needs_weights": False}, {"in_proj_bias"}),
+        ({"add_bias_kv": True}, {"bias_k", "bias_v"}),
+        ({"add_zero_attn": True, "needs_weights": False}, set()),
+    ],
+)
+def test_attention_is_made_of_linear_operations(how: dict[str, bool], apart: set[str]) -> None:
+    model, x = Attention(**how).double(), torch.randn(3, 4, 4, dtype=torch.float64)
+    expected = ntk_loop(model, x, x)
+    assert relative_error(empirical_ntk(model, x, method="structured"), expected) < 1e-12
+    weights = {n for n, _ in model.heads.named_parameters()} - apart
+    assert {f"heads.{n}" for n in weights} <= covered(model, x)

@@ -23,6 +23,7 @@ from ._graph import leaves_reached as leaves_reached
 from ._graph import nodes_of as nodes_of
 from ._graph import tensors_in as tensors_in
 from ._kept_tensors import refuse_kept_tensors as refuse_kept_tensors
+from ._opened import opened as opened
 from ._parameters import copied as copied
 from ._plain import Around as Around
 from ._plain import PlainModel as PlainModel

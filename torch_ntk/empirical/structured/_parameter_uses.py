@@ -19,6 +19,7 @@ from ..._functional import (
     PackedSample,
     call_right,
     is_recurrent,
+    opened,
     tensors_in,
     written_out,
 )
@@ -102,6 +103,10 @@ class _Tracker(Follower):
                 plain = written_out(func, args, kwargs)
             if plain is not None:
                 return plain
+        inside = opened(func)
+        if inside is not None:
+            with self:
+                return inside(*args, **kwargs)
         out = self.call(func, args, kwargs)
         found = [self._names[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self._names]
         # Shapes, dtypes and numbers read from a parameter carry no derivative.
