@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from torch_ntk import (
     Sin,
     Sinusoid,
     analytic_kernels,
+    analytic_ntk,
 )
 
 
@@ -307,3 +309,19 @@ def test_one_axis_functions() -> None:
     plain.extend([nn.Flatten(), c])
     for got, wanted in zip(analytic_kernels(Written(), x), analytic_kernels(plain, x), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        *(lambda t: t.squeeze(-1), lambda t: torch.squeeze(t, dim=1), lambda t: t[:, 0]),
+        *(lambda t: t.flatten(), lambda t: t.view(-1), lambda t: t.select(1, 0)),
+    ],
+)
+def test_the_only_output_without_its_axis(last: Any) -> None:
+    net = nn.Sequential(dense(4, 3), nn.ReLU(), dense(3, 1))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert torch.equal(analytic_ntk(nn.Sequential(net, Function(last)), x), analytic_ntk(net, x))
+    again = nn.Sequential(net, Function(last), Function(lambda t: 2 * t))  # along which axis?
+    with pytest.raises(ValueError, match=r"squeeze|axis|reshaping"):
+        analytic_ntk(again, x)

@@ -404,6 +404,26 @@ def test_multiples_are_known_in_every_arrangement() -> None:
     )
 
 
+class Blurred(nn.Module):
+    """A blur by a buffer, for as many channels as come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", BLUR[:1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+
+def test_a_blur_of_as_many_channels_as_come() -> None:
+    x = torch.randn(3, *IMAGE, dtype=torch.float64)
+    plain = as_module(lambda t: F.conv2d(t, BLUR, padding=1, groups=3))
+    nets = (nn.Sequential(conv(3, 3), blur, nn.Flatten()) for blur in (Blurred(), plain))
+    one, two = (analytic_ntk(net, x) for net in nets)
+    torch.testing.assert_close(one, two, rtol=1e-14, atol=0)
+
+
 A3, A6 = torch.ones(2, 3, 3, dtype=torch.float64), torch.ones(2, 6, 6, dtype=torch.float64)
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "matrix of the wrong size": (lambda h, a: a @ h, A3, r"matrix of shape \(2, 3, 3\) on samples of shape \(6, 4\) at 'matmul'.*over 3 positions, and there are 6.*\[N, 6, 6\]"),

@@ -201,9 +201,9 @@ def _convolved(function: Callable[..., Tensor]) -> Rule:
         channels = x.shape[0]
         if (
             kernels is None
-            or weight.second is not kernels
+            or not (weight.second is kernels or torch.equal(weight.second, kernels))
             or bias is not None
-            or (groups, *kernels.shape[:2]) != (channels, channels, 1)
+            or (plain(groups), *kernels.shape[:2]) != (channels, channels, 1)
             or not bool((kernels == kernels[:1]).all())
         ):
             raise b.refusal(

@@ -163,7 +163,7 @@ def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Features:
         raise b.refusal(
             "a squeeze of the batch or of the channels",
             "Both must stay.",
-            "Name an axis of positions, x.squeeze(-1).",
+            "Name an axis of positions, x.squeeze(2); the only output may be squeezed at the end.",
         )
     return rearranged(b, x, lambda t: t.squeeze(which), "a squeeze")
 
