@@ -194,6 +194,7 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (("kernel", "--store", "a", "--preset", "cntk-9", "--data", "digits"), "cntk-gap-D"),
         (("kernel", "--store", "a", *preset, "imagenet"), "--data must be digits"),
         (("kernel", "--store", "a", *preset, "mnist"), "not below --data-root"),
+        (("kernel", "--store", "a", *preset, "k.zarr"), "of a store are in k.zarr/x1"),
         (("kernel", "--store", "a", *preset, "x.npy", "--n", 9), "has 4"),
         (("kernel", "--store", "a", *preset, "x.npy", "--labels", "y.npy"), "3 labels"),
         (("kernel", "--store", "a", *preset, "pickled.npy"), "Python objects are not read"),

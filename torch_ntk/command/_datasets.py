@@ -76,7 +76,11 @@ def _read(chosen: argparse.Namespace) -> tuple[Any, Any]:
     if (path / "zarr.json").is_file():
         import zarr
 
-        return zarr.open_array(str(path), mode="r", zarr_format=3), None
+        try:
+            return zarr.open_array(str(path), mode="r", zarr_format=3), None
+        except ValueError as error:
+            where = f"The samples of a store are in {path / 'x1'}."
+            raise ValueError(f"--data {path} is no Zarr array ({error}). {where}") from error
     known = ", ".join(["digits", *_TORCHVISION])
     raise ValueError(
         f"--data must be {known}, an .npy or .safetensors file or a Zarr array; got {name!r}."
