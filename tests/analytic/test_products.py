@@ -151,6 +151,43 @@ def test_halves_that_overlap_are_independent_channel_by_channel() -> None:
     torch.testing.assert_close(analytic_ntk(net, x), analytic_ntk(halves, x), rtol=1e-12, atol=0)
 
 
+OTHER_UNITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "every other one": lambda t: t[:, ::2] * torch.sigmoid(t[:, 1::2]),
+    "backwards": lambda t: F.glu(t.flip(1), 1),
+    "shuffled": lambda t: F.glu(F.channel_shuffle(t, 2), 1),
+    "in another order": lambda t: t[:, [0, 2, 4]] * torch.sigmoid(t[:, [2, 1, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_UNITS)
+def test_gates_of_other_units_of_one_layer(name: str) -> None:
+    """In whatever order they are, no channel is of one unit in both."""
+    x = torch.randn(3, 2, 4, 3, dtype=torch.float64)
+    nets = (
+        nn.Sequential(conv(2, 6, 2), Function(f), nn.Flatten(), dense(18, 2))
+        for f in (OTHER_UNITS[name], lambda t: F.glu(t, 1))
+    )
+    one, two = (analytic_ntk(net, x) for net in nets)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+
+
+DIFFERENT_UNITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum of every other one": lambda t: torch.relu(t[:, ::2] + t[:, 1::2]),
+    "sum of functions of them": lambda t: torch.relu(t[:, ::2]) + torch.tanh(t[:, 1::2]),
+    "maximum of them": lambda t: torch.maximum(t[:, ::2], t[:, 1::2]),
+    "difference, moved": lambda t: t[:, ::2] - t[:, 1::2].flip(-1),
+    "sum with itself backwards": lambda t: t + t.flip(1),
+    "halves of positions that were channels": lambda t: F.glu(F.pixel_shuffle(t, 2), 1),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT_UNITS)
+def test_different_units_are_not_one_value(name: str) -> None:
+    net = nn.Sequential(conv(2, 8, 2), Function(DIFFERENT_UNITS[name]), nn.Flatten())
+    with pytest.raises(ValueError, match=r"not independent|function of two features"):
+        analytic_ntk(net, torch.randn(2, 2, 4, 3, dtype=torch.float64))
+
+
 def test_channels_that_were_moved_by_a_concatenation() -> None:
     """The last units of `one` are those of `both` in the same places, as an average shows them."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..operations import Apart, Gather
 from ._builder import Builder
-from ._values import Data, Elementwise, Features, Joined, Value, two_axes
+from ._values import Data, Elementwise, Features, Joined, Units, Value, two_axes
 
 Mover = Callable[[Tensor], Tensor]
 """A batch `[N, ...]` to one `[N, ...]` whose entries are entries of the former, or zeros."""
@@ -110,7 +110,7 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
         )
     if new.units:
         return _apart(b, v, new, operation, what)
-    roots = frozenset((layer, _shifted(at, new.channels)) for layer, at in v.roots)
+    roots = frozenset((layer, _chosen(units, new.channels)) for layer, units in v.roots)
     if len(new.sources) == 1 and v.terms is not None:
         random, known = v.terms
         kept["terms"] = b.value(_arranged(b, random, new, what)), _of_known(known, new, v)
@@ -217,11 +217,15 @@ def _check_channels(b: Builder, new: Arrangement, v: Value, what: str) -> None:
         )
 
 
-def _shifted(at: int | None, channels: tuple[int, ...]) -> int | None:
-    """The offset of channels from those of a layer, if it is one; None if it is not."""
-    first = channels[0]
-    consecutive = channels == tuple(range(first, first + len(channels)))
-    return at + first if consecutive and at is not None else None
+def _chosen(units: Units, channels: tuple[int, ...]) -> Units:
+    """Which units of a layer some channels are, of channels that are `units`."""
+    if units is None:
+        return None
+    if isinstance(units, tuple):
+        found = tuple(units[c] for c in channels)
+    else:
+        found = tuple(units + c for c in channels)
+    return found[0] if found == tuple(range(found[0], found[0] + len(found))) else found
 
 
 # -- from labels to an arrangement -----------------------------------------------------------

@@ -25,7 +25,7 @@ from ..operations import (
     WeightedSum,
 )
 from ._standard import Standard
-from ._values import Data, Elementwise, Features, Joined, Value, two_axes
+from ._values import Data, Elementwise, Features, Joined, Units, Value, two_axes
 
 _EXPECTED = "a network with an infinite-width limit"
 
@@ -212,10 +212,10 @@ class Builder:
         parts = tuple(self.value(p) for p in joined.parts)
         total = joined.shape[joined.axis]
         shares = WeightedSum(tuple(p.channels / total for p in parts))
-        roots: set[tuple[int, int | None]] = set()
+        roots: set[tuple[int, Units]] = set()
         start = 0
         for part in parts:  # whose channel j - start is the joined channel j
-            roots |= {(layer, None if at is None else at - start) for layer, at in part.roots}
+            roots |= {(n, u - start if isinstance(u, int) else None) for n, u in part.roots}
             start += part.channels
         return replace(self.step(shares, parts, total, alike=False), roots=frozenset(roots))
 

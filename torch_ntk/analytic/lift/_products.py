@@ -12,7 +12,7 @@ from ..operations import Product
 from ._arrange import rearranged
 from ._builder import Builder
 from ._linear_maps import weighted
-from ._values import Data, Value
+from ._values import Data, Units, Value
 
 
 def product(b: Builder, x: Any, y: Any) -> Value:
@@ -37,7 +37,7 @@ def product(b: Builder, x: Any, y: Any) -> Value:
     if shared is not None or not (first.roots and second.roots):
         raise b.refusal(
             "a product of values that are not independent",
-            "The same units of one layer come last before both."
+            "The same units of one layer may come last before both."
             if shared is not None
             else "One of them is no value of random layers, and has a fixed number of channels.",
             "Put an NTK layer at the end of one of the branches; a product of functions of one "
@@ -59,11 +59,19 @@ def product(b: Builder, x: Any, y: Any) -> Value:
 
 def _shared(first: Value, second: Value) -> int | None:
     """A layer of which the same units may be last before both values."""
-    for layer, at in first.roots:
-        for other, offset in second.roots:
-            if layer == other and (at is None or offset is None or at == offset):
+    for layer, units in first.roots:
+        for other, others in second.roots:
+            if layer == other and _meet(units, others, first.channels):
                 return layer
     return None
+
+
+def _meet(one: Units, two: Units, channels: int) -> bool:
+    """Whether some channel may be of the same unit in both."""
+    if one is None or two is None:
+        return True
+    each = (u if isinstance(u, tuple) else range(u, u + channels) for u in (one, two))
+    return any(a == b for a, b in zip(*each, strict=False))
 
 
 def matched(b: Builder, first: Value, second: Value) -> tuple[Value, Value]:

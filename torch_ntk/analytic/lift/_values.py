@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+Units: TypeAlias = int | tuple[int, ...] | None
+"""Which units of a layer channels are: from an offset on, each by itself, or not known."""
+
 Matrices: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 """Makes `[1 or N, S_out, S_in]` for x1 and for x2: only where sums of maps need them."""
 
@@ -55,8 +58,9 @@ class Value:
             of the tangent kernel.
         by_gain: Whether it is one that a gain was left out of.
         axis: The place of the channels among the axes of a sample: 0 for `[N, C, …]`.
-        roots: The last layers before it, with the offset of its channels from theirs; None where
-            they are in another order. Values of disjoint roots are independent channel by channel.
+        roots: The last layers before it, with which of their units its channels are: an offset, a
+            tuple of them all, or None if that is not known. Values are independent channel by
+            channel where no channel is of one unit in both.
         taps: Where several positions have become channels (`F.unfold`), the value with them as
             positions, `[C, taps, …]`.
         multiple: The value that it is a constant multiple of, and the factor.
@@ -78,7 +82,7 @@ class Value:
     ungained: Value | None = None
     by_gain: bool = False
     axis: int = 0
-    roots: frozenset[tuple[int, int | None]] = frozenset()
+    roots: frozenset[tuple[int, Units]] = frozenset()
     taps: Value | None = None
     multiple: tuple[Value, float] | None = None
     image: tuple[Value, Matrices] | None = None
@@ -96,7 +100,11 @@ class Value:
         return (*self.spatial[: self.axis], self.channels, *self.spatial[self.axis :])
 
     def same(self, other: Value) -> bool:
-        """Whether it is the same features in the same arrangement."""
+        """Whether it is known to be the same features in the same arrangement."""
+        if self is other:
+            return True
+        if any(units is None for _, units in self.roots):
+            return False
         mine = self.step, self.shape, self.axis, self.roots
         return mine == (other.step, other.shape, other.axis, other.roots)
 
