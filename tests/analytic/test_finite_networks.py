@@ -18,7 +18,7 @@ WIDTH = 64
 # Where most of the noise is divided out, what is left of a finite width shows more.
 WIDER = {"group_norm_affine": 128}
 # A kernel needs many outputs to have little noise for the covariance, but few for Θ.
-DRAWS, OUTPUTS = {"nngp": 100, "ntk": 30}, {"nngp": None, "ntk": 4}
+DRAWS, OUTPUTS = {"nngp": 60, "ntk": 20}, {"nngp": None, "ntk": 4}
 FINITE = [net for net in NETS if net.finite]
 QUICK = ("mlp_of_a_user", "conv_stride")
 
