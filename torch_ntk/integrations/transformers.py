@@ -137,20 +137,10 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         optimizer: Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Measure before the first batch of an optimizer step."""
+        """Measure before the first batch of an optimizer step, and count its batches."""
         self._before_batch(state, model, optimizer)
 
-    def on_substep_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        optimizer: Optimizer | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Count the batches of an optimizer step."""
-        self._before_batch(state, model, optimizer)
+    on_substep_end = on_step_begin  # every batch after the first of an optimizer step
 
     def on_log(
         self,
