@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from attack import analytic
+from attack.analytic_grammar import MODULES
 from torch import nn
 
 from torch_ntk import NTKLinear
@@ -20,26 +18,10 @@ from torch_ntk import NTKLinear
 NETWORKS = 40  # which take more than a minute where no loop has been compiled yet
 
 
-def _attack() -> ModuleType:
-    """The module beside this file, whose name alone would be ambiguous."""
-    spec = importlib.util.spec_from_file_location(
-        "attack_analytic", Path(__file__).with_name("analytic.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ATTACK = _attack()
-
-
 @pytest.mark.slow
 def test_random_networks() -> None:
     """Always the same ones, so that a failure can be repeated by its seed."""
-    counts, wrong = ATTACK.run(iter(range(NETWORKS)), math.inf)
+    counts, wrong = analytic.run(iter(range(NETWORKS)), math.inf)
     assert not wrong, wrong
     # What the grammar draws has a limit; if much of it is refused, little is compared.
     assert counts["right"] >= 0.9 * NETWORKS
@@ -47,14 +29,14 @@ def test_random_networks() -> None:
 
 def test_values_of_other_margins_have_memory_of_their_own() -> None:
     """A network that the attack found: a filter read what another value had left above its rows."""
-    assert ATTACK.attack(8200152) == "right"
+    assert analytic.attack(8200152) == "right"
 
 
 def test_the_attack_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A factor of 1 % in one layer does not pass."""
-    seed = next(s for s in range(100) if any(spec[0] == "dense" for spec in ATTACK.draw(s).specs))
-    assert ATTACK.attack(seed) == "right"
-    built = ATTACK.build
+    seed = next(s for s in range(100) if any(spec[0] == "dense" for spec in analytic.draw(s).specs))
+    assert analytic.attack(seed) == "right"
+    built = analytic.build
 
     def altered(specs: list[tuple[object, ...]], axes: int) -> nn.Module:
         net = built(specs, axes)
@@ -62,14 +44,14 @@ def test_the_attack_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
         layer.sigma_w *= 1.01
         return net
 
-    monkeypatch.setattr(ATTACK, "build", altered)
-    assert "off by" in ATTACK.attack(seed)
+    monkeypatch.setattr(analytic, "build", altered)
+    assert "off by" in analytic.attack(seed)
 
 
 def test_the_grammar_draws_every_production() -> None:
     """Else a change of the grammar could leave something out without a word."""
     seen: set[str] = set()
-    stack = [spec for seed in range(150) for spec in ATTACK.draw(seed).specs]
+    stack = [spec for seed in range(150) for spec in analytic.draw(seed).specs]
     while stack:
         kind, *rest = stack.pop()
         seen.add(kind)
@@ -84,6 +66,6 @@ def test_the_grammar_draws_every_production() -> None:
     assert seen >= {
         *("dense", "conv", "activation", "scale", "flatten", "adaptive", "pool", "norm", "plus"),
         *("cat", "zeros", "circular", "reflect", "replicate", "groups 2", "same True"),
-        *ATTACK.MODULES,
+        *MODULES,
     }
-    assert torch.equal(ATTACK.draw(7).x1, ATTACK.draw(7).x1)
+    assert torch.equal(analytic.draw(7).x1, analytic.draw(7).x1)
