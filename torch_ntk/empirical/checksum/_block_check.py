@@ -271,8 +271,11 @@ def compared_together(
     In every group there are two samples at least, so that it shows whether they depend on each
     other.
     """
-    is_large = job.check and job.fn.device.type == "cpu"
-    most = max(2, _AT_ONCE // max(1, _PASS * job.forward.activation_bytes)) if is_large else None
+    most = None
+    if job.check and job.fn.device.type == "cpu":
+        # Each comparison reads the gradients of all parameters a few times.
+        size = max(_AT_ONCE, 4 * job.fn.parameter_bytes)
+        most = max(2, size // max(1, _PASS * job.forward.activation_bytes))
     groups: list[list[tuple[int, int]]] = []
     for piece in pieces:
         start = groups[-1][0][0] if groups else piece[0]
