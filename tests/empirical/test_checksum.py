@@ -314,6 +314,7 @@ def test_groups_of_pieces_are_compared_by_themselves(monkeypatch: pytest.MonkeyP
         own(check, in_double)
 
     monkeypatch.setattr(_block_check, "_AT_ONCE", 1)
+    monkeypatch.setattr(_block_check, "_OF_PARAMETERS", 0)
     monkeypatch.setattr(_block_check.BlockCheck, "verify", noting)
     monkeypatch.setattr(_kernel.StructuredMethod, "sizes", lambda self: (7, 1))
     assert relative_error(empirical_ntk(model, x), expected) < 1e-12

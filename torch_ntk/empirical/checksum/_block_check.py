@@ -46,8 +46,9 @@ _TIMES, _SIDES = 3.0, 0.05
 _ROUNDED_BY = (16, 1)
 # A plain pass takes so many times the memory of the activations.
 _PASS = 4
-# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway.
-_AT_ONCE = 2**28
+# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway. And how many times the
+# memory of the parameters it takes at least: each comparison reads their gradients a few times.
+_AT_ONCE, _OF_PARAMETERS = 2**28, 4
 # Attributes in which recurrent layers list their weights, anew whenever one is put in place.
 _FLAT = "_flat_weight"
 
@@ -273,8 +274,7 @@ def compared_together(
     """
     most = None
     if job.check and job.fn.device.type == "cpu":
-        # Each comparison reads the gradients of all parameters a few times.
-        size = max(_AT_ONCE, 4 * job.fn.parameter_bytes)
+        size = max(_AT_ONCE, _OF_PARAMETERS * job.fn.parameter_bytes)
         most = max(2, size // max(1, _PASS * job.forward.activation_bytes))
     groups: list[list[tuple[int, int]]] = []
     for piece in pieces:
