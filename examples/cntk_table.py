@@ -41,8 +41,8 @@ from torch_ntk.predict import max_learning_rate, one_hot
 
 CLASSES = 10
 MOMENTUM = 0.9
-# Of the largest learning rate that is stable at the start. The kernel of a deep network with pooling
-# grows so much in training that the larger one fails.
+# Of the largest learning rate that is stable at the start. The kernel of a deep network with
+# pooling grows so much in training that the larger one fails.
 SHARES = (0.5, 0.05)
 FITTED = 0.98  # of the training images, from which on a network has learned what it was shown
 CHECKED = 50  # steps between looks at the loss of all training images

@@ -46,8 +46,8 @@ _TIMES, _SIDES = 3.0, 0.05
 _ROUNDED_BY = (16, 1)
 # A plain pass takes so many times the memory of the activations.
 _PASS = 4
-# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway. And how many times the
-# memory of the parameters it takes at least: each comparison reads their gradients a few times.
+# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway. And how many times
+# the memory of the parameters it takes at least: each comparison reads their gradients repeatedly.
 _AT_ONCE, _OF_PARAMETERS = 2**28, 4
 # Attributes in which recurrent layers list their weights, anew whenever one is put in place.
 _FLAT = "_flat_weight"
