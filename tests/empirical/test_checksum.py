@@ -353,3 +353,25 @@ def test_few_kinks_of_many_are_ones_of_rounding(monkeypatch: pytest.MonkeyPatch)
                 judged[factor] += not compared.wrong or check._is_rounding(compared)
     assert judged[1.0] >= 8
     assert judged[1.045] <= 4
+
+
+def test_what_one_block_shows_of_rounding_serves_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_block_check, "_AT_ONCE", 1)
+    monkeypatch.setattr(_block_check, "_OF_PARAMETERS", 0)
+    monkeypatch.setattr(_kernel.StructuredMethod, "sizes", lambda self: (8, 1))
+    passes: list[float] = []
+    own = PlainModel.with_rounding
+
+    def noting(self: PlainModel, times: float = 1.0) -> PlainModel:
+        passes.append(times)
+        return own(self, 1e5 * times)  # so that all differences are no more than these
+
+    class Off(LinearUse):
+        def features(self, source: Tensor) -> Tensor:
+            return super().features(source) * 1.005
+
+    monkeypatch.setattr(PlainModel, "with_rounding", noting)
+    monkeypatch.setitem(RULES, F.linear, lambda args, kwargs: Off(args[0], args[1]))
+    torch.manual_seed(0)
+    empirical_ntk(MLP([4, 80, 80, 2]), torch.randn(8, 4))
+    assert passes == [16]  # of the first of four groups

@@ -35,6 +35,7 @@ class FactorMethod(ABC):
     def __init__(self, job: KernelJob, by_loops: frozenset[str] = frozenset()) -> None:
         self.job = job
         self.by_loops = by_loops
+        self._roundings: dict[str, float] = {}
 
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
@@ -116,7 +117,9 @@ class FactorMethod(ABC):
     ) -> list[Factors]:
         """Factors of consecutive pieces of samples, compared together."""
         job, start, stop = self.job, pieces[0][0], pieces[-1][1]
-        check = BlockCheck(job, side, start, stop, self.close) if job.check else None
+        check = None
+        if job.check:
+            check = BlockCheck(job, side, start, stop, self.close, self._roundings)
         found = [self._all(side[a:b], a - start, alone, check) for a, b in pieces]
         if check is not None:
 

@@ -79,12 +79,14 @@ class _Compared:
 
     Attributes:
         wrong: Names of parameters.
-        errors: By how much, in what `_measured` measures.
+        errors: By how much they differ, as a share of the gradient, in what `_measured` measures.
+        sizes: Of the gradients of all parameters.
         gradient: What they were compared with, if the differences may be rounding.
     """
 
     wrong: set[str]
     errors: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
     gradient: Parameters | None = None
 
 
@@ -96,10 +98,18 @@ class BlockCheck:
         side: All samples of one side of the kernel.
         start, stop: The block.
         close: Relative differences in float32 that are not looked at again.
+        roundings: By name what share of a gradient roundings make, as far as other blocks of the
+            same kernel have shown; what this one shows is added.
     """
 
     def __init__(
-        self, job: KernelJob, side: Batch, start: int, stop: int, close: float = CLOSE
+        self,
+        job: KernelJob,
+        side: Batch,
+        start: int,
+        stop: int,
+        close: float = CLOSE,
+        roundings: dict[str, float] | None = None,
     ) -> None:
         self.x, self._close = side[start:stop], close
         self._fn, self._job = job.fn, job
@@ -109,6 +119,7 @@ class BlockCheck:
         )
         self._sums = SignedSums(self._u)
         self._outputs: list[Tensor] = []
+        self._roundings: dict[str, float] = {} if roundings is None else roundings
 
     @property
     def sums(self) -> SignedSums:
@@ -174,16 +185,23 @@ class BlockCheck:
 
     def _is_rounding(self, compared: _Compared) -> bool:
         """Whether parameters that differ by a rounding make differences as large as these."""
-        plain = self._fn.plain
+        plain, known = self._fn.plain, self._roundings
         if compared.gradient is None or plain.dtype != torch.float32:
             return False
-        known = dict.fromkeys(compared.wrong, 0.0)
+
+        def explained() -> bool:
+            return all(error <= _TIMES * known.get(n, 0.0) for n, error in compared.errors.items())
+
+        if explained():
+            return True
         for times in _ROUNDED_BY:
             other = self._expected(plain.with_rounding(times)).gradient
-            pairs = [(self._sums.sums[n], compared.gradient[n] - other[n]) for n in known]
-            for name, (_, size, _) in zip(known, _measured(pairs), strict=True):
-                known[name] = max(known[name], size / math.sqrt(times))
-            if all(compared.errors[n] <= _TIMES * size for n, size in known.items()):
+            sizes = {n: size for n, size in compared.sizes.items() if size > 0.0}
+            pairs = [(self._sums.sums[n], compared.gradient[n] - other[n]) for n in sizes]
+            for (name, size), (_, moved, _) in zip(sizes.items(), _measured(pairs), strict=True):
+                share = moved / math.sqrt(times) / size
+                known[name] = max(known.get(name, 0.0), share)
+            if explained():
                 return True  # another pass would only add to what is explained
         return False
 
@@ -208,13 +226,14 @@ class BlockCheck:
         measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
         # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.
         largest = max(scale for _, scale, _ in measured)
-        wrong, may_be_rounding = {}, True
+        wrong: dict[str, float] = {}
+        sizes = {n: scale for n, (_, scale, _) in zip(names, measured, strict=True)}
         for name, (error, scale, noise) in zip(names, measured, strict=True):
             if not error <= max(close * scale, _ROUNDINGS * eps * max(noise, largest)):
-                wrong[name] = error
-                may_be_rounding &= error <= _SIDES * scale
+                wrong[name] = error / scale if scale else math.inf
+        may_be_rounding = all(error <= _SIDES for error in wrong.values())
         kept = expected.gradient if wrong and may_be_rounding else None
-        return _Compared(set(wrong), wrong, kept)
+        return _Compared(set(wrong), wrong, sizes, kept)
 
     def _expected(self, plain: PlainModel) -> _Expected:
         n = len(self.x)
