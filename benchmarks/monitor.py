@@ -8,7 +8,7 @@ and compares the highest memory of the process before the monitor begins and aft
 measurements. Then ResNet-18 is trained for 200 steps under Lightning with `NTKMonitor()` within its
 default budget. Every part runs in a process of its own. Prints the figures and, without `--quick`,
 writes `benchmarks/monitor.json` and the page `docs/benchmarks/monitor.md`. Run it on an idle
-machine: ViT and GPT-2 alone take more than eight minutes on two cores. `--quick` takes the three
+machine: all of it takes nine minutes on two cores. `--quick` takes the three
 small networks alone, and `--nets` those that it names, without the training under Lightning.
 """
 

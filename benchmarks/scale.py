@@ -10,7 +10,7 @@ are compared with one worker of the same number of threads. A cluster exists onl
 one that waits takes 4 to 8 % of a core. For many workers the cluster is simulated: scheduler,
 workers and tasks are Dask's, and a tile is a sleep. Seconds per entry are read from
 `benchmarks/analytic.json`. Prints the figures and, without `--quick`, writes
-`benchmarks/scale.json` and the measured part of `docs/scale.md`; ten minutes on two cores. Run it
+`benchmarks/scale.json` and the measured part of `docs/scale.md`; eight minutes on two cores. Run it
 on an idle machine.
 """
 

@@ -213,5 +213,4 @@ _NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.instance_norm: _instance_norm,
-    F.batch_norm: _batch_norm,
 }
