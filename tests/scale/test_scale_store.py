@@ -242,7 +242,7 @@ def test_samples_that_a_kernel_refuses_are_named_as_the_caller_counts_them(tmp_p
         (samples(10, 3), others, "0, 0", "8 of x2"),
     )
     for i, (x1, x2, index, named) in enumerate(cases):
-        match = rf"first at index \({index}\).* counted from 0, .*: {named}\. Nothing of this tile"
+        match = rf"first at index \({index}\).* Counted from 0 .*: {named}\. This tile"
         with pytest.raises(ValueError, match=match):
             compute_kernel(mlp, x1, x2, store=tmp_path / str(i), tile=4, progress=False)
 
@@ -370,7 +370,9 @@ def test_an_empty_folder_is_taken_and_a_store_without_tiles_may_be_removed(tmp_p
     (tmp_path / "k.zarr").mkdir()
     with pytest.raises(ValueError, match="not \\(the first between samples 0 and 0"):
         compute(tmp_path, x)
-    with pytest.raises(ValueError, match="another path, or remove it: no tile of it is done"):
+    with pytest.raises(
+        ValueError, match="another path, or remove the store: none of its tiles is finished"
+    ):
         compute(tmp_path, samples(6, 2))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "k.zarr").mkdir()

@@ -3,17 +3,19 @@
 `compute_kernel` divides a kernel into tiles and computes them in this process or on the workers of
 a Dask cluster, in this order:
 
-1. `_sources` reads samples a block at a time, from wherever they are; `_describe` says what the
-   kernel is, and `_manifest` has both, and with what they are compared when a store is there.
-2. `_folder` makes the store, with copies of the samples; `_chunks` writes one chunk of a Zarr
-   array, whole or not at all, with its checksum, and reads it only as what it must be.
-3. `_job` computes a tile of the `_grid` and checks it; `_run` goes over all, `_cluster` and
-   `_worker` do so on other machines.
-4. `KernelStore` is the result: a Dask array, products, linear systems, eigenpairs, predictions.
+1. `_sources` reads samples a block at a time, whatever form they are in. `_describe` describes the
+   kernel as plain values. `_manifest` records both; if the store exists already, it is compared
+   with the manifest that is there.
+2. `_folder` makes the store, with copies of the samples. `_chunks` writes one chunk of a Zarr
+   array, whole or not at all, with its checksum, and checks size and checksum when it reads one.
+3. `_job` computes one tile of the `_grid` and checks it. `_run` loops over all tiles in this
+   process; `_cluster` and `_worker` distribute them to other machines.
+4. `KernelStore` is the result. It offers the kernel as a Dask array, products, linear systems,
+   eigenpairs and predictions.
 
 `compute_features` does the same for random features of gradients.
 
-Needs the extra `scale` (Dask and Zarr), which is loaded when it is first used.
+The extra `scale` (Dask and Zarr) must be installed; it is imported when it is first used.
 """
 
 from ._compute_features import FeatureStore as FeatureStore

@@ -18,28 +18,28 @@ from .._checks import value_error
 from ._packages import zarr
 
 _CHECKSUM = 4  # bytes behind those of the entries
-_MOST_METADATA = 2**20  # bytes
+_MOST_METADATA = 2**20  # bytes of a JSON file that is read
 
 
 class DamagedError(Exception):
-    """A chunk is not what was written: its size, or its checksum."""
+    """The size or the checksum of a chunk's file is not that of what was written."""
 
 
 class Chunks:
     """The chunks of one array.
 
-    Every chunk is written whole, to another file that then takes its place, so that a reader or a
-    second writer finds all of it or nothing. It consists of its entries and their CRC32C. Because
-    nothing is compressed, the size of its file is known before it is read.
+    A chunk is written to a temporary file that is then renamed, so that a reader or a second writer
+    finds all of it or nothing. The file consists of the entries and their CRC32C. Because nothing
+    is compressed, its size is known before it is read.
 
-    What describes the array is written by Zarr, and before it is used again compared with what
-    would be written: another codec is never run.
+    Zarr writes the metadata of the array. Before the array is used again they are compared with
+    what `create` would write, so that no other codec is ever run.
 
     Args:
         path: The array's folder.
-        shape: Of the array.
-        chunk: Of a chunk.
-        dtype: Of the entries, by NumPy's name.
+        shape: The shape of the array.
+        chunk: The shape of a chunk.
+        dtype: NumPy's name of the dtype of the entries.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], chunk: Sequence[int], dtype: str) -> None:
@@ -59,12 +59,12 @@ class Chunks:
             dtype=self._dtype,
             compressors=[Crc32cCodec()],
             filters=[],
-            # Whoever reads it by other means sees where there is nothing.
+            # So that other programs that read the array see which chunks are missing.
             fill_value=np.nan if self._dtype.kind == "f" else 0,
         )
 
     def check(self) -> None:
-        """Raise `ValueError` unless the array is described as `create` does it."""
+        """Raise `ValueError` unless the metadata of the array are those that `create` writes."""
         self._refuse_links()
         about = read_json(self.path / "zarr.json")
         expected = {
@@ -91,11 +91,11 @@ class Chunks:
                 "store",
                 "one that compute_kernel or compute_features has made",
                 f"{str(self.path)!r} with other {', '.join(wrong)}",
-                "Its description does not fit to its manifest; it is not read.",
+                "Its metadata do not fit its manifest; it is not read.",
             )
 
     def file(self, *index: int) -> Path:
-        """Where a chunk is; an array is not divided along the axes that are left out."""
+        """The file of a chunk; axes whose index is left out are not divided into chunks."""
         return self.path.joinpath("c", *(str(i) for i in self._place(index)))
 
     def _place(self, index: Sequence[int]) -> tuple[int, ...]:
@@ -106,16 +106,12 @@ class Chunks:
         """How many chunks there are along the first axis."""
         return -(-self._shape[0] // self._chunk[0])
 
-    def exists(self, *index: int) -> bool:
-        """Whether a chunk has been written."""
-        return self.file(*index).exists()
-
     def read(self, *index: int) -> NDArray[Any]:
-        """The entries of a chunk; at the end of the array, those within it.
+        """The entries of a chunk; a chunk at the end of the array is cut off there.
 
         Raises:
-            FileNotFoundError: It has not been written.
-            DamagedError: It is not what was written.
+            FileNotFoundError: The chunk has not been written.
+            DamagedError: The chunk is not what was written.
         """
         self._refuse_links(*index)
         about = self.file(*index).lstat()
@@ -137,12 +133,12 @@ class Chunks:
         self._array().set_block_selection(self._place(index), np.ascontiguousarray(values))
 
     def remove(self, *index: int) -> None:
-        """Remove a chunk, which is damaged."""
+        """Remove a damaged chunk."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.file(*index))
 
     def _refuse_links(self, *index: int) -> None:
-        """Raise `ValueError` if the way to a chunk leads out of the array's folder."""
+        """Raise `ValueError` if the array's folder or a folder inside of it is a symbolic link."""
         for folder in (self.path, *reversed(self.file(*index).parents)):
             inside = folder == self.path or self.path in folder.parents
             if inside and folder.is_symlink():
@@ -150,7 +146,7 @@ class Chunks:
                     "store",
                     "a folder of its own files",
                     f"a link at {str(folder)!r}",
-                    "It is not followed.",
+                    "Links are not followed.",
                 )
 
     def _array(self) -> Any:
@@ -161,10 +157,10 @@ class Chunks:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a small file of JSON.
+    """The object in a small JSON file.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The file cannot be read, is too large, or holds no JSON object.
     """
     try:
         with open(path, "rb") as file:

@@ -14,26 +14,27 @@ from ._job import Job, Outcome
 from ._packages import distributed
 
 _AHEAD = 2
-"""Tiles for each worker that the scheduler knows: one that it computes, and the next one."""
-_SHARE = 8  # tiles are given out when there is room for this part of the workers
+"""How many tiles per worker the scheduler is given: one to compute, and the next one."""
+_SHARE = 8  # new tiles are submitted when an eighth of the workers could take one
 
 
 def on_cluster(
     client: Any, job: Job, tiles: Iterator[Tile], count: int
 ) -> Iterator[tuple[Tile, Outcome]]:
-    """What becomes of each tile, as they finish.
+    """Compute tiles on the workers of a cluster, and yield each with its outcome when it finishes.
 
-    The job travels once to each worker, also to those that join later or come back, as a plugin.
-    The scheduler gives the tiles of a worker that was lost to others. It knows only some tiles
-    ahead, so that its memory does not grow with their number: one that waits for each worker, and
-    towards the end none, because it would wait where it is while another worker has nothing to do.
-    After an error, or when the caller stops, tiles that have not begun are not computed.
+    The job is sent once to each worker as a plugin, also to workers that join or reconnect later.
+    The scheduler reassigns the tiles of a lost worker to others. It is given only a few tiles at a
+    time, so that its memory does not grow with their number: one in advance for each worker. Near
+    the end none are queued in advance, because a queued tile stays with its worker while another
+    worker may be idle. After an error, or when the caller stops, tiles that have not begun are not
+    computed.
 
     Args:
-        client: Of the cluster.
-        job: What computes a tile.
-        tiles: Which.
-        count: How many.
+        client: A client of the cluster.
+        job: Computes a tile.
+        tiles: The tiles to compute.
+        count: The number of tiles.
     """
     dask = distributed()
     from ._worker import SLOT, TileWorker, tile_on_worker
@@ -44,7 +45,7 @@ def on_cluster(
     workers, left = _Workers(client), count
 
     def submit() -> list[Any]:
-        """Futures of further tiles, as soon as there is room for some."""
+        """Submit further tiles if there is room for some, and return their futures."""
         nonlocal left
         known = workers.count()
         at_the_end = left <= _AHEAD * known
@@ -67,8 +68,9 @@ def on_cluster(
             except dask.KilledWorker as error:
                 raise RuntimeError(
                     f"Workers ended {error.allowed_failures + 1} times while they computed tile "
-                    f"{running[future]}: mostly because memory ran out, which a smaller tile or "
-                    "fewer workers on a machine would help. Other tiles stay; call again."
+                    f"{running[future]}. The usual cause is that memory ran out: use a smaller "
+                    "tile in a new store, or fewer workers on a machine. Finished tiles stay; "
+                    "call again."
                 ) from error
             yield running.pop(future), outcome
             finished.update(submit())
@@ -78,13 +80,13 @@ def on_cluster(
 
 
 class _Workers:
-    """How many workers a cluster has; the scheduler is asked at most once a second."""
+    """Counts the workers of a cluster; the scheduler is asked at most once a second."""
 
     def __init__(self, client: Any) -> None:
         self._client, self._count, self._asked = client, 1, -math.inf
 
     def count(self) -> int:
-        """At least 1."""
+        """The number of workers, at least 1."""
         if time.monotonic() - self._asked > 1:
             self._count = max(1, len(self._client.ncores()))
             self._asked = time.monotonic()

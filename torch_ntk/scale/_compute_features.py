@@ -1,4 +1,4 @@
-"""`compute_features`: random features of the gradients of many samples, into a store."""
+"""`compute_features`: compute random features of many samples' gradients into a store."""
 
 from __future__ import annotations
 
@@ -46,23 +46,24 @@ def compute_features(
 ) -> FeatureStore:
     """Random projections φ(x) of gradients, `⟨φ(x), φ(x')⟩ ≈ Θ(x, x')`, in blocks of samples.
 
-    The same as `torch_ntk.ntk_features`, by the same tasks and into the same kind of store as
-    kernels in `compute_kernel`, which describes what is not listed here: on all workers of a
-    cluster, and going on after a crash. A tile is all features of `tile` samples.
+    The features are those of `torch_ntk.ntk_features`. They are computed and stored as kernels are
+    by `compute_kernel`, whose documentation applies: on all workers of a cluster if a client is
+    given, and resumed after a crash. A tile holds all features of `tile` samples.
 
     Args:
         model: A module, or a function `f(params, batch)` with `params={name: tensor}`.
         x: N samples, as in `compute_kernel`.
-        dim: Features of a sample.
-        store: The folder.
-        output: `"mean"` or `"pseudo"`.
-        tile: Samples of a tile.
+        dim: The number of features of a sample.
+        store: The folder, which is made if it does not exist.
+        output: The kernel that the features approximate, `"mean"` or `"pseudo"`.
+        tile: The number of samples of a tile.
         client: A `dask.distributed.Client`; None computes in this process.
         progress: Whether to show a progress bar.
-        dtype: Of the stored features; None is that of the model's parameters.
-        device: Where samples and model are put.
-        name: What the features are called, in place of the description that is made of the model.
-        options: Of `ntk_features`: `kind`, `seed`, `params`, `forward_fn`, `batch_size`, `check`.
+        dtype: The dtype of the stored features; None means that of the model's parameters.
+        device: The device to which samples and model are moved.
+        name: A name that identifies the features, in place of a description of the model.
+        options: Further arguments of `ntk_features`: `kind`, `seed`, `params`, `forward_fn`,
+            `batch_size`, `check`.
 
     Returns:
         The store, whose `.array` is a Dask array `[N, dim]`.
@@ -105,7 +106,7 @@ def compute_features(
 
 
 def _dtype_of(model: object, params: object) -> torch.dtype:
-    """Of the features: float64 if one of the parameters is."""
+    """The dtype of the features: float64 if any parameter is float64, otherwise float32."""
     tensors: list[Any] = list(model.parameters()) if isinstance(model, nn.Module) else []
     if isinstance(params, Mapping):
         tensors += params.values()

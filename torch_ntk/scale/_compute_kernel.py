@@ -1,4 +1,4 @@
-"""`compute_kernel`: a kernel of any size, tile by tile, into a store."""
+"""`compute_kernel`: compute a kernel of any size, tile by tile, into a store."""
 
 from __future__ import annotations
 
@@ -32,50 +32,55 @@ def compute_kernel(
     whole or not at all, with a checksum. Of a symmetric kernel (`x2=None`) only tiles on and above
     the diagonal are computed and written. Memory does not grow with the number of samples.
 
-    Called again with the same store it goes on: tiles that are there are checked and stay, damaged
-    ones are computed again, and the result is bitwise that of one run on machines and numbers of
-    threads that compute alike. Several calls, also from several machines, may work on one store at
-    the same time; each begins at another place and leaves out what it finds.
+    Calling the function again with the same store resumes the computation: finished tiles are
+    checked and kept, damaged ones are computed again. The result is bitwise that of a single run,
+    provided that the machines and their numbers of threads compute alike. Several calls, also from
+    several machines, may work on one store at the same time; each begins at a different row of
+    tiles and skips the tiles that it finds finished.
 
     With a client, tiles are tasks of its workers. A worker computes one tile at a time with as many
-    threads of PyTorch as it has of Dask. Client and workers must all see the folder under the same
-    path. The kernel travels to workers as Dask sends functions, by pickle between processes that
-    trust each other; in the store there are only numbers and text, and nothing from it is executed.
+    PyTorch threads as it has Dask threads. Client and workers must all see the folder under the
+    same path. The kernel is sent to the workers as Dask sends functions, by pickle between
+    processes that trust each other. The store holds only numbers and text; nothing that is read
+    from it is executed.
 
     Args:
         kernel: A function of two batches, `(a, b) -> [n1, n2]`: a `CNTK`,
             `functools.partial(analytic_ntk, model)`,
             `functools.partial(empirical_ntk, model, output="mean")`, or any other that can be
-            pickled. Of a kernel of this package, tiles on the diagonal are `kernel(a)`; of others
-            `kernel(a, a)`.
+            pickled. Tiles on the diagonal are computed as `kernel(a)` if the kernel is one of this
+            package, and as `kernel(a, a)` otherwise.
         x1: N1 samples: a tensor, an array, a Dask or Zarr array, the path of an `.npy` file or of a
             Zarr array; or a map-style dataset of tensors or arrays, or of tuples that begin with
-            one, the rest of which is left out. They are read twice, once for their hash, and copied
-            into the store. The kernel gets tensors of their type.
+            one (the other elements are ignored). They are read twice, once for their hash and once
+            to be copied into the store. The kernel gets tensors of their dtype.
         x2: N2 samples; None means x2 = x1.
         store: The folder, which is made if it does not exist. It holds a Zarr group (format 3).
-        tile: Samples of a tile.
+        tile: The number of samples along each side of a tile.
         client: A `dask.distributed.Client`; None computes in this process, one tile after the
             other with all threads of PyTorch.
         progress: Whether to show a progress bar.
-        dtype: Of the stored entries, `torch.float64` or `torch.float32`; the kernel computes in its
-            own.
-        device: Where samples, and the modules of the kernel, are put before it is called. `"cuda"`
-            with a client means one device for each worker: the only one that it sees, or of several
-            that of the number at the end of its name.
-        name: What the kernel is called, in place of the description that is made of it: of
-            settings, the hash of tensors, and the code of functions and classes that are not
-            PyTorch's. With a name you say yourself that two kernels are the same.
-        labels: Class labels or targets of x1, `[N1]` or `[N1, O]`, kept beside the samples.
+        dtype: The dtype of the stored entries, `torch.float64` or `torch.float32`. The kernel
+            computes in its own dtype.
+        device: The device to which samples, and the modules of the kernel, are moved before it is
+            called. `"cuda"` with a client means one device for each worker: the only one that it
+            sees, or, of several, the one with the number at the end of the worker's name.
+        name: A name that identifies the kernel, in place of the description that is otherwise made
+            of it from its settings, the hash of its tensors, and the code of functions and classes
+            that are not PyTorch's. If you pass a name, you yourself assert that two kernels of the
+            same name are the same.
+        labels: Class labels or targets of x1, `[N1]` or `[N1, O]`, which are stored beside the
+            samples.
 
     Returns:
-        The store, with all tiles.
+        The store, with all of its tiles.
 
     Raises:
-        TypeError, ValueError: An argument is wrong; the store is of another kernel, other samples,
-            another tile, type, or version of PyTorch, and of which; the kernel returns something
-            else than numbers for each pair, or some that are not finite, and for which samples.
-        OSError: The disk is full, or will be. What was computed stays.
+        TypeError, ValueError: An argument is wrong. The store is of another kernel, other samples,
+            another tile size, dtype or version of PyTorch; the message lists the differences. The
+            kernel does not return one number for each pair, or some that are not finite; the
+            message names the samples.
+        OSError: The disk is full, or has too little room for all tiles. Finished tiles stay.
         ImportError: The extra `scale` is not installed.
 
     Example:

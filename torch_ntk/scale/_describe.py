@@ -1,9 +1,10 @@
-"""What a kernel is, as plain values that are the same in every process.
+"""Describe a kernel as plain values that are the same in every process.
 
-A pickle's bytes are not: they depend on the version of Python, on the order of sets, on what shares
-memory. The description names the function or class, and what it was made with: arguments, settings,
-the hash of tensors. Of functions and classes outside of this package and of PyTorch it also has the
-hash of their code, so that an edited kernel is not taken for the one before.
+The bytes of a pickle would not do: they depend on the version of Python, on the order of sets, and
+on which objects share memory. The description names the function or class and lists what it was
+made with: arguments, settings, and the hash of each tensor. For functions and classes outside of
+this package and of PyTorch it also has the hash of their code, so that an edited kernel is not
+mistaken for the former one.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from .._checks import type_error
 
 _KNOWN = ("torch", "torch_ntk", "numpy", "scipy", "sklearn", "builtins", "math", "functools")
 """Packages whose versions stand for their code."""
-# The last two are what recurrent layers remember of their parameters.
+# The last two are lists in which torch's recurrent layers keep references to their parameters.
 _OF_MODULES = frozenset(vars(nn.Module())) | {"training", "_flat_weights", "_flat_weight_refs"}
-# What a kernel of this package is told about how to compute, which does not change its result.
+# Arguments of this package's kernels that do not change the result.
 _HOW = frozenset({"progress", "max_memory"})
 
 
 def describe(kernel: object, name: str | None = None) -> dict[str, Any]:
-    """What a kernel is.
+    """Describe a kernel as plain values.
 
     Args:
         kernel: A function, a partial of one, a module, or another callable object.
-        name: What the caller calls it; it is then its whole description.
+        name: A name that the caller gives the kernel; it is then the whole description.
 
     Raises:
-        TypeError: A part of it has no description.
+        TypeError: A part of the kernel cannot be described.
     """
     if name is not None:
         return {"name": name}
@@ -47,20 +48,26 @@ def describe(kernel: object, name: str | None = None) -> dict[str, Any]:
 
 
 def _reads_weights(kernel: object) -> bool:
-    """Whether weights matter: not to the infinite-width kernels of a module, drawn anew or not."""
+    """Whether a kernel depends on its module's weights; infinite-width kernels do not."""
     function = kernel.func if isinstance(kernel, functools.partial) else kernel
     return not (getattr(function, "__module__", "") or "").startswith("torch_ntk.analytic")
 
 
 class _Describer:
+    """Describes values and everything that they contain.
+
+    Args:
+        weights: Whether the values of a module's weights belong to its description.
+    """
+
     def __init__(self, weights: bool) -> None:
         self._weights = weights
-        self._within: list[int] = []  # what is being described, to end where it contains itself
+        self._within: list[int] = []  # ids of the enclosing values, to end a cycle of references
 
     def of(self, value: Any, path: str) -> Any:
-        """The description of a value, which is called `path`."""
+        """The description of a value; `path` is its name in error messages."""
         if value is None or isinstance(value, (bool, int, float, str)):
-            # Not a number and the infinities are no JSON; the hexadecimal form is exact.
+            # JSON has no NaN and no infinities; the hexadecimal form is exact.
             return float.hex(value) if isinstance(value, float) else value
         if isinstance(value, (complex, bytes, slice, range, enum.Enum)):
             return repr(value)
@@ -152,7 +159,7 @@ class _Describer:
         if tensors:
             found["tensors"] = {k: self.of(v, f"{path}.{k}") for k, v in tensors.items()}
         frozen = [k for k, p in module._parameters.items() if p is not None and not p.requires_grad]
-        if frozen:  # their gradients are in no kernel
+        if frozen:  # the kernel is without their gradients
             found["frozen"] = frozen
         if module.training:
             found["training"] = True
@@ -190,7 +197,7 @@ def _tensor(value: Tensor) -> dict[str, Any]:
 
 
 def _code(code: types.CodeType) -> str:
-    """The hash of what code does: its instructions and the constants and names in them."""
+    """The hash of a function's instructions, and of the constants and names in them."""
     digest = hashlib.sha256(code.co_code)
     digest.update(repr((code.co_names, code.co_varnames)).encode())
     for constant in code.co_consts:
@@ -205,7 +212,7 @@ def _ordered(constant: object) -> object:
 
 
 def _is_followed(value: object, module: str) -> bool:
-    """Whether a global variable that a function reads is described: plain values, own functions."""
+    """Whether a function's global variable is described: plain values, functions beside it."""
     if isinstance(value, types.FunctionType):
         return value.__module__ == module
     return isinstance(value, (bool, int, float, complex, str, tuple, Tensor, np.ndarray, nn.Module))
@@ -216,7 +223,7 @@ def _is_known(module: str | None) -> bool:
 
 
 def _is_operation(value: object) -> bool:
-    """Whether it is a function that PyTorch has made in another language."""
+    """Whether a value is a function implemented in C or C++, such as those of PyTorch."""
     return type(value).__name__ in ("method_descriptor", "builtin_function_or_method")
 
 
@@ -232,7 +239,7 @@ def _name(kind: type) -> str:
 
 
 def _plain(value: object) -> object:
-    """The function of a method, a static method or a property."""
+    """The function inside of a class method, a static method or a property."""
     if isinstance(value, (staticmethod, classmethod)):
         return value.__func__
     return value.fget if isinstance(value, property) else value

@@ -19,16 +19,17 @@ from ._packages import dask_array, distributed
 from ._tile_store import Reader, TileStore, read_tile
 
 _ROWS = 24
-"""Rows of blocks of Dask's factor, at most about: the number of its tasks grows with their cube."""
+"""About the largest number of rows of blocks of Dask's factor. The number of tasks of the
+factorization grows with its cube."""
 
 
 def fits_in_memory(store: TileStore) -> bool:
-    """Whether a factor in float64 does; it takes the place of the matrix."""
+    """Whether a factor in float64 fits in memory; it overwrites the matrix."""
     return store.shape[0] ** 2 * 8 <= budget(torch.device("cpu"))
 
 
 def lapack_factor(store: TileStore, shift: float) -> Inner | None:
-    """What solves K + shift by its factor in memory; None if it is numerically singular."""
+    """A solver for K + shift by its factor in memory; None if it is numerically singular."""
     from scipy.linalg import cho_solve, lapack  # type: ignore[import-untyped]
 
     size = store.shape[0]
@@ -36,7 +37,7 @@ def lapack_factor(store: TileStore, shift: float) -> Inner | None:
     store.read_into(matrix)
     matrix[np.diag_indices(size)] += shift
     norm = float(np.abs(matrix).sum(axis=0).max())
-    # LAPACK keeps columns together, and of a symmetric matrix these are its rows.
+    # LAPACK expects columns in memory order. The transpose is such a view, equal by symmetry.
     factor, failed = lapack.dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
     if failed:
         return None
@@ -52,10 +53,10 @@ def lapack_factor(store: TileStore, shift: float) -> Inner | None:
 
 
 def dask_factor(store: TileStore, shift: float, client: Any) -> Inner | None:
-    """What solves K + shift by Dask's blocked Cholesky; None if it is numerically singular.
+    """A solver for K + shift by Dask's blocked Cholesky; None if it is numerically singular.
 
-    Dask wants blocks of one size: they are some tiles together, and what the last ones lack is
-    filled with those of an identity matrix.
+    Dask needs blocks of one size: each is a square of several tiles, and the matrix is padded with
+    an identity matrix to a multiple of that size.
     """
     da = dask_array()
     size, tile = store.shape[0], store.tile
@@ -87,12 +88,12 @@ def dask_factor(store: TileStore, shift: float, client: Any) -> Inner | None:
 
 
 class _Shifted(Reader):
-    """Blocks of K + shift, of several tiles, with the identity behind its end.
+    """Reads blocks of K + shift, each of several tiles, padded with an identity matrix.
 
     Args:
-        store: The kernel.
-        side: Of a block.
-        shift: Added to the diagonal.
+        store: The store of K.
+        side: The number of rows and columns of a block.
+        shift: The number that is added to the diagonal.
     """
 
     def __init__(self, store: TileStore, side: int, shift: float) -> None:
@@ -125,15 +126,15 @@ class _Shifted(Reader):
 
 @contextlib.contextmanager
 def worker_here(folder: Path) -> Iterator[Any]:
-    """A client of one worker in this process, which puts to disk what does not fit in memory.
+    """A client of one worker in this process, which moves to disk what does not fit in memory.
 
     Args:
-        folder: Where, as far as it does not fit.
+        folder: A folder on that disk.
     """
     import dask
 
     settings = {
-        "distributed.worker.memory.target": 0.6,  # of the results that it holds
+        "distributed.worker.memory.target": 0.6,  # counts only the results that the worker holds
         # These look at the memory of the whole process, which is not the worker's alone.
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,

@@ -27,22 +27,23 @@ from ._packages import zarr
 from ._sources import Source
 
 _MANIFEST = "manifest.json"
-_FORGOTTEN = 3600  # seconds after which half a chunk is not being written any more
+_FORGOTTEN = 3600  # seconds after which no process still writes a partial chunk
 
 
 class Folder:
-    """A store that exists.
+    """The folder of a store that exists.
 
-    `manifest.json` says what it is of; `x1` and `x2` are copies of the samples, so that every
-    machine that sees the folder has them; `kernel` (or `features`) are the tiles. All three are
-    Zarr arrays.
+    `manifest.json` is the manifest; `x1` and `x2` are copies of the samples, so that every machine
+    that sees the folder has them; `kernel` (or `features`) holds the tiles. The copies and the
+    tiles are Zarr arrays.
 
     Args:
-        path: Where it is.
-        first: Of a kernel of one set of samples, only that of so many, the first ones.
+        path: The folder.
+        first: If given, the store is read as the kernel of its first `first` samples only. This
+            needs a kernel of one set of samples.
 
     Raises:
-        ValueError: There is none, or it is not one that this package has made.
+        ValueError: There is no store, or it is not one that this package has made.
     """
 
     def __init__(self, path: Path, first: int | None = None) -> None:
@@ -60,11 +61,11 @@ class Folder:
 
     @property
     def tiles(self) -> Chunks:
-        """The matrix."""
+        """The array of tiles."""
         return self._chunks[self.manifest.kind]
 
     def samples(self, side: int, block: int) -> NDArray[Any]:
-        """The samples of a row (`side` 0) or column (1) of tiles."""
+        """The samples of one row of tiles (`side` 0), or of one column of tiles (`side` 1)."""
         return self._read("x2" if side == 1 and self.manifest.x2 is not None else "x1", block)
 
     def _read(self, name: str, block: int) -> NDArray[Any]:
@@ -79,7 +80,7 @@ class Folder:
             ) from error
 
     def labels(self) -> NDArray[Any] | None:
-        """What the caller knows of the samples."""
+        """The labels or targets of the samples, if the caller gave any."""
         if self.manifest.labels is None:
             return None
         return self._read("labels", 0)[: self.first]
@@ -104,11 +105,11 @@ class Folder:
                     yield name, block
 
     def repair_samples(self, x1: Source, x2: Source | None, labels: Source | None) -> None:
-        """Write blocks of samples, and labels, anew that are not as they were written."""
+        """Write damaged or missing blocks of samples and labels again."""
         given = {"x1": x1, "x2": x2, "labels": labels}
         for name, block in self.damaged_samples():
             source, array = given[name], self._chunks[name]
-            if source is None:  # labels of the store, which the caller has not given again
+            if source is None:  # the store has labels, but the caller did not pass them again
                 continue
             size = source.shape[0] if name == "labels" else self.manifest.tile
             begin = block * size
@@ -116,7 +117,7 @@ class Folder:
             array.write(source.rows(begin, min(begin + size, source.shape[0])), block)
 
     def remove_forgotten(self) -> None:
-        """Remove what a process that was killed had begun to write."""
+        """Remove partial chunks that killed processes have left behind."""
         for part in self.tiles.path.glob("c/*/*.partial"):
             try:
                 if time.time() - part.lstat().st_mtime > _FORGOTTEN:
@@ -134,10 +135,15 @@ def create(
 ) -> Folder:
     """Make a store; if another process makes one meanwhile, that one is returned.
 
-    The manifest is that of `about`: it has the hashes of the samples already.
+    Args:
+        path: The folder.
+        manifest: What the store is to hold; it has the hashes of the samples already.
+        x1: The samples of the rows.
+        x2: The samples of the columns, if they are others.
+        labels: The labels of x1, if any.
 
     Raises:
-        OSError: It cannot be written, or is larger than what is free on the disk.
+        OSError: The folder cannot be written.
     """
     parent = path.absolute().parent
     _remove_abandoned(parent, path.name)
@@ -157,7 +163,7 @@ def create(
             arrays["labels"].write(labels, 0)
         (draft / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         try:
-            os.rename(draft, path)  # of one folder over another only if that is empty
+            os.rename(draft, path)  # fails if the path is a folder that is not empty
         except OSError:
             if not (path / _MANIFEST).is_file():
                 raise
@@ -167,7 +173,7 @@ def create(
 
 
 def about(source: Source, block: int) -> About:
-    """What the samples are, after reading all of them."""
+    """Shape, dtype and hash of samples; all of them are read."""
     digest = hashlib.sha256()
     for a, b in ranges(0, source.shape[0], block):
         digest.update(np.ascontiguousarray(source.rows(a, b)).tobytes())
@@ -203,7 +209,7 @@ def _arrays(path: Path, manifest: Manifest) -> dict[str, Chunks]:
 
 
 def _numbered(folder: Path) -> list[int]:
-    """The files and folders with numbers as names, in order."""
+    """The names in a folder that are numbers, in ascending order."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries]
@@ -213,7 +219,7 @@ def _numbered(folder: Path) -> list[int]:
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:
-    """Remove drafts of processes of this machine that have ended."""
+    """Remove drafts of stores whose processes, on this machine, have ended."""
     host = re.escape(socket.gethostname())
     pattern = re.compile(rf"\.{re.escape(name)}\..*\.{host}-(\d+)\.part")
     for entry in parent.iterdir():

@@ -11,15 +11,15 @@ Tile = tuple[int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of one size; the last of a row or column are as large as what is left.
+    """Tiles of one size; the last tile of each row and column is cut off at the matrix's end.
 
-    Of a symmetric matrix only the tiles with i ≤ j exist: the tile (j, i) is the transpose of the
+    If the matrix is symmetric, only the tiles with i ≤ j exist: tile (j, i) is the transpose of
     tile (i, j).
 
     Attributes:
-        shape: Of the matrix.
-        tile: Rows and columns of a tile.
-        symmetric: Whether the matrix is.
+        shape: The shape of the matrix.
+        tile: The numbers of rows and columns of a tile.
+        symmetric: Whether the matrix is symmetric.
     """
 
     shape: tuple[int, int]
@@ -28,12 +28,12 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """Rows of tiles."""
+        """The number of rows of tiles."""
         return -(-self.shape[0] // self.tile[0])
 
     @property
     def columns(self) -> int:
-        """Columns of tiles."""
+        """The number of columns of tiles."""
         return -(-self.shape[1] // self.tile[1])
 
     @property
@@ -43,7 +43,7 @@ class Grid:
 
     @property
     def entries(self) -> int:
-        """How many entries the tiles that exist have together."""
+        """The number of entries of all tiles that exist."""
         full = self.shape[0] * self.shape[1]
         if not self.symmetric:
             return full
@@ -51,7 +51,7 @@ class Grid:
         return (full + sum(a * b for a, b in blocks)) // 2
 
     def tiles(self, first: int = 0) -> Iterator[Tile]:
-        """All tiles by rows, beginning with the row of tiles `first`."""
+        """All tiles row by row, beginning with row `first` and ending with the row before it."""
         for i in (*range(first, self.rows), *range(first)):
             for j in range(i if self.symmetric else 0, self.columns):
                 yield i, j
@@ -62,16 +62,16 @@ class Grid:
         return 0 <= i < self.rows and least <= j < self.columns
 
     def bounds(self, i: int, j: int) -> tuple[slice, slice]:
-        """Rows and columns of the matrix that a tile covers."""
+        """The rows and columns of the matrix that a tile covers."""
         return _part(i, self.tile[0], self.shape[0]), _part(j, self.tile[1], self.shape[1])
 
     def size(self, i: int, j: int) -> tuple[int, int]:
-        """Rows and columns of a tile."""
+        """The numbers of rows and columns of a tile."""
         rows, columns = self.bounds(i, j)
         return rows.stop - rows.start, columns.stop - columns.start
 
     def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes of the rows and columns of tiles, as Dask wants them."""
+        """The sizes of the rows and columns of tiles, in the form of a Dask array's `chunks`."""
         return (
             tuple(self.size(i, 0)[0] for i in range(self.rows)),
             tuple(self.size(0, j)[1] for j in range(self.columns)),

@@ -1,4 +1,4 @@
-"""One tile: whether it is there, and what computes it."""
+"""Compute one tile, unless it is in the store already."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from ._grid import Tile
 Kernel = Callable[..., Any]
 Outcome = Literal["kept", "computed", "computed again"]
 
-_LOOSE_SYMMETRY = 1e-6  # of the largest entry: what float32 leaves
-_NAMED = 5  # samples in a message
-_OTHERS_STAY = "Nothing of this tile was written; others stay."
+_LOOSE_SYMMETRY = 1e-6  # asymmetry relative to the largest entry that float32 rounding explains
+_NAMED = 5  # at most so many samples are named in a message
+_OTHERS_STAY = "This tile was not written; finished ones stay."
 
 
 @dataclass
 class Job:
-    """What a process needs to know to compute tiles; it travels to other processes.
+    """Everything that a process needs to compute tiles; it can be pickled.
 
     Attributes:
-        kernel: `(a, b) -> [n1, n2]`, or the features of samples, `a -> [n, dim]`.
-        path: The store's folder, under a name that holds on every machine.
-        device: Where samples are put before the kernel gets them; None leaves them on the CPU.
-        alone: Whether the kernel is asked for one set of samples by a single argument, as those of
-            this package are, which then compute half of the pairs.
+        kernel: The kernel `(a, b) -> [n1, n2]`, or a function that computes the features of
+            samples, `a -> [n, dim]`.
+        path: The store's folder, an absolute path that is the same on every machine.
+        device: The device to which samples are moved before the kernel gets them; None leaves them
+            on the CPU.
+        alone: Whether the kernel of one set of samples is called with a single argument. Kernels of
+            this package allow it, and then compute only half of the pairs.
     """
 
     kernel: Kernel
@@ -64,12 +66,12 @@ class Job:
                 module.to(self.device)
 
     def ensure(self, tile: Tile) -> Outcome:
-        """See that a tile is there: look whether it is whole, else compute and write it.
+        """Make sure that a tile is in the store: keep it if it is whole, else compute and write it.
 
         Raises:
-            ValueError: Its entries are not finite, or the kernel returns something else.
-            MemoryError: It does not fit in memory.
-            OSError: It cannot be written.
+            ValueError: Entries are not finite, or the kernel does not return one number per pair.
+            MemoryError: The computation does not fit in memory.
+            OSError: The tile cannot be written.
         """
         tiles, outcome = self.folder.tiles, "computed"
         try:
@@ -107,9 +109,9 @@ class Job:
             named = self._not_finite(arguments, tile)
             if not named:
                 raise
-            # A kernel that looks at its samples itself counts them from the tile's first.
+            # A kernel that checks its samples itself reports their indices within the tile.
             raise ValueError(
-                f"{error} In all of the data, counted from 0, these samples are not finite: "
+                f"{error} Counted from 0 in the whole data set, these samples are not finite: "
                 f"{', '.join(named[:_NAMED])}. {_OTHERS_STAY}"
             ) from error
         values = self._checked(found, tile)
@@ -118,7 +120,7 @@ class Job:
         return values
 
     def _not_finite(self, batches: list[Tensor], tile: Tile) -> list[str]:
-        """The samples of a tile that have entries which are not finite."""
+        """The samples of a tile that have NaN or infinite entries, by their index in the data."""
         second = "x1" if self.folder.grid.symmetric else "x2"
         starts = [bounds.start for bounds in self.folder.grid.bounds(*tile)]
         found = []
@@ -128,7 +130,7 @@ class Job:
         return list(dict.fromkeys(found))
 
     def _first(self, i: int) -> Tensor:
-        """The samples of a row of tiles, which are read once for consecutive tiles of it."""
+        """The samples of a row of tiles; they are read once for consecutive tiles of that row."""
         if self._rows is None or self._rows[0] != i:
             self._rows = i, self._samples(0, i)
         return self._rows[1]
@@ -138,10 +140,10 @@ class Job:
         return found if self.device is None else found.to(self.device)
 
     def _checked(self, found: object, tile: Tile) -> NDArray[Any]:
-        """The entries as NumPy's, of the store's type.
+        """What the kernel returned, as a NumPy array in the store's dtype.
 
         Raises:
-            ValueError: The shape is another, or an entry is not finite.
+            ValueError: The shape is wrong, or an entry is not finite.
         """
         size = self.folder.grid.size(*tile)
         value = found if isinstance(found, Tensor) else None
@@ -160,7 +162,7 @@ class Job:
         return values
 
     def _refuse_entries(self, values: NDArray[Any], tile: Tile) -> None:
-        """Raise if an entry is not finite, with the samples that it is of."""
+        """Raise `ValueError` if an entry is not finite, naming the samples that it belongs to."""
         wrong = ~np.isfinite(values)
         if not wrong.any():
             return
@@ -184,11 +186,15 @@ class Job:
 
 
 def _symmetric(values: NDArray[Any], start: int) -> NDArray[Any]:
-    """(K + Kᵀ)/2 of a tile on the diagonal, which is K itself if that is symmetric.
+    """(K + Kᵀ)/2 for a tile K on the diagonal; K itself if it is exactly symmetric.
+
+    Args:
+        values: K.
+        start: The index of the tile's first sample, for the message.
 
     Raises:
-        ValueError: It is not symmetric but for rounding: the tiles below the diagonal would not be
-            the transposes of those above.
+        ValueError: K is asymmetric by more than rounding. The tiles below the diagonal, which are
+            not computed, would then not be the transposes of those above.
     """
     tile = torch.from_numpy(values)
     if torch.equal(tile, tile.T):
@@ -207,7 +213,7 @@ def _symmetric(values: NDArray[Any], start: int) -> NDArray[Any]:
 
 
 def _modules(kernel: object) -> list[nn.Module]:
-    """The modules that a kernel consists of."""
+    """The kernel, if it is a module, or the modules among a partial's function and arguments."""
     if isinstance(kernel, functools.partial):
         parts = (kernel.func, *kernel.args, *kernel.keywords.values())
         return [module for part in parts for module in _modules(part)]
@@ -218,7 +224,7 @@ _one_at_a_time = threading.Lock()
 
 
 def run_tile(job: Job, tile: Tile, threads: int | None) -> Outcome:
-    """`ensure` with so many threads of PyTorch; a process computes one tile at a time."""
+    """`job.ensure(tile)` with `threads` PyTorch threads; a process computes one tile at a time."""
     with _one_at_a_time:
         if threads is None:
             return job.ensure(tile)

@@ -1,4 +1,4 @@
-"""`KernelStore`: a kernel in a folder, and what can be done with it."""
+"""`KernelStore`: a kernel in a folder, with linear solves, eigenpairs and predictions."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from ._tile_store import TileStore
 
 Method = Literal["auto", "lapack", "dask", "iterative"]
 
-_PAIRS = 200  # leading eigenpairs of a prediction at a time, unless the caller says
+_PAIRS = 200  # the default number of leading eigenpairs for a prediction at a time t
 
 
 class KernelStore(TileStore):
-    """A kernel in a folder, as `compute_kernel` has made it, or is making it.
+    """A kernel in a folder that `compute_kernel` has made or is still filling.
 
     Args:
         path: The folder.
-        kernel: What computes it, which estimators need for predictions of samples that are in no
-            store; a store does not hold it. `compute_kernel` sets it.
+        kernel: The function that computes the kernel. Estimators need it to predict samples that
+            are in no store. A store does not contain it; `compute_kernel` sets it.
 
     Raises:
         ImportError: The extra `scale` is not installed.
-        ValueError: There is no such folder, it holds something else, or its manifest does not fit
-            to what is there.
+        ValueError: There is no such folder, it holds something else, or its content does not fit
+            its manifest.
     """
 
     def __init__(
@@ -54,19 +54,20 @@ class KernelStore(TileStore):
 
     @property
     def symmetric(self) -> bool:
-        """Whether it is the kernel of one set of samples."""
+        """Whether it is the kernel of one set of samples with itself."""
         return self._folder.grid.symmetric
 
     def leading(self, n: int) -> KernelStore:
         """The kernel of the first n samples, read from the same tiles.
 
-        With the rest as test samples: `store.leading(n).predict(y, store.array[n:, :n])`.
+        The other samples can then serve as test samples:
+        `store.leading(n).predict(y, store.array[n:, :n])`.
 
         Args:
-            n: How many.
+            n: The number of samples.
 
         Raises:
-            ValueError: There are fewer; or the kernel is between two sets of samples.
+            ValueError: There are fewer samples, or the kernel is between two sets of samples.
         """
         self._check_one_set("leading")
         if check_positive_int("n", n) > self.shape[0]:
@@ -76,39 +77,40 @@ class KernelStore(TileStore):
         return found
 
     def __deepcopy__(self, memo: object) -> KernelStore:
-        return self  # nothing of it changes
+        return self  # a store is immutable
 
     def __reduce__(self) -> Any:
         return _opened, (self.path, self.first, self.kernel)
 
     def is_of(self, x: Any) -> bool:
-        """Whether samples are those of its rows: their shape, type and hash.
+        """Whether samples are those of the kernel's rows, by their shape, dtype and hash.
 
         Args:
-            x: In any form that `compute_kernel` takes.
+            x: Samples in any form that `compute_kernel` takes.
         """
         if self.first is not None:
             return False
         return about(source_of("x", x), self.tile) == self._folder.manifest.x1
 
     def check_test(self, other: KernelStore) -> None:
-        """Raise `ValueError` unless a store is the kernel between test samples and these.
+        """Raise `ValueError` unless `other` is the kernel between test samples and this one's.
 
         Args:
-            other: Which must have these samples as x2, the same kernel, and all tiles.
+            other: A store, which must be of the same kernel, have this store's samples as its x2,
+                and be complete.
         """
         self._test_kernel(other, "other")
 
     def apply(self, x: Any, v: Tensor) -> Tensor:
-        """K(x, X) v, of new samples x and the samples X of this store.
+        """The product K(x, X) v for new samples x and this store's samples X.
 
         Args:
-            x: A store of K(x, X), or samples, for which the kernel is evaluated here.
-            v: `[N, C]`.
+            x: A store of K(x, X); or samples, for which the kernel is evaluated in this process.
+            v: A matrix `[N, C]`.
 
         Raises:
-            TypeError, ValueError: The store is of other samples or another kernel; samples are
-                given, and this store was opened without its kernel.
+            TypeError, ValueError: The store is of other samples or another kernel; or samples are
+                given, but this store was opened without its kernel.
         """
         if isinstance(x, KernelStore):
             self._test_kernel(x, "X")
@@ -143,35 +145,36 @@ class KernelStore(TileStore):
     ) -> Solution:
         """Solve `(K + diag_reg · tr K/N) x = y`, with a verified residual.
 
-        Whatever finds x, the residual is then computed by a product with the stored kernel, and x
-        is improved until it is small enough.
+        Whatever the method, the residual is computed by a product with the stored kernel, and x is
+        refined until the residual is at most `tol`.
 
         Args:
             y: Right-hand sides, `[N]` or `[N, M]`.
-            diag_reg: Added to the diagonal, in units of its mean.
-            method: How:
+            diag_reg: Regularization of the diagonal, in units of its mean.
+            method: The method:
 
-                - `"lapack"`: Cholesky's factor in memory;
-                - `"dask"`: Dask's blocked Cholesky on the workers of the client, or of one in this
-                  process, which put to disk what does not fit;
-                - `"iterative"`: conjugate gradients with a Nyström preconditioner, which read the
-                  tiles once for each product and need no room for a factor;
-                - `"auto"`: `"lapack"` if the kernel fits in memory; else `"dask"` with a client,
-                  and `"iterative"` without. A kernel that has no factor, because it is numerically
-                  singular, is always solved by the last.
-            client: A `dask.distributed.Client`, for the products too.
-            tol: Of `‖Kx + ρx - y‖ / ‖y‖` for every right-hand side; None is 1e-8.
-            max_products: At most about so many products of each right-hand side.
+                - `"lapack"`: a Cholesky factor in memory;
+                - `"dask"`: Dask's blocked Cholesky factorization on the workers of the client, or
+                  on one worker in this process without a client; what does not fit in their memory
+                  is moved to disk;
+                - `"iterative"`: conjugate gradients with a Nyström preconditioner, which reads the
+                  tiles once for each product and needs no memory for a factor;
+                - `"auto"`: `"lapack"` if the kernel fits in memory; else `"dask"` with a client
+                  and `"iterative"` without. A numerically singular kernel, which has no Cholesky
+                  factor, is always solved by the iterative method.
+            client: A `dask.distributed.Client`, which also computes the products.
+            tol: The tolerance of `‖Kx + ρx - y‖ / ‖y‖` for every right-hand side; None means 1e-8.
+            max_products: About the largest number of products for each right-hand side.
 
         Returns:
-            x in the shape of y, float64; the residual that was reached; and the number of products,
-            0 if a factor was found.
+            x in the shape of y, float64; the residual that was reached; and the number of products
+            of the iterative method, 0 if a factor was used.
 
         Raises:
             TypeError: `y` is not of floating-point numbers.
             ValueError: The kernel is between two sets of samples, or not complete; `y` has another
                 shape; an argument is out of its range.
-            RuntimeError: The tolerance was not reached; the message says what was.
+            RuntimeError: The tolerance was not reached; the message says which residual was.
 
         References:
             Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2023).
@@ -214,20 +217,20 @@ class KernelStore(TileStore):
     ) -> Eigenpairs:
         """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals.
 
-        As `torch_ntk.NTKOperator.eigsh`: the largest by ARPACK's Lanczos method, which reads the
-        tiles once for each product if the kernel does not fit in memory; the smallest from the
-        matrix, which must fit.
+        As in `torch_ntk.NTKOperator.eigsh`, the largest are found by ARPACK's Lanczos method, which
+        reads the tiles once for each product if the kernel does not fit in memory; the smallest are
+        found from the matrix, which must fit in memory.
 
         Args:
-            k: How many.
+            k: The number of eigenpairs.
             which: Which end of the spectrum.
             client: A `dask.distributed.Client` for the products.
-            tol: Relative tolerance of the Lanczos method; None is 1e-12.
-            max_products: About how many products it may take.
+            tol: The relative tolerance of the Lanczos method; None means 1e-12.
+            max_products: About the largest number of products of the Lanczos method.
 
         Raises:
             ValueError: The kernel is between two sets of samples, or not complete; `k` exceeds N;
-                the smallest are asked of a kernel that does not fit in memory.
+                or `which="SA"` for a kernel that does not fit in memory.
             RuntimeError: The Lanczos method did not converge.
         """
         self._check_one_set("eigsh")
@@ -245,35 +248,38 @@ class KernelStore(TileStore):
         max_products: int = 200,
         client: Any = None,
     ) -> Prediction:
-        r"""Outputs on M test samples after training on squared error, from f = 0.
+        r"""The outputs on M test samples after training on the squared error from f = 0.
 
         With K' = K + diag_reg·(tr K/N)·1, training by gradient flow on ½ Σ‖f - y‖² gives
 
             f_t(x) = k_xᵀ g(K') y,    g(λ) = (1 - exp(-λ t)) / λ,    g(λ) = 1/λ in the limit.
 
-        The limit is a linear system, as in `solve`. At a time t, g is known on the k leading
-        eigenvectors V; on their complement, where K' has its eigenvalues between ρ and λ_k + ρ, it
-        is replaced by a polynomial p(K'), as many products as its degree. What this leaves out is
+        The limit is the linear system of `solve`. At a time t, g(K') is exact on the k leading
+        eigenvectors V. On their complement, where the eigenvalues of K' lie between
+        ρ = diag_reg·tr K/N and λ_k + ρ, it is replaced by a polynomial p(K'), which takes as many
+        products as its degree. The error of this is at most
 
             |f_t(x) - f̂_t(x)| ≤ max |g - p| · ‖(1 - VVᵀ) k_x‖ · ‖(1 - VVᵀ) y‖,
 
-        which is returned as `remainder`, for each sample and output. A degree of some √(t λ_k)
-        makes it vanish.
+        which is returned as `remainder`, for each sample and output. A degree of the order of
+        √(t λ_k) makes it negligible.
 
         Args:
             y: Targets, `[N]` or `[N, O]`.
             k_test_train: The kernel between test and training samples, `[M, N]`: another store, of
-                the same kernel with this one's samples as x2; a tensor, an array, or a Dask array.
-            t: The time; None is the limit.
-            diag_reg: Added to the diagonal, in units of its mean.
-            k: Leading eigenpairs; None takes 200, or all of a small kernel.
-            max_products: At most about so many products of each target for p; 0 takes a constant.
+                the same kernel and with this store's samples as its x2; or a tensor, an array or a
+                Dask array.
+            t: The training time; None means the limit.
+            diag_reg: Regularization of the diagonal, in units of its mean.
+            k: The number of leading eigenpairs; None means 200, or all of a small kernel.
+            max_products: The largest degree of p, which is the number of products for each target;
+                with 0, p is a constant.
             client: A `dask.distributed.Client` for linear systems and products.
 
         Raises:
-            TypeError, ValueError: As `solve`; the test kernel is of other samples or another
+            TypeError, ValueError: As `solve`; the test kernel is of other samples or of another
                 kernel, or its shape does not fit; `t` is negative.
-            RuntimeError: The linear system or the eigenpairs were not found to their tolerance.
+            RuntimeError: The linear system or the eigenpairs did not reach their tolerance.
 
         References:
             Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
@@ -284,7 +290,7 @@ class KernelStore(TileStore):
         if t is None or t == np.inf:
             solution = self.solve(values, diag_reg, client=client)
             return in_the_limit(test, solution)
-        time = check_finite_number("t", t, minimum=0.0, remedy="None is the limit.")
+        time = check_finite_number("t", t, minimum=0.0, remedy="Pass None for the limit.")
         self._check_one_set("predict")
         columns = values[:, None] if values.ndim == 1 else values
         if len(columns) != self.shape[0] or columns.ndim != 2:
@@ -295,17 +301,17 @@ class KernelStore(TileStore):
         product = product_of(self, client)
         pairs = self.eigsh(count, client=client)
         found = at_time(
-            *(test, pairs, columns, time, product.shift(diag_reg)),
-            *(product.multiply, max_products),
+            test, pairs, columns, time, product.multiply, product.shift(diag_reg), max_products
         )
         shape = (len(found.mean), *values.shape[1:])
         return Prediction(found.mean.reshape(shape), found.remainder.reshape(shape), found.residual)
 
     def _test_kernel(self, given: object, name: str = "k_test_train") -> TestKernel:
-        """The kernel between test and training samples, in parts.
+        """The argument `name`, read as the kernel between test and training samples.
 
         Raises:
-            TypeError, ValueError: It is none, or of other samples, or of another kernel.
+            TypeError, ValueError: It is not such a kernel, or is of other samples or of another
+                kernel.
         """
         if not isinstance(given, KernelStore):
             return TestKernel.of_array(name, given, self.shape[0])
@@ -338,5 +344,5 @@ def _opened(path: Path, first: int | None, kernel: Callable[..., Any] | None) ->
 
 
 def _tensor(values: Any) -> Any:
-    """Numbers of NumPy as a tensor; a copy, since arrays may be read-only."""
+    """A NumPy array as a tensor, copied because the array may be read-only; else the value."""
     return torch.tensor(values) if isinstance(values, np.ndarray) else values

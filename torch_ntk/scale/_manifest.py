@@ -1,4 +1,4 @@
-"""What a store is of: the kernel, the samples, the tiles, and what computed them."""
+"""The manifest of a store: its kernel, samples, tiles, and the versions that computed them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ._grid import Grid
 
 FORMAT = 1
 Kind = Literal["kernel", "features"]
-_MOST = 2**48  # entries of an axis; 64-bit products of two are checked where they are formed
+_MOST = 2**48  # the largest length of an axis that is believed
 _DTYPES = ("float32", "float64")
 _NUMBERS = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", *_DTYPES),
 )
 _NO_REPAIR = (
-    "The manifest was changed or is that of another program. Nothing of this folder is used."
+    "The manifest was changed, or another program wrote it. Nothing in this folder is used."
 )
 
 
 @dataclass(frozen=True)
 class About:
-    """An array that was copied into the store.
+    """Describes an array that was copied into the store.
 
     Attributes:
-        shape: Its shape.
-        dtype: NumPy's name of its type.
-        sha256: Of its entries, in order.
+        shape: The shape of the array.
+        dtype: NumPy's name of its dtype.
+        sha256: The hash of its entries in row-major order.
     """
 
     shape: tuple[int, ...]
@@ -52,15 +52,15 @@ class Manifest:
     """What distinguishes a store from others.
 
     Attributes:
-        kind: What the matrix is: a kernel, or random features.
-        kernel: The description of what computes it.
+        kind: Whether the matrix is a kernel or random features.
+        kernel: The description of the function that computes it (see `_describe`).
         x1: The samples of the rows.
-        x2: Those of the columns; None if they are the same, and for features.
-        labels: What the caller knows of x1.
-        columns: Of the matrix.
-        tile: Samples of a tile.
-        dtype: NumPy's name of the type of the entries.
-        versions: Of what computes.
+        x2: The samples of the columns; None if they are those of the rows, and for features.
+        labels: The labels or targets of x1; None if there are none.
+        columns: The number of columns of the matrix.
+        tile: The number of samples along a side of a tile.
+        dtype: NumPy's name of the dtype of the entries.
+        versions: The versions of the packages that compute the matrix.
     """
 
     kind: Kind
@@ -82,20 +82,20 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Of the tiles on disk, when all are there."""
+        """The size of all tiles on disk."""
         grid = self.grid
         return grid.count * (prod(grid.tile) * np.dtype(self.dtype).itemsize + 4)
 
     def to_json(self) -> str:
-        """As text."""
+        """The text of `manifest.json`."""
         found = {"format": FORMAT, "kernel_sha256": digest_of(self.kernel), **asdict(self)}
         return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
     def differences(self, wanted: Manifest) -> list[str]:
-        """What another manifest has that this one has not, a phrase for each difference.
+        """How this manifest differs from the one that is wanted, one phrase for each difference.
 
-        The versions of NumPy, Zarr and Python are noted only; a kernel computed by another
-        version of PyTorch or of this package may differ.
+        The versions of PyTorch and of this package count, because another version may compute
+        another kernel. Those of NumPy, Zarr and Python are recorded but not compared.
         """
         found = []
         if self.kind != wanted.kind:
@@ -116,7 +116,7 @@ class Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes here."""
+    """The versions of the packages that compute in this process."""
     return {
         "torch_ntk": __version__,
         "torch": torch.__version__,
@@ -133,10 +133,10 @@ def digest_of(description: dict[str, Any]) -> str:
 
 
 def manifest_from(found: dict[str, Any]) -> Manifest:
-    """What was read from a file, after all of it has been looked at.
+    """The manifest that was read from a file, after every value in it has been checked.
 
     Raises:
-        ValueError: It is no manifest.
+        ValueError: It is not a valid manifest.
     """
     version = found.get("format")
     if version != FORMAT:
@@ -196,7 +196,7 @@ def _told(about: About | None) -> str:
 
 
 def _differing(path: str, mine: Any, other: Any) -> Iterator[str]:
-    """The leaves in which two descriptions differ."""
+    """A phrase for each leaf in which two descriptions differ."""
     if isinstance(mine, dict) and isinstance(other, dict):
         for key in sorted({*mine, *other}):
             inner = f"{path}.{key}" if path else key

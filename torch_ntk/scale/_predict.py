@@ -1,4 +1,4 @@
-"""Predictions from a stored kernel: the limit of training, and a time with what it leaves out."""
+"""Predictions from a stored kernel: in the limit of training, or at a time with an error bound."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .._checks import describe, type_error, value_error
 from ..empirical.operator import Eigenpairs, Solution
 from ..memory import ranges
 
-_ROWS = 1024  # of an array that are read at once
-_KNOWN = 2000  # coefficients of a series
-_EXACT = 1e-9  # of the largest value
+_ROWS = 1024  # rows of an array that are read at once
+_COEFFICIENTS = 2000  # of the Chebyshev series from which a polynomial is cut
+_EXACT = 1e-9  # the error, relative to the largest value, at which a polynomial counts as exact
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,10 @@ class Prediction:
     """Outputs on test samples, float64.
 
     Attributes:
-        mean: `[M]` or `[M, O]`, as the targets were.
-        remainder: What the mean may be off by, because only leading eigenpairs are known, in its
-            shape; 0 in the limit, which uses none.
-        residual: Of the linear system, or the largest of the eigenpairs: what the numerical methods
-            left, relative.
+        mean: The outputs, `[M]` or `[M, O]` as the targets.
+        remainder: A bound on the error of `mean` that comes from using only leading eigenpairs, in
+            the shape of `mean`. It is 0 in the limit, which uses no eigenpairs.
+        residual: The relative residual of the linear system, or the largest one of the eigenpairs.
     """
 
     mean: Tensor
@@ -43,8 +42,8 @@ class TestKernel:
     """A kernel `[M, N]` between test and training samples, which is read once.
 
     Attributes:
-        rows: M.
-        parts: Rows, columns and entries of parts of it, which together are all.
+        rows: The number M of test samples.
+        parts: The blocks of the kernel: for each the rows, the columns, and the entries.
     """
 
     rows: int
@@ -52,11 +51,11 @@ class TestKernel:
 
     @staticmethod
     def of_array(name: str, array: Any, columns: int) -> TestKernel:
-        """Of a tensor or an array, some rows at a time.
+        """Read a tensor or an array some rows at a time.
 
         Raises:
-            TypeError: It is none.
-            ValueError: It has another shape.
+            TypeError: It is neither a tensor nor an array.
+            ValueError: Its shape is not `[M, columns]`.
         """
         if isinstance(array, Tensor):
             array = array.detach().cpu()
@@ -74,7 +73,7 @@ class TestKernel:
 
 
 def in_the_limit(test: TestKernel, solution: Solution) -> Prediction:
-    """K(x, X) α, of the solution α of the linear system."""
+    """K(x, X) α, where α is the solution of the linear system."""
     columns = solution.x.reshape(len(solution.x), -1).numpy()
     mean, _ = _products(test, columns)
     found = torch.from_numpy(mean).reshape(test.rows, *solution.x.shape[1:])
@@ -86,25 +85,25 @@ def at_time(
     pairs: Eigenpairs,
     y: Tensor,
     t: float,
-    shift: float,
     multiply: Callable[[Tensor], Tensor],
-    most: int,
+    shift: float,
+    max_products: int,
 ) -> Prediction:
     """k_xᵀ g(K + shift) y with g(λ) = (1 - exp(-λt))/λ, from leading eigenpairs of K.
 
-    On the complement of the eigenvectors g(K + shift) is replaced by p(K + shift), p a polynomial
-    that is close to g between shift and λ_k + shift, where the matrix has its other eigenvalues.
-    The error is at most the largest |g - p| there times the norm of what is left of y; only the
-    part of k_x in the complement meets it.
+    On the complement of the eigenvectors V, g(K + shift) is replaced by p(K + shift), where the
+    polynomial p is close to g between shift and λ_k + shift: the interval that contains the other
+    eigenvalues. Only the parts of y and k_x in the complement are affected, so that the error is at
+    most max|g - p| · ‖(1 - VVᵀ) k_x‖ · ‖(1 - VVᵀ) y‖.
 
     Args:
         test: K(x, X).
         pairs: Leading eigenpairs of K.
         y: Targets `[N, O]`.
         t: The time.
-        shift: Added to K's diagonal.
-        multiply: Products with K.
-        most: The degree of p is at most this.
+        multiply: Computes a product with K.
+        shift: The number that is added to K's diagonal.
+        max_products: The largest degree of p.
     """
     values, vectors = pairs.values.clamp(min=0.0), pairs.vectors
     known = vectors.T @ y
@@ -113,12 +112,12 @@ def at_time(
     alpha = vectors @ (gains[:, None] * known)
     off = 0.0
     if len(values) < len(y):
-        found = _polynomial(shift, float(values[-1]) + shift, t, most)
+        found = _polynomial(shift, float(values[-1]) + shift, t, max_products)
         off = found.off
         alpha += found.of(lambda v: _outside(vectors, multiply(v)) + shift * v, rest)
     products, squares = _products(test, torch.cat([alpha, vectors], dim=1).numpy())
     mean, along = products[:, : y.shape[1]], products[:, y.shape[1] :]
-    # Of ‖k‖² - ‖Vᵀk‖² no more digits are known than rounding leaves.
+    # ‖(1 - VVᵀ)k‖² = ‖k‖² - ‖Vᵀk‖² cancels, so that the bound must include the rounding of ‖k‖².
     rounding = len(y) * np.finfo(np.float64).eps * squares
     outside = np.sqrt(np.maximum(squares - np.square(along).sum(1), 0.0) + rounding)
     left = off * outside[:, None] * np.linalg.norm(rest.numpy(), axis=0)
@@ -133,12 +132,12 @@ def _outside(vectors: Tensor, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Polynomial:
-    """A Chebyshev series between two numbers.
+    """A Chebyshev series on an interval.
 
     Attributes:
-        low, high: The numbers.
-        coefficients: Of the polynomials of Chebyshev.
-        off: How far it is at most from the function that it stands for.
+        low, high: The ends of the interval.
+        coefficients: The coefficients of the Chebyshev polynomials.
+        off: A bound on the distance to the function that it approximates.
     """
 
     low: float
@@ -147,7 +146,7 @@ class _Polynomial:
     off: float
 
     def of(self, multiply: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-        """p(A) v, of the products with A, by Clenshaw's recurrence."""
+        """p(A) v, from products with A, by Clenshaw's recurrence."""
         first, *others = (float(c) for c in self.coefficients)
         one = two = torch.zeros_like(v)
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
@@ -159,25 +158,29 @@ class _Polynomial:
         return first * v + (multiply(one) - middle * one) / half - two
 
 
-def _polynomial(low: float, high: float, t: float, most: int) -> _Polynomial:
-    """A polynomial for g between two numbers, of the least degree that makes it exact to 1e-9.
+def _polynomial(low: float, high: float, t: float, max_degree: int) -> _Polynomial:
+    """A polynomial for g on an interval, of the least degree that makes it exact to 1e-9.
 
-    What a series that is cut leaves out is at most the sum of the other coefficients, which fall
-    faster than exponentially, as g is entire, once their number exceeds that of √(t (high - low)).
-    Where not even 2,000 of them show that, it is the constant in the middle of the values of g,
-    which falls from `low` to `high`.
+    Cutting a Chebyshev series makes an error of at most the sum of the absolute values of the
+    dropped coefficients. Because g is entire, they fall faster than exponentially beyond about
+    √(t (high - low)) of them. Where 2,000 coefficients are too few to see this, or `max_degree`
+    leaves a larger error, the result is the constant in the middle between g(low) and g(high); g
+    is decreasing, so that half of their difference is its error.
     """
     top, bottom = (float(_gain(np.array(value), t)) for value in (low, high))
     constant = _Polynomial(low, high, np.array([0.5 * (top + bottom)]), 0.5 * (top - bottom))
-    if most < 1 or not high > low:
+    if max_degree < 1 or not high > low:
         return constant
     domain = [low, high]
-    series = np.polynomial.Chebyshev.interpolate(lambda x: _gain(x, t), _KNOWN, domain=domain)
+    series = np.polynomial.Chebyshev.interpolate(
+        lambda x: _gain(x, t), _COEFFICIENTS, domain=domain
+    )
     sizes = np.abs(series.coef)
-    tail = np.append(np.cumsum(sizes[::-1])[::-1][1:], 0.0)  # of what follows each of them
-    if tail[_KNOWN // 2] > _EXACT * top:  # their rounding alone is some thousandth of that
+    tail = np.append(np.cumsum(sizes[::-1])[::-1][1:], 0.0)  # the sums of all later coefficients
+    # Once the series has converged, the later half is rounding: about a thousandth of this bound.
+    if tail[_COEFFICIENTS // 2] > _EXACT * top:
         return constant
-    degree = min(most, int(np.argmax(tail <= 2 * _EXACT * top)))
+    degree = min(max_degree, int(np.argmax(tail <= 2 * _EXACT * top)))
     off = float(tail[degree])
     return (
         constant if off > constant.off else _Polynomial(low, high, series.coef[: degree + 1], off)
@@ -191,7 +194,7 @@ def _gain(values: NDArray[Any], t: float) -> NDArray[Any]:
 
 
 def _products(test: TestKernel, vectors: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """K(x, X) times vectors `[N, C]`, and ‖k_x‖² of every row."""
+    """The product K(x, X) v with vectors v `[N, C]`, and ‖k_x‖² for every row."""
     out, squares = np.zeros((test.rows, vectors.shape[1])), np.zeros(test.rows)
     for rows, columns, values in test.parts:
         part = values.astype(np.float64, copy=False)

@@ -1,4 +1,4 @@
-"""A stored kernel as a matrix that algorithms know by its products."""
+"""A stored kernel in the form in which the iterative algorithms take a matrix: by its products."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..memory import budget
 from ._packages import dask_array
 from ._tile_store import TileStore
 
-_SMALL = 2000  # samples whose decomposition takes less than some tens of products from a disk
+_SMALL = 2000  # up to so many samples an eigendecomposition is faster than tens of products
 
 
 def product_of(store: TileStore, client: Any) -> SymmetricProduct:
-    """Products with a symmetric kernel.
+    """Products with a symmetric kernel, computed in float64 whatever the dtype of the entries.
 
-    In memory if it fits; else from the tiles, each of which is read once for a product, or on the
-    workers of a client. They are in float64 whatever the type of the stored entries.
+    They are computed in memory if the kernel fits there. Otherwise each tile is read once for each
+    product, by this process or by the workers of a client.
 
     Args:
-        store: The kernel, complete.
-        client: Of a cluster, or None.
+        store: The store of the kernel, which is complete.
+        client: A `dask.distributed.Client`, or None.
     """
     size = store.shape[0]
     kept: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""From what a caller asks for to a store with all of its tiles."""
+"""Turn a request for a kernel or for features into a store with all of its tiles."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
 
 @dataclass
 class Request:
-    """What a caller of `compute_kernel` or `compute_features` asks for.
+    """The arguments of `compute_kernel` or `compute_features`.
 
     Attributes:
-        kind: Kernel or features.
-        kernel: What computes a tile.
+        kind: Whether it asks for a kernel or for features.
+        kernel: The function that computes a tile.
         x1, x2: The samples.
-        columns: Of the features; 0 of a kernel.
-        store, tile, dtype, device, name, labels: As the caller gave them.
+        columns: The number of features of a sample; 0 for a kernel.
+        store, tile, dtype, device, name, labels: The caller's arguments of these names.
     """
 
     kind: Kind
@@ -77,19 +77,19 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The store's folder, so that it means the same in every process."""
+        """The store's folder as an absolute path, which means the same in every process."""
         return Path(self.store).absolute()
 
     def job(self) -> Job:
-        """What computes a tile of it."""
+        """The job that computes tiles."""
         device = None if self.device is None else str(torch.device(self.device))
-        # Moved modules are copies: those of the caller stay where they are.
+        # A copy is moved to the device: the caller's modules stay where they are.
         kernel = self.kernel if device is None else copy.deepcopy(self.kernel)
         return Job(kernel, self.path, device, _is_of_this_package(self.kernel))
 
 
 def run(request: Request, client: Any, progress: bool) -> Folder:
-    """See that a store has all the tiles that were asked for.
+    """Compute all tiles of a request that its store does not have yet.
 
     Raises:
         TypeError, ValueError: As `compute_kernel`.
@@ -106,7 +106,7 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
     grid = folder.grid
     tiles = grid.tiles(first)
     if client is None:
-        outcomes = _here(job, tiles)
+        outcomes = _in_this_process(job, tiles)
     else:
         outcomes = on_cluster(client, job, tiles, grid.count)
     done = 0
@@ -115,14 +115,14 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
         desc=request.kind,
         unit="entry",
         unit_scale=True,
-        smoothing=0,  # tiles differ: the time left is estimated from all that were computed
+        smoothing=0,  # tiles differ in cost, so the time left is estimated from all of them
         disable=not progress,
         leave=False,
     ) as bar:
         try:
             for tile, outcome in outcomes:
                 rows, columns = grid.size(*tile)
-                if progress and outcome == "kept":  # which says nothing of how long the others take
+                if progress and outcome == "kept":  # not counted in the estimate of the time left
                     bar.initial += rows * columns
                 bar.update(rows * columns)
                 done += 1
@@ -136,29 +136,29 @@ def run(request: Request, client: Any, progress: bool) -> Folder:
 
 
 def _check_device(device: str | None) -> None:
-    """Raise `ValueError` unless this process has a device, before anything is made."""
+    """Raise `ValueError` if this process does not have the device."""
     if device is None:
         return
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:  # the last two of other builds
+    except (RuntimeError, AssertionError, ImportError) as error:  # which one depends on the build
         reason = f"PyTorch says: {str(error).splitlines()[0]}"
         expected = "a device that this process has"
         raise value_error("device", expected, repr(device), reason) from error
 
 
-def _here(job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Outcome]]:
-    """In this process, one tile after the other, each with all threads of PyTorch."""
+def _in_this_process(job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Outcome]]:
+    """Compute one tile after the other, each with all PyTorch threads, and yield its outcome."""
     job.move()
     for tile in tiles:
         yield tile, run_tile(job, tile, None)
 
 
 def _opened(request: Request) -> tuple[Folder, int]:
-    """The store, and the row of tiles to begin with.
+    """The store of a request, made if necessary, and the row of tiles to begin with.
 
     Raises:
-        ValueError: It is there, and of something else.
+        ValueError: The store exists, but is of something else.
     """
     wanted = _manifest(request)
     path = request.path
@@ -174,7 +174,7 @@ def _opened(request: Request) -> tuple[Folder, int]:
     if differences:
         remedy = "Choose another path"
         if not any(folder.finished()):
-            remedy += ", or remove it: no tile of it is done"
+            remedy += ", or remove the store: none of its tiles is finished"
         raise value_error(
             "store",
             "new, or of the same kernel, samples, tile, dtype and versions",
@@ -184,7 +184,7 @@ def _opened(request: Request) -> tuple[Folder, int]:
     given = None if request.labels is None else source_of("labels", _labels(request))
     folder.repair_samples(request.x1, request.x2, given)
     folder.remove_forgotten()
-    # Several calls on one store begin at different places. Not the caller's random numbers.
+    # Several calls on one store begin at different rows. The caller's generators are not touched.
     first = random.SystemRandom().randrange(folder.grid.rows) if any(folder.finished()) else 0
     return folder, first
 
@@ -222,8 +222,8 @@ def _labels(request: Request) -> Any:
 
 
 def _is_of_this_package(kernel: object) -> bool:
-    """Whether a kernel is known to take `x2=None` for `x2 = x1`."""
-    while hasattr(kernel, "func"):  # a partial
+    """Whether a kernel is one of this package, which all take `x2=None` for `x2 = x1`."""
+    while hasattr(kernel, "func"):  # functools.partial
         kernel = kernel.func
     of = getattr(kernel, "__module__", None) if hasattr(kernel, "__qualname__") else None
     return (of or type(kernel).__module__).partition(".")[0] == "torch_ntk"

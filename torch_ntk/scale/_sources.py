@@ -1,4 +1,4 @@
-"""Samples from where a caller has them, read a block at a time."""
+"""Samples in any form in which a caller may have them, read a block at a time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _EXPECTED = (
 
 
 class Source(ABC):
-    """N samples.
+    """N samples that are read a block at a time.
 
     Attributes:
-        shape: `[N, ...]`.
-        dtype: NumPy's name of their type.
+        shape: The shape `[N, ...]` of all samples together.
+        dtype: NumPy's name of their dtype.
     """
 
     shape: tuple[int, ...]
@@ -35,11 +35,11 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Consecutive samples."""
+        """The samples from `start` to `stop` (exclusive)."""
 
 
 class _Array(Source):
-    """What has a shape, a dtype, and slices that become arrays of NumPy."""
+    """An array-like object with a shape, a dtype, and slices that NumPy can convert."""
 
     def __init__(self, name: str, array: Any) -> None:
         self._array, self._name = array, name
@@ -84,7 +84,7 @@ class _OfDataset(Source):
 
     def _sample(self, index: int) -> NDArray[Any]:
         found = self._dataset[index]
-        # As almost all datasets: the sample, and what is known of it.
+        # Most datasets return a tuple of the sample and its label.
         sample = found[0] if isinstance(found, (tuple, list)) else found
         if isinstance(sample, Tensor):
             return np.asarray(sample.detach().cpu().numpy())
@@ -99,10 +99,10 @@ class _OfDataset(Source):
 
 
 def source_of(name: str, x: object) -> Source:
-    """What a caller gives as the argument `name`.
+    """The samples that a caller passes as the argument `name`.
 
     Raises:
-        TypeError: Nothing of which samples are read.
+        TypeError: The argument has none of the supported forms.
         ValueError: There is no sample, or no such file.
     """
     if isinstance(x, Tensor):
@@ -120,7 +120,7 @@ def _file(name: str, path: Path) -> Any:
     if not path.exists():
         raise value_error(name, "a path that exists", repr(str(path)))
     if path.is_dir():
-        # Of format 3 only: arrays of older ones may hold pickles.
+        # Arrays of older formats may hold pickles, so only format 3 is read.
         return zarr().open_array(str(path), mode="r", zarr_format=3)
     if path.suffix != ".npy":
         raise value_error(name, _EXPECTED, repr(str(path)))

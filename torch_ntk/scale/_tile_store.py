@@ -1,4 +1,4 @@
-"""A matrix in tiles, in a folder: what is there, and how it is read."""
+"""`TileStore`: read a matrix that is stored in tiles in a folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from ._grid import Tile
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` has found.
+    """The result of `TileStore.verify`.
 
     Attributes:
-        finished: Tiles that are there and whole.
-        missing: How many are not there.
-        damaged: Those that are not what was written, or not finite: their rows and columns of
-            tiles.
-        samples: Blocks of the samples (`"x1"`, `"x2"`) and `"labels"` in the store that are missing
-            or damaged, with their numbers; calling `compute_kernel` with them again repairs them.
+        finished: The number of tiles that are in the store and whole.
+        missing: The number of tiles that are not in the store.
+        damaged: The tiles that are not what was written, or not finite, each as its row and column
+            of tiles.
+        samples: The blocks of samples (`"x1"`, `"x2"`) and `"labels"` in the store that are missing
+            or damaged, each with its number. Calling `compute_kernel` with the samples and labels
+            again repairs them.
     """
 
     finished: int
@@ -42,7 +43,7 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether the kernel is complete and all of the store is whole."""
+        """Whether the matrix is complete and nothing in the store is damaged."""
         return not (self.missing or self.damaged or self.samples)
 
 
@@ -54,7 +55,7 @@ class TileStore:
 
     Raises:
         ImportError: The extra `scale` is not installed.
-        ValueError: It is no such folder, or its manifest does not fit to what is there.
+        ValueError: The folder is not a store, or its content does not fit its manifest.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -68,38 +69,38 @@ class TileStore:
 
     @property
     def first(self) -> int | None:
-        """How many samples it was cut to, the first ones, by `KernelStore.leading`."""
+        """The number of samples to which `KernelStore.leading` has cut the kernel, or None."""
         return self._folder.first
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix."""
+        """The shape of the matrix."""
         return self._folder.grid.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored entries."""
+        """The dtype of the stored entries."""
         found: torch.dtype = getattr(torch, self._folder.manifest.dtype)
         return found
 
     @property
     def tile(self) -> int:
-        """Samples of a tile."""
+        """The number of samples along a side of a tile."""
         return self._folder.manifest.tile
 
     @property
     def total(self) -> int:
-        """Tiles that exist when all are computed."""
+        """The number of tiles of the complete matrix."""
         return self._folder.grid.count
 
     @property
     def finished(self) -> int:
-        """Tiles that have been written."""
+        """The number of tiles that have been written."""
         return sum(1 for _ in self._folder.finished())
 
     @property
     def complete(self) -> bool:
-        """Whether all tiles have been written; `verify` reads them too."""
+        """Whether all tiles have been written. Their content is checked by `verify` only."""
         return self.finished == self.total
 
     @property
@@ -109,7 +110,7 @@ class TileStore:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the store is of: the manifest, as plain values."""
+        """The manifest as plain values: kernel, samples, tile size, dtype and versions."""
         manifest = self._folder.manifest
         found: dict[str, Any]
         found = {"kind": manifest.kind, "kernel": manifest.kernel, "versions": manifest.versions}
@@ -127,9 +128,9 @@ class TileStore:
         return "complete" if finished == total else f"{finished} of {total} tiles"
 
     def verify(self, *, progress: bool = False) -> Verified:
-        """Read every tile, and see whether its checksum is right and its entries are finite.
+        """Read every tile, and check that its checksum is right and its entries are finite.
 
-        The samples and labels that the store has are read likewise.
+        The samples and labels in the store are read and checked too.
 
         Args:
             progress: Whether to show a progress bar.
@@ -148,9 +149,9 @@ class TileStore:
 
     @property
     def array(self) -> Any:
-        """The matrix as a Dask array, a chunk for each tile, which are read when they are used.
+        """The matrix as a Dask array with a chunk for each tile, which is read when it is used.
 
-        Of a symmetric kernel this is all of it: below the diagonal tiles are read transposed.
+        A symmetric kernel is complete: the tiles below the diagonal are read transposed.
 
         Raises:
             ValueError: Tiles are missing.
@@ -159,7 +160,7 @@ class TileStore:
         return self._blocks(Reader(self.path, self._folder.first), self._folder.grid.chunks())
 
     def _blocks(self, read: Callable[..., NDArray[Any]], chunks: Any) -> Any:
-        """A Dask array whose blocks a function reads."""
+        """A Dask array whose blocks the function `read` returns."""
         dtype = self._folder.manifest.dtype
         return _packages.dask_array().map_blocks(
             read, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype), token="ntk-tile"
@@ -186,7 +187,7 @@ class TileStore:
         return torch.from_numpy(out)
 
     def read_into(self, out: NDArray[Any]) -> None:
-        """Fill an array of the matrix's shape."""
+        """Copy the matrix into an array of its shape."""
         for rows, columns, values in self.tiles():
             out[rows, columns] = values
             if self._folder.grid.symmetric and rows != columns:
@@ -198,12 +199,12 @@ class TileStore:
         return np.concatenate(parts).astype(np.float64)
 
     def tiles(self) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
-        """Rows, columns and entries of every tile; of a symmetric kernel, of those that exist."""
+        """Rows, columns and entries of every tile; without those below a symmetric diagonal."""
         for tile in self._folder.grid.tiles():
             yield (*self._folder.grid.bounds(*tile), self.read_tile(*tile))
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with `[N2]` or `[N2, C]`, float64; every tile is read once."""
+        """The product with v `[N2]` or `[N2, C]` in float64; every tile is read once."""
         columns = v.detach().double().cpu().reshape(len(v), -1).numpy()
         if len(columns) != self.shape[1]:
             raise value_error("v", f"of {self.shape[1]} rows", v)
@@ -220,7 +221,7 @@ class TileStore:
         """The entries of a tile, also below the diagonal of a symmetric kernel.
 
         Raises:
-            ValueError: It is missing or damaged.
+            ValueError: The tile is missing or damaged.
         """
         return read_tile(self._folder, i, j)
 
@@ -238,7 +239,7 @@ def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
     """The entries of a tile, also below the diagonal of a symmetric matrix.
 
     Raises:
-        ValueError: It is missing or damaged.
+        ValueError: The tile is missing or damaged.
     """
     turned = folder.grid.symmetric and i > j
     rows, columns = folder.grid.size(i, j)
@@ -255,11 +256,11 @@ def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
 
 
 class Reader:
-    """Reads blocks of a Dask array in whatever process they are computed.
+    """Reads the blocks of a Dask array; it can be pickled and used in any process.
 
     Args:
         path: The store's folder.
-        first: As in `Folder`.
+        first: The number of samples of `Folder`.
     """
 
     def __init__(self, path: Path, first: int | None) -> None:
@@ -280,7 +281,7 @@ class Reader:
         return self._folder
 
     def __call__(self, block_id: tuple[int, int] | None = None) -> NDArray[Any]:
-        """A block; Dask first calls it without a place, to see what it returns."""
+        """A block. Dask first calls this without `block_id`, to learn the type of the result."""
         if block_id is None:
             return np.empty((0, 0), self.folder.manifest.dtype)
         return read_tile(self.folder, *block_id)

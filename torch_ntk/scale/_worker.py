@@ -1,4 +1,4 @@
-"""What a worker of a Dask cluster has of a job; imported where the package distributed is there."""
+"""The part of a job that runs on a Dask worker. Importing this file needs `distributed`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ._grid import Tile
 from ._job import Job, Outcome, run_tile
 
 SLOT = "torch_ntk_tile"
-"""The resource of which every worker has one, so that it computes one tile at a time: a tile uses
-all of the worker's threads, and another one beside it would only wait for them."""
+"""A Dask resource of which every worker has one unit, so that it computes one tile at a time: a
+tile uses all of the worker's threads, and a second one would only compete for them."""
 
 
 class TileWorker(WorkerPlugin):
-    """The job, and the slot for one tile.
+    """Gives each worker a copy of the job and the resource for one tile.
 
     Args:
-        name: By which tasks find it on their worker.
-        job: What computes a tile; each worker has its own copy.
+        name: The name by which tasks find this plugin on their worker.
+        job: Computes a tile.
     """
 
     def __init__(self, name: str, job: Job) -> None:
         self.name, self.job = name, job
 
     async def setup(self, worker: Any) -> None:
-        """Give the worker its slot, and a device of its own.
+        """Give the worker its resource, and a device of its own.
 
         Raises:
-            ValueError: It sees several devices, and nothing says which is its own.
+            ValueError: The worker sees several devices, and its name does not say which to use.
         """
         keep_memory()
         if self.job.device == "cuda":
@@ -44,12 +44,14 @@ class TileWorker(WorkerPlugin):
 
 
 def _device_of(worker: Any) -> int:
-    """Which device a worker uses: by its number among those of the cluster.
+    """The index of the device that a worker uses.
 
-    Where every worker sees one device only, as under dask-cuda, that is the first.
+    It is 0 where every worker sees one device only, as under dask-cuda. Otherwise it is the number
+    at the end of the worker's name, modulo the number of devices.
 
     Raises:
-        ValueError: It sees several, and has no number: all such workers would take the first.
+        ValueError: The worker sees several devices and its name has no number. All such workers
+            would use the first device.
     """
     count = torch.cuda.device_count()
     if count <= 1:
@@ -73,12 +75,12 @@ _LARGEST = 2**25  # bytes; glibc takes no higher threshold
 def keep_memory() -> None:
     """Let the process keep the memory of arrays that it frees, as it does outside of Dask.
 
-    glibc learns from what is freed up to which size it pays to keep memory for what comes next. A
-    nanny of Dask starts its workers with MALLOC_TRIM_THRESHOLD_, which ends the learning: each
-    array above 128 KiB is then new memory, page by page from the system, and goes back at once.
-    A tile of a convolutional kernel has six times as many page faults so, which take a tenth to a
-    quarter of its time, and more with several threads, which wait for each other in the system.
-    The thresholds set here are those that glibc would come to.
+    glibc adapts the size up to which it keeps freed memory for later allocations. A Dask nanny
+    starts its workers with MALLOC_TRIM_THRESHOLD_ set, which switches this off: each array above
+    128 KiB is then mapped anew, page by page, and unmapped as soon as it is freed. A tile of a
+    convolutional kernel has six times as many page faults that way. They take a tenth to a quarter
+    of its time, and more with several threads, which wait for each other in the operating system.
+    The thresholds set here are those that glibc would adapt to.
     """
     if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         return
@@ -89,7 +91,7 @@ def keep_memory() -> None:
 
 
 def tile_on_worker(name: str, tile: Tile) -> Outcome:
-    """A task: `run_tile` with as many threads of PyTorch as the worker has of Dask."""
+    """The task of a tile: `run_tile` with as many PyTorch threads as the worker has of Dask."""
     worker = get_worker()
     plugin = worker.plugins[name]
     assert isinstance(plugin, TileWorker)
