@@ -40,6 +40,7 @@ from ._trainer import (
     batches_seen,
     has_averaged_weights,
     is_last_epoch,
+    length_of,
     lent_weights,
     patience,
     refuse_sharded,
@@ -158,6 +159,7 @@ class KernelCallback(Results, Callback):
         self._has_run = True
         self._module = weakref.ref(pl_module)
         self._session.schedule.start()
+        self._session.length = length_of(trainer)
         self._state.start(trainer)
         # TensorBoard reads one layout for a run: the first callback speaks for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]

@@ -58,8 +58,10 @@ class NTKMonitor(KernelCallback):
 
     Args:
         probe: The number of samples to take from the first training batch as it passes, where None
-            is up to 64; or the samples: a batch of the form of the training's, `x`, `(x, y)`, or of
-            a dataset `(dataset, indices)` or `Subset(dataset, indices)`, read once. Samples that
+            is up to 64, or fewer where those would take more than half a second and more than
+            eight training steps, or half of the budget of the whole run; or the samples: a batch of
+            the form of the training's, `x`, `(x, y)`, or of a dataset `(dataset, indices)` or
+            `Subset(dataset, indices)`, read once. Samples that
             equal an earlier one are left out. A batch may be a tensor or any nesting of mappings,
             tuples, lists and dataclasses. What of it is input follows from the network's `forward`:
             of a sequence as many entries as that requires, `(x, y)` one and `(x, lengths, y)` two

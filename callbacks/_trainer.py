@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -42,6 +43,12 @@ def batches_seen(trainer: Trainer) -> int:
     """Training batches that have been used so far, whether an optimizer stepped or not."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return int(progress.total.processed)
+
+
+def length_of(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, as far as is known when it starts."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) and steps > 0 else None
 
 
 def checkpoint_folder(trainer: Trainer) -> Path | None:

@@ -135,3 +135,29 @@ def test_any_accumulation(accumulated: int, batches: int, tmp_path: Path) -> Non
     assert monitor.history["ntk/batches"] == seen
     moved = monitor.history["ntk/param_drift"]
     assert len(set(moved)) == len(moved)  # the parameters of as many different steps
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Has no length."""
+
+    def __iter__(self) -> Any:
+        return iter([(torch.randn(8, 6), torch.arange(8) % 3)] * 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ({"max_epochs": 3}, 15),
+        ({"max_epochs": 3, "accumulate_grad_batches": 2}, 9),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+        ({"max_epochs": 2, "loader": Stream}, None),
+        ({"max_epochs": 9, "loader": Stream, "max_steps": 7}, 7),
+    ],
+)
+def test_the_length_of_a_run(options: dict[str, Any], length: int | None, tmp_path: Path) -> None:
+    """By which a default probe follows what the budget allows."""
+    monitor = NTKMonitor(4, metrics=("param_drift",))
+    make = options.pop("loader", None)
+    given = loader() if make is None else torch.utils.data.DataLoader(make(), batch_size=None)
+    fit(tmp_path, classifier(), [monitor], given, **options)
+    assert monitor._session.length == length

@@ -270,9 +270,10 @@ def test_what_would_take_too_long_is_taken_of_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_evaluation.Evaluation, "seconds", lambda *_: seconds)
+    monkeypatch.setattr(_evaluation.Evaluation, "seconds_of_step", lambda *_: 4.0)  # 8 are 32 s
     monkeypatch.setattr(_record, "_TRIED", 0)
     said: list[str] = []
-    monitor = Monitor(probe, output=output)
+    monitor = Monitor(probe, output=output, metrics=("drift",))
     monitor._session.say = said.append
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 20))
     batch = (torch.randn(12, 4), torch.arange(12) % 20)
@@ -284,7 +285,44 @@ def test_what_would_take_too_long_is_taken_of_less(
     if said:
         assert f"would take about {seconds:.0f} s for 12 samples of 20 outputs" in said[0]
         assert f"takes {samples} samples" in said[0]
-    again = Monitor(probe, output=output)
+    again = Monitor(probe, output=output, metrics=("drift",))
     again.load_state_dict(monitor.state_dict())
     again.step(net, batch=batch, step=5)
     assert len(again.history["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "length", "samples"),
+    [
+        (0.4, {}, None, 64),  # a moment, whatever a step takes
+        (10.24, {}, None, 32),  # a step of 128 samples takes 0.64 s: eight steps are half of it
+        (10.24, {"metrics": ("drift", "linearization_gap")}, None, 16),  # 0.48 s more for slopes
+        (10.24, {}, 200, 16),  # 5 % of 200 steps are ten, for the first and the last measurement
+        (10.24, {"every_n_steps": 50}, 200, 32),  # which is what the caller has asked for
+        (10.24, {"max_overhead": 0.5}, 200, 32),
+        (10.24, {}, 10, 8),  # 3 of them in half a second, but not fewer than 8
+        (10.24, {"probe": 64}, 10, 64),
+    ],
+)
+def test_a_measurement_is_long_beside_training_steps(
+    seconds: float,
+    options: dict[str, Any],
+    length: int | None,
+    samples: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(evaluation: Any, network: Any, names: Any, probe: Any) -> float:
+        return 0.005 * len(probe)
+
+    monkeypatch.setattr(_evaluation.Evaluation, "seconds", lambda *_: seconds)
+    monkeypatch.setattr(_evaluation.Evaluation, "seconds_of_step", step)
+    monkeypatch.setattr(_record, "_TRIED", 0)
+    monitor = Monitor(**{"metrics": ("drift",), **options})
+    said: list[str] = []
+    monitor._session.say, monitor._session.length = said.append, length
+    batch = (torch.randn(128, 4), torch.arange(128) % 2)
+    monitor.step(nn.Sequential(nn.Linear(4, 2)), batch=batch)
+    reference = monitor._session.record.reference
+    assert reference is not None
+    assert len(reference.probe) == samples
+    assert len(said) == (samples < 64)

@@ -113,6 +113,7 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
             return
         self._stop_waiting()
         self._reset()
+        self._session.length = state.max_steps if state.max_steps > 0 else None
         if state.global_step == 0:
             return
         folders = [self.resume_from, args.resume_from_checkpoint, self._folder(args, state)]

@@ -55,6 +55,8 @@ _NO_VALIDATION = (
     "No validation batch came before the first measurement: there is no validation probe. Pass "
     "validation_probe=(x, y), or let the Trainer begin with a sanity check."
 )
+_STEPS = 8.0
+"""Training steps that a measurement takes where nobody has said how many samples it takes."""
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 _OF_ONE = ("seconds", "overhead", "batches", "verdict", "anchor_step")
 
@@ -84,6 +86,7 @@ class Session:
         say: Is told what a user may want to know once, and need not act on.
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
+        length: Optimizer steps of the whole run, for whoever knows them.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -151,6 +154,7 @@ class Session:
         self._validation_probe = self._validation  # a number of samples, until a batch came
         self.last_step: int | None = None
         self.diverged_at: int | None = None
+        self.length: int | None = None
         self._network: nn.Module | None = None
         self._remedy: str | None = None
         self._warned: set[str] = set()
@@ -283,8 +287,8 @@ class Session:
                 else:
                     samples = self._read(network, self._validation_probe)
                     self.validation.begin(module, samples, step, training)
-            is_free = isinstance(self._probe, _DefaultCount)
-            begin = lambda: self.record.begin(module, probe, step, training, is_free)  # noqa: E731
+            within = self._within(probe)
+            begin = lambda: self.record.begin(module, probe, step, training, within)  # noqa: E731
             self._remedied(network, probe, begin)
         evaluation = self.record.evaluation
         if self.record.too_long:
@@ -296,6 +300,18 @@ class Session:
         if step > 0 and self.settings.anchor_at is None:
             self.warn_once("late", _LATE.format(self._owner, step))
 
+    def _within(self, probe: Probe) -> float | None:
+        """Training steps on the probe that a measurement may take; None takes all samples.
+
+        Of a run whose length is known, the first and the last measurement are to fit in the budget.
+        """
+        if not isinstance(self._probe, _DefaultCount):
+            return None
+        steps, settings = _STEPS, self.settings
+        if self.length is not None and self.schedule.has_budget:
+            steps = min(steps, settings.max_overhead * self.length / 2)
+        return steps * probe.batch_size / len(probe)
+
     def _in_time(self) -> str:
         """What is measured where all would take too long, or what to pass."""
         reference, evaluation = self.record.reference, self.record.evaluation
@@ -304,8 +320,8 @@ class Session:
         if evaluation.is_probed:
             kinds += f" and {DIRECTIONS} random directions of the outputs"
         return (
-            f"{self._owner}: a kernel {self.record.too_long}; it takes {kinds}. Choose with "
-            "probe=(a number of samples) and output=."
+            f"{self._owner}: a kernel {self.record.too_long}, which is long beside a training step "
+            f"or the run; it takes {kinds}. Choose with probe=(a number of samples) and output=."
         )
 
     def _remedied(self, network: nn.Module, probe: Probe, do: Callable[[], None]) -> None:

@@ -238,6 +238,12 @@ class Evaluation:
         self.kernel(network, names, few)
         return (time.perf_counter() - started) * len(probe) / len(few)
 
+    def seconds_of_step(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
+        """That a training step on the samples takes, about: three times the forward pass."""
+        started = time.perf_counter()
+        self.outputs(network, names, probe)
+        return 3.0 * (time.perf_counter() - started)
+
     def optimizer_of(
         self, network: nn.Module, names: Sequence[str], optimizers: Sequence[Optimizer]
     ) -> Optimizer | None:

@@ -32,8 +32,12 @@ _KERNELS = frozenset({"kernel", "parts", "spectrum"})
 LONGEST = 30.0
 """Seconds from which on a kernel is too long to be measured again and again."""
 
+MOMENTARY = 0.5
+"""Seconds up to which a measurement is not made shorter: ten of them are what any run may have."""
+
 _FEWEST = 8  # samples
-_TRIED = 2**30  # bytes of activations of all outputs and samples, from which on a kernel is tried
+_TRIED = 2**27  # bytes of activations of all outputs and samples, from which on a kernel is tried
+_SLOPES = 1.5  # training steps that the linearization of the same samples takes, about
 
 
 class Record:
@@ -112,7 +116,7 @@ class Record:
         probe: Probe,
         step: int,
         training: Training | None = None,
-        may_shorten: bool = False,
+        within: float | None = None,
     ) -> None:
         """Take the reference: the network as it is now, and what is needed of it.
 
@@ -121,7 +125,8 @@ class Record:
             probe: The samples.
             step: Optimizer steps taken.
             training: What moves it, for the kernel of its optimizer.
-            may_shorten: Whether fewer samples may be taken where a kernel would take too long.
+            within: Fewer samples are taken where a measurement would take more than so many times
+                as long as a training step on all of them; None takes all.
 
         Raises:
             TypeError, ValueError: The network or the probe is not fit for a kernel; see
@@ -134,7 +139,7 @@ class Record:
         trained, size, held, probe = self._asked.examined(network, probe)
         evaluation = self._asked.for_outputs(size, held)
         if self.takes_kernel and held * size * len(probe) > _TRIED:
-            evaluation, probe = self._in_time(network, trained, evaluation, probe, may_shorten)
+            evaluation, probe = self._in_time(network, trained, evaluation, probe, within)
         kernel = parts = None
         # Without a kernel now, Θ_0 is that of the first measurement that has one.
         has_kernel, optimizer = self._optimizer(network, trained, training, {})
@@ -167,19 +172,28 @@ class Record:
         trained: Sequence[str],
         evaluation: Evaluation,
         probe: Probe,
-        may_shorten: bool,
+        within: float | None,
     ) -> tuple[Evaluation, Probe]:
         """Directions in place of outputs, and fewer samples, where a kernel would take too long."""
         n, outputs = len(probe), evaluation.size or 1
-        seconds = evaluation.seconds(network, trained, probe)
-        if seconds <= LONGEST:
-            return evaluation, probe
-        self.too_long = f"would take about {seconds:.0f} s for {n} samples of {outputs} outputs"
-        if self._asked.output is None and not evaluation.is_probed and outputs > DIRECTIONS:
-            evaluation = replace(evaluation, output="probed")
+        seconds, longest = evaluation.seconds(network, trained, probe), LONGEST
+        digits = 0 if seconds >= 10.0 else 1
+        told = f"would take about {seconds:.{digits}f} s for {n} samples of {outputs} outputs"
+        is_free = self._asked.output is None and not evaluation.is_probed
+        if seconds > LONGEST and is_free and outputs > DIRECTIONS:
+            evaluation, self.too_long = replace(evaluation, output="probed"), told
             seconds *= DIRECTIONS / outputs
-        if seconds > LONGEST and may_shorten and not probe.coupled:
-            probe = probe.first(max(_FEWEST, int(n * LONGEST / seconds)))
+        if within is not None and not probe.coupled and seconds > MOMENTARY:
+            a_step = evaluation.seconds_of_step(network, trained, probe)
+            longest = min(LONGEST, max(MOMENTARY, within * a_step))
+            seconds += _SLOPES * a_step if "movement" in self.needs else 0.0
+            if seconds > longest and n > _FEWEST:
+                # A power of two, so that two runs of one network mostly take the same samples.
+                most = max(_FEWEST, int(n * longest / seconds))
+                probe = probe.first(1 << most.bit_length() - 1)
+                self.too_long = told
+        elif seconds > LONGEST:
+            self.too_long = told
         return evaluation, probe
 
     def measure(

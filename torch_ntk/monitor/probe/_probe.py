@@ -59,6 +59,7 @@ class Probe:
         coupled: Whether `x` is one input, such as a graph, and the rows of its outputs are the
             samples.
         rows: N of a coupled one, once the network has been evaluated; 0 before that.
+        batch_size: Samples of the training batch that it was taken from; 0 if it was given.
     """
 
     x: Any
@@ -68,6 +69,7 @@ class Probe:
     is_whole: bool = True
     coupled: bool = False
     rows: int = 0
+    batch_size: int = 0
 
     def __post_init__(self) -> None:
         """Check the two against each other."""

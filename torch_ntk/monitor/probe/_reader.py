@@ -392,7 +392,7 @@ def probe_from_batch(
             UserWarning,
             stacklevel=2,
         )
-    return found.first(min(n, size))
+    return replace(found.first(min(n, size)), batch_size=len(given))
 
 
 def _as_one(network: nn.Module, batch: Any) -> Any:
