@@ -1,13 +1,14 @@
-"""`python -m torch_ntk.info`: versions, and what was found on this machine.
+"""`python -m torch_ntk.info`: print the versions of packages and the devices of this machine.
 
-For a report of a fault, or to see which optional packages are there. `--json` prints the same as
-one JSON object, with null for what is missing.
+It is meant for bug reports, and shows which optional packages are installed. `--json` prints the
+same as one JSON object, with null for what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from ._version import __version__
 
-# Distributions by the names under which they are shown.
+# The distributions of packages, by the names under which they are shown.
 _REQUIRED = {
     "torch": "torch",
     "lightning": "lightning",
@@ -39,10 +40,10 @@ def found() -> dict[str, Any]:
     """Versions and devices, as plain values; None for what is not there.
 
     Returns:
-        Under `"torch_ntk"`, `"python"`, `"platform"` and the names of packages strings; under
-        `"gpus"` a list of `{"name", "memory_bytes"}`; under `"cuda"` the version that PyTorch is
-        built for; under `"threads"` how many PyTorch computes with; under `"memory_bytes"` what is
-        free, and `"memory_total_bytes"`.
+        A dictionary. Under `"torch_ntk"`, `"python"`, `"platform"` and the names of packages it has
+        strings; under `"gpus"` a list of `{"name", "memory_bytes"}`; under `"cuda"` the version of
+        CUDA that PyTorch is built for; under `"threads"` the number of PyTorch's threads; under
+        `"memory_bytes"` the free and under `"memory_total_bytes"` the total memory.
 
     Example:
         >>> from torch_ntk.info import found
@@ -68,7 +69,7 @@ def found() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """From the metadata: nothing is imported, which takes seconds for some."""
+    """A package's version from its metadata; importing some of them would take seconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -85,7 +86,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def in_words(values: dict[str, Any]) -> str:
-    """What `found` returns, a line for each."""
+    """The values of `found` as text, with a line for each."""
     rows = [(name, values[name]) for name in ("torch_ntk", "python", "platform")]
     rows += [(name, values[name] or "missing, and needed") for name in _REQUIRED]
     rows += [
@@ -102,13 +103,13 @@ def in_words(values: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was found.
+    """Print the values of `found`.
 
     Args:
-        arguments: Of the command line; None takes those of the process.
+        arguments: The arguments of the command line; None takes those of the process.
 
     Returns:
-        The status with which the process ends, 0.
+        The exit status of the process: 0, or 1 if the values cannot be written.
     """
     description = "Versions, and what torch_ntk has found on this machine."
     parser = argparse.ArgumentParser("python -m torch_ntk.info", description=description)
@@ -116,8 +117,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     values = found()
     text = json.dumps(values, ensure_ascii=False) + "\n" if chosen.json else in_words(values)
-    sys.stdout.writelines([text])
+    try:
+        write(text)
+    except OSError as error:
+        sys.stderr.writelines(["torch_ntk.info: ", str(error), "\n"])
+        return 1
     return 0
+
+
+def write(text: str) -> None:
+    """Write to the standard output. It is no error if the reader of a pipe has closed it.
+
+    Raises:
+        OSError: The standard output is closed, or its device is full.
+    """
+    if sys.stdout is None:  # as after `>&-` in a shell
+        raise OSError("the standard output is closed.")
+    try:
+        sys.stdout.writelines([text])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes what is left once more when it ends, and would then print the error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

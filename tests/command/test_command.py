@@ -23,6 +23,7 @@ pytest.importorskip("distributed")
 
 from torch_ntk import CNTK, MLP, NTKClassifier, analytic_ntk, empirical_ntk, mlp_kernels
 from torch_ntk.command import main
+from torch_ntk.info import main as print_info
 from torch_ntk.scale import KernelStore, compute_kernel
 
 MODULE = """
@@ -204,7 +205,7 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (("kernel", "--store", "a", *preset, "number.npy"), "has one number"),
         (("kernel", "--store", "a", *preset, "x.npy", "--labels", "number.npy"), "no labels"),
         (("kernel", "--store", "a", *preset, "x.npy", "--labels", "words.npy"), "<U1 of shape"),
-        (("kernel", "--store", "a", *preset, "x.npy", "--split", "test"), "x.npy has none"),
+        (("kernel", "--store", "a", *preset, "x.npy", "--split", "test"), "x.npy has no splits"),
         (("kernel", "--store", "a", *preset, "digits", "--size", 0), "--size must be at least 1"),
         (("kernel", "--store", "a", *preset, "x.npy", "--against", "none"), "does not exist"),
         (("kernel", "--store", "a", *preset, "x.npy", "--device", "quda"), "the name of a device"),
@@ -219,7 +220,7 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (("info", "--store", "none"), "which does not exist"),
         (("solve", "--store", "k.zarr", "--train", 99), "--train must be from 1 to 20"),
         (("solve", "--store", "k.zarr", "--train", 0), "--train must be from 1 to 20"),
-        (("solve", "--store", "k.zarr", "--time", 1, "--method", "dask"), "--method is of the lim"),
+        (("solve", "--store", "k.zarr", "--time", 1, "--method", "dask"), "--method is used wi"),
         (("plot", "--store", "k.zarr", "--samples", 0), "--samples must be at least 1"),
         (("plot", "--store", "k.zarr", "--eigenvalues", -1), "--eigenvalues must be at least 0"),
         (("solve", "--store", "k.zarr", "--test", "k.zarr"), "other training samples"),
@@ -237,7 +238,7 @@ def test_mistakes_end_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main(["kernel", *wrong])
         assert stop.value.code == 2
-        assert ("no pair SIGMA_W,SIGMA_B" in capsys.readouterr().err) == bool(wrong)
+        assert ("nor a pair SIGMA_W,SIGMA_B" in capsys.readouterr().err) == bool(wrong)
 
 
 @pytest.mark.slow
@@ -285,3 +286,16 @@ def test_help_loads_nothing_heavy() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_closed_standard_output_is_an_error_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = lambda a, b: a @ b.T  # noqa: E731
+    compute_kernel(linear, torch.rand(4, 2), store="k.zarr", tile=2, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)  # as Python sets it where file 1 is closed
+        run("info", "--store", "k.zarr", status=1)
+        assert print_info([]) == 1
+    closed = ": the standard output is closed.\n"
+    assert capsys.readouterr().err == f"torch-ntk{closed}torch_ntk.info{closed}"

@@ -1,7 +1,7 @@
-"""`torch-ntk`, the console command: one file for each of its subcommands.
+"""The console command `torch-ntk`, with one file for each of its subcommands.
 
-`report` writes the page of monitored trainings; `kernel`, `info`, `verify`, `solve` and `plot` are
-of kernels in stores (`torch_ntk.scale`). What a subcommand needs is loaded when it runs, so that
+`report` writes the page of monitored trainings; `kernel`, `info`, `verify`, `solve` and `plot` work
+on kernels in stores (`torch_ntk.scale`). A subcommand imports what it needs when it runs, so that
 `torch-ntk --help` does not wait for PyTorch. `python -m torch_ntk.command` is the same command.
 """
 

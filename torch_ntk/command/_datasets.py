@@ -1,4 +1,4 @@
-"""Samples and labels by the names that the command line has for them."""
+"""Read the samples and labels that the arguments of the command line name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TORCHVISION = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "C
 
 
 class Samples(NamedTuple):
-    """What a subcommand computes with.
+    """The samples that a subcommand computes with.
 
     Attributes:
-        x: The samples, in a form that `torch_ntk.scale` takes; a file that is not changed is not
-            read into memory.
-        labels: Of them, if they are known.
+        x: The samples, in a form that `torch_ntk.scale` takes. A file is read into memory only if
+            its samples are to be resized or standardized.
+        labels: The labels of the samples, or None.
     """
 
     x: Any
@@ -28,13 +28,13 @@ class Samples(NamedTuple):
 
 
 def samples(chosen: argparse.Namespace) -> Samples:
-    """The samples that the arguments of `add_samples` say.
+    """The samples that are chosen by the arguments of `add_samples`.
 
     Raises:
         ValueError: There is no such file or dataset, or it has too few samples.
     """
     if chosen.split is not None and chosen.data not in _TORCHVISION:
-        raise ValueError(f"--split is of {', '.join(_TORCHVISION)}; {chosen.data} has none.")
+        raise ValueError(f"--split is for {', '.join(_TORCHVISION)}; {chosen.data} has no splits.")
     if chosen.size is not None and chosen.size < 1:
         raise ValueError(f"--size must be at least 1; got {chosen.size}.")
     x, labels = _read(chosen)
@@ -56,7 +56,7 @@ def samples(chosen: argparse.Namespace) -> Samples:
     labels = None if labels is None else np.asarray(labels)[first:end]
     if chosen.size is not None or chosen.standardize:
         whole = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
-        x = _changed(whole, chosen.size, chosen.standardize)
+        x = _preprocessed(whole, chosen.size, chosen.standardize)
     return Samples(x, labels)
 
 
@@ -88,7 +88,7 @@ def _read(chosen: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _torchvision(name: str, root: Path, train: bool) -> tuple[Tensor, Any]:
-    """Images `[N, C, P, Q]` with pixels from 0 to 1."""
+    """The images `[N, C, P, Q]` of a torchvision dataset, pixels from 0 to 1, and their labels."""
     from torchvision import datasets  # type: ignore[import-untyped]
 
     try:
@@ -101,7 +101,7 @@ def _torchvision(name: str, root: Path, train: bool) -> tuple[Tensor, Any]:
 
 
 def _tensors(path: Path) -> tuple[Any, Any]:
-    """The tensor `x`, or the only one beside `labels`."""
+    """The tensor `x` of a file, or its only one besides `labels`; and `labels`, if it is there."""
     found = safetensors(path)
     labels = found.pop("labels", None)
     if "x" not in found and len(found) != 1:
@@ -111,10 +111,10 @@ def _tensors(path: Path) -> tuple[Any, Any]:
 
 
 def safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a safetensors file.
 
     Raises:
-        ValueError: It is no such file.
+        ValueError: The file is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -129,12 +129,12 @@ def safetensors(path: Path) -> dict[str, Tensor]:
 def _array(path: Path) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # NumPy takes whatever it does not know for a pickle
+    except (ValueError, EOFError) as error:  # NumPy regards any other content as a pickle
         remedy = "Write one with numpy.save; Python objects are not read."
         raise ValueError(f"{path} is no .npy file of numbers. {remedy}") from error
 
 
-def _changed(x: Tensor, size: int | None, standardize: bool) -> Tensor:
+def _preprocessed(x: Tensor, size: int | None, standardize: bool) -> Tensor:
     x = x if x.is_floating_point() else x.float()
     if size is not None:
         if x.ndim != 4:

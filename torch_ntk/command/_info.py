@@ -1,4 +1,4 @@
-"""`torch-ntk info`: what a store is of, and how far it is."""
+"""`torch-ntk info`: describe a store, and say how many of its tiles are finished."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from ._options import add_output, add_store, answer
 
-HELP = "say what a store is of, and how far it is"
+HELP = "describe a store: its kernel and samples, and how many tiles are finished"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     add_store(parser)
     add_output(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Say it."""
+    """Print the description."""
     from ..scale import TileStore
 
     store = TileStore(chosen.store)

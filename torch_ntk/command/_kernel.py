@@ -1,4 +1,4 @@
-"""`torch-ntk kernel`: compute a kernel into a store, or go on with one."""
+"""`torch-ntk kernel`: compute a kernel into a store, or resume an unfinished store."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pathlib import Path
 
 from ._options import Terminated, add_output, add_samples, add_store, add_workers, answer, client
 
-HELP = "compute a kernel tile by tile into a store; the same command again goes on"
+HELP = "compute a kernel tile by tile into a store; the same command again resumes it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     add_store(parser)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--preset", help="cntk-gap-D, cntk-v-D or mlp-D, of D layers")
+    which.add_argument("--preset", help="cntk-gap-D, cntk-v-D or mlp-D, with D layers")
     which.add_argument(
         "--kernel", metavar="MODULE:FUNCTION", help="a function of two batches, (a, b) -> [n1, n2]"
     )
     which.add_argument(
         "--model",
         metavar="MODULE:FACTORY",
-        help="a function that returns a module, of which the infinite-width kernel is taken; with "
-        "--state or --empirical that of the network itself",
+        help="a function that returns a module; computes its infinite-width kernel, or with "
+        "--state or --empirical the kernel of the network itself",
     )
     parser.add_argument("--state", type=Path, help="the model's state, a .safetensors file")
     parser.add_argument("--empirical", action="store_true", help="the kernel at initialization")
     parser.add_argument(
         "--output",
         choices=["mean", "trace", "pseudo"],
-        help="of the network's outputs (mean); with --state or --empirical",
+        help="how the network's outputs are combined (mean); with --state or --empirical",
     )
     parser.add_argument(
         "--standard",
@@ -46,18 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         type=Path,
         metavar="STORE",
-        help="the kernel between these samples and those of another store, for predictions there",
+        help="compute the kernel between these samples and those of another store, for predictions",
     )
-    parser.add_argument("--tile", type=int, default=256, help="samples of a tile (%(default)s)")
+    parser.add_argument(
+        "--tile", type=int, default=256, help="samples per side of a tile (%(default)s)"
+    )
     parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
     parser.add_argument("--device", help="where tiles are computed: cuda, for example")
-    parser.add_argument("--name", help="of the kernel, in place of a description that is made")
+    parser.add_argument("--name", help="identifies the kernel in place of its description")
     add_workers(parser)
     add_output(parser)
 
 
 def _scheme(text: str) -> str | tuple[float, float]:
-    """How layers are drawn: a name, or two numbers with a comma between them."""
+    """Parse how layers are drawn: a name, or two numbers with a comma between them."""
     if text in ("torch", "kaiming", "lecun"):
         return text
     try:
@@ -67,12 +69,12 @@ def _scheme(text: str) -> str | tuple[float, float]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(
-        f"{text!r} is none of torch, kaiming, lecun, and no pair SIGMA_W,SIGMA_B with SIGMA_W > 0."
+        f"{text!r} is neither torch, kaiming or lecun nor a pair SIGMA_W,SIGMA_B with SIGMA_W > 0."
     )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Compute."""
+    """Compute the kernel."""
     import torch
 
     from ..scale import TileStore, compute_kernel
@@ -109,7 +111,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _stopping(path: Path) -> Iterator[None]:
-    """Say what is done when the command is stopped."""
+    """If the command is stopped within it, add to the message how many tiles are finished."""
     from ..scale import KernelStore
 
     try:
@@ -118,5 +120,5 @@ def _stopping(path: Path) -> Iterator[None]:
         if not (path / "manifest.json").is_file():
             raise
         store = KernelStore(path)
-        done = f": {store.finished} of {store.total} tiles are in {path}; the same command goes on"
+        done = f": {store.finished} of {store.total} tiles are in {path}; the same command resumes"
         raise type(stop)(done) from None

@@ -1,4 +1,4 @@
-"""Kernels by the names that the command line has for them."""
+"""Make the kernel that the arguments of the command line name."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ PRESETS = (
 
 
 def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
-    """The kernel that the arguments say.
+    """The kernel that is chosen by the arguments of `torch-ntk kernel`.
 
     Raises:
-        ValueError, TypeError: They say none, or what they name is none.
+        ValueError, TypeError: The arguments contradict each other, or name something that is not a
+            kernel.
     """
     empirical = _is_empirical(chosen)
     if chosen.preset is not None:
@@ -53,10 +54,10 @@ def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
 
 
 def _is_empirical(chosen: argparse.Namespace) -> bool:
-    """Whether it is the kernel of a network of its own.
+    """Whether the arguments ask for the empirical kernel of a network.
 
     Raises:
-        ValueError: An argument is given that this kernel does not have.
+        ValueError: An argument is given that the chosen kernel does not have.
     """
     empirical: bool = chosen.state is not None or chosen.empirical
     others: tuple[str, ...]
@@ -73,10 +74,10 @@ def _is_empirical(chosen: argparse.Namespace) -> bool:
 
 
 def preset(name: str) -> Callable[..., Tensor]:
-    """A kernel of infinite width by its name.
+    """The infinite-width kernel of a preset.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is no preset of this name.
     """
     found = re.fullmatch(r"(cntk-gap|cntk-v|mlp)-([1-9]\d?)", name)
     if found is None:
@@ -88,16 +89,16 @@ def preset(name: str) -> Callable[..., Tensor]:
 
 
 def mlp(a: Tensor, b: Tensor | None = None, *, depth: int) -> Tensor:
-    """Θ of a fully connected network of infinite width, of samples that are flattened."""
+    """Θ of a fully connected network of infinite width; samples are flattened first."""
     flat = None if b is None else b.flatten(1)
     return mlp_kernels(a.flatten(1), flat, depth).ntk
 
 
 def imported(name: str) -> Any:
-    """What the user calls `module:function`, from the current folder too.
+    """Import the object `module:name`; modules in the current folder are found too.
 
     Raises:
-        ValueError: There is nothing of that name.
+        ValueError: There is no object of that name.
     """
     module, separator, attribute = name.partition(":")
     if not (module and separator and attribute):
@@ -114,4 +115,4 @@ def _load(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(safetensors(path))
     except RuntimeError as error:
-        raise ValueError(f"--state {path} does not fit to the model: {error}") from error
+        raise ValueError(f"--state {path} does not fit the model: {error}") from error

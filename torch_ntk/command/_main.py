@@ -1,4 +1,4 @@
-"""The parser of `torch-ntk`, and what becomes of errors and signals."""
+"""Parse the command line of `torch-ntk`, run the subcommand, and report errors and signals."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `torch-ntk`.
 
     Args:
-        arguments: Of the command line; None takes those of the process.
+        arguments: The arguments of the command line; None takes those of the process.
 
     Returns:
-        The status with which the process ends: 0; 1 after an error, with a line on the standard
-        error, or if what was looked for is not so; 130 after Ctrl-C and 143 after SIGTERM, which
-        leave what is done.
+        The exit status: 0; 1 after an error, which is reported in a line on the standard error, or
+        if `verify` finds missing or damaged data; 130 after Ctrl-C and 143 after SIGTERM, which
+        both keep the finished tiles.
     """
-    description = "Neural Tangent Kernels: kernels in stores, and pages of monitored trainings."
+    description = "Neural Tangent Kernels: compute stored kernels, and report monitored trainings."
     parser = argparse.ArgumentParser("torch-ntk", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in _SUBCOMMANDS.items():
@@ -59,7 +59,7 @@ def _raise(number: int, frame: types.FrameType | None) -> None:
 
 
 def _on_terminate(handler: object) -> object:
-    """Set what SIGTERM does, and return what it did; only the main thread can."""
+    """Set the handler of SIGTERM and return the former one; None outside of the main thread."""
     try:
         return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
     except ValueError:

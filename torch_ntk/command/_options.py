@@ -1,4 +1,4 @@
-"""What several subcommands have in common on the command line, and how they answer."""
+"""Arguments that several subcommands have in common, and how subcommands print their results."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from ..info import write
+
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the main thread is, so that what is open is closed."""
+    """Raised in the main thread on SIGTERM, so that open files and workers are closed."""
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """The store that a subcommand is about."""
+    """Add the argument for the store."""
     parser.add_argument("--store", type=Path, required=True, help="the store's folder")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """How a subcommand answers."""
-    parser.add_argument("--json", action="store_true", help="answer in JSON on the standard output")
+    """Add the arguments for the form of the output."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """Where a subcommand computes."""
+    """Add the arguments for the workers of a computation."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, help="processes of this machine, which share its cores"
+        "--workers", type=int, help="compute in so many processes, which share the cores"
     )
-    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask cluster")
 
 
 def add_samples(parser: argparse.ArgumentParser) -> None:
-    """Which samples."""
+    """Add the arguments for the samples."""
     parser.add_argument(
         "--data",
         required=True,
@@ -48,9 +50,11 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
         "torchvision below --data-root: fashion-mnist, mnist, cifar10",
     )
     parser.add_argument(
-        "--split", choices=["train", "test"], help="of a dataset of torchvision (train)"
+        "--split", choices=["train", "test"], help="the split of a torchvision dataset (train)"
     )
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="of torchvision")
+    parser.add_argument(
+        "--data-root", type=Path, default=Path("data"), help="the folder of torchvision"
+    )
     parser.add_argument("--labels", type=Path, help="an .npy file with the samples' labels")
     parser.add_argument("--skip", type=int, default=0, help="samples to leave out at the start")
     parser.add_argument("--n", type=int, help="how many samples (default: all)")
@@ -64,7 +68,7 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def client(chosen: argparse.Namespace) -> Iterator[Any]:
-    """The client that was asked for, or None for this process; its dashboard's address is said."""
+    """The client that was asked for, or None for this process; prints its dashboard's address."""
     if chosen.workers is None and chosen.scheduler is None:
         yield None
         return
@@ -85,14 +89,14 @@ def client(chosen: argparse.Namespace) -> Iterator[Any]:
 
 
 def _dashboard(client: Any, here: Any) -> str:
-    """The address of a cluster's dashboard, and what it needs if this process serves it."""
+    """The address of a cluster's dashboard, with a hint if this process cannot serve it."""
     hint = " (install bokeh to see it)"
     missing = not isinstance(here, str) and importlib.util.find_spec("bokeh") is None
     return f"{client.dashboard_link}{hint if missing else ''}"
 
 
 def _local(cluster: Any, workers: int) -> Any:
-    """A cluster of so many processes, each with its share of the cores."""
+    """A cluster of `workers` processes on this machine, each with its share of the cores."""
     import psutil
 
     if workers < 1:
@@ -100,7 +104,7 @@ def _local(cluster: Any, workers: int) -> Any:
     process = psutil.Process()
     cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
     each = max(1, (cores or 1) // workers)
-    # It logs workers that end slowly, and the traceback of an error that is then raised here too.
+    # Dask would log workers that end slowly, and tracebacks of errors that are raised here anyway.
     quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with _signals_for_us_alone():
         return cluster(n_workers=workers, threads_per_worker=each, **quiet)
@@ -108,18 +112,18 @@ def _local(cluster: Any, workers: int) -> Any:
 
 @contextlib.contextmanager
 def _signals_for_us_alone() -> Iterator[None]:
-    """Let processes that are started here, and their successors, get no SIGINT and no SIGTERM.
+    """Within it, started processes and their children are immune to SIGINT and SIGTERM.
 
-    Ctrl-C reaches all processes of a terminal, and a batch system's SIGTERM all of a job: workers
-    would end one by one, with tracebacks, while this process waits for them. It ends them itself.
-    What comes meanwhile comes at the end of the block.
+    Ctrl-C reaches all processes of a terminal, and a batch system's SIGTERM all processes of a job.
+    Workers would end one by one, with tracebacks, while this process waits for them; instead it
+    ends them itself. Signals that arrive within the block are delivered at its end.
     """
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
     ours = {signal.SIGINT, signal.SIGTERM}
-    resource_tracker.ensure_running()  # which would let them through again as it starts
-    # Threads that begin now inherit the mask, and from them the processes that they start.
+    resource_tracker.ensure_running()  # before the mask is set, because starting it resets the mask
+    # New threads inherit the mask, and so do the processes that these threads start.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
     try:
         yield
@@ -128,14 +132,13 @@ def _signals_for_us_alone() -> Iterator[None]:
 
 
 def answer(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Say what was found: a line for each, or as JSON."""
+    """Print a result: a line for each entry, or as JSON."""
     if chosen.json:
         text = json.dumps(found, ensure_ascii=False) + "\n"
     else:
         width = max(len(name) for name in found)
         text = "".join(f"{name:<{width}}  {_in_words(value)}\n" for name, value in found.items())
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.writelines([text])
+    write(text)
 
 
 def _in_words(value: object) -> str:

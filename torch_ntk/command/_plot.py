@@ -1,4 +1,4 @@
-"""`torch-ntk plot`: a stored kernel as a picture."""
+"""`torch-ntk plot`: draw a stored kernel as a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HELP = "draw a stored kernel and its leading eigenvalues"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     add_store(parser)
     parser.add_argument(
         *("-o", "--output"),
@@ -20,16 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the file to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--samples", type=int, default=512, help="at most so many, evenly chosen (%(default)s)"
+        "--samples",
+        type=int,
+        default=512,
+        help="the most samples to draw, evenly chosen (%(default)s)",
     )
     parser.add_argument(
-        "--eigenvalues", type=int, default=50, help="how many, 0 for none (%(default)s)"
+        "--eigenvalues",
+        type=int,
+        default=50,
+        help="how many leading eigenvalues to draw; 0 for none (%(default)s)",
     )
     add_output(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Draw."""
+    """Draw the kernel."""
     import numpy as np
     from matplotlib.figure import Figure
 

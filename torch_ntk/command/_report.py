@@ -1,4 +1,4 @@
-"""`torch-ntk report`: the page of monitored trainings as a file."""
+"""`torch-ntk report`: write the page of monitored trainings to a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HELP = "write the page of runs as one HTML file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="a run's folder, or one that holds runs"
     )
@@ -27,11 +27,11 @@ def run(chosen: argparse.Namespace) -> int:
     """Write the page.
 
     Raises:
-        ValueError: A folder holds no run, or something else than documents of runs.
+        ValueError: A folder holds no run, or a document cannot be read.
     """
     from ..tensorboard_plugin import find_documents, read_document
 
-    paths: dict[Path, None] = {}  # in their order, each once
+    paths: dict[Path, None] = {}  # used as an ordered set
     for folder in chosen.runs:
         found = find_documents(folder).values()
         if not found:
@@ -42,7 +42,7 @@ def run(chosen: argparse.Namespace) -> int:
         paths |= dict.fromkeys(found)
     names = _names(list(paths))
     documents = [read_document(path, name) for path, name in zip(paths, names, strict=True)]
-    # After all is read: this loads PyTorch, which takes seconds.
+    # Imported last, because this loads PyTorch, which takes seconds.
     from ..monitor import write_report
 
     write_report(chosen.output, documents)
@@ -50,9 +50,10 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The runs' folders as far as they differ; of a single one, what its last two are called.
+    """A name for each run: the part of its folder's path in which the runs differ.
 
-    Loggers call the last one `version_0`, which alone says nothing.
+    A single run is named by the last two parts of its folder, because loggers call the last one
+    `version_0`, which alone says nothing.
     """
     folders = [path.parent for path in paths]
     common = Path(os.path.commonpath(folders))

@@ -1,4 +1,4 @@
-"""`torch-ntk solve`: kernel regression with a stored kernel, and how well it does."""
+"""`torch-ntk solve`: kernel regression with a stored kernel, and its accuracy on test samples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from ._options import add_output, add_store, add_workers, answer, client
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELP = "fit the labels of a store by kernel regression, and say the accuracy on test samples"
+HELP = "fit the labels of a store by kernel regression, and print the accuracy on test samples"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     add_store(parser)
     test = parser.add_mutually_exclusive_group()
-    test.add_argument("--train", type=int, help="train on so many samples, and test on the others")
+    test.add_argument(
+        "--train", type=int, help="train on the first so many samples, and test on the others"
+    )
     test.add_argument(
         "--test", type=Path, metavar="STORE", help="test samples: a store made with --against"
     )
@@ -27,24 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--diag-reg",
         type=float,
         default=1e-6,
-        help="added to the diagonal, in units of its mean (%(default)s)",
+        help="regularization of the diagonal, in units of its mean (%(default)s)",
     )
     parser.add_argument(
-        "--time", type=float, help="of training by gradient flow (default: endless)"
+        "--time", type=float, help="time of training by gradient flow (default: the limit)"
     )
     parser.add_argument(
-        "--method", choices=["auto", "lapack", "dask", "iterative"], help="without --time (auto)"
+        "--method", choices=["auto", "lapack", "dask", "iterative"], help="how to solve (auto)"
     )
     add_workers(parser)
     add_output(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Solve, predict, and compare."""
+    """Solve, predict the test samples, and compare with their labels."""
     from ..scale import KernelStore
 
     if chosen.method is not None and chosen.time is not None:
-        raise ValueError("--method is of the limit, without --time; leave one of them out.")
+        raise ValueError("--method is used without --time only; leave one of them out.")
     whole = KernelStore(chosen.store)
     if chosen.train is not None and not 1 <= chosen.train <= whole.shape[0]:
         raise ValueError(
@@ -81,7 +83,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _targets(labels: Any) -> tuple[Tensor, Any]:
-    """What is fitted, and the classes, if the labels are integers."""
+    """The targets of the regression, and the classes if the labels are integers."""
     import numpy as np
     import torch
 
@@ -95,7 +97,7 @@ def _targets(labels: Any) -> tuple[Tensor, Any]:
 
 
 def _tests(chosen: argparse.Namespace, whole: Any, labels: Any) -> tuple[Any, Any] | None:
-    """The kernel between test and training samples, and the labels of the former."""
+    """The kernel between test and training samples, and the labels of the test samples."""
     from ..scale import KernelStore
 
     if chosen.test is not None:
@@ -122,7 +124,7 @@ def _products(cross: Any, alpha: Tensor) -> Tensor:
 
 
 def _compared(outputs: Tensor, truth: Any, classes: Any) -> dict[str, float]:
-    """Accuracy of classes, or the root of the mean squared error."""
+    """The accuracy if there are classes, else the root of the mean squared error."""
     import numpy as np
 
     if classes is None:

@@ -1,4 +1,4 @@
-"""`torch-ntk verify`: read all of a store."""
+"""`torch-ntk verify`: read a whole store and check it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ HELP = "read all tiles and samples of a store; the status is 1 if some are missi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line may say."""
+    """Add the arguments of this subcommand."""
     add_store(parser)
     add_output(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Read them."""
+    """Read the store, and print what is missing or damaged."""
     from ..scale import TileStore
 
     found = TileStore(chosen.store).verify(progress=not chosen.quiet)
