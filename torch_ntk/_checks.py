@@ -1,4 +1,4 @@
-"""Checks of arguments, and the one form in which this package reports a caller's mistake.
+"""Checks of arguments, and the form in which this package reports mistakes of the caller.
 
 Every message names the argument, what was expected, what came, and what to do about it.
 """
@@ -6,7 +6,10 @@ Every message names the argument, what was expected, what came, and what to do a
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +29,12 @@ def describe(value: object) -> str:
 
 
 def message(name: str, expected: str, got: object, remedy: str = "") -> str:
-    """`name` must be ...; got .... What to do.
+    """The text "`name` must be EXPECTED; got GOT. REMEDY".
 
     Args:
         name: The argument's name as the caller wrote it.
         expected: What it must be, in words that follow "must be".
-        got: What came; a string is taken as it stands, anything else is described.
+        got: The value that was passed. A string is used verbatim, anything else is described.
         remedy: A sentence that says what to do.
     """
     came = got if isinstance(got, str) else describe(got)
@@ -40,7 +43,7 @@ def message(name: str, expected: str, got: object, remedy: str = "") -> str:
 
 
 class ArgumentError(Exception):
-    """A mistake of the caller, told in the form of `message`.
+    """A mistake of the caller, reported in the form of `message`.
 
     Code that guards torch's own transformations catches what these raise (`ValueError`,
     `RuntimeError`, ...) and lets an `ArgumentError` through.
@@ -56,16 +59,16 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class UndefinedError(ArgumentValueError):
-    """A number that was asked for does not exist here; the message says why."""
+    """A quantity that was asked for is not defined here; the message says why."""
 
 
 def value_error(name: str, expected: str, got: object, remedy: str = "") -> ArgumentValueError:
-    """The error for a wrong value, to be raised; the arguments are those of `message`."""
+    """An error to be raised for a wrong value; the arguments are those of `message`."""
     return ArgumentValueError(message(name, expected, got, remedy))
 
 
 def type_error(name: str, expected: str, got: object, remedy: str = "") -> ArgumentTypeError:
-    """The error for a wrong type, to be raised; the arguments are those of `message`."""
+    """An error to be raised for a wrong type; the arguments are those of `message`."""
     return ArgumentTypeError(message(name, expected, got, remedy))
 
 
@@ -92,7 +95,7 @@ def check_positive_int(name: str, value: object, remedy: str = "") -> int:
 
 
 def check_bool(name: str, value: object, remedy: str = "") -> bool:
-    """Return `value` if it is True or False, else raise `TypeError`; "False" is not False."""
+    """Return `value` if it is True or False, else raise `TypeError`."""
     if not isinstance(value, bool):
         raise type_error(name, "True or False", describe(value), remedy)
     return value
@@ -125,15 +128,16 @@ def check_tensor(name: str, value: Any, remedy: str = "") -> Tensor:
 
 
 def has_finite_sum(value: Tensor) -> bool:
-    """Whether the sum of the entries is finite, which it can only be if each of them is.
+    """Whether the sum of the entries is finite, which implies that every entry is.
 
-    It takes a tenth of the time that a test of every entry does; if it is not, only that tells.
+    This takes a tenth of the time of testing every entry. A sum that is not finite proves nothing,
+    because finite entries may overflow: then every entry must be tested.
     """
     return value.is_floating_point() and bool(value.detach().sum().isfinite())
 
 
 def have_finite_sums(values: Iterable[Tensor]) -> bool:
-    """Whether `has_finite_sum` holds for all of them, with one number read from each device."""
+    """Whether `has_finite_sum` holds for all tensors; reads only one number from each device."""
     sums: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for value in values:
         if not value.is_floating_point():
@@ -145,8 +149,7 @@ def have_finite_sums(values: Iterable[Tensor]) -> bool:
 def check_finite(name: str, value: Tensor, remedy: str = "") -> Tensor:
     """Return `value` if none of its entries is NaN or infinite, else raise `ValueError`.
 
-    The message counts the NaN and the infinite entries and gives the first position, which is
-    what one needs to find where they come from.
+    The message counts the NaN and the infinite entries and gives the position of the first one.
     """
     if has_finite_sum(value):
         return value
@@ -163,3 +166,26 @@ def check_finite(name: str, value: Tensor, remedy: str = "") -> Tensor:
         f"(the first at index {first})",
         remedy,
     )
+
+
+def listed(names: Sequence[object], most: int = 4) -> str:
+    """The names for a message, of which at most `most` are written out; "none" without any."""
+    shown = ", ".join(repr(name) for name in names[:most]) or "none"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+# Files of this package, and of torch, whose decorators stand between it and the caller.
+_NOT_THE_CALLER = tuple(
+    f"{folder}{os.sep}" for folder in (Path(__file__).parent, Path(torch.__file__).parent)
+)
+
+
+def frames_to_caller() -> int:
+    """The `stacklevel` with which a warning points at the first line outside of this package.
+
+    It is right for `warnings.warn` in the function that calls this one.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_CALLER):
+        frame, level = frame.f_back, level + 1
+    return level

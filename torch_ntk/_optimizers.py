@@ -1,4 +1,4 @@
-r"""What this package knows of optimizers: by which diagonal matrix they multiply a gradient.
+r"""The diagonal matrix P by which an optimizer multiplies a gradient.
 
 The step of an optimizer without momentum is θ ← θ - lr P g with P diagonal. With momentum the same
 P multiplies an average of gradients instead. For SGD P = 1, and
@@ -7,9 +7,9 @@ P multiplies an average of gradients instead. For SGD P = 1, and
     RMSprop              P = 1 / (√v + ε)           centered: v minus the squared average of g
     Adagrad              P = 1 / ((√s + ε) (1 + (t - 1) lr_decay))         s the sum of g²
 
-as they were in the last step, the t-th (Kingma, Ba 2015; Loshchilov, Hutter 2019; Dozat 2016;
-Tieleman, Hinton 2012; Duchi, Hazan, Singer 2011). lr is the learning rate of the first group of
-parameters: P of another group is multiplied by its learning rate relative to that.
+with the moments of the last step, whose number is t (Kingma, Ba 2015; Loshchilov, Hutter 2019;
+Dozat 2016; Tieleman, Hinton 2012; Duchi, Hazan, Singer 2011). lr is the learning rate of the first
+group of parameters. P of another group is multiplied by the ratio of its learning rate to lr.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import ArgumentValueError, UndefinedError, describe, message, type_error, value_error
+from ._checks import (
+    ArgumentValueError,
+    UndefinedError,
+    describe,
+    listed,
+    message,
+    type_error,
+    value_error,
+)
 
 Scale: TypeAlias = float | Tensor
-"""The entries of P that belong to one parameter: one number for all, or a tensor of its shape."""
+"""The entries of P for one parameter: a number if they are all equal, or a tensor of its shape."""
 
 _State: TypeAlias = Mapping[str, Any]
 
 # Wrappers that delegate each step to `.optimizer`, by the package and the name of their class.
-# Others that have such an attribute (Lookahead) take steps of their own.
+# Other optimizers with such an attribute, Lookahead for one, take steps of their own.
 _WRAPPERS = {
     ("lightning", "LightningOptimizer"),
     ("lightning", "_FabricOptimizer"),
@@ -38,19 +46,18 @@ _WRAPPERS = {
     ("lightning_fabric", "_FabricOptimizer"),
     ("accelerate", "AcceleratedOptimizer"),
 }
-_SHOWN = 4  # names in a message
 
 
 class NoScalesError(ArgumentValueError):
-    """An optimizer has no P at this step of a training, but may have one at others."""
+    """P of an optimizer is not defined at this step of a training, but may be at others."""
 
 
 class NoStepError(NoScalesError):
-    """It has not taken a step, from which P would follow."""
+    """P is not defined because the optimizer has not taken a step."""
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that takes the steps, without what Lightning and Accelerate put around it."""
+    """The optimizer inside of the wrappers of Lightning and Accelerate."""
     kinds = {(c.__module__.partition(".")[0], c.__name__) for c in type(optimizer).__mro__}
     if not kinds & _WRAPPERS:
         return optimizer
@@ -59,10 +66,10 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 
 
 def owner(optimizers: Sequence[Optimizer], parameters: Mapping[str, Tensor]) -> Optimizer:
-    """The only one of the optimizers of a training that holds any of the parameters.
+    """The only optimizer of a training that has any of the parameters.
 
     Raises:
-        ValueError: There is none, or there are several.
+        ValueError: No optimizer has one of them, or several have.
     """
     if not optimizers:
         raise UndefinedError("no optimizer is known. Pass it to the monitor's step.")
@@ -86,21 +93,21 @@ def has_scales(optimizer: Optimizer) -> bool:
 def step_scales(
     name: str, optimizer: Optimizer, parameters: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Scale]]:
-    """P of one parameter after the other, in float64; 0 where a group's learning rate is 0.
+    """Yield P of each parameter in float64; it is 0 where a group's learning rate is 0.
 
-    Of a complex parameter P belongs to the real and imaginary parts `[..., 2]`.
+    For a complex parameter, P has an entry for each real and imaginary part, `[..., 2]`.
 
     Args:
-        name: Of the argument, for errors.
-        optimizer: Any of those above; of a subclass nobody knows how it steps.
-        parameters: By name the very tensors that the optimizer holds.
+        name: The name of the argument, for errors.
+        optimizer: One of the optimizers above, but not of a subclass, which may step differently.
+        parameters: The parameters by name; they must be the tensors that the optimizer has.
 
     Raises:
-        TypeError: It is another optimizer.
-        NoStepError: It has not taken a step.
-        NoScalesError: The first learning rate is 0, and others count relative to it.
-        ValueError: It does not hold every parameter; one has never had a gradient; a learning rate
-            or P is not finite.
+        TypeError: P is not known for this type of optimizer.
+        NoStepError: The optimizer has not taken a step.
+        NoScalesError: The learning rate of the first group is 0, so that no ratios to it exist.
+        ValueError: The optimizer does not have every parameter; a parameter has never had a
+            gradient; a learning rate or P is not finite.
     """
     optimizer = unwrapped(optimizer)
     if not has_scales(optimizer):
@@ -117,7 +124,7 @@ def step_scales(
         raise value_error(
             name,
             "an optimizer that holds every parameter of the kernel",
-            f"one that does not hold {_listed(lacking)}",
+            f"one that does not hold {listed(lacking)}",
             "Pass the optimizer that was made of this model's own parameters, or select what it "
             "holds with params=[...].",
         )
@@ -155,7 +162,7 @@ def step_scales(
         raise value_error(
             name,
             "an optimizer that has moved every parameter of the kernel",
-            f"one that has no state for {_listed(unmoved)}, which never had a gradient in a step",
+            f"one that has no state for {listed(unmoved)}, which never had a gradient in a step",
             "Leave out what is not trained with params=[...].",
         )
     for n, p in parameters.items():
@@ -173,7 +180,7 @@ def step_scales(
 
 
 def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """By the identity of each parameter its group."""
+    """The group of each parameter, by the parameter's id."""
     return {id(p): group for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -185,13 +192,8 @@ def _rate(name: str, group: Mapping[str, Any]) -> float:
     return rate
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
-
-
 def _real(t: Tensor) -> Tensor:
-    """In float64, complex moments by those of the real and imaginary parts."""
+    """A moment in float64; a complex one as those of the real and imaginary parts `[..., 2]`."""
     parts = torch.view_as_real(t) if t.is_complex() else t
     return parts.detach().to(torch.float64)
 
@@ -204,7 +206,7 @@ def _of_adam(state: _State, group: _State) -> Tensor:
 
 def _of_rmsprop(state: _State, group: _State) -> Tensor:
     v = _real(state["square_avg"])
-    if group["centered"]:  # a variance, which rounding may make negative
+    if group["centered"]:  # this is a variance, which rounding may make negative
         v = (v - _real(state["grad_avg"]).square()).clamp_min(0.0)
     return 1.0 / (v.sqrt() + float(group["eps"]))
 
@@ -222,7 +224,7 @@ _SCALES: dict[type[Optimizer], Callable[[_State, _State], Tensor] | None] = {
     torch.optim.RMSprop: _of_rmsprop,
     torch.optim.Adagrad: _of_adagrad,
 }
-"""By the exact type P without the learning rate, of the state of a parameter and its group."""
+"""For each exact type, P (without the learning rate) from a parameter's state and its group."""
 
 KNOWN = ", ".join(kind.__name__ for kind in _SCALES)
-"""The optimizers whose P is known, for messages."""
+"""The names of the optimizers whose P is known, for messages."""

@@ -1,4 +1,4 @@
-"""Names for the types that public functions share."""
+"""Names for the types of arguments that several public functions have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Output: TypeAlias = Literal["full", "trace", "mean", "diagonal", "pseudo"]
-"""What is kept of the output indices of Θ[n, m, i, j]; see `torch_ntk.empirical_ntk`."""
+"""How the output indices i, j of Θ[n, m, i, j] are reduced; see `torch_ntk.empirical_ntk`."""
 
 Method: TypeAlias = Literal["auto", "structured", "jacobian", "vector_product"]
 """How an empirical kernel is computed; see `torch_ntk.empirical_ntk`."""
@@ -26,25 +26,26 @@ class DataclassLike(Protocol):
 
 BatchLike: TypeAlias = Tensor | Mapping[Any, Any] | tuple[Any, ...] | list[Any] | DataclassLike
 """N samples: a tensor `[N, ...]`, or any nesting of mappings (also Hugging Face's `BatchEncoding`),
-tuples, lists and dataclasses. Every tensor in it has the samples on its first axis; everything else
-in it is the same for all of them.
+tuples, lists and dataclasses. Every tensor in it has the samples on its first axis; other values in
+it are the same for all samples.
 
-A mapping is given as `model(**batch)`, a tuple or list as `model(*batch)`, anything else as
+A mapping is passed as `model(**batch)`, a tuple or list as `model(*batch)`, anything else as
 `model(batch)`."""
 
 ForwardFn: TypeAlias = Callable[[Any, Any], Tensor]
-"""`forward_fn(model, batch)`: the outputs `[N, ...]` of a batch, in the caller's form, that are
-meant, in place of the usual call."""
+"""`forward_fn(model, batch)` calls the model in place of the usual call. It gets the batch in the
+caller's form and returns the outputs `[N, ...]` whose kernel is meant."""
 
 FunctionOfParameters: TypeAlias = Callable[[Parameters, Any], Tensor]
-"""`f(params, batch)`: a batch of N samples to outputs `[N, ...]`, each row from its own sample
-alone."""
+"""`f(params, batch)` returns the outputs `[N, ...]` of a batch of N samples. Each row depends on
+its own sample only."""
 
 ModelLike: TypeAlias = nn.Module | FunctionOfParameters
 
 ParameterSelection: TypeAlias = Sequence[str] | Callable[[str, Tensor], bool] | Parameters | None
-"""Which parameters a kernel differentiates by: names or patterns like `"layers.1.*"`, a predicate
-`(name, tensor) -> bool`, or, with a function instead of a module, the parameters themselves."""
+"""The parameters with respect to which outputs are differentiated: names or patterns like
+`"layers.1.*"`, a predicate `(name, tensor) -> bool`, or, for a function instead of a module, the
+parameters themselves."""
 
 PreconditionLike: TypeAlias = Optimizer | Mapping[str, Tensor] | None
-"""P of the kernel J P Jᵀ: an optimizer, or tensors by the names of parameters. None is P = 1."""
+"""P of the kernel J P Jᵀ: an optimizer, or tensors by parameter name. None means P = 1."""

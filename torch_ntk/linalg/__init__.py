@@ -1,7 +1,7 @@
 """Linear algebra of kernels: symmetric eigendecomposition with a numerical rank.
 
-Everything is computed in float64, and what a kernel's precision cannot tell is reported, not
-passed on as if it were known.
+Everything is computed in float64. Eigenvalues that a kernel's precision cannot distinguish from 0
+are reported as such.
 """
 
 from ._eigen import SymmetricEigen as SymmetricEigen

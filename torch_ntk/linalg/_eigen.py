@@ -14,13 +14,13 @@ from ._floats import as_float64
 
 @dataclass(frozen=True, eq=False)
 class SymmetricEigen:
-    """A = V diag(λ) Vᵀ, with what is known about its smallest eigenvalues.
+    """A = V diag(λ) Vᵀ, with the noise floor of the eigenvalues.
 
     Attributes:
-        values: λ `[D]`, float64, ascending, as computed; none is below `-floor`.
-        vectors: V `[D, D]`, float64, orthonormal columns.
-        floor: The size below which an eigenvalue means nothing.
-        rank: How many eigenvalues exceed the floor.
+        values: λ `[D]`, float64, ascending, as computed; all are at least `-floor`.
+        vectors: V `[D, D]`, float64, with orthonormal columns.
+        floor: The size below which an eigenvalue cannot be distinguished from 0.
+        rank: The number of eigenvalues above the floor.
     """
 
     values: Tensor
@@ -47,15 +47,15 @@ class SymmetricEigen:
 def symmetric_eigen(
     name: str, matrix: Tensor, *, eps: float | None = None, shift: float = 0.0, remedy: str = ""
 ) -> SymmetricEigen:
-    """Decompose (A + Aᵀ)/2 + shift·1 in float64, A a positive semi-definite kernel matrix.
+    """Decompose (A + Aᵀ)/2 + shift·1 in float64, where A is a positive semi-definite kernel matrix.
 
     With the eigenvalues λ of the result, computed in float64, the noise floor is
-    max(D · eps · max|λ|, ‖A - Aᵀ‖_F / 2): rounding of the entries at relative precision eps, or
-    the asymmetry that is there if that shows more. Eigenvalues of at most the floor are not told
-    apart from 0; the numerical rank counts the others.
+    max(D · eps · max|λ|, ‖A - Aᵀ‖_F / 2): the rounding of the entries at relative precision eps, or
+    the observed asymmetry if that is larger. Eigenvalues up to the floor cannot be distinguished
+    from 0; the numerical rank counts the others.
 
     Args:
-        name: What the caller calls the matrix, for messages.
+        name: The caller's name of the matrix, for messages.
         matrix: A, `[D, D]`.
         eps: The relative precision of the entries, by default that of the matrix's dtype.
         shift: Added to the diagonal.
@@ -82,7 +82,7 @@ def symmetric_eigen(
     a = as_float64(name, given)
     precision = torch.finfo(given.dtype).eps if eps is None else eps
     _check_symmetric(name, a, math.sqrt(precision))
-    # Halved before they are added, so that no sum overflows; what is exactly symmetric stays.
+    # Halved before they are added, so that no sum overflows. An exactly symmetric matrix is kept.
     symmetric = 0.5 * a + 0.5 * a.mT
     asymmetry = float(torch.linalg.matrix_norm(a - symmetric))
     if shift:
@@ -107,7 +107,7 @@ def _check_symmetric(name: str, a: Tensor, tolerance: float) -> None:
         f"a matrix with max|A - Aᵀ| = {worst:.3g}, which is {worst / largest:.3g} of its "
         f"largest entry, between rows {row} and {column}",
         "The kernel of the training inputs with themselves is symmetric: the kernel between "
-        "two different sets of inputs, or axes in another order, are not.",
+        "two different sets of inputs, or one with its axes in another order, is not.",
     )
 
 

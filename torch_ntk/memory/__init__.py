@@ -1,4 +1,4 @@
-"""Memory: what is free, what a computation may use of it, and smaller blocks when it runs out."""
+"""Memory: how much is free, how much a computation may use, and smaller blocks when it runs out."""
 
 from ._backoff import ONE_SAMPLE as ONE_SAMPLE
 from ._backoff import Backoff as Backoff
@@ -14,8 +14,8 @@ from ._limit import check_enough as check_enough
 from ._limit import in_bytes as in_bytes
 from ._limit import limit as limit
 from ._limit import limited as limited
+from ._limit import size_in_words as size_in_words
 from ._out_of_memory import is_out_of_memory as is_out_of_memory
-from ._words import size_in_words as size_in_words
 
 __all__ = [
     "ONE_SAMPLE",

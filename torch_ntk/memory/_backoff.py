@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
+from .._checks import frames_to_caller
 from ._budget import budget
 from ._out_of_memory import is_out_of_memory
 
@@ -25,7 +24,7 @@ def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
 
 
 def within(available: int, n: int, bytes_per_sample: int) -> int:
-    """How many of `n` samples fit in so many bytes; at least one is tried."""
+    """How many of `n` samples fit in `available` bytes; at least 1, which is then tried."""
     return max(1, min(n, available // max(1, bytes_per_sample)))
 
 
@@ -33,10 +32,10 @@ class Backoff:
     """Run a computation block by block, with smaller blocks after running out of memory.
 
     Args:
-        n: Number of rows.
-        size: Rows per block at first.
-        within: The largest size of the pieces in which a block is itself computed (see `cut`);
-            they are halved too, down to 1.
+        n: The number of rows.
+        size: The number of rows of the first blocks.
+        within: The largest size of the pieces in which a block is itself computed (see `cut`).
+            After running out of memory they are halved too, down to 1.
     """
 
     def __init__(self, n: int, size: int, within: int = 1) -> None:
@@ -50,10 +49,10 @@ class Backoff:
         return max(1, size >> self._halvings)
 
     def run(self, block: Callable[[int, int], None]) -> None:
-        """Call `block(start, stop)` until all rows are done; it must be safe to call again.
+        """Call `block(start, stop)` until all rows are done, and repeat failed calls on fewer rows.
 
         Raises:
-            MemoryError: Not even one row fits.
+            MemoryError: Not even a single row fits.
         """
         start = 0
         while start < self.n:
@@ -66,7 +65,7 @@ class Backoff:
                 if self.size == 1 and self.cut(self._within) == 1:
                     raise MemoryError(ONE_SAMPLE) from error
                 stop = start
-            if stop == start:  # outside of the handler, which keeps the failed tensors alive
+            if stop == start:  # not in the handler, where the error keeps the failed tensors alive
                 self._shrink()
             start = stop
 
@@ -79,25 +78,16 @@ class Backoff:
             f"Out of memory while computing a kernel: going on with blocks of {self.size} "
             f"samples. Pass batch_size={self.size} to start there.",
             RuntimeWarning,
-            stacklevel=_frames_to_caller(),
+            stacklevel=frames_to_caller(),
         )
 
 
-def _frames_to_caller() -> int:
-    """The `stacklevel` at which a warning of `_shrink` points to code outside of this package."""
-    package = str(Path(__file__).parents[1])
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def ranges(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive `(a, b)` of at most `size` that cover `start … stop`."""
+    """Consecutive ranges `(a, b)` of at most `size` that cover `start … stop`."""
     for a in range(start, stop, size):
         yield a, min(stop, a + size)
 
 
 def even(n: int, size: int) -> int:
-    """The size of as many blocks as `size` makes of `n`, but of about the same size."""
+    """The size of blocks of `n` that are as many as with `size`, but about equally large."""
     return -(-n // max(1, -(-n // size)))

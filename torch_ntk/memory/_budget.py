@@ -12,24 +12,24 @@ import torch
 
 from ._limit import limit
 
-# More than this per block buys no speed: the products are long past their best size.
+# Larger blocks are not faster: products of matrices reach their full speed well below this size.
 _MOST_BYTES = 8 * 1024**3
-# The share of the free memory that one computation may plan with. The rest is for what the
-# plan does not see: allocator fragments, temporary copies inside batched backward passes.
-_SHARE = 0.4
-_OF_LIMIT = 0.6
+# The share of the free memory that one computation may plan with. The rest is for memory that the
+# plan does not count: allocator fragments, temporary copies inside of batched backward passes.
+_SHARE_OF_FREE = 0.4
+_SHARE_OF_LIMIT = 0.6
 _READ_AGAIN_AFTER = 0.05  # seconds
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`; on a CPU as of at most 50 ms ago."""
+    """Bytes that can still be allocated on `device`; for the CPU the value may be 50 ms old."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = torch.cuda.get_per_process_memory_fraction(device)
         unreserved = max(0, min(free, int(share * total) - reserved))
         return int(unreserved + reserved - torch.cuda.memory_allocated(device))
-    # A small kernel asks for it several times, and reading it takes as long as the products.
+    # Small kernels ask for it several times, and reading it takes as long as their products.
     return _free_on_machine(int(time.monotonic() / _READ_AGAIN_AFTER))
 
 
@@ -43,7 +43,7 @@ def _free_on_machine(moment: int) -> int:
 def _control_group_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes left under this container's memory limit, which the machine's total does not show.
 
-    Pages of files that the kernel gives back on demand count as used there, but are free.
+    Pages of the file cache count as used there, but the operating system frees them on demand.
     """
     for limit_at, used_at, stat_at, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -73,9 +73,9 @@ def _text(path: str) -> str:
 
 
 def budget(device: torch.device) -> int:
-    """Bytes that the blocks of one computation may take together."""
+    """Bytes that all blocks of one computation together may plan with."""
     allowed = limit()
     if allowed is None:
-        return min(_MOST_BYTES, int(_SHARE * free_memory(device)))
-    # The plans count what stands at the same time, but not every temporary of torch's.
-    return min(_MOST_BYTES, int(_OF_LIMIT * allowed), free_memory(device))
+        return min(_MOST_BYTES, int(_SHARE_OF_FREE * free_memory(device)))
+    # Plans count the tensors that exist at the same time, but not every temporary of torch.
+    return min(_MOST_BYTES, int(_SHARE_OF_LIMIT * allowed), free_memory(device))

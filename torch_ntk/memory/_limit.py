@@ -1,14 +1,14 @@
-"""The caller's limit on memory, `max_memory=`, and what a computation keeps to if it can."""
+"""The caller's limit on memory, `max_memory=`, and a softer target that costs little to keep."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 from .._checks import describe, type_error, value_error
-from ._words import size_in_words
 
 _UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
@@ -16,11 +16,11 @@ _aim: ContextVar[int | None] = ContextVar("aim", default=None)
 
 
 def in_bytes(max_memory: int | str) -> int:
-    """Bytes as an integer, or words like `"500MB"` (of 1000) and `"2 GiB"` (of 1024).
+    """A number of bytes, given as an integer or like `"500MB"` (powers of 1000), `"2 GiB"` (1024).
 
     Raises:
-        TypeError: Neither an integer nor a string.
-        ValueError: Not positive, or not a number and a unit.
+        TypeError: `max_memory` is neither an integer nor a string.
+        ValueError: It is not positive, or not a number with a unit.
     """
     remedy = "Write for example 2 * 1024**3, '2GB' or '512MiB'."
     expected = "None, a positive number of bytes, or a size with its unit"
@@ -41,9 +41,15 @@ def in_bytes(max_memory: int | str) -> int:
     return size
 
 
+def size_in_words(size: int) -> str:
+    """A number of bytes with a unit, such as "1.5 GiB"."""
+    power = min(4, int(math.log(max(1, size), 1024)))
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
 @contextlib.contextmanager
 def limited(size: int | None) -> Iterator[None]:
-    """Within it, `limit()` is `size`: what all blocks of one computation may take together."""
+    """Within it, `limit()` is `size`, the bytes that all blocks of a computation may take."""
     token = _limit.set(size)
     try:
         yield
@@ -52,7 +58,7 @@ def limited(size: int | None) -> Iterator[None]:
 
 
 def limit() -> int | None:
-    """Bytes that the caller allows, or None."""
+    """The bytes that the caller allows for blocks, or None."""
     return _limit.get()
 
 
@@ -60,8 +66,8 @@ def limit() -> int | None:
 def aiming_at(size: int) -> Iterator[None]:
     """Within it, `aim()` is `size`.
 
-    A computation keeps to about so many bytes where that takes it little more time. Unlike a
-    limit it is no reason to refuse anything, nor to compute it twice.
+    A computation keeps to about so many bytes where that costs little time. Unlike a limit it is
+    no reason to refuse a computation, nor to compute anything twice.
     """
     token = _aim.set(size)
     try:
@@ -71,7 +77,7 @@ def aiming_at(size: int) -> Iterator[None]:
 
 
 def aim() -> int | None:
-    """Bytes that a computation keeps to if it can, or None."""
+    """The bytes to which a computation keeps if that costs little time, or None."""
     return _aim.get()
 
 
@@ -79,7 +85,7 @@ def check_enough(least: int) -> None:
     """Refuse a limit below the `least` bytes that a single sample takes.
 
     Raises:
-        ValueError: The limit is smaller.
+        ValueError: The limit is smaller than `least`.
     """
     allowed = limit()
     if allowed is not None and least > allowed:

@@ -1,9 +1,10 @@
-"""What a kernel says about training: how far it moves, its spectrum, what it aligns with.
+"""Metrics of kernels: change in training, spectrum, rank, and alignment with targets.
 
 Every function takes torch tensors in the layouts of `torch_ntk.empirical_ntk` (`[N, N]`,
 `[N, N, O]`, `[N, N, O, O]`), computes in float64 on their device, and returns a detached 0-dim
 float64 tensor (`spectrum`: 1-D; `numerical_rank`: int64; `spectral_summary`: plain numbers).
-Arguments are never changed; NaN, infinities, and what has no defined value are refused.
+Arguments are never changed. NaN and infinities in a kernel are refused, and so are arguments for
+which a metric is not defined.
 """
 
 from ._alignment import kernel_alignment as kernel_alignment

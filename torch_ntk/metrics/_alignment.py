@@ -1,4 +1,4 @@
-"""How a kernel agrees with the targets that are to be learned."""
+"""The alignment of a kernel with the targets that are to be learned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def kernel_alignment(
 
     (Cristianini et al. 2001, "On kernel-target alignment", definition 1 with several target
     columns). For a full kernel `[N, N, O, O]` the ideal is the kernel that learns all outputs at
-    once, vec(Y) vec(Y)ᵀ, in which Y `[N, O]` is one vector of length N·O:
+    once, vec(Y) vec(Y)ᵀ, where vec(Y) is Y `[N, O]` as one vector of length N·O:
 
         Σ Θ[n, m, i, j] Y[n, i] Y[m, j] / (‖Θ‖_F ‖Y‖_F²)
 

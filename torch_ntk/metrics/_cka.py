@@ -1,4 +1,4 @@
-"""How two kernels agree with each other."""
+"""The alignment of two kernels with each other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
 
     Args:
         kernel_a: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`, symmetric up to rounding.
-        kernel_b: Of the same shape, on the same device.
+        kernel_b: A kernel of the same shape, on the same device.
 
     Returns:
         A 0-dim float64 tensor in [0, 1] for positive semi-definite kernels, [-1, 1] otherwise.
@@ -70,7 +70,7 @@ def _unit(name: str, kernel: Tensor, given: Tensor) -> Tensor:
         raise value_error(
             name,
             "a kernel that differs between samples",
-            "one of which nothing but rounding is left after centering",
+            "one that is zero up to rounding after centering",
             "Pass at least two different samples.",
         )
     return centered / frobenius(centered)

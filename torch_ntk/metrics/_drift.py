@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from .._checks import type_error, value_error
+from .._checks import listed, type_error, value_error
 from ..linalg import as_float64
 from ._kernels import (
     check_same_device,
@@ -20,7 +20,7 @@ _KERNEL_DIMENSIONS = (2, 3, 4)
 
 
 def kernel_distance(theta_t: Tensor, theta_0: Tensor) -> Tensor:
-    """How far a kernel has turned, 1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), whatever its size.
+    """The change of a kernel's direction, 1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), whatever its norm.
 
     Between positive semi-definite kernels it lies in [0, 1]: 0 for a multiple of the kernel at the
     start, 1 for one that has no direction in common with it. For small changes of the direction it
@@ -83,7 +83,7 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
 
 
 def _two_kernels(theta_t: Tensor, theta_0: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, checked."""
+    """Both kernels in float64, after their shapes have been checked."""
     now = as_float64("theta_t", theta_t)
     start = as_float64("theta_0", theta_0)
     check_same_device("theta_t", theta_t.device, "theta_0", theta_0.device)
@@ -101,7 +101,7 @@ def _two_kernels(theta_t: Tensor, theta_0: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _direction(name: str, kernel: Tensor) -> Tensor:
-    """The kernel over its norm, which may be too large for a number."""
+    """The kernel divided by its norm, even if that norm is too large for a float64 number."""
     _size(name, kernel)
     scaled = kernel / kernel.abs().max()
     return scaled / frobenius(scaled)
@@ -219,13 +219,7 @@ def _check_same_names(now: dict[str | int, Tensor], start: dict[str | int, Tenso
         raise value_error(
             "params_t",
             "of the same entries as `params_0`",
-            f"{len(now)} for {len(start)} entries: missing {_some(missing)}, "
-            f"unexpected {_some(unexpected)}",
+            f"{len(now)} for {len(start)} entries: missing {listed(missing, 5)}, "
+            f"unexpected {listed(unexpected, 5)}",
             "Both must come from one architecture and one selection of parameters.",
         )
-
-
-def _some(keys: list[str | int], most: int = 5) -> str:
-    shown = ", ".join(repr(key) for key in keys[:most])
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{shown}{more}" if keys else "none"

@@ -1,4 +1,4 @@
-"""What every metric does first: check a tensor, convert it to float64, and read it as a kernel.
+"""Check a tensor, convert it to float64, and read it as a kernel: the first step of each metric.
 
 A kernel comes in one of the layouts that `torch_ntk.empirical_ntk` returns:
 
@@ -28,10 +28,10 @@ _LAYOUT_REMEDY = (
 )
 
 LOOSE_SYMMETRY = 1e-3
-"""Relative asymmetry up to which a measure that is stable under noise takes a kernel.
+"""The largest relative asymmetry that is accepted by metrics that are stable under noise.
 
-It tells rounding (1e-7 in float32, some 1e-4 in TF32) from a mistake, such as the kernel between
-two different sets of inputs, whose relative asymmetry is of order 1.
+It separates rounding (1e-7 in float32, some 1e-4 in TF32) from mistakes: the kernel between two
+different sets of inputs has a relative asymmetry of order 1.
 """
 
 
@@ -55,7 +55,7 @@ def as_kernel(name: str, value: object) -> Tensor:
 
 
 def as_matrices(kernel: Tensor) -> Tensor:
-    """The blocks `[B, D, D]` of a kernel as a matrix (B = 1 but for `[N, N, O]`)."""
+    """The diagonal blocks `[B, D, D]` of a kernel's matrix; B = O for `[N, N, O]`, else 1."""
     if kernel.ndim == 2:
         return kernel.unsqueeze(0)
     if kernel.ndim == 3:
@@ -81,12 +81,12 @@ def check_symmetric(name: str, kernel: Tensor, tolerance: float, remedy: str = "
         f"symmetric to a relative tolerance of {tolerance:.2g}",
         f"a kernel with max|Θ - Θᵀ| = {difference:.3g}, which is {difference / largest:.3g} "
         "of its largest entry",
-        remedy or "The kernel between two different sets of inputs cannot be measured so.",
+        remedy or "This is not defined for the kernel between two different sets of inputs.",
     )
 
 
 def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    """Raise `ValueError` unless both tensors have one shape."""
+    """Raise `ValueError` unless both tensors have the same shape."""
     if a.shape != b.shape:
         raise value_error(
             name_a,
@@ -129,15 +129,15 @@ def sample_centered(kernel: Tensor) -> Tensor:
 
 
 def is_constant(centered: Tensor, original: Tensor, dtype: torch.dtype) -> bool:
-    """Whether centering left nothing but rounding of the entries, which came in `dtype`."""
+    """Whether a kernel is zero after centering, up to the rounding of entries stored in `dtype`."""
     return frobenius(centered) <= _rounding(original, dtype) * frobenius(original)
 
 
 def cosine(value: float, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """A computed cosine without what rounding alone can add.
+    """A computed cosine, corrected for rounding.
 
-    It is brought to [-1, 1], and to 0 from just below: between positive semi-definite matrices
-    a cosine is not negative.
+    It is clamped to [-1, 1], and a value just below 0 becomes 0, because the cosine between
+    positive semi-definite matrices is not negative.
     """
     if -_rounding(kernel, dtype) <= value < 0.0:
         value = 0.0
@@ -145,5 +145,5 @@ def cosine(value: float, kernel: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rounding(kernel: Tensor, dtype: torch.dtype) -> float:
-    """Relative rounding of entries stored in `dtype` and of means over N of them in float64."""
+    """The relative rounding of entries stored in `dtype`, and of their means over N in float64."""
     return torch.finfo(dtype).eps + kernel.shape[0] * torch.finfo(torch.float64).eps

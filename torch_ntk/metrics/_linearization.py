@@ -1,4 +1,4 @@
-"""How far a network's outputs are from those of its linearization."""
+"""The distance between a network's outputs and those of its linearization."""
 
 from __future__ import annotations
 

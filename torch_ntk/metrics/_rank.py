@@ -1,4 +1,4 @@
-"""How many directions a kernel has: counted, and weighted."""
+"""The numerical rank and the effective rank of a kernel."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ._summary import spectral_summary
 def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:
     """The entropic rank, exp(-Σ p_k ln p_k) with the normalized eigenvalues p_k = λ_k / Σ λ_l.
 
-    A rank that counts directions by their weight: D for the identity, 1 for rank one, and never
-    more than the rank (Roy and Vetterli 2007, "The effective rank: a measure of effective
-    dimensionality", EUSIPCO; the singular values there are the eigenvalues here). Negative
+    It counts directions weighted by their eigenvalues: D for the identity, 1 for a kernel of rank
+    one, and never more than the rank (Roy and Vetterli 2007, "The effective rank: a measure of
+    effective dimensionality", EUSIPCO, for singular values instead of eigenvalues). Negative
     eigenvalues within the noise floor count as 0. The zero kernel has effective rank 0.
 
     Args:
@@ -28,7 +28,7 @@ def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) ->
     Raises:
         TypeError: As `spectral_summary`.
         ValueError: As `spectral_summary`; or the kernel is not positive semi-definite beyond its
-            noise, so that its eigenvalues are no weights.
+            noise, so that its eigenvalues cannot serve as weights.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ def effective_rank(kernel: Tensor, *, eps: float | torch.dtype | None = None) ->
 def numerical_rank(
     kernel: Tensor, *, rtol: float | None = None, eps: float | torch.dtype | None = None
 ) -> Tensor:
-    """How many eigenvalues are distinguishable from 0, #{k: |λ_k| > threshold}.
+    """The number of eigenvalues that can be distinguished from 0, #{k: |λ_k| > threshold}.
 
     For a kernel of a network it is at most the number of parameters, and less than N·O where
     samples repeat. The size |λ| is what counts, so a kernel that is not positive semi-definite
@@ -61,7 +61,7 @@ def numerical_rank(
     Args:
         kernel: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`; see `spectral_summary`.
         rtol: The threshold relative to max|λ|; by default the threshold is the noise floor. A
-            smaller one than that counts noise as rank.
+            smaller threshold counts noise as rank.
         eps: The precision at which the kernel was computed; see `spectral_summary`.
 
     Returns:

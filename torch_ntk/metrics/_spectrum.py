@@ -1,4 +1,4 @@
-"""The eigenvalues of a kernel, its extreme ones, and its condition."""
+"""The eigenvalues of a kernel, the extreme ones among them, and the condition number."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def lambda_max(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Ten
 
 
 def noise_floor(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:
-    """The size below which an eigenvalue of this kernel means nothing.
+    """The size below which an eigenvalue of this kernel cannot be distinguished from 0.
 
-    D · eps · max|λ|, or ‖Θ - Θᵀ‖_F / 2 if that is more; see `spectral_summary`.
+    It is max(D · eps · max|λ|, ‖Θ - Θᵀ‖_F / 2); see `spectral_summary`.
 
     Args:
         kernel: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`; see `spectral_summary`.
@@ -99,8 +99,8 @@ def noise_floor(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Te
 def condition_number(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tensor:
     """λ_max / λ_min: how much slower the slowest direction is learned than the fastest.
 
-    Never negative: infinite where λ_min does not exceed the noise floor, so also for a kernel
-    that has a negative eigenvalue.
+    It is infinite where λ_min does not exceed the noise floor, and so also for a kernel with a
+    negative eigenvalue.
 
     Args:
         kernel: `[N, N]`, `[N, N, O]` or `[N, N, O, O]`; see `spectral_summary`.

@@ -1,4 +1,4 @@
-"""Everything spectral about a kernel from one eigendecomposition, with the noise it carries.
+"""All spectral quantities of a kernel from one eigendecomposition, and their noise floor.
 
 An eigenvalue of a computed kernel is known to about ‖E‖₂, where E is the error of the kernel's
 entries (Weyl's inequality: |λ_k(Θ + E) - λ_k(Θ)| ≤ ‖E‖₂). A bound on it, the *noise floor*,
@@ -19,7 +19,7 @@ from ._kernels import as_kernel, as_matrices, check_symmetric, frobenius
 
 @dataclass(frozen=True, eq=False)
 class SpectralSummary:
-    """What one eigendecomposition of a kernel says; see `spectral_summary`.
+    """The spectral quantities of a kernel; see `spectral_summary`.
 
     Attributes:
         eigenvalues: `[D]`, ascending, float64, as computed: small negative ones are not hidden.
@@ -27,13 +27,13 @@ class SpectralSummary:
             one below it stays negative.
         lambda_max: The largest eigenvalue.
         condition: lambda_max / lambda_min, or infinity where lambda_min does not exceed the
-            noise floor. Never negative.
+            noise floor.
         effective_rank: exp of the entropy of the normalized eigenvalues; 0 for the zero kernel,
             NaN where `is_psd` is False, since it is then not defined.
         numerical_rank: How many eigenvalues exceed the noise floor in size.
-        noise_floor: The size below which an eigenvalue means nothing.
+        noise_floor: The size below which an eigenvalue cannot be distinguished from 0.
         is_psd: Whether no eigenvalue is below -noise_floor. Every kernel of a network is positive
-            semi-definite; False says that this one carries more error than its precision explains.
+            semi-definite; False means that this one has a larger error than its precision explains.
     """
 
     eigenvalues: Tensor
@@ -47,21 +47,21 @@ class SpectralSummary:
 
 
 def spectral_summary(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> SpectralSummary:
-    """Everything spectral about a kernel from one eigendecomposition.
+    """All spectral quantities of a kernel from one eigendecomposition.
 
     With the kernel's matrix Θ `[D, D]` and its eigenvalues λ_1 ≤ … ≤ λ_D, computed in float64:
 
-    - noise floor = max(D · eps · max|λ|, ‖Θ - Θᵀ‖_F / 2): rounding of the entries at relative
-      precision eps, or the asymmetry that is there, if that shows more;
+    - noise floor = max(D · eps · max|λ|, ‖Θ - Θᵀ‖_F / 2): the rounding of the entries at relative
+      precision eps, or the observed asymmetry if that is larger;
     - condition = λ_D / λ_1, infinite if λ_1 ≤ noise floor;
     - numerical rank = #{k: |λ_k| > noise floor};
     - effective rank = exp(-Σ p_k ln p_k), p_k = max(λ_k, 0) / Σ_l max(λ_l, 0).
 
-    The floor is a worst case, so a positive λ_1 below it may still be right and is reported as
-    computed; a negative one within it is noise for a positive semi-definite matrix and reported
-    as 0. An eigenvalue below -floor cannot be noise: it is reported as it is, and `is_psd` is
-    False. Nothing is raised for it, so that one bad kernel does not end a training that is being
-    watched.
+    The floor is a worst case. A positive λ_1 below it may still be right and is reported as
+    computed; a negative λ_1 above -floor is noise, because the matrix is positive semi-definite,
+    and reported as 0. An eigenvalue below -floor cannot be noise: it is reported as it is, and
+    `is_psd` is False. This raises no error, so that one bad kernel does not end a monitored
+    training.
 
     Args:
         kernel: `[N, N]`; `[N, N, O, O]`, whose matrix has Θ[n, m, i, j] in row (n, i) and column
@@ -121,7 +121,7 @@ def decompose(kernel: Tensor, eps: float | torch.dtype | None) -> tuple[Tensor, 
         "eps=torch.float32. The kernel between two different sets of inputs has no spectrum.",
     )
     matrices = as_matrices(theta)
-    # Halved before they are added, so that no sum overflows; what is exactly symmetric stays.
+    # Halved before they are added, so that no sum overflows. An exactly symmetric matrix is kept.
     symmetric = 0.5 * matrices + 0.5 * matrices.mT
     values = torch.linalg.eigvalsh(symmetric).flatten().sort().values
     return values, precision, frobenius(matrices - symmetric)
@@ -145,18 +145,18 @@ def _precision(dtype: torch.dtype, eps: object) -> float:
             "eps",
             f"at least {stored:.3g}, the precision of {dtype}, and below 1",
             f"{value:.3g}",
-            "A kernel is not known better than its dtype can hold; leave `eps` out.",
+            "A kernel is not more precise than its dtype; leave `eps` out.",
         )
     return value
 
 
 def _entropic_rank(values: Tensor) -> float:
-    """The exponential of the entropy of non-negative weights, whose noise below 0 counts as 0."""
+    """The exponential of the entropy of the eigenvalues as weights; negative ones count as 0."""
     weights = values.clamp(min=0.0)
     largest = float(weights.max())
     if largest == 0.0:
         return 0.0
     weights = weights / largest
     entropy = float(torch.special.entr(weights / weights.sum()).sum())
-    # Rounding alone can carry it past either end of [1, D].
+    # Rounding can move the result out of [1, D].
     return min(max(math.exp(entropy), 1.0), float(values.numel()))

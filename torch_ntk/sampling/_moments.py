@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class RunningMoments:
-    """Welford's recurrences: no cancellation, however small the spread is beside the mean.
+    """Mean and variance by Welford's recurrences, without cancellation even for a small variance.
 
     Attributes:
-        count: Tensors so far.
+        count: The number of tensors so far.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class RunningMoments:
         self._squares: Tensor | None = None
 
     def add(self, value: Tensor) -> None:
-        """Take one more, of the same shape as those before."""
+        """Add a tensor of the same shape as those before."""
         value = value.detach().to(torch.float64)
         self.count += 1
         if self._mean is None or self._squares is None:
@@ -31,12 +31,12 @@ class RunningMoments:
 
     @property
     def mean(self) -> Tensor:
-        """The mean so far, float64."""
+        """The mean of the tensors so far, in float64."""
         assert self._mean is not None
         return self._mean
 
     @property
     def standard_error(self) -> Tensor:
-        """Of the mean, `√(Σ(v - mean)² / (n - 1) / n)`; needs two tensors."""
+        """The standard error of the mean, `√(Σ(v - mean)² / (n - 1) / n)`; needs two tensors."""
         assert self._squares is not None
         return torch.sqrt(self._squares / ((self.count - 1) * self.count))

@@ -1,4 +1,4 @@
-"""`monte_carlo_kernel`: what the kernel of a random network is on average."""
+"""`monte_carlo_kernel`: the average kernel of a random network."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class MonteCarloKernel:
     """A kernel averaged over draws of a random network.
 
     Attributes:
-        mean: `[N1, N2]`, float64.
-        standard_error: Of the mean, `[N1, N2]`: the deviation of one draw divided by √n_samples.
-        n_samples: How many networks were drawn.
+        mean: The average kernel `[N1, N2]`, float64.
+        standard_error: The standard error of the mean, `[N1, N2]`: the standard deviation of a
+            single draw divided by √n_samples.
+        n_samples: The number of networks that were drawn.
     """
 
     mean: Tensor
@@ -52,31 +53,30 @@ def monte_carlo_kernel(
         mean = 1/n Σ_s Θ_s,    standard_error = √(Σ_s (Θ_s - mean)² / (n - 1) / n)
 
     entry by entry. As the widths grow the mean converges to `torch_ntk.analytic_ntk` (or
-    `analytic_nngp`) of the network, with `standard=` of one of ordinary layers: the way to check
-    a limit, or to have one that no recursion gives. At a finite width the mean itself is off by
-    O(1/width), which more draws do not change.
+    `analytic_nngp`) of the network, for ordinary layers with the matching `standard=`. This checks
+    a limit, or estimates one for which no recursion is known. At a finite width the mean differs
+    from the limit by O(1/width), which more draws do not change.
 
-    Every call of `make_model` sees generators (of torch, NumPy and Python) seeded from `seed` and
-    the number of the draw, so that the first draws of a longer run are those of a shorter one.
-    The caller's generators are afterwards as they were.
+    Before every call of `make_model` the generators of torch, NumPy and Python are seeded from
+    `seed` and the number of the draw, so that a longer run begins with the draws of a shorter one.
+    Afterwards the generators are in the state that the caller left them in.
 
     Args:
-        make_model: Makes a network with newly drawn weights at each call; it may also draw anew
-            in a module that it returns every time.
-        x1: A batch of N1 samples, as `empirical_ntk` takes it, in the type of the networks.
+        make_model: A function that returns a network with newly drawn weights at each call. It may
+            also redraw the weights of one module and return that module every time.
+        x1: A batch of N1 samples, as `empirical_ntk` takes it, in the dtype of the networks.
         x2: A batch of N2 samples; None means x2 = x1.
-        n_samples: How many networks to draw, at least 2.
-        kind: `"ntk"`: `empirical_ntk(..., output="mean")`; `"nngp"`: `empirical_nngp`.
-        seed: Of all draws, at least 0.
-        batch_size: As for `empirical_ntk`.
+        n_samples: The number of networks to draw, at least 2.
+        kind: `"ntk"` for `empirical_ntk(..., output="mean")`, or `"nngp"` for `empirical_nngp`.
+        seed: The seed of all draws, at least 0.
+        batch_size: As in `empirical_ntk`.
         progress: Whether to show a progress bar.
-        forward_fn: As for `empirical_ntk`.
+        forward_fn: As in `empirical_ntk`.
 
     Raises:
-        TypeError: `make_model` cannot be called or gives no module, or an argument is of the
-            wrong kind.
-        ValueError: Two draws have equal weights; fewer than two draws are wanted; or as
-            `empirical_ntk`.
+        TypeError: `make_model` cannot be called or does not return a module, or an argument is of
+            the wrong type.
+        ValueError: Two draws have equal weights; `n_samples` is less than 2; or as `empirical_ntk`.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ def monte_carlo_kernel(
     for number in tqdm(seeds, disable=not progress, desc="draws", unit="network"):
         with quiet(None, device):
             seed_all(number, device)
-            with torch.enable_grad():  # it may train what it makes
+            with torch.enable_grad():  # `make_model` may train the network
                 model = make_model()
         if not isinstance(model, nn.Module):
             raise type_error(
@@ -130,7 +130,7 @@ def _check(make_model: object, n_samples: object, seed: object) -> None:
 
 
 def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
-    """Copies of parameters and buffers, which must differ from those of the draw before."""
+    """Copies of the model's parameters and buffers, which must differ from the previous ones."""
     weights = [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
     if before is None or len(weights) != len(before):
         return weights

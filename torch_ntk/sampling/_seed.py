@@ -1,4 +1,4 @@
-"""Every generator that a function of the caller may draw from."""
+"""Seed every random generator that a function of the caller may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_seed(seed: object) -> int:
 
 
 def seeds_of_draws(seed: int, draws: int) -> list[int]:
-    """A seed for each draw; the first of a longer list are those of a shorter one."""
+    """A seed for each draw; a longer list begins with the seeds of a shorter one."""
     generator = torch.Generator().manual_seed(seed)
     return [int(n) for n in torch.randint(2**63 - 1, (draws,), generator=generator)]
 
