@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +132,71 @@ def test_second_order(name: str) -> None:
         assert error(found[0], torch.stack(rows)) < 1e-9
     else:
         assert "parameters" in message or "cop" in message, message
+
+
+class Late(Closure):
+    """Uses its layer as an attribute, but past it for samples that are far away."""
+
+    def __init__(self, past: Callable[[Late, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.held = list(self.a.parameters())
+        self.past = past
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, is_far = torch.tanh(self.a(x)), x[:, :1] > 5.0
+        return self.head(torch.where(is_far, self.past(self, x), h) if is_far.any() else h)
+
+
+def constant(net: Late, x: Tensor) -> Tensor:
+    """Without gradients: it only shows in what functions are called with."""
+    with torch.no_grad():
+        return nn.functional.linear(x, *net.held)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it is deprecated
+
+    @torch.jit.script
+    def scripted(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """It only shows in the graph of the outputs."""
+        return torch.tanh(x @ w.t() + b)
+
+
+LATE: dict[str, Make] = {
+    "closure": lambda: Late(lambda net, x: net.block(x)),
+    "list": lambda: Late(lambda net, x: nn.functional.linear(x, *net.held)),
+    "constant": lambda: Late(constant),
+    "scripted": lambda: Late(lambda net, x: scripted(x, *net.held)),
+}
+
+
+def with_one_far(x: Tensor) -> Tensor:
+    x[1, 0] = 6.0
+    return x
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_another_reference_that_only_a_later_batch_reaches(name: str) -> None:
+    near, far = inputs(3, 4), with_one_far(inputs(3, 4))
+    for order in (1,) if name == "scripted" else (1, 2):
+        taylor = taylor_expand(built(LATE[name]), order)
+        taylor(near)
+        with torch.no_grad():
+            for p in taylor.parameters():
+                p.mul_(1.2)
+        assert "another reference" in said(lambda: taylor(far))  # noqa: B023
+
+
+@pytest.mark.parametrize("in_fit", [True, False])
+def test_another_reference_that_only_some_samples_of_a_regressor_reach(in_fit: bool) -> None:
+    near, far, y = inputs(3, 4), with_one_far(inputs(3, 4)), inputs(3)
+    machine = NTKRegressor(built(LATE["closure"]), diag_reg=0.1)
+
+    def fit_and_predict() -> None:
+        machine.fit((far if in_fit else near).numpy(), y.numpy())
+        machine.predict((near if in_fit else far).numpy())
+
+    assert "another reference" in said(fit_and_predict)
 
 
 @pytest.mark.parametrize("name", MODELS)

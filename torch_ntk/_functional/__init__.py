@@ -13,6 +13,7 @@ from ._call import evaluating_on as evaluating_on
 from ._call import refused_arguments as refused_arguments
 from ._failure import failure as failure
 from ._faithful_copy import Origin as Origin
+from ._faithful_copy import Watch as Watch
 from ._faithful_copy import another_reference as another_reference
 from ._faithful_copy import check_copy as check_copy
 from ._faithful_copy import faithful_copy as faithful_copy

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any, TypeVar
@@ -55,6 +55,18 @@ class Origin:
     def __getstate__(self) -> dict[str, Any]:
         return {"_model": _nothing, "_tensors": [], "_computed": self._computed}
 
+    def watch(self, duplicate: nn.Module, replaced: Container[str]) -> Watch:
+        """What is to surround a forward of `duplicate`, and sees tensors that it must not use.
+
+        Args:
+            duplicate: The copy.
+            replaced: Names of its parameters and buffers in whose place there will be others.
+        """
+        alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
+        others = {id(t): n for t, n in (*alive, *self._computed)}
+        others |= {id(t): n for n, t in _named_tensors(duplicate) if n in replaced}
+        return Watch(others)
+
     def check(
         self,
         duplicate: nn.Module,
@@ -87,14 +99,10 @@ class Origin:
                 normalization uses the statistics of the batch.
         """
         original = self._model()
-        alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
-        others = {id(t): n for t, n in (*alive, *self._computed)}
-        others |= {id(t): n for n, t in _named_tensors(duplicate) if at.get(n, t) is not t}
-        watch = _Watch(others)
+        watch = self.watch(duplicate, at)
         out = run(duplicate, at, watch)
+        watch.refuse_others(out, argument)
         leaves = leaves_reached(out)
-        for name in [*watch.found, *(others[i] for i in leaves if i in others)]:
-            raise another_reference(name, argument)
         if watch.couples_samples and not coupled:
             raise value_error(
                 argument,
@@ -229,7 +237,7 @@ def faithful_copy(
     return duplicate, Origin(model, computed)
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Which of some tensors, given by identity, are computed with.
 
     Their shape, device and dtype may be asked for; a function that makes a tensor or a number
@@ -253,6 +261,21 @@ class _Watch(TorchFunctionMode):
             given = tensors_in((args, kwargs))
             self.found += [self._names[id(t)] for t in given if id(t) in self._names]
         return result
+
+    def refuse_others(self, out: Tensor | None = None, argument: str = "model") -> None:
+        """Raise if one of the tensors was used.
+
+        Args:
+            out: Outputs of the forward that it surrounded, whose graph shows what functions of
+                `torch.jit` use: they are not seen here. None if its inputs have a graph as well.
+            argument: What the caller calls the module.
+
+        Raises:
+            ValueError: It was, past the attributes of the module.
+        """
+        leaves = {} if out is None else leaves_reached(out)
+        for name in [*self.found, *(self._names[i] for i in leaves if i in self._names)]:
+            raise another_reference(name, argument)
 
 
 def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:

@@ -140,9 +140,10 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         else:
             # Copied: a network that is trained further, or parameters that are set anew, would
             # make a kernel of predictions that does not fit to these coefficients.
-            settings, check = self._settings().copied()
+            settings, self._own = self._settings().copied()
             samples = self._samples(rows)
-            check(samples)
+            if self._own is not None:
+                self._own.check(samples)
             if self.features is not None:
                 self._solve_features(settings, samples, y, self.features)
                 return
@@ -179,13 +180,16 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
                 f"samples of shape {shape}",
             )
         rows = validate_data(self, rows, reset=False, dtype=np.float64)
-        if self._kernel is not None and self._phi is not None:
-            phi, samples = self._kernel.features(*self._phi), self._samples(rows)
+        if self._kernel is None:
+            return np.asarray(rows @ self.dual_coef_)
+        samples = self._samples(rows)
+        if self._own is not None:
+            self._own.check(samples)
+        if self._phi is not None:
+            phi = self._kernel.features(*self._phi)
             blocks = _blocks(self._kernel, samples)
             return np.concatenate([phi(samples[a:b]) @ self.coef_ for a, b in blocks])
-        if self._kernel is not None:
-            rows = evaluate(self._kernel.function(), self._samples(rows), self._X)
-        return np.asarray(rows @ self.dual_coef_)
+        return np.asarray(evaluate(self._kernel.function(), samples, self._X) @ self.dual_coef_)
 
 
 def _blocks(settings: KernelSettings, samples: Tensor) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from .._checks import (
 from .._functional import (
     Batch,
     CannotTransformError,
+    Origin,
     call_model,
     check_copy,
     coupled_rows_of,
@@ -34,12 +35,16 @@ from .._functional import (
 from ..analytic import analytic_ntk, mlp_kernels
 from ..empirical import empirical_ntk
 from ..features import ntk_features
+from ..memory import ranges
 
 KINDS = ("mlp", "empirical", "analytic", "precomputed")
 _CHOICES = (
     "'mlp', 'empirical', 'analytic' or 'precomputed', a function (x1, x2=None) -> [N1, N2], or a "
     "network (an nn.Module with parameters)"
 )
+
+# Samples whose forward pass is looked at together.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -154,34 +159,20 @@ class KernelSettings:
 
         return phi
 
-    def copied(self) -> tuple[KernelSettings, Callable[[Tensor], None]]:
-        """Settings that share nothing with these, and what sees on some samples that it is so.
+    def copied(self) -> tuple[KernelSettings, OwnTensors | None]:
+        """Settings that share nothing with these, and what sees on samples that it is so.
 
         Raises:
-            ValueError: The network cannot be copied; from the second, the copy computes with
-                parameters of the original.
+            ValueError: The network cannot be copied.
         """
         name = "kernel" if is_network(self.kernel) else "network"
         network = getattr(self, name)
         if not is_network(network):
-            return copy.deepcopy(self), lambda samples: None
-        as_called = _Outputs(network, self.forward_fn, self.coupled)
-        outputs, origin = faithful_copy(as_called, name)
-        twin = outputs._orig_mod
-
-        def check(samples: Tensor) -> None:
-            if self.kernel == "analytic":  # which reads no parameters
-                return
-            like = next(twin.parameters())
-            some = samples if self.coupled else samples[:1]
-            batch = some.to(like.device, like.dtype)
-            try:
-                with transforming():
-                    check_copy(outputs, origin, batch, name, self.coupled, self.training)
-            except CannotTransformError:
-                return  # its forward fails on these samples, which the kernel will say better
-
-        return copy.deepcopy(self, {id(network): twin}), check
+            return copy.deepcopy(self), None
+        outputs, origin = faithful_copy(_Outputs(network, self.forward_fn, self.coupled), name)
+        found = copy.deepcopy(self, {id(network): outputs._orig_mod})
+        # An analytic kernel reads no parameters.
+        return found, None if self.kernel == "analytic" else OwnTensors(found, outputs, origin)
 
     def _mlp(self) -> Callable[[Tensor, Tensor | None], Any]:
         depth = int(self.depth) if isinstance(self.depth, Integral) else self.depth
@@ -224,6 +215,42 @@ class KernelSettings:
             describe(network),
             "Pass network=MLP([...]), for example.",
         )
+
+
+@dataclass(frozen=True)
+class OwnTensors:
+    """Sees that the network of copied settings computes with tensors of its own.
+
+    Which tensors a forward uses may depend on its inputs, so every batch is looked at.
+
+    Attributes:
+        settings: The copied ones.
+        outputs: Its network as the module that returns the outputs.
+        origin: What is known of the original.
+    """
+
+    settings: KernelSettings
+    outputs: _Outputs
+    origin: Origin
+
+    def check(self, samples: Tensor) -> None:
+        """Compare on samples.
+
+        Raises:
+            ValueError: The copy computes with parameters of the original.
+        """
+        settings, n = self.settings, len(samples)
+        name = "kernel" if is_network(settings.kernel) else "network"
+        like, training = next(self.outputs.parameters()), settings.training
+        # Of normalization with the statistics of a batch the kernel says more in train mode.
+        coupled = settings.coupled or training
+        for a, b in ranges(0, n, n if settings.coupled else _BLOCK):
+            batch = samples[a:b].to(like.device, like.dtype)
+            try:
+                with transforming():
+                    check_copy(self.outputs, self.origin, batch, name, coupled, training)
+            except CannotTransformError:
+                return  # its forward fails on these samples, which the kernel will say better
 
 
 class _Outputs(nn.Module):

@@ -40,6 +40,11 @@ class _Anchor(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(self._names[name], tensor.detach().clone())
 
+    @property
+    def names(self) -> set[str]:
+        """The dotted names."""
+        return set(self._names)
+
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
@@ -110,8 +115,8 @@ class TaylorModel(nn.Module):
         `forward_fn` the same is its batch: x, the tuple `(x, lengths)` or the dictionary.
 
         Every call makes sure on its own data that the derivatives are those of plain backward
-        passes. The first call for samples of a kind also makes sure that the copy of the network
-        computes with tensors of its own.
+        passes, and that the copy of the network computes with tensors of its own. The first call
+        for samples of a kind also makes sure that it computes what the original does.
 
         Args:
             *args: What the network takes, on its device and in its dtype.
@@ -170,11 +175,18 @@ class TaylorModel(nn.Module):
         keep = keep_hooks and self._keep_hooks is not False
         around = RightOperations(norms=often)
         return NetworkFunction(
-            self.network, self._buffers_0.tensors, x, around, keep, self.forward_fn, call
+            self.network,
+            self._buffers_0.tensors,
+            x,
+            around,
+            keep,
+            self.forward_fn,
+            call,
+            self._origin.watch(self.network, self._theta_0.names | self._buffers_0.names),
         )
 
     def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Batch, call: Call) -> None:
-        """See that the copy computes with its own tensors, for samples of a new kind."""
+        """See that the copy computes what the original does, for samples of a new kind."""
         kind = str(x)
         if kind not in self._samples:
             leaves = leaves_of(theta_0)

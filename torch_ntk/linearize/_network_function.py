@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from .._functional import Batch, call_model, forward_hooks_matter, tensor_of
+from .._functional import Batch, Watch, call_model, forward_hooks_matter, tensor_of
 from .._functional._quiet import python_state, values_of
 from .._functional._state import hidden_modules
 from .._types import ForwardFn, Parameters
@@ -37,6 +37,7 @@ class NetworkFunction:
         keep_hooks: bool = False,
         forward_fn: ForwardFn | None = None,
         call: Call = call_model,
+        watch: Watch | None = None,
     ) -> None:
         """The function of `network` at `x`.
 
@@ -48,11 +49,13 @@ class NetworkFunction:
             keep_hooks: Whether forward hooks of the user run, as they are part of the function.
             forward_fn: In place of the call of the network.
             call: How the network is called without it.
+            watch: Sees tensors that no forward may use.
         """
         self._network, self._buffers, self._x = network, buffers, x
         self._around = contextlib.nullcontext() if around is None else around
         self._keep_hooks = keep_hooks
         self._forward_fn, self._call = forward_fn, call
+        self._watch = watch
         self._rows = len(x) if has_samples(x) else None
 
     def of_another(
@@ -78,8 +81,11 @@ class NetworkFunction:
     def evaluated(self, params: Parameters) -> Iterator[Tensor]:
         """The outputs; within it `params` are in place, for backward passes that run it again."""
         with self.in_place(params):
-            with self._around:
+            with self._around, self._watch or contextlib.nullcontext():
                 out = self._outputs()
+            if self._watch is not None:
+                own = all(p.is_leaf for p in params.values())
+                self._watch.refuse_others(out if own else None)
             yield out
 
     def _outputs(self) -> Tensor:
