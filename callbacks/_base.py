@@ -26,6 +26,7 @@ from torch_ntk.monitor import (
     Results,
     Session,
     SessionOptions,
+    Sharing,
     Training,
     Verdict,
     snapshot,
@@ -63,7 +64,8 @@ class KernelCallback(Results, Callback):
 
     A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
     point at which loggers also show the loss of the batch that those parameters meet next. It
-    runs on the first process only; its values are sent to the others at places that all reach.
+    runs on the first process; the others take a part of kernels that take long, and are sent its
+    values at places that all reach.
 
     A callback goes on where it was if the same Trainer fits once more, or from its state in a
     checkpoint. In a new Trainer, or with another model, it begins anew, with a new reference and
@@ -160,6 +162,7 @@ class KernelCallback(Results, Callback):
         self._module = weakref.ref(pl_module)
         self._session.schedule.start()
         self._session.length = length_of(trainer)
+        self._session.sharing = Sharing.of_this_process() if trainer.world_size > 1 else None
         self._state.start(trainer)
         # TensorBoard reads one layout for a run: the first callback speaks for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
@@ -184,9 +187,14 @@ class KernelCallback(Results, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Measure if it is due: before the batch, so that step s means after s steps."""
-        if not trainer.is_global_zero or has_averaged_weights(trainer):
+        if has_averaged_weights(trainer):
             return
         step = steps_taken(trainer)
+        if not trainer.is_global_zero:
+            if self._session.sharing is not None:
+                with unlogged(trainer, pl_module):
+                    self._session.assist(lambda: self._find(pl_module), step, batch)
+            return
         if self._session.is_due(step):
             self._measure(trainer, pl_module, step, batch)
         if self._session.needs_every_step:

@@ -155,11 +155,15 @@ class NTKMonitor(KernelCallback):
     `[N, N]` in float64, and for each measurement N eigenvalues and one number per metric. With
     `theta_0="beside"` it is all this without θ_0.
 
-    Under DDP the first process measures while the others wait for it where
-    gradients are exchanged next. Its last values and the verdict are sent to the others
-    after the first batch, at the ends of epochs, before validations and at the end, where all come;
-    they wait at most for the `timeout` of `DDPStrategy`, by default 30 minutes, and a measurement
-    that takes more than a quarter of it says so.
+    Under DDP the first process measures while the others wait for it where gradients are exchanged
+    next. A kernel that takes long (`"mean"`, `"trace"` or `"probed"`, a tenth of a second or more)
+    is shared: each process takes the part of some of the outputs, and sends it without a collective
+    operation; what does not come in time, or from a network that is not bit for bit the same, the
+    first process takes itself. The first and the last measurement are its own. Its last values and
+    the verdict are sent to the others after the first batch, at the ends of epochs, before
+    validations and at the end, where all come; they wait at most for the `timeout` of
+    `DDPStrategy`, by default 30 minutes, and a measurement that takes more than a quarter of it
+    says so.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

@@ -41,7 +41,8 @@ def main(rank: str, port: str, folder: str) -> None:
     from torch import nn
 
     from torch_ntk.callbacks import LossForecast, NTKMonitor
-    from torch_ntk.monitor import METRICS
+    from torch_ntk.monitor import METRICS, Sharing
+    from torch_ntk.monitor.loop import _session
 
     called: Counter[str] = Counter()
     for name in COLLECTIVES:
@@ -112,6 +113,23 @@ def main(rank: str, port: str, folder: str) -> None:
     options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     stopped = fit(path, classifier(lr=0.1), [stop, watch], max_epochs=50, **options)
     found["stopped"] = [stopped.global_step, str(watch.verdict)]
+
+    # A kernel that both processes take is the one that the first process takes alone.
+    answers: list[int] = []
+    original = Sharing.answer
+
+    def noting(self: Sharing, step: int, *given: Any) -> None:
+        answers.append(step)
+        original(self, step, *given)
+
+    Sharing.answer = noting  # type: ignore[method-assign]
+    for name, worth in (("alone", float("inf")), ("together", 0.0)):
+        _session._WORTH_SHARING = worth
+        own = NTKMonitor(4, every_n_steps=1, metrics=("drift", "lambda_min"))
+        fit(path, classifier(with_batch_norm), [own], max_epochs=2, **options)
+        found[name] = own.history
+    found["answers"] = answers
+    _session._WORTH_SHARING = float("inf")
 
     # Every process loads the state; the first one goes on measuring.
     again = NTKMonitor(4, **settings)

@@ -67,6 +67,12 @@ def test_two_processes(tmp_path: Path) -> None:
     assert 0 < found[0]["stopped"][0] < 150
     assert not found[1]["stopped"][1].startswith("unknown")
 
+    assert found[0]["answers"] == []
+    assert found[1]["answers"] == [2, 3, 4, 5]  # one step ahead of each, and the last one alone
+    for name, values in found[0]["alone"].items():
+        if name not in ("ntk/seconds", "ntk/overhead"):
+            assert found[0]["together"][name] == pytest.approx(values, rel=1e-6), name
+
     history = found[0]["history"]
     assert history["step"] == list(range(len(history["step"])))
     assert len(history["step"]) == 7  # two epochs of three steps, and the end

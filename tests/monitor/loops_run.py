@@ -33,8 +33,18 @@ def main(rank: str, port: str, folder: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
     from torch_ntk.integrations.transformers import NTKMonitorCallback
-    from torch_ntk.monitor import Monitor
+    from torch_ntk.monitor import Monitor, Sharing
+    from torch_ntk.monitor.loop import _session
 
+    _session._WORTH_SHARING = 0.0
+    answers: list[int] = []
+    original = Sharing.answer
+
+    def noting(self: Sharing, step: int, *given: Any) -> None:
+        answers.append(step)
+        original(self, step, *given)
+
+    Sharing.answer = noting  # type: ignore[method-assign]
     options: dict[str, Any] = {"every_n_steps": 1, "metrics": ("drift", "linearization_gap")}
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
     data = TensorDataset(x, x[:, :3].argmax(1))
@@ -100,10 +110,12 @@ def main(rank: str, port: str, folder: str) -> None:
         (by_transformers, NTKMonitorCallback),
     ):
         monitor = kind(**options)
+        answers.clear()
         plain, watched = train(None).state_dict(), train(monitor).state_dict()
         found[train.__name__] = {
             "same": all(torch.equal(t, watched[n]) for n, t in plain.items()),
             "weights": float(sum(t.double().abs().sum() for t in watched.values())),
+            "answers": list(answers),
             "history": {n: c for n, c in monitor.history.items() if n != "ntk/seconds"},
         }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Unpack
 
 from .._checks import describe, type_error, value_error
+from .._functional import unwrap
 from ..monitor import Monitor, ProbeLike, SessionOptions, load_state, save_state
 
 try:
@@ -63,8 +64,8 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
 
     The state goes into each checkpoint as a safetensors file, about as large as the model because
     of θ_0; resumed from there, the monitor keeps its reference and its curves. Where that
-    folder is not `output_dir/checkpoint-STEP`, pass `resume_from`. Only the first process
-    measures and writes; it starts no communication.
+    folder is not `output_dir/checkpoint-STEP`, pass `resume_from`. The first process measures and
+    writes; the others take a part of kernels that take long, without a collective operation.
 
     Args:
         probe: As in `torch_ntk.callbacks.NTKMonitor`: the number of samples to take from the first
@@ -109,10 +110,10 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
                 "No process holds the whole network there. Train with DistributedDataParallel, or "
                 "remove the callback from this run.",
             )
-        if not state.is_world_process_zero:
-            return
         self._stop_waiting()
         self._reset()
+        if not state.is_world_process_zero:
+            return
         self._session.length = state.max_steps if state.max_steps > 0 else None
         if state.global_step == 0:
             return
@@ -192,9 +193,13 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
     def _before_batch(
         self, state: TrainerState, model: nn.Module | None, optimizer: Optimizer | None
     ) -> None:
-        if not state.is_world_process_zero or model is None:
-            return
         step, session = state.global_step, self._session
+        if model is None:
+            return
+        if not state.is_world_process_zero:
+            self._start()
+            session.assist(lambda: unwrap(model), step, None)
+            return
         if self._waiting is not None:
             self._stop_waiting()
             with session.attempt(step, model):

@@ -10,7 +10,8 @@ One measurement, through the folders:
 3. `reference/`: the first time, θ_0, the buffers, f_0 and Θ_0 are kept in a `Reference`.
 4. `measure/`: `Record.measure` makes a `Moment` of the network now and the reference.
 5. Each `Metric` of the registry takes what it needs from it; kernel, spectrum, outputs and
-   linearization are computed once, by the `Evaluation`, whichever metrics share them.
+   linearization are computed once, by the `Evaluation`, whichever metrics share them. Of several
+   processes each takes a part of the kernel, which `Sharing` brings together.
 6. `stability/`: one of the metrics compares the optimizer's step with the loss's curvature.
 7. The values go into the history, and as an `Observation` back to the session, which measures
    the validation probe likewise and adds what the measurement took of the running time.
@@ -30,6 +31,7 @@ from .loop._schedule import Schedule as Schedule
 from .loop._session import Session as Session
 from .loop._settings import CommonOptions as CommonOptions
 from .loop._settings import SessionOptions as SessionOptions
+from .loop._sharing import Sharing as Sharing
 from .measure._adapted_network import AdaptedNetwork as AdaptedNetwork
 from .measure._adapted_network import ForwardFn as ForwardFn
 from .measure._evaluation import Evaluation as Evaluation
@@ -94,6 +96,7 @@ __all__ = [
     "Schedule",
     "Session",
     "SessionOptions",
+    "Sharing",
     "Training",
     "Unread",
     "Verdict",

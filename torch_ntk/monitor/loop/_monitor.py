@@ -22,6 +22,7 @@ from ..stability._stability import Training
 from ._results import Results
 from ._session import Session
 from ._settings import SessionOptions
+from ._sharing import Sharing
 
 Log: TypeAlias = Callable[[dict[str, float], int], None]
 """Takes the metrics of a measurement by their logged names, and the step."""
@@ -41,8 +42,8 @@ class Monitor(Results):
         print(monitor.finish(model, optimizer))
         figure, axes = monitor.plot()
 
-    The first call keeps θ_0, f_0 and Θ_0. Under `torch.distributed` only the first process
-    measures; call it in all of them.
+    The first call keeps θ_0, f_0 and Θ_0. Under `torch.distributed` the first process
+    measures, and the others take a part of kernels that take long; call it in all of them.
 
     Args:
         probe: The samples, in one of the forms that `NTKMonitor` takes (a batch of the training),
@@ -154,8 +155,7 @@ class Monitor(Results):
                 describe(None),
                 "Pass monitor.step(model, optimizer, batch), or Monitor(probe=(x, y)).",
             )
-        if not self._session.schedule.is_running:
-            self._session.schedule.start()
+        self._start()
         return self._measure(model, optimizer, batch, now, batches)
 
     def finish(
@@ -203,6 +203,12 @@ class Monitor(Results):
         stands_still = self._show_steps and _versions(model) == self._versions
         return self._steps if stands_still else self._steps + 1
 
+    def _start(self) -> None:
+        """Begin to count the time, and look for other processes; in each of them."""
+        if not self._session.schedule.is_running:
+            self._session.schedule.start()
+            self._session.sharing = Sharing.of_this_process()
+
     def _measure(
         self,
         model: nn.Module,
@@ -213,9 +219,10 @@ class Monitor(Results):
         last: bool = False,
     ) -> Observation | None:
         session = self._session
-        due = step != session.last_step if last else session.is_due(step)
         if _rank() != 0:
+            session.assist(lambda: unwrap(model), step, batch)
             return None
+        due = step != session.last_step if last else session.is_due(step)
         network = unwrap(model)
         seen = None
         training = Training(network, _optimizers(optimizer))

@@ -11,15 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, describe, value_error
+from ..._functional import unwrap
 from ..measure._adapted_network import adapted, in_own_names
 from ..measure._evaluation import DIRECTIONS, OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
+from ..measure._moment import Total
 from ..measure._observation import Observation
 from ..measure._record import Record
 from ..measure._statistics import recalibrated, statistics_of
@@ -39,6 +41,7 @@ from ..stability._stability import Training, edge_in_words, passes_the_edge
 from ._interruption import Stopped, ended_by_sigterm
 from ._part import part_that_works
 from ._settings import SessionOptions, Settings
+from ._sharing import Sharing, fingerprint, share_of
 
 _logger = logging.getLogger("torch_ntk.monitor")
 
@@ -57,6 +60,8 @@ _NO_VALIDATION = (
 )
 _STEPS = 8.0
 """Training steps that a measurement takes where nobody has said how many samples it takes."""
+_WORTH_SHARING = 0.1
+"""Seconds that a measurement takes, from which on several processes share it."""
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 _OF_ONE = ("seconds", "overhead", "batches", "verdict", "anchor_step")
 
@@ -87,6 +92,8 @@ class Session:
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
         length: Optimizer steps of the whole run, for whoever knows them.
+        sharing: What the processes of a data-parallel training know of each other; None if this
+            one measures alone.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -155,13 +162,15 @@ class Session:
         self.last_step: int | None = None
         self.diverged_at: int | None = None
         self.length: int | None = None
+        self.sharing: Sharing | None = None
         self._network: nn.Module | None = None
+        self._assisted: tuple[int, Reference, Any] | None = None
         self._remedy: str | None = None
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one process: launchers send monitors to others."""
-        return {**vars(self), "_network": None}
+        return {**vars(self), "_network": None, "_assisted": None, "sharing": None}
 
     # ------------------------------------------------------------------ names
     @property
@@ -196,7 +205,83 @@ class Session:
             return False
         # Also where the first measurement failed: a network that cannot be measured is not
         # tried again at every step.
-        return self.last_step is None or self.schedule.due(step, self.last_step)
+        due = self.last_step is None or self.schedule.due(step, self.last_step)
+        if self.sharing is None or not self._is_worth_sharing:
+            return due
+        # Others have to know one step ahead: where points follow from the time, at the next step.
+        has_budget, is_asked = self.schedule.has_budget, self.sharing.has_asked(step)
+        if not (has_budget and is_asked) and not self.sharing.has_asked(step + 1):
+            last = self.last_step if has_budget or not (due or is_asked) else step
+            if self.schedule.due(step + 1, last):
+                count, reference = self.record.evaluation.shares, self.record.reference
+                self.sharing.ask(step + 1, count, reference, self._question)
+        is_expected = has_budget and self.sharing.has_asked(step + 1)
+        return is_asked or (due and not is_expected)
+
+    @property
+    def _is_worth_sharing(self) -> bool:
+        rows, record = self.record.history, self.record
+        is_shareable = record.is_shareable and not self.settings.coupled
+        return is_shareable and bool(rows) and rows[-1]["seconds"] >= _WORTH_SHARING
+
+    def _question(self) -> dict[str, Any]:
+        """What another process needs to know to take a part of the kernel."""
+        reference = self.record.reference
+        assert reference is not None
+        fewer = replace(
+            reference, params={}, buffers={}, outputs=None, kernel=None, parts=None, infinite=None
+        )
+        return {**fewer.state_dict(), "output": self.record.evaluation.output}
+
+    def assist(self, find: Callable[[], nn.Module], step: int, batch: Any) -> None:
+        """On another process than the first: take a share of its kernel if it has asked for one.
+
+        Whatever goes wrong, that process does the work, and meets the error if it is the network's.
+
+        Args:
+            find: Finds the module with the parameters.
+            step: Optimizer steps taken.
+            batch: The next one of this process, in whose form samples are put.
+        """
+        sharing = self.sharing
+        if sharing is None or sharing.rank == 0 or not sharing.is_asked(step):
+            return
+        try:
+            version, place, places = sharing.question(step)
+            network = find()
+            if self._assisted is None or self._assisted[0] != version:
+                state = sharing.reference(version)
+                device = next(network.parameters()).device
+                self._assisted = version, Reference.from_state_dict(state).to(device), state
+            reference, state = self._assisted[1:]
+            reference = self._in_form(reference, network, self._probe, batch)
+            module = self._adapted(network)
+            with self._statistics(module, reference.probe):
+                evaluation = self.record.evaluation_of(reference, state["output"])
+                part = share_of(evaluation.shares, place, places)
+                names, probe = reference.trained, reference.probe
+                share = evaluation.kernel_of_some(unwrap(module), names, probe, part)
+            sharing.answer(step, share, self._fingerprint(module, reference.probe))
+        except Exception:  # see above
+            sharing.decline(step)
+
+    def _fingerprint(self, module: nn.Module, probe: Probe) -> str:
+        """Of all that a kernel follows from, without statistics, which are those of the probe."""
+        own = statistics_of(module) if self.settings.recalibrate else {}
+        buffers = ((n, b) for n, b in module.named_buffers() if n not in own)
+        samples = ((str(k), t) for k, t in enumerate(probe.batch.tensors))
+        return fingerprint((*module.named_parameters(), *buffers, *samples))
+
+    def _total(self, module: nn.Module, probe: Probe, step: int) -> Total | None:
+        """What adds up the shares of all processes, if they have been asked for this step."""
+        sharing = self.sharing
+        if sharing is None or not sharing.has_asked(step):
+            return None
+
+        def total(count: int, take: Callable[[slice], Tensor]) -> Tensor:
+            return sharing.total(step, count, take, self._fingerprint(module, probe))
+
+        return total
 
     @contextlib.contextmanager
     def attempt(self, step: int, module: nn.Module) -> Iterator[None]:
@@ -393,7 +478,8 @@ class Session:
         started = time.perf_counter()
         with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
             before = time.perf_counter() - started  # a pass over the probe, for its statistics
-            seen = self.record.measure(module, step, training)
+            total = None if probe is None else self._total(module, probe, step)
+            seen = self.record.measure(module, step, training, total)
             self.record.add(seen, seconds=seen.scalars["seconds"] + before)
             self.pictures.add(self.record, seen)
             beside: dict[str, float] = {}
@@ -446,15 +532,17 @@ class Session:
 
     def _in_its_form(self, record: Record, network: nn.Module, samples: Any, batch: Any) -> None:
         """Put the samples of a saved state, which has plain containers, in those of this run."""
-        reference = record.reference
-        if reference is None or reference.probe.is_whole:
-            return
-        if isinstance(samples, int) and batch is None:
-            return  # the run has had none since
-        found = self._read(
-            network, _DefaultCount(1) if isinstance(samples, int) else samples, batch
-        )
-        record.reference = replace(reference, probe=reference.probe.in_form_of(found))
+        if record.reference is not None:
+            record.reference = self._in_form(record.reference, network, samples, batch)
+
+    def _in_form(
+        self, reference: Reference, network: nn.Module, samples: Any, batch: Any
+    ) -> Reference:
+        if reference.probe.is_whole or (isinstance(samples, int) and batch is None):
+            return reference  # or the run has had no batch since
+        few = _DefaultCount(1) if isinstance(samples, int) else samples
+        found = self._read(network, few, batch)
+        return replace(reference, probe=reference.probe.in_form_of(found))
 
     def release(self) -> None:
         """Keep no network alive, nor a copy of its parameters that only the next step needs."""

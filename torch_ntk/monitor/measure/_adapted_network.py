@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..._functional import Batch, tensor_of
+from ..._functional import Batch, call_model, tensor_of
 from ..._types import ForwardFn as ForwardFn
 from ..._types import ParameterSelection
 from ...empirical._coupled import CoupledBatches
@@ -86,6 +86,12 @@ def _outputs_of_one(network: nn.Module, batch: Any) -> Tensor:
     """Of a network whose only argument is a container, with the usual choice of the outputs."""
     samples = Batch.coupled("probe", batch)
     return tensor_of(network(batch), samples, len(samples), None)
+
+
+def usual_outputs(network: nn.Module, batch: Any) -> Tensor:
+    """Outputs `[N, ...]` of a network that is called in the usual way, see `empirical_ntk`."""
+    samples = Batch.coupled("probe", batch)
+    return tensor_of(call_model(network, batch), samples, len(samples), None)
 
 
 def adapted(

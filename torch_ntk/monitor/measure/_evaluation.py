@@ -28,11 +28,12 @@ from ..._optimizers import KNOWN, NoScalesError, has_scales, owner, step_scales
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
+from ...empirical._probed import along, random_signs
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ...memory import aiming_at, free_memory
 from ...nn._inventory import fan_in_of
 from ..probe._probe import Probe
-from ._adapted_network import AdaptedNetwork, Samples, call_of
+from ._adapted_network import AdaptedNetwork, Samples, call_of, usual_outputs
 
 KernelOutput: TypeAlias = Output | Literal["probed"] | None
 """The kernel's output reduction; None is `"mean"` up to `MANY` outputs and `"probed"` beyond."""
@@ -295,6 +296,34 @@ class Evaluation:
         with aiming_at(self._aim(network)):
             kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
         return self._stored(kernel)
+
+    @property
+    def shares(self) -> int:
+        """Outputs, or directions of them, whose kernels add up to Θ; 1 where none can be told."""
+        return self._differentiated if self._kept in ("mean", "trace", "probed") else 1
+
+    def kernel_of_some(
+        self, network: nn.Module, names: Sequence[str], probe: Probe, part: slice
+    ) -> Tensor:
+        """The part of Θ that some of `shares` make; all of them add up to `kernel`.
+
+        `Σ_i Θ[n, m, i, i]` over some of the outputs f_i, or of the directions Σ_i v_i f_i / √O by
+        which a kernel is probed, divided by what the sum over all is divided by.
+        """
+        size = self.size or 1
+        is_along = self.is_probed and size > DIRECTIONS
+        signs = random_signs(size, DIRECTIONS, seed=0)[part] if is_along else None
+        call = call_of(network, probe) or usual_outputs
+
+        def some(network: nn.Module, batch: Any) -> Tensor:
+            out = call(network, batch)
+            out = out.reshape(len(out), -1)
+            return out[:, part] if signs is None else along(out, signs.to(out.device))
+
+        how = self._how(network, names, probe, None)
+        with aiming_at(self._aim(network)):
+            kernel = empirical_ntk(network, probe.x, output="trace", **{**how, "forward_fn": some})
+        return self._stored(kernel) / (1 if self._kept == "trace" else self.shares)
 
     def kernel_by_module(
         self,

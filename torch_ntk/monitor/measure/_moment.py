@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +20,8 @@ from ..stability._training_loss import LossLike
 from ._evaluation import Evaluation
 from ._last_step import LastStep
 from ._linearization import Linearization, Movement
+
+Total: TypeAlias = Callable[[int, Callable[[slice], Tensor]], Tensor]
 
 
 @dataclass
@@ -41,6 +46,8 @@ class Moment:
         undefined: Why metrics have no value, by their names.
         statistics: Names of the buffers that hold running statistics of the probe.
         last_step: The step just taken, if a metric needs it and it is known.
+        total: Adds the kernels of outputs up that other processes have taken, from how many there
+            are and a function that takes the kernel of some; None takes all of them here.
     """
 
     network: nn.Module
@@ -56,6 +63,7 @@ class Moment:
     undefined: dict[str, str] = field(default_factory=dict)
     statistics: frozenset[str] = frozenset()
     last_step: LastStep | None = None
+    total: Total | None = None
 
     @cached_property
     def parts(self) -> Parameters:
@@ -76,6 +84,10 @@ class Moment:
             return reference.kernel
         if self.by_module:
             return sum_of(self.parts)
+        evaluation, names, probe = self.evaluation, reference.trained, reference.probe
+        if self.total is not None and evaluation.shares > 1:
+            take = functools.partial(evaluation.kernel_of_some, self.network, names, probe)
+            return self.total(evaluation.shares, take)
         return self.evaluation.kernel(
             self.network, reference.trained, reference.probe, optimizer=self.optimizer
         )

@@ -19,11 +19,11 @@ from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
 from ._adapted_network import in_own_names
-from ._evaluation import DIRECTIONS, Evaluation, infinite_kernel
+from ._evaluation import DIRECTIONS, Evaluation, KernelOutput, infinite_kernel
 from ._last_step import LastStep
 from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics
-from ._moment import Moment, sum_of
+from ._moment import Moment, Total, sum_of
 from ._observation import Observation
 
 _KERNELS = frozenset({"kernel", "parts", "spectrum"})
@@ -196,8 +196,22 @@ class Record:
             self.too_long = told
         return evaluation, probe
 
+    @property
+    def is_shareable(self) -> bool:
+        """Whether the kernel is a sum over outputs which several processes can share."""
+        is_sum = self.takes_kernel and "parts" not in self.needs and self.evaluation.shares > 1
+        return is_sum and self.evaluation.moved_by == "gradient"
+
+    def evaluation_of(self, reference: Reference, output: KernelOutput) -> Evaluation:
+        """How another process takes its kernel: with this output, on its reference."""
+        return replace(self._asked, output=output).for_outputs(reference.size, reference.held)
+
     def measure(
-        self, network: nn.Module, step: int, training: Training | None = None
+        self,
+        network: nn.Module,
+        step: int,
+        training: Training | None = None,
+        total: Total | None = None,
     ) -> Observation:
         """Compare `network` with the reference and add the result to the history.
 
@@ -205,6 +219,7 @@ class Record:
             network: The module of which the reference was taken.
             step: Optimizer steps taken.
             training: What moves it, for `stability` and the kernel of its optimizer.
+            total: See `Moment`.
 
         Raises:
             ValueError: There is no reference, the network is another one, or it has NaN or
@@ -231,6 +246,7 @@ class Record:
             undefined=undefined,
             statistics=self.statistics,
             last_step=self._last_step(step),
+            total=total,
         )
         if optimizer is not None and reference.kernel is None:
             parts = moment.parts if moment.by_module else None

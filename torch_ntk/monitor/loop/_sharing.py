@@ -1,0 +1,216 @@
+"""The work of a kernel, divided among the processes of a data-parallel training.
+
+After a step every process has the same parameters, so that each can take the kernel of some of the
+outputs; the first process adds these up. They talk through the store by which `torch.distributed`
+has connected them, and never wait for each other in a collective operation: a process that does
+not answer in time, that fails, or whose network is not bit for bit that of the first process,
+leaves its share to that one.
+
+The first process asks one step ahead. What it writes before step s, every other process finds
+before step s + 1, because the gradients of step s are averaged in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+
+_generations = itertools.count()  # the same in all processes, which make the same monitors in turn
+
+_LEAST_PATIENCE = 2.0  # seconds that the first process waits for a share, beside those of its own
+_GIVEN_UP = 2  # shares that have not come, after which no more are asked for
+_NONE = "none"
+_PIECE = 2**20  # numbers whose bits are added up at once
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
+
+
+class Sharing:
+    """What one process knows of the others, and sends to them.
+
+    Args:
+        store: Connects the processes.
+        rank: Of this process; the first one has 0.
+        size: How many processes there are.
+        generation: Tells the monitors of these processes apart.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, generation: int) -> None:
+        self.rank, self.size = rank, size
+        self._store: Any = PrefixStore(f"torch_ntk/{generation}", store)
+        self._published: object = None
+        self._version = 0
+        self._missed = 0
+        self._asked: dict[int, list[int]] = {}  # of steps that were not measured yet, the ranks
+        self._answered: int | None = None
+        if rank:
+            self._store.set(f"here/{rank}", "1")
+
+    @staticmethod
+    def of_this_process() -> Sharing | None:
+        """That of the default process group; None without one, or with a single process."""
+        distributed, generation = torch.distributed, next(_generations)
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        find = getattr(distributed.distributed_c10d, "_get_default_store", None)
+        if size < 2 or find is None:
+            return None
+        return Sharing(find(), rank, size, generation)
+
+    # ------------------------------------------------------------------ the first process
+    def has_asked(self, step: int) -> bool:
+        """Whether shares were asked for at this step."""
+        return step in self._asked
+
+    def ask(
+        self, step: int, count: int, reference: object, state: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """Ask the other processes for their shares of the kernel at a step to come.
+
+        Args:
+            step: Optimizer steps taken by then.
+            count: How many outputs there are, or directions of them.
+            reference: What the kernel is taken on; sent again if it is another one than before.
+            state: Makes its state, tensors and plain values.
+        """
+        if self._missed >= _GIVEN_UP:
+            return
+        try:
+            others = [r for r in range(1, self.size) if self._store.check([f"here/{r}"])]
+            if len(others[: count - 1]):
+                self._ask(step, others[: count - 1], reference, state)
+        except RuntimeError:  # of a store that is gone, without which each measures alone
+            self._missed = _GIVEN_UP
+
+    def _ask(
+        self,
+        step: int,
+        others: list[int],
+        reference: object,
+        state: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        if reference is not self._published:
+            self._published, self._version = reference, self._version + 1
+            kept = io.BytesIO()
+            torch.save(state(), kept)
+            self._store.set(f"reference/{self._version}", kept.getvalue())
+        text = ",".join(map(str, (self._version, 0, *others)))
+        self._store.set(f"ask/{step}", text)
+        self._asked[step] = [0, *others]
+
+    def total(
+        self, step: int, count: int, take: Callable[[slice], Tensor], fingerprint: str
+    ) -> Tensor:
+        """The kernel of all outputs at the step that was asked for.
+
+        Args:
+            step: The step.
+            count: How many outputs there are, or directions of them.
+            take: The part of the kernel that some of them make.
+            fingerprint: Of the network and the samples; a share of another one is not used.
+        """
+        ranks = self._asked.pop(step)
+        parts = _parts(count, len(ranks))
+        started = time.perf_counter()
+        kernel = take(parts[0])
+        patience = _LEAST_PATIENCE + time.perf_counter() - started
+        until = time.perf_counter() + patience
+        for rank, part in zip(ranks[1:], parts[1:], strict=True):
+            found = self._answer_of(rank, step, fingerprint, until - time.perf_counter())
+            if found is None:
+                self._missed += 1
+                kernel = kernel + take(part)
+            else:
+                shares = torch.from_numpy(found.copy()).view(kernel.shape)
+                kernel = kernel + shares.to(kernel)
+        return kernel
+
+    def _answer_of(
+        self, rank: int, step: int, fingerprint: str, seconds: float
+    ) -> np.ndarray[Any, Any] | None:
+        key = f"answer/{step}/{rank}"
+        try:
+            self._store.wait([key], timedelta(seconds=max(seconds, 0.001)))
+            answer = self._store.get(key)
+            self._store.delete_key(key)
+        except RuntimeError:  # as which a store tells that time is over
+            return None
+        own, _, numbers = answer.partition(b" ")
+        if own != fingerprint.encode():
+            return None
+        return np.frombuffer(numbers, dtype=np.float64)
+
+    # ------------------------------------------------------------------ the others
+    def is_asked(self, step: int) -> bool:
+        """Whether a share is wanted from this process, for the first time at this step."""
+        if step == self._answered:
+            return False
+        try:
+            found: bool = self._store.check([f"ask/{step}"])
+        except RuntimeError:
+            return False
+        self._answered = step if found else self._answered
+        return found
+
+    def question(self, step: int) -> tuple[int, int, int]:
+        """The version of the reference, and which share of how many is meant."""
+        version, *ranks = map(int, self._store.get(f"ask/{step}").decode().split(","))
+        return version, ranks.index(self.rank), len(ranks)
+
+    def reference(self, version: int) -> Any:
+        """What the kernel is taken on, as `ask` has sent it."""
+        return torch.load(io.BytesIO(self._store.get(f"reference/{version}")), weights_only=True)
+
+    def answer(self, step: int, share: Tensor, fingerprint: str) -> None:
+        """Send the share of this process."""
+        numbers = share.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+        self._store.set(f"answer/{step}/{self.rank}", fingerprint.encode() + b" " + numbers)
+
+    def decline(self, step: int) -> None:
+        """Leave the share of this process to the first one."""
+        self._store.set(f"answer/{step}/{self.rank}", _NONE)
+
+
+def share_of(count: int, place: int, places: int) -> slice:
+    """The outputs that one of several processes takes."""
+    return _parts(count, places)[place]
+
+
+def _parts(count: int, places: int) -> list[slice]:
+    ends = [count * k // places for k in range(places + 1)]
+    # The first process also has everything else to do: it takes what is not more than the others'.
+    sizes = sorted(b - a for a, b in itertools.pairwise(ends))
+    starts = list(itertools.accumulate(sizes, initial=0))
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Of the bits of tensors, which differs between processes if one of these does."""
+    found = hashlib.sha256()
+    for name, tensor in named:
+        found.update(
+            f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:{_sum_of_bits(tensor)};".encode()
+        )
+    return found.hexdigest()
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Σ_i (2i + 1) b_i modulo 2⁶⁴ of the bits b_i of each number, where the tensor is.
+
+    An odd factor has an inverse, so that a change of one number always changes the sum.
+    """
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    bits = plain.detach().contiguous().view(-1).view(_INTEGERS[plain.element_size()])
+    odd = 2 * torch.arange(min(len(bits), _PIECE), device=bits.device) + 1
+    sums = [(piece.long() * odd[: len(piece)]).sum() for piece in torch.split(bits, _PIECE)]
+    return sum((2 * k + 1) * int(part) for k, part in enumerate(sums)) % 2**64
