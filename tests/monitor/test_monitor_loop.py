@@ -286,6 +286,7 @@ def test_a_wrapped_network_and_other_processes(monkeypatch: pytest.MonkeyPatch) 
     other = Monitor(8, every_n_steps=1)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     assert other.step(model, batch=batches()[0]) is None
     assert other.finish(model).regime == "unknown"
     assert other.history == {}
