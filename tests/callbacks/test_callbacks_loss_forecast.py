@@ -246,8 +246,8 @@ def test_adam_is_predicted_from_a_later_step_on(
             fit(tmp_path, module, [second], whole(), stop and str(path), max_epochs=36)
         curves.append(untimed(second.history))
     assert curves[0] == curves[1]
-    text = "holds P of AdamW constant as it is now. Its squares of gradients are averages over"
-    assert f"{text} about 20 steps" in caplog.text
+    assert "assumes that P of AdamW stays as it is now" in caplog.text
+    assert "squared gradients that are averaged over about 20 steps" in caplog.text
     assert curves[0]["step"] == [20, 25, 30, 35, 36]
     predicted, actual = curves[0]["forecast/predicted"], curves[0]["forecast/actual"]
     assert predicted[0] == actual[0]

@@ -92,7 +92,7 @@ def test_ignored_labels_do_not_count() -> None:
     loss = nn.CrossEntropyLoss(ignore_index=-1)
     found = call(y=torch.tensor([0, 1, -1, 0, 1]), loss=loss)
     assert bool((found.loss.diff() < 0).all())
-    with pytest.raises(ValueError, match="none that counts"):
+    with pytest.raises(ValueError, match="only ignored labels"):
         call(y=torch.full((5,), -1), loss=loss)
 
 
@@ -119,8 +119,8 @@ def test_a_kernel_and_its_outputs_fit() -> None:
         ({"outputs": f[:2]}, r"`outputs` must be \[3, O\]"),
         ({"outputs": f[:, 0]}, r"`outputs` must be \[3, O\]"),
         ({"outputs": f / 0}, "`outputs` must be finite"),
-        ({"k_test_train": theta}, "`test_outputs` must be given together"),
-        ({"test_outputs": f}, "`k_test_train` must be given together"),
+        ({"k_test_train": theta}, "`test_outputs` must be given if"),
+        ({"test_outputs": f}, "`k_test_train` must be given if"),
         ({"k_test_train": theta[:, :2], "test_outputs": f}, "`k_test_train`"),
         ({"k_test_train": theta, "test_outputs": f[:2]}, "`f0_test`"),
         ({"kernel": torch.zeros(3, 2).double()}, "k"),

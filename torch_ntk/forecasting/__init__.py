@@ -1,7 +1,7 @@
-"""What a training will do, from the kernel at its start: loss curve, outputs, stable step.
+"""Predict a training from the kernel at its start: loss curve, outputs, largest stable step.
 
-`forecast` takes a network and its data, `forecast_from_kernel` a kernel that is there already.
-`torch_ntk.plotting.plot_forecast` draws the result over the real curve.
+`forecast` takes a network and its data, `forecast_from_kernel` a kernel that has been computed
+already. `torch_ntk.plotting.plot_forecast` draws the prediction and the real loss curve together.
 """
 
 from ._forecast import Forecast as Forecast

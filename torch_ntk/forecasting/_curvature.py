@@ -1,4 +1,4 @@
-"""The curvature of a loss along the directions that a kernel can move."""
+"""The curvature of a loss in the directions in which a kernel can move the outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def curvatures(
         y: Targets.
     """
     size, shape = f.numel(), f.shape
-    # Autograd records nothing in inference mode, nor tensors that were made there.
+    # Autograd records nothing in inference mode, and never tensors that were made there: copy them.
     with torch.inference_mode(False), torch.no_grad():
         at, targets = f.detach().clone(), y.detach().clone()
         gradient = grad(lambda flat: loss(flat.reshape(shape), targets))
@@ -40,7 +40,7 @@ def curvatures(
 
 
 def _matrix(kernel: Tensor, outputs: int) -> Tensor:
-    """The kernel as a matrix `[N·O, N·O]` in the order of flattened outputs `[N, O]`."""
+    """A kernel as the matrix `[N·O, N·O]` that acts on flattened outputs `[N, O]`."""
     if kernel.ndim == 2:
         return torch.kron(kernel, torch.eye(outputs, dtype=kernel.dtype, device=kernel.device))
     size = kernel.shape[0] * outputs

@@ -1,4 +1,4 @@
-"""`Forecast`: a predicted training."""
+"""`Forecast`, the result of predicting a training."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """A training as the kernel at its start predicts it; see `forecast`.
+    """A training that was predicted from the kernel at its start; see `forecast`.
 
     Attributes:
-        steps: The optimizer steps of the trajectory, `[T]`, integers.
-        loss: The predicted training loss at these, `[T]`, float64; infinite where it diverges
+        steps: The numbers of the predicted optimizer steps, `[T]`, integers.
+        loss: The predicted training loss at these steps, `[T]`, float64; infinite where it diverges
             beyond the range of float64.
         train_outputs: Predicted outputs on the training samples, `[T, N, O]`.
-        test_outputs: Predicted outputs on the test samples, `[T, M, O]`, or None without any.
+        test_outputs: Predicted outputs on the test samples, `[T, M, O]`; None without test samples.
         curvatures: The eigenvalues of the loss's curvature Θ^½ ∇²loss Θ^½ in the outputs at the
             start, descending, `[D]`. For squared error these are c·λ_i with the eigenvalues λ_i of
             Θ, c = 1 for a loss ½ Σ‖f - y‖² and 1/(N·O) for its mean. D is N or N·O.
-        mode_steps: In how many steps each mode decays to 1/e, (1 - momentum)/(lr · curvature),
-            `[D]`, ascending; infinite where there is no curvature.
+        mode_steps: The number of steps in which each mode decays to 1/e,
+            (1 - momentum)/(lr · curvature), `[D]`, ascending; infinite without curvature.
         lr: The learning rate.
-        momentum: Of the optimizer.
-        max_lr: The largest stable learning rate, 2 (1 + momentum) / curvatures[0]. Exact for
-            squared error; for another loss it is right as long as its curvature is that of the
-            start.
+        momentum: The momentum of the optimizer.
+        max_lr: The largest stable learning rate, 2 (1 + momentum) / curvatures[0]. It is exact for
+            squared error; for another loss it holds while the curvature is that of the start.
         stable: Whether lr < max_lr.
-        exact_steps: Whether discrete steps were predicted (squared error), or gradient flow at
-            the time that so many steps amount to.
-        kernel: The kernel, as it was computed.
+        exact_steps: True if discrete steps were predicted (squared error); False if gradient flow
+            was, at the time to which the steps amount.
+        kernel: The kernel from which the training was predicted.
     """
 
     steps: Tensor

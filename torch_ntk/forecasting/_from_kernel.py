@@ -1,28 +1,24 @@
-"""A forecast from a kernel and outputs that are there already."""
+"""`forecast_from_kernel`: predict a training from a given kernel and given outputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._checks import (
-    check_finite,
-    check_finite_number,
-    check_tensor,
-    describe,
-    type_error,
-    value_error,
-)
+from .._checks import check_finite, check_tensor, describe, type_error, value_error
 from ..linalg import as_float64
 from ..predict import MSEPredictor, gradient_descent_mse, gradient_flow
+from ..predict._gradient_descent_mse import check_learning_rate
+from ..predict._max_learning_rate import check_momentum
 from ._curvature import curvatures
 from ._forecast import Forecast
-from ._loss import LossLike, SmoothLoss, SquaredError, check_targets, read_loss
+from ._loss import LossLike, SquaredError, read_loss
 
-_MOST_STEPS = 1000
+_MOST_STEPS = 1000  # as many evenly spaced steps are predicted if there are more
 _HUGE = 1e100  # beyond it, squares of residuals leave the range of float64
 
 
@@ -42,7 +38,7 @@ def forecast_from_kernel(
 ) -> Forecast:
     """Predict a training from a kernel, the outputs at its start and the targets.
 
-    As `forecast`, of which this is the second half.
+    `forecast` computes kernel and outputs, and then calls this function.
 
     Args:
         kernel: Θ_0 on the training samples, `[N, N]` or `[N, N, O, O]`.
@@ -73,7 +69,7 @@ def forecast_from_kernel(
         (tensor([1.0000, 0.1250, 0.0312], dtype=torch.float64), tensor([1., 2.],
         dtype=torch.float64), 1.0)
     """
-    rate, mu = check_rates(lr, momentum)
+    rate, mu = check_learning_rate(lr), check_momentum(momentum)
     at = read_steps(steps)
     rule = read_loss(loss, reduction)
     theta = as_float64("kernel", kernel)
@@ -81,13 +77,18 @@ def forecast_from_kernel(
     if start.ndim != 2 or start.shape[0] != theta.shape[0]:
         raise value_error("outputs", f"[{theta.shape[0]}, O], as the kernel", start)
     start = check_finite("outputs", start.detach().to(theta.device, torch.float64))
-    targets = rule.targets(check_targets(y).to(theta.device), start.shape)
+    targets = rule.targets(check_tensor("y", y).to(theta.device), start.shape)
     test = _test(k_test_train, test_outputs, theta)
     if isinstance(rule, SquaredError):
-        found = _descent(rule, theta, start, targets, at, rate, mu, test)
+        predictor = descent(rule, theta, targets, rate, mu)
+        train, on_test = descended(predictor, at, start, test)
+        curved = rule.scale * predictor.reduction_rate * predictor.eigenvalues.flip(0)
     else:
-        found = _flow(rule, theta, start, targets, at, rate, mu, test, progress)
-    train, on_test, curved = found
+        function, size = rule.function, start.shape[1]
+        flow = gradient_flow(function, theta, targets, num_outputs=size, progress=progress)
+        times = flow_time(at.to(torch.float64), rate, mu)
+        train, on_test = flow(times, start, test.outputs, test.kernel)
+        curved = curvatures(function, theta, start, targets)
     largest = max(float(curved[0]), 0.0)
     limit = 2.0 * (1.0 + mu) / largest if largest > 0.0 else math.inf
     losses = rule.values(train, targets)
@@ -107,85 +108,58 @@ def forecast_from_kernel(
     )
 
 
-_Test = tuple[Tensor, Tensor] | None
-_Found = tuple[Tensor, Tensor | None, Tensor]
+class _Test(NamedTuple):
+    """Θ_0 between test and training samples, and f_0 on test samples; None without test samples."""
+
+    kernel: Tensor | None = None
+    outputs: Tensor | None = None
 
 
-def _descent(
-    rule: SquaredError,
-    theta: Tensor,
-    start: Tensor,
-    y: Tensor,
-    at: Tensor,
-    lr: float,
-    momentum: float,
-    test: _Test,
-) -> _Found:
-    """Discrete steps in closed form."""
-    predict = descent(rule, theta, y, lr, momentum)
-    train, on_test = descended(predict, at, start, test)
-    return train, on_test, rule.scale * predict.reduction_rate * predict.eigenvalues.flip(0)
+_NO_TEST = _Test()
 
 
 def descent(
     rule: SquaredError, theta: Tensor, y: Tensor, lr: float, momentum: float
 ) -> MSEPredictor:
-    """The predictor of steps on a squared error."""
+    """The predictor of gradient descent on a squared error."""
     return gradient_descent_mse(
         theta,
         y,
-        lr * rule.scale,  # the factor of the loss acts as one of the step
+        lr * rule.scale,  # a factor of the loss has the effect of a factor of the step
         momentum,
         reduction=rule.reduction,  # type: ignore[arg-type]
     )
 
 
 def descended(
-    predict: MSEPredictor, at: Tensor, start: Tensor, test: _Test = None
+    predict: MSEPredictor, at: Tensor, start: Tensor, test: _Test = _NO_TEST
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs after these steps; infinite where they diverge beyond float64."""
+    """Outputs on training and test samples after these steps; infinite where they diverge."""
     decay = predict.residual_decay(at)
     fits = (decay.abs() < _HUGE).all(1).cpu()  # false for NaN as well
-    kernel, f0 = (None, None) if test is None else test
-    # The start goes in front, as there must be a time.
+    # Step 0 is put in front, because a predictor needs at least one time.
     times = torch.cat([at.new_zeros(1), at[fits]])
-    f, g = predict(times, f0_train=start, f0_test=f0, k_test_train=kernel)
+    f, g = predict(times, start, test.outputs, test.kernel)
     return _spread(f[1:], fits), None if g is None else _spread(g[1:], fits)
 
 
 def _spread(found: Tensor, fits: Tensor) -> Tensor:
-    """Found outputs at the times that fit, infinite ones elsewhere."""
+    """The outputs of the steps for which `fits` is True, and infinity at the other steps."""
     full = torch.full((len(fits), *found.shape[1:]), math.inf, dtype=found.dtype)
     full = full.to(found.device)
     full[fits.to(found.device)] = found
     return full
 
 
-def _flow(
-    rule: SmoothLoss,
-    theta: Tensor,
-    start: Tensor,
-    y: Tensor,
-    at: Tensor,
-    lr: float,
-    momentum: float,
-    test: _Test,
-    progress: bool,
-) -> _Found:
-    """Gradient flow at the time that the steps amount to."""
-    predict = gradient_flow(rule.function, theta, y, num_outputs=start.shape[1], progress=progress)
-    times = flow_time(at.to(torch.float64), lr, momentum)
-    kernel, f0 = (None, None) if test is None else test
-    f, g = predict(times, f0_train=start, f0_test=f0, k_test_train=kernel)
-    return f, g, curvatures(rule.function, theta, start, y)
-
-
 def flow_time(steps: Tensor, lr: float, momentum: float) -> Tensor:
-    r"""The time of gradient flow that steps with momentum μ amount to.
+    r"""The time of gradient flow to which steps with momentum μ amount.
 
-    Under a constant gradient k steps of heavy ball from rest go as far as
-    lr·Σ_{j≤k} (1 - μ^j)/(1 - μ) = lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ): the time that leaves an
-    error of second order in lr.
+    With a constant gradient, k steps of heavy-ball momentum from rest cover the same distance as
+    gradient flow does in the time
+
+        lr·Σ_{j≤k} (1 - μ^j)/(1 - μ) = lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ).
+
+    The error of this time is of second order in lr.
     """
     rest = 1.0 - momentum
     return lr / rest * (steps - momentum * (1.0 - momentum**steps) / rest)
@@ -193,44 +167,26 @@ def flow_time(steps: Tensor, lr: float, momentum: float) -> Tensor:
 
 def _test(kernel: Tensor | None, outputs: Tensor | None, theta: Tensor) -> _Test:
     if kernel is None and outputs is None:
-        return None
+        return _Test()
     if kernel is None or outputs is None:
         missing = "k_test_train" if kernel is None else "test_outputs"
-        raise value_error(missing, "given together with the other of the two", describe(None))
-    return (
+        raise value_error(missing, "given if the other of the two is given", describe(None))
+    return _Test(
         as_float64("k_test_train", kernel).to(theta.device),
         as_float64("test_outputs", outputs).to(theta.device),
     )
 
 
-def check_rates(lr: object, momentum: object) -> tuple[float, float]:
-    """Learning rate and momentum.
-
-    Raises:
-        TypeError: One is not a number.
-        ValueError: `lr` is not positive, or `momentum` not in [0, 1).
-    """
-    rate = check_finite_number("lr", lr)
-    if rate <= 0.0:
-        raise value_error(
-            "lr", "positive", f"{rate:g}", "Pass that of the optimizer, such as lr=0.1."
-        )
-    mu = check_finite_number("momentum", momentum, minimum=0.0)
-    if mu >= 1.0:
-        raise value_error("momentum", "in [0, 1)", f"{mu:g}", "With 1, nothing ever comes to rest.")
-    return rate, mu
-
-
 def read_steps(steps: object) -> Tensor:
-    """The steps of a trajectory, `[T]`, ascending.
+    """The numbers of the steps to predict, `[T]`, ascending.
 
     Args:
-        steps: The last step, for every step up to it (evenly spaced ones if there are more than a
-            thousand), or the steps themselves.
+        steps: The number of the last step, for all steps up to it (or 1,001 evenly spaced ones if
+            there are more than a thousand); or the numbers of the steps themselves.
 
     Raises:
-        TypeError: Neither an integer nor integers.
-        ValueError: None, or a negative one.
+        TypeError: `steps` is neither an integer nor a sequence of integers.
+        ValueError: A number is negative, or there are no steps.
     """
     expected = "a number of steps, or a sequence of step numbers"
     if isinstance(steps, int) and not isinstance(steps, bool):
@@ -243,7 +199,7 @@ def read_steps(steps: object) -> Tensor:
     if not isinstance(steps, Sequence) or isinstance(steps, (str, bytes)):
         raise type_error("steps", expected, describe(steps))
     if not all(isinstance(k, int) and not isinstance(k, bool) for k in steps):
-        raise type_error("steps", expected, "a sequence of other things than integers")
+        raise type_error("steps", expected, "a sequence with entries that are not integers")
     if not steps or min(steps) < 0:
         raise value_error("steps", "not empty and not negative", f"{list(steps)[:5]}")
     return torch.tensor(sorted(set(steps)))

@@ -1,4 +1,4 @@
-"""A forecast for a network and its data."""
+"""`forecast`: predict the training of a network from its kernel and data."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, describe, type_error
+from .._checks import check_choice, check_tensor, describe, type_error
 from .._functional import Batch, ModelFunction, evaluating_on, model_function, unwrap
 from .._types import BatchLike, ForwardFn, Method, Output, ParameterSelection, PreconditionLike
 from ..empirical import empirical_ntk
 from ..empirical._coupled import CoupledBatches
 from ..empirical.inspect import keep_hooks_that_matter
+from ..predict._gradient_descent_mse import check_learning_rate
+from ..predict._max_learning_rate import check_momentum
 from ._forecast import Forecast
-from ._from_kernel import check_rates, forecast_from_kernel, read_steps
-from ._loss import LossLike, check_targets, read_loss
+from ._from_kernel import forecast_from_kernel, read_steps
+from ._loss import LossLike, read_loss
 
 _OUTPUTS = ("full", "mean", "pseudo")
 _CHUNK = 64
@@ -46,53 +48,54 @@ def forecast(
 ) -> Forecast:
     r"""Predict the loss curve of full-batch training from the kernel at its start.
 
-    With the present kernel Θ_0 of the network, training of the linearized network is known
-    without training it. For squared error, k steps of `torch.optim.SGD(lr, momentum)` are
-    predicted exactly as discrete steps, without momentum
+    The kernel Θ_0 of the network at its present parameters determines the training of the
+    linearized network. For squared error, k steps of `torch.optim.SGD(lr, momentum)` are predicted
+    exactly as discrete steps. Without momentum they are
 
-        f_k = y + (1 - lr·c·Θ_0)^k (f_0 - y);
+        f_k = y + (1 - lr·c·Θ_0)^k (f_0 - y).
 
-    for any other loss by gradient flow, ḟ = -Θ_0 ∂loss/∂f, which small steps follow. Step k is the
-    time lr·k without momentum, and with momentum μ, which first has to gather speed,
-    lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ). The real network does the same for as long as its kernel
-    stays what it was: the wider it is, the longer. The network is evaluated in eval mode, with the
-    running statistics that it has.
+    For any other loss gradient flow is predicted, ḟ = -Θ_0 ∂loss/∂f, which small steps follow. Step
+    k corresponds to the time lr·k without momentum, and to
+    lr·(k - μ (1 - μ^k)/(1 - μ))/(1 - μ) with momentum μ that starts at 0. The real network follows
+    the prediction while its kernel stays close to Θ_0, which is longer the wider it is. The network
+    is evaluated in eval mode, with its present running statistics.
 
     Args:
         model: The network, at the parameters from which training starts.
-        x: All N training samples, in any form that `torch_ntk.empirical_ntk` takes: full batches
-            are predicted.
+        x: All N training samples, in any form that `torch_ntk.empirical_ntk` takes. Training on
+            full batches is predicted.
         y: Targets: `[N, O]` for squared error, class labels `[N]` or probabilities `[N, O]` for
             cross-entropy, or what `loss` takes.
         loss: `"mse"` is ½ (f - y)² averaged over all N·O entries (or summed, see `reduction`).
-            `torch.nn.functional.mse_loss` and `nn.MSELoss` are recognized as what they are, twice
-            as much. `"cross_entropy"`, and any twice differentiable function `loss(f, y) ->
-            scalar` of all outputs `[N, O]`.
+            `torch.nn.functional.mse_loss` and `nn.MSELoss` are recognized; they are twice that.
+            Other losses are `"cross_entropy"`, and any twice differentiable function
+            `loss(f, y) -> scalar` of all outputs `[N, O]`.
         lr: The learning rate.
-        steps: The number of steps: every step is predicted, or of more than a thousand 1,001
-            evenly spaced ones; or the steps to predict.
-        x_test: M test samples of the same kind, whose outputs are predicted as well.
-        momentum: Of SGD: heavy ball, without dampening, not Nesterov's.
-        reduction: `"mean"` or `"sum"`, of the losses that are given by name or as torch's
-            function.
-        output: `"full"` takes the kernel with all outputs, `[N, N, O, O]`; `"mean"` and
-            `"pseudo"` one that acts on every output alike, `[N, N]`, which wide networks have and
-            which costs far less.
+        steps: The number of steps, all of which are predicted (or 1,001 evenly spaced ones if there
+            are more than a thousand); or a sequence with the numbers of the steps to predict.
+        x_test: M test samples of the same form, whose outputs are predicted as well.
+        momentum: The heavy-ball momentum of SGD, without dampening and not Nesterov's.
+        reduction: `"mean"` or `"sum"`, for losses that are given by name or as torch's function.
+        output: `"full"` takes the kernel with all outputs, `[N, N, O, O]`. `"mean"` and `"pseudo"`
+            take a kernel `[N, N]` that acts on every output alike; this holds for wide networks and
+            costs far less.
         method: As in `torch_ntk.empirical_ntk`.
         params: The parameters that are trained; see `torch_ntk.empirical_ntk`.
         batch_size: As in `torch_ntk.empirical_ntk`.
-        dtype: Of the kernel; float64 by default, as small eigenvalues of a float32 kernel are
-            noise.
+        dtype: The dtype of the kernel; float64 by default, because small eigenvalues of a kernel in
+            float32 are noise.
         progress: Whether to show progress bars.
         forward_fn: As in `torch_ntk.empirical_ntk`.
-        coupled: Whether a batch is one input, and the rows of its outputs are the samples: of a
-            graph whose nodes are trained on, `forward_fn=lambda net, batch: net(*batch)[mask]`.
+        coupled: Whether a batch is one input, and the rows of its outputs are the samples. For a
+            graph some of whose nodes are trained on, use
+            `forward_fn=lambda net, batch: net(*batch)[mask]`.
         training: Whether modules keep their training flags; see `torch_ntk.empirical_ntk`.
-        precondition: As in `torch_ntk.empirical_ntk`: the kernel `J P Jᵀ` of an optimizer whose P
-            is held constant at what it is now, so that the forecast is for fewer steps than its
-            squares of gradients are averaged over. Adam's average of gradients is momentum β₁ of
-            steps (1 - β₁) as large: pass `lr=(1 - beta1) * lr, momentum=beta1`; `max_lr` is in
-            these units too. Weight decay is not counted.
+        precondition: As in `torch_ntk.empirical_ntk`: the kernel is `J P Jᵀ` with the present P of
+            an optimizer. P is assumed constant, so that the forecast is valid for fewer steps than
+            those over which the optimizer averages squared gradients. Adam's average of gradients
+            is equivalent to momentum β₁ with steps (1 - β₁) times as large: pass
+            `lr=(1 - beta1) * lr, momentum=beta1`; `max_lr` is in these units too. Weight decay is
+            ignored.
 
     Returns:
         The forecast: losses, outputs, the time of each eigenmode, and the largest stable step.
@@ -100,7 +103,7 @@ def forecast(
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: Shapes do not fit, something is not finite, `lr` is not positive, or the model
-            is not fit for a kernel; see `torch_ntk.empirical_ntk`.
+            has no kernel; see `torch_ntk.empirical_ntk`.
 
     References:
         Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
@@ -118,13 +121,17 @@ def forecast(
         training loss 0.5 -> 0.007812 at step 3; lr 0.5, largest stable 2; 1 of 1 modes learned
         by then
     """
-    check_choice("output", output, _OUTPUTS, "'trace' would learn O times too fast.")
+    check_choice(
+        "output", output, _OUTPUTS, "A forecast with 'trace' would learn O times too fast."
+    )
     if not isinstance(model, nn.Module):
         raise type_error("model", "an nn.Module", describe(model))
-    check_rates(lr, momentum)  # what can be refused at once is not refused after the kernel
+    # Checked again later; here so that a mistake is reported before the kernel is computed.
+    check_learning_rate(lr)
+    check_momentum(momentum)
     read_steps(steps)
     read_loss(loss, reduction)
-    check_targets(y)
+    check_tensor("y", y)
 
     def kernel(a: BatchLike, b: BatchLike | None) -> Tensor:
         return empirical_ntk(
@@ -174,17 +181,17 @@ def outputs_of(
     coupled: bool = False,
     training: bool = False,
 ) -> Tensor:
-    """The outputs of a network `[N, O]` in eval mode; nothing of the call can be seen afterwards.
+    """The outputs `[N, O]` of a network in eval mode; the call leaves no trace in the network.
 
     Args:
         model: The network.
         x: A batch of N samples, in any form that `torch_ntk.empirical_ntk` takes.
         params: As in `torch_ntk.empirical_ntk`.
-        dtype: In which it is evaluated; None is the model's own.
-        name: What the caller calls `x`, for messages.
+        dtype: The dtype of the evaluation; None means the model's own.
+        name: The caller's name of `x`, for messages.
         forward_fn: As in `torch_ntk.empirical_ntk`.
-        coupled: Likewise.
-        training: Likewise.
+        coupled: As in `torch_ntk.empirical_ntk`.
+        training: As in `torch_ntk.empirical_ntk`.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.empirical_ntk`.
@@ -206,6 +213,6 @@ def outputs_of(
 
 
 def _evaluated(fn: ModelFunction, x: Batch) -> Tensor:
-    """Outputs `[N, O]`, with gradients on, as in training: a forward may differentiate itself."""
+    """Outputs `[N, O]`, with gradients enabled, because a forward may itself use autograd."""
     out: Tensor = fn.exact_plain.run(x, lambda found: found.outputs.detach())
     return out

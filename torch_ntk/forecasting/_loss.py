@@ -1,4 +1,4 @@
-"""Losses by name, by torch's functions, and by the caller's own."""
+"""Read a loss that is given by name, as torch's function or as the caller's own function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_finite, check_tensor, describe, type_error, value_error
+from .._checks import check_choice, check_finite, describe, type_error, value_error
 from ..predict._class_targets import class_targets
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +36,7 @@ class SquaredError:
         """Targets `[N, O]` in float64.
 
         Raises:
-            ValueError: They are labels, or of another shape.
+            ValueError: The targets are labels, or have another shape.
         """
         n, outputs = shape
         if not y.is_floating_point():
@@ -44,7 +44,7 @@ class SquaredError:
                 "y",
                 "floating-point targets for squared error",
                 y,
-                f"Of class labels make one_hot(y, {outputs}, zero_centered=True).",
+                f"For class labels pass one_hot(y, {outputs}, zero_centered=True).",
             )
         if y.shape != shape and not (outputs == 1 and y.shape == (n,)):
             raise value_error("y", f"of the outputs' shape {tuple(shape)}", y)
@@ -70,7 +70,7 @@ class SmoothLoss:
         """The targets, in float64 if they are floating point, labels of cross-entropy in int64.
 
         Raises:
-            ValueError: There is not one per sample, or cross-entropy does not take them.
+            ValueError: There is not one target per sample, or cross-entropy does not accept them.
         """
         if y.ndim == 0 or y.shape[0] != shape[0]:
             raise value_error("y", f"one target for each of {shape[0]} samples", y)
@@ -87,16 +87,16 @@ class SmoothLoss:
 
 
 def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
-    """The loss that is meant.
+    """The loss that the caller's arguments describe.
 
-    Torch's own squared error is known by its identity: it has no factor ½, and for it discrete
-    steps have a closed form too.
+    Torch's own squared error is recognized, because discrete steps have a closed form for it too;
+    unlike `"mse"` it has no factor ½.
 
     Raises:
-        TypeError: It is neither a name nor a function.
+        TypeError: `loss` is neither a name nor a function.
         ValueError: The name or the reduction is unknown.
     """
-    check_choice("reduction", reduction, ("mean", "sum"), "'none' leaves no scalar to go down on.")
+    check_choice("reduction", reduction, ("mean", "sum"), "The loss must be a scalar.")
     if isinstance(loss, str):
         check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
     if loss == "mse":
@@ -114,12 +114,3 @@ def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
             describe(loss) if not isinstance(loss, type) else f"the class {loss.__name__}",
         )
     return SmoothLoss(loss)
-
-
-def check_targets(y: object) -> Tensor:
-    """`y` if it is a tensor.
-
-    Raises:
-        TypeError: It is not.
-    """
-    return check_tensor("y", y)

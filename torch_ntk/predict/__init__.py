@@ -1,10 +1,10 @@
-"""Training solved: what a constant kernel makes of the outputs, without training anything.
+"""The outputs of a network after training with a constant kernel, predicted without training.
 
-A network that trains lazily moves its outputs by ḟ = -Θ ∂loss/∂f with a kernel Θ that stays as it
-was. For squared error that has a closed form, for any other loss it is an ordinary differential
-equation. All functions take kernels `[N, N]`, which act on every output alike, and full kernels
-`[N, N, O, O]` indexed Θ[n, m, i, j]; they compute in float64 on the kernel's device and leave
-their arguments alone.
+The outputs of a network that trains lazily obey ḟ = -Θ ∂loss/∂f with a constant kernel Θ. For
+squared error this has a closed form; for any other loss it is an ordinary differential equation.
+All functions take kernels `[N, N]`, which act on every output alike, and full kernels
+`[N, N, O, O]` indexed Θ[n, m, i, j]. They compute in float64 on the kernel's device and never
+change their arguments.
 """
 
 from ..linalg import SingularKernelWarning as SingularKernelWarning

@@ -1,4 +1,4 @@
-"""Targets of cross-entropy, checked before torch reads them."""
+"""Check and convert the targets of torch's cross-entropy."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _NOT_COUNTED = -100  # the `ignore_index` of torch's cross-entropy
 
 
 def class_targets(loss: object, y: Tensor, shape: Sequence[int]) -> Tensor:
-    """`y` as torch's cross-entropy takes it; the targets of any other loss as they are.
+    """`y` in the form that torch's cross-entropy takes; targets of any other loss are unchanged.
 
-    Torch meets labels that are no class with an IndexError, and labels in another dtype than int64
-    with a RuntimeError, which do not name the argument.
+    Without this check, torch raises an IndexError for labels that are not a class and a
+    RuntimeError for labels in another dtype than int64; neither names the argument.
 
     Args:
         loss: The loss; cross-entropy is `F.cross_entropy`, a `functools.partial` of it or an
             `nn.CrossEntropyLoss`.
         y: The targets.
-        shape: That of the outputs.
+        shape: The shape of the outputs.
 
     Returns:
         Class labels `[N]` in int64, or probabilities `[N, C]`.
 
     Raises:
-        ValueError: `y` is neither labels nor probabilities of these outputs, a label is none of
-            their numbers, or no label counts.
+        ValueError: `y` is neither labels nor probabilities for these outputs, a label is not the
+            index of an output, or every label is the ignored one.
     """
     if isinstance(loss, nn.CrossEntropyLoss):
         ignored = loss.ignore_index
@@ -59,7 +59,7 @@ def class_targets(loss: object, y: Tensor, shape: Sequence[int]) -> Tensor:
         raise value_error(
             "y",
             f"labels from 0 to {classes - 1}, as there are {classes} outputs",
-            f"{int(counted[outside][0])} among them" if counted.numel() else "none that counts",
-            "Number the classes from 0, or give the network an output for each.",
+            f"{int(counted[outside][0])} among them" if counted.numel() else "only ignored labels",
+            "Number the classes from 0, or give the network an output for each class.",
         )
     return labels

@@ -1,4 +1,4 @@
-"""Infinitely many infinitely wide networks, trained on squared error: their mean and spread."""
+"""Mean and covariance of infinitely many, infinitely wide networks trained on squared error."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Ensemble: TypeAlias = Literal["ntk", "nngp"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EnsemblePredictor:
-    """Mean and covariance over initializations; made by `ensemble_mse`.
+    """Mean and covariance of outputs over initializations; made by `ensemble_mse`.
 
     Attributes:
         ensemble: `"ntk"` or `"nngp"`.
         targets: A copy of y.
-        reduction_rate: c in ∂loss/∂f = c (f - y).
+        reduction_rate: The factor c in ∂loss/∂f = c (f - y).
     """
 
     ensemble: Ensemble
@@ -42,7 +42,7 @@ class EnsemblePredictor:
     reduction_rate: float
     _modes: Modes
     _y: Tensor  # columns
-    _dtype: torch.dtype  # of all that went in
+    _dtype: torch.dtype  # the promoted dtype of the arguments of ensemble_mse
     _prior: Tensor | None  # Vᵀ K V for the covariance at initialization; None: K is Θ itself
 
     def __repr__(self) -> str:
@@ -54,7 +54,7 @@ class EnsemblePredictor:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Of the kernel that training moves along, regularized, ascending, float64."""
+        """The eigenvalues of the kernel of the training, regularized, ascending, float64."""
         return self._modes.eigen.values.clone()
 
     @property
@@ -79,8 +79,8 @@ class EnsemblePredictor:
                 `[M, M, O, O]`; without it only the mean is computed.
 
         Returns:
-            Mean and covariance, with a leading axis of times where t is 1-D, in the promoted
-            dtype of what went in.
+            Mean and covariance, with a leading axis of times if t is 1-D, in the promoted
+            dtype of all tensors that went in.
 
         Raises:
             TypeError: An argument is of the wrong type or dtype.
@@ -88,8 +88,8 @@ class EnsemblePredictor:
                 negative, or `k_test_test` is not symmetric.
 
         Warns:
-            SingularKernelWarning: The kernel is singular and t so large that its numerical rank
-                decides the result.
+            SingularKernelWarning: The kernel is singular and t so large that the result depends on
+                its numerical rank.
         """
         layout = self._modes.layout
         times, single = read_times(t, layout.work_device)
@@ -163,14 +163,14 @@ def ensemble_mse(
         y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
         ensemble: `"ntk"` or `"nngp"`.
         reduction: `"sum"` (c = 1, the loss ½ Σ‖f - y‖²) or `"mean"` (c = 1/(N·O)).
-        diag_reg: Added to the diagonal of the kernel in whose modes training moves, in units of
-            that diagonal's mean. K in A_t K A_tᵀ stays as it is.
+        diag_reg: Regularization of the diagonal of the kernel of the training (Θ, or K for
+            `"nngp"`), in units of that diagonal's mean. K in A_t K A_tᵀ is not regularized.
 
     Returns:
         `p(t, k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`.
 
     Raises:
-        TypeError: `k_train_train` has not both kernels, a tensor is not of real floating-point
+        TypeError: `k_train_train` lacks one of the kernels, a tensor is not of real floating-point
             numbers, or `diag_reg` not a number.
         ValueError: Shapes do not fit; something is not finite; a kernel is not symmetric or not
             positive semi-definite beyond its precision; or an option is invalid.
@@ -188,7 +188,7 @@ def ensemble_mse(
         tensor([0.0677, 0.0000], dtype=torch.float64)
     """
     pair = check_pair("k_train_train", k_train_train)
-    check_choice("ensemble", ensemble, ("ntk", "nngp"), "Which layers are trained: all, the last.")
+    check_choice("ensemble", ensemble, ("ntk", "nngp"), "'ntk' trains all layers, 'nngp' the last.")
     name = f"k_train_train.{ensemble}"
     kernel = getattr(pair, ensemble)
     _, targets = read_targets("y", name, kernel, y)

@@ -1,8 +1,7 @@
-"""Outputs under gradient flow of any loss, by solving the differential equation."""
+"""Outputs under gradient flow of any loss, computed by solving the differential equation."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +16,11 @@ from ._gaussian import promoted
 from ._layout import Layout
 from ._loss import Loss, OutputLoss
 from ._modes import Modes
-from ._ode import Tolerances, solve
+from ._ode import Flow, Tolerances, solve
 from ._predictor import read_test
 from ._times import Time, read_times
 
-# Held at once: the Hessian, two products on the way to the Jacobian, this, and its factors.
+# In memory at once: the Hessian, two products, the Jacobian that they give, and its LU factors.
 _MATRICES = 6
 
 
@@ -32,8 +31,8 @@ class FlowPredictor:
     Attributes:
         loss: `loss(f, y)`.
         targets: A copy of y.
-        options: Solver and tolerances.
-        progress: Whether a bar is shown.
+        options: The solver and its tolerances.
+        progress: Whether a progress bar is shown.
     """
 
     loss: Loss
@@ -42,7 +41,7 @@ class FlowPredictor:
     progress: bool
     _modes: Modes
     _loss_targets: Tensor
-    _knows_outputs: bool  # else O is that of f0_train
+    _knows_outputs: bool  # if False, the number of outputs is that of f0_train
 
     def __repr__(self) -> str:
         layout, eigen = self._modes.layout, self._modes.eigen
@@ -55,12 +54,12 @@ class FlowPredictor:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """λ of the train kernel with its regularization, ascending, `[N]` or `[N·O]`, float64."""
+        """The eigenvalues of the regularized train kernel, ascending, `[N]` or `[N·O]`, float64."""
         return self._modes.eigen.values.clone()
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues exceed the kernel's noise floor."""
+        """The number of eigenvalues above the kernel's noise floor."""
         return self._modes.eigen.rank
 
     def __call__(
@@ -73,10 +72,10 @@ class FlowPredictor:
         """Outputs at time t from outputs f0 at t = 0.
 
         Args:
-            t: A time, a 0-dim or 1-D tensor of times (solved for in one go), or `None` or
-                infinity for the limit. The limit is integrated towards until the Newton step of
-                the loss, within what the kernel can move, is at most atol + rtol·max|f|: what is
-                left to go then, to second order. Where the loss has no finite minimum, as
+            t: A time, a 0-dim or 1-D tensor of times (which take one solution), or `None` or
+                infinity for the limit. The limit is reached when the Newton step of the loss, in
+                the directions that the kernel can move, is at most atol + rtol·max|f|: to second
+                order, this is the remaining distance. Where the loss has no finite minimum, as
                 cross-entropy on labels, the limit is refused.
             f0_train: Outputs on the training samples at t = 0; zeros by default.
             f0_test: Outputs on test samples at t = 0, `[M]` or `[M, O]`; zeros by default.
@@ -84,9 +83,9 @@ class FlowPredictor:
                 `[M, N, O, O]`.
 
         Returns:
-            `(f_train, f_test)`: of the shapes of f0, with a leading axis of times where t is 1-D;
-            `f_test` is `None` without `k_test_train`. Computed in float64 and returned in the
-            promoted dtype of the floating-point tensors that went in.
+            `(f_train, f_test)` in the shapes of f0, with a leading axis of times if t is 1-D;
+            `f_test` is `None` without `k_test_train`. They are computed in float64 and returned in
+            the promoted dtype of the floating-point tensors that went in.
 
         Raises:
             TypeError: An argument, or the value of the loss, is of the wrong type or dtype.
@@ -95,10 +94,10 @@ class FlowPredictor:
             RuntimeError: The solver fails, as it does for losses that are not smooth.
 
         Warns:
-            SingularKernelWarning: The kernel is singular and t so large that its numerical rank
-                decides the result; directions outside its range keep f0.
+            SingularKernelWarning: The kernel is singular and t so large that the result depends on
+                its numerical rank; outputs keep f0 in directions outside of the kernel's range.
         """
-        # Autograd records nothing in inference mode, and the loss needs it.
+        # The derivatives of the loss need autograd, which records nothing in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             return self._predict(t, f0_train, f0_test, k_test_train)
 
@@ -131,16 +130,14 @@ class FlowPredictor:
             self.options.atol / state.scale,
             self.options.max_evaluations,
         )
-        solved = solve(
+        flow = Flow(
+            start.numel(),
             state.velocity,
             state.jacobian,
-            start.numel(),
-            ordered.numpy(),
-            options,
-            horizon=state.horizon(curvature) if math.isinf(longest) else None,
-            at_rest=lambda t, b: state.remaining(b, t, self.options.atol, self.options.rtol),
-            progress=self.progress,
+            lambda t, b: state.remaining(b, t, self.options.atol, self.options.rtol),
+            state.horizon(curvature),
         )
+        solved = solve(flow, ordered.numpy(), options, progress=self.progress)
         states = torch.from_numpy(np.ascontiguousarray(solved)).to(layout.work_device)
         states = states[order.argsort().to(states.device)].reshape(-1, *start.shape)
         f_train = _finish(layout, state.train(states), single, dtype)
@@ -149,7 +146,7 @@ class FlowPredictor:
         return f_train, _finish(layout, test[0] + state.test(states, test[1]), single, dtype)
 
     def _with_outputs_of(self, f0_train: Tensor | None) -> Modes:
-        """The modes for as many outputs as f0 has."""
+        """The modes for the number of outputs of f0."""
         if f0_train is None:
             raise value_error(
                 "num_outputs",
@@ -176,9 +173,9 @@ def _finish(layout: Layout, columns: Tensor, single: bool, dtype: torch.dtype) -
 
 
 def _check_memory(size: int) -> None:
-    """Refuse a problem whose Jacobian does not fit, before the solver tries."""
+    """Raise `ValueError` if the solver's matrices would not fit in memory."""
     needed = _MATRICES * 8 * size**2
-    free = free_memory(torch.device("cpu"))  # the solver's, which works there
+    free = free_memory(torch.device("cpu"))  # the solver works on the CPU
     if needed > free:
         raise value_error(
             "k_train_train",

@@ -22,21 +22,21 @@ from ._modes import Modes
 from ._ode import Array
 
 _ENOUGH_TIMES = 1e6
-"""By so many times of its slowest mode a flow that comes to rest has come to rest."""
+"""A flow that has a limit has reached it after so many times the decay time of its slowest mode."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlowState:
-    """Velocity, Jacobian and outputs in the state b `[D, C]`, flattened for the solver.
+    """Velocity, Jacobian and outputs as functions of b `[D, C]`, which is flattened for the solver.
 
     Attributes:
-        modes: The kernel.
+        modes: The eigenmodes of the kernel.
         loss: The loss of outputs.
         start: f0 as columns.
-        scale: √mean(diag K), the size of outputs per unit of b.
-        into: s `[D, 1]`, 0 for modes that stay where they are.
-        out: λ/s `[D, 1]`.
-        test_out: 1/s `[D, 1]`, 0 for modes that stay where they are.
+        scale: √mean(diag K), the change of outputs per unit of b.
+        into: s `[D, 1]`, the factor from gradients to b; 0 for modes that are kept fixed.
+        out: λ/s `[D, 1]`, the factor from b to outputs on the training samples.
+        test_out: 1/s `[D, 1]`, the factor from b to outputs on test samples; 0 for fixed modes.
     """
 
     modes: Modes
@@ -51,10 +51,10 @@ class FlowState:
     def of(
         modes: Modes, loss: OutputLoss, start: Tensor, longest: float, curvature: float
     ) -> FlowState:
-        """The coordinates for integration up to `longest`.
+        """The coordinates for integration up to the time `longest`.
 
-        Modes below the noise floor stay where they are, with a warning, if an eigenvalue at the
-        floor would have moved them by then.
+        Modes below the noise floor are kept fixed, with a warning, if by then an eigenvalue of the
+        size of the floor would move them noticeably.
         """
         eigen = modes.eigen
         values = eigen.clipped
@@ -76,15 +76,15 @@ class FlowState:
         )
 
     def train(self, b: Tensor) -> Tensor:
-        """Outputs on the training samples, for `[..., D, C]`."""
+        """The outputs on the training samples, for b `[..., D, C]`."""
         return self.start + self.modes.eigen.vectors @ (self.out * b)
 
     def test(self, b: Tensor, projected: Tensor) -> Tensor:
-        """Their change on test samples, for `[..., D, C]` and K_st V."""
+        """The change of the outputs on test samples, for b `[..., D, C]` and the product K_st V."""
         return projected @ (self.test_out * b)
 
     def velocity(self, t: float, state: Array) -> Array:
-        """ḃ."""
+        """ḃ = -diag(s) Vᵀ ∂loss/∂f."""
         gradient = self.loss.gradient(self.train(self._tensor(state)), t)
         return self._array(-self.into * self.modes.rotate(gradient))
 
@@ -95,10 +95,10 @@ class FlowState:
         return self._array(-self._in_modes(hessian, self.into, self.out)).reshape(size, size)
 
     def remaining(self, state: Array, t: float, atol: float, rtol: float) -> float:
-        """The Newton step of the loss in f, over atol + rtol·max|f|.
+        """The size of the Newton step of the loss in f, divided by atol + rtol·max|f|.
 
-        The step stays within the resolved modes. A direction with a slope but without
-        curvature counts as infinitely far from rest.
+        The step is taken in the resolved modes only. It is infinite if the loss has a slope in a
+        direction without curvature.
         """
         b = self._tensor(state)
         outputs = self.train(b)
@@ -111,7 +111,7 @@ class FlowState:
         largest = float(outputs.abs().max())
         noise = state.size * torch.finfo(torch.float64).eps
         steep = curvature > noise * float(curvature.abs().max())
-        # What the rounding of f makes of the gradient is no slope.
+        # A slope up to this size is explained by the rounding of f.
         explained = noise * float(s.max()) * float(hessian.abs().max()) * (1.0 + largest)
         if float(torch.where(steep, 0.0, along).norm()) > explained:
             return math.inf
@@ -120,7 +120,7 @@ class FlowState:
         return float(moved.abs().max()) / (atol + rtol * largest)
 
     def horizon(self, curvature: float) -> float:
-        """A time by which every resolved mode has come to rest, if it does at all."""
+        """A time by which every resolved mode has reached its limit, if it has one."""
         resolved = self.modes.eigen.values[self.modes.eigen.resolved]
         slowest = float(resolved.min()) if resolved.numel() else 1.0
         return _ENOUGH_TIMES / (slowest * (curvature if curvature > 0.0 else 1.0))

@@ -1,4 +1,4 @@
-"""Mean and covariance, and what the two predictions that return them share."""
+"""The result type of predictions with a covariance, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Gaussian(NamedTuple):
 
     Attributes:
         mean: `[M]` or `[M, O]`, with a leading axis of times where several were asked for.
-        covariance: Between samples, `[M, M]`, the same for every output and none between outputs;
-            for full kernels `[M, M, O, O]`. `None` where it was not asked for.
+        covariance: The covariance between samples, `[M, M]`, the same for every output, with
+            independent outputs; for full kernels `[M, M, O, O]`. `None` if it was not asked for.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class KernelPair(NamedTuple):
 
 
 class HasKernels(Protocol):
-    """Something with the attributes `nngp` and `ntk`."""
+    """Any object with the attributes `nngp` and `ntk`."""
 
     @property
     def nngp(self) -> Tensor:
@@ -57,7 +57,7 @@ def check_pair(name: str, value: object) -> HasKernels:
     """Return `value` if it has the attributes `nngp` and `ntk`.
 
     Raises:
-        TypeError: It has not.
+        TypeError: `value` does not have them.
     """
     if hasattr(value, "nngp") and hasattr(value, "ntk"):
         pair: HasKernels = value
@@ -89,16 +89,16 @@ def read_square(layout: Layout, name: str, value: object, samples: int) -> Tenso
             f"a matrix with max|A - Aᵀ| = {worst:.3g}, its largest entry being {largest:.3g}",
             "It is the kernel of the test samples with themselves.",
         )
-    return 0.5 * matrix + 0.5 * matrix.mT
+    return symmetrized(matrix)
 
 
 def symmetrized(matrix: Tensor) -> Tensor:
-    """Without the asymmetry of rounding; leading axes are kept."""
+    """(A + Aᵀ)/2, which removes the asymmetry of rounding; leading axes are kept."""
     return 0.5 * matrix + 0.5 * matrix.mT
 
 
 def promoted(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
-    """The promoted dtype of `dtype` and of the tensors that there are."""
+    """The promoted dtype of `dtype` and of all tensors that are not None."""
     for tensor in tensors:
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)

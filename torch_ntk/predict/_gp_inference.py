@@ -36,12 +36,12 @@ class GaussianProcess:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Of the train kernel with its regularization, ascending, float64."""
+        """The eigenvalues of the regularized train kernel, ascending, float64."""
         return self._modes.eigen.values.clone()
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues exceed the kernel's noise floor."""
+        """The number of eigenvalues above the kernel's noise floor."""
         return self._modes.eigen.rank
 
     @torch.no_grad()
@@ -49,14 +49,14 @@ class GaussianProcess:
         """Mean and covariance of the function on test samples.
 
         Args:
-            k_test_train: Prior covariance of test and training samples, `[M, N]` or
+            k_test_train: The prior covariance between test and training samples, `[M, N]` or
                 `[M, N, O, O]`. For the posterior on the training samples pass their own kernel.
-            k_test_test: That of the test samples, `[M, M]` or `[M, M, O, O]`; without it only
-                the mean is computed.
+            k_test_test: The prior covariance of the test samples, `[M, M]` or `[M, M, O, O]`;
+                without it only the mean is computed.
 
         Returns:
-            The posterior of the function (without noise of an observation), in the promoted dtype
-            of what went in.
+            The posterior of the function, without the noise of observations, in the promoted dtype
+            of all tensors that went in.
 
         Raises:
             TypeError: A kernel is not a dense tensor of real floating-point numbers.
@@ -94,32 +94,32 @@ def gp_inference(
 
         mean = K_st (K + ρ)⁻¹ y,   covariance = K_ss - K_st (K + ρ)⁻¹ K_ts,
 
-    ρ = diag_reg · mean(diag K) being the variance of the noise of the observations. With the NNGP
-    kernel this is Bayesian inference in an infinitely wide network, which training only the last
-    layer samples from (Lee et al. 2018, "Deep Neural Networks as Gaussian Processes"); the mean
-    with the NTK is kernel regression.
+    where ρ = diag_reg · mean(diag K) is the variance of the observations' noise. With the NNGP
+    kernel this is Bayesian inference in an infinitely wide network; training only the last layer
+    samples from that posterior (Lee et al. 2018, "Deep Neural Networks as Gaussian Processes"). The
+    mean with the NTK is kernel regression.
 
     Args:
-        k_train_train: K, `[N, N]` (for every output alike, none between outputs) or
+        k_train_train: K, `[N, N]` (the same for every output, with independent outputs) or
             `[N, N, O, O]`; or `NTKOperator(model, x, output=…)`, whose matrix is never formed: the
-            mean takes a linear system by products, solved to `NTKOperator.solve`'s tolerance.
+            linear system is solved by products, to the tolerance of `NTKOperator.solve`.
         y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
-        diag_reg: Variance of the noise, in units of the mean of K's diagonal.
+        diag_reg: The variance of the noise, in units of the mean of K's diagonal.
 
     Returns:
-        `p(k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`; of an operator the two
-        may be operators too.
+        `p(k_test_train, k_test_test=None) -> Gaussian(mean, covariance)`; if `k_train_train` is an
+        operator, these two may be operators too.
 
     Raises:
-        RuntimeError: A linear system with an operator was not solved: it is singular, or takes too
-            many products; the message says what was reached.
+        RuntimeError: A linear system with an operator was not solved, because it is singular or
+            takes too many products; the message says which residual was reached.
         TypeError: A tensor is not of real floating-point numbers, or `diag_reg` not a number.
         ValueError: Shapes do not fit; something is not finite; the kernel is not symmetric or not
             positive semi-definite beyond its precision; or `diag_reg` is negative.
 
     Warns:
-        SingularKernelWarning: The kernel is singular; the pseudo-inverse by its numerical rank is
-            taken, and the warning states the rank.
+        SingularKernelWarning: The kernel is singular, and its pseudo-inverse is used; the warning
+            states the numerical rank.
 
     Example:
         >>> import torch

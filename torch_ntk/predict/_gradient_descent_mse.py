@@ -17,18 +17,18 @@ from ._reduction import Reduction, rate_of
 
 @dataclass(frozen=True)
 class DescentDynamics:
-    """Steps of size lr with momentum on (c/2)(f - y)²."""
+    """Gradient descent with momentum on (c/2)(f - y)²."""
 
     rate: float
     learning_rate: float
     momentum: float
 
     def reach(self, times: Tensor) -> Tensor:
-        """The time of gradient flow that so many steps amount to for a slow mode."""
+        """The time of gradient flow, times c, to which these steps amount for a slow mode."""
         return self.rate * self.learning_rate / (1.0 - self.momentum) * times
 
     def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """ρ_k and (1 - ρ_k)/λ after k steps."""
+        """The decay ρ_k and the gain (1 - ρ_k)/λ after k steps."""
         step = self.rate * self.learning_rate
         decay, gain = decay_and_gain(step * values, times, self.momentum)
         return decay, step * gain
@@ -44,25 +44,25 @@ def gradient_descent_mse(
     reduction: Reduction = "sum",
     diag_reg: float = 0.0,
 ) -> MSEPredictor:
-    """Training on squared error by gradient descent with real steps and a constant kernel.
+    """Gradient descent with finite steps on squared error with a constant kernel.
 
-    Exactly what `torch.optim.SGD(params, lr, momentum)` does to a linear model in full batches:
-    v ← μ v + ∂loss/∂θ, θ ← θ - lr·v, the first step with v = ∂loss/∂θ. In each eigenmode of Θ the
-    residual obeys r_{k+1} = (1 + μ - x) r_k - μ r_{k-1} with x = lr·c·λ, which is solved in
-    closed form; the number of steps costs nothing. Steps above `max_learning_rate` diverge, and
-    the prediction shows it; their limit is refused. Without momentum this is
-    f_train(k) = y + (1 - lr c Θ)^k (f0 - y).
+    It predicts exactly what `torch.optim.SGD(params, lr, momentum)` does to a linear model in full
+    batches: v ← μ v + ∂loss/∂θ, θ ← θ - lr·v, with v = ∂loss/∂θ in the first step. In each
+    eigenmode of Θ the residual obeys r_{k+1} = (1 + μ - x) r_k - μ r_{k-1} with x = lr·c·λ, which
+    is solved in closed form: the cost does not depend on the number of steps. With a step above
+    `max_learning_rate` the predicted outputs diverge, and their limit is refused. Without momentum
+    the solution is f_train(k) = y + (1 - lr c Θ)^k (f0 - y).
 
     Args:
         k_train_train: Θ of the training samples, `[N, N]` (for every output alike) or
             `[N, N, O, O]`, indexed Θ[n, m, i, j].
         y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
         lr: The step size, positive.
-        momentum: μ in [0, 1): heavy ball, without dampening, not Nesterov's.
+        momentum: The heavy-ball momentum μ in [0, 1), without dampening and not Nesterov's.
         reduction: `"sum"` for the loss ½ Σ‖f - y‖², `"mean"` for the average of ½ (f - y)² over
             all N·O entries. `torch.nn.MSELoss` has no factor ½: train with half of it, or pass
             twice the step.
-        diag_reg: Added to the diagonal of Θ in units of the diagonal's mean; see
+        diag_reg: Regularization of the diagonal of Θ in units of the diagonal's mean; see
             `gradient_flow_mse`.
 
     Returns:
@@ -70,7 +70,7 @@ def gradient_descent_mse(
         t a whole number of steps, a tensor of them, or `None` or infinity for the limit.
 
     Raises:
-        TypeError: A tensor is not of real floating-point numbers, or a number not a number.
+        TypeError: A tensor is not of real floating-point numbers, or a number has another type.
         ValueError: As `gradient_flow_mse`; or `lr` is not positive, or `momentum` not in [0, 1).
 
     Example:
@@ -117,6 +117,6 @@ def check_learning_rate(value: object) -> float:
     lr = check_finite_number("lr", value)
     if lr <= 0.0:
         raise value_error(
-            "lr", "positive", f"{lr:g}", "max_learning_rate(k) gives the largest stable."
+            "lr", "positive", f"{lr:g}", "max_learning_rate(k) is the largest stable one."
         )
     return lr

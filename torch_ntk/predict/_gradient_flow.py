@@ -35,33 +35,33 @@ def gradient_flow(
     max_evaluations: int = 100_000,
     progress: bool = False,
 ) -> FlowPredictor:
-    """Training on any smooth loss with infinitely small steps and a constant kernel.
+    """Gradient flow of any smooth loss with a constant kernel: training by infinitely small steps.
 
     The outputs obey ḟ = -Θ ∂loss/∂f on the training samples and ḟ_test = -Θ_st ∂loss/∂f on test
     samples. For cross-entropy ∂loss/∂f = softmax(f) - y, and there is no closed form. The equation
     is solved by a stiff solver with the exact Jacobian -Θ ∂²loss/∂f², from `torch.func`, in the
-    eigenmodes of Θ scaled by √λ: coordinates of the parameters, in which neither large nor
-    vanishing eigenvalues spoil the error estimate, and from which outputs on train and test
-    samples follow exactly. A solution takes memory of order (N·O)² and time of order (N·O)³ per
-    factorization. (Lee et al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear Models
-    Under Gradient Descent".)
+    eigenmodes of Θ scaled by √λ. These are coordinates of the parameters, in which neither large
+    nor vanishing eigenvalues distort the error estimate, and which determine the outputs on
+    training and test samples exactly. A solution takes memory of order (N·O)² and time of order
+    (N·O)³ per factorization. (Lee et al. 2019, "Wide Neural Networks of Any Depth Evolve as Linear
+    Models Under Gradient Descent".)
 
     Args:
-        loss: `loss(f, y) -> scalar`, twice differentiable: f is `[N]` or `[N, O]` in float64, y
-            the targets (in float64 if they are floating point; so must be what else it holds,
-            such as weights of classes). Its reduction is its own:
-            `torch.nn.functional.cross_entropy` averages over samples unless told to sum.
+        loss: `loss(f, y) -> scalar`, twice differentiable. f is `[N]` or `[N, O]` in float64, and y
+            are the targets, in float64 if they are floating point. Other tensors of the loss, such
+            as weights of classes, must be in float64 too. Any reduction is part of the loss:
+            `torch.nn.functional.cross_entropy` averages over samples by default.
         k_train_train: Θ of the training samples, `[N, N]` or `[N, N, O, O]`.
-        y: What the loss takes as its second argument, one row per sample: floating-point targets
-            or probabilities `[N]` or `[N, O]`, or class indices `[N]`.
-        num_outputs: O, where neither a full kernel nor floating-point y of the shape of f tell,
-            that is for class indices with a kernel `[N, N]`; left out, it is that of `f0_train`.
-        diag_reg: Added to the diagonal of Θ in units of the diagonal's mean; see
+        y: The second argument of the loss, with one row per sample: floating-point targets or
+            probabilities `[N]` or `[N, O]`, or class indices `[N]`.
+        num_outputs: The number of outputs O. It is needed for class indices with a kernel `[N, N]`,
+            where neither the kernel nor y shows it; by default it is then that of `f0_train`.
+        diag_reg: Regularization of the diagonal of Θ in units of the diagonal's mean; see
             `gradient_flow_mse`.
-        method: `"BDF"`, `"Radau"` (for tight tolerances) or `"LSODA"`.
-        rtol: Relative error per step that the solver allows.
-        atol: Absolute error per step, in the units of f.
-        max_evaluations: Of the gradient, after which the solver gives up.
+        method: The solver: `"BDF"`, `"Radau"` (for tight tolerances) or `"LSODA"`.
+        rtol: The relative error per step that the solver allows.
+        atol: The absolute error per step, in the units of f.
+        max_evaluations: The number of evaluations of the gradient after which the solver gives up.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -70,7 +70,7 @@ def gradient_flow(
     Raises:
         TypeError: `loss` is not callable, or an argument is of the wrong type or dtype.
         ValueError: Shapes do not fit, something is not finite or out of range, a label of
-            cross-entropy is no class, or the kernel is not symmetric or not positive
+            cross-entropy is not a class, or the kernel is not symmetric or not positive
             semi-definite beyond its precision.
 
     Example:

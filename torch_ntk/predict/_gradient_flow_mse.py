@@ -14,7 +14,7 @@ from ._reduction import Reduction, rate_of
 
 @dataclass(frozen=True)
 class FlowDynamics:
-    """Gradient flow of (c/2)(f - y)²: the residual of a mode is exp(-c λ t) of what it was."""
+    """Gradient flow of (c/2)(f - y)²: the residual of a mode decays by the factor exp(-c λ t)."""
 
     rate: float
 
@@ -38,9 +38,9 @@ def gradient_flow_mse(
     reduction: Reduction = "sum",
     diag_reg: float = 0.0,
 ) -> MSEPredictor:
-    """Training on squared error with infinitely small steps and a constant kernel.
+    """Gradient flow of squared error with a constant kernel: training with infinitely small steps.
 
-    θ̇ = -∂loss/∂θ moves the outputs by ḟ = -c Θ (f - y), whose solution is
+    With θ̇ = -∂loss/∂θ the outputs obey ḟ = -c Θ (f - y), whose solution is
 
         f_train(t) = y + exp(-c Θ t) (f0 - y),
         f_test(t) = f0_test - Θ_st Θ⁻¹ (1 - exp(-c Θ t)) (f0 - y),
@@ -56,12 +56,11 @@ def gradient_flow_mse(
             `[N, N, O, O]`, indexed Θ[n, m, i, j].
         y: Targets, `[N]` or `[N, O]`, floating point; for labels use `one_hot`.
         reduction: `"sum"` or `"mean"`.
-        diag_reg: Added to the diagonal of Θ, in units of the diagonal's mean (trace/N, or
-            trace/(N·O) for a full kernel). On test samples this is the flow with a ridge penalty
-            ½ρ‖θ - θ0‖², ρ the value that was added. The outputs f_train include the
-            regularization, as if each training sample had a parameter of its own, and reach y; for
-            the outputs of the network itself on the training samples pass these as test samples,
-            with their own kernel.
+        diag_reg: Regularization ρ that is added to the diagonal of Θ, in units of the diagonal's
+            mean (trace/N, or trace/(N·O) for a full kernel). On test samples this is the flow with
+            a ridge penalty ½ρ‖θ - θ0‖². The outputs f_train include the regularization, as if each
+            training sample had an additional parameter, and reach y. For the outputs of the network
+            itself on the training samples, pass these as test samples, with their own kernel.
 
     Returns:
         A predictor `p(t, f0_train=None, f0_test=None, k_test_train=None) -> (f_train, f_test)`.

@@ -1,4 +1,4 @@
-"""Gradient descent with heavy-ball momentum on one quadratic mode, at any step without iterating.
+"""Gradient descent with heavy-ball momentum on one quadratic mode, in closed form for any step.
 
 With step size η, momentum μ and curvature λ, write x = ηλ. The residual r of a mode obeys
 
@@ -29,12 +29,12 @@ def decay_and_gain(x: Tensor, steps: Tensor, momentum: float) -> tuple[Tensor, T
     """ρ and G `[T, D]` for x = ηλ ≥ 0 `[D]` after finite, whole numbers of steps `[T]`."""
     k = steps[:, None]
     decay, gain = _with_momentum(x, k, momentum) if momentum else _without_momentum(x, k)
-    # Nothing has moved yet, to the last digit.
+    # At step 0 nothing has moved: the values are exact there.
     return torch.where(k == 0.0, 1.0, decay), torch.where(k == 0.0, 0.0, gain)
 
 
 def _with_momentum(x: Tensor, k: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-    """ρ and G from the roots, by the case that x falls into."""
+    """ρ and G from the roots, by the formula for the case of each x."""
     near = ((1.0 - momentum) / (1.0 + math.sqrt(momentum))) ** 2  # (1 - √μ)²
     far = (1.0 + math.sqrt(momentum)) ** 2
     separated = x < 0.5 * near
@@ -57,7 +57,7 @@ def _without_momentum(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _separated(x: Tensor, k: Tensor, momentum: float, disc: Tensor) -> tuple[Tensor, Tensor]:
-    """Real roots 1 ≥ z₁ > z₂ > 0, far from each other."""
+    """ρ and G for well separated real roots 1 ≥ z₁ > z₂ > 0."""
     root = disc.sqrt()
     total = (1.0 - momentum) + x + root
     w1, w2 = 2.0 * x / total, 0.5 * total
@@ -72,7 +72,7 @@ def _separated(x: Tensor, k: Tensor, momentum: float, disc: Tensor) -> tuple[Ten
 
 
 def _close_or_complex(x: Tensor, k: Tensor, momentum: float, disc: Tensor) -> Tensor:
-    """ρ_k for every other case, by the size of the roots and the sign of their sum."""
+    """ρ_k for all other roots, from their absolute values and the sign of their sum."""
     half = 0.5 * (1.0 + momentum - x)
     negative = half < 0.0
     last = _quotient(half.abs(), disc, k, momentum)

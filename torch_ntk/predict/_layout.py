@@ -1,4 +1,4 @@
-"""The axes of kernels and outputs, and both as matrices.
+"""The axes of kernels and outputs, and their form as matrices.
 
 ==============  ================  ===============================================
 kernel          its matrix        outputs `[N, O]` become
@@ -33,8 +33,8 @@ class Layout:
         samples: N, the number of training samples.
         outputs: O, the number of outputs per sample.
         full: Whether kernels are `[N, N, O, O]`.
-        flat: Whether outputs come as `[N]` instead of `[N, O]`; O is 1 then.
-        device: Where the kernel lies.
+        flat: Whether outputs have the shape `[N]` instead of `[N, O]`; then O is 1.
+        device: The device of the kernel.
     """
 
     samples: int
@@ -45,11 +45,11 @@ class Layout:
 
     @property
     def entries(self) -> int:
-        """N·O, over which the mean loss averages."""
+        """N·O, the number of entries over which the mean loss averages."""
         return self.samples * self.outputs
 
     def shape(self, samples: int | None = None) -> tuple[int, ...]:
-        """The shape of the outputs on so many samples, by default the training samples."""
+        """The shape of the outputs on a number of samples, by default the training samples."""
         n = self.samples if samples is None else samples
         return (n,) if self.flat else (n, self.outputs)
 
@@ -82,7 +82,7 @@ class Layout:
         return split.transpose(-3, -2)
 
     def read_outputs(self, name: str, value: object, samples: int | None = None) -> Tensor:
-        """Outputs of the caller in float64 as columns, on this problem's device.
+        """The caller's outputs in float64, as columns.
 
         Raises:
             TypeError: It is not a dense tensor of real floating-point numbers.
@@ -106,9 +106,9 @@ class Layout:
 
         Args:
             name: The argument's name.
-            value: What came.
-            rows: The number of samples of the first axis, `None` if that is free.
-            columns: The number of samples of the second.
+            value: The caller's argument.
+            rows: The number of samples on the first axis; `None` accepts any number.
+            columns: The number of samples on the second axis.
 
         Raises:
             TypeError: It is not a dense tensor of real floating-point numbers.
@@ -135,7 +135,7 @@ class Layout:
         return self.matrix(as_float64(name, tensor))
 
     def check_device(self, name: str, tensor: Tensor) -> None:
-        """Raise `ValueError` unless the tensor lies where the train kernel does."""
+        """Raise `ValueError` unless the tensor is on the device of the train kernel."""
         if tensor.device != self.device:
             raise value_error(
                 name,
@@ -146,7 +146,7 @@ class Layout:
 
     @property
     def work_device(self) -> torch.device:
-        """Where float64 is computed."""
+        """The device on which float64 is computed."""
         return float64_device(self.device)
 
 
@@ -181,7 +181,7 @@ def layout_for(name: str, kernel: Tensor, shape: tuple[int, ...], of: str) -> La
         name: The kernel's name, for messages.
         kernel: The kernel, as `check_train_kernel` returned it.
         shape: The shape of the outputs, `[N]` or `[N, O]`.
-        of: Whose shape that is, for messages.
+        of: The argument that has this shape, for messages.
 
     Raises:
         ValueError: The shapes do not fit each other.

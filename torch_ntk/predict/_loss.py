@@ -19,11 +19,11 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class OutputLoss:
-    """The loss of the outputs `[D, C]` of a layout, y being fixed.
+    """The loss as a function of outputs `[D, C]` in the columns of a layout, with fixed y.
 
     Attributes:
         function: `loss(f, y)`.
-        targets: y as the loss gets it.
+        targets: y in the form that is passed to the loss.
         layout: The layout of the outputs.
     """
 
@@ -35,7 +35,7 @@ class OutputLoss:
         """∂loss/∂f `[D, C]`.
 
         Raises:
-            ValueError: It is not finite.
+            ValueError: The gradient is not finite.
         """
         gradient: Tensor = torch.func.grad(self._of_outputs)(self._outputs(columns))
         _check_derivative("gradient", gradient, t)
@@ -45,7 +45,7 @@ class OutputLoss:
         """∂²loss/∂f² `[D, C, D, C]`.
 
         Raises:
-            ValueError: It is not finite.
+            ValueError: The Hessian is not finite.
         """
         gradient = torch.func.grad(self._of_outputs)
         second: Tensor = torch.func.jacrev(gradient)(self._outputs(columns))
@@ -54,11 +54,11 @@ class OutputLoss:
         return second.detach().reshape(*size, *size)
 
     def check(self, columns: Tensor) -> None:
-        """Evaluate the loss once, where training starts.
+        """Evaluate the loss once, at the outputs from which training starts.
 
         Raises:
-            TypeError: It does not return a tensor of real floating-point numbers.
-            ValueError: It raises an error, or what it returns is not a scalar, not finite, or does
+            TypeError: The loss does not return a tensor of real floating-point numbers.
+            ValueError: The loss raises an error, or its value is not a scalar, not finite, or does
                 not depend on f.
         """
         with torch.enable_grad():
@@ -100,7 +100,7 @@ class OutputLoss:
         return self.function(outputs, self.targets)
 
     def _outputs(self, columns: Tensor) -> Tensor:
-        # A copy outside inference mode, which autograd can record.
+        # A copy that is made outside of inference mode, so that autograd can record it.
         return self.layout.outputs_of(columns.detach().clone())
 
 
@@ -109,14 +109,14 @@ def _check_derivative(what: str, value: Tensor, t: float) -> None:
         return
     raise value_error(
         "loss",
-        "twice differentiable where training goes",
+        "twice differentiable at all outputs on the way",
         f"a {what} that is not finite at t = {t:.6g}",
-        "Look for a logarithm or a square root of 0 in it.",
+        "Check whether it takes the logarithm or square root of 0.",
     )
 
 
 def read_loss_targets(y: object, device: torch.device) -> Tensor:
-    """A copy of y, as the loss may need it: numbers or labels, of any shape.
+    """A copy of y, which may be real numbers or labels of any shape.
 
     Raises:
         TypeError: It is not a dense tensor of real numbers.

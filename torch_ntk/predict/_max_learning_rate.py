@@ -21,23 +21,24 @@ def max_learning_rate(
 ) -> float:
     """The largest stable step of gradient descent on squared error: 2 (1 + μ) / (c λ_max).
 
-    Smaller steps converge, larger ones diverge; c = 1 for ½ Σ‖f - y‖² (`"sum"`), and 1/(N·O) for
-    the average of ½ (f - y)² over all entries (`"mean"`). Without momentum: the mode of the
-    largest eigenvalue is multiplied by 1 - lr c λ_max per step; with heavy-ball momentum μ both
-    roots of z² - (1 + μ - lr c λ) z + μ lie inside the unit circle up to this step.
+    Smaller steps converge and larger ones diverge. c is 1 for ½ Σ‖f - y‖² (`"sum"`), and 1/(N·O)
+    for the average of ½ (f - y)² over all entries (`"mean"`). Without momentum, a step multiplies
+    the residual in the mode of the largest eigenvalue by 1 - lr c λ_max. With heavy-ball momentum μ
+    both roots of z² - (1 + μ - lr c λ) z + μ lie inside the unit circle up to this step.
 
     Args:
         k: The kernel of the training samples, `[N, N]` or `[N, N, O, O]`.
         reduction: `"sum"` or `"mean"`.
-        momentum: μ in [0, 1), as `torch.optim.SGD` has it.
-        num_outputs: O, for the mean with a kernel `[N, N]`, which does not show on how many
-            outputs it acts. By default 1; a full kernel has its own O.
+        momentum: μ in [0, 1), as in `torch.optim.SGD`.
+        num_outputs: The number of outputs O, which `"mean"` needs with a kernel `[N, N]`; by
+            default 1. A full kernel has its own O.
 
     Returns:
         The step; infinity for the zero kernel.
 
     Raises:
-        TypeError: `k` is not a dense tensor of real floating-point numbers, or a number is none.
+        TypeError: `k` is not a dense tensor of real floating-point numbers, or `momentum` or
+            `num_outputs` is not a number.
         ValueError: `k` has another shape, is not finite, not symmetric, or not positive
             semi-definite beyond its precision; `momentum` or `reduction` is invalid, or
             `num_outputs` contradicts a full kernel.
@@ -77,6 +78,6 @@ def check_momentum(value: object) -> float:
             "momentum",
             "in [0, 1)",
             f"{momentum:g}",
-            "With 1 or more, nothing ever comes to rest.",
+            "With 1 or more, training never converges.",
         )
     return momentum

@@ -20,7 +20,7 @@ _INDEFINITE = (
 
 
 class Dynamics(Protocol):
-    """How one mode moves under ½ λ-weighted squared error, whatever the mode is."""
+    """How the residual of one eigenmode changes with time, as a function of its eigenvalue λ."""
 
     def reach(self, times: Tensor) -> Tensor:
         """The time in which a slow mode decays by exp(-reach · λ), `[T]`."""
@@ -29,7 +29,7 @@ class Dynamics(Protocol):
     def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """Decay ρ and gain g, `[T, D]`, at finite times for eigenvalues λ ≥ 0.
 
-        The residual of a mode is ρ times what it was, and g = (1 - ρ)/λ, continued to λ = 0.
+        The residual of a mode is ρ times its initial value, and g = (1 - ρ)/λ, continued to λ = 0.
         """
         ...
 
@@ -41,8 +41,8 @@ class Modes:
     Attributes:
         layout: Shapes and device.
         eigen: The eigendecomposition.
-        dtype: Of the kernel as it came.
-        name: What the caller calls the kernel.
+        dtype: The dtype in which the kernel was passed.
+        name: The caller's name of the kernel.
     """
 
     layout: Layout
@@ -52,7 +52,7 @@ class Modes:
 
     @property
     def eps(self) -> float:
-        """Relative precision of the kernel's entries."""
+        """The relative precision of the kernel's entries."""
         return torch.finfo(self.dtype).eps
 
     def stable_step(self, rate: float, momentum: float = 0.0) -> float:
@@ -61,11 +61,11 @@ class Modes:
         return 2.0 * (1.0 + momentum) / (rate * largest) if largest > 0.0 else math.inf
 
     def evolve(self, dynamics: Dynamics, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Decay and gain `[T, D]` at all times, the limit included.
+        """Decay and gain `[T, D]` at all times, including the limit.
 
-        A mode below the noise floor moves with its computed eigenvalue (0 if that is negative)
-        for as long as even an eigenvalue at the floor would not have moved it much. After that,
-        and in the limit, nothing is known about it: it stays where it was, with a warning.
+        A mode below the noise floor moves with its computed eigenvalue (0 if that is negative) up
+        to the time at which an eigenvalue of the size of the floor would move it noticeably. At
+        later times and in the limit its position is unknown: it is kept fixed, with a warning.
         """
         values, floor = self.eigen.clipped, self.eigen.floor
         endless = torch.isinf(times)
@@ -83,18 +83,18 @@ class Modes:
         return decay, gain
 
     def inverse(self) -> Tensor:
-        """1/λ `[D]`; 0 with a warning for modes that the kernel's precision cannot tell from 0."""
+        """1/λ `[D]`; 0 with a warning for eigenvalues that cannot be distinguished from 0."""
         if self.eigen.rank < self.eigen.size:
             self.warn_of_rank()
         return torch.where(self.eigen.resolved, 1.0 / self.eigen.values, 0.0)
 
     def warn_of_rank(self) -> None:
-        """Say that the numerical rank decides the result."""
+        """Warn that the result depends on the numerical rank."""
         warn_singular(
             f"`{self.name}` is singular: its numerical rank is {self.eigen.rank} of "
-            f"{self.eigen.size} (eigenvalues up to {self.eigen.floor:.3g} cannot be told from 0; "
-            f"the largest is {float(self.eigen.values[-1]):.3g}). Directions outside its range "
-            "are left where they were, by the pseudo-inverse. Pass diag_reg to regularize it, or "
+            f"{self.eigen.size} (eigenvalues up to {self.eigen.floor:.3g} cannot be distinguished "
+            f"from 0; the largest is {float(self.eigen.values[-1]):.3g}). Outputs do not change in "
+            "directions outside of its range (pseudo-inverse). Pass diag_reg to regularize it, or "
             "compute the kernel in float64."
         )
 
@@ -103,10 +103,10 @@ class Modes:
         return self.eigen.vectors.mT @ columns
 
     def project(self, kernel: Tensor, eps: float) -> Tensor:
-        """K_st V `[M, D]`, without what rounding alone leaves of unresolved modes.
+        """K_st V `[M, D]`, with 0 in place of rounding errors in unresolved modes.
 
-        Where the train kernel vanishes, so does a test kernel of the same function: what is
-        left there is rounding, and would grow with time.
+        In directions in which the train kernel vanishes, the test kernel of the same function
+        vanishes too. Its entries there are rounding errors, which would grow with time.
         """
         projected = kernel @ self.eigen.vectors
         if self.eigen.rank < self.eigen.size:
@@ -132,11 +132,11 @@ def read_modes(
     """Check and decompose a train kernel for outputs of the given shape.
 
     Args:
-        name: The kernel's name as the caller wrote it.
+        name: The caller's name of the kernel.
         kernel: `[N, N]` or `[N, N, O, O]`.
         shape: The shape of the outputs.
-        of: Whose shape that is.
-        diag_reg: Added to the diagonal, in units of its mean.
+        of: The argument that has this shape, for messages.
+        diag_reg: Regularization of the diagonal, in units of its mean.
 
     Raises:
         TypeError: The kernel is not a dense tensor of real floating-point numbers, or `diag_reg`
@@ -155,7 +155,7 @@ def read_modes(
 
 
 def read_targets(name: str, kernel_name: str, kernel: object, y: object) -> tuple[Tensor, Tensor]:
-    """The checked kernel and targets as the caller gave them, before their shapes are compared.
+    """The kernel as the caller passed it, and the targets in float64, checked except for shapes.
 
     Raises:
         TypeError: The targets are not real floating-point numbers.

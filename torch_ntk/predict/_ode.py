@@ -1,4 +1,4 @@
-"""Stiff initial value problems with an exact Jacobian, at given times or until they rest."""
+"""Solve a stiff initial value problem with its exact Jacobian, for given times or for the limit."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What stops the solver from being wrong, and from never ending.
+    """The solver, its tolerances, and when it gives up.
 
     Attributes:
         method: The solver.
-        rtol: Relative local error per step.
-        atol: Absolute local error per step, in the units of the state.
-        max_evaluations: Of the right-hand side, after which the solver gives up.
+        rtol: The relative local error per step.
+        atol: The absolute local error per step, in the units of the state.
+        max_evaluations: The number of evaluations of the right-hand side after which the solver
+            gives up.
     """
 
     method: Method
@@ -37,49 +38,54 @@ class Tolerances:
     max_evaluations: int
 
 
-def solve(
-    velocity: Callable[[float, Array], Array],
-    jacobian: Callable[[float, Array], Array],
-    size: int,
-    times: Array,
-    options: Tolerances,
-    *,
-    horizon: float | None = None,
-    at_rest: Callable[[float, Array], float] | None = None,
-    progress: bool = False,
-) -> Array:
-    """States `[T, size]` at sorted times ≥ 0, from the state 0 at time 0.
+@dataclass(frozen=True)
+class Flow:
+    """A state x that moves from 0 at t = 0 by ẋ = velocity(t, x).
 
-    Args:
+    Attributes:
+        size: The length of x.
         velocity: ẋ(t, x).
         jacobian: ∂ẋ/∂x (t, x).
-        size: Length of x.
-        times: Ascending; infinite ones ask for the state of rest.
-        options: Solver and tolerances.
-        horizon: The time by which the state must have come to rest, for infinite times.
-        at_rest: How far from rest a state is, in units of what may remain: at most 1 is rest.
-            Asked whenever time has doubled.
-        progress: Whether to show a bar.
+        remaining: The distance of x from its limit at time t, in units of the distance that is
+            tolerated: with at most 1 the limit is reached.
+        horizon: A time by which the limit is reached, if there is one.
+    """
+
+    size: int
+    velocity: Callable[[float, Array], Array]
+    jacobian: Callable[[float, Array], Array]
+    remaining: Callable[[float, Array], float]
+    horizon: float
+
+
+def solve(flow: Flow, times: Array, options: Tolerances, *, progress: bool = False) -> Array:
+    """The states `[T, size]` of a flow at ascending times ≥ 0, where infinity means the limit.
+
+    Args:
+        flow: The flow.
+        times: The times, ascending.
+        options: The solver and its tolerances.
+        progress: Whether to show a progress bar.
 
     Raises:
         RuntimeError: The solver fails, or needs more evaluations than allowed.
-        ValueError: There is no state of rest before the horizon.
+        ValueError: The limit is not reached by the horizon.
     """
     from scipy import integrate  # type: ignore[import-untyped]  # slow to import
     from tqdm.auto import tqdm
 
+    size = flow.size
     states = np.zeros((len(times), size))
     finite = int(np.isfinite(times).sum())
     done = int((times == 0.0).sum())
     if done == len(times):
         return states
     endless = finite < len(times)
-    if endless and (horizon is None or at_rest is None):
-        raise ValueError("a state of rest needs a horizon and a criterion")
     last = float(times[finite - 1]) if finite else 0.0
-    bound = max(last, horizon or 0.0) if endless else last
+    bound = max(last, flow.horizon) if endless else last
+    tolerances = {"rtol": options.rtol, "atol": options.atol}
     solver = getattr(integrate, options.method)(
-        velocity, 0.0, np.zeros(size), bound, rtol=options.rtol, atol=options.atol, jac=jacobian
+        flow.velocity, 0.0, np.zeros(size), bound, jac=flow.jacobian, **tolerances
     )
     total = None if endless else bound
     next_look, remaining = 0.0, math.inf
@@ -101,23 +107,23 @@ def solve(
             if not endless and done == finite:
                 return states
             finished = solver.status == "finished"
-            if endless and at_rest is not None and (finished or solver.t >= next_look):
-                remaining = at_rest(solver.t, solver.y)
+            if endless and (finished or solver.t >= next_look):  # whenever t has doubled
+                remaining = flow.remaining(solver.t, solver.y)
                 next_look = 2.0 * solver.t
                 if remaining <= 1.0 and done == finite:
                     states[finite:] = solver.y
                     return states
             if finished:
-                raise _no_rest(solver.t, remaining)
+                raise _no_limit(solver.t, remaining)
 
 
 def _step(solver: Any, options: Tolerances) -> None:
-    with np.errstate(all="ignore"):  # a step that overflows is rejected and tried smaller
+    with np.errstate(all="ignore"):  # the solver repeats a step that overflows with a smaller one
         reason = solver.step()
     if solver.status == "failed":
         raise RuntimeError(
             f"The {options.method} solver stopped at t = {solver.t:.6g}: {reason} A loss must be "
-            "twice differentiable where training goes (an absolute value is not at 0; use a "
+            "twice differentiable at all outputs on the way (an absolute value is not at 0; use a "
             "smooth one); otherwise try another `method` or larger `rtol` and `atol`."
         )
     if solver.nfev > options.max_evaluations:
@@ -129,7 +135,7 @@ def _step(solver: Any, options: Tolerances) -> None:
         )
 
 
-def _no_rest(t: float, remaining: float) -> ValueError:
+def _no_limit(t: float, remaining: float) -> ValueError:
     if math.isinf(remaining):
         still = "the loss still slopes without curvature"
     else:

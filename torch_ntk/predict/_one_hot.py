@@ -17,17 +17,17 @@ def one_hot(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Targets for squared error from class labels.
+    """Make targets for squared error from class labels.
 
-    1 at the class and 0 elsewhere; with `zero_centered` 1/C is subtracted from all entries, so
-    that they sum to 0: (C-1)/C at the class and -1/C elsewhere. Centered targets are what one
-    wants for outputs that start at zero mean.
+    A target is 1 at the class and 0 elsewhere. With `zero_centered` 1/C is subtracted from all
+    entries, so that they sum to 0: they are (C-1)/C at the class and -1/C elsewhere. Centered
+    targets suit networks whose outputs have mean 0 at the start.
 
     Args:
         labels: Integers from 0 to C - 1, of any shape.
-        num_classes: C.
+        num_classes: The number of classes C.
         zero_centered: Whether to subtract 1/C.
-        dtype: Of the result, by default torch's default dtype.
+        dtype: The dtype of the result, by default torch's default dtype.
 
     Returns:
         `[*labels.shape, C]`, floating point, on the labels' device.

@@ -1,4 +1,4 @@
-"""The posterior of a Gaussian process whose kernel is multiplied by and never formed."""
+"""The posterior of a Gaussian process whose kernel is an operator: its matrix is never formed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OperatorProcess:
 
     Attributes:
         targets: A copy of y.
-        residual: Of the linear system, as `NTKOperator.solve` has verified it.
+        residual: The relative residual of the linear system, verified by `NTKOperator.solve`.
     """
 
     targets: Tensor
@@ -45,16 +45,16 @@ class OperatorProcess:
         """Mean and covariance of the function on test samples.
 
         Args:
-            k_test_train: Prior covariance of M test and all training samples, `[M, N]` or
-                `[M, N, O, O]`, or `NTKOperator(model, x_test, x_train, output=…)`, of which the
-                mean takes one product.
-            k_test_test: That of the test samples, or an operator; without it only the mean is
-                computed. The covariance takes a linear system for each test sample (and output):
-                M should be small.
+            k_test_train: The prior covariance between M test samples and the training samples,
+                `[M, N]` or `[M, N, O, O]`; or `NTKOperator(model, x_test, x_train, output=…)`, of
+                which the mean takes one product.
+            k_test_test: The prior covariance of the test samples, as a tensor or an operator;
+                without it only the mean is computed. The covariance takes a linear system for each
+                test sample (and output), so that M should be small.
 
         Returns:
-            The posterior of the function (without noise of an observation), in the promoted dtype
-            of what went in.
+            The posterior of the function, without the noise of observations, in the promoted dtype
+            of all tensors that went in.
 
         Raises:
             TypeError: A kernel is not a dense tensor of real floating-point numbers, or operator.
@@ -88,18 +88,18 @@ class OperatorProcess:
 
     @property
     def _each(self) -> int:
-        """Rows of a kernel's matrix that belong to one sample."""
+        """The number of rows of a kernel's matrix that belong to one sample."""
         return self._layout.outputs if self._layout.full else 1
 
     def _rows(self, kernel: Tensor | NTKOperator) -> int:
-        """M·O or M, after the shape of an operator has been checked."""
+        """The number of rows of a test kernel's matrix: M·O or M."""
         if isinstance(kernel, NTKOperator):
             self._check_kind("k_test_train", kernel, self._layout.samples * self._each)
             return kernel.shape[0]
         return len(kernel) * self._each if isinstance(kernel, Tensor) and kernel.ndim else 0
 
     def _check_kind(self, name: str, kernel: NTKOperator, columns: int) -> None:
-        """Raise unless an operator has the output and the columns that it must have."""
+        """Raise `ValueError` unless an operator has the right `output`, columns and device."""
         same = kernel.output == self._kernel.output
         if not same or kernel.shape[1] != columns or kernel.device != self._layout.device:
             which = "x_test, x_train" if name == "k_test_train" else "x_test"
@@ -112,7 +112,7 @@ class OperatorProcess:
             )
 
     def _check_fits(self, rows: int) -> None:
-        """Raise if the covariance of so many rows cannot be computed in memory."""
+        """Raise `ValueError` if a covariance with so many rows does not fit in memory."""
         need = 8 * rows * (4 * self._kernel.shape[0] + 3 * rows)
         free = budget(self._layout.work_device)
         if need > free:
@@ -126,7 +126,7 @@ class OperatorProcess:
 
 @torch.no_grad()
 def process_of_operator(kernel: NTKOperator, y: Tensor, diag_reg: object) -> OperatorProcess:
-    """`gp_inference` of an operator.
+    """`gp_inference` for an operator.
 
     Raises:
         TypeError: y is not of floating-point numbers.
@@ -150,7 +150,7 @@ def process_of_operator(kernel: NTKOperator, y: Tensor, diag_reg: object) -> Ope
         )
     o = kernel.outputs if kernel.output == "full" else None
     shape = (rows, rows) if o is None else (rows // o, rows // o, o, o)
-    # A kernel of this shape that takes no memory.
+    # A tensor of the kernel's shape that takes no memory, because its entries are one and the same.
     like = torch.zeros((), device=kernel.device).expand(shape)
     layout = layout_for("k_train_train", like, tuple(y.shape), "y")
     if y.device != kernel.device:

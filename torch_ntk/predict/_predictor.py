@@ -24,8 +24,8 @@ class MSEPredictor:
         targets: A copy of y.
         reduction_rate: c in ∂loss/∂f = c (f - y): 1 for the reduction "sum", 1/(N·O) for "mean".
         learning_rate: The step size η; `None` for gradient flow.
-        momentum: Of the steps; 0 for gradient flow.
-        max_learning_rate: Steps below it converge: 2 (1 + momentum) / (c λ_max).
+        momentum: The momentum μ; 0 for gradient flow.
+        max_learning_rate: The largest stable step, 2 (1 + momentum) / (c λ_max).
     """
 
     targets: Tensor
@@ -51,20 +51,20 @@ class MSEPredictor:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """λ of the train kernel with its regularization, ascending, `[N]` or `[N·O]`, float64."""
+        """The eigenvalues of the regularized train kernel, ascending, `[N]` or `[N·O]`, float64."""
         return self._modes.eigen.values.clone()
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues exceed the kernel's noise floor."""
+        """The number of eigenvalues above the kernel's noise floor."""
         return self._modes.eigen.rank
 
     @property
     def mode_times(self) -> Tensor:
         """The time in which each mode's residual falls by a factor e, in the order of eigenvalues.
 
-        1/(c λ) for gradient flow, and (1 - momentum)/(η c λ) steps for gradient descent, which
-        is exact for slow modes (η c λ ≪ 1). Infinite where λ ≤ 0.
+        It is 1/(c λ) for gradient flow, and (1 - momentum)/(η c λ) steps for gradient descent,
+        where this holds for slow modes (η c λ ≪ 1). It is infinite where λ ≤ 0.
         """
         one = torch.ones(1, dtype=torch.float64, device=self._modes.layout.work_device)
         return 1.0 / (self._dynamics.reach(one) * self._modes.eigen.clipped)
@@ -73,7 +73,7 @@ class MSEPredictor:
         """The factor by which each mode's residual f - y is multiplied up to time t.
 
         Args:
-            t: As in a call.
+            t: A time or times, as in `__call__`.
 
         Returns:
             `[D]`, or `[T, D]` for a tensor of T times, float64, in the order of `eigenvalues`.
@@ -107,9 +107,9 @@ class MSEPredictor:
                 `[M, N, O, O]`, not regularized.
 
         Returns:
-            `(f_train, f_test)`: of the shapes of f0, with a leading axis of times where t is 1-D;
-            `f_test` is `None` without `k_test_train`. Computed in float64 and returned in the
-            promoted dtype of the tensors that went in (times do not count).
+            `(f_train, f_test)` in the shapes of f0, with a leading axis of times if t is 1-D;
+            `f_test` is `None` without `k_test_train`. They are computed in float64 and returned in
+            the promoted dtype of the tensors that went in, except for t.
 
         Raises:
             TypeError: An argument is of the wrong type or dtype.
@@ -117,18 +117,21 @@ class MSEPredictor:
                 or the outputs diverge beyond the range of float64.
 
         Warns:
-            SingularKernelWarning: The kernel is singular and t so large that its numerical rank
-                decides the result; directions outside its range keep f0.
+            SingularKernelWarning: The kernel is singular and t so large that the result depends on
+                its numerical rank; outputs keep f0 in directions outside of the kernel's range.
         """
         times, single = self._read_times(t)
-        start = self._read_start(f0_train)
-        test = self._read_test(f0_test, k_test_train)
+        layout = self._modes.layout
+        start = torch.zeros_like(self._y)
+        if f0_train is not None:
+            start = layout.read_outputs("f0_train", f0_train)
+        test = read_test(self._modes, f0_test, k_test_train)
         _, gain = self._modes.evolve(self._dynamics, times)
         if not bool(torch.isfinite(gain).all()):
             raise self._diverged()
         dtype = promoted(self._modes.dtype, self.targets, f0_train, f0_test, k_test_train)
         residual = self._modes.rotate(start - self._y)
-        # (1 - decay) from the gain, which does not cancel for slow modes.
+        # 1 - decay, computed from the gain, because the difference would cancel for slow modes.
         change = gain * self._modes.eigen.clipped
         f_train = start - spread(self._modes.eigen.vectors, change, residual)
         f_test = None
@@ -172,26 +175,15 @@ class MSEPredictor:
             "Take a smaller step, or fewer steps.",
         )
 
-    def _read_start(self, f0_train: Tensor | None) -> Tensor:
-        if f0_train is None:
-            return torch.zeros_like(self._y)
-        return self._modes.layout.read_outputs("f0_train", f0_train)
-
-    def _read_test(
-        self, f0_test: Tensor | None, k_test_train: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Outputs at t = 0 as columns, and the test kernel in the modes."""
-        return read_test(self._modes, f0_test, k_test_train)
-
 
 def read_test(
     modes: Modes, f0_test: Tensor | None, k_test_train: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Test outputs at t = 0 as columns `[M, O]` or `[M·O, 1]`, and K_st V; `None` if no test set.
+    """The test outputs at t = 0 as columns, and K_st V; `None` without a test kernel.
 
     Raises:
         TypeError: As `Layout.read_kernel` and `Layout.read_outputs`.
-        ValueError: As these; or there are test outputs without a test kernel.
+        ValueError: As these; or test outputs are given without a test kernel.
     """
     layout = modes.layout
     if k_test_train is None:
@@ -215,7 +207,7 @@ def read_test(
 
 
 def spread(vectors: Tensor, factors: Tensor, modes: Tensor) -> Tensor:
-    """The products V · diag(factors_t) · modes at all times, in one product: `[T, M, C]`."""
+    """V · diag(factors_t) · modes `[T, M, C]` for all times t, computed as one product."""
     times, size = factors.shape
     scaled = factors.mT[:, :, None] * modes[:, None, :]
     product = vectors @ scaled.reshape(size, -1)

@@ -1,4 +1,4 @@
-"""What the loss sums or averages over."""
+"""Whether the loss is a sum or a mean."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Reduction: TypeAlias = Literal["sum", "mean"]
 
 
 def rate_of(reduction: object, entries: int) -> float:
-    """The c of ∂loss/∂f = c · (f - y): 1 for the sum, 1/(N·O) for the mean.
+    """The factor c in ∂loss/∂f = c · (f - y): 1 for the sum, 1/(N·O) for the mean.
 
     Raises:
-        ValueError: The reduction is neither.
+        ValueError: The reduction is neither "sum" nor "mean".
     """
     check_choice(
         "reduction",

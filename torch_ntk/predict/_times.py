@@ -1,4 +1,4 @@
-"""Times at which a prediction is asked for."""
+"""Check and convert the times at which a prediction is asked for."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def read_times(t: object, device: torch.device, *, steps: bool = False) -> tuple
     """The times as a 1-D float64 tensor, and whether a single time was asked for.
 
     Args:
-        t: What the caller gave.
-        device: Where the result is wanted.
-        steps: Whether times are numbers of steps, which are whole.
+        t: The caller's argument.
+        device: The device of the result.
+        steps: Whether times are numbers of steps, which must be whole.
 
     Raises:
         TypeError: It is neither a number, a tensor of real numbers nor `None`.

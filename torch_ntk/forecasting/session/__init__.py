@@ -1,6 +1,7 @@
-"""A forecast beside the training that it is of; without any trainer.
+"""Compare a training, while it runs, with its forecast; independent of any trainer.
 
-Apart from `torch_ntk.forecasting`, so that a forecast alone needs nothing of monitors.
+This folder is imported separately from `torch_ntk.forecasting`, so that a forecast alone does not
+import the monitor.
 """
 
 from ._course import Course as Course

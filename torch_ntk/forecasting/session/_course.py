@@ -1,4 +1,4 @@
-"""The predicted loss of one training, asked for step by step."""
+"""The predicted loss of one training with SGD, evaluated step by step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ...linalg import as_float64
 from ...predict import FlowPredictor, MSEPredictor, gradient_flow
-from .._forecast import Forecast
-from .._from_kernel import descended, descent, flow_time, forecast_from_kernel
+from .._from_kernel import descended, descent, flow_time
 from .._loss import LossLike, SquaredError, read_loss
 
 
@@ -16,9 +15,9 @@ class ProbeLoss:
     """The loss of outputs on a probe.
 
     Args:
-        like: Outputs `[N, O]`, on the device and of the dtype in which it is computed.
+        like: Outputs `[N, O]` on the device and in the dtype in which the loss is computed.
         y: Targets.
-        loss: As in `torch_ntk.forecasting.forecast`; a mean.
+        loss: A loss as in `torch_ntk.forecasting.forecast`, averaged over samples.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
@@ -35,16 +34,16 @@ class ProbeLoss:
 
 
 class Course:
-    """Predicted losses at ascending steps; decompositions and solutions are kept between them.
+    """Predicts the loss at ascending steps; decompositions and solutions are kept between them.
 
     Args:
         kernel: Θ_0 on the training samples, `[N, N, O, O]`.
         outputs: f_0, `[N, O]`.
         y: Targets.
-        loss: As in `torch_ntk.forecasting.forecast`; a mean.
+        loss: A loss as in `torch_ntk.forecasting.forecast`, averaged over samples.
         lr: The learning rate.
-        momentum: Of SGD.
-        reached: A step, and the outputs that were predicted for it, from which to go on.
+        momentum: The momentum of SGD.
+        reached: The last step that was predicted, and its outputs, from which to continue.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
@@ -60,7 +59,7 @@ class Course:
         momentum: float,
         reached: tuple[int, Tensor] | None = None,
     ) -> None:
-        self._arguments = (kernel, outputs, y, loss, lr, momentum)
+
         theta = as_float64("kernel", kernel)
         self._start = outputs.detach().to(theta)
         self._loss = ProbeLoss(self._start, y, loss)
@@ -73,20 +72,13 @@ class Course:
             self._predict = gradient_flow(rule.function, theta, targets, num_outputs=size)
         self.reached = (0, self._start) if reached is None else (reached[0], reached[1].to(theta))
 
-    def at_start(self) -> Forecast:
-        """The forecast of step 0: curvatures, the time of each mode, the largest stable step."""
-        kernel, outputs, y, loss, lr, momentum = self._arguments
-        return forecast_from_kernel(
-            kernel, outputs, y, loss=loss, lr=lr, momentum=momentum, steps=[0]
-        )
-
     def loss_at(self, step: int) -> float:
-        """The predicted loss after `step` steps, not before the one that was last asked for."""
+        """The predicted loss after `step` steps, which must not decrease from call to call."""
         if isinstance(self._predict, MSEPredictor):
             outputs, _ = descended(self._predict, torch.tensor([step]), self._start)
             self.reached = (step, outputs[0])
         elif step > self.reached[0]:
-            # The flow knows no past: it goes on from where it was.
+            # Gradient flow has no memory, so that it can start from the outputs of the last step.
             before, at = self.reached
             first, last = flow_time(torch.tensor([before, step]).double(), *self._step).tolist()
             found, _ = self._predict(last - first, f0_train=at)

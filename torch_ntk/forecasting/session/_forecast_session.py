@@ -1,4 +1,4 @@
-"""`ForecastSession`: a session that also knows the loss which Θ_0 predicts."""
+"""`ForecastSession`: a monitored training that is compared with its forecast."""
 
 from __future__ import annotations
 
@@ -16,51 +16,52 @@ from ..._checks import ArgumentError, UndefinedError
 from ..._functional import unwrap
 from ...monitor import FORECAST_CURVES, Curve, Observation, Reference, Session, Training
 from ...monitor.stability import find_loss
+from .._from_kernel import forecast_from_kernel
 from .._loss import LossLike
 from ._course import Course, ProbeLoss
 from ._momentum_course import MomentumCourse, Motion
 from ._steps import Steps, gathered, rates_now, read_steps_of
 
 _CONSTANT = (
-    "{} holds P of {} constant as it is now. Its squares of gradients are averages over about "
-    "{:,.0f} steps: the prediction is for fewer steps than that."
+    "{} assumes that P of {} stays as it is now. P is made of squared gradients that are averaged "
+    "over about {:,.0f} steps: the prediction is valid for fewer steps than that."
 )
 
 
 class ForecastSession(Session):
-    """A `Session` that measures the loss on its probe, and the one that Θ_0 predicted for the step.
+    """A `Session` that also measures the loss on its probe and the loss that Θ_0 predicts.
 
-    Arguments as for `Session`.
+    The arguments are those of `Session`.
     """
 
     def reset(self) -> None:
-        """Forget everything: the next measurement is the first one."""
+        """Forget all measurements: the next one is the first."""
         super().reset()
         self._course: Course | MomentumCourse | None = None
         self._loss: ProbeLoss | None = None
         self._kernel: Tensor | None = None
-        self._rates: list[list[float]] | None = None  # of all groups at the start
+        self._rates: list[list[float]] | None = None  # `rates_now` at the start
         self._sgd = (0.0, 0.0)  # learning rate and momentum
-        self._motion: Motion | None = None  # of an optimizer with a P
+        self._motion: Motion | None = None  # only for an optimizer with a P
         self._changed_at: int | None = None
         self._reached: tuple[int, Tensor] | None = None
         self._refused: str | None = None  # why there is no forecast
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made again from the rest."""
+        """The attributes without those that are made again from the others."""
         return {**super().__getstate__(), "_course": None, "_loss": None}
 
     @property
     def curves(self) -> tuple[Curve, ...]:
-        """The curves of what is measured."""
+        """The curves of all measured numbers."""
         return (*super().curves, *FORECAST_CURVES)
 
     def follow(self, optimizers: Sequence[Optimizer], step: int) -> None:
-        """Note if the steps from this one on are others than those that were predicted.
+        """Notice if learning rate or momentum are no longer those of the forecast.
 
         Args:
-            optimizers: Those of the training.
-            step: Optimizer steps taken.
+            optimizers: The optimizers of the training.
+            step: The number of optimizer steps that have been taken.
         """
         if self._rates is None or self._changed_at is not None:
             return
@@ -70,11 +71,11 @@ class ForecastSession(Session):
             self.warn_once(
                 "rates",
                 f"{self._owner}: the learning rate or momentum of the optimizer changed at step "
-                f"{step}. The forecast is for a constant one: nothing is predicted after it.",
+                f"{step}. The forecast assumes constant ones and ends there.",
             )
 
     def say_if_smaller(self, samples: int) -> None:
-        """Warn if the probe is only a part of so many training samples."""
+        """Warn if the probe has fewer than the `samples` training samples."""
         reference = self.record.reference
         if reference is not None and len(reference.probe) < samples:
             self.warn_once(
@@ -93,15 +94,15 @@ class ForecastSession(Session):
         batches: int,
         batch: Any = None,
     ) -> Observation:
-        """Measure within `attempt`, after `begin`; arguments as for `Session`.
+        """Measure within `attempt`, after `begin`; the arguments are those of `Session`.
 
         Raises:
-            ValueError: There is no loss on the probe.
+            ValueError: The loss on the probe cannot be computed.
         """
         began = time.perf_counter()
         module, reference = unwrap(self._adapted(network)), self.record.reference
         found: dict[str, float] = {}
-        if reference is not None:  # otherwise the record says what is missing
+        if reference is not None:  # without one, `super().measure` reports what is missing
             with self._statistics(module, reference.probe):
                 found = self._compare(module, reference, step, training)
         spent = time.perf_counter() - began
@@ -132,16 +133,16 @@ class ForecastSession(Session):
     def _begin_course(
         self, network: nn.Module, reference: Reference, training: Training
     ) -> dict[str, float]:
-        """Take Θ_0, with each parameter's share of the learning rate: Σ_g (lr_g / lr) Θ_g.
+        """Compute Θ_0 with each parameter group's learning rate: Σ_g (lr_g / lr) Θ_g.
 
         Returns:
-            The largest stable learning rate; nothing, and a warning says why, of an optimizer
-            whose steps a kernel does not predict.
+            The largest stable learning rate, as `{"max_lr": …}`. It is empty for an optimizer whose
+            steps a kernel does not predict, with a warning that says why.
         """
         try:
             steps = read_steps_of(training.optimizers, network, reference.trained)
         except ArgumentError as error:
-            self._refused = str(error)  # at later steps the network is not the reference any more
+            self._refused = str(error)  # at later steps the network is no longer the reference
             self.warn_once("refused", f"{self._owner} predicts nothing in this run: {error}")
             return {}
         optimizer, evaluation = steps.preconditioner, self.record.evaluation
@@ -153,7 +154,13 @@ class ForecastSession(Session):
             kernel = torch.stack(parts).sum(0)
             self._sgd = steps.lr, steps.momentum
             self._motion = self._moving(network, reference, steps) if optimizer else None
-            found = self._make(reference, training, kernel).at_start()
+            f, targets, loss = self._data(reference, training)
+            rate, mu = steps.lr * steps.gain, steps.momentum
+            kernel = kernel.to(f.device)
+            found = forecast_from_kernel(
+                kernel, f, targets, loss=loss, lr=rate, momentum=mu, steps=[0]
+            )
+            self._make(reference, training, kernel)
         except ValueError as error:
             self._refused = str(error)
             raise
@@ -175,7 +182,7 @@ class ForecastSession(Session):
         return {"max_lr": largest}
 
     def _moving(self, network: nn.Module, reference: Reference, steps: Steps) -> Motion:
-        """The momentum of an optimizer with a P, as it moves the outputs."""
+        """The direction in which the momentum of an optimizer with a P moves the outputs."""
         directions, evaluation = gathered(steps, network), self.record.evaluation
         dtype = evaluation.gradient_dtype(network)
         jacobian = evaluation.operator(network, list(directions), reference.probe).jacobian
@@ -183,10 +190,10 @@ class ForecastSession(Session):
         return Motion(moved.reshape(-1, reference.size).double(), steps.gain, steps.taken)
 
     def _loss_on(self, reference: Reference, training: Training) -> ProbeLoss:
-        """The loss that is trained, on the probe.
+        """The loss of the training, on the probe.
 
         Raises:
-            ValueError: There is none.
+            ValueError: It is not known.
         """
         if self._loss is None:
             f, targets, loss = self._data(reference, training)
@@ -205,21 +212,21 @@ class ForecastSession(Session):
         return self._course
 
     def _data(self, reference: Reference, training: Training) -> tuple[Tensor, Tensor, LossLike]:
-        """f_0, targets and loss on the probe."""
+        """The outputs f_0, the targets and the loss on the probe."""
         y = reference.probe.y
         if y is None:
             raise UndefinedError(reference.probe.why_none)
         f = reference.outputs
         assert f is not None  # the kernel is the full one
         loss: LossLike = find_loss(self.settings.loss, training.module, f, y)
-        if isinstance(loss, nn.Module):  # weights of classes have to be of the outputs' dtype
+        if isinstance(loss, nn.Module):  # its class weights must have the dtype of the outputs
             loss = copy.deepcopy(loss).to(y.device, torch.float64)
         targets = y.reshape(f.shape) if y.is_floating_point() and y.numel() == f.numel() else y
         return f, targets, loss
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """As that of `Session`, with Θ_0 and the predicted outputs that were last reached."""
+        """The state of `Session`, with Θ_0 and the predicted outputs that were last reached."""
         return {
             **super().state_dict(),
             "forecast": {
@@ -234,10 +241,10 @@ class ForecastSession(Session):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, with the forecast of the first run.
+        """Continue from a state, with the forecast of the first run.
 
         Raises:
-            ValueError: It cannot be used; nothing changes then.
+            ValueError: The state cannot be used; then nothing is changed.
         """
         super().load_state_dict(state)
         own = state["forecast"]

@@ -1,4 +1,4 @@
-"""The predicted loss under an optimizer with a constant P, whose momentum is known."""
+"""The predicted loss of a training with an optimizer whose P is constant, from a given momentum."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from torch import Tensor
 from torch.func import grad
 
 from ...linalg import as_float64
-from .._forecast import Forecast
-from .._from_kernel import forecast_from_kernel
 from .._loss import LossLike, SquaredError
 from ._course import ProbeLoss
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What an optimizer has gathered when a forecast begins.
+    """The momentum of an optimizer when a forecast begins.
 
     Attributes:
-        momentum: J P m `[N, O]`, m the average (or sum) of gradients: how it moves the outputs.
-        gain: γ, the part of a gradient that goes into m, 1 - μ for an average.
-        taken: Steps by which m is corrected, m / (1 - μ^taken); infinite if it is not.
+        momentum: J P m `[N, O]`, where m is the optimizer's average (or sum) of gradients: the
+            direction in which the momentum moves the outputs.
+        gain: The factor γ with which a gradient enters m; 1 - μ for an average.
+        taken: The number of steps in the bias correction m / (1 - μ^taken); infinite without one.
     """
 
     momentum: Tensor
@@ -31,22 +30,22 @@ class Motion:
 
 
 class MomentumCourse:
-    """Predicted losses at ascending steps, step by step in the outputs.
+    """Predicts the loss at ascending steps by computing the outputs of every step.
 
-    With Θ = J P Jᵀ an optimizer whose P is constant moves the outputs of a linearized network by
+    With Θ = J P Jᵀ an optimizer with constant P moves the outputs of a linearized network by
 
         m ← μ m + γ Θ ∂L/∂f,    f ← f - lr m / (1 - μ^t),
 
-    t the number of the step: for any loss exactly, and from any m.
+    where t is the number of the step. This is exact for any loss and any initial m.
 
     Args:
         kernel: Θ on the training samples, `[N, N, O, O]`.
         outputs: f at the start, `[N, O]`.
         y: Targets.
-        loss: As in `torch_ntk.forecasting.forecast`; a mean.
+        loss: A loss as in `torch_ntk.forecasting.forecast`, averaged over samples.
         lr: The learning rate.
-        momentum: μ.
-        motion: What has been gathered.
+        momentum: The momentum μ.
+        motion: The optimizer's momentum at the start.
 
     Raises:
         TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
@@ -62,7 +61,7 @@ class MomentumCourse:
         momentum: float,
         motion: Motion,
     ) -> None:
-        self._arguments = (kernel, outputs, y, loss)
+
         theta = as_float64("kernel", kernel)
         size = outputs.numel()
         self._theta = theta.permute(0, 2, 1, 3).reshape(size, size)
@@ -71,17 +70,8 @@ class MomentumCourse:
         self._loss = ProbeLoss(start, y, loss)
         self._now = (0, start, motion.momentum.to(theta))
 
-    def at_start(self) -> Forecast:
-        """The forecast of step 0, for learning rates γ times as large: curvatures and limit."""
-        kernel, outputs, y, loss = self._arguments
-        lr, momentum = self._step
-        rate = self._motion.gain * lr
-        return forecast_from_kernel(
-            kernel, outputs, y, loss=loss, lr=rate, momentum=momentum, steps=[0]
-        )
-
     def loss_at(self, step: int) -> float:
-        """The predicted loss after `step` steps, not before the one that was last asked for."""
+        """The predicted loss after `step` steps, which must not decrease from call to call."""
         lr, mu = self._step
         motion = self._motion
         k, f, m = self._now

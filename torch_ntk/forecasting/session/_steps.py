@@ -1,4 +1,4 @@
-"""How an optimizer moves a network, as far as a forecast can follow it."""
+"""The steps of an optimizer in the form that a forecast can predict."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ...monitor.stability import read_optimizers
 _FOLLOWED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 _EXPECTED = "one of torch.optim's SGD, Adam, AdamW and RMSprop, whose steps a kernel predicts"
 _NOT_YET = (
-    "Pass anchor_at=N, a step at which its squares of gradients have settled: the prediction "
-    "begins there, with P held constant."
+    "Pass anchor_at=N, a step at which its averages of squared gradients have settled: the forecast"
+    " begins there, with P held constant."
 )
 
 
@@ -29,14 +29,15 @@ class Steps:
     """Gradient descent with heavy-ball momentum, perhaps preconditioned.
 
     Attributes:
-        lr: The largest learning rate of a parameter; with a P the one of the first group.
-        groups: Names of the parameters that move, with the factor that their kernel does not have.
-        momentum: Of all of them.
-        gain: The part of a gradient that goes into the momentum, 1 - β₁ for Adam's average.
-        weight_decay: The largest of a parameter group; a forecast does not count it.
-        preconditioner: The optimizer whose P counts, as it is now.
-        taken: How many steps it has taken; infinite if its momentum is not corrected for that.
-        memory: Over how many steps the squares in P are averaged.
+        lr: The largest learning rate of a parameter; with a P, that of the first group.
+        groups: The names of the parameters that move, by groups, each group with the factor by
+            which its kernel is to be multiplied.
+        momentum: The momentum of all parameters.
+        gain: The factor with which a gradient enters the momentum; 1 - β₁ for Adam's average.
+        weight_decay: The largest weight decay of a parameter group, which a forecast ignores.
+        preconditioner: The optimizer with the P of the kernel, or None.
+        taken: The number of steps it has taken; infinite if its momentum has no bias correction.
+        memory: The number of steps over which the squared gradients in P are averaged.
     """
 
     lr: float
@@ -52,17 +53,17 @@ class Steps:
 def read_steps_of(
     optimizers: Sequence[Optimizer], network: nn.Module, names: Sequence[str]
 ) -> Steps:
-    """What the optimizer of these parameters does now.
+    """The steps that the optimizer of these parameters takes with its present settings.
 
     Args:
-        optimizers: Those of the training.
+        optimizers: The optimizers of the training.
         network: The module whose training is forecast.
-        names: Parameters of it.
+        names: The names of its parameters.
 
     Raises:
-        ValueError: It is none that a forecast can follow, or has no P before its first step, or
-            dampening, Nesterov's step or momenta that differ between groups, or its learning rate
-            is 0.
+        ValueError: A forecast cannot follow the optimizer: it is of another type, has no P before
+            its first step, has dampening, Nesterov's step or momenta that differ between groups, or
+            its learning rate is 0.
     """
     try:
         rule = read_optimizers(optimizers, network, names)
@@ -97,13 +98,15 @@ def read_steps_of(
             "optimizer",
             "one with a positive learning rate",
             f"lr={rule.lr:g}",
-            "A rate that is warmed up from 0 has no forecast.",
+            "A learning rate that is warmed up from 0 has no forecast.",
         )
     momentum, is_average = momenta.pop(), "betas" in groups[0]
     taken, memory = math.inf, 0.0
     if optimizer is not None:
         try:
-            next(step_scales("optimizer", optimizer, parameters), None)  # its checks come first
+            next(
+                step_scales("optimizer", optimizer, parameters), None
+            )  # raises if P does not exist
         except NoStepError as error:
             raise UndefinedError(f"{error} {_NOT_YET}") from error
         taken = max(float(state.get("step", 0)) for state in optimizer.state.values())
@@ -122,10 +125,10 @@ def read_steps_of(
 
 
 def gathered(steps: Steps, network: nn.Module) -> Parameters:
-    """P m of each parameter that moves, m the momentum of an optimizer, in units of `steps.lr`.
+    """P m for each parameter that moves, where m is the optimizer's momentum, relative to `lr`.
 
     Args:
-        steps: With a preconditioner.
+        steps: The steps, with a preconditioner.
         network: The module whose training is forecast.
     """
     optimizer, found = steps.preconditioner, {}
@@ -135,7 +138,7 @@ def gathered(steps: Steps, network: nn.Module) -> Parameters:
     rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
     for n, scale in step_scales("optimizer", optimizer, parameters):
         p, state = parameters[n], optimizer.state[parameters[n]]
-        # What RMSprop gathers has its P already, but no learning rate.
+        # RMSprop's momentum buffer contains P already, but not the learning rate.
         m = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(p)))
         factor = scale if "exp_avg" in state else rates[id(p)] / steps.lr
         found[n] = (torch.view_as_real(m) if m.is_complex() else m).detach().double() * factor
