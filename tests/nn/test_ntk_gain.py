@@ -126,7 +126,7 @@ class Untraceable(nn.Module):
 
 
 def test_untraceable_models_are_traced_in_parts_and_warn_of_the_rest() -> None:
-    with pytest.warns(UserWarning, match="gives 1 to 'head': what follows") as caught:
+    with pytest.warns(UserWarning, match="gives 1 to 'head': the activation") as caught:
         found = gains(Untraceable())
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -136,7 +136,7 @@ def test_untraceable_models_are_traced_in_parts_and_warn_of_the_rest() -> None:
 def test_what_follows_the_edge_of_a_part_is_unknown() -> None:
     net = Untraceable()
     net.body = net.body[:3]  # ends in a layer, and what follows it is not traced
-    with pytest.warns(UserWarning, match="gives 1 to 'body.2', 'head': what follows"):
+    with pytest.warns(UserWarning, match="gives 1 to 'body.2', 'head': the activation"):
         assert gains(net) == pytest.approx({"body.0": RELU, "body.2": 1.0, "head": 1.0})
 
 
@@ -149,7 +149,7 @@ def test_slopes_of_prelu_count_by_their_squares() -> None:
 
 def test_an_untraceable_part_in_a_traceable_model() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), Untraceable(), nn.Linear(2, 2), nn.ReLU())
-    with pytest.warns(UserWarning, match="gives 1 to '2.head': what"):
+    with pytest.warns(UserWarning, match="gives 1 to '2.head': the act"):
         found = gains(net)
     expected = {"0": RELU, "2.body.0": RELU, "2.body.2": 5 / 3, "2.head": 1.0, "3": RELU}
     assert found == pytest.approx(expected)
@@ -167,7 +167,7 @@ def test_a_layer_used_before_different_activations_warns() -> None:
     def twice(m: Apply, x: Tensor) -> Tensor:
         return torch.tanh(m.a(F.relu(m.a(m.b(x)))))
 
-    with pytest.warns(UserWarning, match="gives 1 to 'a': .*differs from use to use"):
+    with pytest.warns(UserWarning, match="gives 1 to 'a': .*differs between uses"):
         found = gains(Apply(twice, lambda: nn.Linear(2, 2)))
     assert found["a"] == 1.0
 

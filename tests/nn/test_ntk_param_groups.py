@@ -204,7 +204,7 @@ def embedded() -> nn.Module:
         (lambda: NTKLinear(3, 2), -0.1, {}, ValueError, "`lr` must be a finite number, at least 0"),
         (lambda: NTKLinear(3, 2), "0.1", {}, TypeError, "`lr`"),
         (lambda: NTKLinear(3, 2), 0.1, {"weight_decay": -1.0}, ValueError, "`weight_decay`"),
-        (lambda: NTKLinear(3, 2), 0.1, {"betas": (0.9, 0.99)}, TypeError, "'betas'. Only for SGD"),
+        (lambda: NTKLinear(3, 2), 0.1, {"betas": (0.9, 0.99)}, TypeError, "'betas'. These le"),
         (conflict, 0.1, {}, ValueError, r"'1' \(NTKLinear\) and the module '0' .* share"),
         (embedded, 0.1, {}, ValueError, r"'1' \(NTKLinear\) and the module '0' \(Embedding\)"),
         (lambda: NTKLinear(3, 2, sigma_b=0.0), 0.1, {}, ValueError, "sigma_b=0. Freeze it"),

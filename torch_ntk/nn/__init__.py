@@ -1,4 +1,4 @@
-"""Layers in NTK parameterization, what the field uses and `torch.nn` lacks, and conversions."""
+"""Layers in NTK parameterization, further activations, and the conversion of networks."""
 
 from __future__ import annotations
 

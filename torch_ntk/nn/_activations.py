@@ -1,4 +1,4 @@
-"""Elementwise activations that the field uses and `torch.nn` has no module for."""
+"""Elementwise activations for which `torch.nn` has no module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Erf(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`erf` of every entry; the shape stays."""
+        """Apply `erf` to every entry."""
         return torch.erf(input)
 
 
@@ -33,7 +33,7 @@ class Sin(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`sin` of every entry; the shape stays."""
+        """Apply `sin` to every entry."""
         return torch.sin(input)
 
 
@@ -46,7 +46,7 @@ class Cos(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`cos` of every entry; the shape stays."""
+        """Apply `cos` to every entry."""
         return torch.cos(input)
 
 
@@ -59,7 +59,7 @@ class Abs(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`|x|` of every entry; the shape stays."""
+        """Apply `|x|` to every entry."""
         return torch.abs(input)
 
 
@@ -71,7 +71,7 @@ class ABReLU(nn.Module):
         positive: The slope above 0.
 
     Raises:
-        TypeError, ValueError: An argument is no finite number.
+        TypeError, ValueError: An argument is not a finite number.
 
     Example:
         >>> ABReLU(-0.5, 2.0)(torch.tensor([-2.0, 3.0]))
@@ -84,9 +84,9 @@ class ABReLU(nn.Module):
         self.positive = check_finite_number("positive", positive)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return self.negative * input.clamp(max=0) + self.positive * input.clamp(min=0)
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """The numbers, for `repr`."""
         return f"negative={self.negative:g}, positive={self.positive:g}"

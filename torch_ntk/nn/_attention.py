@@ -28,7 +28,7 @@ SCALINGS = ("linear", "sqrt")
 
 
 class NTKSelfAttention(nn.Module):
-    r"""Self-attention in NTK parameterization, with a limit of infinite width.
+    r"""Self-attention in NTK parameterization, with an infinite-width limit.
 
     With `C = embed_dim`, H heads of size d, which is `C / H` by default, and `W ~ N(0, 1)`, the
     head h computes
@@ -37,51 +37,51 @@ class NTKSelfAttention(nn.Module):
         A = ζ(Q Kᵀ / d)                 for scaling="linear", where W_Q = W_K
         A = ζ(Q Kᵀ / √d)                for scaling="sqrt"
 
-    and the layer `sigma_out/√(H d) · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The function ζ of
-    the attention is the softmax over the positions that are looked at, or the identity, ReLU or
+    and the layer returns `sigma_out/√(H d) · [A_1 V_1, …, A_H V_H] W_Oᵀ + sigma_b · b`. The
+    function ζ of the attention is the softmax over the attended positions, or the identity, ReLU or
     absolute value of each entry.
 
-    - `scaling="linear"`: as the width grows, `Q Kᵀ / d` becomes the covariance of the features of
-      the sample, so every ζ has a limit; keys and queries must have the same weights for it, or
-      that covariance would be 0.
-    - `scaling="sqrt"`, the usual one: `Q Kᵀ / √d` stays random, and Gaussian. With ζ = identity
+    - `scaling="linear"`: as the width grows, `Q Kᵀ / d` converges to the covariance of the sample's
+      features, so that every ζ has a limit. Keys and queries must share their weights, because this
+      covariance would be 0 otherwise.
+    - `scaling="sqrt"`, the usual scaling: `Q Kᵀ / √d` stays random and Gaussian. With ζ = identity
       there is a limit of infinitely many heads; with the others `analytic_ntk` refuses the layer.
 
-    Encodings of positions are added to the input: `attention(x + encoding)`. Source: Hron, Bahri,
+    Positional encodings are added to the input: `attention(x + encoding)`. Source: Hron, Bahri,
     Sohl-Dickstein and Novak 2020, "Infinite attention: NNGP and NTK for deep attention networks".
 
     Args:
-        embed_dim: C, features of the input at each position.
-        out_dim: Features of the output.
-        num_heads: H; without `head_dim` a divisor of C.
-        head_dim: d. Of inputs, whose number of features is fixed, it is the width that grows, and
-            `analytic_ntk` needs it there.
+        embed_dim: The number C of features of the input at each position.
+        out_dim: The number of features of the output.
+        num_heads: The number H of heads; a divisor of C if `head_dim` is not given.
+        head_dim: The size d of a head. `analytic_ntk` needs it for attention on the network's own
+            inputs: their number of features is fixed, so that d is the width that grows.
         attention: ζ: `"softmax"`, `"identity"`, `"relu"` or `"abs"`.
         scaling: `"linear"` or `"sqrt"`.
-        sigma_query: Scale of the queries; above 0, as the next three.
-        sigma_key: Scale of the keys.
-        sigma_value: Scale of the values.
-        sigma_out: Scale of the output's weights.
+        sigma_query: The scale of the queries; above 0, like the next three.
+        sigma_key: The scale of the keys.
+        sigma_value: The scale of the values.
+        sigma_out: The scale of the output weights.
         bias: Whether the layer adds `sigma_b · b` at the end.
-        sigma_b: Standard deviation of the scaled bias; at least 0.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        sigma_b: The standard deviation of the scaled bias; at least 0.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
 
     Attributes:
-        query_weight: `[H d, C]`; None with linear scaling, where it is the key's.
-        key_weight: `[H d, C]`, the rows of head h from `h·d` on.
-        value_weight: `[H d, C]`, likewise.
+        query_weight: `[H d, C]`; None with linear scaling, where queries use `key_weight`.
+        key_weight: `[H d, C]`; head h has the d rows from `h·d` on.
+        value_weight: `[H d, C]`, with the same order of rows.
         out_weight: `[out_dim, H d]`.
         bias: `[out_dim]`, or None.
 
     Shape:
-        `[N, T, C]` to `[N, T, out_dim]`; with `key_padding_mask` `[N, T]`, True at positions that
-        are not looked at. Instead of N there may be any number of axes.
+        `[N, T, C]` to `[N, T, out_dim]`. A `key_padding_mask` `[N, T]` is True at positions that
+        are not attended to. There may be any number of axes in place of N.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: An argument is out of its range or no choice, or `num_heads` does not divide
-            `embed_dim` and there is no `head_dim`.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range or not among its choices, or `num_heads` does
+            not divide `embed_dim` and `head_dim` is not given.
 
     Example:
         >>> layer = NTKSelfAttention(8, 5, num_heads=2, sigma_out=1.5)
@@ -89,7 +89,7 @@ class NTKSelfAttention(nn.Module):
         torch.Size([3, 7, 5])
     """
 
-    if TYPE_CHECKING:  # torch.jit.script would read them as strings, and refuse
+    if TYPE_CHECKING:  # torch.jit.script fails on annotations that are strings
         query_weight: nn.Parameter | None
         bias: nn.Parameter | None
 
@@ -146,10 +146,10 @@ class NTKSelfAttention(nn.Module):
         self.reset_parameters()
 
     def parameter_scales(self) -> dict[str, float]:
-        """What each parameter is multiplied by, under its name.
+        """The factors by which the parameters are multiplied, by name.
 
-        Where keys and queries have the same weights, only their product has a scale; its root is
-        that of the weights.
+        If keys and queries share their weights, only the product of both has a definite scale; the
+        square root of that is given for the weights.
         """
         tied = math.sqrt(self.sigma_query * self.sigma_key)
         sigmas = {
@@ -162,7 +162,7 @@ class NTKSelfAttention(nn.Module):
         return {**scales, "out_weight": out, "bias": self.sigma_b}
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
+        """Draw new weights and biases from N(0, 1)."""
         for weight in self.parameters(recurse=False):
             draw_normal_(weight)
 
@@ -178,8 +178,8 @@ class NTKSelfAttention(nn.Module):
         head_dim = self.head_dim
         size = self.embed_dim // self.num_heads if head_dim is None else head_dim
         norm = float(size) if self.scaling == "linear" else math.sqrt(size)
-        looked = self._looked((queries / norm) @ keys.transpose(-2, -1), key_padding_mask)
-        heads = (looked @ values).transpose(-3, -2).flatten(-2)
+        attended = self._attention((queries / norm) @ keys.transpose(-2, -1), key_padding_mask)
+        heads = (attended @ values).transpose(-3, -2).flatten(-2)
         scale, bias = weight_scale(self.sigma_out, self.num_heads * size), self.bias
         if sums_in_float16(self.out_weight):
             output = F.linear(heads, self.out_weight * scale)
@@ -187,7 +187,7 @@ class NTKSelfAttention(nn.Module):
         return scale_and_shift(F.linear(heads, self.out_weight), scale, bias, self.sigma_b)
 
     def _heads(self, x: Tensor, weight: Tensor, sigma: float) -> Tensor:
-        """The linear map of every head, `[..., H, T, d]`."""
+        """Queries, keys or values of every head, `[..., H, T, d]`."""
         scale = weight_scale(sigma, self.embed_dim)
         if sums_in_float16(weight):
             mapped = F.linear(x, weight * scale)
@@ -196,8 +196,8 @@ class NTKSelfAttention(nn.Module):
         heads: Tensor = mapped.unflatten(-1, [self.num_heads, -1])  # type: ignore[no-untyped-call]
         return heads.transpose(-3, -2)
 
-    def _looked(self, products: Tensor, ignored: Tensor | None) -> Tensor:
-        """ζ of `[..., H, T, T]`, with nothing where the mask `[..., T]` is True."""
+    def _attention(self, products: Tensor, ignored: Tensor | None) -> Tensor:
+        """ζ of the products `[..., H, T, T]`, 0 at keys where the mask `[..., T]` is True."""
         if ignored is not None:
             out = ignored.unsqueeze(-2).unsqueeze(-2)
             products = products.masked_fill(
@@ -210,7 +210,7 @@ class NTKSelfAttention(nn.Module):
         return products.abs() if self.attention == "abs" else products
 
     def extra_repr(self) -> str:
-        """The arguments, and the scales."""
+        """The arguments and the scales, for `repr`."""
         scales = ("query", "key", "value", "out")
         sigmas = ", ".join(f"sigma_{n}={getattr(self, f'sigma_{n}'):g}" for n in scales)
         size = "" if self.head_dim is None else f"head_dim={self.head_dim}, "

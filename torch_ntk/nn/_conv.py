@@ -21,7 +21,7 @@ _PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class _NTKConvNd(ScaledConvNd):
-    """What the three convolutions add to `nn.ConvNd`: the scales and the forward pass.
+    """The part of the three convolutions that differs from `nn.ConvNd`.
 
     A subclass has `nn.ConvNd` as its second base.
     """
@@ -45,7 +45,7 @@ class _NTKConvNd(ScaledConvNd):
     ) -> None:
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
         check_dtype(dtype)
-        init: Any = super().__init__  # of nn.ConvNd, which stands behind this class among the bases
+        init: Any = super().__init__  # that of nn.ConvNd, the next class in the MRO
         init(
             check_size("in_channels", in_channels, 1),
             check_size("out_channels", out_channels),
@@ -89,8 +89,8 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         groups: Number of blocks of channels that do not mix.
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -98,7 +98,7 @@ class NTKConv1d(_NTKConvNd, nn.Conv1d):
         `[N, in_channels, L]` or `[in_channels, L]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.Conv1d` refuses its arguments.
     """
@@ -121,8 +121,8 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         groups: Number of blocks of channels that do not mix.
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -130,7 +130,7 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
         `[N, in_channels, H, W]` or `[in_channels, H, W]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.Conv2d` refuses its arguments.
 
@@ -160,8 +160,8 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         groups: Number of blocks of channels that do not mix.
         bias: Whether the layer adds `sigma_b · b`.
         padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -169,7 +169,7 @@ class NTKConv3d(_NTKConvNd, nn.Conv3d):
         `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.Conv3d` refuses its arguments.
     """

@@ -1,4 +1,4 @@
-"""The convolution with weights of its own at each position, in NTK parameterization."""
+"""The locally connected layer, a convolution without weight sharing, in NTK parameterization."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from ._scaling import (
 
 
 class NTKConvLocal2d(nn.Module):
-    r"""A convolution with weights of its own at each position, in NTK parameterization.
+    r"""A convolution with separate weights for each position, in NTK parameterization.
 
-    At every output position p with the patch `x_p` of the input under the kernel,
+    At every output position p, where `x_p` is the patch of the input under the kernel,
 
         y_p = sigma_w / sqrt(fan_in) · W_p x_p + sigma_b · b_p,    W, b ~ N(0, 1)
 
     with `fan_in = in_channels · prod(kernel_size)`: `nn.Conv2d` without the sharing of weights. In
-    the infinite-width limit outputs at different positions are independent, and an average over
-    positions loses all that a shared convolution would gain by it. Source: Novak et al. 2019,
+    the infinite-width limit outputs at different positions are independent, so that averaging over
+    positions does not have the effect that it has after a convolution. Source: Novak et al. 2019,
     "Bayesian Deep Convolutional Networks with Many Channels are Gaussian Processes", section 5.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: Size of the kernel, one number or two.
-        input_size: Positions of the input `(H, W)`, one number or two: they fix how many weights
-            there are.
+        input_size: The size of the input `(H, W)`, one number or two; the number of weights depends
+            on it.
         stride: Step between positions.
         padding: Zeros added on either side.
-        bias: Whether the layer adds `sigma_b · b`, with a number for each channel and position.
+        bias: Whether the layer adds `sigma_b · b`, which has an entry for each channel and
+            position.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
 
     Attributes:
         weight: `[P, Q, out_channels, in_channels, *kernel_size]` for an output of P × Q positions.
@@ -56,9 +57,9 @@ class NTKConvLocal2d(nn.Module):
         `[N, in_channels, H, W]` or `[in_channels, H, W]` to `[N, out_channels, P, Q]` likewise.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
+        TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, the kernel is larger than the padded input,
-            or an input has other positions than `input_size`.
+            or an input does not have the size `input_size`.
 
     Example:
         >>> layer = NTKConvLocal2d(3, 8, 3, input_size=(6, 5), stride=2, padding=1)
@@ -117,7 +118,7 @@ class NTKConvLocal2d(nn.Module):
 
     @property
     def fan_in(self) -> int:
-        """How many inputs each output sums over: `in_channels · prod(kernel_size)`."""
+        """The number of inputs over which each output sums: `in_channels · prod(kernel_size)`."""
         return self.in_channels * self.kernel_size[0] * self.kernel_size[1]
 
     @property
@@ -126,7 +127,7 @@ class NTKConvLocal2d(nn.Module):
         return weight_scale(self.sigma_w, self.fan_in)
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
+        """Draw new weights and biases from N(0, 1)."""
         draw_normal_(self.weight)
         if self.bias is not None:
             draw_normal_(self.bias)
@@ -146,21 +147,21 @@ class NTKConvLocal2d(nn.Module):
         return scale_and_shift(output, self.weight_scale, self.bias, self.sigma_b)
 
     def _sums(self, patches: Tensor, weight: Tensor) -> Tensor:
-        # The weight has the axes of positions first, as a batched product over them wants it.
+        # The weight has the axes of positions first, in the layout of a batched product over them.
         return torch.einsum("...cpqij,pqocij->...opq", patches, weight)
 
     def _check(self, input: Tensor) -> None:
-        # What is not a tensor stands for one, in a symbolic trace, and its shape is not known.
+        # In a symbolic trace the input is a proxy, whose shape is not known.
         if isinstance(input, Tensor) and input.shape[-2:] != self.input_size:
             raise value_error(
                 "input",
                 f"of {self.input_size[0]}×{self.input_size[1]} positions, the layer's input_size",
                 input,
-                "Each position has weights of its own: make a layer for this size.",
+                "Each position has its own weights: make a layer for this size.",
             )
 
     def extra_repr(self) -> str:
-        """The arguments, and the two scales."""
+        """The arguments and the two scales, for `repr`."""
         line = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"input_size={self.input_size}, stride={self.stride}"
@@ -171,7 +172,7 @@ class NTKConvLocal2d(nn.Module):
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    """One number for both axes, or a number for each."""
+    """A pair of integers, or one integer for both axes."""
     if not isinstance(value, (tuple, list)):
         size = check_size(name, value, least)
         return size, size

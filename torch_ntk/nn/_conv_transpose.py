@@ -21,12 +21,12 @@ from ._scaling import (
 
 
 class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
-    """What the three transposed convolutions add to `nn.ConvTransposeNd`: the scales.
+    """The part of the three transposed convolutions that differs from `nn.ConvTransposeNd`.
 
     A subclass has `nn.ConvTransposeNd` as its second base.
     """
 
-    if TYPE_CHECKING:  # declared wider by torch, for all kinds of convolution together
+    if TYPE_CHECKING:  # torch declares wider types, for all kinds of convolution
         stride: Any
         padding: Any
         kernel_size: Any
@@ -52,7 +52,7 @@ class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
     ) -> None:
         sigma_w, sigma_b = check_sigma_w(sigma_w), check_sigma_b(sigma_b)
         check_dtype(dtype)
-        init: Any = super().__init__  # of nn.ConvTransposeNd, behind this class among the bases
+        init: Any = super().__init__  # that of nn.ConvTransposeNd, the next class in the MRO
         init(
             check_size("in_channels", in_channels, 1),
             check_size("out_channels", out_channels),
@@ -70,7 +70,7 @@ class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
         self.sigma_w, self.sigma_b = sigma_w, sigma_b
 
     def _added(self, input: Tensor, output_size: list[int] | None) -> list[int]:
-        """The positions to add at one end of each axis for the output to have that size."""
+        """The `output_padding` of each axis with which the output has this size."""
         stride, padding, kernel_size = self.stride, self.padding, self.kernel_size
         axes = len(self.kernel_size)
         return self._output_padding(
@@ -83,9 +83,9 @@ class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
     `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
-    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
-    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose1d`'s,
-    `[in_channels, out_channels / groups, *kernel_size]`.
+    1 most outputs sum over fewer inputs, because zeros are inserted between the inputs; these zeros
+    count in `fan_in`, like the positions that a convolution's padding adds. The weight is that of
+    `nn.ConvTranspose1d`, `[in_channels, out_channels / groups, *kernel_size]`.
 
     The other arguments, attributes and shapes are those of `nn.ConvTranspose1d`.
 
@@ -100,8 +100,8 @@ class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
         bias: Whether the layer adds `sigma_b · b`.
         dilation: Spacing of the kernel's points.
         padding_mode: `"zeros"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -110,7 +110,7 @@ class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
         among the sizes that the stride leaves open, as in `nn.ConvTranspose1d`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.ConvTranspose1d` refuses its arguments.
     """
@@ -136,9 +136,9 @@ class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
     `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
-    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
-    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose2d`'s,
-    `[in_channels, out_channels / groups, *kernel_size]`.
+    1 most outputs sum over fewer inputs, because zeros are inserted between the inputs; these zeros
+    count in `fan_in`, like the positions that a convolution's padding adds. The weight is that of
+    `nn.ConvTranspose2d`, `[in_channels, out_channels / groups, *kernel_size]`.
 
     The other arguments, attributes and shapes are those of `nn.ConvTranspose2d`.
 
@@ -153,8 +153,8 @@ class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
         bias: Whether the layer adds `sigma_b · b`.
         dilation: Spacing of the kernel's points.
         padding_mode: `"zeros"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -163,7 +163,7 @@ class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
         among the sizes that the stride leaves open, as in `nn.ConvTranspose2d`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.ConvTranspose2d` refuses its arguments.
 
@@ -196,9 +196,9 @@ class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
     `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
-    1 most outputs sum over fewer inputs than that: those between which zeros are read count, like
-    the positions that a convolution's padding adds. The weight is `nn.ConvTranspose3d`'s,
-    `[in_channels, out_channels / groups, *kernel_size]`.
+    1 most outputs sum over fewer inputs, because zeros are inserted between the inputs; these zeros
+    count in `fan_in`, like the positions that a convolution's padding adds. The weight is that of
+    `nn.ConvTranspose3d`, `[in_channels, out_channels / groups, *kernel_size]`.
 
     The other arguments, attributes and shapes are those of `nn.ConvTranspose3d`.
 
@@ -213,8 +213,8 @@ class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
         bias: Whether the layer adds `sigma_b · b`.
         dilation: Spacing of the kernel's points.
         padding_mode: `"zeros"`.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
         sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the scaled bias; at least 0.
 
@@ -223,7 +223,7 @@ class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
         among the sizes that the stride leaves open, as in `nn.ConvTranspose3d`.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `dtype` is complex or integer.
+        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
             `in_channels` is 0, or `nn.ConvTranspose3d` refuses its arguments.
     """

@@ -18,7 +18,7 @@ class Exp(nn.Module):
         rate: The factor in the exponent.
 
     Raises:
-        TypeError, ValueError: An argument is no finite number.
+        TypeError, ValueError: An argument is not a finite number.
 
     Example:
         >>> Exp(2.0)(torch.zeros(2))
@@ -31,11 +31,11 @@ class Exp(nn.Module):
         self.rate = check_finite_number("rate", rate)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return self.scale * torch.exp(self.rate * input)
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """The numbers, for `repr`."""
         return f"scale={self.scale:g}, rate={self.rate:g}"
 
 
@@ -50,7 +50,7 @@ class Gaussian(nn.Module):
         rate: The factor in the exponent.
 
     Raises:
-        TypeError, ValueError: An argument is no finite number.
+        TypeError, ValueError: An argument is not a finite number.
 
     Example:
         >>> Gaussian(2.0)(torch.zeros(2))
@@ -63,9 +63,9 @@ class Gaussian(nn.Module):
         self.rate = check_finite_number("rate", rate)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return self.scale * torch.exp(self.rate * input.square())
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """The numbers, for `repr`."""
         return f"scale={self.scale:g}, rate={self.rate:g}"

@@ -1,9 +1,9 @@
-"""What follows a layer: its gain, and direct uses of its weight, read off the traced network.
+"""Trace a network to find what follows each layer, and which weights its code reads directly.
 
-The network is traced symbolically (`torch.fx`) on a copy that shares only the parameters, so a
-forward method that counts its calls or keeps an activation leaves no mark on the caller's model.
-Where the whole network cannot be traced (control flow that depends on data), its parts are, from
-the inside out, and a part that cannot be traced is a closed box for the part around it.
+The network is traced symbolically (`torch.fx`) on a copy that shares only the parameters, so that a
+forward method which counts its calls or keeps an activation does not change the caller's model. If
+the whole network cannot be traced, because control flow depends on data, its parts are traced from
+the inside out; a part that cannot be traced is treated as opaque within the enclosing part.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ _TRANSPARENT_MODULES = (
     _AdaptiveMaxPoolNd,
     _LPPoolNd,
 )
-"""Modules between a layer and its activation: they reshape, join, pool, drop or normalize."""
+"""Modules that may stand between a layer and its activation: they reshape, join, pool, drop or
+normalize."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -73,10 +74,10 @@ _TRANSPARENT_NAMES = _words(
     "squeeze unsqueeze expand expand_as contiguous clone chunk split unbind select narrow "
     "mean amax float double half bfloat16 to type_as"
 )
-"""The same as functions of `torch`, `torch.nn.functional` and methods of tensors."""
+"""Functions of `torch` and `torch.nn.functional` and methods of tensors that do the same."""
 
 _SHAPE_NAMES = _words("size dim ndimension numel stride device dtype shape ndim")
-"""Methods and attributes that read no value of the tensor."""
+"""Methods and attributes of a tensor that do not depend on its values."""
 
 
 def _functions(names: frozenset[str]) -> dict[Any, str]:
@@ -93,12 +94,12 @@ _TRANSPARENT_FUNCTIONS = {**_functions(_TRANSPARENT_NAMES), operator.getitem: "g
 
 @dataclass
 class Uses:
-    """What a trace tells of a model's layers.
+    """The uses of a model's layers and parameters, as found by tracing.
 
     Attributes:
-        gains: For each layer that a trace met, the gains of all that follows it. `None` among
-            them means the edge of a part: what follows outside is not known.
-        read: Parameters whose values the network's own code reads, past their layer.
+        gains: For each traced layer, the gains for everything that follows it. `None` means that
+            the layer's output leaves the traced part, so that what follows is not known.
+        read: The parameters whose values the network's own code reads instead of calling the layer.
     """
 
     gains: dict[nn.Module, set[float | None]] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Uses:
 
 
 class _LayerTracer(fx.Tracer):
-    """Stops at layers, at every module of `torch.nn`, and at parts that cannot be traced."""
+    """Does not trace into layers, modules of `torch.nn`, and parts that cannot be traced."""
 
     def __init__(self, closed: set[nn.Module]) -> None:
         super().__init__()
@@ -121,10 +122,10 @@ class _LayerTracer(fx.Tracer):
 
 
 def find_uses(model: nn.Module) -> Uses:
-    """Trace `model` and say what follows each of its layers, and which weights it reads itself.
+    """Trace `model` to find what follows each of its layers, and which weights its code reads.
 
-    The keys of the answer are modules and parameters of `model`. A layer in no traceable part is
-    not among them.
+    The result refers to modules and parameters of `model`. It does not contain layers that are in
+    no traceable part.
     """
     if isinstance(model, STANDARD_TYPES):
         return Uses({model: {DEFAULT_GAIN}})
@@ -145,8 +146,8 @@ def _uses_in_parts(root: nn.Module) -> Uses:
     traced: dict[nn.Module, Uses] = {}
     closed: set[nn.Module] = set()
     tracer = _LayerTracer(closed)
-    # modules() lists a child after its parent, so backwards is from the inside out. With its
-    # closed parts left alone the whole, which comes last, may be traceable after all.
+    # modules() lists a child after its parent, so that the reversed order goes from the inside out.
+    # The root comes last; it may be traceable once parts that are not are treated as opaque.
     for part in reversed(list(root.modules())):
         if part is not root and (tracer.is_leaf_module(part, "") or not any(part.children())):
             continue
@@ -160,19 +161,19 @@ def _uses_in_parts(root: nn.Module) -> Uses:
         merged.read |= uses.read
         wider = [other for other in traced if other is not part and part in set(other.modules())]
         for layer, gains in uses.gains.items():
-            # A wider part that met this layer has seen all of this, and beyond its edge.
+            # An enclosing part that was traced has found all of this, and what follows outside.
             if not any(layer in traced[other].gains for other in wider):
                 merged.gains.setdefault(layer, set()).update(gains)
     return merged
 
 
 def _uses_in(part: nn.Module, closed: set[nn.Module], at_the_end: float | None) -> Uses | None:
-    """What one trace of `part` tells; None if it cannot be traced."""
+    """The uses that one trace of `part` finds; None if it cannot be traced."""
     try:
         graph = _LayerTracer(closed).trace(part)
     except Exception:
-        # The caller's forward runs here on stand-ins for tensors, and may raise anything at all
-        # when it looks at their values. Every such error means just that.
+        # The caller's forward runs on symbolic proxies here, and may raise any error if it depends
+        # on their values. Every error therefore means that this part cannot be traced.
         return None
     uses = Uses()
     modules = dict(part.named_modules(remove_duplicate=False))

@@ -1,8 +1,8 @@
-"""The `sigma_w` that suits the activation after a layer.
+"""The scale `sigma_w` for a layer, by the activation that follows it.
 
 These are the gains of `torch.nn.init.calculate_gain`: √2 before ReLU, √(2/(1+a²)) before a leaky
 ReLU of slope `a` (and PReLU and RReLU, which are leaky ReLUs), 5/3 before tanh, 3/4 before SELU.
-ReLU6 counts as ReLU. Every other activation, and none, has 1.
+ReLU6 counts as ReLU. The gain is 1 before every other activation, and without one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DEFAULT_GAIN = 1.0
 
 
 def leaky_relu_gain(mean_square_slope: float) -> float:
-    """√(2/(1+a²)), for a negative side multiplied by slopes of mean square a²."""
+    """√(2/(1+a²)), where a² is the mean square of the slopes for negative inputs."""
     return math.sqrt(2.0 / (1.0 + mean_square_slope))
 
 
 def module_gain(module: nn.Module) -> float:
-    """The gain before an activation module; 1 for a module that is none of those known.
+    """The gain before an activation module; 1 for a module that is not among those above.
 
     A subclass counts as its base: `class MyReLU(nn.ReLU)` is a ReLU.
     """
@@ -50,7 +50,7 @@ def module_gain(module: nn.Module) -> float:
 
 
 def recurrent_gain(layer: nn.Module) -> float | None:
-    """The gain before the nonlinearity inside of an `nn.RNN`; None for any other layer."""
+    """The gain for the nonlinearity inside of an `nn.RNN`; None for any other layer."""
     if not isinstance(layer, nn.RNN):
         return None
     return {"relu": RELU_GAIN, "tanh": TANH_GAIN}.get(layer.nonlinearity, DEFAULT_GAIN)

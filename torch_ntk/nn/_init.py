@@ -1,4 +1,4 @@
-"""The standard parameterization's random start: the scale in the draw, not in the function."""
+"""Initialize networks in standard parameterization, with the scale in the random weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def standard_init_(
 ) -> ModuleT:
     """Draw every plain linear and convolution layer in standard parameterization, in place.
 
-    Weights from N(0, sigma_w² / fan_in), biases from N(0, sigma_b²), in `nn.Linear`, `nn.ConvNd`,
-    `nn.ConvTransposeNd`, `nn.RNN` (each of whose two biases is drawn from N(0, sigma_b² / 2)) and
-    their subclasses. At the start the network is then the same random function as one of NTK
-    layers with these scales, with another tangent kernel (Lee et al. 2019, "Wide Neural Networks of
-    Any Depth Evolve as Linear Models").
+    Weights are drawn from N(0, sigma_w² / fan_in) and biases from N(0, sigma_b²), in `nn.Linear`,
+    `nn.ConvNd`, `nn.ConvTransposeNd`, `nn.RNN` (each of whose two biases is drawn from
+    N(0, sigma_b² / 2)) and their subclasses. At the start the network is then the same random
+    function as one of NTK layers with these scales, but it has another tangent kernel (Lee et al.
+    2019, "Wide Neural Networks of Any Depth Evolve as Linear Models").
 
-    Every other parameter stays as it is, without a word: those of `nn.Bilinear`, LSTM, GRU,
+    Every other parameter keeps its values, without a warning: those of `nn.Bilinear`, LSTM, GRU,
     embeddings and normalizations, the `in_proj_weight` and `in_proj_bias` of
     `nn.MultiheadAttention` (its `out_proj` is an `nn.Linear` and is drawn), and parameters that
     your own modules register themselves. Draw these by hand with `torch.nn.init`.
@@ -45,17 +45,17 @@ def standard_init_(
         model: The network. A weight that several layers share is drawn once.
         sigma_w: Standard deviation of the weights times `sqrt(fan_in)`; above 0.
         sigma_b: Standard deviation of the biases; at least 0.
-        generator: Source of the random numbers; the default generator without it.
+        generator: The random generator; None is torch's default generator.
 
     Returns:
         `model` itself.
 
     Raises:
         TypeError: `model` is not an eager module.
-        ValueError: The model holds an NTK layer (whose function has the scale already), a
-            lazy layer without a shape yet, a layer whose weight or bias is computed (a
-            parametrization), a weight shared by layers that want it on different scales; or no
-            layer at all. Nothing is drawn then.
+        ValueError: The model has an NTK layer (whose forward has the scale already), a lazy layer
+            without a shape, a layer whose weight or bias is computed (a parametrization), a weight
+            that is shared by layers with different scales; or it has no layer at all. Nothing is
+            drawn then.
 
     Example:
         >>> net = standard_init_(nn.Sequential(nn.Linear(100, 50), nn.ReLU()), 2**0.5, 0.0)
@@ -95,7 +95,7 @@ def _want(wanted: dict[Tensor, float], parameter: Tensor, std: float, name: str)
         raise value_error(
             "model",
             "a module whose shared parameters have one scale",
-            f"one whose layer {name!r} shares a parameter that another layer wants with "
-            f"standard deviation {wanted[parameter]:g} and this one with {std:g}",
+            f"one whose layer {name!r} shares a parameter that needs the standard deviation "
+            f"{wanted[parameter]:g} in another layer and {std:g} in this one",
             "Untie the layers, or draw them by hand.",
         )

@@ -1,4 +1,4 @@
-"""Which layers of a model a conversion or a draw may touch, and why it may not touch another."""
+"""Find the layers of a model that can be converted or drawn, and refuse those that cannot be."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ NTK_TYPE_OF: dict[type[nn.Module], type[NTKLayer]] = {
     nn.ConvTranspose3d: NTKConvTranspose3d,
     nn.RNN: NTKRNN,
 }
-"""By exact type: what a subclass computes is its own business."""
+"""For exact types only, because a subclass may compute something else."""
 
 STANDARD_TYPES: tuple[type[StandardLayer], ...] = get_args(StandardLayer)
 NTK_TYPES: tuple[type[NTKLayer], ...] = get_args(NTKLayer)
 _LAYER_TYPES: tuple[type[nn.Module], ...] = (*STANDARD_TYPES, *NTK_TYPES)
 
 READS_WEIGHTS_ITSELF = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Modules that pass their layers' weights to one fused function and never call the layers.
+"""Modules that pass their layers' weights to a fused function without calling the layers.
 
 `nn.MultiheadAttention` does so always (`out_proj`), `nn.TransformerEncoderLayer` on its fast path
 in evaluation mode (`linear1`, `linear2`): a scale inside these layers would be lost there.
@@ -57,20 +57,20 @@ NO_NTK_LAYER = (
     nn.RNNCellBase,
     *READS_WEIGHTS_ITSELF,
 )
-"""Kinds of layer with dense weights that have no counterpart in NTK parameterization here.
+"""Types of layers with dense weights that have no counterpart in NTK parameterization.
 
-Of the recurrent ones `nn.RNN` has one.
+`nn.RNN` is a subclass of `nn.RNNBase` that has one.
 """
 
 
 def where(name: str, module: nn.Module) -> str:
-    """How an error names a module of the model."""
+    """The name of a module of the model in error messages."""
     kind = type(module).__name__
     return f"the module {name!r} ({kind})" if name else f"the {kind} itself"
 
 
 def fan_in_of(layer: StandardAffine) -> int:
-    """Inputs that an output of a layer sums over.
+    """The number of inputs over which each output of a layer sums.
 
     A weight is `[out, in / groups, *kernel_size]`; of a transposed convolution
     `[in, out / groups, *kernel_size]`.
@@ -82,12 +82,12 @@ def fan_in_of(layer: StandardAffine) -> int:
 
 
 def weights_and_biases(layer: nn.Module) -> list[Tensor]:
-    """The parameters that a conversion or a draw concerns."""
+    """The parameters of a layer that are converted or drawn."""
     return list(layer.parameters(recurse=False))
 
 
 def scales_of(layer: StandardLayer, sigma_w: float, sigma_b: float) -> dict[str, float]:
-    """What a layer with these scales multiplies its parameters by, under their names."""
+    """The factors by which a layer with these scales multiplies its parameters, by name."""
     if isinstance(layer, nn.RNN):
         return rnn_scales(layer, sigma_w, sigma_w, sigma_b)
     scales = {"weight": weight_scale(sigma_w, fan_in_of(layer))}
@@ -95,14 +95,14 @@ def scales_of(layer: StandardLayer, sigma_w: float, sigma_b: float) -> dict[str,
 
 
 def own_scales(layer: NTKLayer) -> dict[str, float]:
-    """What an NTK layer multiplies its parameters by, under their names."""
+    """The factors by which an NTK layer multiplies its parameters, by name."""
     if isinstance(layer, (NTKRNN, NTKSelfAttention)):
         return layer.parameter_scales()
     return {"weight": layer.weight_scale, "bias": layer.sigma_b}
 
 
 def _roles(layer: nn.Module) -> tuple[str, ...]:
-    """The names under which a layer's class keeps parameters."""
+    """The names of the parameters that a layer's class may have."""
     if isinstance(layer, nn.RNN):
         return tuple(layer._flat_weights_names)
     if isinstance(layer, NTKSelfAttention):
@@ -111,12 +111,12 @@ def _roles(layer: nn.Module) -> tuple[str, ...]:
 
 
 def is_uninitialized(module: nn.Module) -> bool:
-    """Whether a lazy module has not seen its first input yet."""
+    """Whether a module is lazy and has not been called yet."""
     return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
 def check_is_module(model: object) -> None:
-    """Refuse what is not an eager `nn.Module`."""
+    """Raise unless `model` is an eager `nn.Module`."""
     if not isinstance(model, nn.Module):
         raise type_error("model", "a torch.nn.Module", model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -128,7 +128,7 @@ def check_is_module(model: object) -> None:
             "model",
             "an eager torch.nn.Module",
             model,
-            "Pass the module that was compiled, and call torch.compile on the result.",
+            "Pass the original module, and call torch.compile on the result.",
         )
 
 
@@ -141,8 +141,8 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
             f"one with {where(name, layer)}",
             "Run one batch through the model first.",
         )
-    # Parametrizations keep the weight elsewhere and change the type; the older hooks of
-    # nn.utils.weight_norm, spectral_norm and prune leave the type and set a plain tensor.
+    # Parametrizations move the parameter elsewhere and change the layer's type; the older hooks of
+    # nn.utils.weight_norm, spectral_norm and prune keep the type and set a plain tensor.
     own = layer._parameters
     if parametrize.is_parametrized(layer) or any(
         role not in own or (role == "weight" and own[role] is None) for role in _roles(layer)
@@ -157,19 +157,19 @@ def check_own_weights(name: str, layer: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The layers of a model by what a conversion does with them; a shared module is listed once."""
+    """A model's layers in standard and in NTK parameterization; shared ones are listed once."""
 
     standard: dict[str, StandardLayer]
     ntk: dict[str, NTKLayer]
 
 
 def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
-    """Sort the layers of `model`; refuse the first that cannot be handled right, by name.
+    """Collect the layers of `model`, and refuse by name the first that cannot be handled correctly.
 
     Args:
         model: The network.
-        whole: Whether every layer must have an NTK counterpart. Otherwise the kinds of layer that
-            have none stay as they are.
+        whole: Whether every layer must have an NTK counterpart. Otherwise layers without one are
+            left out.
     """
     standard: dict[str, StandardLayer] = {}
     ntk: dict[str, NTKLayer] = {}
@@ -231,7 +231,7 @@ def _check_own_forward(name: str, layer: nn.Module) -> None:
 
 
 def parameter_places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Every place of every parameter: module name, module, role, parameter; shared ones recur."""
+    """Module name, module, parameter name and parameter; a shared parameter occurs repeatedly."""
     for name, module in model.named_modules():
         for role, parameter in module._parameters.items():
             if parameter is not None:

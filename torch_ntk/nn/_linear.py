@@ -23,16 +23,16 @@ class NTKLinear(nn.Linear):
     r"""`nn.Linear` in NTK parameterization.
 
     `y = sigma_w / sqrt(in_features) · x Wᵀ + sigma_b · b`, with every entry of `W` and `b` drawn
-    from N(0, 1). The scale is part of the function and not of the draw, so gradient descent with
-    one learning rate of order 1 has a limit as `in_features` grows, and the empirical tangent
-    kernel converges to the infinite-width one.
+    from N(0, 1). The scale is part of the function instead of the random weights. Therefore
+    gradient descent with one learning rate of order 1 has a limit as `in_features` grows, and the
+    empirical tangent kernel converges to the infinite-width one.
 
     Source: Jacot, Gabriel and Hongler 2018, "Neural Tangent Kernel", section 4; Lee et al. 2019,
     "Wide Neural Networks of Any Depth Evolve as Linear Models", equation 1.
 
     `isinstance(layer, nn.Linear)` holds, and the attributes, state-dict keys and shapes are those
-    of `nn.Linear`. Mind that the state dict of a *trained* `nn.Linear` loads but means another
-    function here: `torch_ntk.ntk_parameterize(model, mode="preserve")` converts it.
+    of `nn.Linear`. Note that the state dict of a *trained* `nn.Linear` can be loaded but gives
+    another function: convert it by `torch_ntk.ntk_parameterize(model, mode="preserve")`.
 
     Args:
         in_features: Size of each input sample, at least 1.
@@ -41,15 +41,15 @@ class NTKLinear(nn.Linear):
         sigma_w: Standard deviation of the scaled weights times `sqrt(in_features)`; above 0.
             √2 keeps the scale of activations through ReLU.
         sigma_b: Standard deviation of the scaled bias; at least 0.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point. In float16 the scale is put on the
-            weight, where it neither overflows nor underflows; the function is the same.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters. In float16 the weight is scaled
+            instead of the output, which neither overflows nor underflows; the function is the same.
 
     Shape:
         `[..., in_features]` to `[..., out_features]`.
 
     Raises:
-        TypeError: An argument is of the wrong kind (`sigma_w` given by position, say), or `dtype`
+        TypeError: An argument has the wrong type (for example, `sigma_w` by position), or `dtype`
             is complex or integer.
         ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0, or
             a size is too small.
@@ -89,7 +89,7 @@ class NTKLinear(nn.Linear):
 
     @property
     def fan_in(self) -> int:
-        """How many inputs each output sums over: `in_features`."""
+        """The number of inputs over which each output sums: `in_features`."""
         return self.in_features
 
     @property
@@ -98,7 +98,7 @@ class NTKLinear(nn.Linear):
         return weight_scale(self.sigma_w, self.fan_in)
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
+        """Draw new weights and biases from N(0, 1)."""
         draw_normal_(self.weight)
         if self.bias is not None:
             draw_normal_(self.bias)
@@ -112,5 +112,5 @@ class NTKLinear(nn.Linear):
         return scale_and_shift(output, self.weight_scale, self.bias, self.sigma_b)
 
     def extra_repr(self) -> str:
-        """The line of `nn.Linear`, and the two scales."""
+        """The text of `nn.Linear`, and the two scales."""
         return f"{super().extra_repr()}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}"

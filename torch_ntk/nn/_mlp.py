@@ -1,4 +1,4 @@
-"""Fully connected networks, the workhorse of the theory."""
+"""`MLP`: fully connected networks."""
 
 from __future__ import annotations
 
@@ -41,31 +41,32 @@ _NAMED_ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(nn.Sequential):
     """A fully connected network: layer, activation, layer, …, layer.
 
-    An `nn.Sequential`, so it iterates, indexes and names its parameters (`0.weight`, `2.weight`,
-    …) as one; a slice is a plain `nn.Sequential`. No activation follows the last layer.
+    It is an `nn.Sequential`: it can be iterated and indexed, and its parameters are named
+    `0.weight`, `2.weight`, …; a slice is a plain `nn.Sequential`. No activation follows the last
+    layer.
 
     Args:
-        widths: Sizes from input to output, `len(widths) - 1` layers.
+        widths: The sizes from input to output, for `len(widths) - 1` layers.
         activation: A name ("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus",
             "tanh", "sigmoid", "erf", "sin", "cos", "abs", "identity"), a module (each place gets
-            its own deep copy, so a `PReLU` is not shared), or a class or function that makes a
-            module from no arguments.
-        parameterization: `"ntk"` builds `NTKLinear`; `"standard"` builds `nn.Linear` drawn with
-            `torch_ntk.standard_init_`, for one seed the same function at the start.
+            its own deep copy, so that a `PReLU` is not shared), or a class or function that makes a
+            module without arguments.
+        parameterization: `"ntk"` builds `NTKLinear`. `"standard"` builds `nn.Linear` drawn with
+            `torch_ntk.standard_init_`; with the same seed it is the same function at the start.
         bias: Whether the layers have biases.
-        sigma_w: Scale of the weights. `"gain"`: that of `torch.nn.init.calculate_gain` for the
-            activation (√2 before ReLU, 1 for one that it does not know), and 1 for the last
-            layer. A number is the scale of every layer, the last included.
-        sigma_b: Scale of the biases of every layer.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
+        sigma_w: The scale of the weights. `"gain"` is that of `torch.nn.init.calculate_gain` for
+            the activation (√2 before ReLU, 1 for an unknown one), and 1 for the last layer. A
+            number is the scale of every layer including the last.
+        sigma_b: The scale of the biases of every layer.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
 
     Attributes:
-        widths: The sizes, a tuple.
+        widths: The sizes, as a tuple.
 
     Raises:
-        TypeError: An argument is of the wrong kind, `activation` a function of a tensor such as
-            `torch.relu`, say.
+        TypeError: An argument has the wrong type; for example, `activation` is a function of a
+            tensor such as `torch.relu`.
         ValueError: There are fewer than two widths, one is below 1, a name is unknown, or a scale
             is out of range.
 
@@ -117,7 +118,7 @@ class MLP(nn.Sequential):
                     dtype=dtype,
                 )
             else:
-                # Without nn.Linear's own draw, one seed gives both parameterizations one function.
+                # Without nn.Linear's own draw, a seed gives one function in both parameterizations.
                 layer = skip_init(  # type: ignore[no-untyped-call]
                     nn.Linear,
                     fan_in,
@@ -132,7 +133,7 @@ class MLP(nn.Sequential):
                 self.append(make_activation().to(device=device, dtype=dtype))
 
     def __getitem__(self, idx: slice | int) -> Any:
-        """A module, or for a slice an `nn.Sequential` that shares its modules."""
+        """A module, or for a slice an `nn.Sequential` of the same modules."""
         if isinstance(idx, slice):
             return nn.Sequential(*list(self)[idx])
         return super().__getitem__(idx)

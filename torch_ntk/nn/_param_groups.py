@@ -1,4 +1,4 @@
-"""Learning rates under which an NTK network trains like its standard parameterization."""
+"""Learning rates with which an NTK network trains like its standard parameterization."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def ntk_param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for `torch.optim.SGD` that undo the scales of the NTK layers.
 
-    SGD on them moves the function exactly as SGD with one learning rate `lr` moves that of the
-    standard network `W = c · W'`, `b = sigma_b · b'`, where `c = sigma_w / sqrt(fan_in)`: after
-    `ntk_parameterize(model, mode="preserve")`, as on the model before.
+    SGD with these groups changes the function exactly as SGD with one learning rate `lr` changes
+    the function of the standard network `W = c · W'`, `b = sigma_b · b'`, where
+    `c = sigma_w / sqrt(fan_in)`. After `ntk_parameterize(model, mode="preserve")` this is the
+    original model.
 
     The gradient by `W'` is `c` times that by `W`, and the step of `W'` must be `1/c` times that
     of `W`. So the learning rate is `lr / c² = lr · fan_in / sigma_w²` for weights, `lr / sigma_b²`
@@ -43,17 +44,18 @@ def ntk_param_groups(
         model: A network with NTK layers.
         lr: Learning rate of the standard network, at least 0.
         weight_decay: Weight decay of the standard network, at least 0.
-        **options: Other options of `torch.optim.SGD`, the same for every group.
+        **options: Other options of `torch.optim.SGD`, which are the same for every group.
 
     Returns:
         One group per pair of rate and decay, in the order of `model.parameters()`; every
         parameter with `requires_grad` is in exactly one.
 
     Raises:
-        TypeError: `model` is not an eager module, or an option is not one of SGD's. Adam and its
-            kin are not linear in the gradient: no rate makes the two networks move alike there.
+        TypeError: `model` is not an eager module, or an option is not one of SGD's. Adam and
+            similar optimizers are not linear in the gradient: with them, no learning rates make the
+            two networks train alike.
         ValueError: A parameter is shared by layers that scale it differently, an NTK layer has a
-            computed weight or a trainable bias under `sigma_b=0` (it cannot move the function),
+            computed weight or a trainable bias with `sigma_b=0` (it cannot change the function),
             `lr` or `weight_decay` is out of range, or nothing is trainable.
 
     Example:
@@ -74,7 +76,7 @@ def ntk_param_groups(
                 "options",
                 f"options of torch.optim.SGD ({', '.join(sorted(_SGD_OPTIONS))})",
                 repr(option),
-                "Only for SGD are these rates exact.",
+                "These learning rates are exact for SGD only.",
             )
     groups: dict[tuple[float, float | None], dict[str, Any]] = {}
     for parameter, (rate, decay) in _square_scales(model).items():
@@ -90,7 +92,7 @@ def ntk_param_groups(
 
 
 def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
-    """For each trainable parameter the factors of its learning rate and of its weight decay."""
+    """The factors of learning rate and weight decay for each trainable parameter."""
     for name, module in model.named_modules():
         if isinstance(module, NTK_TYPES):
             check_own_weights(name, module)
@@ -105,7 +107,7 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
             if scale:
                 factors = (scale**-2, scale**2)
             elif parameter.numel():
-                raise _refusal_of_bias(name, module)
+                raise _error_of_bias(name, module)
         if found.setdefault(parameter, factors) != factors:
             raise value_error(
                 "model",
@@ -118,7 +120,7 @@ def _square_scales(model: nn.Module) -> dict[Tensor, tuple[float, float]]:
     return found
 
 
-def _refusal_of_bias(name: str, layer: nn.Module) -> ValueError:
+def _error_of_bias(name: str, layer: nn.Module) -> ValueError:
     return value_error(
         "model",
         "one whose trainable biases act on the function",

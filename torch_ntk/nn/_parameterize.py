@@ -30,7 +30,7 @@ from ._scaling import check_sigma_b, check_sigma_w_or_gain, draw_normal_
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _DRAWN_ALIKE = (nn.Embedding, nn.EmbeddingBag)
-"""Modules whose own draw is N(0, 1), as that of an NTK layer: `"reinit"` may keep a tie to them."""
+"""Modules that draw N(0, 1) like NTK layers: `"reinit"` can keep a weight that is tied to them."""
 
 _UNTIE = (
     "Untie them by giving the layer a copy of its own: "
@@ -54,35 +54,34 @@ def ntk_parameterize(
     `sigma_u` is `sigma_w`. Source: Jacot et al. 2018, "Neural Tangent Kernel"; Lee et al. 2019,
     "Wide Neural Networks of Any Depth Evolve as Linear Models".
 
-    - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. NTK layers that are there
-      already are drawn anew and keep their own scales.
+    - `mode="reinit"` draws `W', b' ~ N(0, 1)`: a new random network. Existing NTK layers are drawn
+      again too and keep their own scales.
     - `mode="preserve"` keeps the function: `W' = W · sqrt(fan_in) / sigma_w`, `b' = b / sigma_b`.
-      Under one learning rate the two networks then train differently;
-      `torch_ntk.ntk_param_groups(model, lr)` gives the rates under which they train alike. NTK
-      layers that are there already stay as they are, and so do, in standard parameterization,
-      layers with no NTK counterpart (`nn.Bilinear`, LSTM, GRU) and everything inside of
-      `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, which use their layers' weights
-      without calling the layers.
+      With one learning rate the two networks then train differently;
+      `torch_ntk.ntk_param_groups(model, lr)` gives the rates with which they train alike. Existing
+      NTK layers are not changed. Layers with no NTK counterpart (`nn.Bilinear`, LSTM, GRU) keep the
+      standard parameterization, and so does everything inside of `nn.MultiheadAttention` and
+      `nn.TransformerEncoderLayer`, which use their layers' weights without calling the layers.
 
     `model` itself is never changed, and shares no tensor with the result. Names, state-dict
-    keys, shapes, types, devices, `requires_grad`, training flags and hooks (as `copy.deepcopy`
-    copies them) are carried over, shared modules stay shared and tied weights tied. Parameters of
-    other modules (normalizations, embeddings) keep their values. An optimizer of the old model
-    knows nothing of the new one.
+    keys, shapes, dtypes, devices, `requires_grad`, training flags and hooks (as `copy.deepcopy`
+    copies them) are carried over; shared modules stay shared and tied weights stay tied. Parameters
+    of other modules (normalizations, embeddings) keep their values. An optimizer of the old model
+    does not train the new one.
 
     Args:
         model: The network; it may be a single layer.
         mode: `"reinit"` or `"preserve"`.
-        sigma_w: Scale of the weights. `"gain"`: by the activation that follows, as in
-            `torch.nn.init.calculate_gain`: √2 before ReLU, √(2/(1+a²)) before leaky ReLU, 5/3
-            before tanh, 3/4 before SELU, and 1 before any other, before a sum, before another
-            layer and at the end. The network is traced with `torch.fx` to see what follows
-            (modules, functions and methods alike), through normalization, dropout, pooling,
-            padding, joining and reshaping; an `nn.RNN` has that of its own nonlinearity. Layers
-            for which that cannot be seen, or that are used twice before different activations, get
-            1 with a warning.
-        sigma_b: Scale of the biases, at least 0.
-        generator: Source of the random numbers of `"reinit"`.
+        sigma_w: The scale of the weights. `"gain"` chooses it by the activation that follows a
+            layer, as `torch.nn.init.calculate_gain` does: √2 before ReLU, √(2/(1+a²)) before leaky
+            ReLU, 5/3 before tanh, 3/4 before SELU, and 1 before any other activation, before a sum,
+            before another layer and at the end. The network is traced with `torch.fx` to find what
+            follows (a module, function or method) after normalization, dropout, pooling, padding,
+            joining and reshaping; an `nn.RNN` has the scale for its own nonlinearity. Layers for
+            which this cannot be found, or that are used before different activations, get 1 with a
+            warning.
+        sigma_b: The scale of the biases, at least 0.
+        generator: The random generator for `"reinit"`.
 
     Returns:
         The converted copy, of the same class as `model` (a single `nn.Linear` gives an
@@ -90,16 +89,16 @@ def ntk_parameterize(
 
     Raises:
         TypeError: `model` is not an eager module, or a scale not a number.
-        ValueError: A layer cannot be converted right: a subclass of a layer, a replaced forward,
-            a lazy layer, a computed weight (weight norm, spectral norm, pruning), a weight that
-            the model's own code reads (`F.linear(x, self.fc.weight)`), a function among the
-            attributes that reaches layers by a closure, tied weights that would
-            need different scales (a layer tied to an embedding with `"preserve"`), `sigma_b=0`
-            where `"preserve"` meets a bias; with `"reinit"` also a layer that would stay in
+        ValueError: A layer cannot be converted correctly, because it is an instance of a subclass,
+            has a replaced forward, is lazy, has a computed weight (weight norm, spectral norm,
+            pruning), has a weight that the model's own code reads (`F.linear(x, self.fc.weight)`),
+            is reached by a closure of a function among the attributes, has tied weights that need
+            different scales (a layer tied to an embedding with `"preserve"`), or has a bias that
+            `"preserve"` would have to divide by `sigma_b=0`. With `"reinit"`, a layer would stay in
             standard parameterization. Or there is no layer. The message names the layer.
 
     Warns:
-        UserWarning: `sigma_w="gain"` could not see what follows a layer.
+        UserWarning: `sigma_w="gain"` could not find what follows a layer.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Linear(50, 1))
@@ -130,9 +129,9 @@ def ntk_parameterize(
         _check_ties_draw(model, inventory)
 
     converted, _ = faithful_copy(model)
-    modules = dict(converted.named_modules())  # of the same structure, so under the same names
+    modules = dict(converted.named_modules())  # the copy's modules have the same names
     for name in inventory.standard:
-        _become_ntk(modules[name], scales[name], sigma_b)
+        _convert_(modules[name], scales[name], sigma_b)
     if mode == "preserve":
         copy_of: dict[Tensor, Tensor] = dict(
             zip(model.parameters(), converted.parameters(), strict=True)
@@ -146,9 +145,9 @@ def ntk_parameterize(
     return converted
 
 
-def _become_ntk(layer: nn.Module, sigma_w: float, sigma_b: float) -> None:
-    # An NTK layer has the attributes of its base and two more. Changing the class keeps what a
-    # new object would lose: hooks, and every other reference to the layer (in a list, say).
+def _convert_(layer: nn.Module, sigma_w: float, sigma_b: float) -> None:
+    # An NTK layer has the attributes of its base class and two more. Changing the class preserves
+    # what a new object would lose: hooks, and all other references to the layer (in a list, say).
     layer.__class__ = NTK_TYPE_OF[type(layer)]
     vars(layer).update(sigma_w=sigma_w, sigma_b=sigma_b)
     if isinstance(layer, NTKRNN):
@@ -172,7 +171,7 @@ def _divide_(parameter: Tensor, factor: float, name: str) -> None:
 
 
 def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
-    """`sigma_w` of each layer by what follows it; layers with one weight have one scale."""
+    """`sigma_w` of each layer by what follows it; layers that share a weight get the same scale."""
     by_weight: dict[Tensor, set[float | None]] = {}
     for layer in inventory.standard.values():
         inside = recurrent_gain(layer)
@@ -189,9 +188,9 @@ def _scales_by_gain(inventory: Inventory, uses: Uses) -> dict[str, float]:
             unknown.append(name)
     if unknown:
         warnings.warn(
-            f'sigma_w="gain" gives 1 to {", ".join(map(repr, unknown))}: what follows there cannot '
-            "be seen by tracing the model, or differs from use to use. Give `sigma_w` as a number, "
-            "or set the attribute sigma_w of these layers.",
+            f'sigma_w="gain" gives 1 to {", ".join(map(repr, unknown))}: the activation that '
+            "follows cannot be seen by tracing the model, or differs between uses of the layer. "
+            "Give `sigma_w` as a number, or set the attribute sigma_w of these layers.",
             UserWarning,
             stacklevel=3,
         )
@@ -214,7 +213,7 @@ def _check_not_read(inventory: Inventory, uses: Uses) -> None:
 
 
 def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
-    """Refuse two tensors in one place of memory: a copy would part them."""
+    """Refuse two tensors that share memory, because their copies would not."""
     holders: dict[tuple[torch.device, int], Tensor] = {}
     layers = {**inventory.standard, **inventory.ntk}
     names = {p: name for name, layer in layers.items() for p in weights_and_biases(layer)}
@@ -236,7 +235,7 @@ def _check_no_views(model: nn.Module, inventory: Inventory) -> None:
 def _preserving_factors(
     inventory: Inventory, scales: dict[str, float], sigma_b: float
 ) -> dict[Tensor, tuple[float, str]]:
-    """What each weight and bias is divided by, with the name of a layer that has it."""
+    """The divisor of each weight and bias, with the name of a layer that has it."""
     factors: dict[Tensor, tuple[float, str]] = {}
     for name, layer in inventory.standard.items():
         factor_of = scales_of(layer, scales[name], sigma_b)
@@ -279,7 +278,7 @@ def _tied(layer: str, other: str, remedy: str) -> str:
     return message(
         "model",
         "one whose tied weights can have one scale",
-        f"one whose layer {layer!r} shares a parameter with {other}, which needs it unscaled or "
-        "on another scale",
+        f"one whose layer {layer!r} shares a parameter with {other}, which needs it unscaled "
+        "or with another one",
         remedy,
     )

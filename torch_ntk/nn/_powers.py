@@ -17,11 +17,11 @@ class Polynomial(nn.Module):
     Its infinite-width kernels have a closed form.
 
     Args:
-        coefficients: Of 1, x, x², …; at least one besides the first is not 0.
+        coefficients: The coefficients of 1, x, x², …; at least one after the first is not 0.
 
     Raises:
-        TypeError: It is no list or tuple of numbers.
-        ValueError: One of them is not finite, or the polynomial is constant.
+        TypeError: `coefficients` is not a list or tuple of numbers.
+        ValueError: A coefficient is not finite, or the polynomial is constant.
 
     Example:
         >>> Polynomial([1.0, 0.0, 2.0])(torch.tensor([0.0, 3.0]))
@@ -37,18 +37,18 @@ class Polynomial(nn.Module):
             check_finite_number(f"coefficients[{i}]", c) for i, c in enumerate(coefficients)
         ]
         if not any(self.coefficients[1:]):
-            remedy = "A constant has no derivative: give a coefficient of x or of a power."
+            remedy = "A constant has derivative 0: give a coefficient of x or of a higher power."
             raise value_error("coefficients", "of a polynomial", coefficients, remedy)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry, by Horner's rule; the shape stays."""
+        """Evaluate the polynomial for every entry by Horner's rule."""
         value = torch.full_like(input, self.coefficients[-1])
         for c in self.coefficients[-2::-1]:
             value = value * input + c
         return value
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """The numbers, for `repr`."""
         return str(self.coefficients)
 
 
@@ -56,10 +56,10 @@ class Monomial(nn.Module):
     """`x ** degree`, entry by entry.
 
     Args:
-        degree: At least 1.
+        degree: The exponent, at least 1.
 
     Raises:
-        TypeError, ValueError: `degree` is no positive integer.
+        TypeError, ValueError: `degree` is not a positive integer.
 
     Example:
         >>> Monomial(3)(torch.tensor([-1.0, 2.0]))
@@ -71,11 +71,11 @@ class Monomial(nn.Module):
         self.degree = check_positive_int("degree", degree)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return input**self.degree
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """The number, for `repr`."""
         return str(self.degree)
 
 
@@ -85,10 +85,10 @@ class RectifiedMonomial(nn.Module):
     Source: Cho and Saul 2009, "Kernel Methods for Deep Learning".
 
     Args:
-        degree: At least 1, which is ReLU.
+        degree: The exponent, at least 1; 1 is ReLU.
 
     Raises:
-        TypeError, ValueError: `degree` is no positive integer.
+        TypeError, ValueError: `degree` is not a positive integer.
 
     Example:
         >>> RectifiedMonomial(2)(torch.tensor([-1.0, 3.0]))
@@ -100,26 +100,26 @@ class RectifiedMonomial(nn.Module):
         self.degree = check_positive_int("degree", degree)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return torch.relu(input) ** self.degree
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """The number, for `repr`."""
         return str(self.degree)
 
 
 class Hermite(nn.Module):
-    """The Hermite polynomial of a degree n, orthonormal for a standard Gaussian, entry by entry.
+    """The Hermite polynomial of degree n, orthonormal for a standard Gaussian, entry by entry.
 
     `h_n = He_n / √(n!)` with `He_{n+1}(x) = x He_n(x) - n He_{n-1}(x)`, so that
-    `E h_m(z) h_n(z)` is 1 for m = n and 0 otherwise. Of inputs of variance 1 its kernel is the
-    n-th power of the correlation.
+    `E h_m(z) h_n(z)` is 1 for m = n and 0 otherwise. For inputs of variance 1 its kernel is the
+    n-th power of their correlation.
 
     Args:
-        degree: n, at least 1.
+        degree: The degree n, at least 1.
 
     Raises:
-        TypeError, ValueError: `degree` is no positive integer.
+        TypeError, ValueError: `degree` is not a positive integer.
 
     Example:
         >>> Hermite(2)(torch.tensor([1.0]))  # (x² - 1)/√2
@@ -131,12 +131,12 @@ class Hermite(nn.Module):
         self.degree = check_positive_int("degree", degree)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         last, now = torch.zeros_like(input), torch.ones_like(input)
         for n in range(self.degree):
             last, now = now, input * now - n * last
         return now / math.sqrt(math.factorial(self.degree))
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """The number, for `repr`."""
         return str(self.degree)

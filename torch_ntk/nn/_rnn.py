@@ -1,4 +1,4 @@
-"""The recurrent network in NTK parameterization."""
+"""The simple recurrent network in NTK parameterization."""
 
 from __future__ import annotations
 
@@ -39,34 +39,35 @@ class NTKRNN(nn.RNN):
     Tangent Kernel".
 
     `isinstance(layer, nn.RNN)` holds, and the attributes, state-dict keys and shapes are those of
-    `nn.RNN`. A call goes through the times one by one in Python: it can be differentiated twice, in
-    forward mode and under `vmap`, and every use of a weight is seen by the structured kernels.
+    `nn.RNN`. The forward is a loop over the times in Python. Therefore it can be differentiated
+    twice, in forward mode and under `vmap`, and structured kernels find every use of a weight.
 
     Args:
-        input_size: Features of the input at each time.
-        hidden_size: n.
-        num_layers: Recurrent layers, each on the outputs of the one before.
+        input_size: The number m of features of the input at each time.
+        hidden_size: The number n of hidden units.
+        num_layers: The number of recurrent layers; each takes the outputs of the layer before.
         nonlinearity: φ: `"tanh"`, `"relu"` or `"erf"`, whose kernels are known in closed form.
         bias: Whether biases are added.
         batch_first: Whether the samples are on the first axis, `[N, T, …]`, instead of `[T, N, …]`.
-        dropout: Probability of dropout between layers, in training mode.
-        bidirectional: Whether there is a second network, with weights of its own, that goes
-            through the times backwards; its outputs stand beside those of the first.
-        device: Where the parameters are made.
-        dtype: Type of the parameters, real floating-point.
-        sigma_w: Scale of the recurrent weights; above 0.
-        sigma_u: Scale of the input's weights; above 0.
-        sigma_b: Standard deviation of both biases together; at least 0.
+        dropout: The probability of dropout between layers, in training mode.
+        bidirectional: Whether each layer has a second network, with its own weights, that reads the
+            times backwards; its outputs are concatenated to those of the first.
+        device: The device of the parameters.
+        dtype: The real floating-point dtype of the parameters.
+        sigma_w: The scale of the recurrent weights; above 0.
+        sigma_u: The scale of the input weights; above 0.
+        sigma_b: The standard deviation of both scaled biases together; at least 0.
 
     Shape:
-        `[T, N, m]`, or `[N, T, m]` with `batch_first`, or `[T, m]`; and the hidden states at the
-        start `[layers · directions, N, n]`, 0 without. Returns the outputs of the last layer at all
-        times, `[T, N, directions · n]` or as the input, and the last hidden state of every layer
-        and direction, `[layers · directions, N, n]`. A `PackedSequence` becomes one of outputs, and
-        each last state is that of the sequence's own end.
+        The input is `[T, N, m]`, `[N, T, m]` with `batch_first`, or `[T, m]`. The initial hidden
+        states are `[layers · directions, N, n]`, and 0 by default. The results are the outputs of
+        the last layer at all times, `[T, N, directions · n]` or with the axes of the input, and the
+        last hidden state of every layer and direction, `[layers · directions, N, n]`. For a
+        `PackedSequence` the outputs are packed too, and each last hidden state is the one at the
+        end of its own sequence.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
+        TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or an input has the wrong shape.
 
     Example:
@@ -104,7 +105,7 @@ class NTKRNN(nn.RNN):
             check_size("input_size", input_size, 1),
             check_size("hidden_size", hidden_size, 1),
             check_size("num_layers", num_layers, 1),
-            "tanh" if nonlinearity == "erf" else nonlinearity,  # nn.RNN knows no other
+            "tanh" if nonlinearity == "erf" else nonlinearity,  # nn.RNN does not accept "erf"
             check_flag("bias", bias),
             batch_first,
             dropout,
@@ -117,11 +118,11 @@ class NTKRNN(nn.RNN):
         self.sigma_w, self.sigma_u, self.sigma_b = sigma_w, sigma_u, sigma_b
 
     def parameter_scales(self) -> dict[str, float]:
-        """What each parameter is multiplied by, under its name."""
+        """The factors by which the parameters are multiplied, by name."""
         return rnn_scales(self, self.sigma_w, self.sigma_u, self.sigma_b)
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
+        """Draw new weights and biases from N(0, 1)."""
         for parameter in self.parameters(recurse=False):
             draw_normal_(parameter)
 
@@ -146,7 +147,7 @@ class NTKRNN(nn.RNN):
 
     @torch.jit.unused
     def _packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        """The same of sequences of several lengths, the longest first, as `nn.RNN` takes them."""
+        """The same for packed sequences of several lengths, the longest first, as in `nn.RNN`."""
         data, sizes, order, back = packed
         self._check_states(hx, (int(sizes[0]),))
         if hx is not None and order is not None:
@@ -161,16 +162,16 @@ class NTKRNN(nn.RNN):
     def _layers(
         self, x: Tensor, hx: Tensor | None, sizes: list[int] | None
     ) -> tuple[Tensor, Tensor]:
-        """All layers: outputs, and the last hidden states `[layers · directions, N, n]`.
+        """Run all layers; return outputs and last hidden states `[layers · directions, N, n]`.
 
         Args:
-            x: `[T, N, m]`, or with `sizes` the samples of one time after those of another.
-            hx: The hidden states at the start.
-            sizes: How many samples each time has, which never become more.
+            x: The input `[T, N, m]`; with `sizes`, the samples of all times in one axis, `[…, m]`.
+            hx: The initial hidden states.
+            sizes: For a packed sequence, the number of samples at each time, in descending order.
         """
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
-        else:  # the list is of other tensors under functional_call
+        else:  # `_flat_weights` does not follow functional_call
             weights = [getattr(self, name) for name in self._flat_weights_names]
         directions = 2 if self.bidirectional else 1
         count = len(weights) // (directions * self.num_layers)
@@ -201,7 +202,7 @@ class NTKRNN(nn.RNN):
         backwards: bool,
         sizes: list[int] | None,
     ) -> tuple[Tensor, Tensor]:
-        """The hidden states of one direction of one layer, as x has them, and the last ones."""
+        """One direction of one layer: all hidden states, with the axes of x, and the last ones."""
         driving, memory = weights[0], weights[1]
         driven = _scaled(x, driving, weight_scale(self.sigma_u, driving.shape[1]))
         for bias in weights[2:]:
@@ -217,10 +218,10 @@ class NTKRNN(nn.RNN):
             if h is not None:
                 if sizes is not None:
                     before, now = h.shape[0], z.shape[0]
-                    if now < before:  # sequences that have ended
+                    if now < before:  # some sequences end here
                         ended.append(h[now:])
                         h = h[:now]
-                    elif start is None:  # and backwards, those that begin
+                    elif start is None:  # backwards, some sequences begin here
                         h = F.pad(h, (0, 0, 0, now - before))
                     else:
                         h = torch.cat([h, start[before:now]])
@@ -252,7 +253,7 @@ class NTKRNN(nn.RNN):
             raise value_error("hx", f"of shape {wanted}", hx, "One state for each layer.")
 
     def extra_repr(self) -> str:
-        """The line of `nn.RNN`, the nonlinearity, and the scales."""
+        """The text of `nn.RNN`, the nonlinearity, and the scales."""
         line: str = super().extra_repr()
         return (
             f"{line}, nonlinearity={self.nonlinearity!r}, sigma_w={self.sigma_w:g}, "
@@ -273,7 +274,7 @@ def rnn_scales(rnn: nn.RNN, sigma_w: float, sigma_u: float, sigma_b: float) -> d
 
 
 def nonlinear(name: str, z: Tensor) -> Tensor:
-    """φ of that name."""
+    """φ(z) for the nonlinearity of this name."""
     if name == "relu":
         return torch.relu(z)
     return torch.erf(z) if name == "erf" else torch.tanh(z)

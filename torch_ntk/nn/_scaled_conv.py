@@ -1,4 +1,4 @@
-"""What convolutions and transposed convolutions in NTK parameterization have in common."""
+"""The common base class of convolutions and transposed convolutions in NTK parameterization."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch.nn.modules.conv import _ConvNd
 from ._scaling import draw_normal_, scale_and_shift, weight_scale
 
 Device: TypeAlias = torch.device | str | int | None
-"""Where a layer's parameters are made."""
+"""The device of a layer's parameters."""
 
 
 class ScaledConvNd(_ConvNd):
-    """The scales, the draw, and how the scales are applied.
+    """Draws the parameters and applies the scales.
 
     A subclass sets `sigma_w` and `sigma_b`, and has a layer of `torch.nn` as its second base.
     """
 
-    if TYPE_CHECKING:  # torch.jit.script would read them as strings, and refuse
+    if TYPE_CHECKING:  # torch.jit.script fails on annotations that are strings
         sigma_w: float
         sigma_b: float
 
     @property
     def fan_in(self) -> int:
-        """How many inputs each output sums over: `in_channels / groups · prod(kernel_size)`."""
+        """The number of inputs of each output: `in_channels / groups · prod(kernel_size)`."""
         fan_in = self.in_channels // self.groups
-        for size in self.kernel_size:  # not math.prod, which TorchScript does not know
+        for size in self.kernel_size:  # TorchScript does not support math.prod
             fan_in *= size
         return fan_in
 
@@ -38,7 +38,7 @@ class ScaledConvNd(_ConvNd):
         return weight_scale(self.sigma_w, self.fan_in)
 
     def reset_parameters(self) -> None:
-        """Draw every weight and bias anew from N(0, 1)."""
+        """Draw new weights and biases from N(0, 1)."""
         draw_normal_(self.weight)
         if self.bias is not None:
             draw_normal_(self.bias)
@@ -48,13 +48,13 @@ class ScaledConvNd(_ConvNd):
         return None if bias is None else bias * self.sigma_b
 
     def _scaled(self, output: Tensor) -> Tensor:
-        """The sum over the unscaled weights with both scales and the bias."""
+        """Multiply a convolution with unscaled weights by the scale, and add the scaled bias."""
         bias = self.bias
-        # One axis of channels and then the positions: right for batched and unbatched input.
+        # The bias gets an axis of channels and axes of positions: right with and without a batch.
         column = None if bias is None else bias.reshape([-1] + [1] * len(self.kernel_size))
         return scale_and_shift(output, self.weight_scale, column, self.sigma_b)
 
     def extra_repr(self) -> str:
-        """The line of the layer of `torch.nn`, and the two scales."""
+        """The text of the layer of `torch.nn`, and the two scales."""
         line: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{line}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}"

@@ -1,21 +1,21 @@
-"""What the NTK layers share: the two scales, how they are applied, and how they are checked.
+"""The two scales of NTK layers: how they are applied, and how they are checked.
 
 A layer computes `c · (x * W) + sigma_b · b` with `c = sigma_w / sqrt(fan_in)`. The factor `c` may
 multiply the output, the input or the weight; the function and its derivatives are the same.
 
-- On the **output** it costs a pass over the output, keeps nothing more for the backward pass, and
-  leaves the parameter itself as the argument of `F.linear` and `F.conv*d`. This is what the
-  layers do.
-- On the input it would keep a second copy of every activation; on the weight it would cost a pass
-  over `out × in` numbers each way, which for a wide layer on a small batch is as dear as the
-  product itself.
-- In **float16** the unscaled sum of `fan_in` products grows like `sqrt(fan_in)` and can pass
-  65504, while a scaled *input* can fall under the smallest normal number 6e-5. `W ~ N(0, 1)` times
-  `c` does neither, so there the weight is scaled: such a layer is as safe as `nn.Linear`.
-- In **TorchScript**, which cannot ask for autocast's type, the weight is always scaled.
+- Scaling the **output** costs a pass over the output, saves no further tensor for the backward
+  pass, and leaves the parameter itself as the argument of `F.linear` and `F.conv*d`. This is what
+  the layers do.
+- Scaling the input would save a second copy of every activation. Scaling the weight would cost a
+  pass over `out × in` numbers in both directions, which for a wide layer on a small batch takes as
+  long as the product itself.
+- In **float16** the unscaled sum of `fan_in` products grows like `sqrt(fan_in)` and can exceed
+  65504, while a scaled *input* can fall below the smallest normal number 6e-5. `W ~ N(0, 1)` times
+  `c` does neither. Therefore the weight is scaled in float16, which is as safe as `nn.Linear`.
+- In **TorchScript**, where autocast's dtype is not available, the weight is always scaled.
 
 `weight_scale`, `sums_in_float16` and `scale_and_shift` are compiled by `torch.jit.script` with the
-layers, so they keep to what TorchScript knows.
+layers, and are therefore restricted to what TorchScript supports.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def check_size(name: str, value: SupportsIndex, least: int = 0) -> int:
 def check_flag(name: str, value: object) -> bool:
     """Return `value` if it is True or False.
 
-    A number here is most likely `sigma_w` written by position, and would pass for True.
+    A number is most likely `sigma_w` passed by position, and would be taken for True.
     """
     return check_bool(name, value, "Write sigma_w=... and sigma_b=... by name.")
 
 
 def check_dtype(dtype: object) -> None:
-    """Refuse a type of parameters that is not real floating-point; None is the default type."""
+    """Raise unless `dtype` is a real floating-point dtype, or None for the default dtype."""
     if dtype is None:
         return
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -103,13 +103,13 @@ def weight_scale(sigma_w: float, fan_in: int) -> float:
 
 
 def sums_in_float16(weight: Tensor) -> bool:
-    """Whether a product with `weight` is in float16, by its own type or by autocast.
+    """Whether a product with `weight` is computed in float16, because of its dtype or of autocast.
 
-    A traced `weight` (a `torch.fx` proxy) has no known type and counts as wide. Autocast is asked
-    for every device, not the weight's own, which a proxy does not know: a wrong yes is harmless.
-    TorchScript cannot ask, so there the answer is yes.
+    A traced `weight` (a `torch.fx` proxy) has no known dtype and counts as float32. Autocast is
+    checked for every device, because a proxy has no known device either; a wrong yes is harmless.
+    TorchScript cannot check autocast, so that the answer there is always yes.
     """
-    # TorchScript does not compile a branch that this condition rules out.
+    # TorchScript does not compile a branch that this condition excludes.
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return weight.dtype is torch.float16 or any(
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
@@ -119,12 +119,12 @@ def sums_in_float16(weight: Tensor) -> bool:
 
 
 def scale_and_shift(output: Tensor, scale: float, bias: Tensor | None, sigma_b: float) -> Tensor:
-    """`scale · output + sigma_b · bias`, in the type of `output`.
+    """`scale · output + sigma_b · bias`, in the dtype of `output`.
 
-    `bias` broadcasts against the trailing axes of `output`. The cast keeps a reduced type that
-    autocast chose for the product, as the bias inside `F.linear` would.
+    `bias` broadcasts against the trailing axes of `output`. The cast keeps the reduced precision
+    that autocast chose for the product, as a bias inside of `F.linear` would.
 
-    `torch.add(bias, output, alpha=scale)` would spare a pass, but torch.compile's inductor drops
+    `torch.add(bias, output, alpha=scale)` would save a pass, but torch.compile's inductor ignores
     `alpha` when it fuses an addition with the matrix product before it.
     """
     scaled = output * scale

@@ -1,4 +1,4 @@
-"""Sinusoids and wave packets as activations."""
+"""Sinusoids and Gabor functions as activations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Sinusoid(nn.Module):
     Args:
         amplitude: The factor in front.
         frequency: The factor of x.
-        phase: The angle at x = 0.
+        phase: The phase at x = 0, in radians.
 
     Raises:
-        TypeError, ValueError: An argument is no finite number.
+        TypeError, ValueError: An argument is not a finite number.
 
     Example:
         >>> Sinusoid(2.0, 1.0, math.pi / 2)(torch.zeros(1))
@@ -33,11 +33,11 @@ class Sinusoid(nn.Module):
         self.phase = check_finite_number("phase", phase)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return self.amplitude * torch.sin(self.frequency * input + self.phase)
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """The numbers, for `repr`."""
         return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}, phase={self.phase:g}"
 
 
@@ -52,7 +52,7 @@ class RBF(Sinusoid):
         gamma: The rate; above 0.
 
     Raises:
-        TypeError, ValueError: `gamma` is no finite number above 0.
+        TypeError, ValueError: `gamma` is not a finite number above 0.
 
     Example:
         >>> RBF(0.5)(torch.zeros(1)).round(decimals=4)
@@ -66,7 +66,7 @@ class RBF(Sinusoid):
         self.gamma = float(gamma)
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """The number, for `repr`."""
         return f"gamma={self.gamma:g}"
 
 
@@ -79,5 +79,5 @@ class Gabor(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of every entry; the shape stays."""
+        """Apply the function to every entry."""
         return torch.exp(-input.square()) * torch.sin(input)
