@@ -18,6 +18,7 @@ from torch_ntk.activations import (
     DualGaussian,
     DualGELU,
     DualPolynomial,
+    DualQuadrature,
     DualRectifiedPower,
     DualSin,
     DualSinusoid,
@@ -206,10 +207,26 @@ def test_no_digit_depends_on_the_size_of_the_job(
         assert torch.equal(kernel(x1, x2), both)
 
 
-# Activations without a formula, taps at varying distances, and what comes after an average over
-# some positions.
+@pytest.mark.parametrize("activation", ["tanh", "elu"])
+@pytest.mark.parametrize("pooling", ["gap", "none"])
+def test_no_digit_depends_on_how_long_a_series_is(activation: str, pooling: str) -> None:
+    """It is as long as the largest variance needs."""
+    x = torch.randn(4, 2, 5, 4)
+    x[3] *= 4
+
+    def kernel(a: Tensor, b: Tensor | None) -> Tensor:
+        if pooling == "gap":
+            return CNTK(3, pooling="gap", activation=activation)(a, b)
+        rows = a.flatten(1), None if b is None else b.flatten(1)
+        return mlp_kernels(*rows, 3, activation=activation).ntk
+
+    whole = kernel(x, None)
+    assert torch.equal(kernel(x[:3], None), whole[:3, :3])
+    assert torch.equal(kernel(x[1:2], x[2:]), whole[1:2, 2:])
+
+
+# Taps at varying distances, and what comes after an average over some positions.
 NOT_ALL_IN_LOOPS = {
-    *("mlp_tanh", "mlp_silu", "mlp_softplus", "mlp_of_a_user"),
     *("conv_circular_flat", "conv_circular_full", "conv_reflect", "conv_reflect_flat"),
     *("conv_replicate", "conv_replicate_flat", "transposed_1d", "u_net"),
     *("three_axes_flat", "three_axes_gap", "three_axes_pool"),
@@ -234,7 +251,7 @@ def test_what_can_be_is_in_loops() -> None:
     assert found <= NOT_ALL_IN_LOOPS, found - NOT_ALL_IN_LOOPS
 
 
-CLOSED = {
+FORMULAS = {
     "exp": DualExp(0.8, 0.7),
     "square": DualSquare(),
     "line": DualAffine(0.7, 0.4, "line"),
@@ -244,26 +261,29 @@ CLOSED = {
     "sinusoid": DualSinusoid(1.2, 0.8, 0.5),
     "sine": DualSin(),
     "gelu": DualGELU(),
+    "tanh": DualQuadrature(torch.tanh),
+    "hardtanh": DualQuadrature(nn.Hardtanh(-0.4, 0.7)),
+    "of few terms": DualQuadrature(nn.functional.silu, terms=7),
 }
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", FORMULAS)
 def test_activations_with_a_formula(name: str) -> None:
     x = 0.5 * torch.randn(5, 2, 3, 4, dtype=torch.float64)
     x[1] = x[0] + 1e-4 * x[2]
     x[3] = 0
     other = x[1:].clone()
-    kernel = CNTK(3, pooling="gap", activation=CLOSED[name], sigma_b=0.2)
+    kernel = CNTK(3, pooling="gap", activation=FORMULAS[name], sigma_b=0.2)
     for second in (None, other):
         (wanted,) = plain(lambda a, b: (kernel(a, b),), x, second)
         torch.testing.assert_close(kernel(x, second), wanted, rtol=1e-10, atol=1e-13)
         rows = x.flatten(1), None if second is None else second.flatten(1)
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
-            options = {"depth": 3, "activation": CLOSED[name], "sigma_w": 0.9}
+            options = {"depth": 3, "activation": FORMULAS[name], "sigma_w": 0.9}
             got = mlp_kernels(*rows, dtype=dtype, **options)
             wanted_both = plain(lambda a, b: mlp_kernels(a, b, **options), *rows)  # noqa: B023
             for mine, right in zip(got, wanted_both, strict=True):
                 torch.testing.assert_close(mine.double(), right, rtol=tolerance, atol=tolerance)
         x_near = x.flatten(1)[:2]
-        near = mlp_kernels(x_near, depth=2, activation=CLOSED[name], sigma_b=0.0).nngp
+        near = mlp_kernels(x_near, depth=2, activation=FORMULAS[name], sigma_b=0.0).nngp
         assert float(near[0, 0] + near[1, 1] - 2 * near[0, 1]) > -1e-15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -28,6 +28,31 @@ def no_terms(*_: object) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Σ_j a_j b_j c^j and its derivative, with coefficients of either image at every position.
+
+    A loop of its own over the coefficients goes between two parts of a formula, since there may be
+    hundreds of them.
+
+    Attributes:
+        before: Statements that assign `c`, in [-1, 1], as those of a formula. Those after them
+            find the sum in `value` and its derivative by c in `slope`, and have to assign what
+            else they use anew.
+        most: How many coefficients there are at most.
+        lengths: From the variances of some images to how many coefficients with odd j, and with
+            even j from 2 on, are not 0 for all of them.
+        coefficients: From variances `[n, P, Q]` and two such numbers or larger ones to the
+            coefficients `[odd + even, n, P, Q]`: those of odd j, then those of even j from 2 on,
+            either with falling j.
+    """
+
+    before: tuple[str, ...]
+    most: int
+    lengths: Callable[[Tensor], tuple[int, int]]
+    coefficients: Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+@dataclass(frozen=True)
 class Formula:
     """One entry of a covariance and of a tangent kernel, as statements of a compiled loop.
 
@@ -48,16 +73,19 @@ class Formula:
         terms: From the variances of the values that are taken, `[n, P, Q]` each, to the terms of
             every image, `[n, P', Q']` each. What is outside of an image has terms of 0, with
             which the statements must give finite numbers for every `k0` and `t0`.
+        series: What is summed first, if anything.
     """
 
     lines: tuple[str, ...]
     numbers: tuple[float, ...] = ()
     terms: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] = no_terms
+    series: Series | None = None
 
     @property
     def term_count(self) -> int:
-        """How many terms of an image the statements use."""
-        found = re.findall(r"\b[ab](\d+)\b", "\n".join(self.lines))
+        """How many terms of an image the statements use, coefficients of a series aside."""
+        before = () if self.series is None else self.series.before
+        found = re.findall(r"\b[ab](\d+)\b", "\n".join([*before, *self.lines]))
         return 1 + max((int(i) for i in found), default=-1)
 
 
@@ -93,4 +121,7 @@ def by_covariance(formula: Formula, diagonal: Callable[[Tensor], tuple[Tensor, T
         f"gap = (a{n + 1} + b{n + 1}) - 2.0 * k",
         "k = max(gap, 0.0) if d > 0.0 else 0.0",
     )
-    return Formula((*before, *formula.lines, *after), formula.numbers, terms)
+    series = formula.series
+    if series is not None:
+        series = replace(series, before=(*before, *series.before))
+    return Formula((*before, *formula.lines, *after), formula.numbers, terms, series)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._affine import DualAffine
 from ._dual import DualActivation
+from ._formula import Form
 from ._probe import name_of
 from ._quadrature import DualQuadrature
 from ._rectifier import DualRectifier
@@ -36,6 +37,10 @@ class DualGain(DualQuadrature):
     def _values(self, x: Tensor) -> Tensor:
         _, slope = super()._values(x)
         return torch.stack([x * slope, slope])
+
+    def fused(self, form: Form) -> None:
+        """None: the second function is not the derivative of the first."""
+        return
 
 
 def gain_dual(dual: DualActivation, f: Callable[[Tensor], Tensor]) -> DualActivation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss
 _PANEL = 0.5
 _REACH = 12.0
 _EDGES_IN_X = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-# Variances whose polynomials are in memory at once: 2 MB each for 512 terms.
-_ROWS_AT_ONCE = 8
+# Variances whose nodes are in memory at once, and how many polynomials of them: 4 MB.
+_ROWS_AT_ONCE = 24
+_DEGREES = 32
 
 Moments = Callable[[Tensor], Tensor]
 """Values `[G, ...]` of the functions g_1..g_G at the entries of a tensor `[...]`."""
@@ -58,22 +59,33 @@ def _moments(q: Tensor, moments: Moments, kinks: Tensor, terms: int, finer: bool
     # h_0 alone has a share, small variances leave small numbers, accurate to their own size.
     right, left = moments(root * z), moments(-root * z)
     middle = (right[..., :1] + left[..., :1]) / 2
-    h = _polynomials(z, terms)
+    parts = [((p * weight).transpose(0, 1)) for p in (right + left - 2 * middle, right - left)]
     result = q.new_empty(len(right), len(q), terms)
-    for parity, part in enumerate((right + left - 2 * middle, right - left)):
-        weighted = (part * weight).transpose(0, 1)
-        result[..., parity::2] = (weighted @ h[:, parity::2].mT).transpose(0, 1)
+    for first, h in _polynomials(z, terms):
+        last = first + len(h)
+        for parity, part in enumerate(parts):  # `first` is even
+            made = part @ h[parity::2].permute(1, 2, 0)
+            result[..., first + parity : last : 2] = made.transpose(0, 1)
     result[..., :1] += middle
     return result
 
 
-def _polynomials(z: Tensor, terms: int) -> Tensor:
-    """h_0..h_{terms-1} at `z` `[M, Z]`, as `[M, terms, Z]`."""
-    h = z.new_empty(len(z), terms, z.shape[-1])
-    h[:, 0] = 1.0
-    h[:, 1:2] = z.unsqueeze(1)
-    for j in range(1, terms - 1):
-        # √(j+1) h_{j+1} = z h_j - √j h_{j-1}
-        torch.mul(z, h[:, j], out=h[:, j + 1])
-        h[:, j + 1].sub_(h[:, j - 1], alpha=math.sqrt(j)).mul_(1 / math.sqrt(j + 1))
-    return h
+def _polynomials(z: Tensor, terms: int) -> Iterator[tuple[int, Tensor]]:
+    """h_0..h_{terms-1} at `z` `[M, Z]`: some at a time, `[degrees, M, Z]`, after the first of them.
+
+    The same memory is written again for those that follow.
+    """
+    h = z.new_empty(_DEGREES + 2, *z.shape)  # the last two of the degrees before come first
+    h[2] = 1.0
+    for first in range(0, terms, _DEGREES):
+        if first:
+            h[:2] = h[_DEGREES:]
+        count = min(_DEGREES, terms - first)
+        for n in range(0 if first else 1, count):
+            # √j h_j = z h_{j-1} - √(j-1) h_{j-2}
+            j, to = first + n, h[n + 2]
+            torch.mul(z, h[n + 1], out=to)
+            if j > 1:
+                to.sub_(h[n], alpha=math.sqrt(j - 1))
+            to.mul_(1 / math.sqrt(j))
+        yield first, h[2 : 2 + count]

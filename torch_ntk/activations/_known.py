@@ -118,10 +118,14 @@ NAMES: dict[str, Callable[[], DualActivation]] = {
     "exp": DualExp,
     "square": DualSquare,
     **{
-        name: functools.partial(DualQuadrature, f, name) for name, f in _SMOOTH_OR_PIECEWISE.items()
+        name: functools.lru_cache(functools.partial(DualQuadrature, f, name))
+        for name, f in _SMOOTH_OR_PIECEWISE.items()
     },
 }
 """By the names that a user may give."""
+
+WITHOUT_FORMULA = frozenset(_SMOOTH_OR_PIECEWISE.values())
+"""Functions that are integrated."""
 
 MODULES: dict[type[nn.Module], Factory] = {
     nn.ReLU: _relu,

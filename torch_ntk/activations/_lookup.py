@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, describe, type_error, value_error
 from ._dual import DualActivation
-from ._known import FUNCTIONS, MODULES, NAMES, NOT_ELEMENTWISE
+from ._known import FUNCTIONS, MODULES, NAMES, NOT_ELEMENTWISE, WITHOUT_FORMULA
 from ._probe import half_lines
 from ._quadrature import DualQuadrature
 from ._rectifier import DualRectifier
@@ -25,6 +26,10 @@ _REMEDY = (
 )
 
 _registered: dict[Any, Callable[[Any], DualActivation]] = {}
+
+# What was made of activations of torch: all layers and all calls share its coefficients.
+_made: dict[Any, DualActivation] = {}
+_MOST_MADE = 16
 
 
 def dual_activation(activation: ActivationLike) -> DualActivation:
@@ -73,9 +78,14 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
         return made
     if isinstance(activation, nn.Module):
         _check_not_trained(activation)
-    expansion = DualQuadrature(activation)
-    slopes = half_lines(activation)
-    return expansion if slopes is None else DualRectifier(*slopes, expansion.name)
+    known = _of_torch(activation)
+    if known is None:
+        return _by_values(activation)
+    if known not in _made:
+        for old in list(_made)[: len(_made) - _MOST_MADE + 1]:
+            _made.pop(old, None)
+        _made[known] = _by_values(copy.deepcopy(activation))
+    return _made[known]
 
 
 def register_dual(
@@ -123,6 +133,27 @@ def is_registered(key: Any) -> bool:
 def registered_functions() -> tuple[Callable[..., Any], ...]:
     """The functions, and not the classes of modules, that `register_dual` was told of."""
     return tuple(key for key in _registered if not isinstance(key, type))
+
+
+def _by_values(activation: Callable[[Tensor], Tensor]) -> DualActivation:
+    expansion = DualQuadrature(activation)
+    slopes = half_lines(activation)
+    return expansion if slopes is None else DualRectifier(*slopes, expansion.name)
+
+
+def _of_torch(activation: Any) -> Any:
+    """What tells an activation of torch, with its settings, from all others; None if it is none."""
+    if not isinstance(activation, nn.Module):
+        return activation if _key(activation) in WITHOUT_FORMULA else None
+    own = dict(vars(activation))
+    if type(activation).__module__ != nn.Tanh.__module__ or any(
+        own[name] for name in own if name.startswith("_") and isinstance(own[name], dict)
+    ):
+        return None  # it has hooks or parts
+    settings = {name: own[name] for name in own if not name.startswith("_") and name != "training"}
+    if not all(isinstance(value, (int, float)) for value in settings.values()):
+        return None
+    return (type(activation), *sorted(settings.items()))
 
 
 def _key(activation: Any) -> Any:

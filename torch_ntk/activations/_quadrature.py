@@ -9,15 +9,16 @@ from torch import Tensor
 
 from .._checks import check_positive_int
 from ._dual import DualActivation
+from ._expansion import ROUNDING, HermiteExpansion, rest_roots
+from ._formula import Form, Formula
 from ._hermite import hermite_moments
 from ._moment_table import MomentTable
+from ._panels import Panels
 from ._power_series import PowerSeries
 from ._probe import check_elementwise, find_kinks, name_of, value_and_derivative
 
 # Enough for tanh, sigmoid, SiLU and softplus to reach 1e-7 for variances up to 10.
 _TERMS = 512
-# A remainder of this share of the whole is rounding.
-_ROUNDING = 1e-14
 _STEP = 32
 # Of E[f(u)²], to divide by where f is 0.
 _LEAST = 1e-300
@@ -34,7 +35,8 @@ class DualQuadrature(DualActivation):
     The coefficients are integrals in one dimension, one set per variance and none per pair; the
     panels of the quadrature end at the kinks of f, which are found at construction. Both sums are
     positive semidefinite matrices wherever they are cut. `diagonal` integrates f² and f'² instead
-    of summing. All is computed in float64.
+    of summing. All is computed in float64; fused loops sum in the precision of a network, with
+    coefficients interpolated between variances (`HermiteExpansion`).
 
     For smooth f the sums converge geometrically, faster for smaller variances; with a kink the
     n-th remainder of κ̇ at c = 1 falls only as n^(-1/2), and `error` says what it is. Away from
@@ -79,11 +81,25 @@ class DualQuadrature(DualActivation):
             )
         }
 
+        self._expansion = HermiteExpansion(
+            self._values, self._kinks, self._at_zero, self.terms, self._rests
+        )
+        self._diagonals = Panels(self._both_squares)
+
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """E[f(u)²] and E[f'(u)²] by quadrature."""
         flat = q.flatten().to(torch.float64)
-        table = self._coefficients("squares", flat, 1).view(2, *q.shape).to(q.dtype)
+        if torch.is_grad_enabled():
+            table = self._coefficients("squares", flat, 1)[..., 0]
+        else:
+            table = self._diagonals(flat, 0, 2).T
+            table[:, flat <= 0] = self._at_zero.square().unsqueeze(-1)
+        table = table.reshape(2, *q.shape).to(q.dtype)
         return table[0], table[1]
+
+    def fused(self, form: Form) -> Formula | None:
+        """The sums up to what matters in the precision of the loop."""
+        return self._expansion.formula(form, self.diagonal)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """κ and κ̇; see `DualActivation.pair`. Costs some `terms` passes over `k`."""
@@ -128,17 +144,9 @@ class DualQuadrature(DualActivation):
         mirrored = self._coefficients("mirrored", q, 1)[..., 0]
         for terms in (self._enough(q), self.terms):
             table = self._coefficients("values", q, terms)
-            rest = torch.stack(
-                [
-                    (squares + sign * mirrored) / 2 - table[..., parity::2].square().sum(-1)
-                    for parity, sign in _parities(terms)
-                ],
-                dim=-1,
-            )
-            nothing = rest <= _ROUNDING * squares.unsqueeze(-1)
-            if bool(nothing.all()):
+            root = rest_roots(_rest(table, squares, mirrored), squares)
+            if bool((root == 0).all()):
                 break
-        root = rest.masked_fill(nothing, 1.0).sqrt().masked_fill(nothing, 0.0)
         return torch.cat([table, root], dim=-1)
 
     def _enough(self, q: Tensor) -> int:
@@ -149,7 +157,7 @@ class DualQuadrature(DualActivation):
         ends = torch.stack([positive.min(), positive.max()])
         share = self._coefficients("ends", ends, self.terms).square()
         rest = share.flip(-1).cumsum(-1).flip(-1) / share.sum(-1, keepdim=True).clamp(min=_LEAST)
-        needed = int((rest > _ROUNDING / 4).any(0).any(0).sum())
+        needed = int((rest > ROUNDING / 4).any(0).any(0).sum())
         # In steps, so that blocks with nearly the same variances share their coefficients.
         return min(self.terms, _STEP * (needed // _STEP + 1))
 
@@ -162,6 +170,17 @@ class DualQuadrature(DualActivation):
         at_zero[..., 0] = constant.to(q.device).unsqueeze(-1)
         return torch.where(zero.unsqueeze(-1), at_zero, found)
 
+    def _both_squares(self, q: Tensor) -> tuple[Tensor]:
+        return (hermite_moments(q, self._squares, self._kinks, 1)[..., 0].T,)
+
+    def _rests(self, q: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """What `table` `[2, M, terms]` lacks of E f² and E f'², and these; see `_series`."""
+        squares, mirrored = (
+            hermite_moments(q, moments, self._kinks, 1)[..., 0]
+            for moments in (self._squares, self._mirrored)
+        )
+        return _rest(table, squares, mirrored), squares
+
     def _values(self, x: Tensor) -> Tensor:
         return torch.stack(value_and_derivative(self._f, x))
 
@@ -170,6 +189,17 @@ class DualQuadrature(DualActivation):
 
     def _mirrored(self, x: Tensor) -> Tensor:
         return self._values(x) * self._values(-x)
+
+
+def _rest(table: Tensor, squares: Tensor, mirrored: Tensor) -> Tensor:
+    """What the squares of coefficients `[..., J]` lack, for j = J and the next."""
+    return torch.stack(
+        [
+            (squares + sign * mirrored) / 2 - table[..., parity::2].square().sum(-1)
+            for parity, sign in _parities(table.shape[-1])
+        ],
+        dim=-1,
+    )
 
 
 def _parities(first: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -12,7 +12,7 @@ from ...memory import budget, ranges
 from ..operations import Input
 from ._task import Block, Task
 from ._variances import images
-from .fused import Partition
+from .fused import Partition, Region
 
 # Values of a block are read and written again and again: entries per array with which they stay
 # in the second-level caches of a CPU; a GPU wants many more.
@@ -82,13 +82,21 @@ def _of_regions(
     if entries == 1 and all(r.layout is None for r in parts.regions):
         pairs = min(pairs, _VECTORS)
     # Terms of formulas, about four for each position of a step, in two arrangements.
-    each = 8 * sum(
-        math.prod(task.program.steps[i].positions) for r in parts.regions for i in r.steps
+    each = 2 * sum(
+        math.prod(task.program.steps[i].positions) * (4 + _coefficients(r, i))
+        for r in parts.regions
+        for i in r.steps
     )
     side = max(1, _ALIVE * available // max(1, each))
     columns = min(shape[1], side, max(1, math.isqrt(pairs)))
     rows = min(shape[0], side, max(1, pairs // columns))
     return rows, min(shape[1], side, max(columns, pairs // rows))
+
+
+def _coefficients(region: Region, step: int) -> int:
+    """How many coefficients the series of a step has at most."""
+    fused = region.fused.get(step)
+    return 0 if fused is None or fused.formula.series is None else fused.formula.series.most
 
 
 def images_at_once(task: Task, like: torch.Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..._program import Program
 from ...operations import Input, Operation
 from ._layout import ROUND, Filter, Place
 from ._regions import Region
-from ._source import Integers, Pass, Slot, Stage
+from ._source import SERIES_ROOM, TOGETHER, Coefficients, Integers, Pass, Slot, Stage
 
 LANES = 384
 """Pairs of vectors that go through a network together: whole registers of any processor."""
@@ -85,6 +85,7 @@ class Assembly:
         spread: int = 0,
         *,
         in_place: bool = True,
+        lengths: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         """Assemble.
 
@@ -94,6 +95,7 @@ class Assembly:
             form: In which form.
             spread: For vectors, from one term of the second ones to the next.
             in_place: Whether a filter that has read everything may write where that was.
+            lengths: Per step with a series, how many odd and even coefficients it has.
         """
         self.region = region
         self.passes: list[tuple[Pass, Pass]] = []
@@ -108,7 +110,7 @@ class Assembly:
         self.external = self.states = 0
         self.masks: list[Place] = []
         self._program, self._form, self._spread = program, form, spread
-        self._in_place = in_place
+        self._in_place, self._lengths = in_place, dict(lengths or {})
         self._slots: dict[int, Slot] = {}
         self._free: dict[tuple[int, int, int], list[int]] = {}
         self.buffer = 0
@@ -191,7 +193,7 @@ class Assembly:
             if i not in region.fused:
                 continue
             begun = None
-            if region.fused[i].taps is None:
+            if region.fused[i].taps is None and region.fused[i].formula.series is None:
                 begun = next(
                     (
                         j
@@ -268,10 +270,30 @@ class Assembly:
             if isinstance(operation, Input):
                 count = operation.x1.shape[1]
             elif i in self.region.fused:
-                count = self.region.fused[i].formula.term_count
+                count = self.region.fused[i].formula.term_count + sum(self.length(i))
             else:
                 continue
             self._ends[1] += count * self._room(self._place(i))
+
+    def length(self, i: int) -> tuple[int, int]:
+        """How many odd and even coefficients there are in the series of a step, with zeros."""
+        fused = self.region.fused.get(i)
+        if fused is None or fused.formula.series is None:
+            return 0, 0
+        odd, even = (-(-n // TOGETHER) * TOGETHER for n in self._lengths.get(i, (1, 0)))
+        return odd, even
+
+    def _coefficients(self, i: int) -> Coefficients | None:
+        """Where the coefficients of the series of a step are."""
+        lengths = self.length(i)
+        if not any(lengths):
+            return None
+        before = self.region.fused[i].formula.term_count
+        start, *_ = (self._term(i, before + n) for n in range(sum(lengths)))
+        room = self._room(self._place(i))
+        steps = (1, self._spread) if self.region.layout is None else (room, room)
+        self.sums = max(self.sums, SERIES_ROOM)
+        return Coefficients(start, steps, (lengths[0] // TOGETHER, lengths[1] // TOGETHER))
 
     def _mask(self, place: Place) -> int:
         """Where the mask of a place is."""
@@ -337,7 +359,7 @@ class Assembly:
             )
             number = self._number(fused.formula.numbers)
             terms = tuple(self._term(i, t) for t in range(fused.formula.term_count))
-            stages.append(Stage(fused.formula, slots, number, terms))
+            stages.append(Stage(fused.formula, slots, number, terms, self._coefficients(i)))
             exact = fused.exact
             if exact is None or layout is None or not layout.full:
                 same.append(stages[-1])

@@ -44,12 +44,8 @@ class RegionEvaluation:
         self._form = Form(task.plan.distance, like.dtype == torch.float64)
         columns = len(task.program.known[0].both[1])
         self._spread = -(-(columns + LANES + ROUND) // ROUND) * ROUND
-        self._assembly = Assembly(task.program, region, self._form, self._spread)
-        double = self._form.double
-        self._functions = load(driver(region.shape.name.lower(), double))
-        self._code = code(region.layout, self._assembly.passes, double)
-        passes = [load(source)["run"].address for source in self._code.sources]
-        self._addresses = np.array([*passes, 0], dtype=np.int64)
+        self._functions = load(driver(region.shape.name.lower(), self._form.double))
+        self._assemble({})
 
     def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
         """The values that are needed outside.
@@ -58,9 +54,21 @@ class RegionEvaluation:
             block: For which pairs.
             states: Of the values that the region takes.
         """
+        if (lengths := self._pairs.lengths(block)) != self._lengths:
+            self._assemble(lengths)
         if self.region.shape is Shape.VECTORS:
             return self._vectors(block, states)
         return self._images(block, states)
+
+    def _assemble(self, lengths: dict[int, tuple[int, int]]) -> None:
+        """Make passes whose series have so many coefficients; others have the same code."""
+        self._lengths = lengths
+        self._assembly = Assembly(
+            self._task.program, self.region, self._form, self._spread, lengths=lengths
+        )
+        self._code = code(self.region.layout, self._assembly.passes, self._form.double)
+        passes = [load(source)["run"].address for source in self._code.sources]
+        self._addresses = np.array([*passes, 0], dtype=np.int64)
 
     # -- images ------------------------------------------------------------------------------
 
@@ -69,7 +77,7 @@ class RegionEvaluation:
         pairs = self._pairs.chosen(block).numpy()
         terms = a.terms
         (rows, starts), (columns, _) = (
-            self._pairs.terms(images, side, terms)
+            self._pairs.terms(images, side, terms, a.length)
             for side, images in enumerate((block.rows, block.columns))
         )
         one, two = rows.numpy(), columns.numpy()
@@ -194,7 +202,7 @@ class RegionEvaluation:
         given = (shape, self._addresses, self._code.rows, self._array(a.numbers), starts, loads, x1,
                  x2, one, two.reshape(-1), ones, close, external, results, kernels,
                  tangents)  # fmt: skip
-        rooms = a.buffer + 2 * ROUND, (2, 1), (len(loads), TOGETHER, LANES)
+        rooms = a.buffer + 2 * ROUND, (2, a.sums), (len(loads), TOGETHER, LANES)
         self._in_threads("vectors", given, rooms, -(-n // TOGETHER))
         made = {}
         for i, (step, _, _) in enumerate(a.stored):
@@ -207,13 +215,17 @@ class RegionEvaluation:
     def _scalars(self, images: Images, side: int) -> Array:
         """The terms of some vectors, `[n, terms]`."""
         parts = []
+        values: dict[int, tuple[Tensor, ...]] = {}
         for t in self._assembly.terms:
             if t.index < 0:
                 q = images.variances[t.step]
                 assert q is not None
                 parts.append(q.flatten(1))
-            else:
-                parts.append(self._pairs.values(images, side, t.step, False)[t.index].flatten(1))
+                continue
+            if t.step not in values:
+                length = self._assembly.length(t.step)
+                values[t.step] = self._pairs.values(images, side, t.step, False, length)
+            parts.append(values[t.step][t.index].flatten(1))
         whole = torch.cat(parts, 1) if parts else self._like.new_zeros(len(images), 1)
         return np.ascontiguousarray(whole.detach().numpy())
 

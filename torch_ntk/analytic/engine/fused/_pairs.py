@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from .._task import Block, Images, Task
 from ._assembly import Term
 from ._regions import Region
 from ._source import Slot
+
+Length = Callable[[int], tuple[int, int]]
+"""Of a step, how many coefficients its series has."""
+
+
+def _nothing(_: int) -> tuple[int, int]:
+    return 0, 0
 
 
 class Pairs:
@@ -42,7 +49,9 @@ class Pairs:
             same += self._task.identical(rows + block.rows.start, columns + block.columns.start)
         return torch.stack([rows, columns, same], 1)
 
-    def terms(self, images: Images, side: int, terms: Sequence[Term]) -> tuple[Tensor, list[int]]:
+    def terms(
+        self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
+    ) -> tuple[Tensor, list[int]]:
         """The terms of some images, one after the other, and where each begins."""
         parts: list[Tensor] = []
         starts, size = [], 0
@@ -50,7 +59,7 @@ class Pairs:
         for t in terms:
             key = t.step, t.exact
             if key not in values:
-                values[key] = self.values(images, side, t.step, t.exact)
+                values[key] = self.values(images, side, t.step, t.exact, length(t.step))
             part = values[key][t.index].flatten(1)
             parts.append(part)
             starts.append(size)
@@ -59,8 +68,18 @@ class Pairs:
         whole = torch.cat(parts, 1) if parts else self._like.new_zeros(n, 1)
         return whole.detach().contiguous(), starts
 
-    def values(self, images: Images, side: int, step: int, exact: bool) -> tuple[Tensor, ...]:
-        """All terms of a step in some images, `[n, P, Q]` each."""
+    def values(
+        self, images: Images, side: int, step: int, exact: bool, length: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """All terms of a step in some images, `[n, P, Q]` each.
+
+        Args:
+            images: Which images.
+            side: Of which side.
+            step: The step.
+            exact: Whether of its formula for equal values.
+            length: How many coefficients its series has; see `Series`.
+        """
         operation = self._task.program.steps[step].operation
         if isinstance(operation, Input):
             return operation.both[side][images.slice].unbind(1)
@@ -70,7 +89,22 @@ class Pairs:
         variances = [images.variances[j] for j in self._task.program.steps[step].inputs]
         p, q = self._task.program.steps[step].positions
         found = formula.terms(variances)  # type: ignore[arg-type]
+        if formula.series is not None:
+            (variance,) = variances
+            assert variance is not None
+            found = (*found, *formula.series.coefficients(variance, length).unbind(0))
         return tuple(v.to(self._like.dtype).expand(len(images), p, q) for v in found)
+
+    def lengths(self, block: Block) -> dict[int, tuple[int, int]]:
+        """How many coefficients the series of every step need for the pairs of a block."""
+        found = {}
+        for i, fused in self._region.fused.items():
+            if (series := fused.formula.series) is not None:
+                (j,) = self._task.program.steps[i].inputs
+                sides = [images.variances[j] for images in (block.rows, block.columns)]
+                each = [series.lengths(q) for q in sides if q is not None]
+                found[i] = max(n for n, _ in each), max(n for _, n in each)
+        return found
 
     def states(
         self,

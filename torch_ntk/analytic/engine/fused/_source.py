@@ -17,6 +17,13 @@ import numpy as np
 from ....activations import Formula
 from ._layout import ROUND, Filter, Layout, Place
 
+TOGETHER = 4
+"""Coefficients of a series that are summed at once; their numbers are multiples of it."""
+SERIES_BLOCK = 256
+"""Entries for which this is done before the next."""
+SERIES_ROOM = 6 * SERIES_BLOCK
+"""Numbers that are kept of them in the meantime."""
+
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 HEAD = '''"""One pass of an infinitely wide network, written by torch_ntk."""
@@ -70,6 +77,21 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """Where the coefficients of a series are.
+
+    Attributes:
+        starts: Where they begin in the terms of the first and of the second image.
+        steps: From one to the next.
+        groups: How many `TOGETHER` of them there are with odd j, and with even j.
+    """
+
+    starts: tuple[int, int]
+    steps: tuple[int, int]
+    groups: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One formula of a pass.
 
@@ -78,13 +100,14 @@ class Stage:
         inputs: Where its inputs are; None for what the pass has so far.
         numbers: Where its numbers begin.
         terms: Where its terms begin, in those of the first and of the second image.
-        scale: Of the rows of its value.
+        series: Of its sum over coefficients, if it has one.
     """
 
     formula: Formula
     inputs: tuple[Slot | None, ...]
     numbers: int
     terms: tuple[tuple[int, int], ...]
+    series: Coefficients | None = None
 
 
 @dataclass(frozen=True)
@@ -173,11 +196,16 @@ def _written(layout: Layout | None, p: Pass) -> Written:
     if p.read is not None:
         assert layout is not None
         inside += _filtered(w, layout, *p.read)
-    for n, stage in enumerate(p.stages):
-        inside += _stage(w, stage, n, vectors=layout is None)
     at, half = w.integer(p.to.origin), w.integer(p.to.half)
-    w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]", "for j in range(count):")
-    w(*inside, "k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]", depth=2)
+    w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]")
+    out = ["k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]"]
+    if p.stages[0].series is not None:
+        _with_series(w, p.stages[0], out, vectors=layout is None)
+        return "\n".join(w.lines), w.row
+    for n, stage in enumerate(p.stages):
+        inside += [*_stage(w, stage, n, vectors=layout is None), *_typed(stage.formula.lines)]
+    w("for j in range(count):")
+    w(*inside, *out, depth=2)
     return "\n".join(w.lines), w.row
 
 
@@ -205,7 +233,63 @@ def _stage(w: _Writer, stage: Stage, n: int, vectors: bool) -> list[str]:
             inside.append(f"a{i} = a{n}_{i}[j]")
         w(f"b{n}_{i} = second[{w.integer(two)} + skip2:]")
         inside.append(f"b{i} = b{n}_{i}[j]")
-    return inside + [typed(line) for line in stage.formula.lines]
+    return inside
+
+
+def _typed(lines: Sequence[str]) -> list[str]:
+    return [typed(line) for line in lines]
+
+
+def _with_series(w: _Writer, stage: Stage, out: list[str], vectors: bool) -> None:
+    """A formula around a series, block by block of entries, as sums of all coefficients need room.
+
+    With y = c², `S = c A(y) + y B(y)` and `S' = A + 2y A' + 2c (B + y B')` by Horner's rule for A,
+    of the odd coefficients, and for B, of the even ones. What is there of a block in `k_sum`: c
+    and y, a sum and its derivative, the value and the slope.
+    """
+    given, series = _stage(w, stage, 0, vectors), stage.series
+    assert series is not None
+    assert stage.formula.series is not None
+    names = ("c_", "y_", "p_", "d_", "value_", "slope_")
+    w(*(f"{name} = k_sum[{SERIES_BLOCK * n}:]" for n, name in enumerate(names)))
+    for side, start, step in zip((1, 2), series.starts, series.steps, strict=True):
+        w(f"step{side} = {w.integer(step)}")
+        skip = "" if vectors else f" + skip{side}"
+        w(f"begin{side} = {w.integer(start)}{skip}")
+    odd, even = (w.integer(g) for g in series.groups)
+    w(f"for start in range(0, count, {SERIES_BLOCK}):")
+    w(f"size = min({SERIES_BLOCK}, count - start)", depth=2)
+    w("for i in range(size):", depth=2)
+    nothing = ["p_[i] = R(0.0)", "d_[i] = R(0.0)"]
+    w("j = start + i", *given, *_typed(stage.formula.series.before), depth=3)
+    w("c_[i] = c", "y_[i] = c * c", *nothing, depth=3)
+    at1 = "begin1" if vectors else "begin1 + start"
+    w(f"at1 = {at1}", "at2 = begin2 + start", depth=2)
+    _horner(w, odd, vectors)
+    w("for i in range(size):", depth=2)
+    w("value_[i] = c_[i] * p_[i]", "slope_[i] = p_[i] + R(2.0) * (y_[i] * d_[i])", depth=3)
+    w(*nothing, depth=3)
+    _horner(w, even, vectors)
+    w("for i in range(size):", depth=2)
+    w("j = start + i", *given, depth=3)
+    w("value = value_[i] + y_[i] * p_[i]", depth=3)
+    w("slope = slope_[i] + R(2.0) * (c_[i] * (p_[i] + y_[i] * d_[i]))", depth=3)
+    w(*_typed(stage.formula.lines), *out, depth=3)
+
+
+def _horner(w: _Writer, groups: str, vectors: bool) -> None:
+    """Several coefficients at once, so that the sums stay in registers for them."""
+    w(f"for g in range({groups}):", depth=2)
+    for n in range(TOGETHER):
+        first = f"first[at1 + {n} * step1{']' if vectors else ':]'}"
+        w(f"a{n} = {first}", f"b{n} = second[at2 + {n} * step2:]", depth=3)
+    w("for i in range(size):", depth=3)
+    w("y, p, d = y_[i], p_[i], d_[i]", depth=4)
+    for n in range(TOGETHER):
+        a = f"a{n}" if vectors else f"a{n}[i]"
+        w("d = d * y + p", f"p = p * y + {a} * b{n}[i]", depth=4)
+    w("p_[i] = p", "d_[i] = d", depth=4)
+    w(f"at1 += {TOGETHER} * step1", f"at2 += {TOGETHER} * step2", depth=3)
 
 
 @lru_cache(maxsize=1024)
