@@ -133,12 +133,12 @@ class NTKMonitor(KernelCallback):
             half of it where a single sample needs that; a kernel takes less where that costs little
             time, in small blocks, and by groups of outputs.
         dtype: `torch.float32` or `torch.float64`, in which the network is evaluated; None is
-            float64 where the device has it, and float32 for networks of more than a million
-            parameters, or of more than two megabytes of activations of a sample times outputs,
-            which float64 would take two to three times as long. The products over parameters are
-            added up in float64 in any case: added up in float32, λ_min of a kernel is mostly noise
-            (`accumulate` of `empirical_ntk`). The linearization gap of outputs in float32 is off
-            by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
+            float64 for small networks where the device has it, and float32 for those of more than
+            65,536 parameters, or of more than half a megabyte of activations of a sample times
+            outputs, which float64 would take up to three times as long. Where eigenvalues are
+            taken, products over parameters are added up in float64 in any case: added up in
+            float32, λ_min of a kernel is mostly noise (`accumulate` of `empirical_ntk`). The
+            linearization gap of outputs in float32 is off by about 1e-6 ‖f_t‖ / ‖f_t - f_0‖.
         method: As in `torch_ntk.empirical_ntk`.
         loss: For the metrics `"stability"` and `"critical_sharpness"`, as in `StabilityEdge`.
         recalibrate: Whether running statistics of batch normalization are taken on the probe at

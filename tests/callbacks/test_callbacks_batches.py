@@ -242,8 +242,10 @@ def test_no_argument(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
     history = monitor.history
     assert history["step"][-1] == 4
     assert drift > 1e-4
-    assert history["ntk/drift"][-1] == pytest.approx(float(drift), rel=1e-9)
-    assert history["ntk/linearization_gap"][-1] == pytest.approx(float(gap), rel=1e-6)
+    is_large = name == "language model"  # and is evaluated in float32
+    assert history["ntk/drift"][-1] == pytest.approx(float(drift), rel=1e-5 if is_large else 1e-9)
+    error = 1e-4 if is_large else 1e-6
+    assert history["ntk/linearization_gap"][-1] == pytest.approx(float(gap), rel=error)
     assert 0 < history["ntk/alignment"][-1] <= 1
     values = torch.linalg.eigvalsh(theta_t)
     # The directions are scaled in float32.

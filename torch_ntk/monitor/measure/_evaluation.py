@@ -59,10 +59,12 @@ _AIM, _COPIES, _MOST_COPIES = 5 * 2**25, 16, 2**28
 _HELD = 4  # copies of the network that a kernel holds in any case
 _ITSELF = "self"  # the name under which the parameters of the network itself are shown
 
-LARGE = 1_000_000
-"""Networks of more parameters are evaluated in float32, which takes a third of the time."""
+LARGE = 2**16
+"""Networks of more parameters are evaluated in float32, which takes a third to two thirds of the
+time. Where products are added up in float64, eigenvalues lose nothing that a curve would show: see
+`_ROUNDED`."""
 
-BUSY = 2**21
+BUSY = 2**19
 """Networks with more bytes of activations, for all outputs of a sample, are evaluated so too."""
 
 # A gradient in float32 is off by some units of 2^-23 of its size. A kernel is the Gram matrix
