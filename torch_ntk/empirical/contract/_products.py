@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._types import Output
 from ...memory import ranges
+from .._inner_products import inner_products
 from ._factors import Factor, GramFactor, JacobianFactor, to
 from ._jacobian_pieces import blocks
 from ._piece_sizes import limited_size, piece_sizes
@@ -139,7 +140,7 @@ def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> 
         return
     left, right = to(p.b, block.dtype), to(q.b, block.dtype)
     if len(left) == 1:
-        gb = (left[0] @ right[0].T).unsqueeze(0)
+        gb = inner_products(left[0], right[0]).unsqueeze(0)
     else:
         gb = torch.bmm(left, right.transpose(1, 2))
     if output == "full" and g * t == 1:

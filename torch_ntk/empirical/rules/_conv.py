@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
+from .._inner_products import takes_onednn
 from ._bias import with_bias
 from ._rule import Use, argument
 
@@ -62,6 +64,39 @@ class ConvUse(Use):
     def held_size(self, source: torch.Size, positions: int) -> int:
         """Numbers of one source, or of its patches."""
         return source.numel() if self.groups == 1 else super().held_size(source, positions)
+
+    @property
+    def is_direct(self) -> bool:
+        """In two dimensions on a CPU."""
+        kind = self.weight.dtype
+        return (
+            self.channels_last
+            and self.groups == 1
+            and takes_onednn(torch.device("cpu"), kind)
+            and all(before == after for before, after in self.padding)
+        )
+
+    def formed(self, held: Tensor, b: Tensor) -> Tensor:
+        """By oneDNN's gradient of weights: samples are groups, and outputs are more channels.
+
+        It needs no patches, which are nine times as large as images for 3x3 filters and written
+        and read again.
+        """
+        n, m, channels, *size = held.shape
+        o, units = b.shape[1:3]
+        x = held.transpose(0, 1).reshape(m, n * channels, *size)
+        places = b.reshape(*b.shape[:3], m, *self.places(size))
+        g = places.permute(3, 0, 1, 2, 4, 5).flatten(1, 3)
+        shape = (n * o * units, *self.weight.shape[1:])
+        padding = [before for before, _ in self.padding]
+        found: Tensor = conv2d_weight(x, shape, g, self.stride, padding, self.dilation, n)  # type: ignore[no-untyped-call]
+        return found.reshape(n, o, -1)
+
+    def places(self, size: Sequence[int]) -> tuple[int, ...]:
+        """How many places the filter has in images of this size, in each dimension."""
+        kernel = self.weight.shape[2:]
+        each = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((s + sum(p) - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in each)
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._inner_products import inner_products
+
 # From so many positions, and multiplications for a sample, on.
 _LONG, _LARGE = 128, 4 * 1024**2
 # Other numbers of columns, such as the 27 of a first convolution, are multiplied at half the speed.
@@ -88,6 +90,8 @@ class Use(ABC):
 
     def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
         """Inner products of features `[G, n1·T, a]`, `[G, n2·T, a]`: `[G, n1·T, n2·T]`."""
+        if len(a1) == 1:
+            return inner_products(a1[0], a2[0]).unsqueeze(0)
         return torch.bmm(a1, a2.transpose(1, 2))
 
     def held(self, source: Tensor) -> Tensor:
@@ -111,6 +115,20 @@ class Use(ABC):
         """Of numbers `[b, a]` those that belong to the features of `narrowed`."""
         each = self.inputs // self.steps
         return packed[:, start * each : stop * each]
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether Jacobians are `formed` from sources, faster than from their features."""
+        return False
+
+    def formed(self, held: Tensor, b: Tensor) -> Tensor:
+        """The Jacobian by some units `[N, O, units·inputs]`, in the weight's own order.
+
+        Args:
+            held: Of the sources.
+            b: Cotangents of these units `[N, O, units, T]`.
+        """
+        raise NotImplementedError
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """The Jacobian `[N, O, p]` with respect to the flattened weight."""

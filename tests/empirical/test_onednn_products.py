@@ -1,0 +1,81 @@
+"""Products and Jacobians that oneDNN computes, in float32 on a CPU, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import contract_full, jacobian_loop, reduced, relative_error
+from small_pieces import in_pieces
+from torch import Tensor, nn
+
+from torch_ntk import empirical_ntk
+from torch_ntk.empirical import _inner_products
+from torch_ntk.empirical._inner_products import inner_products
+from torch_ntk.empirical.rules import ConvUse
+from torch_ntk.empirical.structured import _kernel, _plan
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN"
+)
+
+
+@pytest.mark.parametrize("rows", [256, 261])
+def test_inner_products_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2 * rows, 70)[::2], torch.randn(70, 300).T
+    convolved: list[int] = []
+    convolve = _inner_products.F.conv2d
+    monkeypatch.setattr(
+        _inner_products.F, "conv2d", lambda *args: convolved.append(1) or convolve(*args)
+    )
+    assert relative_error(inner_products(a, b), a.double() @ b.double().T) < 1e-6
+    assert convolved
+    found = inner_products(a.double(), b.double())
+    assert relative_error(found, a.double() @ b.double().T) < 1e-15
+    assert convolved == [1]
+
+
+class OfTwoImages(nn.Module):
+    """A convolution of both halves of every sample, which are two images of one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 5, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1))
+        self.then = nn.Sequential(nn.Tanh(), nn.Conv2d(5, 6, (1, 2)), nn.Tanh(), nn.Flatten())
+        self.last = nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 4, 6, 5]` to `[N, 3]`."""
+        images = x.reshape(-1, 2, 6, 5)
+        return self.last(self.then(self.first(images)).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("output", ["full", "mean", "diagonal"])
+@pytest.mark.parametrize("varies", [False, True])
+def test_jacobians_of_convolutions_are_formed_directly(
+    varies: bool, output: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_plan, _kernel):
+        monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(_plan, "cheapest", lambda found: found["jacobian"])
+    monkeypatch.setattr(_plan.Plan, "is_late", lambda self, name: late and name != "last.weight")
+    in_pieces(monkeypatch, columns=3000)  # of a few units, in pieces of samples
+    monkeypatch.setattr(_kernel.StructuredMethod, "_samples_of_piece", lambda self: 3)
+    formed, kinds = ConvUse.formed, set()
+
+    def noted(self: ConvUse, held: Tensor, b: Tensor) -> Tensor:
+        kinds.add((self.weight.shape, b.shape[1:3]))
+        return formed(self, held, b)
+
+    monkeypatch.setattr(ConvUse, "formed", noted)
+    torch.manual_seed(0)
+    model, x = OfTwoImages(), torch.randn(7, 4, 6, 5)
+    p = {n: torch.rand_like(v) + 0.5 for n, v in model.named_parameters()} if varies else None
+    kernel = empirical_ntk(model, x, output=output, precondition=p, method="structured")
+    j = jacobian_loop(model.double(), x.double())
+    if p is not None:
+        j = j * torch.cat([v.flatten() for v in p.values()]).double().sqrt()
+    assert relative_error(kernel, reduced(contract_full(j, j), output)) < 1e-5
+    assert len({shape for shape, _ in kinds}) == 2, "both convolutions"
+    assert late == any(units not in ((3, 5), (3, 6)) for _, units in kinds)
