@@ -28,6 +28,7 @@ from torch_ntk import (
     verify,
 )
 from torch_ntk.features._dense import DenseProjection
+from torch_ntk.features._projection import ProjectionSettings
 from torch_ntk.features._sjlt import SparseProjection
 
 CALLS_PER_MODEL = 5
@@ -371,7 +372,8 @@ class Attack:
 
         def projected(name: str, j: Tensor) -> Tensor:
             joint = o if given["output"] == "mean" else 1
-            where: Any = (name, shapes[name].shape, dim, 0, joint, torch.device("cpu"))
+            settings = ProjectionSettings(dim, 0, joint, torch.device("cpu"))
+            where: Any = (name, shapes[name].shape, settings)
             if given["kind"] == "sjlt":
                 return SparseProjection(*where).of_jacobian(j)
             normal = given["kind"] == "gaussian"

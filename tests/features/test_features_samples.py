@@ -118,7 +118,7 @@ def test_a_zarr_store(net, tmp_path: Path, by):
         ntk_features(net, bad, 8, by=by, store=path, batch_size=2)
     assert [p.name for p in tmp_path.iterdir()] == ["phi.zarr"]
     (tmp_path / "mine.zarr").mkdir()
-    with pytest.raises(ValueError, match="exists and is none"):
+    with pytest.raises(ValueError, match="exists and is not one"):
         ntk_features(net, X, 8, store=tmp_path / "mine.zarr")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_ntk import empirical_ntk, features_error, ntk_features
 from torch_ntk.empirical.rules import ConvUse, LinearUse
 from torch_ntk.features._dense import DenseProjection
-from torch_ntk.features._projection import Projection
+from torch_ntk.features._projection import Projection, ProjectionSettings
 from torch_ntk.features._sjlt import SparseProjection
 
 CPU = torch.device("cpu")
@@ -25,10 +25,11 @@ SOME = ("mlp", "conv_groups_dilation", "conv_transpose_maxpool", "tied_embedding
 
 
 def projection(kind: str, name: str, shape: torch.Size, dim: int, joint: int) -> Projection:
+    settings = ProjectionSettings(dim, 3, joint, CPU)
     if kind == "sjlt":
-        return SparseProjection(name, shape, dim, 3, joint, CPU)
+        return SparseProjection(name, shape, settings)
     normal = kind == "gaussian"
-    return DenseProjection(name, shape, dim, 3, joint, CPU, normal=normal, kept=True)
+    return DenseProjection(name, shape, settings, normal=normal, kept=True)
 
 
 def matrix(kind: str, model: nn.Module, dim: int, joint: int = 1) -> Tensor:
@@ -81,7 +82,7 @@ def test_every_kind(
 
 
 def test_a_sparse_projection_is_one() -> None:
-    own = SparseProjection("w", (7, 5), 32, 0, 2, CPU)
+    own = SparseProjection("w", (7, 5), ProjectionSettings(32, 0, 2, CPU))
     found = own.of_jacobian(torch.eye(70, dtype=torch.float64).view(70, 2, 35))[:, 0]
     quarters = found.view(70, 4, 8)
     assert torch.equal((quarters != 0).sum(2), torch.ones(70, 4, dtype=torch.long))
@@ -168,7 +169,7 @@ def test_the_same_in_another_process() -> None:
 
 def test_a_projection_stays_what_it_is() -> None:
     """Features of an older release belong to those of this one."""
-    own = SparseProjection("layer.weight", (3, 2), 8, 0, 1, CPU)
+    own = SparseProjection("layer.weight", (3, 2), ProjectionSettings(8, 0, 1, CPU))
     found = own.of_jacobian(torch.eye(6, dtype=torch.float64).view(6, 1, 6))[:, 0]
     assert (2 * found).int().tolist() == [
         [0, -1, 0, 1, 0, -1, 0, 1],

@@ -1,4 +1,4 @@
-"""Features of a batch that is one input, whose rows of outputs are the samples."""
+"""Features of a coupled batch: one input, whose rows of outputs are the samples."""
 
 from __future__ import annotations
 
@@ -30,38 +30,39 @@ def coupled_features(
 ) -> dict[str, Tensor]:
     """Features `[N, dim]` or `[N, O, dim]` of N rows, by key.
 
-    The batch is one sample of N·O outputs, of which `"full"` has a gradient each. They cannot be
-    projected together with an own projection for each of the O outputs of a row, so that `"mean"`
-    takes the gradients of one output of all rows after the other: with independent projections S_i
+    The batch is one sample with N·O outputs, and `"full"` projects the gradient of each of them by
+    the same projection. `"mean"` needs a separate projection S_i for each of the O outputs of a
+    row; it projects the gradients of one output of all rows after the other and adds them up:
 
         φ(n) = Σ_i S_i J[n, i] / √O,      E⟨φ(n), φ(m)⟩ = Σ_i ⟨J[n, i], J[m, i]⟩ / O.
 
     Args:
-        compute: Features of uncoupled samples, by model, samples, output, seed and `forward_fn`.
-        model: As the caller gave it, like all that follows.
+        compute: Computes features of uncoupled samples from model, samples, output, seed and
+            `forward_fn`.
+        model: The caller's model.
         x: The batch.
-        output: Of the features.
-        seed: Of the projection.
-        forward_fn: In place of the model's usual call.
-        path: Of a store.
+        output: The `output` of `ntk_features`.
+        seed: The seed of the projection.
+        forward_fn: Calls the model in place of the usual call.
+        path: The path of a store, which is refused.
 
     Raises:
-        TypeError, ValueError: The samples are no batch, or are to be stored block by block.
+        TypeError, ValueError: The samples are not a batch, or are to be stored.
     """
     if path is not None:
         raise value_error(
             "store",
             "None for a coupled batch",
             repr(str(path)),
-            "A coupled batch is evaluated at once, and so are its features: save what is returned.",
+            "A coupled batch is evaluated at once and not in blocks: save the returned features.",
         )
     if isinstance(x, (torch.utils.data.Dataset, torch.utils.data.DataLoader)):
         raise type_error(
             "x",
             "the batch itself with coupled=True",
             x,
-            "Which rows depend on each other is not known of a dataset: call it once for each "
-            "batch, with the same seed.",
+            "A dataset does not say which rows depend on each other: call the function once for "
+            "each batch, with the same seed.",
         )
     batches = CoupledBatches(x, None, "pseudo" if output == "pseudo" else "full")
     whole, call = batches.model(model, forward_fn)

@@ -1,10 +1,11 @@
-r"""Dense projections: feature k is uᵀ G v / sqrt(dim) for random vectors u and v of its own.
+r"""Dense projections: feature k is uᵀ G v / sqrt(dim), with its own random vectors u and v.
 
-For G = Σ_t b_t a_tᵀ that is Σ_t ⟨u, b_t⟩⟨v, a_t⟩. With normal entries, by Isserlis' theorem,
+For G = Σ_t b_t a_tᵀ this is Σ_t ⟨u, b_t⟩⟨v, a_t⟩. With normal entries, by Isserlis' theorem,
 
     dim · Var⟨φ(G), φ(G')⟩ = ‖G‖²‖G'‖² + ⟨G, G'⟩² + 2‖GᵀG'‖² + 2‖GG'ᵀ‖² + 2 tr((GᵀG')²)
 
-(with signs it is smaller), at most four times the sum of the first two; see `_sjlt`.
+which is at most four times the sum of the first two terms; see `_sjlt`. With random signs it is
+smaller.
 """
 
 from __future__ import annotations
@@ -15,38 +16,35 @@ import torch
 from torch import Tensor
 
 from ..empirical.rules import Use
-from ._projection import Projection, Sides
+from ._projection import Projection, ProjectionSettings, Sides
 
-# Features that are drawn together.
-_SLAB = 256
+_SLAB = 256  # features that are drawn together
 
 
 class DenseProjection(Projection):
     """`kind="gaussian"` and `"rademacher"`.
 
     Args:
-        kept: Whether what is drawn is kept for the next samples, and not drawn anew.
-        normal: Whether entries are normal, or signs.
+        name, shape, settings: As in `Projection`.
+        normal: Whether the entries of u and v are normal numbers; otherwise they are signs.
+        kept: Whether u and v are kept in memory for the next samples instead of drawn again.
     """
 
     def __init__(
         self,
         name: str,
         shape: Sequence[int],
-        dim: int,
-        seed: int,
-        joint: int,
-        device: torch.device,
+        settings: ProjectionSettings,
         *,
         normal: bool,
         kept: bool,
     ) -> None:
-        super().__init__(name, shape, dim, seed, joint, device)
+        super().__init__(name, shape, settings)
         self._normal, self._is_kept = normal, kept
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _slabs(self, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Some features at a time, `u` `[k, joint, rows]` and `v` `[k, columns]`."""
+        """For some features at a time their slice, u `[k, joint, rows]` and v `[k, columns]`."""
         for part, start in enumerate(range(0, self.dim, _SLAB)):
             k = min(_SLAB, self.dim - start)
             drawn = self._drawn.get(part)
@@ -62,11 +60,11 @@ class DenseProjection(Projection):
             yield slice(start, start + k), u.view(k, self.joint, self.rows) / self.dim**0.5, v
 
     def _draw(self, generator: torch.Generator, k: int, n: int) -> Tensor:
-        """`[k, n]`; ones of a side with a single entry."""
+        """Random entries `[k, n]`; ones if n = 1."""
         if n == 1:
             return torch.ones(k, 1, dtype=torch.int8, device=self.device)
         if self._normal:
-            # In float64, where the same numbers come out whatever vectors the CPU has.
+            # In float64 the generator gives the same numbers on every CPU.
             drawn = torch.randn(k, n, generator=generator, dtype=torch.float64)
         else:
             drawn = 2 * torch.randint(2, (k, n), generator=generator, dtype=torch.int8) - 1
@@ -74,20 +72,20 @@ class DenseProjection(Projection):
 
     @staticmethod
     def numbers(shape: Sequence[int], dim: int, joint: int) -> int:
-        """How many are drawn for a parameter."""
+        """The number of random entries for a parameter."""
         rows = shape[0] if len(shape) else 1
         size = torch.Size(shape).numel()
         return dim * (joint * rows + size // max(1, rows))
 
     def by_factors(self, use: Use, b: Tensor) -> bool:
-        """By multiplications for one sample."""
+        """Compares the numbers of multiplications for one sample."""
         _, o, _, t, units = b.shape
         factors = t * (use.inputs + o * units + o) * self.dim
         formed = o * self.rows * self.columns * (t + self.dim)
         return factors < formed
 
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """By one product for either side."""
+        """By one product for inputs and one for cotangents."""
         n, o, t, units = b.shape
         left = o // self.joint
         rows = b.reshape(n, left, self.joint, t, units).transpose(2, 3).reshape(n, left, t, -1)
@@ -102,7 +100,7 @@ class DenseProjection(Projection):
         return found
 
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
-        """With the entries of u that belong to the rows."""
+        """By the entries of u for these rows."""
         n, o, t, units = b.shape
         left = o // self.joint
         b = (b * (index >= 0).view(n, 1, t, 1)).reshape(n, left, self.joint, t, units)
@@ -113,7 +111,7 @@ class DenseProjection(Projection):
         return found
 
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
-        """From the Jacobian in the order of the weight."""
+        """By products with the Jacobian, its columns in the order of the weight."""
         n, left = len(jacobian), jacobian.shape[1] // self.joint
         if use is not None and use.is_matrix:
             place = self.places(use).long()

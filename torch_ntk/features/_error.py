@@ -1,4 +1,4 @@
-"""How far inner products of features are from the kernel."""
+"""The standard error of inner products of features as estimates of the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .._checks import check_choice, check_tensor, value_error
 from ._projection import Kind
 
-# By how much the variance can exceed that of independent entries; see `_sjlt` and `_dense`.
+# The largest ratio of the variance to that of independent entries; see `_sjlt` and `_dense`.
 _AT_MOST: dict[Kind, float] = {"sjlt": 3.0, "gaussian": 4.0, "rademacher": 4.0}
 
 
@@ -23,21 +23,21 @@ def features_error(
 
         Var⟨φ(x), φ(x')⟩ ≤ c (Θ(x, x) Θ(x', x') + Θ(x, x')²) / dim
 
-    with c = 3 for `"sjlt"` and c = 4 for the dense kinds, up to terms of order 1/dim²; the kernel's
-    entries are estimated by the features themselves. It is a bound: networks whose gradients are of
-    high rank have up to c times less variance. At least 95 % of the entries are within twice
-    the error, as a rule; all entries of one seed have errors that depend on each other.
+    with c = 3 for `"sjlt"` and c = 4 for the dense kinds, up to terms of order 1/dim². The kernel's
+    entries in it are estimated by the features themselves. This is a bound: the variance is up to c
+    times smaller for networks whose gradients have high rank. Usually at least 95 % of the entries
+    are within twice the error. The errors of all entries for one seed are correlated.
 
     Args:
-        features1: `[N1, dim]`, or `[N1, O, dim]`.
-        features2: `[N2, dim]`, or `[N2, O, dim]`; None is `features1`.
-        kind: Of the features.
+        features1: Features `[N1, dim]`, or `[N1, O, dim]`.
+        features2: Features `[N2, dim]`, or `[N2, O, dim]`; None means `features1`.
+        kind: The kind of the projection.
 
     Returns:
-        `[N1, N2]`, or `[N1, N2, O, O]`.
+        The standard error of each entry, `[N1, N2]` or `[N1, N2, O, O]`.
 
     Raises:
-        TypeError, ValueError: They are no features of one kind.
+        TypeError, ValueError: The arguments are not features, or do not fit each other.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Features of blocks of samples, compared with plain backward passes like every kernel."""
+"""Features of blocks of samples, checked against plain backward passes like kernels."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..memory import Backoff, budget, check_enough, even, within
 from ._projection import Projection
 
 Projections = Mapping[str, Projection]
-"""By parameter name."""
+"""The projection of each parameter, by name."""
 
-# Blocks of so many pieces: the plain backward pass of the check is made for all of them at once.
+# The number of pieces of a block: the check makes one plain backward pass for a whole block.
 _PIECES = 4
-# Relative differences of gradients that are always looked at again.
+# The check repeats larger relative differences of gradients in float64, whatever `dim` is.
 _CLOSEST = 0.02
 _SUM = "(sum)"
-"""In place of the names of the parameters whose features have been added up."""
+"""Stands for the names of parameters whose features have been added up."""
 
 
 def _add(factors: Factors, key: str, features: Tensor) -> None:
-    """Add features `[N, O', dim]`: the projected Jacobian is the Jacobian of so many parameters."""
+    """Add features `[N, O', dim]` to those of a key, stored as the Jacobian of `dim` parameters."""
     known = factors.get((key, _SUM))
     if isinstance(known, JacobianFactor):
         features = features + _features(known)
@@ -44,7 +44,7 @@ def _features(factor: JacobianFactor) -> Tensor:
 
 
 class StructuredFeatures(StructuredMethod):
-    """Projections from the inputs and cotangents of every use."""
+    """Projects the inputs and cotangents of every use."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class StructuredFeatures(StructuredMethod):
         return StructuredFeatures(job, self._uses, self._projections, by_loops, innermost)
 
     def sizes(self) -> tuple[int, int]:
-        """By the memory of a backward pass, and of the Jacobian of a weight that is formed."""
+        """Sizes that fit in memory with a backward pass and the largest Jacobian that is formed."""
         job = self.job
         formed = max((self._formed(n, p.numel()) for n, p in job.fn.params.items()), default=0)
         each = self._backward_bytes() + 3 * job.outputs * formed * job.item
@@ -71,14 +71,14 @@ class StructuredFeatures(StructuredMethod):
         return job.batch_size or _PIECES * step, job.batch_size or step
 
     def _formed(self, name: str, entries: int) -> int:
-        """Numbers of a row of a parameter's Jacobian, if that may be formed."""
+        """The number of columns of a parameter's Jacobian if it may be formed, else 0."""
         groups = self.plan.groups
         if self._is_multiplied_out(name) or not groups.get(name):
             return entries
         return 0 if entries > self._projections[name].most_formed else entries
 
     def _is_multiplied_out(self, name: str) -> bool:
-        """Whether P of a weight differs within what its factors are products of."""
+        """Whether P varies within a unit of a weight, so that its Jacobian must be formed."""
         uses = self.plan.uses_of(name) if name in self.plan.groups else []
         one = all(use.has_one_feature for use in uses)
         return self.job.precondition.varies(name) and not one
@@ -102,7 +102,7 @@ class StructuredFeatures(StructuredMethod):
         return factors
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
-        """Its projection."""
+        """The projection of a Jacobian."""
         return JacobianFactor.of(self._projections[name].of_jacobian(jacobian))
 
 
@@ -131,7 +131,7 @@ class JacobianFeatures(JacobianMethod):
         return JacobianFeatures(self.job.in_dtype(dtype), self._projections, self.by_loops)
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
-        """Its projection."""
+        """The projection of a Jacobian."""
         return JacobianFactor.of(self._projections[name].of_jacobian(jacobian))
 
 

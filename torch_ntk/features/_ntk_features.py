@@ -1,4 +1,4 @@
-"""Random features of the gradients of a network."""
+"""`ntk_features`: random features of the gradients of a network."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ..memory import budget, free_memory, in_bytes, limited, size_in_words
 from ._coupled import coupled_features
 from ._dense import DenseProjection
 from ._method import Features, Projections
-from ._projection import Kind
+from ._projection import Kind, ProjectionSettings
 from ._samples import ONE_BY_ONE, Samples, samples_of
 from ._sjlt import SparseProjection
 from ._store import FeatureFile, check_store
@@ -127,68 +127,72 @@ def ntk_features(
 ) -> Tensor | dict[str, Tensor]:
     r"""Random projections φ(x) of per-sample gradients: `E⟨φ(x), φ(x')⟩ = Θ(x, x')`.
 
-    A kernel of N samples has N² entries, features have N·dim. Samples are read in blocks, and the
-    projection of a parameter depends on `seed` and its name alone: it is the same for every batch,
-    in every process and on every device, so that features of different calls belong together.
-    Gradients of linear layers and convolutions are projected from their inputs and output
-    cotangents, or formed where that is cheaper, with the same result. With one seed
+    A kernel of N samples has N² entries; features have N·dim. Samples are read in blocks. The
+    projection of a parameter depends only on `seed` and the parameter's name. It is the same for
+    every batch, in every process and on every device, so that features of different calls with one
+    seed can be multiplied. Gradients of linear layers and convolutions are projected from their
+    inputs and output cotangents, or formed where that is cheaper, with the same result. For random
+    seeds
 
         Var⟨φ(x), φ(x')⟩ ≤ c (Θ(x, x) Θ(x', x') + Θ(x, x')²) / dim,
 
     c = 3 for `"sjlt"` and 4 for the others, up to terms of order 1/dim²; `features_error` gives the
     standard error of every entry.
 
-    The model is evaluated as by `torch_ntk.empirical_ntk`, which describes the arguments that are
-    not listed here: each block is compared with a plain backward pass, and nothing of the call can
-    be seen afterwards.
+    The model is evaluated as by `torch_ntk.empirical_ntk`, whose documentation explains the
+    arguments further. Each block is compared with a plain backward pass, and the call leaves no
+    trace in the model.
 
     Args:
         model: A module, or a function `f(params, batch)` with `params={name: tensor}`.
-        x: N samples: a batch of any form; or a `Dataset`, whose samples are put together by
-            `default_collate`, or a `DataLoader` without shuffling. What these yield is given to
-            the model like any batch: with labels in it, `forward_fn=lambda model, batch:
-            model(batch[0])` says what is meant.
-        dim: Features of a sample (of an output for `"full"`), at most the number of parameters.
+        x: N samples: a batch of any form; a `Dataset`, whose samples are collated by
+            `default_collate`; or a `DataLoader` without shuffling. The batches that these yield are
+            passed to the model like any batch. If they contain labels, choose the inputs with
+            `forward_fn=lambda model, batch: model(batch[0])`.
+        dim: The number of features of a sample (of each output for `"full"`), at most the number of
+            parameters.
         kind: The projection:
 
-            - `"sjlt"`: sparse, every entry of a gradient goes to four features (Kane, Nelson 2014);
-              by far the cheapest, and the most exact;
-            - `"rademacher"`, `"gaussian"`: feature k is `uᵀ G v / sqrt(dim)`, of the gradient G of
+            - `"sjlt"`: a sparse projection that adds every entry of a gradient to four features
+              (Kane, Nelson 2014); by far the fastest, and the most precise;
+            - `"rademacher"`, `"gaussian"`: feature k is `uᵀ G v / sqrt(dim)` for the gradient G of
               each weight, with vectors of random signs or normal numbers.
-        output: `"mean"` and `"full"` are as for the kernel; `"pseudo"` is the gradient of
-            `Σ_i f_i / sqrt(O)`, O times cheaper.
-        seed: Of the projection.
-        by: Features in parts, `{name: φ_name}` with `φ = Σ φ_name`, for each `"parameter"` or
-            `"module"`.
-        params: Which parameters.
-        batch_size: Samples that are computed at once; a `DataLoader` has its own on top.
-        dtype: In which to compute and return.
-        max_memory: About how many bytes the call may take, with the result unless it is stored.
-        progress: Show a progress bar over samples.
-        forward_fn: In place of the model's usual call.
+        output: `"mean"` and `"full"` as for the kernel; `"pseudo"` projects the gradient of
+            `Σ_i f_i / sqrt(O)`, which is O times cheaper.
+        seed: The seed of the projection.
+        by: `"parameter"` or `"module"` returns the features in parts, `{name: φ_name}` with
+            `φ = Σ φ_name`.
+        params: The parameters whose gradients are projected.
+        batch_size: The number of samples that are computed at once, within the batches of a
+            `DataLoader`.
+        dtype: The dtype of the computation and of the result.
+        max_memory: About how many bytes the call may use, including the result unless it is stored.
+        progress: Whether to show a progress bar over samples.
+        forward_fn: `forward_fn(model, batch)` calls the model in place of the usual call.
         coupled: Whether the batch is one input, and the rows of its outputs are the samples.
-            `"mean"` then projects one output of the rows after the other, with projections that
-            have nothing in common, so that products with features of batches that are not coupled
-            mean nothing.
+            `"mean"` then uses separate projections for the outputs of a row, which differ from
+            those of batches that are not coupled: do not multiply their features.
         training: Whether modules keep their training flags.
-        precondition: An optimizer, or `{name: P}`: the gradients are multiplied by √P first, and
-            products of features estimate `J P Jᵀ`. P that varies within a weight of several
-            features takes the gradient itself.
-        store: A path `….safetensors`, or `….zarr` with the extra `scale`, that the features are
-            written to, block by block, so that they need not fit in memory. File or folder appear
-            when they are complete. Kind, output, dim and seed are in their metadata.
+        precondition: An optimizer, or `{name: P}`. Gradients are multiplied by √P before the
+            projection, so that products of features estimate `J P Jᵀ`. If P varies within a
+            weight's unit, the gradient itself must be formed.
+        store: A path `….safetensors`, or `….zarr` with the extra `scale`, to which the features are
+            written block by block, so that they need not fit in memory. The file or folder appears
+            when it is complete. Its metadata contain kind, output, dim and seed.
         check: Whether each block is compared with a plain backward pass. Differences in float32
             that are smaller than the projection's own error, `1 / sqrt(dim)` and at most 2 %, are
-            not looked at again: a ReLU that changes sides by rounding makes a percent.
+            accepted without repeating the block in float64: a ReLU that changes sides by rounding
+            changes a gradient by about a percent.
 
     Returns:
-        `[N, dim]`, or `[N, O, dim]` for `"full"`, on the model's device; with `store`, the tensor
-        `"features"` of that file (with `by`, those of the names), which is mapped into memory and
-        read when it is used; of a Zarr store, its `zarr.Array`, whose slices are arrays of NumPy.
+        The features `[N, dim]`, or `[N, O, dim]` for `"full"`, on the model's device. With a
+        safetensors file as `store` they are the tensor `"features"` of the file (with `by`, the
+        tensors of the names), mapped into memory and read when used. With a Zarr store they are its
+        `zarr.Array`, whose slices are NumPy arrays.
 
     Raises:
         TypeError, ValueError: As `empirical_ntk`; `dim` is larger than the number of parameters; a
-            loader is shuffled or its length not known; the result does not fit in memory.
+            loader is shuffled or its length is not known; the result does not fit in memory.
         MemoryError: A single sample does not fit in memory.
 
     References:
@@ -225,7 +229,7 @@ def ntk_features(
         model: ModelLike, x: Any, output: FeatureOutput, seed: int, call: ForwardFn | None
     ) -> dict[str, Tensor]:
         samples = samples_of("x", x)
-        # Loaders and datasets are read inside: they may draw random numbers.
+        # Loaders and datasets are read inside of the context, because they may draw random numbers.
         with evaluating_on(model, x, call, training=training):
             fn = model_function(model, params, dtype, call, coupled)
             check_dim(dim, fn)
@@ -244,7 +248,8 @@ def ntk_features(
             joint = outputs if output == "mean" else 1
             left = None if allowed is None else allowed - size - held(fn) - scales.bytes
             with limited(left), ExitStack() as stack:
-                projections = _projections(fn, kind, dim, seed, joint)
+                settings = ProjectionSettings(dim, seed, joint, fn.device)
+                projections = _projections(fn, kind, settings)
                 features = Features(job, recorder.recorded(), projections)
                 if joint > 1:
                     check_joint(fn, joint)
@@ -282,18 +287,18 @@ def ntk_features(
 
 
 class _Results:
-    """Features that stay in memory, by name."""
+    """Features that are kept in memory, by name."""
 
     def __init__(self, fn: ModelFunction, shape: tuple[int, ...], names: dict[str, str]) -> None:
         like = torch.empty((), dtype=fn.result_dtype, device=fn.device)
         self._found = {name: like.new_empty(shape) for name in names.values()}
 
     def write(self, name: str, first: int, rows: Tensor) -> None:
-        """Keep the rows of the samples from `first` on."""
+        """Store the features of the samples from `first` on."""
         self._found[name][first : first + len(rows)] = rows
 
     def read(self) -> dict[str, Tensor]:
-        """All of them."""
+        """All features."""
         return self._found
 
 
@@ -305,7 +310,7 @@ def _compute(
     write: Callable[[int, dict[str, Tensor], Batch], None],
     progress: bool,
 ) -> None:
-    """Go over all samples."""
+    """Compute the features of all samples, block by block."""
     done = 0
     with tqdm(
         total=samples.n, desc="NTK features", unit="sample", disable=not progress, leave=False
@@ -328,7 +333,7 @@ def _compute(
 
 
 def check_dim(dim: int, fn: ModelFunction) -> None:
-    """Raise if the features are larger than the gradients."""
+    """Raise `ValueError` if the features are larger than the gradients."""
     parameters = sum(p.numel() for p in fn.params.values())
     if dim > parameters:
         raise value_error(
@@ -341,7 +346,7 @@ def check_dim(dim: int, fn: ModelFunction) -> None:
 
 
 def check_fits(fn: ModelFunction, shape: tuple[int, ...], parts: int, allowed: int | None) -> int:
-    """Bytes of the result, if they fit into what is free and what the caller allows."""
+    """The size of the result in bytes; raise `ValueError` if it does not fit in memory."""
     size = parts * prod(shape) * torch.empty((), dtype=fn.result_dtype).element_size()
     free = free_memory(fn.device)
     bound = f"the {size_in_words(free)} that are free"
@@ -358,26 +363,24 @@ def check_fits(fn: ModelFunction, shape: tuple[int, ...], parts: int, allowed: i
     return size
 
 
-def _projections(fn: ModelFunction, kind: Kind, dim: int, seed: int, joint: int) -> Projections:
-    """By parameter name its projection, by what the parameter is called without wrappers."""
-    # A tied weight is one parameter under its first name, and its uses have one projection.
+def _projections(fn: ModelFunction, kind: Kind, settings: ProjectionSettings) -> Projections:
+    """The projection of each parameter. It depends on the parameter's name without wrappers."""
+    # A tied weight is one parameter under its first name, so that all its uses are projected alike.
     names = dict(zip(fn.params, keys_of(fn.params, "parameter").values(), strict=True))
     if kind == "sjlt":
-        return {
-            n: SparseProjection(names[n], p.shape, dim, seed, joint, fn.device)
-            for n, p in fn.params.items()
-        }
-    numbers = sum(DenseProjection.numbers(p.shape, dim, joint) for p in fn.params.values())
+        return {n: SparseProjection(names[n], p.shape, settings) for n, p in fn.params.items()}
+    shapes = [p.shape for p in fn.params.values()]
+    numbers = sum(DenseProjection.numbers(s, settings.dim, settings.joint) for s in shapes)
     normal = kind == "gaussian"
     kept = numbers * (4 if normal else 1) <= budget(fn.device) // 4
     return {
-        n: DenseProjection(names[n], p.shape, dim, seed, joint, fn.device, normal=normal, kept=kept)
+        n: DenseProjection(names[n], p.shape, settings, normal=normal, kept=kept)
         for n, p in fn.params.items()
     }
 
 
 def check_joint(fn: ModelFunction, joint: int) -> None:
-    """Raise if what is drawn for so many outputs is larger than the memory."""
+    """Raise `ValueError` if the random numbers for so many outputs do not fit in memory."""
     size = 5 * sum(SparseProjection.numbers(p.shape, joint) for p in fn.params.values())
     if size > budget(torch.device("cpu")):
         raise value_error(

@@ -1,13 +1,14 @@
 """A random linear map of one parameter's Jacobian to `dim` numbers.
 
-Every parameter has a projection of its own, drawn from the seed and its name alone. A weight is
-read as a matrix [rows, columns] (its first axis and all others), and in most layers its gradient is
-G = Σ_t b_t a_tᵀ, so that maps that are a product of one for either side need not see G:
+Every parameter has its own projection, which depends only on the seed and the parameter's name. A
+weight is regarded as a matrix [rows, columns] (its first axis and all others). In most layers its
+gradient is G = Σ_t b_t a_tᵀ, with cotangents b_t and inputs a_t. A map that is a product of a map
+of rows and a map of columns can then be computed without forming G:
 
     φ(G) = Σ_t φ(b_t, a_t).
 
-Of `output="mean"` the Jacobian [O · rows, columns] of all outputs is projected as one matrix, with
-rows drawn for each output.
+For `output="mean"` the Jacobian [O · rows, columns] of all outputs is projected as one matrix, with
+separate random numbers for the rows of each output.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,11 +33,12 @@ Kind = Literal["sjlt", "gaussian", "rademacher"]
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Which row and column of its weight belong to the entries of a use's cotangents and inputs.
+    """The row or column of the weight for each entry of a use's cotangents and inputs.
 
     Attributes:
-        of_units, of_inputs: Indices `[b]`, `[a]`.
-        units_are_rows: Whether cotangents run over rows, and inputs over columns.
+        of_units, of_inputs: The indices `[b]` for cotangents and `[a]` for inputs.
+        units_are_rows: True if the entries of cotangents are rows and those of inputs are columns,
+            False for the reverse.
     """
 
     of_units: Tensor
@@ -44,41 +46,53 @@ class Sides:
     units_are_rows: bool
 
 
+class ProjectionSettings(NamedTuple):
+    """The properties that the projections of all parameters have in common.
+
+    Attributes:
+        dim: The number of features.
+        seed: The caller's seed.
+        joint: How many consecutive outputs are projected together: O for `"mean"`, else 1.
+        device: The device of the computation. Random numbers are drawn on the CPU, so that they are
+            the same on every device.
+    """
+
+    dim: int
+    seed: int
+    joint: int
+    device: torch.device
+
+
 class Projection(ABC):
     """The projection of one parameter.
 
     Args:
-        name: Of the parameter.
-        shape: Of the parameter.
-        dim: Numbers that it is projected to.
-        seed: Of the caller.
-        joint: How many consecutive outputs are projected together: O of `"mean"`, else 1.
-        device: Where it is used. It is drawn on the CPU, so that it is the same everywhere.
+        name: The name of the parameter.
+        shape: The shape of the parameter.
+        settings: What it has in common with the projections of other parameters.
     """
 
-    # Jacobians of more entries are never formed, if there are uses of a weight to know it by.
+    # Jacobians with more entries are never formed if the uses of the weight are known.
     most_formed: float = math.inf
 
-    def __init__(
-        self, name: str, shape: Sequence[int], dim: int, seed: int, joint: int, device: torch.device
-    ) -> None:
-        self.name, self.seed = name, seed
-        self.dim, self.joint, self.device = dim, joint, device
+    def __init__(self, name: str, shape: Sequence[int], settings: ProjectionSettings) -> None:
+        self.name = name
+        self.dim, self.seed, self.joint, self.device = settings
         self.rows, self.columns = (shape[0], prod(shape[1:])) if len(shape) else (1, 1)
         self._known: dict[Hashable, Sides | None] = {}
 
     def generator(self, part: int = 0) -> torch.Generator:
-        """Random numbers of this parameter that depend on nothing but the seed and its name."""
+        """A generator that depends only on the seed, the parameter's name and `part`."""
         drawn = hashlib.blake2b(f"{self.seed} {part} {self.name}".encode(), digest_size=7)
         return torch.Generator().manual_seed(int.from_bytes(drawn.digest(), "big"))
 
     def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor], root: Scale = 1.0) -> Tensor:
-        """Features `[N, O', dim]` of a weight from its uses.
+        """The features `[N, O', dim]` of a weight, from its uses.
 
         Args:
-            calls: The uses and their stacked sources.
-            rows: The cotangents `[N, O, G, T, b]` of each.
-            root: √P of the weight, by which its Jacobian is multiplied first.
+            calls: The uses and their stacked inputs.
+            rows: The cotangents `[N, O, G, T, b]` of each use.
+            root: √P of the weight, by which its Jacobian is multiplied before the projection.
         """
         if not isinstance(root, Tensor):
             found = self._of_uses(calls, rows, None)
@@ -91,12 +105,12 @@ class Projection(ABC):
         if len({use.kind for use, _ in calls}) > 1:
             each = [self._of_uses([c], [b], root) for c, b in zip(calls, rows, strict=True)]
             return torch.stack(each).sum(0)
-        # Several uses of a kind are more positions of one use.
+        # Several uses of one kind are treated as more positions of one use.
         use, a = calls[0][0], joined_features(calls)
         b = rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=3)
         if root is not None and use.has_one_feature:
             b, root = use.scaled(b, a, root), None
-        if root is not None:  # in no product of a number for a row and one for a column
+        if root is not None:  # √P is not a product of a factor for rows and one for columns
             return self.of_jacobian(use.columns(a, b) * use.in_columns(root), use)
         if isinstance(use, EmbeddingUse):
             return self.of_rows(a[:, 0, :, 0], b[:, :, 0])
@@ -106,10 +120,10 @@ class Projection(ABC):
         return self.of_jacobian(use.columns(a, b), use)
 
     def _sides(self, use: Use) -> Sides | None:
-        """Of a use whose entries are products of one number for its units and one for its inputs.
+        """The sides of a use whose Jacobian is a product of its cotangents and its inputs.
 
-        None if rows and columns of the weight are mixed in either, or if outputs that are projected
-        together would have inputs of their own.
+        None if the entries of cotangents or of inputs mix rows and columns of the weight, or if
+        outputs that are projected together would need separate random numbers for inputs.
         """
         if not use.is_product or use.groups > 1:
             return None
@@ -118,7 +132,7 @@ class Projection(ABC):
             units, inputs = place[:, 0], place[0]
             found = None
             if bool((place == units.unsqueeze(1) + (inputs - inputs[0])).all()):
-                # A sum of a number for each; now whether one of them is a row, the other a column.
+                # The index is a sum; now find whether one term is the row and the other the column.
                 for of_rows, of_columns, are_rows in (
                     (units, inputs, True),
                     (inputs, units, False),
@@ -136,7 +150,7 @@ class Projection(ABC):
         return self._known[use.kind]
 
     def places(self, use: Use | None) -> Tensor:
-        """Indices `[p]` into the flattened weight of the columns of a use's Jacobian."""
+        """The indices `[p]` in the flattened weight of the columns of a use's Jacobian."""
         p = self.rows * self.columns
         kind = torch.int32 if p < 2**31 else torch.int64
         index = torch.arange(p, dtype=kind, device=self.device)
@@ -144,24 +158,25 @@ class Projection(ABC):
 
     @abstractmethod
     def by_factors(self, use: Use, b: Tensor) -> bool:
-        """Whether `of_factors` takes less than forming the Jacobian from these cotangents."""
+        """Whether `of_factors` is cheaper than forming the Jacobian from these cotangents."""
 
     @abstractmethod
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """Features `[N, O', dim]` from inputs A `[N, T, a]` and cotangents B `[N, O, T, b]`."""
+        """The features `[N, O', dim]` from inputs A `[N, T, a]` and cotangents B `[N, O, T, b]`."""
 
     @abstractmethod
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
-        """The same of a weight whose rows `index` `[N, T]` have the cotangents `[N, O, T, b]`.
+        """The features of a weight whose rows `index` `[N, T]` have cotangents `[N, O, T, b]`.
 
-        Rows of index -1 have no gradient.
+        Index -1 stands for a row without a gradient.
         """
 
     @abstractmethod
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
-        """The same from the Jacobian `[N, O, p]`.
+        """The features from the Jacobian `[N, O, p]`.
 
         Args:
-            jacobian: Its columns are in the order of the weight, or in that of `use.columns`.
-            use: The use.
+            jacobian: The Jacobian, with its columns in the order of the weight, or in the order of
+                `use.columns` if a use is given.
+            use: The use of the weight, or None.
         """

@@ -1,4 +1,4 @@
-"""Samples that come as a batch, from a dataset, or from a loader."""
+"""Read samples from a batch, a dataset or a loader."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Samples(ABC):
     """N samples that are read in blocks.
 
     Attributes:
-        n: N.
+        n: The number N of samples.
     """
 
     n: int
 
     @abstractmethod
     def first(self) -> Any:
-        """Some samples in the caller's form."""
+        """At least one sample, as a batch in the caller's form."""
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Any]:
-        """All samples in their order, in blocks of about that size; after `first`."""
+        """All samples in order, in blocks of about `size`; `first` must be called before."""
 
 
 class _OfBatch(Samples):
@@ -109,10 +109,11 @@ def _length(name: str, dataset: object) -> int:
 
 
 def samples_of(name: str, x: object) -> Samples:
-    """What a caller gives as the argument `name`.
+    """The samples that a caller passes as the argument `name`.
 
     Raises:
-        TypeError, ValueError: It is no batch, or a loader in an order of its own.
+        TypeError, ValueError: The argument is neither a batch nor a dataset, or a loader that does
+            not go over its dataset in order.
     """
     if isinstance(x, DataLoader):
         return _OfLoader(name, x)

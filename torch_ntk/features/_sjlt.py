@@ -1,4 +1,4 @@
-r"""Sparse projections: every entry of a gradient goes, with random signs, to four features.
+r"""Sparse projections: every entry of a gradient is added, with random signs, to four features.
 
 A count sketch (Charikar, Chen, Farach-Colton 2002) adds entry p to feature h(p) with a sign s(p);
 four of them side by side, each of dim/4 features and of half the size, are a sparse
@@ -11,14 +11,14 @@ Fourier transforms (Pham and Pagh 2013), so that
 
     φ(Σ_t b_t a_tᵀ) = F⁻¹ Σ_t F(φ1(b_t)) F(φ2(a_t)),
 
-and G need not be formed. Both ways are the same projection; which one is taken follows from what
-they cost. With G, G' the gradients by one weight, m features have the variance
+and G need not be formed. Both computations give the same projection; the cheaper one is chosen.
+With G, G' the gradients with respect to one weight, m features have the variance
 
     m Var⟨φ(G), φ(G')⟩ ≤ ‖G‖²‖G'‖² + ⟨G, G'⟩² + ‖GᵀG'‖² + ‖GG'ᵀ‖² + 2 tr((GᵀG')²) + O(1/m):
 
-the first two terms are those of independent entries (pairs of equal entries are left out, which
-makes them smaller), the others of the rectangles (r, c), (r, c'), (r', c), (r', c'), whose signs
-have the product one. With G = Σ_k σ_k u_k v_kᵀ and M = Uᵀ G' V they are
+The first two terms are those of independent entries (without pairs of equal entries, which makes
+them smaller). The others come from rectangles (r, c), (r, c'), (r', c), (r', c'), because the
+product of their signs is one. With G = Σ_k σ_k u_k v_kᵀ and M = Uᵀ G' V they are
 
     Σ_kl (σ_k² + σ_l²) M_kl² + 2 Σ_kl σ_k σ_l M_kl M_lk ≤ 2 ‖G‖²‖G'‖² + 2 ⟨G, G'⟩²:
 
@@ -40,25 +40,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..empirical.rules import Use
-from ._projection import Projection, Sides
+from ._projection import Projection, ProjectionSettings, Sides
 
-# Sketches side by side: the same variance, but collisions of two large entries weigh a quarter.
+# Several sketches have the same variance as one, but a collision of two entries weighs a quarter.
 _SKETCHES = 4
-# Nanoseconds on one core: of a number that is transformed, is sketched, or is written and laid out,
-# and of a multiplication in a product of matrices.
+# Nanoseconds per number on one core: for a Fourier transform, for a sketch, for writing it in
+# another order, and for a multiplication in a product of matrices.
 _TRANSFORMED, _SKETCHED, _WRITTEN, _MULTIPLIED = 3.0, 0.4, 3.0, 0.02
-# Numbers that are transformed at once, and entries of a Jacobian whose places are kept.
+# How many numbers are transformed at once, and for how many entries of a Jacobian their features
+# are stored.
 _AT_ONCE, _MOST_PLACES = 4 * 1024**2, 8 * 1024**2
 
 
 @dataclass(frozen=True)
 class _Sketch:
-    """Sums of rows of a table, which are many small sums in a row of memory each.
+    """A sketch as signed sums of the rows of a table, one sum for each feature.
 
     Attributes:
-        index: Rows in the order of the features that they are added to.
-        starts: Where the rows of each feature begin.
-        signs: Of the rows in this order, scaled.
+        index: The rows, in the order of the features to which they are added.
+        starts: The positions in `index` at which the rows of each feature begin.
+        signs: The scaled signs of the rows in this order.
     """
 
     index: Tensor
@@ -66,7 +67,7 @@ class _Sketch:
     signs: Tensor
 
     def of(self, table: Tensor) -> Tensor:
-        """`[dim, n]` of a table `[rows, n]`."""
+        """The sketch `[dim, n]` of a table `[rows, n]`."""
         found: Tensor = F.embedding_bag(
             self.index, table, self.starts, mode="sum", per_sample_weights=self.signs
         )
@@ -74,25 +75,23 @@ class _Sketch:
 
 
 class SparseProjection(Projection):
-    """`kind="sjlt"`."""
+    """The projection for `kind="sjlt"`."""
 
-    def __init__(
-        self, name: str, shape: Sequence[int], dim: int, seed: int, joint: int, device: torch.device
-    ) -> None:
-        super().__init__(name, shape, dim, seed, joint, device)
-        self._sketches = gcd(dim, _SKETCHES)
-        self._m = dim // self._sketches
-        self.most_formed = _MOST_PLACES / joint
+    def __init__(self, name: str, shape: Sequence[int], settings: ProjectionSettings) -> None:
+        super().__init__(name, shape, settings)
+        self._sketches = gcd(self.dim, _SKETCHES)
+        self._m = self.dim // self._sketches
+        self.most_formed = _MOST_PLACES / self.joint
         self._made: dict[Hashable, _Sketch] = {}
 
     @cached_property
     def _tables(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Features and signs, `[sketches, joint · rows]` and `[sketches, columns]`."""
+        """Features and signs of rows `[sketches, joint · rows]` and `[sketches, columns]`."""
         drawn = self.generator()
         return self._draw(drawn, self.joint * self.rows), self._draw(drawn, self.columns)
 
     def _draw(self, generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
-        """Features and signs `[sketches, n]`; none of a side with a single entry."""
+        """Random features and signs `[sketches, n]`; feature 0 and sign 1 if n = 1."""
         shape = (self._sketches, n)
         if n == 1:
             return torch.zeros(shape, dtype=torch.int32), torch.ones(shape, dtype=torch.int8)
@@ -102,12 +101,12 @@ class SparseProjection(Projection):
 
     @staticmethod
     def numbers(shape: Sequence[int], joint: int) -> int:
-        """How many are drawn for a parameter, of five bytes each."""
+        """How many features and signs are drawn for a parameter; each takes five bytes."""
         rows = shape[0] if len(shape) else 1
         return _SKETCHES * (joint * rows + torch.Size(shape).numel() // max(1, rows))
 
     def by_factors(self, use: Use, b: Tensor) -> bool:
-        """By their operations for one sample."""
+        """Compares the estimated times for one sample."""
         _, o, _, t, units = b.shape
         left = o // self.joint
         sketched = t * (use.inputs + o * units) * self._sketches
@@ -117,7 +116,7 @@ class SparseProjection(Projection):
         return factors < formed or self.rows * self.columns > self.most_formed
 
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """By a product of Fourier transforms, summed over positions."""
+        """By products of Fourier transforms, summed over positions."""
         n, o, t, units = b.shape
         left = o // self.joint
         of_units, of_inputs = self._sketches_of(sides, b)
@@ -146,7 +145,7 @@ class SparseProjection(Projection):
         return transformed
 
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
-        """Entry by entry: of a row only the entries of its own gradient are not zero."""
+        """Entry by entry, for the entries of the rows that have a gradient."""
         n, o, t, units = b.shape
         left = o // self.joint
         found = b.new_zeros(n, left, self._sketches, self._m)
@@ -165,7 +164,7 @@ class SparseProjection(Projection):
         return found.reshape(n, left, self.dim).div_(self._sketches**0.5)
 
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
-        """Entry by entry."""
+        """By a sketch of its entries."""
         n, o, p = jacobian.shape
         left = o // self.joint
         if not p:
@@ -179,13 +178,13 @@ class SparseProjection(Projection):
         return self._made[key].of(table).view(self.dim, n, left).permute(1, 2, 0)
 
     def _of_entries(self, use: Use | None) -> tuple[Tensor, Tensor]:
-        """Features and signs `[sketches, joint, p]`, in the order of the columns of a Jacobian."""
+        """Features and signs `[sketches, joint, p]` of the columns of a Jacobian."""
         (rows, of_rows), (columns, of_columns) = self._tables
         shape = (self._sketches, self.joint, self.rows)
         rows, of_rows = rows.view(shape), of_rows.view(shape)
         sides = None if use is None else self._sides(use)
         by_rows = sides if sides is not None and sides.units_are_rows else None
-        if by_rows is not None:  # row by row, which needs no place for each entry
+        if by_rows is not None:  # permute rows and columns: no index for each entry
             r, c = by_rows.of_units.cpu(), by_rows.of_inputs.cpu()
             rows, of_rows, columns, of_columns = (
                 rows[:, :, r],
@@ -201,7 +200,7 @@ class SparseProjection(Projection):
         return to[:, :, place], signs[:, :, place]
 
     def _sketches_of(self, sides: Sides, like: Tensor) -> tuple[_Sketch, _Sketch]:
-        """Of cotangents, each output with rows of its own, and of inputs."""
+        """The sketches of cotangents, with separate rows for each output, and of inputs."""
         each = []
         for are_rows, index in (
             (sides.units_are_rows, sides.of_units),
@@ -217,7 +216,7 @@ class SparseProjection(Projection):
         return each[0], each[1]
 
     def _sketch(self, to: Tensor, signs: Tensor, like: Tensor, scaled: bool = True) -> _Sketch:
-        """Of features and signs `[sketches, …]` of the rows of a table."""
+        """The sketch with features `to` and signs `[sketches, …]` for the rows of a table."""
         to, signs = to.flatten(1), signs.flatten(1)
         sketch = torch.arange(self._sketches, dtype=to.dtype)
         to, order = (to + self._m * sketch.unsqueeze(1)).reshape(-1).sort(stable=True)

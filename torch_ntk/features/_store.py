@@ -1,7 +1,7 @@
-"""Features in a file of the format safetensors, which is written row by row and read as a map.
+"""Features in a safetensors file, which is written row by row and read by memory mapping.
 
-The file is a header, which says where each tensor begins, and the tensors one after the other, so
-that rows can be put where they belong as soon as they are known.
+The file consists of a header with the position of each tensor, and the tensors one after the other.
+Rows can therefore be written to their place as soon as they are known.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _TYPES = {
 
 
 def check_store(store: object) -> Path:
-    """The path, if a file can be made there.
+    """The argument `store` as a path, if a file can be made there.
 
     Raises:
-        TypeError: It is no path.
-        ValueError: Its folder does not exist, or it is called neither `….safetensors` nor `….zarr`.
+        TypeError: `store` is not a path.
+        ValueError: Its folder does not exist, or its name ends in neither .safetensors nor .zarr.
     """
     if not isinstance(store, (str, os.PathLike)):
         raise type_error("store", "None or the path of a file to be written", store)
@@ -47,13 +47,13 @@ def check_store(store: object) -> Path:
 
 
 class FeatureFile:
-    """Tensors of known shapes that are written in any order, and appear as a whole or not at all.
+    """Writes tensors of known shapes in any order; the file appears when it is complete.
 
     Args:
-        path: Where the file is to be.
-        shapes: Of the tensors, by name.
-        dtype: Of all of them.
-        metadata: Kept in the header.
+        path: The path of the file.
+        shapes: The shapes of the tensors, by name.
+        dtype: The dtype of all tensors.
+        metadata: Text that is stored in the header.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FeatureFile:
         self._header, self._size = len(text).to_bytes(8, "little") + text, at
 
     def __enter__(self) -> FeatureFile:
-        """Make a file of the final size beside the path."""
+        """Make a temporary file of the final size in the same folder."""
         handle, self._draft = tempfile.mkstemp(
             dir=self._path.parent, prefix=f".{self._path.name}.", suffix=".part"
         )
@@ -104,7 +104,7 @@ class FeatureFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put the file in its place; after an error remove it."""
+        """Rename the file to its path, or remove it after an error."""
         if kind is None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -123,7 +123,7 @@ class FeatureFile:
 
 
 def _umask() -> int:
-    """What the files of this process are not allowed; it can only be read by setting it."""
+    """The umask of this process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Features in a Zarr store, a folder of compressed blocks that are read when they are used."""
+"""Features in a Zarr store: a folder of compressed blocks that are read when they are used."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .._checks import value_error
 
 _BLOCK = 2**22  # bytes
 _OF_THE_MODEL = "(model)"
-"""In place of the empty name, which is that of the model among its modules."""
+"""Replaces the empty name, which is the name of the model among its own modules."""
 
 
 class FeatureArrays:
-    """Arrays of known shapes that are written in any order, and appear as a whole or not at all.
+    """Writes arrays of known shapes in any order; the folder appears when it is complete.
 
     Args:
-        path: Where the folder is to be.
-        shapes: Of the arrays, by name.
-        dtype: Of all of them.
-        metadata: Kept as attributes of the store.
+        path: The path of the folder.
+        shapes: The shapes of the arrays, by name.
+        dtype: The dtype of all arrays.
+        metadata: Text that is stored as attributes of the store.
 
     Raises:
         ImportError: The package zarr is not installed.
-        ValueError: The path is a folder and no Zarr store, or NumPy has no such dtype.
+        ValueError: The path exists but is not a Zarr store, or NumPy does not have the dtype.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class FeatureArrays:
     ) -> None:
         self._zarr = _package()
         if path.exists() and not (path / "zarr.json").is_file():
-            came = f"{str(path)!r}, which exists and is none"
+            came = f"{str(path)!r}, which exists and is not one"
             raise value_error("store", "a path for a Zarr store", came)
         if dtype == torch.bfloat16:
             expected = "a path that ends in .safetensors for a model in bfloat16"
-            raise value_error("store", expected, repr(str(path)), "NumPy has no such numbers.")
+            raise value_error("store", expected, repr(str(path)), "NumPy does not have this dtype.")
         self._path, self._shapes, self._dtype = path, dict(shapes), dtype
         self._metadata = dict(metadata)
 
     def __enter__(self) -> FeatureArrays:
-        """Make a store beside the path."""
+        """Make a temporary store in the same folder."""
         self._draft = Path(
             tempfile.mkdtemp(dir=self._path.parent, prefix=f".{self._path.name}.", suffix=".part")
         )
@@ -75,12 +75,12 @@ class FeatureArrays:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put the store in its place; after an error remove it."""
+        """Rename the store to its path, or remove it after an error."""
         if kind is not None:
             shutil.rmtree(self._draft, ignore_errors=True)
             return
         self._draft.chmod(0o755)
-        if self._path.exists():  # a folder cannot take the place of one with files in it
+        if self._path.exists():  # a folder cannot be renamed to one that is not empty
             old = self._draft.with_suffix(".old")
             os.replace(self._path, old)
             os.replace(self._draft, self._path)
@@ -89,7 +89,7 @@ class FeatureArrays:
             os.replace(self._draft, self._path)
 
     def read(self) -> dict[str, Any]:
-        """The arrays of the finished store, as Zarr's own."""
+        """The Zarr arrays of the finished store."""
         group = self._zarr.open_group(str(self._path), mode="r")
         return {name: group[_key(name)] for name in self._shapes}
 
