@@ -117,7 +117,7 @@ def test_continuous_labels() -> None:
         (["a", None, "b"], r"`y` must be a label for each sample; got 1 missing of 3 .*index 1\)"),
         ([1, 2, None], "`y` must be a label for each sample"),
         (np.array(["a", np.nan, "b"], dtype=object), "`y` must be a label for each sample"),
-        (["a", 1, "b"], "`y` must be labels of one kind; got 2 texts among 3 labels"),
+        (["a", 1, "b"], "`y` must be labels of one kind; got 2 strings among 3 labels"),
     ],
     ids=["none", "none-of-numbers", "nan", "mixed"],
 )

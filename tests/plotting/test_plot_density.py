@@ -39,5 +39,5 @@ def test_lines_and_bands() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="`densities` must be at least one"):
         plot_density({})
-    with pytest.raises(TypeError, match=r"`densities\['a'\]` must be what NTKOperator"):
+    with pytest.raises(TypeError, match=r"`densities\['a'\]` must be a result of NTKOperator"):
         plot_density({"a": torch.eye(3)})  # type: ignore[dict-item]

@@ -1,7 +1,7 @@
 """Kernel regression and classification with Neural Tangent Kernels, as scikit-learn estimators.
 
-`NTKRegressor` and `NTKClassifier` are the networks of infinite width after training: with any
-kernel of this package, with the empirical kernel of a network, or with a kernel computed before.
+`NTKRegressor` and `NTKClassifier` predict with infinitely wide networks after training. They take
+any kernel of this package, the empirical kernel of a network, or a precomputed kernel.
 """
 
 from ._classifier import NTKClassifier as NTKClassifier

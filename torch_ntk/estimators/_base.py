@@ -1,9 +1,10 @@
-"""What the regressor and the classifier share: data, kernel and solution."""
+"""The common base class of regressor and classifier: data, kernel and solution."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,11 @@ from ._kernels import KernelSettings, evaluate
 from ._solve import Array, coefficients, symmetric
 from ._stored import check_store, of_store
 
-# Samples whose features stand in memory together.
-_BLOCK = 2048
+_BLOCK = 2048  # samples whose features are in memory at the same time
 
 
 class KernelMachine(BaseEstimator):  # type: ignore[misc]
-    """f(x) = K(x, X) α with α from training by gradient flow; see `NTKRegressor`."""
+    """f(x) = K(x, X) α, with α from training by gradient flow; see `NTKRegressor`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         coupled: bool = False,
         training: bool = False,
     ) -> None:
-        # As scikit-learn asks: kept as they are, and checked when they are used.
+        # scikit-learn requires that arguments are stored unchanged, and checked when they are used.
         self.kernel = kernel
         self.network = network
         self.forward_fn = forward_fn
@@ -75,22 +75,11 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         return isinstance(self.kernel, str) and self.kernel == "precomputed"
 
     def _settings(self) -> KernelSettings:
-        return KernelSettings(
-            self.kernel,
-            self.network,
-            self.forward_fn,
-            self.standard,
-            self.depth,
-            self.activation,
-            self.sigma_w,
-            self.sigma_b,
-            self.coupled,
-            self.training,
-        )
+        return KernelSettings(*(getattr(self, field.name) for field in fields(KernelSettings)))
 
     # ------------------------------------------------------------------ data
     def _training_data(self, X: Any, y: Any, **options: Any) -> tuple[Array, Any]:
-        """X as rows of float64 and y, both checked by scikit-learn; notes the samples' shape."""
+        """X as rows in float64 and y, both checked by scikit-learn; sets `input_shape_`."""
         self._settings().check_flags()
         if isinstance(self.kernel, KernelStore):
             check_store(self.kernel, X, self.features)
@@ -115,7 +104,7 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
         return rows, y
 
     def _samples(self, rows: Array) -> Tensor:
-        # A copy: an array may be read-only, which tensors do not know.
+        # A copy, because an array may be read-only, which tensors do not support.
         return torch.tensor(rows).reshape(-1, *self.input_shape_)
 
     # ------------------------------------------------------------------ fit and evaluate
@@ -138,8 +127,8 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
             kernel = rows
             self._kernel = None
         else:
-            # Copied: a network that is trained further, or parameters that are set anew, would
-            # make a kernel of predictions that does not fit to these coefficients.
+            # A copy: if the network were trained further, or a parameter of the estimator changed,
+            # the kernel of predictions would not fit the coefficients.
             settings, self._own = self._settings().copied()
             samples = self._samples(rows)
             if self._own is not None:
@@ -154,9 +143,9 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
     def _solve_features(
         self, settings: KernelSettings, samples: Tensor, y: Array, dim: int
     ) -> None:
-        """Set `coef_` `[dim, O]`, from features of a block of samples at a time.
+        """Set `coef_` `[dim, O]`, computing features of one block of samples at a time.
 
-        Of K = Φ Φᵀ, Φᵀ (K + λ)⁻¹ = (Φᵀ Φ + λ)⁻¹ Φᵀ, and the same of every function of K.
+        For K = Φ Φᵀ, Φᵀ (K + λ)⁻¹ = (Φᵀ Φ + λ)⁻¹ Φᵀ, and likewise for every function of K.
         """
         phi = settings.features(dim, self.seed)
         gram, right = np.zeros((dim, dim)), np.zeros((dim, y.shape[1]))
@@ -193,20 +182,20 @@ class KernelMachine(BaseEstimator):  # type: ignore[misc]
 
 
 def _blocks(settings: KernelSettings, samples: Tensor) -> list[tuple[int, int]]:
-    """First and last samples of the blocks whose features are taken at once."""
+    """The first and last samples of the blocks whose features are computed at once."""
     n = len(samples)
     return list(ranges(0, n, n if settings.coupled else _BLOCK))
 
 
 def _rows(X: Any) -> tuple[Any, tuple[int, ...] | None]:
-    """X with flat samples, and the shape of a sample if they were not flat."""
+    """X with flattened samples, and the shape of a sample if it was not flat."""
     if isinstance(X, Mapping):
         raise type_error(
             "X",
             "an array or a tensor [N, ...]",
             f"{describe(X)} with the keys {list(X)}",
-            "Put its entries side by side as columns, of which forward_fn makes what the network "
-            "takes: forward_fn=lambda net, x: net(a=x[:, :5], b=x[:, 5:]).",
+            "Concatenate its entries as columns, and split them again in forward_fn: "
+            "forward_fn=lambda net, x: net(a=x[:, :5], b=x[:, 5:]).",
         )
     X = _array(X)
     if isinstance(X, np.ndarray) and X.ndim > 2:

@@ -1,4 +1,4 @@
-"""`NTKClassifier`: classification by an infinitely wide trained network."""
+"""`NTKClassifier`: classification by an infinitely wide, trained network."""
 
 from __future__ import annotations
 
@@ -21,54 +21,56 @@ from ._solve import Array
 class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
     r"""Classification by kernel regression on zero-centred one-hot targets.
 
-    The targets of a sample of class c are y_c = 1 - 1/C and y_k = -1/C elsewhere, as for networks
-    of zero mean that are trained on ½ Σ‖f - y‖². From f = 0, with
-    K' = K(X, X) + diag_reg·(tr K / N)·1,
+    The targets of a sample of class c are y_c = 1 - 1/C and y_k = -1/C for other classes, as for
+    networks of mean 0 that are trained on ½ Σ‖f - y‖². With K' = K(X, X) + diag_reg·(tr K / N)·1
+    and training from f = 0,
 
         f_t(x) = K(x, X) K'⁻¹ (1 - exp(-K' t)) y,
 
-    in the limit t → ∞ kernel ridge regression; the prediction is the class of the largest output.
+    which is kernel ridge regression in the limit t → ∞. The predicted class is that of the largest
+    output.
 
-    There is no `predict_proba`: outputs of a squared loss are no probabilities. Scikit-learn's
-    `CalibratedClassifierCV(NTKClassifier(...))` makes some from `decision_function`.
+    There is no `predict_proba`, because outputs of a squared loss are not probabilities.
+    Scikit-learn's `CalibratedClassifierCV(NTKClassifier(...))` estimates probabilities from
+    `decision_function`.
 
     Args:
         kernel: As in `NTKRegressor`: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a
             network, a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`, or a
             `torch_ntk.scale.KernelStore` of the training samples.
-        network: For `"empirical"` and `"analytic"`.
+        network: The network for `"empirical"` and `"analytic"`.
         forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
-            in `torch_ntk.empirical_ntk`. X reaches it in float64.
-        standard: For `"analytic"`: how ordinary layers of `network` are drawn, `"torch"` by default
-            of PyTorch; see `torch_ntk.analytic_kernels`.
-        depth: Dense layers of `"mlp"`, so that 1 is a linear model.
-        activation: Of `"mlp"`.
-        sigma_w: Of `"mlp"`.
-        sigma_b: Of `"mlp"`.
+            in `torch_ntk.empirical_ntk`. Its samples are in float64.
+        standard: For `"analytic"`: how ordinary layers of `network` are drawn, for example
+            `"torch"` for PyTorch's default; see `torch_ntk.analytic_kernels`.
+        depth: The number of dense layers of `"mlp"`; 1 is a linear model.
+        activation: The activation of `"mlp"`.
+        sigma_w: The scale of the weights of `"mlp"`.
+        sigma_b: The scale of the biases of `"mlp"`.
         input_shape: The shape of one sample where the kernel wants more than a row of features.
-        diag_reg: What is added to the diagonal of K(X, X), in units of its mean.
-        time: How long to train by gradient flow on ½ Σ‖f - y‖²; None is the limit.
+        diag_reg: Regularization of the diagonal of K(X, X), in units of its mean.
+        time: The time of training by gradient flow on ½ Σ‖f - y‖²; None means the limit.
         features: For the empirical kernel of a network: solve with so many random features of its
-            gradients (`torch_ntk.ntk_features`) in place of the kernel, for more samples than a
-            kernel allows: a matrix `[features, features]` is all that is kept of them. The kernel
-            is then estimated, with a relative error of about sqrt(3 / features).
-        seed: Of the features.
+            gradients (`torch_ntk.ntk_features`) instead of the kernel. This allows more samples,
+            because only a matrix `[features, features]` is kept in memory. The kernel is then
+            estimated, with a relative error of about sqrt(3 / features).
+        seed: The seed of the features.
         coupled: For the empirical kernel of a network: whether X is *one* input whose rows are the
             samples, as in `torch_ntk.empirical_ntk`. Outputs for a sample then depend on what
             else is in X, in `fit` and in `predict`, and so do scores of cross-validation.
         training: For the empirical kernel of a network: whether its modules keep their training
-            flags; batch normalization with the statistics of X, then with `coupled`.
+            flags. Batch normalization with the statistics of X also needs `coupled`.
 
     Attributes:
         classes_: The class labels, sorted.
         dual_coef_: α with f(x) = K(x, X) α, `[N, C]`.
-        coef_: With `features` in its place w with f(x) = φ(x) w, `[features, C]`.
+        coef_: With `features`, in place of `dual_coef_`: w with f(x) = φ(x) w, `[features, C]`.
         input_shape_: The shape of one sample.
         n_features_in_: The number of features.
 
     Raises:
-        TypeError, ValueError: In `fit`: as `NTKRegressor`; a label is missing, labels are of
-            several kinds, or there is one class only.
+        TypeError, ValueError: In `fit`: as `NTKRegressor`; a label is missing, labels have several
+            types, or there is only one class.
 
     References:
         Arora, Du, Hu, Li, Salakhutdinov, Wang, "On exact computation with an infinitely wide
@@ -87,8 +89,8 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         """Solve for the coefficients.
 
         Args:
-            X: Samples `[N, D]`, or `[N, ...]`; arrays or tensors.
-            y: Class labels `[N]` of any kind that scikit-learn knows.
+            X: The samples `[N, D]` or `[N, ...]`, an array or tensor.
+            y: Class labels `[N]` of any type that scikit-learn supports.
         """
         if y is not None:
             _check_labels(y)
@@ -114,14 +116,14 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
         return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
 
     def predict(self, X: Any) -> Array:
-        """The class of the largest output, `[M]`."""
+        """The classes of the largest outputs, `[M]`."""
         scores = self.decision_function(X)
         best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[best])
 
 
 def _check_labels(y: Any) -> None:
-    """Refuse what NumPy cannot sort: labels that are missing (None, NaN), or texts and numbers."""
+    """Refuse labels that NumPy cannot sort: missing ones (None, NaN), or strings and numbers."""
     labels = [] if isinstance(y, torch.Tensor) else np.asarray(y, dtype=object).ravel().tolist()
     missing = [k for k, label in enumerate(labels) if label is None or label != label]
     if missing:
@@ -136,6 +138,6 @@ def _check_labels(y: Any) -> None:
         raise value_error(
             "y",
             "labels of one kind",
-            f"{texts} texts among {len(labels)} labels",
-            "Make all of them texts, with str(label) for example.",
+            f"{texts} strings among {len(labels)} labels",
+            "Convert all of them to strings, with str(label) for example.",
         )

@@ -1,4 +1,4 @@
-"""From an estimator's parameters to a function that computes its kernel."""
+"""Make the function that computes an estimator's kernel from the estimator's parameters."""
 
 from __future__ import annotations
 
@@ -43,20 +43,19 @@ _CHOICES = (
     "network (an nn.Module with parameters)"
 )
 
-# Samples whose forward pass is looked at together.
-_BLOCK = 64
+_BLOCK = 64  # samples whose forward passes are checked together
 
 
 @dataclass(frozen=True)
 class KernelSettings:
-    """What an estimator was told about its kernel.
+    """The parameters of an estimator that determine its kernel.
 
     Attributes:
         kernel: One of `KINDS`, a callable, or a network.
-        network: The network of the kinds `"empirical"` and `"analytic"`.
-        forward_fn: How it is called for an empirical kernel.
-        standard: How its ordinary layers are drawn for an analytic kernel.
-        depth, activation, sigma_w, sigma_b: Of the kind `"mlp"`.
+        network: The network for the kinds `"empirical"` and `"analytic"`.
+        forward_fn: The function that calls the network for an empirical kernel.
+        standard: How the network's ordinary layers are drawn for an analytic kernel.
+        depth, activation, sigma_w, sigma_b: The network of the kind `"mlp"`.
         coupled, training: How the network of an empirical kernel is evaluated.
     """
 
@@ -72,16 +71,16 @@ class KernelSettings:
     training: Any
 
     def check_flags(self) -> None:
-        """Raise unless `coupled` and `training` are flags of an empirical kernel.
+        """Raise if an argument is given that the kernel ignores.
 
-        And `standard` of an analytic one.
+        `coupled` and `training` belong to an empirical kernel, and `standard` to an analytic one.
         """
         if self.standard is not None and not _is(self.kernel, "analytic"):
             raise value_error(
                 "standard",
                 "None for a kernel that is not kernel='analytic'",
                 describe(self.standard),
-                "Other kernels do not ask how layers are drawn.",
+                "Other kernels do not depend on how layers are drawn.",
             )
         is_empirical = _is(self.kernel, "empirical")
         for name, what in (("coupled", "rows of one input"), ("training", "training flags")):
@@ -92,12 +91,11 @@ class KernelSettings:
                     name,
                     "False for a kernel that is not the empirical one of a network",
                     "True",
-                    f"Only a network that is evaluated has {what}: kernel=network or "
-                    "kernel='empirical'.",
+                    f"Only kernel=network or kernel='empirical' evaluates a network with {what}.",
                 )
 
     def function(self) -> Callable[[Tensor, Tensor | None], Any]:
-        """The kernel as a function of two batches, the second None where it is the first.
+        """The kernel as a function of two batches; None as the second means the first.
 
         Raises:
             TypeError, ValueError: The settings do not make a kernel.
@@ -118,10 +116,10 @@ class KernelSettings:
         raise error(message("kernel", _CHOICES, describe(kernel)))
 
     def features(self, dim: Any, seed: Any) -> Callable[[Tensor], np.ndarray[Any, Any]]:
-        """Features `[N, dim]` in float64 whose products are the kernel, as a function of a batch.
+        """A function from a batch to features `[N, dim]`, float64, whose products are the kernel.
 
         Raises:
-            TypeError, ValueError: The kernel is not that of a network.
+            TypeError, ValueError: The kernel is not the empirical kernel of a network.
         """
         kernel = self.kernel
         name = "kernel" if is_network(kernel) else "network"
@@ -160,7 +158,7 @@ class KernelSettings:
         return phi
 
     def copied(self) -> tuple[KernelSettings, OwnTensors | None]:
-        """Settings that share nothing with these, and what sees on samples that it is so.
+        """A copy of these settings, and a check that its network computes with its own tensors.
 
         Raises:
             ValueError: The network cannot be copied.
@@ -171,7 +169,7 @@ class KernelSettings:
             return copy.deepcopy(self), None
         outputs, origin = faithful_copy(_Outputs(network, self.forward_fn, self.coupled), name)
         found = copy.deepcopy(self, {id(network): outputs._orig_mod})
-        # An analytic kernel reads no parameters.
+        # An analytic kernel does not read the parameters.
         return found, None if self.kernel == "analytic" else OwnTensors(found, outputs, origin)
 
     def _mlp(self) -> Callable[[Tensor, Tensor | None], Any]:
@@ -219,14 +217,14 @@ class KernelSettings:
 
 @dataclass(frozen=True)
 class OwnTensors:
-    """Sees that the network of copied settings computes with tensors of its own.
+    """Checks that the network of copied settings computes with its own tensors.
 
-    Which tensors a forward uses may depend on its inputs, so every batch is looked at.
+    Which tensors a forward uses may depend on its inputs, so that every batch is checked.
 
     Attributes:
-        settings: The copied ones.
-        outputs: Its network as the module that returns the outputs.
-        origin: What is known of the original.
+        settings: The copied settings.
+        outputs: The module that calls the copied network and returns its outputs.
+        origin: The tensors of the original network.
     """
 
     settings: KernelSettings
@@ -234,7 +232,7 @@ class OwnTensors:
     origin: Origin
 
     def check(self, samples: Tensor) -> None:
-        """Compare on samples.
+        """Check the forward passes of these samples.
 
         Raises:
             ValueError: The copy computes with parameters of the original.
@@ -242,7 +240,7 @@ class OwnTensors:
         settings, n = self.settings, len(samples)
         name = "kernel" if is_network(settings.kernel) else "network"
         like, training = next(self.outputs.parameters()), settings.training
-        # Of normalization with the statistics of a batch the kernel says more in train mode.
+        # In train mode, batch normalization makes samples depend on each other.
         coupled = settings.coupled or training
         for a, b in ranges(0, n, n if settings.coupled else _BLOCK):
             batch = samples[a:b].to(like.device, like.dtype)
@@ -250,14 +248,14 @@ class OwnTensors:
                 with transforming():
                     check_copy(self.outputs, self.origin, batch, name, coupled, training)
             except CannotTransformError:
-                return  # its forward fails on these samples, which the kernel will say better
+                return  # the forward fails on these samples; the kernel reports this better
 
 
 class _Outputs(nn.Module):
-    """A network as the module that returns the outputs which its kernel is of.
+    """A module that returns the outputs of a network whose kernel is meant.
 
-    The network has the name that `torch.compile` gives to a module within another, which is left
-    out where parameters are called by name.
+    The network has the attribute name that `torch.compile` uses for a wrapped module, because that
+    name is left out of the names of parameters.
     """
 
     def __init__(self, network: nn.Module, forward_fn: Any, coupled: bool) -> None:
@@ -267,7 +265,7 @@ class _Outputs(nn.Module):
         self.coupled = coupled
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, O]`."""
+        """The outputs `[N, O]`."""
         batch = Batch.coupled("X", x) if self.coupled else Batch.of("X", x)
         out = call_model(self._orig_mod, batch.value, self.forward_fn)
         if self.coupled:
@@ -280,17 +278,17 @@ def _is(kernel: object, kind: str) -> bool:
 
 
 def is_network(kernel: object) -> bool:
-    """Whether it is a network, and not a kernel in the form of a module, such as `CNTK`."""
+    """Whether `kernel` is a network, and not a kernel that is a module, such as `CNTK`."""
     return isinstance(kernel, nn.Module) and any(True for _ in kernel.parameters())
 
 
 def evaluate(
     function: Callable[[Tensor, Tensor | None], Any], a: Tensor, b: Tensor | None
 ) -> np.ndarray[Any, Any]:
-    """The kernel as an array `[N1, N2]` in float64.
+    """The kernel of two batches as an array `[N1, N2]` in float64.
 
     Raises:
-        ValueError: It has another shape, or is not finite.
+        ValueError: The kernel has another shape, or is not finite.
     """
     found = function(a, b)
     kernel = found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))

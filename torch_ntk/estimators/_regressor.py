@@ -1,4 +1,4 @@
-"""`NTKRegressor`: regression by an infinitely wide trained network."""
+"""`NTKRegressor`: regression by an infinitely wide, trained network."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
 
         f_t(x) = K(x, X) K'⁻¹ (1 - exp(-K' t)) y,    f_∞(x) = K(x, X) K'⁻¹ y.
 
-    The limit is kernel ridge regression, solved by Cholesky's decomposition in float64; a finite
-    `time` is early stopping, which regularizes the directions of small eigenvalues.
+    The limit is kernel ridge regression, which is solved by a Cholesky factorization in float64. A
+    finite `time` is early stopping, which regularizes the directions of small eigenvalues.
 
     Args:
-        kernel: What K is:
+        kernel: The kernel K:
 
             - `"mlp"`: the NTK of an infinitely wide MLP with `depth`, `activation`, `sigma_w` and
               `sigma_b`; see `torch_ntk.analytic.mlp_kernels`;
@@ -33,39 +33,40 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
             - `"analytic"`: the infinite-width NTK of `network`; see `torch_ntk.analytic_ntk`;
             - `"precomputed"`: X is the kernel itself, `[N, N]` in `fit` and `[M, N]` in `predict`;
             - a function of tensors `(x1, x2=None) -> [N1, N2]`: a `CNTK`, for example. It gets
-              float64 on the CPU, and may move it and return what lies elsewhere;
-            - a `torch_ntk.scale.KernelStore` of the training samples, which `fit` gets too, in the
-              form in which they were given to `compute_kernel`. `predict` takes a store of the
-              kernel between test and training samples, or samples, if the store is what
-              `compute_kernel` has returned.
-        network: For `"empirical"` and `"analytic"`. As in scikit-learn, `clone` copies it; and
-            `fit` keeps a copy, so that training the network further does not change predictions.
+              float64 tensors on the CPU, and may return a tensor on another device;
+            - a `torch_ntk.scale.KernelStore` of the training samples. `fit` needs the samples too,
+              in the form in which they were passed to `compute_kernel`. `predict` takes a store of
+              the kernel between test and training samples; or test samples, if the training store
+              was returned by `compute_kernel`.
+        network: The network for `"empirical"` and `"analytic"`. `clone` of scikit-learn copies it,
+            and `fit` keeps a copy, so that training the network further does not change
+            predictions.
         forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
-            in `torch_ntk.empirical_ntk`. X reaches it in float64.
-        standard: For `"analytic"`: how ordinary layers of `network` are drawn, `"torch"` by default
-            of PyTorch; see `torch_ntk.analytic_kernels`.
-        depth: Dense layers of `"mlp"`, so that 1 is a linear model.
-        activation: Of `"mlp"`.
-        sigma_w: Of `"mlp"`.
-        sigma_b: Of `"mlp"`.
+            in `torch_ntk.empirical_ntk`. Its samples are in float64.
+        standard: For `"analytic"`: how ordinary layers of `network` are drawn, for example
+            `"torch"` for PyTorch's default; see `torch_ntk.analytic_kernels`.
+        depth: The number of dense layers of `"mlp"`; 1 is a linear model.
+        activation: The activation of `"mlp"`.
+        sigma_w: The scale of the weights of `"mlp"`.
+        sigma_b: The scale of the biases of `"mlp"`.
         input_shape: The shape of one sample where the kernel wants more than a row of features,
-            `(1, 8, 8)` for 8×8 grey images. Not needed if X comes as `[N, C, P, Q]`.
-        diag_reg: What is added to the diagonal of K(X, X), in units of its mean.
-        time: How long to train by gradient flow on ½ Σ‖f - y‖²; None is the limit.
+            `(1, 8, 8)` for 8×8 grey images. It is not needed if X has the shape `[N, C, P, Q]`.
+        diag_reg: Regularization of the diagonal of K(X, X), in units of its mean.
+        time: The time of training by gradient flow on ½ Σ‖f - y‖²; None means the limit.
         features: For the empirical kernel of a network: solve with so many random features of its
-            gradients (`torch_ntk.ntk_features`) in place of the kernel, for more samples than a
-            kernel allows: a matrix `[features, features]` is all that is kept of them. The kernel
-            is then estimated, with a relative error of about sqrt(3 / features).
-        seed: Of the features.
+            gradients (`torch_ntk.ntk_features`) instead of the kernel. This allows more samples,
+            because only a matrix `[features, features]` is kept in memory. The kernel is then
+            estimated, with a relative error of about sqrt(3 / features).
+        seed: The seed of the features.
         coupled: For the empirical kernel of a network: whether X is *one* input whose rows are the
             samples, as in `torch_ntk.empirical_ntk`. Outputs for a sample then depend on what
             else is in X, in `fit` and in `predict`, and so do scores of cross-validation.
         training: For the empirical kernel of a network: whether its modules keep their training
-            flags; batch normalization with the statistics of X, then with `coupled`.
+            flags. Batch normalization with the statistics of X also needs `coupled`.
 
     Attributes:
         dual_coef_: α with f(x) = K(x, X) α, `[N, O]`.
-        coef_: With `features` in its place w with f(x) = φ(x) w, `[features, O]`.
+        coef_: With `features`, in place of `dual_coef_`: w with f(x) = φ(x) w, `[features, O]`.
         input_shape_: The shape of one sample.
         n_features_in_: The number of features.
 
@@ -90,8 +91,8 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
         """Solve for the coefficients.
 
         Args:
-            X: Samples `[N, D]`, or `[N, ...]`; arrays or tensors.
-            y: Targets `[N]` or `[N, O]`.
+            X: The samples `[N, D]` or `[N, ...]`, an array or tensor.
+            y: The targets `[N]` or `[N, O]`.
         """
         rows, y = self._training_data(X, y, multi_output=True, y_numeric=True)
         targets = np.asarray(y, dtype=np.float64)
@@ -101,7 +102,7 @@ class NTKRegressor(RegressorMixin, KernelMachine):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> Array:
-        """Outputs `[M]` or `[M, O]`, as the targets were."""
+        """The outputs `[M]` or `[M, O]`, as the targets."""
         outputs = self._outputs(X)
         return outputs[:, 0] if self._one_output else outputs
 

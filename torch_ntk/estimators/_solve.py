@@ -1,4 +1,4 @@
-"""The coefficients of a kernel machine that has been trained by gradient flow."""
+"""The coefficients of a kernel machine after training by gradient flow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..predict import gradient_flow_mse
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_LOOSE_SYMMETRY = 1e-6  # of the largest entry: what float32 leaves
+_LOOSE_SYMMETRY = 1e-6  # asymmetry relative to the largest entry that float32 rounding explains
 
 
 def symmetric(kernel: Array) -> Array:
-    """(K + Kᵀ)/2, if K is symmetric but for rounding.
+    """(K + Kᵀ)/2, if K is symmetric up to rounding.
 
     Raises:
-        ValueError: It is not.
+        ValueError: K is not symmetric.
     """
     difference = float(np.abs(kernel - kernel.T).max())
     largest = float(np.abs(kernel).max())
@@ -35,7 +35,7 @@ def symmetric(kernel: Array) -> Array:
             "kernel",
             "symmetric on the training samples",
             f"one with max|K - Kᵀ| = {difference:.3g} and max|K| = {largest:.3g}",
-            "A kernel takes the same two samples to the same number in either order.",
+            "A kernel has the same value for two samples in either order.",
         )
     return 0.5 * kernel + 0.5 * kernel.T
 
@@ -43,16 +43,16 @@ def symmetric(kernel: Array) -> Array:
 def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: object) -> Array:
     r"""α with f(x) = K(x, X) α after training from f = 0 on ½ Σ‖f - y‖² for `time`.
 
-    With K' = K + diag_reg·(tr K / N)·1, α = K'⁻¹ y in the limit, by Cholesky's decomposition, and
-    α = K'⁻¹ (1 - exp(-K' t)) y at a time t, by eigendecomposition. Of features Φ with K = Φ Φᵀ, the
-    same from Φᵀ Φ, which has the same trace, and Φᵀ y gives w with f(x) = φ(x) w.
+    With K' = K + diag_reg·(tr K / N)·1, α is K'⁻¹ y in the limit, by a Cholesky factorization, and
+    K'⁻¹ (1 - exp(-K' t)) y at a time t, by an eigendecomposition. For features Φ with K = Φ Φᵀ, the
+    same formulas with Φᵀ Φ, which has the same trace, and Φᵀ y give w with f(x) = φ(x) w.
 
     Args:
         kernel: K `[N, N]`, or Φᵀ Φ `[dim, dim]`; symmetric.
         y: Targets `[N, O]`, or Φᵀ y `[dim, O]`.
-        samples: N.
-        diag_reg: Not negative, in units of the mean of K's diagonal.
-        time: Not negative; None or infinity is the limit.
+        samples: The number N of samples.
+        diag_reg: The regularization, not negative, in units of the mean of K's diagonal.
+        time: The time, not negative; None or infinity means the limit.
 
     Raises:
         TypeError, ValueError: An argument is wrong, or K' is numerically not positive definite.
@@ -64,15 +64,15 @@ def coefficients(kernel: Array, y: Array, samples: int, diag_reg: object, time: 
             "kernel",
             "positive on the diagonal",
             f"a mean of {unit:.3g}",
-            "All samples are zero, or the kernel is none; sigma_b > 0 gives a zero sample one.",
+            "All samples are zero (allowed with sigma_b > 0), or it is not a kernel.",
         )
     regular = kernel + ridge * unit * np.eye(len(kernel))
     if is_limit(time):
         return _limit(regular, y, ridge)
     at = check_finite_number(
-        "time", plain(time), minimum=0.0, remedy="None is the limit of infinite time."
+        "time", plain(time), minimum=0.0, remedy="Pass None for the limit of infinite time."
     )
-    # Copies: an array may be read-only, which tensors do not know.
+    # Copies, because an array may be read-only, which tensors do not support.
     predict = gradient_flow_mse(torch.tensor(regular), torch.tensor(y), reduction="sum")
     # With K(x, X) the identity, the outputs are the coefficients themselves.
     identity = torch.eye(len(kernel), dtype=torch.float64)
@@ -86,7 +86,7 @@ def is_limit(time: object) -> bool:
 
 
 def plain(value: object) -> object:
-    """A NumPy number, as searches over parameters pass them, as one of Python's."""
+    """A Python number in place of a NumPy number, which parameter searches pass."""
     return value.item() if isinstance(value, np.number) else value
 
 
@@ -111,5 +111,5 @@ def _singular(kernel: Array, ridge: float) -> ValueError:
         f"numerically positive definite on the training samples with diag_reg={ridge:g}",
         f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}",
         "Raise diag_reg (1e-3, for example; its unit is the mean diagonal), or remove "
-        "repeated samples. A kernel with negative eigenvalues beyond rounding is none.",
+        "repeated samples. A matrix with negative eigenvalues beyond rounding is not a kernel.",
     )

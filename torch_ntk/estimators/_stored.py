@@ -1,4 +1,4 @@
-"""Estimators whose training kernel is in a store."""
+"""Coefficients of estimators whose training kernel is in a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_store(store: KernelStore, X: Any, features: object) -> None:
     """Raise `ValueError` unless a store is the kernel of the training samples."""
     if features is not None:
         raise value_error(
-            "features", "None for a kernel in a store", describe(features), "It is not estimated."
+            "features", "None for a kernel in a store", describe(features), "A store is exact."
         )
     if not store.symmetric:
         raise value_error(
@@ -28,14 +28,14 @@ def check_store(store: KernelStore, X: Any, features: object) -> None:
     if not store.is_of(X):
         raise value_error(
             "X",
-            "the samples of the store, in the form in which compute_kernel got them",
+            "the samples of the store, in the form in which they were passed to compute_kernel",
             describe(X),
             f"The store is of {store.about['x1']}.",
         )
 
 
 def of_store(store: KernelStore, y: Array, diag_reg: object, time: object) -> Array:
-    """α `[N, O]` as of `coefficients`; at a time, of a kernel that fits in memory.
+    """α `[N, O]` as from `coefficients`; at a finite time, the kernel must fit in memory.
 
     Raises:
         TypeError, ValueError: An argument is wrong; or the kernel does not fit in memory.

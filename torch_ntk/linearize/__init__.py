@@ -1,4 +1,4 @@
-"""Networks linearized, or expanded to higher order, in their parameters."""
+"""Linearize networks, or expand them to higher order, in their parameters."""
 
 from ._expansion import expand as expand
 from ._model import LinearizedModel as LinearizedModel

@@ -1,7 +1,7 @@
-"""Derivatives of a function of parameters along a displacement, of any order.
+"""Derivatives of any order of a function of parameters along a displacement.
 
-Each way gives `d^k/dt^k f(θ_0 + t δ)` at t = 0 for k = 0 … order; no Jacobian is formed, and no
-higher derivative tensor.
+Each method computes `d^k/dt^k f(θ_0 + t δ)` at t = 0 for k = 0 … order, without forming a Jacobian
+or a tensor of higher derivatives.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..memory import is_out_of_memory
 
 
 class ParameterFunction(Protocol):
-    """A function of parameters that can be evaluated for backward passes of its own."""
+    """A function of parameters that can also be differentiated by plain backward passes."""
 
     def __call__(self, params: Parameters) -> Tensor:
-        """The outputs, by a call that torch.func can transform."""
+        """The outputs, computed by a call that torch.func can transform."""
 
     def evaluated(self, params: Parameters) -> AbstractContextManager[Tensor]:
-        """The outputs; within it `params` are in place, for backward passes that run it again."""
+        """The outputs; the network keeps `params` within the block, for backward passes there."""
 
 
 Way: TypeAlias = Callable[[ParameterFunction, Parameters, Parameters, int], tuple[Tensor, ...]]
@@ -66,7 +66,7 @@ def expand(
 def forwards(
     f: Callable[[Parameters], Tensor], theta_0: Parameters, delta: Parameters, order: int
 ) -> tuple[Tensor, ...]:
-    """The derivatives in forward mode, one more for each order."""
+    """The derivatives in nested forward mode."""
 
     def value_at(t: Tensor) -> tuple[Tensor, ...]:
         return (f({k: v + t * delta[k] for k, v in theta_0.items()}),)
@@ -75,7 +75,7 @@ def forwards(
     for _ in range(order):
         terms = _with_next_derivative(terms)
     tracked = torch.is_grad_enabled()
-    with torch.enable_grad():  # without it, some rules give what has no further derivative
+    with torch.enable_grad():  # without it, some rules return tensors without further derivatives
         found = terms(_zero(theta_0))
     return found if tracked else tuple(term.detach() for term in found)
 
@@ -85,8 +85,9 @@ def backwards(
 ) -> tuple[Tensor, ...]:
     """The derivatives by nested backward passes.
 
-    `⟨u, f(θ_0 + t δ)⟩` is differentiated by t once for each order. That gives numbers that are
-    linear in u, so that one more pass by u gives the derivative of every output.
+    `⟨u, f(θ_0 + t δ)⟩` is differentiated with respect to t once for each order. The results are
+    linear in u, so that one more backward pass with respect to u gives the derivatives of all
+    outputs.
     """
     tracked = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -103,7 +104,7 @@ def backwards(
 def backwards_by_torch_func(
     f: Callable[[Parameters], Tensor], theta_0: Parameters, delta: Parameters, order: int
 ) -> tuple[Tensor, ...]:
-    """The same, for someone who transforms the whole by torch.func."""
+    """The same by torch.func, for callers that transform the whole expansion by torch.func."""
 
     def weighted(t: Tensor, u: Tensor) -> Tensor:
         return (u * f({k: v + t * delta[k] for k, v in theta_0.items()})).sum()
@@ -119,14 +120,15 @@ def backwards_by_torch_func(
 def right_terms(
     f: ParameterFunction, theta_0: Parameters, delta: Parameters, order: int
 ) -> tuple[Tensor, ...]:
-    """The derivatives, compared on their own data.
+    """The derivatives, after a check with the given parameters and displacement.
 
-    Torch has no rule for some operations in one of the two modes, and some rules are wrong when
-    they are applied twice. So the two must give the same, or one of them the differences of what
-    is one order lower. Where nothing has moved yet, a random displacement is compared.
+    Torch lacks rules for some operations in one of the two modes, and some rules are wrong when
+    they are applied twice. Therefore both modes must agree, or one of them must agree with
+    finite differences of the derivatives of one order less. If δ = 0, the check uses a random
+    displacement.
 
     Raises:
-        ValueError: Neither is right.
+        ValueError: Neither mode gives right derivatives.
     """
     still = {k: d.detach() for k, d in delta.items()}
     has_moved = any(bool(d.any()) for d in still.values())
@@ -159,7 +161,7 @@ def right_terms(
 
 
 def refuse_gradients_that_are_not_finite(f: ParameterFunction, theta_0: Parameters) -> None:
-    """Raise if a plain backward pass gives NaN or infinity, whatever the displacement is."""
+    """Raise `ValueError` if the gradients of a plain backward pass have NaN or infinite entries."""
     leaves = leaves_of(theta_0)
     with torch.enable_grad(), f.evaluated(leaves) as out:
         gradient = transposed_product(out, leaves, torch.ones_like(out))
@@ -179,12 +181,13 @@ def _unlike_differences(
     theta_0: Parameters,
     delta: Parameters,
 ) -> Exception | None:
-    """An error if a derivative is not the difference of the one before it, at θ_0 ± h δ.
+    """An error if a derivative differs from the difference quotient of the one before it.
 
-    The first is compared with that of plain backward passes: an expanded network is the one whose
-    gradients train the network itself, which stop where a forward stops them by
-    `torch.no_grad()`. h is small, so that few kinks of a piecewise linear function are in
-    between; rounding then takes all digits but two or three in float32.
+    The difference quotient is taken between θ_0 - h δ and θ_0 + h δ. The first derivative is
+    compared with that of plain backward passes instead, because the expansion must have the
+    gradients that train the network itself, which end where a forward uses `torch.no_grad()`. h is
+    small, so that few kinks of a piecewise linear function lie in between; in float32, rounding
+    then leaves two or three correct digits.
     """
     eps = torch.finfo(terms[0].dtype).eps ** 0.5
     length = torch.stack([d.abs().square().sum() for d in delta.values()]).sum().sqrt()
@@ -227,7 +230,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 
 def _random(like: Tensor) -> Tensor:
-    """Normal numbers of a total size of about one, always the same."""
+    """Fixed pseudo-random normal numbers with a norm of about one."""
     kind = torch.complex128 if like.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(like.numel())
     numbers: Tensor = torch.randn(like.shape, generator=generator, dtype=kind).to(like)
@@ -235,7 +238,7 @@ def _random(like: Tensor) -> Tensor:
 
 
 def _derivative(value: Tensor, by: Tensor, create_graph: bool) -> Tensor:
-    """The gradient, or zero where there is none."""
+    """The gradient, or zero if the value does not depend on the variable."""
     if not value.requires_grad:
         return torch.zeros_like(by)
     (found,) = torch.autograd.grad(
@@ -245,13 +248,13 @@ def _derivative(value: Tensor, by: Tensor, create_graph: bool) -> Tensor:
 
 
 def _zero(theta: Parameters) -> Tensor:
-    """The place t = 0, a real number."""
+    """The real scalar t = 0."""
     first = next(iter(theta.values()))
     return torch.zeros((), dtype=first.dtype.to_real(), device=first.device)
 
 
 def _with_next_derivative(terms: _Terms) -> _Terms:
-    """From `t -> (f, f', …, f^(k))` to the same with one derivative more."""
+    """Turn the function `t -> (f, f', …, f^(k))` into one that also returns `f^(k+1)`."""
 
     def more(t: Tensor) -> tuple[Tensor, ...]:
         found: Any = jvp(terms, (t,), (torch.ones_like(t),))

@@ -1,4 +1,4 @@
-"""The value of a linearized network, with plain backward passes for its derivative and gradient."""
+"""The value of a linearized network; derivatives are computed by plain backward passes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def linearized(
     tracked: bool,
     around: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
-    """`f(θ_0) + J δ`, of which gradients by δ are `Jᵀu`.
+    """`f(θ_0) + J δ`, whose gradients with respect to δ are `Jᵀu`.
 
-    They are one backward pass of `f` at θ_0: as fast as that of the network, and with its digits.
-    Gradients by inputs go through the two passes that give J δ, because J depends on them.
+    Such a gradient is one backward pass of `f` at θ_0, which is as fast as that of the network and
+    gives the same digits. Gradients with respect to inputs differentiate the two passes that
+    compute J δ, because J depends on the inputs.
 
     Args:
         f: The function, at a batch of inputs.
         theta_0: The point at which it is differentiated.
         delta: The displacement; gradients are for those that require grad.
-        inputs: Those tensors of the batch that require grad.
-        tracked: Whether there are gradients at all.
-        around: What a backward pass has to be within.
+        inputs: The tensors of the batch that require grad.
+        tracked: Whether gradients are recorded at all.
+        around: Returns the context in which a backward pass must run.
     """
     by_inputs = tracked and bool(inputs)
     still = {k: d.detach() for k, d in delta.items()}
@@ -66,7 +67,7 @@ def linearized(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, transposed: Any, n: int, *by: Tensor) -> Tensor:
-        # Of the tensors `by` the first n are inputs, the others displacements.
+        # The first n of the tensors `by` are inputs, the others are displacements.
         ctx.transposed, ctx.n = transposed, n
         return value.view_as(value)
 
@@ -78,6 +79,6 @@ class _Linear(torch.autograd.Function):
                 "a batch that does not require grad",
                 "one that does, for a network with an operation of which torch has no "
                 "second derivative",
-                "Detach it: gradients by the inputs differentiate once more than those by θ.",
+                "Detach it: gradients by the inputs need one derivative more than those by θ.",
             )
         return *(None,) * (3 + ctx.n), *ctx.transposed(u).values()

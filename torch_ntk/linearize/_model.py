@@ -31,11 +31,11 @@ from ._steady import steady
 
 
 class _Anchor(nn.Module):
-    """Tensors by dotted name, held as buffers: they move and are saved but never trained."""
+    """Stores tensors by dotted name as buffers, which are moved and saved but never trained."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        # A buffer's name has no dots; the number keeps "a.b_c" and "a_b.c" apart.
+        # A buffer's name cannot have dots; the number distinguishes "a.b_c" from "a_b.c".
         self._names = {name: f"t{i}_{name.replace('.', '_')}" for i, name in enumerate(tensors)}
         for name, tensor in tensors.items():
             self.register_buffer(self._names[name], tensor.detach().clone())
@@ -52,7 +52,7 @@ class _Anchor(nn.Module):
         return self.get_buffer(self._names[name])
 
     def tensors(self) -> Parameters:
-        """Copies by dotted name: some forwards write into the tensors that they are given."""
+        """Copies by dotted name, because some forwards write into their parameters or buffers."""
         return {name: self[name].clone() for name in self._names}
 
 
@@ -60,17 +60,17 @@ class TaylorModel(nn.Module):
     r"""`Σ_{k ≤ order} (1/k!) d^k/dt^k f(x; θ_0 + t (θ - θ_0))`, a trainable module.
 
     Built by `taylor_expand`. Its parameters θ start at θ_0, where it equals the original network;
-    θ_0 and the buffers of that moment stay fixed. The network is always evaluated in eval mode
-    (no dropout, running statistics), whatever the training flags say, and outside of autocast:
-    inputs that autocast has rounded are brought back to the dtype of the parameters.
+    θ_0 and the present buffers stay fixed. The network is always evaluated in eval mode (no
+    dropout, running statistics), whatever the training flags are, and outside of autocast: inputs
+    that autocast has rounded are converted back to the dtype of the parameters.
 
-    It holds the parameters twice (θ, trained, and θ_0, a buffer) and the buffers twice, and so
-    does its `state_dict`, from which it can go on in another process.
+    The module contains the parameters twice (θ, which is trained, and θ_0, which is a buffer) and
+    the buffers twice. So does its `state_dict`, from which another process can continue.
 
     Attributes:
         network: A copy of the network whose parameters are θ. Train these.
         order: The degree of the polynomial.
-        forward_fn: Which outputs are expanded; None is what the network returns.
+        forward_fn: Returns the outputs that are expanded; None expands those of the network.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class TaylorModel(nn.Module):
                 "model",
                 "a module with floating-point parameters",
                 "one without",
-                "There is nothing to expand in.",
+                "There are no parameters in which it could be expanded.",
             )
         with torch.inference_mode(False):  # what is made in inference mode cannot be trained
             self.network, self._origin = faithful_copy(model)
             self._theta_0 = _Anchor(theta_0)
             self._buffers_0 = _Anchor(dict(model.named_buffers()))
         self._samples: set[Hashable] = set()
-        self._keep_hooks: bool | None = None  # not known before the first evaluation
+        self._keep_hooks: bool | None = None  # unknown before the first evaluation
         self.training = model.training
 
     def displacement(self) -> Parameters:
@@ -111,28 +111,28 @@ class TaylorModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The expansion at a batch of inputs, in the shape that the network gives.
 
-        It is called like the network: `lin(x)`, `lin(x, lengths)`, `lin(**batch)`. With a
-        `forward_fn` the same is its batch: x, the tuple `(x, lengths)` or the dictionary.
+        It is called like the network: `lin(x)`, `lin(x, lengths)`, `lin(**batch)`. A `forward_fn`
+        gets these arguments as its batch: x, the tuple `(x, lengths)` or the dictionary.
 
-        Every call makes sure on its own data that the derivatives are those of plain backward
-        passes, and that the copy of the network computes with tensors of its own. The first call
-        for samples of a kind also makes sure that it computes what the original does.
+        Every call checks with its own data that the derivatives agree with plain backward passes,
+        and that the copy of the network computes with its own tensors. The first call for samples
+        of a form also checks that the copy computes the same as the original.
 
         Args:
-            *args: What the network takes, on its device and in its dtype.
-            **kwargs: The same by name.
+            *args: The positional arguments of the network, on its device and in its dtype.
+            **kwargs: The keyword arguments of the network.
 
         Raises:
             TypeError: There is no tensor among the inputs; or the network does not return one real
                 floating-point tensor, or a mapping or dataclass with `logits` or with exactly one.
-            ValueError: The network reaches parameters in another way than as attributes; torch
-                has no right derivatives for one of its operations; saved tensor hooks
-                (`torch.utils.checkpoint`, `save_on_cpu`) are set around this call.
+            ValueError: The network accesses parameters in another way than as attributes; torch
+                has no right derivatives for one of its operations; or the call is made within saved
+                tensor hooks (`torch.utils.checkpoint`, `save_on_cpu`).
         """
         value, call = _batch_of(args, kwargs)
-        x = Batch.coupled("x", value)  # samples are not taken apart: a tensor may have none
+        x = Batch.coupled("x", value)  # one input: tensors need not have samples
         device = x.tensors[0].device
-        # Someone else differentiates this call by torch.func, which tracks what it needs.
+        # The caller differentiates this call by torch.func, which records what it needs.
         transformed = torch._C._functorch.maybe_current_level() is not None
         tracked = torch.is_grad_enabled() or transformed
         around = partial(steady, self.network, device)
@@ -144,7 +144,7 @@ class TaylorModel(nn.Module):
             if not transformed and self._keep_hooks is None:
                 one = self._function(_first(x), call, keep_hooks=False)
                 self._keep_hooks = one.hooks_matter(theta_0)
-            # Normalizations are differentiated three times then.
+            # If this is True, normalizations are differentiated three times.
             inputs = [t for t in x.tensors if t.requires_grad]
             often = transformed or self.order > 1 or (tracked and bool(inputs))
             f = self._function(x, call, often=often)
@@ -171,7 +171,7 @@ class TaylorModel(nn.Module):
     def _function(
         self, x: Batch, call: Call, often: bool = False, keep_hooks: bool = True
     ) -> NetworkFunction:
-        # While it is unknown whether hooks matter, leaving them out could be wrong.
+        # While it is unknown whether hooks change the outputs, they must run.
         keep = keep_hooks and self._keep_hooks is not False
         around = RightOperations(norms=often)
         return NetworkFunction(
@@ -186,7 +186,7 @@ class TaylorModel(nn.Module):
         )
 
     def _check_copy(self, f: NetworkFunction, theta_0: Parameters, x: Batch, call: Call) -> None:
-        """See that the copy computes what the original does, for samples of a new kind."""
+        """Check for samples of a new form that the copy computes the same as the original."""
         kind = str(x)
         if kind not in self._samples:
             leaves = leaves_of(theta_0)
@@ -201,12 +201,12 @@ class TaylorModel(nn.Module):
             self._samples.add(kind)
 
     def extra_repr(self) -> str:
-        """What `repr` shows besides the network."""
+        """The order, for `repr`."""
         return f"order={self.order}"
 
 
 def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call]:
-    """The batch that a call gives, and how a network is called with it."""
+    """The arguments of a call as one batch, and a function that calls a network with it."""
     if args and kwargs:
         return (args, kwargs), lambda network, value: network(*value[0], **value[1])
     if kwargs:
@@ -217,12 +217,12 @@ def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call]
 
 
 def _first(x: Batch) -> Batch:
-    """The first sample of a batch, or the whole where it has none."""
+    """The first sample of a batch, or the whole batch if it has no samples."""
     return (x[:1] if has_samples(x) else x).map(torch.detach)
 
 
 def _check_takes(f: NetworkFunction, value: Any, theta_0: Parameters) -> None:
-    """Raise for inputs on which the network itself fails, before anything is expanded."""
+    """Raise `ValueError` if the network's own forward fails on these inputs."""
     try:
         f(theta_0)
     except RuntimeError as error:
@@ -231,7 +231,7 @@ def _check_takes(f: NetworkFunction, value: Any, theta_0: Parameters) -> None:
             "x",
             "a batch of inputs that the network takes",
             f"{describe(value)}, on which its forward fails with {first}",
-            "Give it inputs as the network gets them in training, in its dtype.",
+            "Pass inputs as in the training of the network, in its dtype.",
         ) from error
 
 
@@ -249,28 +249,30 @@ class LinearizedModel(TaylorModel):
 def linearize(model: nn.Module, *, forward_fn: ForwardFn | None = None) -> LinearizedModel:
     r"""The network linearized in its parameters around their current values.
 
-    `f_lin(x; θ) = f(x; θ_0) + ⟨θ - θ_0, ∇_θ f(x; θ_0)⟩`: nonlinear in x, linear in θ. Trained by
-    gradient descent it follows exactly the dynamics of the constant kernel Θ_0. The original is
-    copied and not changed.
+    `f_lin(x; θ) = f(x; θ_0) + ⟨θ - θ_0, ∇_θ f(x; θ_0)⟩` is nonlinear in x and linear in θ. Under
+    gradient descent its outputs follow exactly the dynamics of the constant kernel Θ_0. The
+    original is copied and not changed.
 
-    The term ⟨θ - θ_0, ∇f⟩ is computed by two backward passes, of which the first proves the second
-    in every call; where an operation has no second derivative or a wrong one, by one pass for each
-    output. Gradients by θ are one plain backward pass.
+    The term ⟨θ - θ_0, ∇f⟩ is computed by two backward passes. Every call checks the second with the
+    first; if an operation has no second derivative or a wrong one, there is one pass for each
+    output instead. A gradient with respect to θ is one plain backward pass.
 
     Args:
         model: The network. It returns one tensor, or a mapping or dataclass with `logits` or with
             exactly one floating-point tensor.
-        forward_fn: `forward_fn(model, batch)` returns the outputs that are meant in place of that
-            call: of `lin(x)` for the batch x, of `lin(**batch)` for the dictionary.
+        forward_fn: `forward_fn(model, batch)` calls the network in place of the usual call and
+            returns the outputs that are meant. The batch is x for `lin(x)`, and the dictionary for
+            `lin(**batch)`.
 
     Returns:
-        A module with the parameters θ = θ_0 to begin with, called like the network. Any optimizer
-        trains it. A training
-        step costs about three of the network's, a forward pass alone about eight.
+        A module that is called like the network, with initial parameters θ = θ_0. Any optimizer can
+        train it. A training step costs about as much as three of the network, and a forward pass
+        without gradients as much as eight.
 
     Raises:
-        TypeError: Not a module, or of a kind that cannot be transformed.
-        ValueError: No parameters, batch-coupled normalization, NaN in the parameters.
+        TypeError: `model` is not a module, or of a type that cannot be transformed.
+        ValueError: It has no parameters, NaN in its parameters, or a normalization that couples the
+            samples of a batch.
 
     References:
         Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
@@ -292,19 +294,19 @@ def taylor_expand(
 ) -> TaylorModel:
     r"""The network expanded in its parameters around their current values up to `order`.
 
-    `Σ_{k=0}^{order} (1/k!) d^k/dt^k f(x; θ_0 + t (θ - θ_0))` at t = 0: `order=1` is `linearize`,
-    `order=2` adds the first correction to lazy training.
+    The expansion is `Σ_{k=0}^{order} (1/k!) d^k/dt^k f(x; θ_0 + t (θ - θ_0))` at t = 0. `order=1`
+    is `linearize`, and `order=2` adds the first correction to lazy training.
+
+    Derivatives are computed in nested forward mode and by nested backward passes. Every call
+    compares the two. If one is missing or wrong (`torch.linalg.det`, an `autograd.Function` without
+    a `jvp`), the other is compared with finite differences of the derivative of one order less. A
+    network for which neither is right is refused.
 
     Args:
         model: The network, as in `linearize`.
-        order: The degree, at least 1. Each order multiplies the cost by about 3: a forward pass
-            of order 2 costs about 30 of the network's.
+        order: The degree, at least 1. Each order multiplies the cost by about 3: a forward pass of
+            order 2 costs as much as about 30 of the network.
         forward_fn: As in `linearize`.
-
-    Derivatives are taken in nested forward mode and by nested backward passes. Every call compares
-    the two, or, where one is missing or wrong (`torch.linalg.det`, an `autograd.Function` without
-    a `jvp`), the other one with differences of the order below, and refuses a network of which
-    neither is right.
 
     Raises:
         TypeError, ValueError: As `linearize`; `order` is not a positive integer.

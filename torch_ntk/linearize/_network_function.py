@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,61 +17,49 @@ from .._functional._state import hidden_modules
 from .._types import ForwardFn, Parameters
 
 Call = Callable[[nn.Module, Any], Any]
-"""From a network and a batch in the caller's form to what the network returns."""
+"""Calls a network with a batch in the caller's form, and returns what the network returns."""
 
 
 def has_samples(x: Batch) -> bool:
-    """Whether every tensor has as many rows as the others, so that a row is a sample."""
+    """Whether all tensors have the same number of rows, so that a row is a sample."""
     sizes = {t.shape[:1] for t in x.tensors}
     return len(sizes) == 1 and sizes != {()}
 
 
+@dataclass(frozen=True, eq=False)
 class NetworkFunction:
-    """`θ -> f(x; θ)`, with fixed x and buffers; to be evaluated within `steady`."""
+    """`θ -> f(x; θ)` for a fixed batch x and fixed buffers; to be evaluated within `steady`.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        buffers: Callable[[], Parameters],
-        x: Batch,
-        around: AbstractContextManager[Any] | None = None,
-        keep_hooks: bool = False,
-        forward_fn: ForwardFn | None = None,
-        call: Call = call_model,
-        watch: Watch | None = None,
-    ) -> None:
-        """The function of `network` at `x`.
+    Attributes:
+        network: The module.
+        buffers: Returns new copies of the buffers, because some forwards write into them.
+        x: The batch.
+        around: A context in which the forward runs.
+        keep_hooks: Whether the user's forward hooks run, because they are part of the function.
+        forward_fn: Calls the network in place of `call`.
+        call: Calls the network without a `forward_fn`.
+        watch: Observes the forward and refuses tensors that it must not use.
+    """
 
-        Args:
-            network: The module.
-            buffers: Makes new copies: some forwards write into the tensors that they are given.
-            x: A batch.
-            around: In which its forward runs.
-            keep_hooks: Whether forward hooks of the user run, as they are part of the function.
-            forward_fn: In place of the call of the network.
-            call: How the network is called without it.
-            watch: Sees tensors that no forward may use.
-        """
-        self._network, self._buffers, self._x = network, buffers, x
-        self._around = contextlib.nullcontext() if around is None else around
-        self._keep_hooks = keep_hooks
-        self._forward_fn, self._call = forward_fn, call
-        self._watch = watch
-        self._rows = len(x) if has_samples(x) else None
+    network: nn.Module
+    buffers: Callable[[], Parameters]
+    x: Batch
+    around: AbstractContextManager[Any] = field(default_factory=contextlib.nullcontext)
+    keep_hooks: bool = False
+    forward_fn: ForwardFn | None = None
+    call: Call = call_model
+    watch: Watch | None = None
 
     def of_another(
         self, network: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]
     ) -> Tensor:
         """The outputs of a network with these parameters and buffers, run within a context."""
-        other = NetworkFunction(
-            network, dict, self._x, around, self._keep_hooks, self._forward_fn, self._call
-        )
-        return other(tensors)
+        return replace(self, network=network, buffers=dict, around=around, watch=None)(tensors)
 
     def hooks_matter(self, params: Parameters) -> bool:
-        """Whether forward hooks of the user change the outputs; to be asked without them."""
+        """Whether the user's forward hooks change the outputs; needs `keep_hooks=False`."""
         with self.in_place(params):
-            return forward_hooks_matter(self._network, self._outputs)
+            return forward_hooks_matter(self.network, self._outputs)
 
     def __call__(self, params: Parameters) -> Tensor:
         """The outputs."""
@@ -79,29 +68,29 @@ class NetworkFunction:
 
     @contextlib.contextmanager
     def evaluated(self, params: Parameters) -> Iterator[Tensor]:
-        """The outputs; within it `params` are in place, for backward passes that run it again."""
+        """The outputs; the network keeps `params` within the block, for backward passes there."""
         with self.in_place(params):
-            with self._around, self._watch or contextlib.nullcontext():
+            with self.around, self.watch or contextlib.nullcontext():
                 out = self._outputs()
-            if self._watch is not None:
+            if self.watch is not None:
                 own = all(p.is_leaf for p in params.values())
-                self._watch.refuse_others(out if own else None)
+                self.watch.refuse_others(out if own else None)
             yield out
 
     def _outputs(self) -> Tensor:
-        call = self._call if self._forward_fn is None else self._forward_fn
-        out = call(self._network, self._x.clone().value)
-        return tensor_of(out, self._x, self._rows, self._forward_fn)
+        call = self.call if self.forward_fn is None else self.forward_fn
+        out = call(self.network, self.x.clone().value)
+        return tensor_of(out, self.x, len(self.x) if has_samples(self.x) else None, self.forward_fn)
 
     @contextlib.contextmanager
     def in_place(self, params: Parameters) -> Iterator[None]:
-        """Within it, the network has these parameters; afterwards it is as it was."""
-        tensors = {**self._buffers(), **params}
-        own = {id(m) for m in self._network.modules()}
-        others = [m for m in hidden_modules(self._forward_fn) if id(m) not in own]
+        """Within the block, the network has these parameters; afterwards it has its own again."""
+        tensors = {**self.buffers(), **params}
+        own = {id(m) for m in self.network.modules()}
+        others = [m for m in hidden_modules(self.forward_fn) if id(m) not in own]
         with (
-            python_state(self._network, self._keep_hooks),
+            python_state(self.network, self.keep_hooks),
             values_of(others),
-            _reparametrize_module(self._network, tensors, tie_weights=True),
+            _reparametrize_module(self.network, tensors, tie_weights=True),
         ):
             yield

@@ -1,4 +1,4 @@
-"""Run a network as a pure function that is differentiable once more, inside a training step."""
+"""The context in which a network is evaluated as a pure function, inside of a training step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .._functional import settings
 def steady(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it, `network` can be expanded, and the expansion be differentiated by θ.
 
-    The settings of the process are those of every evaluation, but grad mode is on, also in
-    `no_grad`: backward passes need it. It is the caller's part to detach what is not to be
-    tracked. Saved tensor hooks raise: they would compute with θ what belongs to θ_0, for silently
-    wrong gradients.
+    The settings of the process are those of every evaluation, except that grad mode is on, even
+    within `no_grad`, because backward passes need it. The caller must detach results that are not
+    to be tracked. Saved tensor hooks are refused: they would recompute with θ what belongs to θ_0,
+    and gradients would be silently wrong.
     """
     with settings(network, device), torch.enable_grad(), contextlib.ExitStack() as stack:
         try:

@@ -1,8 +1,8 @@
 """Figures of kernels and of predicted training, each as `(figure, axes)`.
 
-Nothing here touches pyplot's global state: a figure is made for the call, or drawn into the axes
-that are passed as `ax`; `plot_coordinates` always makes one, with several axes. Save it with
-`figure.savefig("name.png")`; a notebook shows it.
+The functions do not use pyplot's global state. They draw into the axes that are passed as `ax`, or
+make a new figure; `plot_coordinates` always makes a figure with several axes. Save a figure with
+`figure.savefig("name.png")`; a notebook displays it.
 """
 
 from ._coordinates import CoordinatesLike as CoordinatesLike

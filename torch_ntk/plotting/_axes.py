@@ -1,4 +1,4 @@
-"""What all figures share: axes, colors, and arrays from tensors."""
+"""Axes, colors, legends and conversion to arrays, for all figures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .._checks import describe, type_error, value_error
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-# Okabe and Ito's palette, which people with any kind of color vision can tell apart; without
-# its yellow, which is hard to see as a line on white.
+# The palette of Okabe and Ito, whose colors can be distinguished with any kind of color vision,
+# without its yellow, which is hard to see as a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 GREY = "0.45"
 
 
 def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[Figure, Axes]:
-    """The figure of `ax` and `ax` itself, or new ones.
+    """The figure of `ax` and `ax` itself, or a new figure and its axes.
 
     Raises:
-        TypeError: `ax` is not one `Axes`.
+        TypeError: `ax` is not a single `Axes`.
     """
     if ax is None:
         figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
@@ -40,12 +40,12 @@ def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[
     while isinstance(owner, SubFigure):
         owner = owner.figure
     if owner is None:
-        raise value_error("ax", "part of a figure", "axes that were removed from theirs")
+        raise value_error("ax", "part of a figure", "axes that were removed from their figure")
     return owner, ax
 
 
 def style(k: int) -> dict[str, Any]:
-    """Color and dash pattern of the k-th line; no two of the first 28 are alike."""
+    """The color and dash pattern of the k-th line; the first 28 lines all differ."""
     return {
         "color": COLORS[k % len(COLORS)],
         "linestyle": STYLES[k // len(COLORS) % len(STYLES)],
@@ -53,11 +53,11 @@ def style(k: int) -> dict[str, Any]:
 
 
 def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
-    """A tensor or array as one of float64, with one of the numbers of dimensions `dims`.
+    """A tensor or array as a float64 array; its number of dimensions must be in `dims`.
 
     Raises:
-        TypeError: It is not numeric.
-        ValueError: It has another number of dimensions, or no entry.
+        TypeError: The value is not numeric.
+        ValueError: It has another number of dimensions, or no entries.
     """
     if isinstance(value, Tensor):
         value = value.detach().to("cpu", torch.float64).numpy()
@@ -74,7 +74,7 @@ def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
 
 
 def legend(axes: Axes, *, beside: bool = False) -> None:
-    """A legend if there is anything to explain; `beside` the axes it hides nothing of them."""
+    """Draw a legend if a line has a label; with `beside`, outside of the axes."""
     if not axes.get_legend_handles_labels()[0]:
         return
     if beside:

@@ -1,4 +1,4 @@
-"""Sizes in networks against their width, a column for each parameterization."""
+"""Plot sizes in networks against their width, with a column for each parameterization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST = 12  # names in a legend
 
 
 class SizesLike(Protocol):
-    """The size of one thing by width."""
+    """The size of one module, parameter or kernel in networks of several widths."""
 
     @property
     def kind(self) -> Any:
@@ -33,11 +33,11 @@ class SizesLike(Protocol):
 
     @property
     def name(self) -> str:
-        """Of a module, a parameter or a kernel."""
+        """The name of the module, parameter or kernel."""
 
     @property
     def values(self) -> Any:
-        """`[S, W]`, a row for each seed."""
+        """The sizes `[S, W]`, with a row for each seed."""
 
     @property
     def slope(self) -> float:
@@ -45,19 +45,19 @@ class SizesLike(Protocol):
 
 
 class CoordinatesLike(Protocol):
-    """What `plot_coordinates` reads; `torch_ntk.coordinates.CoordinateCheck` has it."""
+    """The attributes that `plot_coordinates` reads, such as those of a `CoordinateCheck`."""
 
     @property
     def widths(self) -> Sequence[int]:
-        """`[W]`, ascending."""
+        """The widths `[W]`, ascending."""
 
     @property
     def steps(self) -> int:
-        """Training steps."""
+        """The number of training steps."""
 
     @property
     def sizes(self) -> Iterable[SizesLike]:
-        """All that was measured."""
+        """All measured sizes."""
 
 
 def plot_coordinates(
@@ -66,24 +66,24 @@ def plot_coordinates(
     kinds: Sequence[str] | None = None,
     title: str = "",
 ) -> tuple[Figure, Array]:
-    """Sizes against the width, on logarithmic axes, with the fitted slopes in the legends.
+    """Plot sizes against the width on logarithmic axes, with the fitted slopes in the legends.
 
-    A row of axes for each kind of size, and a column for each check: of one parameterization, or of
-    several side by side. Lines are means over seeds, bands go from the smallest to the largest.
-    What is level does not depend on the width. What is 0 or not finite has no place on a
-    logarithmic axis; the line is broken there.
+    There is a row of axes for each kind of size, and a column for each check, so that several
+    parameterizations can be compared. Lines are geometric means over seeds; bands extend from the
+    smallest to the largest value. A horizontal line does not depend on the width. Values that are 0
+    or not finite are left out of the line.
 
     Args:
-        checks: A result of `torch_ntk.coordinate_check`, or a mapping of names to these.
+        checks: A result of `torch_ntk.coordinate_check`, or a mapping of names to such results.
         kinds: Which of `"activation"`, `"change"`, `"movement"`, `"kernel"` to draw; None draws
             those that were measured.
-        title: A line above the figure.
+        title: The title of the figure.
 
     Returns:
         The figure and its axes `[kinds, checks]`.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong type, or nothing of a kind was measured.
+        TypeError, ValueError: An argument has the wrong type, or sizes of a kind were not measured.
 
     Example:
         >>> import torch
@@ -100,7 +100,7 @@ def plot_coordinates(
         raise value_error("checks", "at least one check", "an empty mapping")
     for check in named.values():
         if not hasattr(check, "sizes"):
-            expected = "a result of coordinate_check, or a mapping of names to these"
+            expected = "a result of coordinate_check, or a mapping of names to such results"
             raise type_error("checks", expected, describe(check))
     shown = _kinds(named, kinds)
     figure = Figure(
@@ -137,7 +137,7 @@ def _kinds(named: Mapping[str, CoordinatesLike], kinds: Sequence[str] | None) ->
         check_choice("kinds", kind, tuple(_LABELS))
         if not any(kind in own for own in there):
             remedy = "Measure it: coordinate_check(..., kernel=True)." if kind == "kernel" else ""
-            raise value_error("kinds", "kinds of what was measured", repr(kind), remedy)
+            raise value_error("kinds", "kinds that were measured", repr(kind), remedy)
     return list(kinds)
 
 

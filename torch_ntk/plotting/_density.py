@@ -1,4 +1,4 @@
-"""The density of a kernel's eigenvalues."""
+"""Plot the density of a kernel's eigenvalues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._axes import array, axes_for, legend, style
 if TYPE_CHECKING:
     from ..empirical import SpectralDensity
 
-_LOWEST = 1e-6  # of the highest density: below that a Gaussian of the smoothing is of no interest
+_LOWEST = 1e-6  # the lower end of the axis, relative to the highest density
 
 
 def plot_density(
@@ -24,22 +24,22 @@ def plot_density(
     title: str = "",
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Densities of eigenvalues, as `NTKOperator.spectral_density` returns them.
+    """Plot densities of eigenvalues, as `NTKOperator.spectral_density` returns them.
 
-    The axis of the density is logarithmic: almost all eigenvalues of a kernel are close to 0, and
-    each of the few large ones is a peak of 1/D times the height of one Gaussian. The band is two
-    standard errors wide to either side.
+    The density has a logarithmic axis, because almost all eigenvalues of a kernel are close to 0,
+    and each of the few large ones is a peak with 1/D of the height of a Gaussian. The band extends
+    by two standard errors to either side.
 
     Args:
-        densities: One, or a mapping of names to several.
-        title: A line above the axes.
-        ax: Axes to draw into; None makes a figure.
+        densities: A density, or a mapping of names to densities.
+        title: The title of the axes.
+        ax: The axes to draw into; None makes a figure.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong type.
+        TypeError, ValueError: An argument has the wrong type, or there is no density.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ def plot_density(
             if not hasattr(found, attribute):
                 raise type_error(
                     f"densities[{name!r}]" if name else "densities",
-                    "what NTKOperator.spectral_density() returns",
+                    "a result of NTKOperator.spectral_density()",
                     describe(found),
                 )
         grid = array("grid", found.grid, (1,))

@@ -1,4 +1,4 @@
-"""A predicted loss curve beside the real one."""
+"""Plot a predicted loss curve together with the real one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from .._checks import value_error
 from ._axes import COLORS, Array, array, axes_for, legend
 
-_MARK = "forecast"  # by which a predicted curve is found again in its axes
+_MARK = "forecast"  # the group id by which predicted curves are found in their axes
 
 
 class ForecastLike(Protocol):
-    """What `plot_forecast` reads; `torch_ntk.forecasting.Forecast` has it."""
+    """The attributes that `plot_forecast` reads, such as those of a `Forecast`."""
 
     @property
     def steps(self) -> Any:
-        """Steps `[T]`."""
+        """The numbers of the steps `[T]`."""
 
     @property
     def loss(self) -> Any:
@@ -28,7 +28,7 @@ class ForecastLike(Protocol):
 
     @property
     def mode_steps(self) -> Any:
-        """In how many steps each eigenmode is learned, `[D]`; infinite for those that are not."""
+        """The number of steps in which each mode is learned, `[D]`; infinite if it is not."""
 
     @property
     def lr(self) -> float:
@@ -40,7 +40,7 @@ class ForecastLike(Protocol):
 
     @property
     def stable(self) -> bool:
-        """Whether `lr` is below it."""
+        """Whether `lr` is below `max_lr`."""
 
 
 def plot_forecast(
@@ -53,31 +53,31 @@ def plot_forecast(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """The predicted training loss over the steps, and the real one if there is one.
+    """Plot the predicted training loss over the steps, and the real one if it is given.
 
-    Small marks above the horizontal axis stand where an eigenmode of the kernel has decayed to
-    1/e, at 1/(η λ_i) steps.
+    Small marks above the horizontal axis show the steps at which the eigenmodes of the kernel have
+    decayed to 1/e, 1/(η λ_i).
 
     Args:
-        forecast: As `torch_ntk.forecasting.forecast` returns it.
+        forecast: A result of `torch_ntk.forecasting.forecast`.
         actual: The real losses at the steps of the forecast `[T]`, or `(steps, losses)`.
         log_steps: Whether steps are drawn on a logarithmic axis; step 0 is then left out.
         modes: Whether to mark the times of the eigenmodes.
-        label: Begins the names in the legend, for several forecasts in one `ax`.
-        title: A line above the axes; None says the learning rate and the largest stable one.
-        ax: Axes to draw into; None makes a figure.
+        label: A prefix of the names in the legend, for several forecasts in one `ax`.
+        title: The title of the axes; None states the learning rate and the largest stable one.
+        ax: The axes to draw into; None makes a figure.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        TypeError, ValueError: `actual` does not fit to the forecast.
+        TypeError, ValueError: `actual` does not fit the forecast.
     """
     steps = array("forecast.steps", forecast.steps, (1,))
     loss = array("forecast.loss", forecast.loss, (1,))
     real = None if actual is None else _actual(actual, steps)
     figure, axes = axes_for(ax)
-    # A second forecast in the same axes gets the next color.
+    # Each further forecast in the same axes gets the next color.
     number = sum(line.get_gid() == _MARK for line in axes.lines)
     color = COLORS[number % len(COLORS)]
     name = f"{label}: " if label else ""
@@ -148,7 +148,7 @@ def _shown(steps: Array, log_steps: bool) -> Array:
 
 
 def _positive(values: Array) -> Array:
-    """Without what a logarithmic axis cannot show: the line is broken there."""
+    """The values with NaN in place of those that a logarithmic axis cannot show."""
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 

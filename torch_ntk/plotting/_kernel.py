@@ -1,4 +1,4 @@
-"""The kernel as a heat map."""
+"""Plot a kernel as a heat map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from .._checks import value_error
 from ._axes import Array, array, axes_for
 
-_SEVERAL = 24  # more class boundaries than this would hide the kernel
+_MOST_LINES = 24  # with more class boundaries, the lines would hide the kernel
 
 
 def plot_kernel(
@@ -25,26 +25,26 @@ def plot_kernel(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """A kernel as a heat map.
+    """Plot a kernel as a heat map.
 
-    Kernels with entries of both signs get a diverging scale around 0, others a sequential one.
-    Entries that are not finite are drawn grey.
+    Kernels with entries of both signs get a diverging color scale around 0, others a sequential
+    one. Entries that are not finite are drawn grey.
 
     Args:
-        kernel: `[N, M]`; or `[N, N, O, O]`, of which the mean over equal outputs is shown.
+        kernel: A kernel `[N, M]`; or `[N, N, O, O]`, of which the mean over equal outputs is shown.
         labels: Class labels `[N]` of a square kernel. Classes are separated by lines and named on
             the axes.
-        sort: Whether to bring samples of one class together; without `labels` the order is kept.
-        title: A line above the map.
-        colorbar: Whether to draw the scale.
-        ax: Axes to draw into; None makes a figure.
+        sort: Whether to sort samples by their class; without `labels` the order is kept.
+        title: The title of the axes.
+        colorbar: Whether to draw a color bar.
+        ax: The axes to draw into; None makes a figure.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: A shape is wrong, or there is nothing finite to show.
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, or no entry is finite.
 
     Example:
         >>> import torch
@@ -108,16 +108,16 @@ def _classes(labels: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _name_classes(axes: Axes, classes: Array, line_color: str) -> None:
-    """Lines between runs of one class, and names at their middles where there is room."""
+    """Draw lines between runs of one class, and the classes' names where there is room."""
     edges = np.flatnonzero(classes[1:] != classes[:-1]) + 1
     bounds = np.concatenate([[0], edges, [len(classes)]])
-    if len(edges) <= _SEVERAL:
+    if len(edges) <= _MOST_LINES:
         for edge in edges:
             axes.axhline(edge - 0.5, color=line_color, linewidth=0.6)
             axes.axvline(edge - 0.5, color=line_color, linewidth=0.6)
     middles = (bounds[:-1] + bounds[1:] - 1) / 2
     shown: list[int] = []
-    for k in np.argsort(-np.diff(bounds), kind="stable"):  # long runs first
+    for k in np.argsort(-np.diff(bounds), kind="stable"):  # from the longest run to the shortest
         if all(abs(middles[k] - middles[j]) >= len(classes) / 20 for j in shown):
             shown.append(int(k))
     shown.sort()

@@ -1,4 +1,4 @@
-"""Eigenvalues of kernels against their rank."""
+"""Plot the eigenvalues of kernels against their rank."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from .._checks import check_finite_number, value_error
 from ..metrics import spectral_summary
 from ._axes import Array, array, axes_for, legend, style
 
-_FEW = 24  # eigenvalues that are marked one by one
+_FEW = 24  # up to so many eigenvalues are drawn with markers
 
 
 def plot_spectrum(
     kernels: Any, *, floor: float | None = None, title: str = "", ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """The eigenvalues of one or several kernels, largest first, on a logarithmic axis.
+    """Plot the eigenvalues of one or several kernels, largest first, on a logarithmic axis.
 
-    What is at most the noise floor, D·ε·max|λ| (see `torch_ntk.metrics.spectral_summary`), is
-    drawn hollow, since its size means nothing; what is not positive has no place on a logarithmic
-    axis and is marked on its lower edge, with the count in the legend.
+    Eigenvalues up to the noise floor, D·ε·max|λ| (see `torch_ntk.metrics.spectral_summary`), are
+    drawn with hollow markers, because they cannot be distinguished from 0. Eigenvalues that are not
+    positive are marked on the lower edge of the axis, and counted in the legend.
 
     Args:
         kernels: A kernel `[N, N]`, `[N, N, O]` or `[N, N, O, O]`, eigenvalues `[D]`, or a mapping
             of names to these.
-        floor: The noise floor; None computes it for each kernel (with ε of float64 for
-            eigenvalues).
-        title: A line above the axes.
-        ax: Axes to draw into; None makes a figure.
+        floor: The noise floor; None computes it for each kernel. For eigenvalues ε is that of
+            float64.
+        title: The title of the axes.
+        ax: The axes to draw into; None makes a figure.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong type or shape.
+        TypeError, ValueError: An argument has the wrong type or shape.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ def plot_spectrum(
         axes.text(0.5, 0.5, "no positive eigenvalue", ha="center", transform=axes.transAxes)
     else:
         axes.set_yscale("log")
-        row = 0  # of crosses along the lower edge
+        row = 0  # rows of crosses along the lower edge so far
         for k, (name, (values, noise)) in enumerate(spectra.items()):
             _draw(axes, name, values, noise, k, 0.015 + 0.025 * row)
             row += bool((values <= 0).any())
@@ -76,7 +76,7 @@ def plot_spectrum(
 
 
 def _spectrum(name: object, kernel: Any, floor: float | None) -> tuple[Array, float]:
-    """Finite eigenvalues, descending, and the noise floor."""
+    """The finite eigenvalues in descending order, and the noise floor."""
     argument = f"kernels[{name!r}]" if name else "kernels"
     if np.ndim(kernel) == 1:
         found = array(argument, kernel, (1,))

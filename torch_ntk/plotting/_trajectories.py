@@ -1,4 +1,4 @@
-"""Quantities over training time, with the spread of an ensemble."""
+"""Plot quantities over training time, with the spread of an ensemble."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .._checks import check_finite_number, value_error
 from ._axes import GREY, Array, array, axes_for, legend, style
 
-_BAND = 0.2  # opacity
+_BAND = 0.2  # the opacity of a band
 
 
 def plot_trajectories(
@@ -29,31 +29,31 @@ def plot_trajectories(
     title: str = "",
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Lines over training time, with bands mean ± `width`·std and the members of an ensemble.
+    """Plot lines over training time, with bands mean ± `width`·std and members of an ensemble.
 
-    Give the mean and standard deviation that `torch_ntk.predict.ensemble_mse` predicts, or runs
-    that were trained as `samples`, or both: the bands then lie behind the lines of the runs.
-    Where a value is not finite, the line is broken.
+    Pass the mean and standard deviation that `torch_ntk.predict.ensemble_mse` predicts, or the
+    outputs of trained networks as `samples`, or both: then the bands are drawn behind the lines of
+    the samples. Lines are interrupted where a value is not finite.
 
     Args:
-        times: `[T]`; infinite times are left out.
-        mean: `[T]`, or `[T, L]` for L lines; None takes mean and spread of the samples.
-        std: As `mean`: one standard deviation.
-        samples: `[S, T]` or `[S, T, L]`: S trained networks, drawn thin.
+        times: The times `[T]`; infinite ones are left out.
+        mean: The mean `[T]`, or `[T, L]` for L lines; None takes mean and spread of the samples.
+        std: The standard deviation, in the shape of `mean`.
+        samples: The outputs of S trained networks, `[S, T]` or `[S, T, L]`, drawn as thin lines.
         labels: L names for the legend.
         width: Half the width of the bands, in standard deviations.
         log_time: Whether time is drawn on a logarithmic axis; times of 0 are then left out.
-        xlabel: What the horizontal axis shows.
-        ylabel: What the vertical axis shows.
-        title: A line above the axes.
-        ax: Axes to draw into; None makes a figure.
+        xlabel: The label of the horizontal axis.
+        ylabel: The label of the vertical axis.
+        title: The title of the axes.
+        ax: The axes to draw into; None makes a figure.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: Shapes do not fit to each other, or there is neither mean nor samples.
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes do not fit each other, or there is neither mean nor samples.
 
     Example:
         >>> import torch
@@ -129,7 +129,7 @@ def _finite(line: Array) -> Array:
 def _band(axes: Axes, t: Array, low: Array, high: Array, color: str) -> None:
     finite = np.isfinite(low) & np.isfinite(high)
     axes.fill_between(t, low, high, where=finite, color=color, alpha=_BAND, linewidth=0)
-    # Edges keep bands apart that overlap, and the legend off them.
+    # Thin edges distinguish overlapping bands.
     for edge in (low, high):
         axes.plot(t, np.where(finite, edge, np.nan), linewidth=0.5, alpha=0.6, color=color)
 
