@@ -1,7 +1,7 @@
-"""How sizes in a network depend on its width, at initialization and after a few training steps.
+"""Measure how sizes in a network depend on its width, at the start and after some training steps.
 
-`coordinate_check` draws a network of each width from each seed, trains it for a few steps
-(`_training.py`), and notes in every forward pass the outputs of its modules (`_recorder.py`); the
+`coordinate_check` draws a network of each width with each seed, trains it for a few steps
+(`_training.py`), and records the outputs of its modules (`_recorder.py`). The resulting
 `CoordinateCheck` has the sizes and the slopes that are fitted to them.
 """
 

@@ -1,4 +1,4 @@
-"""Sizes by width, and the slopes that are fitted to them."""
+"""`CoordinateCheck`: sizes by width, and the slopes that are fitted to them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TITLES: dict[Kind, str] = {
 
 @dataclass(frozen=True, eq=False)
 class CoordinateSizes:
-    """The size of one thing in networks of several widths.
+    """The size of one module's outputs, of a weight's movement or of a kernel, for several widths.
 
     Attributes:
-        kind: `"activation"`: the root of the mean square of what a module returns at the start;
-            `"change"`: the same of its difference after the steps; `"movement"`: the relative
-            movement of a weight, `‖W_t - W_0‖_F / ‖W_0‖_F`; `"kernel"`: the root of the mean
-            square of the entries of Θ_0, and `‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F`.
-        name: Of the module, `"output"` for the network; of the parameter, `"all parameters"` for
-            all; of the kernel.
-        widths: `[W]`, ascending.
-        values: `[S, W]`, float64, a row for each seed.
-        fit_from: Slopes are fitted to the widths from this one on.
+        kind: `"activation"`: the root mean square of a module's outputs at the start; `"change"`:
+            the root mean square of their change after the steps; `"movement"`: the relative
+            movement of a weight, `‖W_t - W_0‖_F / ‖W_0‖_F`; `"kernel"`: the root mean square of the
+            entries of Θ_0, and `‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F`.
+        name: The name of the module (`"output"` for the network), of the parameter
+            (`"all parameters"` for all of them), or of the kernel.
+        widths: The widths `[W]`, ascending.
+        values: The sizes `[S, W]`, float64, with a row for each seed.
+        fit_from: The smallest width to which slopes are fitted.
     """
 
     kind: Kind
@@ -47,21 +47,21 @@ class CoordinateSizes:
 
     @property
     def mean(self) -> Tensor:
-        """The geometric mean over seeds `[W]`: what the slope is fitted to."""
+        """The geometric mean over seeds `[W]`."""
         return self.values.log().mean(0).exp()
 
     @property
     def slope(self) -> float:
-        """The exponent p of `size ∝ width**p` by least squares in logarithms.
+        """The exponent p of `size ∝ width**p`, by a least-squares fit of logarithms.
 
-        NaN where a size is 0, as that of outputs behind a readout of zeros, or not finite, as in
-        a training that diverges.
+        It is NaN if a size is 0, like that of outputs after a readout of zeros, or not finite, as
+        in a training that diverges.
         """
         return float(np.mean(self._slopes))
 
     @property
     def standard_error(self) -> float:
-        """Of the slope, from the slopes of the seeds; NaN for a single seed."""
+        """The standard error of the slope over seeds; NaN for a single seed."""
         slopes = self._slopes
         return (
             float(np.std(slopes, ddof=1) / math.sqrt(len(slopes))) if len(slopes) > 1 else math.nan
@@ -69,7 +69,7 @@ class CoordinateSizes:
 
     @property
     def _slopes(self) -> list[float]:
-        """One for each seed."""
+        """The slope of each seed."""
         if not bool((self.values.isfinite() & (self.values > 0)).all()):
             return [math.nan] * len(self.values)
         used = [k for k, width in enumerate(self.widths) if width >= self.fit_from]
@@ -80,12 +80,12 @@ class CoordinateSizes:
 
 @dataclass(frozen=True, eq=False)
 class CoordinateCheck:
-    """What `coordinate_check` has measured; printed, it is a table.
+    """The result of `coordinate_check`; it is printed as a table.
 
     Attributes:
-        widths: Ascending.
-        steps: Training steps between the start and the changes.
-        sizes: Everything that was measured, in the order of the forward pass.
+        widths: The widths, ascending.
+        steps: The number of training steps after which changes were measured.
+        sizes: All measured sizes, in the order of the forward pass.
     """
 
     widths: tuple[int, ...]
@@ -93,7 +93,7 @@ class CoordinateCheck:
     sizes: tuple[CoordinateSizes, ...]
 
     def __getitem__(self, key: tuple[str, str]) -> CoordinateSizes:
-        """One of the sizes: `check["change", "output"]`.
+        """The sizes of a kind and name: `check["change", "output"]`.
 
         Raises:
             KeyError: Nothing was measured under this kind and name.
@@ -105,17 +105,17 @@ class CoordinateCheck:
         raise KeyError(f"{key!r} was not measured; there are {known}")
 
     def slope(self, kind: str, name: str = "output") -> float:
-        """The exponent of one of the sizes, `check[kind, name].slope`."""
+        """The exponent `check[kind, name].slope` of a size."""
         return self[kind, name].slope
 
     def plot(self) -> tuple[Figure, Any]:
-        """Each kind of sizes against the width: `plotting.plot_coordinates` of this check."""
+        """Plot each kind of sizes against the width by `plotting.plot_coordinates`."""
         from ..plotting import plot_coordinates
 
         return plot_coordinates(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, to be written as JSON: of each size all values, the slope, its error."""
+        """Plain values for JSON: for each size its values, its slope and the slope's error."""
         return {
             "widths": list(self.widths),
             "steps": self.steps,
@@ -132,7 +132,7 @@ class CoordinateCheck:
         }
 
     def __str__(self) -> str:
-        """A table: a line for each size, its values by width, and its slope."""
+        """A table with a line for each size: its values by width, and its slope."""
         longest = max(len(size.name) for size in self.sizes)
         head = " ".join(f"{width:>9}" for width in self.widths)
         lines = []

@@ -1,4 +1,4 @@
-"""`coordinate_check`: what grows, shrinks and stays as a network gets wider."""
+"""`coordinate_check`: measure which sizes grow, shrink or stay equal as a network gets wider."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ._check import CoordinateCheck, CoordinateSizes
 from ._training import Loss, Measured, Task, measure
 
 OptimizerFactory: TypeAlias = Callable[[nn.Module, int], Optimizer]
-"""`optimizer(model, width)`: makes the optimizer of a network of this width."""
+"""`optimizer(model, width)` returns the optimizer for a network of this width."""
 
 _LR = 0.1
 
@@ -48,17 +48,17 @@ def coordinate_check(
     forward_fn: ForwardFn | None = None,
     progress: bool = False,
 ) -> CoordinateCheck:
-    r"""How the sizes of activations, and of their changes in training, depend on the width.
+    r"""Measure how activations, and their changes in training, depend on the width.
 
     For each width n and each seed a network is made and trained on the one batch `(x, y)` for a few
-    steps t. Of every module with parameters of its own, h being what it returns, and of the
-    network's outputs,
+    steps t. For the outputs h of every module with its own parameters, and for the network's
+    outputs, it measures
 
         size of h_0 = √(mean of h_0²)        size of the change = √(mean of (h_t - h_0)²),
 
-    means over samples and coordinates; of every weight `‖W_t - W_0‖_F / ‖W_0‖_F`. To each is fitted
-    the exponent p of `size ∝ n**p`. After a few steps of gradient descent at one learning rate,
-    in a network of at least three layers:
+    where the means are over samples and coordinates; and for every weight
+    `‖W_t - W_0‖_F / ‖W_0‖_F`. The exponent p of `size ∝ n**p` is fitted to each of them. After a
+    few steps of gradient descent with one learning rate, in a network of at least three layers:
 
     | | outputs at the start | change of hidden layers | change of outputs |
     |---|---|---|---|
@@ -66,42 +66,44 @@ def coordinate_check(
     | NTK | 0 | -½: no features are learned | 0 |
     | μP | -½ | 0 | 0 |
 
-    A parameterization under which every change keeps its size is one under which learning rates
-    that are good for a narrow network are good for a wide one ("coordinate checking", Yang et al.
-    2022). To see parameterizations side by side, pass their checks by name to
-    `torch_ntk.plotting.plot_coordinates`.
+    If every change keeps its size under a parameterization, learning rates that are good for a
+    narrow network are good for a wide one ("coordinate checking", Yang et al. 2022). To compare
+    parameterizations, pass their checks by name to `torch_ntk.plotting.plot_coordinates`.
 
-    Every network sees generators (of torch, NumPy and Python) seeded alike for a seed, in each of
-    its forward passes too; random states of the caller are afterwards as they were. The networks
-    are trained with the flags with which they are made, in full precision, without autocast.
+    For each seed, the generators of torch, NumPy and Python are seeded equally before a network is
+    made and before each of its forward passes. Afterwards they are in the caller's state again. The
+    networks are trained with the training flags that `make_model` sets, in full precision and
+    without autocast.
 
     Args:
-        make_model: Makes a network of a width, with newly drawn weights, where the batch is.
-        widths: At least two, positive.
+        make_model: A function that returns a network of the given width with newly drawn weights,
+            on the device of the batch.
+        widths: At least two positive widths.
         x: A batch of any form, as `empirical_ntk` takes it.
-        y: Targets; None are signs, drawn for each seed and the same for every width.
-        lr: Learning rate of plain gradient descent, the same at every width; None is 0.1. Choose it
-            so small that the widest network does not diverge, if slopes are to be read.
-        optimizer: `optimizer(model, width)` makes the optimizer, in place of `lr`: where μP has
-            learning rates for each layer, or for another method.
-        loss: `loss(f, y) -> scalar`, f the network's outputs in their own shape; None is
+        y: Targets; None draws random signs for each seed, the same for every width.
+        lr: The learning rate of plain gradient descent at every width; None means 0.1. For
+            meaningful slopes it must be so small that the widest network does not diverge.
+        optimizer: `optimizer(model, width)` returns an optimizer to be used in place of `lr`: for
+            μP, which has a learning rate for each layer, or for another method.
+        loss: `loss(f, y) -> scalar` of the network's outputs f in their own shape; None means
             cross-entropy for integer targets, and the mean square of f - y for others.
-        steps: How many to train.
-        seeds: How many networks to draw for each width.
-        seed: Of all draws, at least 0.
-        modules: Names or patterns (`"blocks.*.mlp"`) of the modules to look at, in place of all
-            that have parameters of their own.
+        steps: The number of training steps.
+        seeds: The number of networks for each width.
+        seed: The seed of all draws, at least 0.
+        modules: Names or patterns (`"blocks.*.mlp"`) of the modules to measure; None measures all
+            modules with their own parameters.
         kernel: Whether to measure the kernel on `x` too, `empirical_ntk(..., output="mean")`: the
-            root of the mean square of the entries of Θ_0, and `‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F`.
-        fit_from: Fit slopes to the widths from this one on: small networks are far from the limit.
-        forward_fn: `forward_fn(model, batch)` in place of the usual call.
+            root mean square of the entries of Θ_0, and `‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F`.
+        fit_from: The smallest width to which slopes are fitted, since small networks are far from
+            the limit.
+        forward_fn: `forward_fn(model, batch)` calls the network in place of the usual call.
         progress: Whether to show a progress bar.
 
     Raises:
-        TypeError: An argument is of the wrong kind, or `make_model` or `optimizer` makes something
-            else.
-        ValueError: A number is out of range, fewer than two widths; all networks have the same
-            shapes, or other modules at another width; or the loss cannot be taken.
+        TypeError: An argument has the wrong type, or `make_model` or `optimizer` does not return a
+            network or an optimizer.
+        ValueError: A number is out of range; there are fewer than two widths; the networks of all
+            widths have the same shapes, or different modules; or the loss cannot be computed.
 
     References:
         Yang et al., "Tensor Programs V: Tuning large neural networks via zero-shot hyperparameter
@@ -154,7 +156,7 @@ def _measure(
     task: Task,
     progress: bool,
 ) -> list[list[Measured]]:
-    """For each width and each seed what was measured."""
+    """The measured sizes for each width and each seed."""
     device = task.x.tensors[0].device
     found: list[list[Measured]] = []
     shapes: set[tuple[torch.Size, ...]] = set()
@@ -194,12 +196,12 @@ def _check_networks(
                     "make_model",
                     "a function whose networks have the same modules at every width",
                     f"{name!r} ({kind}) at only one of the widths {widths[0]} and {width}",
-                    "Choose with modules= those that all of them have.",
+                    "Select modules that all of them have with modules=.",
                 )
 
 
 def _table(measured: list[list[Measured]], key: tuple[Any, str]) -> Tensor:
-    """Sizes `[S, W]`."""
+    """The sizes `[S, W]` of one kind and name."""
     return torch.tensor([[m[key] for m in row] for row in measured], dtype=torch.float64).T
 
 

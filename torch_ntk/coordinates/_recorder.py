@@ -1,4 +1,4 @@
-"""What the modules of a network return in one forward pass."""
+"""Record the outputs of a network's modules in one forward pass."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .._checks import value_error
 from .._functional import tensors_in
 
 OUTPUT = "output"
-"""The name under which the outputs of the network itself are kept."""
+"""The name of the outputs of the network itself."""
 
 Recorded = dict[str, Tensor]
-"""Copies of what modules return, by their names; of a second call as `name (2)`."""
+"""Copies of modules' outputs, by the modules' names; those of a second call as `name (2)`."""
 
 
 def layers_of(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The modules of which outputs are recorded.
+    """The modules whose outputs are recorded.
 
     Args:
         model: The network.
-        patterns: Names or patterns of modules; None takes those with parameters of their own.
+        patterns: Names or patterns of modules; None selects those with their own parameters.
 
     Raises:
-        ValueError: A pattern is the name of no module.
+        ValueError: A pattern does not match any module.
     """
     named = {name: module for name, module in model.named_modules() if name}
     if patterns is None:
@@ -38,7 +38,7 @@ def layers_of(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.
             raise value_error(
                 "modules",
                 "names or patterns of modules of the network",
-                f"{pattern!r}, which fits none of them",
+                f"{pattern!r}, which matches none of them",
                 f"It has {', '.join(list(named)[:8])}, …",
             )
     return {n: m for n, m in named.items() if any(fnmatchcase(n, p) for p in patterns)}
@@ -47,10 +47,10 @@ def layers_of(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.
 def recorded(
     layers: dict[str, nn.Module], forward: Callable[[], Tensor]
 ) -> tuple[Tensor, Recorded]:
-    """The outputs of a forward pass, and copies of them and of what `layers` return in it.
+    """The outputs of a forward pass, and copies of them and of the outputs of `layers`.
 
-    A module that returns several tensors is known by the first of floating-point numbers. One that
-    returns the outputs of the network is left out: it would stand there twice.
+    If a module returns several tensors, the first floating-point tensor is recorded. A module that
+    returns the outputs of the network is left out, because they are recorded as `OUTPUT`.
     """
     seen: Recorded = {}
     own: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ def recorded(
 
 
 def _keeper(name: str, seen: Recorded, own: dict[str, Tensor]) -> Callable[..., None]:
-    """A forward hook. It copies at once, since the next operation may write into the tensor."""
+    """A forward hook that copies outputs immediately: a later operation may write into them."""
     calls = 0
 
     def keep(module: nn.Module, inputs: Any, out: Any) -> None:

@@ -1,4 +1,4 @@
-"""One network, trained for a few steps: what it is at the start, and how far that has moved."""
+"""Train one network for a few steps, and measure its sizes at the start and their changes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from ._recorder import Recorded, layers_of, recorded
 
 Kind: TypeAlias = Literal["activation", "change", "movement", "kernel"]
 Measured: TypeAlias = dict[tuple[Kind, str], float]
-"""Sizes by what they are of: the kind, and the name of a module, a parameter or a kernel."""
+"""Sizes by their kind and the name of a module, a parameter or a kernel."""
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 ALL = "all parameters"
-"""The name under which θ as a whole is kept."""
+"""The name of θ as a whole."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What networks of every width are trained on.
+    """The training that is the same for networks of every width.
 
     Attributes:
         x: The batch.
-        y: Targets; None draws signs for the outputs, the same at every width.
-        loss: `loss(f, y) -> scalar`; None is cross-entropy for integers, else the mean square.
-        make_optimizer: From the network and its width to an optimizer.
-        steps: Steps to train.
-        modules: Patterns of the modules that are looked at, or None.
+        y: The targets; None draws random signs, the same at every width.
+        loss: `loss(f, y) -> scalar`; None means cross-entropy for integer targets, and the mean
+            square for others.
+        make_optimizer: Returns the optimizer for a network and its width.
+        steps: The number of training steps.
+        modules: Patterns of the modules to measure, or None.
         kernel: Whether the kernel is measured.
-        forward_fn: In place of the usual call.
+        forward_fn: Calls the network in place of the usual call.
     """
 
     x: Batch
@@ -56,8 +57,8 @@ class Task:
 def measure(model: nn.Module, width: int, task: Task, seed: int) -> Measured:
     """Train `model` for the steps of the task, and measure it before and after.
 
-    Every forward pass sees generators seeded alike, so that dropout leaves out the same units in
-    each: what differs between two of them is due to the parameters alone.
+    The generators are seeded equally before every forward pass, so that dropout drops the same
+    units in each: two passes differ by the parameters only.
     """
     device = task.x.tensors[0].device
     layers = layers_of(model, task.modules)
@@ -90,7 +91,7 @@ def measure(model: nn.Module, width: int, task: Task, seed: int) -> Measured:
 
 
 def rms(h: Tensor) -> float:
-    """The root of the mean square of the entries."""
+    """The root mean square of the entries."""
     return float(h.double().square().mean().sqrt())
 
 
@@ -123,7 +124,7 @@ def _loss_of(task: Task, f: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise value_error(
                 "loss" if task.loss is not None else "y",
-                f"fit for outputs of shape {tuple(f.shape)}",
+                f"suitable for outputs of shape {tuple(f.shape)}",
                 f"an error with y={describe(y)}: {error}",
                 "Pass loss=, a function loss(f, y) -> scalar.",
             ) from error
@@ -142,13 +143,13 @@ def _changes(first: Recorded, last: Recorded) -> Measured:
             "make_model",
             "a function whose networks call the same modules in every forward pass",
             f"others after training: {', '.join(f'{n} {tuple(s)}' for n, s in differ)}",
-            "Choose with modules= those that are always called.",
+            "Select modules that are always called with modules=.",
         )
     return {("change", n): rms(last[n].double() - h.double()) for n, h in first.items()}
 
 
 def _movement(start: dict[str, Tensor], model: nn.Module) -> Measured:
-    """‖W_t - W_0‖_F / ‖W_0‖_F of each weight (not of biases), and of θ as a whole."""
+    """‖W_t - W_0‖_F / ‖W_0‖_F for each weight (not for biases), and for θ as a whole."""
     own = dict(model.named_parameters())
     squares = {
         n: (

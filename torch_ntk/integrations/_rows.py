@@ -21,29 +21,29 @@ from ..analytic import CNTK, Kernels, StandardLike, analytic_nngp, analytic_ntk
 
 Which: TypeAlias = Literal["ntk", "nngp"]
 
-# Samples of which a diagonal is computed at once: the pairs that are thrown away cost more the
-# larger it is, the calls more the smaller.
+# Samples whose diagonal is computed at once. Larger blocks compute more pairs in vain, and smaller
+# ones need more calls.
 _BLOCK = 8
 
 
 class RowKernel:
-    """A kernel between rows `[N1, d]` and `[N2, d]`, whatever its samples look like.
+    """A kernel between flat rows `[N1, d]` and `[N2, d]`, whatever the shape of its samples is.
 
     Args:
-        kernel: What is computed:
+        kernel: The kernel to compute:
 
             - a network of NTK layers, or with `standard=` of ordinary ones (an `nn.Module` with
               parameters): its infinite-width kernel, see `torch_ntk.analytic_kernels`;
             - a `CNTK`, or any function of tensors `(x1, x2=None) -> [N1, N2]`;
-            - a function that returns `Kernels`, of which `which` is taken:
+            - a function that returns `Kernels`, from which `which` chooses: for example
               `functools.partial(torch_ntk.mlp_kernels, depth=4)`.
         input_shape: The shape of one sample, `(3, 32, 32)`; None leaves the rows as they are.
         which: `"ntk"` or `"nngp"`.
         standard: How ordinary layers of a network are drawn; see `torch_ntk.analytic_kernels`.
 
     Raises:
-        TypeError: `kernel` is not one of these, or `input_shape` is no sequence of integers.
-        ValueError: An argument is out of its range, or `which="nngp"` is asked of a `CNTK`.
+        TypeError: `kernel` is none of these, or `input_shape` is not a sequence of integers.
+        ValueError: An argument is out of its range, or `which="nngp"` is given for a `CNTK`.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ class RowKernel:
         if standard is not None and not _is_network(kernel):
             raise value_error(
                 "standard",
-                "None for a kernel that is no network",
+                "None for a kernel that is not a network",
                 describe(standard),
                 "Give it to the function: functools.partial(analytic_ntk, net, standard='torch').",
             )
@@ -92,11 +92,11 @@ class RowKernel:
 
     @property
     def is_analytic(self) -> bool:
-        """Whether it is known not to change from call to call, as a function might."""
+        """Whether the kernel is the same in every call; a function may change between calls."""
         return isinstance(self.kernel, CNTK) or _is_network(self.kernel)
 
     def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
-        """The kernel `[N1, N2]` in the type of `x1`; `x2=None` means x2 = x1."""
+        """The kernel `[N1, N2]` in the dtype of `x1`; `x2=None` means x2 = x1."""
         a = self._samples("x1", x1)
         b = None if x2 is None else self._samples("x2", x2)
         found = self._evaluate(a, b)
@@ -112,7 +112,7 @@ class RowKernel:
         return found.to(x1.dtype)
 
     def diagonal(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
-        """k(x1_n, x2_n), `[N]`, in blocks of a few samples: nothing of size `[N, N]` is formed."""
+        """k(x1_n, x2_n), `[N]`, computed in blocks of a few samples without a matrix `[N, N]`."""
         if x2 is not None and x2.shape != x1.shape:
             raise value_error("x2", f"as many rows as x1, of shape {tuple(x1.shape)}", x2)
         if not len(x1):
@@ -151,7 +151,7 @@ class RowKernel:
                 "which",
                 "'ntk' for a function that returns one kernel",
                 "'nngp'",
-                "Leave it out: what the function returns is taken as it is.",
+                "Leave it out: the kernel is what the function returns.",
             )
         return found
 

@@ -1,7 +1,7 @@
 """Infinite-width kernels for Gaussian processes in GPyTorch.
 
-`NTKKernel` goes wherever a `gpytorch.kernels.Kernel` goes. GPyTorch is an optional dependency,
-`pip install torch_ntk[gpytorch]`, and imported with this module only.
+`NTKKernel` can be used wherever a `gpytorch.kernels.Kernel` can. GPyTorch is an optional
+dependency, `pip install torch_ntk[gpytorch]`, and only this module imports it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from ._rows import RowKernel, Which
 
 try:
     with warnings.catch_warnings():
-        # While it is imported GPyTorch uses parts of PyTorch that are deprecated, which a user of
-        # either cannot change.
+        # On import GPyTorch uses deprecated parts of PyTorch, which users cannot change.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         import gpytorch  # type: ignore[import-untyped]
@@ -39,25 +38,26 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     r"""A kernel of an infinitely wide network as a covariance function of GPyTorch.
 
     With `which="nngp"` the prior is that of random networks of infinite width, and the posterior
-    that of training the last layer only. With `which="ntk"` the posterior mean is what training
-    all layers by gradient flow from f = 0 ends at (with noise: regularized); its covariance is
-    not that of trained networks, see `torch_ntk.predict.ensemble_mse` for that one.
+    that of training only the last layer. With `which="ntk"` the posterior mean is the limit of
+    training all layers by gradient flow from f = 0 (regularized, if there is noise). Its covariance
+    is not that of trained networks; for that see `torch_ntk.predict.ensemble_mse`.
 
-    The kernel has no hyperparameters of its own. Put it into `gpytorch.kernels.ScaleKernel` to
-    learn its scale; the likelihood learns the noise. Since training then changes nothing in the
-    matrix itself, the last one is kept, and a step costs no new kernel. It is differentiable in
-    its inputs, so features before it can be learned.
+    The kernel has no hyperparameters. Put it into `gpytorch.kernels.ScaleKernel` to learn a scale;
+    the likelihood learns the noise. Because this does not change the kernel's matrix, the last
+    matrix is kept, and a training step computes no new kernel. The kernel is differentiable with
+    respect to its inputs, so that features before it can be learned.
 
     Args:
-        kernel: A network of NTK layers, whose limit of infinite width is taken, a `CNTK` (both are
-            copied), or a function such as `functools.partial(mlp_kernels, depth=4)`; see
+        kernel: A network of NTK layers, for its infinite-width kernel; a `CNTK` (both are copied);
+            or a function such as `functools.partial(mlp_kernels, depth=4)`. See
             `torch_ntk.integrations.RowKernel`.
         input_shape: The shape of one sample, since GPyTorch's inputs are rows `[..., N, d]`.
         which: `"ntk"` or `"nngp"`.
         standard: How ordinary layers of a network are drawn; see `torch_ntk.analytic_kernels`.
-        cache: Whether to keep the last matrix between the same inputs; None does it for networks
-            and `CNTK`, but not for functions, which might change. Not where gradients are wanted.
-        active_dims: Columns of the inputs that are used; None is all.
+        cache: Whether to keep the last matrix and reuse it for the same inputs. None does so for
+            networks and `CNTK`, but not for functions, which might change. A matrix whose gradients
+            are recorded is never kept.
+        active_dims: The columns of the inputs that are used; None uses all.
 
     Shape:
         `[..., N1, d]` and `[..., N2, d]` to `[..., N1, N2]`, in the inputs' dtype. Batches are
@@ -90,21 +90,21 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
         active_dims: tuple[int, ...] | None = None,
     ) -> None:
         if isinstance(kernel, nn.Module):
-            # What is kept of it must stay right, whatever becomes of the caller's network.
+            # A cached matrix must stay right, even if the caller's network is changed.
             kernel, _ = faithful_copy(kernel, "kernel")
         rows = RowKernel(kernel, input_shape=input_shape, which=which, standard=standard)
         if cache is not None and not isinstance(cache, bool):
             raise type_error("cache", "True, False or None", cache)
         super().__init__(active_dims=active_dims)
-        # Not a submodule: the weights of a network that is lifted are not this one's parameters,
-        # and an optimizer must not get them.
+        # Not a submodule, because the network's weights are not parameters of this kernel and must
+        # not be passed to an optimizer.
         self.__dict__["rows"] = rows
         self.cache = rows.is_analytic if cache is None else cache
         self._kept: tuple[Tensor, Tensor | None, Tensor] | None = None
 
     @property
     def is_stationary(self) -> bool:
-        """No: it depends on norms and angles, not on differences."""
+        """False, because the kernel depends on norms and angles instead of differences."""
         return False
 
     def forward(
@@ -121,11 +121,11 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
                 "last_dim_is_batch",
                 "False",
                 True,
-                "A network sees all features together; use active_dims for some of them.",
+                "A network takes all features together; use active_dims to select some of them.",
             )
         if x1.ndim == x2.ndim == 2:
             return self._one(x1, x2, diag)
-        # Batches as GPyTorch broadcasts them: everything but the last two axes.
+        # Like GPyTorch, broadcast all axes except for the last two.
         batch = np.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
         firsts = x1.expand(*batch, *x1.shape[-2:]).reshape(-1, *x1.shape[-2:])
         seconds = x2.expand(*batch, *x2.shape[-2:]).reshape(-1, *x2.shape[-2:])
@@ -135,7 +135,7 @@ class NTKKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]
     def _one(self, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
         rows: RowKernel = self.rows
         tracked = torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad)
-        # Equal but separate inputs have derivatives of their own.
+        # Equal but separate inputs have separate derivatives.
         same = x1 is x2 or (not tracked and _equal(x1, x2))
         other = None if same else x2
         if diag:

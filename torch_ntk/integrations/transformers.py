@@ -1,8 +1,8 @@
 """The monitor for the `Trainer` of Hugging Face's transformers.
 
-`NTKMonitorCallback` is for it what `torch_ntk.callbacks.NTKMonitor` is for Lightning's. The
-library is an optional dependency, `pip install torch_ntk[transformers]`, and imported with this
-module only.
+`NTKMonitorCallback` does for it what `torch_ntk.callbacks.NTKMonitor` does for Lightning's Trainer.
+The library is an optional dependency, `pip install torch_ntk[transformers]`, and only this module
+imports it.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ except ImportError as error:
 
 __all__ = ["NTKMonitorCallback"]
 
-_ITEMS = "num_items_in_batch"  # a count that the Trainer adds to the arguments of a forward
-_SUMMARY = "train_runtime"  # in what the Trainer logs when all steps have been taken
+_ITEMS = "num_items_in_batch"  # a keyword argument that the Trainer adds to each forward
+_SUMMARY = "train_runtime"  # a key of the Trainer's log after its last step
 
 
 class NTKMonitorCallback(Monitor, TrainerCallback):
-    r"""Watches the Neural Tangent Kernel in a `transformers.Trainer`.
+    r"""Measures the Neural Tangent Kernel during the training of a `transformers.Trainer`.
 
         monitor = NTKMonitorCallback()
         trainer = Trainer(model, args, train_dataset=dataset, callbacks=[monitor])
         trainer.train()
         print(monitor.verdict)
 
-    It measures what `torch_ntk.monitor.Monitor` does, before the first batch of an optimizer step,
-    and logs through `Trainer.log`, at the step `state.global_step`: the values are in
-    `trainer.state.log_history`, and every reporter of `report_to` shows them, under the names that
-    it gives to all values of the training: TensorBoard and Weights & Biases put `train/` in front.
-    The verdict is logged as a text at the end. Training is bitwise what it is without it.
+    It measures the same as `torch_ntk.monitor.Monitor`, before the first batch of an optimizer
+    step, and logs through `Trainer.log` at the step `state.global_step`. The values are in
+    `trainer.state.log_history`, and every reporter of `report_to` shows them with the prefix that
+    it gives to all values of a training: `train/` in TensorBoard and Weights & Biases. The verdict
+    is logged as a text at the end. The training is bitwise the same as without the callback.
 
-    By default the probe is taken from the first batch as it passes into the model. The last step is
-    measured when all steps have been taken, before `load_best_model_at_end` replaces the weights.
+    By default the probe is taken from the first batch that is passed to the model. The last
+    measurement follows the last step, before `load_best_model_at_end` replaces the weights.
 
     The state goes into each checkpoint as a safetensors file, about as large as the model because
     of θ_0; resumed from there, the monitor keeps its reference and its curves. Where that
@@ -95,13 +95,13 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         if resume_from is not None and not isinstance(resume_from, (str, Path)):
             raise type_error("resume_from", "the folder of a checkpoint", describe(resume_from))
         self.resume_from = resume_from
-        self._waiting: RemovableHandle | None = None  # for the next batch
+        self._waiting: RemovableHandle | None = None  # the hook that waits for the next batch
 
     # ------------------------------------------------------------------ hooks
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin anew, or go on from the checkpoint that the Trainer has loaded."""
+        """Begin a new record, or continue from the checkpoint that the Trainer has loaded."""
         if args.fsdp or args.deepspeed:
             raise value_error(
                 "args",
@@ -154,10 +154,9 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         optimizer: Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Measure the last step when the Trainer sums up.
+        """Measure the last step when the Trainer logs its summary.
 
-        That is the last event before it loads the best model, and before reporters close what they
-        write to.
+        This is the last event before it loads the best model and before reporters close.
         """
         if not state.is_world_process_zero or model is None or _SUMMARY not in (logs or {}):
             return
@@ -170,13 +169,13 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the state into the folder of the checkpoint, if a training can go on from it.
+        """Save the state in the folder of the checkpoint, if a training can be resumed from it.
 
         Raises:
-            OSError: It cannot be written, and errors are to be raised.
+            OSError: The file cannot be written, and `on_error` is "raise".
         """
         folder = self._folder(args, state)
-        # A search of hyperparameters has folders that only the Trainer knows.
+        # The folders of a hyperparameter search are known to the Trainer only.
         is_resumed_from = not (args.save_only_model or state.is_hyper_param_search)
         if not state.is_world_process_zero or not is_resumed_from:
             return
@@ -218,13 +217,13 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
             self.step(model, optimizer, step=step)
 
     def _hook(self, model: nn.Module, take: Callable[[Any], object]) -> Callable[..., None]:
-        """Calls `take` with the next batch, once, before the model begins with it."""
+        """A hook that passes the next batch to `take`, once, before the model's forward."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if self._waiting is None or module is not model:  # a replica of `DataParallel`
+            if self._waiting is None or module is not model:  # in a replica of `DataParallel`
                 return
             if args and named:
-                return  # of which only the model knows what belongs together
+                return  # such a call cannot be repeated from a single batch
             self._stop_waiting()
             batch = {key: value for key, value in named.items() if key != _ITEMS}
             take(batch or (args[0] if len(args) == 1 else args))
@@ -238,7 +237,7 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         self._waiting = None
 
     def _run_folder(self) -> Path | None:
-        """The folder that was passed, or the one in which the Trainer writes to TensorBoard."""
+        """The `folder` of the caller, or the folder to which the Trainer writes for TensorBoard."""
         trainer = None if self._page_folder is not None else _calling_trainer()
         if trainer is None:
             return self._page_folder
@@ -256,19 +255,19 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
     # ------------------------------------------------------------------ files
     @property
     def _file(self) -> str:
-        """The name of the state's file; the prefix tells several monitors apart."""
+        """The name of the state's file; the prefix distinguishes several monitors."""
         return f"ntk_monitor-{quote(self._session.settings.prefix, safe='')}.safetensors"
 
     @staticmethod
     def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-        """That of the checkpoint at this step."""
+        """The folder of the checkpoint at this step."""
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _calling_trainer() -> Trainer | None:
-    """The Trainer in one of whose events this is called; None in a loop that is none.
+    """The Trainer from whose event this function is called; None in another loop.
 
-    Callbacks are handed everything but the Trainer itself, and only that reaches the reporters.
+    Callbacks get everything except for the Trainer itself, which alone can log to the reporters.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
