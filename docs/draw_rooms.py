@@ -34,7 +34,7 @@ WHAT = {
     "empirical": "kernels of finite networks,\nchecked on every call",
     "linearize": "networks linearized\nin their parameters",
     "features": "random projections\nof gradients",
-    "metrics": "drift, spectrum,\nalignment",
+    "metrics": "drift, rank,\nalignment",
     "predict": "training in\nclosed form",
     "sampling": "kernels by\nrandom draws",
     "plotting": "figures",
@@ -43,7 +43,7 @@ WHAT = {
     "coordinates": "sizes against\nthe width",
     "estimators": "scikit-learn's\ninterface",
     "forecasting": "loss curves\nfrom a kernel",
-    "tensorboard_plugin": "the page of a\ntraining, its files",
+    "tensorboard_plugin": "the page\nof a training",
     "callbacks": "the Trainer's hooks",
     "command": "torch-ntk",
     "integrations": "other libraries",
@@ -73,13 +73,14 @@ def box(ax: Axes, x: float, y: float, width: float, name: str, text: str, colour
 
 def main() -> None:
     """Write the picture."""
-    fig, ax = plt.subplots(figsize=(13.4, 8.2))
+    fig, ax = plt.subplots(figsize=(15.0, 8.2))
     total = 7.0
     for k, row in enumerate(ROWS):
         rooms = [name for group in row for name in group.split() if name != "_version"]
         width = total / len(rooms)
         for i, name in enumerate(rooms):
-            box(ax, i * width + 0.04, -1.0 * k, width - 0.08, name, WHAT[name], COLOURS[k])
+            title = name.replace("_plugin", "\n_plugin")  # wider than its room otherwise
+            box(ax, i * width + 0.04, -1.0 * k, width - 0.08, title, WHAT[name], COLOURS[k])
     ax.annotate(
         "",
         xy=(-0.25, 0.8),
