@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .._functional import Batch
 from ..memory import Backoff, even, ranges
 from ._job import KernelJob
+from ._outputs import joined
 from ._parts import Kernels
 from .checksum import CLOSE, BlockCheck, MismatchError, compared_together, plain_jacobians
 from .contract import Factor, Factors, JacobianFactor, PairBlocks, join
@@ -24,6 +26,9 @@ class FactorMethod(ABC):
     computed is compared with a plain backward pass; parameters whose factors are wrong have their
     Jacobians taken by plain loops instead, and the kernel is computed anew.
 
+    Where some outputs are taken together, this is done for each group of them by a method of its
+    own. Only the comparison is of all: a plain pass takes as long for some outputs as for all.
+
     Attributes:
         job: The kernel.
         by_loops: Names of the parameters whose Jacobians are taken by plain loops.
@@ -36,6 +41,8 @@ class FactorMethod(ABC):
         self.job = job
         self.by_loops = by_loops
         self._roundings: dict[str, float] = {}
+        self._waiting: _Waiting | None = None
+        self._part = slice(None)
 
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
@@ -58,8 +65,8 @@ class FactorMethod(ABC):
         """The method that does these parameters in another way; None if there is none left."""
 
     @abstractmethod
-    def in_dtype(self, dtype: torch.dtype) -> FactorMethod:
-        """The same method in another precision."""
+    def of_job(self, job: KernelJob) -> FactorMethod:
+        """The same method for another job of the same function, in another precision perhaps."""
 
     def kernel(self) -> Kernels:
         """The kernels of the job.
@@ -79,9 +86,28 @@ class FactorMethod(ABC):
                 method = other
 
     def _computed(self) -> Kernels:
+        parts = self.job.parts
+        if not parts:
+            return self._of_blocks(*self.sizes())
+        waiting = _Waiting(self)
+        own = [self._of_outputs(part, waiting) for part in parts]
+        sizes = own[0].sizes()  # of the largest group; samples are divided alike for all
+        own[-1].job = replace(own[-1].job, advance=self.job.advance)
+        found = [method._of_blocks(*sizes) for method in own]
+        for check, pieces in waiting.checks.values():
+            self._verify(check, pieces)
+        return joined(found, self.job.output)
+
+    def _of_outputs(self, part: slice, waiting: _Waiting) -> FactorMethod:
+        """The method for some of the outputs, whose checks wait for the others."""
+        job = replace(self.job.of_outputs(part), advance=lambda samples: None)
+        own = self.of_job(job)
+        own._waiting, own._part = waiting, part
+        return own
+
+    def _of_blocks(self, size: int, small: int) -> Kernels:
         job = self.job
         results = PairBlocks(job)
-        size, small = self.sizes()
         n1, n2 = len(job.x1), len(job.columns)
         symmetric = job.x2 is None
         backoff = Backoff(n1, size, within=small)
@@ -116,27 +142,49 @@ class FactorMethod(ABC):
         self, side: Batch, pieces: Sequence[tuple[int, int]], alone: bool
     ) -> list[Factors]:
         """Factors of consecutive pieces of samples, compared together."""
-        job, start, stop = self.job, pieces[0][0], pieces[-1][1]
+        start, waiting = pieces[0][0], self._waiting
         check = None
-        if job.check:
-            check = BlockCheck(job, side, start, stop, self.close, self._roundings)
+        if self.job.check and waiting is None:
+            check = self._new_check(side, pieces)
+        elif self.job.check and waiting is not None:
+            check = waiting.check(self._part, side, pieces)
         found = [self._all(side[a:b], a - start, alone, check) for a, b in pieces]
-        if check is not None:
-
-            def in_double() -> BlockCheck:
-                double = self.in_dtype(torch.float64)
-                again = check.again(double.job)
-                for a, b in pieces:
-                    double._all(again.x[a - start : b - start], a - start, False, again)
-                return again
-
-            try:
-                check.verify(in_double)
-            except MismatchError as error:
-                if error.names <= self.by_loops:
-                    raise check.refuse(error.names) from None
-                raise
+        if check is not None and waiting is None:
+            self._verify(check, pieces)
         return found
+
+    def _new_check(self, side: Batch, pieces: Sequence[tuple[int, int]]) -> BlockCheck:
+        """An empty one of these pieces."""
+        start, stop = pieces[0][0], pieces[-1][1]
+        return BlockCheck(self.job, side, start, stop, self.close, self._roundings)
+
+    def _verify(self, check: BlockCheck, pieces: Sequence[tuple[int, int]]) -> None:
+        """Compare what was computed of these pieces of samples.
+
+        Raises:
+            MismatchError: It is wrong, which another method may mend.
+            ValueError: It is wrong by plain loops: samples depend on each other.
+        """
+        start = pieces[0][0]
+
+        def in_double() -> BlockCheck:
+            double = self.of_job(self.job.in_dtype(torch.float64))
+            again = check.again(double.job)
+            each: list[FactorMethod] = [] if check.parts else [double]
+            each += [double.of_job(double.job.of_outputs(part)) for part in check.parts]
+            for k, method in enumerate(each):
+                if check.parts:
+                    again.begin(check.parts[k])
+                for a, b in pieces:
+                    method._all(again.x[a - start : b - start], a - start, False, again)
+            return again
+
+        try:
+            check.verify(in_double)
+        except MismatchError as error:
+            if error.names <= self.by_loops:
+                raise check.refuse(error.names) from None
+            raise
 
     def _all(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Factors of all parameters."""
@@ -158,3 +206,31 @@ class FactorMethod(ABC):
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
         """The factor of a parameter with this Jacobian `[N, O, p]`."""
         return JacobianFactor.of(jacobian)
+
+
+class _Waiting:
+    """Checks of blocks of samples that wait until all groups of outputs have been computed.
+
+    Args:
+        method: Of all outputs.
+
+    Attributes:
+        checks: By the side and the block of samples the check and the pieces of the block. Blocks
+            become others where memory runs out; each check is of the outputs that it was told of.
+    """
+
+    def __init__(self, method: FactorMethod) -> None:
+        self._method = method
+        self.checks: dict[
+            tuple[bool, tuple[tuple[int, int], ...]],
+            tuple[BlockCheck, Sequence[tuple[int, int]]],
+        ] = {}
+
+    def check(self, part: slice, side: Batch, pieces: Sequence[tuple[int, int]]) -> BlockCheck:
+        """The check of these pieces, which is next told of the outputs `part`."""
+        key = (side is self._method.job.x1, tuple(pieces))
+        if key not in self.checks:
+            self.checks[key] = self._method._new_check(side, pieces), pieces
+        check = self.checks[key][0]
+        check.begin(part)
+        return check

@@ -32,8 +32,8 @@ from .._types import (
 from ..memory import in_bytes, limited
 from ._coupled import CoupledBatches
 from ._job import KernelJob
-from ._output_groups import of_group, output_groups
-from ._outputs import OUTPUTS, finish, joined
+from ._output_groups import output_groups
+from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
 from ._precondition import precondition_of
 from ._probed import ProbedKernel, estimate, groups, probing
@@ -342,8 +342,8 @@ def empirical_ntk(
         forward = inspect_forward(fn, "x1", a, recorder)
         keys = keys_of(fn.params, by)
         n1, n2 = len(a), len(a if b is None else b)
-        outputs, form, all_outputs = forward.outputs, kept, fn
-        parts = [slice(None)]
+        outputs, form = forward.outputs, kept
+        parts: tuple[slice, ...] = ()
         if form == "probed":
             form = "diagonal" if probes < outputs else "mean"
             if probes < outputs:
@@ -362,22 +362,9 @@ def empirical_ntk(
             if check:
                 gradient = check_gradient(gradient)
 
-        def of_part(job: KernelJob, part: slice) -> KernelJob:
-            if form != "diagonal" or len(parts) == 1:
-                return of_group(job, part)
-            one = probing(all_outputs, outputs, probes, seed, part)
-            return replace(job, fn=one, forward=replace(forward, outputs=part.stop - part.start))
-
         def run(job: KernelJob) -> Kernels:
-            together = parts if len(parts) > 1 else output_groups(job, method, recorder)
-            if len(together) == 1:
-                return METHODS[method](job, recorder)
-            found = []
-            for part in together:
-                advance = job.advance if part is together[-1] else lambda samples: None
-                own = replace(of_part(job, part), advance=advance)
-                found.append(METHODS[method](own, recorder))
-            return joined(found, form)
+            together = parts or output_groups(job, method, recorder)
+            return METHODS[method](replace(job, parts=together), recorder)
 
         with limited(left):
             kernels = with_progress(job, progress, method == "vector_product", run)

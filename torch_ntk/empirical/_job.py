@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from .._functional import Batch, ModelFunction
 from .._types import Output
@@ -30,6 +31,7 @@ class KernelJob:
         check: Whether every block is compared with a plain backward pass.
         precondition: √P of the kernel J P Jᵀ.
         advance: Told of every number of samples that is done.
+        parts: Outputs that are taken together, if not all are; see `_output_groups`.
     """
 
     fn: ModelFunction
@@ -42,6 +44,7 @@ class KernelJob:
     check: bool = True
     precondition: Precondition = field(default_factory=Precondition)
     advance: Callable[[int], None] = lambda samples: None
+    parts: tuple[slice, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -79,6 +82,17 @@ class KernelJob:
         dims = shape(self.output, len(self.x1), len(self.columns), self.outputs)
         like = torch.zeros((), dtype=self.fn.products, device=self.fn.device)
         return {key: like.new_zeros(dims) for key in distinct(self.keys)}
+
+    def of_outputs(self, part: slice) -> KernelJob:
+        """The kernel of some of the outputs."""
+        forward = replace(self.forward, outputs=part.stop - part.start)
+        earlier = self.fn.transform
+
+        def transform(out: Tensor) -> Tensor:
+            return (out if earlier is None else earlier(out))[:, part]
+
+        fn = self.fn.with_outputs(transform)
+        return replace(self, fn=fn, forward=forward, parts=())
 
     def in_dtype(self, dtype: torch.dtype) -> KernelJob:
         """The same evaluated in another precision."""

@@ -3,12 +3,10 @@
 Of every sample the factors of all outputs are kept until its pairs with the others are multiplied:
 memory in proportion to O. `Σ_i Θ[n, m, i, i]` needs those of one output at a time. Where memory is
 short, some outputs of all samples are therefore taken together, which adds a forward pass for each
-group of outputs, and one of the check; blocks of samples would take each sample several times.
+group of outputs; blocks of samples would take each sample several times.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from ..memory import aim, budget
 from ._job import KernelJob
@@ -21,8 +19,8 @@ _CACHED = 8  # outputs whose passes of their own cost no more than what caches g
 _MANY_BYTES = 2**26  # of factors that are kept, from which on that holds on a CPU
 
 
-def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> list[slice]:
-    """Outputs that are taken together: all of them, if that is not too much.
+def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> tuple[slice, ...]:
+    """Outputs that are taken together; none are named where all of them are.
 
     Args:
         job: The kernel.
@@ -30,10 +28,9 @@ def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> list[sl
         recorder: Of the uses of parameters in a forward pass.
     """
     o = job.outputs
-    whole = [slice(0, o)]
     is_sum = job.output in _BY_OUTPUTS and job.fn.transform is None
     if not is_sum or method not in _METHODS or o < 2 * _FEWEST:
-        return whole
+        return ()
     sparing, fewest = aim(), _FEWEST
     most = budget(job.fn.device) // 4
     if sparing is not None:
@@ -42,17 +39,11 @@ def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> list[sl
         most, fewest = min(most, _MANY_BYTES), _CACHED
     each = o * (job.forward.activation_bytes + job.fn.parameter_bytes)
     if job.samples * each <= most:  # more than there can be
-        return whole
+        return ()
     plan = StructuredMethod(job, recorder.recorded()).plan
     kept = plan.numbers_per_sample(job.fn.params, alone=job.x2 is None) * job.item * job.samples
     count = min(-(-kept // most), o // fewest)
     if count <= 1:
-        return whole
+        return ()
     size = -(-o // count)
-    return [slice(a, min(a + size, o)) for a in range(0, o, size)]
-
-
-def of_group(job: KernelJob, part: slice) -> KernelJob:
-    """The kernel of some of the outputs."""
-    forward = replace(job.forward, outputs=part.stop - part.start)
-    return replace(job, fn=job.fn.with_outputs(lambda out: out[:, part]), forward=forward)
+    return tuple(slice(a, min(a + size, o)) for a in range(0, o, size))

@@ -36,9 +36,7 @@ class ProbedKernel(NamedTuple):
 _TOGETHER = 2**29  # bytes of the derivatives of directions by the outputs that are held at once
 
 
-def probing(
-    fn: ModelFunction, outputs: int, probes: int, seed: int, part: slice = slice(None)
-) -> ModelFunction:
+def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFunction:
     """The function whose K outputs are `Σ_i v[k, i] f_i / sqrt(O)` for random signs v.
 
     Args:
@@ -46,22 +44,23 @@ def probing(
         outputs: O.
         probes: K.
         seed: Of the signs, which depend on nothing else.
-        part: Which of the directions.
     """
-    signs = random_signs(outputs, probes, seed)[part].to(fn.device, fn.dtype)
+    signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
     return fn.with_outputs(lambda out: along(out, signs))
 
 
-def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> list[slice]:
-    """Directions that are taken together: all, or fewer of very many outputs.
+def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> tuple[slice, ...]:
+    """Directions that are taken together, fewer of very many outputs; none are named if all are.
 
     Each of them has a derivative of the size of all outputs of all samples, such as the logits of a
     vocabulary at every position.
     """
     each = samples * outputs * torch.empty((), dtype=fn.dtype).element_size()
     count = -(-probes // max(1, _TOGETHER // each))
+    if count == 1:
+        return ()
     size = -(-probes // count)
-    return [slice(k, min(k + size, probes)) for k in range(0, probes, size)]
+    return tuple(slice(k, min(k + size, probes)) for k in range(0, probes, size))
 
 
 def along(outputs: Tensor, directions: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from .._functional import Batch, CannotTransformError
@@ -126,9 +125,9 @@ class JacobianFeatures(JacobianMethod):
         """These parameters by plain loops."""
         return JacobianFeatures(self.job, self._projections, self.by_loops | names)
 
-    def in_dtype(self, dtype: torch.dtype) -> JacobianMethod:
-        """The same in another precision."""
-        return JacobianFeatures(self.job.in_dtype(dtype), self._projections, self.by_loops)
+    def of_job(self, job: KernelJob) -> JacobianMethod:
+        """The same for another job."""
+        return JacobianFeatures(job, self._projections, self.by_loops)
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
         """The projection of a Jacobian."""

@@ -44,8 +44,9 @@ _TIMES, _SIDES = 3.0, 0.05
 # gradient by √k times as much, as they are independent; of so many the size is known. ReLUs of
 # inputs that are 0 but for rounding are turned by any, however small.
 _ROUNDED_BY = (16, 1)
-# A plain pass takes so many times the memory of the activations.
-_PASS = 4
+# A plain pass takes so many times the memory of all results of a forward pass: what it keeps of
+# them, and the derivatives on which the backward pass is working.
+_PASS = 2
 # Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway. And how many times
 # the memory of the parameters it takes at least: each comparison reads their gradients repeatedly.
 _AT_ONCE, _OF_PARAMETERS = 2**28, 4
@@ -100,6 +101,9 @@ class BlockCheck:
         close: Relative differences in float32 that are not looked at again.
         roundings: By name what share of a gradient roundings make, as far as other blocks of the
             same kernel have shown; what this one shows is added.
+
+    Attributes:
+        parts: Groups of outputs that were added one after the other; none if all at once.
     """
 
     def __init__(
@@ -114,11 +118,12 @@ class BlockCheck:
         self.x, self._close = side[start:stop], close
         self._fn, self._job = job.fn, job
         self._companion, self._is_made_up = companion_of(job, self.x)
-        self._u = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
+        self._signs = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
             job.fn.device
         )
-        self._sums = SignedSums(self._u)
-        self._outputs: list[Tensor] = []
+        self._sums = SignedSums(self._signs)
+        self._outputs: list[list[Tensor]] = [[]]
+        self.parts: list[slice] = []
         self._roundings: dict[str, float] = {} if roundings is None else roundings
 
     @property
@@ -126,16 +131,23 @@ class BlockCheck:
         """Where factors are added."""
         return self._sums
 
+    def begin(self, part: slice) -> None:
+        """From now on these outputs are added, of the first sample on; by default all are."""
+        if self.parts:
+            self._outputs.append([])
+        self.parts.append(part)
+        self._sums.u = self._signs[:, part]
+
     def add_outputs(self, outputs: Tensor) -> None:
         """Add the outputs `[n, O]` of the next samples, each evaluated alone."""
-        self._outputs.append(outputs.detach())
+        self._outputs[-1].append(outputs.detach())
 
     def again(self, job: KernelJob) -> BlockCheck:
         """An empty check of the same samples in the precision of `job`, with the same signs."""
         found = BlockCheck(job, self.x.to(job.fn.dtype), 0, len(self.x))
         found._companion, found._is_made_up = self._companion, self._is_made_up
-        found._u = self._u.to(job.fn.dtype)
-        found._sums = SignedSums(found._u)
+        found._signs = self._signs.to(job.fn.dtype)
+        found._sums = SignedSums(found._signs)
         return found
 
     def verify(self, in_double: Callable[[], BlockCheck]) -> None:
@@ -209,7 +221,8 @@ class BlockCheck:
         """Names of the parameters that differ; all where the outputs do."""
         expected = self._expected(plain)
         every = set(self._fn.params)
-        own = torch.cat(self._outputs).to(expected.outputs.dtype)
+        own = torch.cat([torch.cat(rows) for rows in self._outputs], dim=1)
+        own = own.to(expected.outputs.dtype)
         if not bool(own.isfinite().all()) or not bool(expected.outputs.isfinite().all()):
             # What is not finite is reported with the kernel, by its index.
             same = torch.equal(own.isfinite(), expected.outputs.isfinite())
@@ -239,12 +252,20 @@ class BlockCheck:
         n = len(self.x)
         total: Parameters = {}
         outputs = []
+        u = self._signs
+        if self.parts:  # outputs that nothing is known of do not count
+            u = torch.zeros_like(u)
+            for part in self.parts:
+                u[:, part] = self._signs[:, part]
         for a, b in self._chunks(n):
-            rows, gradient = self._passed(plain, self.x[a:b], self._u[a:b].to(plain.dtype))
+            rows, gradient = self._passed(plain, self.x[a:b], u[a:b].to(plain.dtype))
             outputs.append(rows[: b - a])
             for name, g in gradient.items():
                 total[name] = total[name] + g if name in total else g
-        return _Expected(torch.cat(outputs), total)
+        every = torch.cat(outputs)
+        if self.parts:
+            every = torch.cat([every[:, part] for part in self.parts], dim=1)
+        return _Expected(every, total)
 
     def _passed(self, plain: PlainModel, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
         """Outputs, and the gradient of `Σ u·f`, of one pass over samples and their companion."""

@@ -49,18 +49,19 @@ class SignedSums:
     The gradient of a large weight is compared by what it makes of random vectors r,
     `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩`, so that it need not be formed.
 
-    Args:
-        u: Signs `[N, O]`.
+    Attributes:
+        u: Signs `[N, O]` of the outputs that are added.
+        sums: What is known, by the name of the parameter.
     """
 
     def __init__(self, u: Tensor) -> None:
-        self._u = u
+        self.u = u
         self.sums: dict[str, SignedSum] = {}
 
     def add_jacobian(self, name: str, start: int, jacobian: Tensor) -> None:
         """Add the Jacobian `[n, O, p]` of the samples from `start` on."""
         n, o, p = jacobian.shape
-        total = self._u[start : start + n].reshape(1, n * o) @ jacobian.reshape(n * o, p)
+        total = self.u[start : start + n].reshape(1, n * o) @ jacobian.reshape(n * o, p)
         self._add(name, SignedSum(total[0], torch.linalg.vector_norm(jacobian)))
 
     def signed(self, start: int, b: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class SignedSums:
 
         They are large, and read once in the order in which they are in memory.
         """
-        u = self._u[start : start + b.shape[0]].unsqueeze(1)
+        u = self.u[start : start + b.shape[0]].unsqueeze(1)
         order = sorted(range(2, b.ndim), key=lambda d: -b.stride()[d])
         sizes = [b.shape[d] for d in order]
         found = torch.bmm(u, b.permute(0, 1, *order).reshape(*b.shape[:2], -1))
@@ -84,7 +85,7 @@ class SignedSums:
             signed: The signed cotangents of each use's call, `[n, 1, ...]`.
         """
         if not calls[0][0].weight.numel():
-            none = self._u.new_zeros(0)
+            none = self.u.new_zeros(0)
             self.sums[name] = SignedSum(none, none.sum())
             return
         is_large = calls[0][0].weight.numel() > SMALL

@@ -47,7 +47,8 @@ def by_auto(job: KernelJob, recorder: UseRecorder) -> Kernels:
             the network's are wanted: then the network is to be evaluated in that precision.
     """
     method = StructuredMethod(job, recorder.recorded())
-    if method.bytes_per_sample() <= budget(job.fn.device):
+    one = method if not job.parts else method.of_job(job.of_outputs(job.parts[0]))
+    if one.bytes_per_sample() <= budget(job.fn.device):
         return _structured(method)
     if job.fn.products != job.fn.dtype:
         raise OnePrecisionError

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.func import jacrev
 
@@ -88,9 +87,9 @@ class JacobianMethod(FactorMethod):
         """These parameters by plain loops."""
         return JacobianMethod(self.job, self.by_loops | names)
 
-    def in_dtype(self, dtype: torch.dtype) -> JacobianMethod:
-        """The same in another precision."""
-        return JacobianMethod(self.job.in_dtype(dtype), self.by_loops)
+    def of_job(self, job: KernelJob) -> JacobianMethod:
+        """The same for another job."""
+        return JacobianMethod(job, self.by_loops)
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """All Jacobians but those that are taken by loops."""

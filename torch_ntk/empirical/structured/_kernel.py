@@ -134,9 +134,9 @@ class StructuredMethod(FactorMethod):
         names = frozenset() if self.plan.channels_last else names
         return self._with(self.job, self.by_loops | names, innermost=False)
 
-    def in_dtype(self, dtype: torch.dtype) -> StructuredMethod:
-        """The same plan in another precision."""
-        return self._with(self.job.in_dtype(dtype), self.by_loops, self._innermost)
+    def of_job(self, job: KernelJob) -> StructuredMethod:
+        """The same uses in another job."""
+        return self._with(job, self.by_loops, self._innermost)
 
     def _with(self, job: KernelJob, by_loops: frozenset[str], innermost: bool) -> StructuredMethod:
         return StructuredMethod(job, self._uses, by_loops, innermost)
