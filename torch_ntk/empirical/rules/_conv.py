@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from .._inner_products import takes_onednn
+from .._inner_products import inner_products, takes_onednn
 from ._bias import with_bias
 from ._rule import Use, argument
+
+# Operations of a product that take as long as adding one summand to an entry of a Gram matrix.
+_OF_SUM = 50
 
 
 class ConvUse(Use):
@@ -64,6 +67,14 @@ class ConvUse(Use):
     def held_size(self, source: torch.Size, positions: int) -> int:
         """Numbers of one source, or of its patches."""
         return source.numel() if self.groups == 1 else super().held_size(source, positions)
+
+    def for_gram(self) -> Use:
+        """Parts of patches, where so much is saved that their sums are worth it."""
+        taps = self.weight.shape[2]
+        saved = self.inputs - self.inputs // taps
+        if self.stride[0] > 1 or self.groups > 1 or saved < _OF_SUM * taps:
+            return self
+        return _RowsUse(self)
 
     @property
     def is_direct(self) -> bool:
@@ -155,6 +166,50 @@ class ConvUse(Use):
         n, o = b.shape[:2]
         b = b.reshape(n, o, -1, self.groups, self.units, prod(b.shape[-dims:]))
         return b.permute(0, 1, 3, 2, 5, 4).reshape(n, o, self.groups, -1, self.units)
+
+
+class _RowsUse(ConvUse):
+    """A convolution whose features are the rows of patches, each at every place in an image.
+
+    Patches of neighbouring places share their rows. With stride 1 in the first dimension the inner
+    product of the patches at i and i' is the sum of ⟨row[i + a], row[i' + a]⟩ over the taps a of
+    that dimension, so that of 3x3 filters a third of the products are left.
+    """
+
+    def __init__(self, use: ConvUse) -> None:
+        where = (use.stride, use.padding, use.dilation, use.groups)
+        super().__init__(use.source, use.weight, *where)
+        self.name, self.channels_last = use.name, use.channels_last
+
+    def _patches(self, images: Tensor) -> Tensor:
+        rest = ((1, *a[1:]) for a in (self.weight.shape[2:], self.stride, self.dilation))
+        kernel, stride, dilation = rest
+        padding = ((0, 0), *self.padding[1:])
+        return patches(images, kernel, stride, padding, dilation, 1)
+
+    @property
+    def gram_width(self) -> int:
+        """Of a row, and what the sum takes."""
+        taps = self.weight.shape[2]
+        return self.inputs // taps + _OF_SUM * taps
+
+    def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
+        """Inner products of patches, from those of their rows."""
+        dims = self.weight.ndim - 2
+        size = self.source.shape[-dims:]
+        out, *rest = self.places(size)
+        each = prod(rest)
+        rows = inner_products(a1[0], a2[0])
+        rows = rows.view(-1, size[0], each, rows.shape[1] // (size[0] * each), size[0], each)
+        n1, n2 = rows.shape[0], rows.shape[3]
+        found = rows.new_zeros(n1, out, each, n2, out, each)
+        for tap in range(self.weight.shape[2]):
+            off = tap * self.dilation[0] - self.padding[0][0]
+            start, stop = max(0, -off), min(out, size[0] - off)
+            if start < stop:
+                of_taps = rows[:, start + off : stop + off, :, :, start + off : stop + off]
+                found[:, start:stop, :, :, start:stop] += of_taps
+        return found.view(1, n1 * out * each, n2 * out * each)
 
 
 def patches(

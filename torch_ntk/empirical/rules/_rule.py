@@ -94,6 +94,10 @@ class Use(ABC):
             return inner_products(a1[0], a2[0]).unsqueeze(0)
         return torch.bmm(a1, a2.transpose(1, 2))
 
+    def for_gram(self) -> Use:
+        """The use with features whose inner products take less, where it is the only call."""
+        return self
+
     def held(self, source: Tensor) -> Tensor:
         """What `narrowed` needs of stacked sources."""
         return self.features(source)

@@ -1,4 +1,4 @@
-"""Products and Jacobians that oneDNN computes, in float32 on a CPU, against float64."""
+"""Factors of convolutions, and what oneDNN computes in float32 on a CPU, against float64."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch_ntk import empirical_ntk
 from torch_ntk.empirical import _inner_products
 from torch_ntk.empirical._inner_products import inner_products
-from torch_ntk.empirical.rules import ConvUse
+from torch_ntk.empirical.rules import ConvUse, _conv
 from torch_ntk.empirical.structured import _kernel, _plan
 
-pytestmark = pytest.mark.skipif(
+needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN"
 )
 
 
+@needs_onednn
 @pytest.mark.parametrize("rows", [256, 261])
 def test_inner_products_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -50,6 +51,7 @@ class OfTwoImages(nn.Module):
         return self.last(self.then(self.first(images)).reshape(len(x), -1))
 
 
+@needs_onednn
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("output", ["full", "mean", "diagonal"])
 @pytest.mark.parametrize("varies", [False, True])
@@ -79,3 +81,32 @@ def test_jacobians_of_convolutions_are_formed_directly(
     assert relative_error(kernel, reduced(contract_full(j, j), output)) < 1e-5
     assert len({shape for shape, _ in kinds}) == 2, "both convolutions"
     assert late == any(units not in ((3, 5), (3, 6)) for _, units in kinds)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("contraction", "output"), [("gram", "mean"), ("gram", "diagonal"), ("features", "full")]
+)
+def test_gram_matrices_of_patches_are_sums_over_their_rows(
+    contraction: str, output: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_plan, "cheapest", lambda found: found[contraction])
+    monkeypatch.setattr(_plan.Plan, "is_late", lambda self, name: late and name != "last.weight")
+    monkeypatch.setattr(_conv, "_OF_SUM", 0)
+    in_pieces(monkeypatch, chunk=30000, rows=16)
+    monkeypatch.setattr(_kernel.StructuredMethod, "_samples_of_piece", lambda self: 3)
+    gram, kernels = _conv._RowsUse.gram, set()
+
+    def noted(self: _conv._RowsUse, a1: Tensor, a2: Tensor) -> Tensor:
+        kernels.add(self.weight.shape[2:])
+        return gram(self, a1, a2)
+
+    monkeypatch.setattr(_conv._RowsUse, "gram", noted)
+    torch.manual_seed(0)
+    model, x = OfTwoImages().double(), torch.randn(7, 4, 6, 5, dtype=torch.float64)
+    kernel = empirical_ntk(model, x, output=output, method="structured")
+    j = jacobian_loop(model, x)
+    assert relative_error(kernel, reduced(contract_full(j, j), output)) < 1e-12
+    other = empirical_ntk(model, x[:4], x[4:], output=output, method="structured")
+    assert relative_error(other, kernel[:4, 4:]) < 1e-12
+    assert (3, 3) in kernels
