@@ -16,7 +16,13 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from torch_ntk.activations import DualQuadrature, DualRectifier, _moment_table, dual_activation
+from torch_ntk.activations import (
+    DualQuadrature,
+    DualRectifier,
+    Form,
+    _moment_table,
+    dual_activation,
+)
 
 SMOOTH = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus}
 KINKED = {"hardtanh": F.hardtanh, "relu6": F.relu6, "selu": F.selu, "softshrink": F.softshrink}
@@ -216,3 +222,50 @@ def test_copies(f: Any) -> None:
 def test_terms_are_checked(terms: object) -> None:
     with pytest.raises((TypeError, ValueError), match="`terms` must be a positive integer"):
         DualQuadrature(torch.tanh, terms=terms)  # type: ignore[arg-type]
+
+
+def by_statements(dual: DualQuadrature, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+    """κ and κ̇ by the statements for loops, with the series as plain sums."""
+    formula = dual.fused(Form(distance=False, double=True))
+    assert formula is not None
+    assert formula.series is not None
+    lengths = formula.series.lengths(torch.cat([q1, q2]))
+    a, b = (formula.series.coefficients(q, lengths) for q in (q1, q2))
+    names: dict[str, Any] = {"k0": k, "t0": torch.ones_like(k)}
+    for side, q in (("a", q1), ("b", q2)):
+        names |= {f"{side}{i}": term for i, term in enumerate(formula.terms([q]))}
+    names |= {"min": lambda x, y: x.clamp(max=y), "max": lambda x, y: x.clamp(min=y)}
+    exec("\n".join(formula.series.before), names)
+    odd, even = (torch.arange(n, dtype=torch.float64) for n in lengths)
+    degree = torch.cat([2 * odd.flip(0) + 1, 2 * even.flip(0) + 2]).unsqueeze(1)
+    names["value"] = (a * b * names["c"] ** degree).sum(0)
+    names["slope"] = (a * b * degree * names["c"] ** (degree - 1)).sum(0)
+    exec("\n".join([*formula.series.after, *formula.lines]), names)
+    return names["k"], names["t"]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 7, 512])
+@pytest.mark.parametrize("name", ["tanh", "softplus", "hardtanh", "relu6", "elu"])
+def test_statements_for_loops(name: str, terms: int) -> None:
+    """From variances of several octaves, 0 and a very small one among them."""
+    dual = DualQuadrature(getattr(F, name), terms=terms)
+    q1 = torch.tensor([0.0, 1e-9, 0.02, 0.3, 0.36, 1.0, 4.5, 18.0], dtype=torch.float64).repeat(3)
+    q2 = torch.cat([q1[:8].roll(n) for n in (1, 2, 5)])
+    c = torch.linspace(-1, 1, len(q1), dtype=torch.float64).roll(5)
+    k = c * (q1 * q2).sqrt()
+    # A rest that is hardly more than rounding has few digits.
+    tolerance = 1e-10 if terms == 512 else 1e-9
+    size = torch.sqrt(torch.stack([dual.diagonal(q1)[i] * dual.diagonal(q2)[i] for i in (0, 1)]))
+    for found, wanted, scale in zip(
+        by_statements(dual, k, q1, q2), dual.pair(k, q1, q2), size, strict=True
+    ):
+        assert float(((found - wanted).abs() / scale.clamp(min=1e-30)).max()) < tolerance
+
+
+def test_layers_share_what_torch_defines() -> None:
+    assert dual_activation(nn.ELU(0.5)) is dual_activation(nn.ELU(0.5, inplace=True))
+    assert dual_activation(nn.ELU(0.5)) is not dual_activation(nn.ELU())
+    assert dual_activation(torch.tanh) is dual_activation(torch.tanh)
+    hooked = nn.Tanh()
+    hooked.register_forward_hook(lambda module, given, result: 2 * result)
+    assert dual_activation(hooked) is not dual_activation(nn.Tanh())

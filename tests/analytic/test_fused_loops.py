@@ -263,7 +263,6 @@ FORMULAS = {
     "gelu": DualGELU(),
     "tanh": DualQuadrature(torch.tanh),
     "hardtanh": DualQuadrature(nn.Hardtanh(-0.4, 0.7)),
-    "of few terms": DualQuadrature(nn.functional.silu, terms=7),
 }
 
 

@@ -14,8 +14,9 @@ from ._rectifier import roots
 
 # Coefficients that are tried first.
 _FIRST = 64
-# Coefficients whose squares together are below these shares, by their part of κ̇, are left out.
-_NEGLIGIBLE = {True: 3e-16, False: 1e-9}
+# Coefficients whose squares together are below these shares, by their part of κ̇, are left out. The
+# other image may have large ones if its variance is larger: roots of these are what κ̇ may miss.
+_NEGLIGIBLE = {True: 1e-20, False: 1e-12}
 # A rest of this share of the whole is rounding.
 ROUNDING = 1e-14
 # The last coefficients, by which it is judged whether there are enough.
@@ -70,8 +71,9 @@ class HermiteExpansion:
             flat = q.flatten().to(torch.float64)
             head, rests = panels(flat, _FIRST_AND_LAST, 2), panels(flat, _RESTS, 6)
             head[flat <= 0, 0] = self._at_zero[0]
-            roots_ = [rest_roots(rests[:, i : i + 2], rests[:, 4 + i // 2]) for i in (0, 2)]
-            others = torch.cat([head, *roots_], 1).to(q.dtype).T.reshape(6, *q.shape)
+            whole = rests[:, 4:].repeat_interleave(2, 1)
+            missing = torch.where(rests[:, :4] > ROUNDING, rests[:, :4] * whole, 0.0).sqrt()
+            others = torch.cat([head, missing], 1).to(q.dtype).T.reshape(6, *q.shape)
             return (*roots(variances), *others.unbind(0))
 
         def lengths(q: Tensor) -> tuple[int, int]:
@@ -85,14 +87,14 @@ class HermiteExpansion:
             falling = torch.cat([odd.flip(1), even.flip(1)], 1).to(q.dtype)
             return falling.T.reshape(sum(lengths), *q.shape)
 
-        lines = (
-            _CORRELATION,
+        after = (
             *_power(self._terms),
-            "value = (a0 * b0) * (value - a3 * b3 * power)",
-            "k = a2 * b2 + value + (a4 * b4 + a5 * b5 * c) * power",
-            "t = t0 * (slope + (a6 * b6 + a7 * b7 * c) * power)",
+            "value = (a0 * b0) * (value - a3 * b3 * power) + (a4 * b4 + a5 * b5 * c) * power",
+            "slope = slope + (a6 * b6 + a7 * b7 * c) * power",
         )
-        series = Series((_CORRELATION,), self._terms + 1, lengths, coefficients)
+        lines = ("k = a2 * b2 + value", "t = t0 * slope")
+        before = ("c = min(max(k0 * (a1 * b1), -1.0), 1.0)",)
+        series = Series(before, after, self._terms + 1, lengths, coefficients)
         formula = Formula(lines, (), scalars, series)
         return by_covariance(formula, diagonal) if form.distance else formula
 
@@ -105,8 +107,8 @@ class HermiteExpansion:
     def _parts(self, q: Tensor, negligible: float) -> Parts:
         """What is interpolated, for variances `[M]` of one panel.
 
-        These are a_0 and α_J; α_j of odd and of even j > 0; the rests of κ at j = J and the next,
-        those of κ̇, and κ and κ̇ of equal values.
+        These are a_0 and α_J; α_j of odd and of even j > 0; the rests of κ at j = J and the next
+        and of κ̇, as shares of κ and κ̇ of equal values, and these.
         """
         ends, rests = q.new_zeros(len(q), 2), q.new_zeros(len(q), 6)
         terms = min(_FIRST, self._terms)
@@ -124,10 +126,12 @@ class HermiteExpansion:
         ends[:, 0] = table[0, :, 0]
         if not enough:
             ends[:, 1] = scaled[:, -1]
-            (rests[:, :2], rests[:, 2:4]), whole = self._rests(q, table[..., :-1])
+            missing, whole = self._rests(q, table[..., :-1])
+            shares = missing / whole.clamp(min=torch.finfo(q.dtype).tiny).unsqueeze(-1)
+            rests[:, :2], rests[:, 2:4] = shares
             rests[:, 4:] = whole.T
         odd, even = (
-            scaled[:, n::2] if not enough else scaled[:, n::2][:, : int((r > negligible).sum())]
+            scaled[:, n::2][:, : int((r > negligible).sum())]
             for n, r in zip((1, 2), rest, strict=True)
         )
         return ends, odd, even, rests
@@ -137,9 +141,6 @@ def rest_roots(rest: Tensor, whole: Tensor) -> Tensor:
     """The roots of what a sum of squares lacks, `[..., 2]`; 0 where that is rounding."""
     nothing = rest <= ROUNDING * whole.unsqueeze(-1)
     return rest.masked_fill(nothing, 1.0).sqrt().masked_fill(nothing, 0.0)
-
-
-_CORRELATION = "c = min(max(k0 * (a1 * b1), -1.0), 1.0)"
 
 
 def _power(n: int) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ class Series:
     hundreds of them.
 
     Attributes:
-        before: Statements that assign `c`, in [-1, 1], as those of a formula. Those after them
-            find the sum in `value` and its derivative by c in `slope`, and have to assign what
-            else they use anew.
+        before: Statements that assign `c`, in [-1, 1], as those of a formula.
+        after: Statements that may change the sum, `value`, and its derivative by c, `slope`. They
+            and those of the formula, which find both, have to assign what else they use anew.
         most: How many coefficients there are at most.
         lengths: From the variances of some images to how many coefficients with odd j, and with
             even j from 2 on, are not 0 for all of them.
@@ -47,6 +47,7 @@ class Series:
     """
 
     before: tuple[str, ...]
+    after: tuple[str, ...]
     most: int
     lengths: Callable[[Tensor], tuple[int, int]]
     coefficients: Callable[[Tensor, tuple[int, int]], Tensor]
@@ -84,8 +85,8 @@ class Formula:
     @property
     def term_count(self) -> int:
         """How many terms of an image the statements use, coefficients of a series aside."""
-        before = () if self.series is None else self.series.before
-        found = re.findall(r"\b[ab](\d+)\b", "\n".join([*before, *self.lines]))
+        around = () if self.series is None else (*self.series.before, *self.series.after)
+        found = re.findall(r"\b[ab](\d+)\b", "\n".join([*around, *self.lines]))
         return 1 + max((int(i) for i in found), default=-1)
 
 
@@ -116,11 +117,9 @@ def by_covariance(formula: Formula, diagonal: Callable[[Tensor], tuple[Tensor, T
         return (*formula.terms(variances), q, diagonal(q)[0])
 
     before = ("d = k0", f"k0 = 0.5 * (a{n} + b{n} - d)")
-    # Nothing is rounded where u = v.
-    after = (
-        f"gap = (a{n + 1} + b{n + 1}) - 2.0 * k",
-        "k = max(gap, 0.0) if d > 0.0 else 0.0",
-    )
+    # Nothing is rounded where u = v. With a selection by d, all that only the gap needs would
+    # become a branch, which loops over vectors have not.
+    after = (f"gap = (a{n + 1} + b{n + 1}) - 2.0 * k", "k = min(max(gap, 0.0), 1e30 * d)")
     series = formula.series
     if series is not None:
         series = replace(series, before=(*before, *series.before))

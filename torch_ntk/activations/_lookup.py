@@ -147,10 +147,12 @@ def _of_torch(activation: Any) -> Any:
         return activation if _key(activation) in WITHOUT_FORMULA else None
     own = dict(vars(activation))
     if type(activation).__module__ != nn.Tanh.__module__ or any(
-        own[name] for name in own if name.startswith("_") and isinstance(own[name], dict)
+        own[name] for name in own if name[0] == "_" and isinstance(own[name], dict)
     ):
         return None  # it has hooks or parts
-    settings = {name: own[name] for name in own if not name.startswith("_") and name != "training"}
+    settings = {
+        name: own[name] for name in own if name[0] != "_" and name not in ("training", "inplace")
+    }
     if not all(isinstance(value, (int, float)) for value in settings.values()):
         return None
     return (type(activation), *sorted(settings.items()))

@@ -24,6 +24,9 @@ SERIES_BLOCK = 256
 SERIES_ROOM = 6 * SERIES_BLOCK
 """Numbers that are kept of them in the meantime."""
 
+# Without a sign: else each index could count from the end, and a loop would have no vectors.
+_ENTRY = "j = np.uint64(start + i)"
+
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 HEAD = '''"""One pass of an infinitely wide network, written by torch_ntk."""
@@ -261,7 +264,7 @@ def _with_series(w: _Writer, stage: Stage, out: list[str], vectors: bool) -> Non
     w(f"size = min({SERIES_BLOCK}, count - start)", depth=2)
     w("for i in range(size):", depth=2)
     nothing = ["p_[i] = R(0.0)", "d_[i] = R(0.0)"]
-    w("j = start + i", *given, *_typed(stage.formula.series.before), depth=3)
+    w(_ENTRY, *given, *_typed(stage.formula.series.before), depth=3)
     w("c_[i] = c", "y_[i] = c * c", *nothing, depth=3)
     at1 = "begin1" if vectors else "begin1 + start"
     w(f"at1 = {at1}", "at2 = begin2 + start", depth=2)
@@ -271,9 +274,13 @@ def _with_series(w: _Writer, stage: Stage, out: list[str], vectors: bool) -> Non
     w(*nothing, depth=3)
     _horner(w, even, vectors)
     w("for i in range(size):", depth=2)
-    w("j = start + i", *given, depth=3)
+    w(_ENTRY, *given, "c = c_[i]", depth=3)
     w("value = value_[i] + y_[i] * p_[i]", depth=3)
-    w("slope = slope_[i] + R(2.0) * (c_[i] * (p_[i] + y_[i] * d_[i]))", depth=3)
+    w("slope = slope_[i] + R(2.0) * (c * (p_[i] + y_[i] * d_[i]))", depth=3)
+    w(*_typed(stage.formula.series.after), depth=3)
+    w("value_[i] = value", "slope_[i] = slope", "for i in range(size):", depth=3)
+    w.lines[-1] = w.lines[-1][4:]
+    w(_ENTRY, *given, "value, slope = value_[i], slope_[i]", depth=3)
     w(*_typed(stage.formula.lines), *out, depth=3)
 
 
