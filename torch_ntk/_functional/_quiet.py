@@ -74,7 +74,7 @@ def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(autocast_off_inside())
-        if model is not None or "torch._dynamo" in sys.modules:  # which takes a second to import
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled; it takes a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
