@@ -159,7 +159,7 @@ _FOLDER_OF = {name: folder for folder, names in _NAMES_OF.items() for name in na
 
 
 class _Package(ModuleType):
-    """This package as a module that imports what it is asked for.
+    """The module of this package, which imports names and folders when they are looked up.
 
     As methods of a class, `__getattr__` and `__dir__` are invisible to type checkers, which read
     the imports above and report a misspelled name.

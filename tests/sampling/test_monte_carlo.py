@@ -178,5 +178,5 @@ def test_equal_draws_are_refused() -> None:
         torch.manual_seed(0)
         return net()
 
-    with pytest.raises(ValueError, match=r"do not set the seed"):
+    with pytest.raises(ValueError, match=r"do not set a seed"):
         monte_carlo_kernel(seeded, X1, n_samples=3)

@@ -145,7 +145,7 @@ def test_a_signal_ends_the_command_and_keeps_what_is_done(
     assert process.returncode == status
     last = error.replace("\r", "\n").splitlines()[-1]
     done = KernelStore(store).finished
-    told = re.search(rf": (\d+) of {TILES} tiles are in {store}; the same command goes on", last)
+    told = re.search(rf": (\d+) of {TILES} tiles are in {store}; the same command resumes", last)
     assert told is not None
     assert int(told[1]) in (done - 1, done)  # a tile that is just being written is still finished
     assert "Traceback" not in error
@@ -175,7 +175,7 @@ def test_a_signal_to_workers_too_ends_them_quietly(
         assert not psutil.wait_procs(family, timeout=20)[1]
     assert process.returncode == status
     assert "Traceback" not in error
-    assert "the same command goes on" in error.splitlines()[-1]
+    assert "the same command resumes" in error.splitlines()[-1]
     assert KernelStore(store).verify().damaged == ()
 
 

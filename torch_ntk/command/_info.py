@@ -1,4 +1,4 @@
-"""`torch-ntk info`: describe a store, and say how many of its tiles are finished."""
+"""`torch-ntk info`: describe a store, and count its finished tiles."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class StructuredFeatures(StructuredMethod):
 
 
 class JacobianFeatures(JacobianMethod):
-    """Projections of the Jacobians of all parameters, where the structure cannot be told."""
+    """Projects the Jacobians of all parameters, if their uses are not known."""
 
     def __init__(
         self, job: KernelJob, projections: Projections, by_loops: frozenset[str] = frozenset()
@@ -115,14 +115,14 @@ class JacobianFeatures(JacobianMethod):
         self._projections, self.close = projections, _close(projections)
 
     def sizes(self) -> tuple[int, int]:
-        """By the memory of all Jacobians."""
+        """Sizes that fit in memory with the Jacobians of all parameters."""
         each = jacobian_bytes(self.job)
         check_enough(each)
         step = within(budget(self.job.fn.device), _most(self.job), each)
         return self.job.batch_size or step, self.job.batch_size or step
 
     def without(self, names: frozenset[str]) -> JacobianMethod:
-        """These parameters by plain loops."""
+        """The same method, with plain loops for these parameters."""
         return JacobianFeatures(self.job, self._projections, self.by_loops | names)
 
     def of_job(self, job: KernelJob) -> JacobianMethod:
@@ -135,27 +135,27 @@ class JacobianFeatures(JacobianMethod):
 
 
 def _close(projections: Projections) -> float:
-    """Differences between two evaluations in float32 that are not looked at again in float64.
+    """The relative difference between two evaluations in float32 that is accepted as rounding.
 
     A ReLU that changes sides in one of them changes a gradient by up to a percent, in a quarter of
-    all blocks of a ResNet of 11 million parameters; a projection is not as exact as that.
+    all blocks of a ResNet of 11 million parameters; the error of a projection is larger than that.
     """
     dim = next(iter(projections.values())).dim
     return max(CLOSE, min(_CLOSEST, 1 / math.sqrt(dim)))
 
 
 def _most(job: KernelJob) -> int:
-    """More samples at once are never computed."""
+    """The largest number of samples that are computed at once."""
     return 4096 if job.batch_size is None else job.batch_size
 
 
 class Features:
-    """The features of all samples, block by block, by a method that stays with what it has learnt.
+    """Computes the features of all samples block by block, and keeps the method that worked.
 
     Args:
-        job: A job whose samples are the first ones, and whose outputs are those to differentiate.
-        uses: Of the parameters.
-        projections: Of the parameters.
+        job: A job with the first samples, whose outputs are those to differentiate.
+        uses: The uses of the parameters.
+        projections: The projections of the parameters.
     """
 
     def __init__(self, job: KernelJob, uses: ParameterUses, projections: Projections) -> None:
@@ -164,7 +164,7 @@ class Features:
         self.size = self._method.sizes()[0]
 
     def of(self, block: Batch) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The features `[n, O', dim]` by key of consecutive samples, and the first of these."""
+        """The first sample's number and the features `[n, O', dim]` by key, for parts of it."""
         size, small = self._method.sizes()
         backoff = Backoff(len(block), size, within=small)
         done: list[tuple[int, dict[str, Tensor]]] = []

@@ -125,7 +125,7 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
             return
         self._session.warn_once(
             "resume",
-            f"{type(self).__name__} begins anew at step {state.global_step}: there is no "
+            f"{type(self).__name__} begins a new record at step {state.global_step}: there is no "
             f"{self._file} in {files[-1].parent}. Pass resume_from='FOLDER', that of the "
             "checkpoint.",
         )

@@ -3,6 +3,7 @@
 from ._backoff import ONE_SAMPLE as ONE_SAMPLE
 from ._backoff import Backoff as Backoff
 from ._backoff import even as even
+from ._backoff import is_out_of_memory as is_out_of_memory
 from ._backoff import plan as plan
 from ._backoff import ranges as ranges
 from ._backoff import within as within
@@ -15,7 +16,6 @@ from ._limit import in_bytes as in_bytes
 from ._limit import limit as limit
 from ._limit import limited as limited
 from ._limit import size_in_words as size_in_words
-from ._out_of_memory import is_out_of_memory as is_out_of_memory
 
 __all__ = [
     "ONE_SAMPLE",

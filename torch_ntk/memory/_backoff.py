@@ -9,13 +9,22 @@ import torch
 
 from .._checks import frames_to_caller
 from ._budget import budget
-from ._out_of_memory import is_out_of_memory
 
 ONE_SAMPLE = (
     "The kernel needs more memory for a single sample than there is. Use a cheaper output "
     "(output='pseudo' needs O times less), fewer parameters (params=[...]), or "
     "method='vector_product', which never forms a sample's whole Jacobian."
 )
+
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; on a CPU torch raises a plain RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(part in text for part in _CPU_OUT_OF_MEMORY)
 
 
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:

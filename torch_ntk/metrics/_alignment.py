@@ -54,8 +54,8 @@ def kernel_alignment(
             for each pair of outputs (Cortes, Mohri and Rostamizadeh 2012, "Algorithms for
             learning kernels based on centered alignment"). Without it, a constant part of the
             kernel, as biases make, counts for or against the alignment.
-        zero_centered: For labels: whether class c stands for e_c - 1/C (every row sums to 0) or
-            for e_c. Real targets are not changed by it.
+        zero_centered: For labels: whether the target of class c is e_c - 1/C (every row sums to 0)
+            or e_c. Real targets are not changed by it.
         num_classes: For labels: C. By default O for a kernel with an output axis, and otherwise
             the largest label + 1. Give it where the last classes may be missing from the sample,
             since C enters the targets.

@@ -56,8 +56,8 @@ def kernel_drift(theta_t: Tensor, theta_0: Tensor) -> Tensor:
 
     In the infinite-width limit in NTK parameterization it stays 0 throughout training; at width
     n it is O(1/√n) in general (Lee et al. 2019, "Wide neural networks of any depth evolve as
-    linear models under gradient descent"). A value near 1 says that the
-    kernel has been replaced: training is not lazy.
+    linear models under gradient descent"). A value near 1 means that the kernel has changed
+    completely: training is not lazy.
 
     Args:
         theta_t: The kernel now, `[N1, N2]`, `[N1, N2, O]` or `[N1, N2, O, O]`; the two sample

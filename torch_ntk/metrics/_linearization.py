@@ -19,9 +19,9 @@ def linearization_gap(f_t: Tensor, f_lin: Tensor, f_0: Tensor) -> Tensor:
     """The part of the function's movement that is not linear, ‖f_t - f_t^lin‖ / ‖f_t - f_0‖.
 
     f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩ is the first-order Taylor expansion in the parameters, at
-    the parameters that training has reached. 0 says that training is exactly lazy; a value near 1
-    or above, that the linear model explains nothing of the movement. The quantity compared is that
-    of Lee et al. 2019, here relative to how far the function has moved.
+    the parameters that training has reached. The gap is 0 if training is exactly lazy; a value near
+    1 or above means that the linear model does not explain the movement. It is the difference of
+    Lee et al. 2019, relative to the movement of the function.
 
     Where nothing has moved at all (both norms are 0, as at the first step) the gap is 0. Where
     the function is back exactly at f_0 and its linearization is not, it is infinite.

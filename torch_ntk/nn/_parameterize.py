@@ -36,7 +36,7 @@ _UNTIE = (
     "Untie them by giving the layer a copy of its own: "
     "layer.weight = nn.Parameter(layer.weight.detach().clone()), or its bias likewise."
 )
-_REINIT = 'Or convert with mode="reinit", which keeps the tie and draws the parameter anew.'
+_REINIT = 'Or convert with mode="reinit", which keeps the tie and draws the parameter again.'
 
 
 def ntk_parameterize(

@@ -139,7 +139,7 @@ def _new_weights(model: nn.Module, before: list[Tensor] | None) -> list[Tensor]:
             "make_model",
             "a function that draws new weights at each call",
             "two networks with equal weights",
-            "Make the network inside of it, or draw its weights anew; and do not set the "
-            "seed there, which is done for each draw.",
+            "Make the network inside of it, or draw its weights again, and do not set a seed: "
+            "seeds are set for each draw.",
         )
     return weights

@@ -18,14 +18,14 @@ from ._tile_store import TileStore
 
 
 class FeatureStore(TileStore):
-    """Features φ(x) `[N, dim]` in a folder, as `compute_features` has made it.
+    """Features φ(x) `[N, dim]` in a folder that `compute_features` has made.
 
     Args:
         path: The folder.
 
     Raises:
         ImportError: The extra `scale` is not installed.
-        ValueError: There is no such folder, or its manifest does not fit to what is there.
+        ValueError: There is no such folder, or its content does not fit its manifest.
     """
 
 

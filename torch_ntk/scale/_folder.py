@@ -76,7 +76,7 @@ class Folder:
                 "store",
                 "one whose samples are as they were written",
                 f"{str(self.path)!r}, where block {block} of {name} is damaged: {error}",
-                "Call compute_kernel with the same samples and labels again; it writes them anew.",
+                "Call compute_kernel with the same samples and labels again; it writes them again.",
             ) from error
 
     def labels(self) -> NDArray[Any] | None:

@@ -182,11 +182,7 @@ class KernelStore(TileStore):
         check_choice("method", method, get_args(Method))
         self._check_one_set("solve")
         self._check_complete()
-        values = as_float64("y", _tensor(y), "For labels use torch_ntk.predict.one_hot.").cpu()
-        columns = values[:, None] if values.ndim == 1 else values
-        size = self.shape[0]
-        if columns.ndim != 2 or len(columns) != size:
-            raise value_error("y", f"of shape [{size}] or [{size}, M]", describe(y))
+        values, columns = self._targets(y)
         if method == "auto":
             beyond: Method = "iterative" if client is None else "dask"
             method = "lapack" if fits_in_memory(self) else beyond
@@ -285,16 +281,12 @@ class KernelStore(TileStore):
             Lee et al., "Wide neural networks of any depth evolve as linear models under gradient
             descent" (2019).
         """
-        values = as_float64("y", _tensor(y), "For labels use torch_ntk.predict.one_hot.").cpu()
         test = self._test_kernel(k_test_train)
         if t is None or t == np.inf:
-            solution = self.solve(values, diag_reg, client=client)
-            return in_the_limit(test, solution)
+            return in_the_limit(test, self.solve(y, diag_reg, client=client))
         time = check_finite_number("t", t, minimum=0.0, remedy="Pass None for the limit.")
         self._check_one_set("predict")
-        columns = values[:, None] if values.ndim == 1 else values
-        if len(columns) != self.shape[0] or columns.ndim != 2:
-            raise value_error("y", f"of shape [{self.shape[0]}] or [{self.shape[0]}, O]", y)
+        values, columns = self._targets(y)
         size = self.shape[0]
         count = min(size, _PAIRS) if k is None else check_positive_int("k", k)
         count = size if k is None and size <= 5 * _PAIRS else count
@@ -305,6 +297,15 @@ class KernelStore(TileStore):
         )
         shape = (len(found.mean), *values.shape[1:])
         return Prediction(found.mean.reshape(shape), found.remainder.reshape(shape), found.residual)
+
+    def _targets(self, y: Any) -> tuple[Tensor, Tensor]:
+        """Right-hand sides in float64: in the caller's shape, and as columns `[N, M]`."""
+        values = as_float64("y", _tensor(y), "For labels use torch_ntk.predict.one_hot.").cpu()
+        columns = values[:, None] if values.ndim == 1 else values
+        size = self.shape[0]
+        if columns.ndim != 2 or len(columns) != size:
+            raise value_error("y", f"of shape [{size}] or [{size}, M]", describe(y))
+        return values, columns
 
     def _test_kernel(self, given: object, name: str = "k_test_train") -> TestKernel:
         """The argument `name`, read as the kernel between test and training samples.

@@ -43,7 +43,8 @@ class Request:
         kernel: The function that computes a tile.
         x1, x2: The samples.
         columns: The number of features of a sample; 0 for a kernel.
-        store, tile, dtype, device, name, labels: The caller's arguments of these names.
+        store, tile, dtype, device, name: The caller's arguments of these names.
+        labels: The caller's labels as a NumPy array, or None.
     """
 
     kind: Kind
@@ -74,6 +75,8 @@ class Request:
             except (RuntimeError, TypeError) as error:
                 expected = "None or the name of a device, such as 'cuda'"
                 raise value_error("device", expected, self.device) from error
+        if self.labels is not None:
+            self.labels = _numbers(self.labels, self.x1.shape[0])
 
     @property
     def path(self) -> Path:
@@ -166,8 +169,7 @@ def _opened(request: Request) -> tuple[Folder, int]:
         if not path.parent.is_dir():
             raise value_error("store", "a path in a folder that exists", repr(str(path)))
         check_disk(path, wanted)
-        labels = None if request.labels is None else _labels(request)
-        folder = create(path, wanted, request.x1, request.x2, labels)
+        folder = create(path, wanted, request.x1, request.x2, request.labels)
     else:
         folder = Folder(path)
     differences = folder.manifest.differences(wanted)
@@ -181,7 +183,7 @@ def _opened(request: Request) -> tuple[Folder, int]:
             f"{str(path)!r}, which differs",
             f"{'; '.join(differences)}. {remedy}.",
         )
-    given = None if request.labels is None else source_of("labels", _labels(request))
+    given = None if request.labels is None else source_of("labels", request.labels)
     folder.repair_samples(request.x1, request.x2, given)
     folder.remove_forgotten()
     # Several calls on one store begin at different rows. The caller's generators are not touched.
@@ -195,13 +197,13 @@ def _is_empty(path: Path) -> bool:
 
 def _manifest(request: Request) -> Manifest:
     x1, x2 = request.x1, request.x2
-    labels = None if request.labels is None else about(source_of("labels", _labels(request)), 2**20)
+    given = request.labels
     return Manifest(
         kind=request.kind,
         kernel=description(request.kernel, request.name),
         x1=about(x1, request.tile),
         x2=None if x2 is None else about(x2, request.tile),
-        labels=labels,
+        labels=None if given is None else about(source_of("labels", given), len(given)),
         columns=request.columns or (x2 or x1).shape[0],
         tile=request.tile,
         dtype=_DTYPES[request.dtype],
@@ -209,15 +211,15 @@ def _manifest(request: Request) -> Manifest:
     )
 
 
-def _labels(request: Request) -> Any:
-    labels = request.labels
+def _numbers(labels: Any, samples: int) -> Any:
+    """Labels as a NumPy array, one row for each sample."""
     found = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
     array = np.asarray(found)
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
         came = f"{array.dtype} of shape {list(array.shape)}"
         raise type_error("labels", "numbers [N] or [N, O]", came)
-    if len(array) != request.x1.shape[0]:
-        raise value_error("labels", f"of {request.x1.shape[0]} samples", f"{len(array)} of them")
+    if len(array) != samples:
+        raise value_error("labels", f"of {samples} samples", f"{len(array)} of them")
     return array
 
 
