@@ -128,9 +128,8 @@ class NTKConvLocal2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new weights and biases from N(0, 1)."""
-        draw_normal_(self.weight)
-        if self.bias is not None:
-            draw_normal_(self.bias)
+        for parameter in self.parameters(recurse=False):
+            draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         """`[N, in_channels, H, W]` (or without N) to `[N, out_channels, P, Q]`."""

@@ -99,9 +99,8 @@ class NTKLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw new weights and biases from N(0, 1)."""
-        draw_normal_(self.weight)
-        if self.bias is not None:
-            draw_normal_(self.bias)
+        for parameter in self.parameters(recurse=False):
+            draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`."""

@@ -52,7 +52,19 @@ class Polynomial(nn.Module):
         return str(self.coefficients)
 
 
-class Monomial(nn.Module):
+class _OfDegree(nn.Module):
+    """An activation with the one parameter `degree`, at least 1."""
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.degree = check_positive_int("degree", degree)
+
+    def extra_repr(self) -> str:
+        """The degree, for `repr`."""
+        return str(self.degree)
+
+
+class Monomial(_OfDegree):
     """`x ** degree`, entry by entry.
 
     Args:
@@ -66,20 +78,12 @@ class Monomial(nn.Module):
         tensor([-1.,  8.])
     """
 
-    def __init__(self, degree: int) -> None:
-        super().__init__()
-        self.degree = check_positive_int("degree", degree)
-
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function to every entry."""
         return input**self.degree
 
-    def extra_repr(self) -> str:
-        """The number, for `repr`."""
-        return str(self.degree)
 
-
-class RectifiedMonomial(nn.Module):
+class RectifiedMonomial(_OfDegree):
     """`max(x, 0) ** degree`, entry by entry: the activation of the arc-cosine kernels.
 
     Source: Cho and Saul 2009, "Kernel Methods for Deep Learning".
@@ -95,20 +99,12 @@ class RectifiedMonomial(nn.Module):
         tensor([0., 9.])
     """
 
-    def __init__(self, degree: int) -> None:
-        super().__init__()
-        self.degree = check_positive_int("degree", degree)
-
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function to every entry."""
         return torch.relu(input) ** self.degree
 
-    def extra_repr(self) -> str:
-        """The number, for `repr`."""
-        return str(self.degree)
 
-
-class Hermite(nn.Module):
+class Hermite(_OfDegree):
     """The Hermite polynomial of degree n, orthonormal for a standard Gaussian, entry by entry.
 
     `h_n = He_n / √(n!)` with `He_{n+1}(x) = x He_n(x) - n He_{n-1}(x)`, so that
@@ -126,17 +122,9 @@ class Hermite(nn.Module):
         tensor([0.])
     """
 
-    def __init__(self, degree: int) -> None:
-        super().__init__()
-        self.degree = check_positive_int("degree", degree)
-
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function to every entry."""
         last, now = torch.zeros_like(input), torch.ones_like(input)
         for n in range(self.degree):
             last, now = now, input * now - n * last
         return now / math.sqrt(math.factorial(self.degree))
-
-    def extra_repr(self) -> str:
-        """The number, for `repr`."""
-        return str(self.degree)

@@ -39,9 +39,8 @@ class ScaledConvNd(_ConvNd):
 
     def reset_parameters(self) -> None:
         """Draw new weights and biases from N(0, 1)."""
-        draw_normal_(self.weight)
-        if self.bias is not None:
-            draw_normal_(self.bias)
+        for parameter in self.parameters(recurse=False):
+            draw_normal_(parameter)
 
     def _scaled_bias(self) -> Tensor | None:
         bias = self.bias
