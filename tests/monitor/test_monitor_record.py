@@ -317,9 +317,9 @@ def test_a_measurement_is_long_beside_training_steps(
     monkeypatch.setattr(_evaluation.Evaluation, "seconds", lambda *_: seconds)
     monkeypatch.setattr(_evaluation.Evaluation, "seconds_of_step", step)
     monkeypatch.setattr(_record, "_TRIED", 0)
-    monitor = Monitor(**{"metrics": ("drift",), **options})
+    monitor = Monitor(**{"metrics": ("drift",), "total_steps": length, **options})
     said: list[str] = []
-    monitor._session.say, monitor._session.length = said.append, length
+    monitor._session.say = said.append
     batch = (torch.randn(128, 4), torch.arange(128) % 2)
     monitor.step(nn.Sequential(nn.Linear(4, 2)), batch=batch)
     reference = monitor._session.record.reference

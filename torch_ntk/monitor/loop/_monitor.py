@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from ..._checks import describe, type_error, value_error
+from ..._checks import check_positive_int, describe, type_error, value_error
 from ..._functional import unwrap
 from ..measure._observation import Observation
 from ..measure._verdict import Verdict
@@ -53,6 +53,9 @@ class Monitor(Results):
             `max_overhead` allows, and at the end. Pass the `log_dir` of a `SummaryWriter`.
         log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
             `log=lambda scalars, step: wandb.log(scalars, step=step)`.
+        total_steps: Optimizer steps of the whole training, if they are known. A probe that you do
+            not choose is then made so short that the first and the last measurement fit in
+            `max_overhead`; trainers tell it by themselves.
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `anchor_at`,
             `schedule`, `output`, `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`,
             `input_fn`, `forward_fn`, `params`, `batch_size`, `max_memory`, `dtype`, `method`,
@@ -85,6 +88,7 @@ class Monitor(Results):
         *,
         folder: str | os.PathLike[str] | None = None,
         log: Log | None = None,
+        total_steps: int | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         _check_log(log)
@@ -98,13 +102,16 @@ class Monitor(Results):
                 "a number of them",
                 "Pass validation_probe=(x, y) or (dataset, indices).",
             )
-        self._log = log
+        if total_steps is not None:
+            check_positive_int("total_steps", total_steps, "None if it is not known.")
+        self._log, self._total_steps = log, total_steps
         self._page_folder = None if folder is None else Path(folder)
         self._reset()
 
     def _reset(self) -> None:
         """Forget everything: the next call is the first one."""
         self._session.reset()
+        self._session.length = self._total_steps
         self._calls = 0
         self._steps = 0
         self._is_passed = False  # whether the last call was told its step
