@@ -390,7 +390,7 @@ class Session:
 
         Of a run whose length is known, the first and the last measurement are to fit in the budget.
         """
-        if not isinstance(self._probe, _DefaultCount):
+        if probe.coupled or not isinstance(self._probe, _DefaultCount):
             return None
         steps, settings = _STEPS, self.settings
         if self.length is not None and self.schedule.has_budget:
