@@ -87,25 +87,33 @@ def test_training_is_the_same(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    """With θ_0 in the file once."""
+    """With θ_0 and the buffers of then, which are in the file once."""
     saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
     options: dict[str, Any] = {"enable_checkpointing": True, "max_epochs": -1}
-    whole = NTKMonitor(6, validation_probe=4, every_n_steps=2)
-    fit(tmp_path, classifier(), [whole, saver], max_steps=7, **options)
+    settings: dict[str, Any] = {"every_n_steps": 2, "recalibrate": False}
+
+    def net() -> Classifier:
+        return classifier(with_batch_norm)
+
+    whole = NTKMonitor(6, validation_probe=4, **settings)
+    alone = NTKMonitor(data(60)[40:44], prefix="alone", **settings)
+    fit(tmp_path, net(), [whole, alone, saver], max_steps=7, **options)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["NTKMonitor[ntk]"]
-    assert state["validation"]["params"] == {}
-    rest = NTKMonitor(6, validation_probe=4, every_n_steps=2)
+    assert state["validation"]["params"] == state["validation"]["buffers"] == {}
+    rest = NTKMonitor(6, validation_probe=4, **settings)
     rest.load_state_dict(copy.deepcopy(state))
     assert rest.state_dict()["validation"]["x"].shape == (4, 6)
     path = str(tmp_path / "last.ckpt")
-    rest = NTKMonitor(6, validation_probe=4, every_n_steps=2)
-    fit(tmp_path, classifier(), [rest], max_epochs=3, ckpt_path=path)
-    drifts = rest.history["ntk/val_drift"]
-    assert drifts[:4] == whole.history["ntk/val_drift"][:4]
-    assert len(drifts) == len(rest.history["step"])
-    assert all(later > 0.0 for later in drifts[1:])
-    bare = NTKMonitor(6, every_n_steps=2)  # a run may go on without it
-    fit(tmp_path, classifier(), [bare], max_epochs=3, ckpt_path=path)
+    rest = NTKMonitor(6, validation_probe=4, **settings)
+    alone = NTKMonitor(data(60)[40:44], prefix="alone", **settings)
+    fit(tmp_path, net(), [rest, alone], max_epochs=3, ckpt_path=path)
+    assert len(rest.history["step"]) > len(whole.history["step"])
+    for name in VALIDATED:
+        found = rest.history[f"ntk/val_{name}"]
+        assert found[:4] == whole.history[f"ntk/val_{name}"][:4]
+        assert found == alone.history[f"alone/{name}"]
+    bare = NTKMonitor(6, **settings)  # a run may go on without it
+    fit(tmp_path, net(), [bare], max_epochs=3, ckpt_path=path)
     assert bare.history["ntk/drift"] == rest.history["ntk/drift"]
 
 

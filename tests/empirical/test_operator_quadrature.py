@@ -138,6 +138,13 @@ def test_densities(dense: bool) -> None:
     assert mean == pytest.approx(hutchinson, rel=1e-10)
     off = (found.density - exact).abs() / (found.standard_error + 1e-3 * float(exact.max()))
     assert float(off.max()) < 5
+    # The error is that of a mean over the 16 vectors, with 15 degrees of freedom.
+    centres, shares = found.values.view(16, -1, 1), found.weights.view(16, -1, 1) * 16
+    peaks = torch.distributions.Normal(centres, 0.02).log_prob(found.grid).exp()
+    each = (shares * peaks).sum(1)
+    assert relative_error(found.density, each.mean(0)) < 1e-12
+    variance = (each - each.mean(0)).square().sum(0) / 15
+    assert relative_error(found.standard_error, (variance / 16).sqrt()) < 1e-10
 
 
 def test_errors_of_densities_are_true() -> None:
