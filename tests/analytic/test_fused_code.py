@@ -21,6 +21,7 @@ from torch_ntk.analytic.engine._plan import plan
 from torch_ntk.analytic.engine.fused import _module, _threads
 from torch_ntk.analytic.engine.fused._assembly import Assembly
 from torch_ntk.analytic.engine.fused._source import code
+from torch_ntk.analytic.lift import read
 
 SOURCE = """from numba import njit
 
@@ -109,9 +110,8 @@ def test_the_users_cache_folder_is_the_default(
 
 SCRIPT = """
 import torch
-from torch_ntk import CNTK
-x = torch.linspace(-1, 1, 2 * 2 * 5 * 4).reshape(2, 2, 5, 4)
-print(CNTK(3, pooling="gap")(x).flatten().tolist())
+from torch_ntk import mlp_kernels
+print(mlp_kernels(torch.linspace(-1, 1, 12).reshape(3, 4), depth=3).ntk.flatten().tolist())
 """
 
 
@@ -128,8 +128,8 @@ def test_two_processes_at_once_without_a_compiler(tmp_path: Path) -> None:
     one, two = (process.communicate(timeout=300)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert one == two
-    x = torch.linspace(-1, 1, 2 * 2 * 5 * 4).reshape(2, 2, 5, 4)
-    assert eval(one) == CNTK(3, pooling="gap")(x).flatten().tolist()
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    assert eval(one) == mlp_kernels(x, depth=3).ntk.flatten().tolist()
 
 
 def test_threads_of_the_caller_may_call_at_once() -> None:
@@ -183,14 +183,23 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
         _threads.in_threads(work, 100)
 
 
-@pytest.mark.parametrize("pooling", ["gap", "flatten"])
-def test_depth_adds_no_code(pooling: str) -> None:
+def deep_mlp(depth: int) -> nn.Module:
+    hidden = [layer for _ in range(depth - 2) for layer in (dense(5, 5), nn.ReLU())]
+    return nn.Sequential(dense(5, 5), nn.ReLU(), *hidden, dense(5, 1))
+
+
+@pytest.mark.parametrize("kind", ["gap", "flatten", "vectors"])
+def test_depth_adds_no_code(kind: str) -> None:
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     sources = []
     for depth in (4, 21):
         with evaluation_mode(x, None, None):
-            program = CNTK(depth, pooling=pooling).program(x, None)
+            if kind == "vectors":
+                program = read(deep_mlp(depth), x[0, 0], None, x.dtype)
+            else:
+                program = CNTK(depth, pooling=kind).program(x, None)
             parts = fused.partition(program, plan(program), double=True)
+        assert parts.regions
         form = Form(plan(program).distance, True)
         sources.append(
             {
@@ -200,14 +209,6 @@ def test_depth_adds_no_code(pooling: str) -> None:
             }
         )
     assert sources[0] == sources[1]
-
-
-def test_depth_of_vectors_adds_no_code(place: Path) -> None:
-    x = torch.randn(3, 4)
-    mlp_kernels(x, depth=4)
-    files = set(place.glob("*.py"))
-    mlp_kernels(x, depth=30)
-    assert set(place.glob("*.py")) == files
 
 
 def test_what_is_fused_is_explained() -> None:

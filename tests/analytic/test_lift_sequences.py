@@ -248,11 +248,10 @@ def many_heads_of_inputs(n: int) -> nn.Module:
     return Attending(n, n // 2, "inputs", **options)
 
 
-@pytest.mark.parametrize(
-    ("build", "draws"), [(tied, 40), (many_heads, 60), (of_inputs, 30), (many_heads_of_inputs, 60)]
-)
-def test_finite_attention(build: Callable[[int], nn.Module], draws: int) -> None:
-    finite(build, 128, draws, (sequences(2), sequences(2, 1)))
+@pytest.mark.parametrize("build", [many_heads, many_heads_of_inputs])
+def test_finite_attention_of_many_heads(build: Callable[[int], nn.Module]) -> None:
+    """For other kinds the table of slopes is sharp enough."""
+    finite(build, 128, 60, (sequences(2), sequences(2, 1)))
 
 
 # -- recurrent networks -------------------------------------------------------------------------
@@ -301,10 +300,10 @@ class Ends(nn.Module):
         return self.readout(ends[-1])
 
 
-@pytest.mark.parametrize("phi", ["relu", "erf"])
-def test_finite_recurrent_networks(phi: Any) -> None:
+def test_the_last_state_of_finite_recurrent_networks() -> None:
+    """All of their states are in the table of slopes."""
     batches = sequences(2), sequences(2, 1)
-    finite(lambda n: Recurring(n, phi == "relu", nonlinearity=phi), 128, 30, batches)
+    finite(lambda n: Recurring(n, True, nonlinearity="relu"), 128, 30, batches)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +443,3 @@ class Block(nn.Module):
         h = self.norms[0](self.beside(h) + self.attention(h))
         h = self.norms[1](h + self.down(torch.relu(self.up(h))))
         return self.out(h[:, 0])
-
-
-def test_a_block_of_a_transformer() -> None:
-    finite(Block, 128, 40, (sequences(2), sequences(2, 1)))

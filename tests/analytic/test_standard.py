@@ -100,17 +100,16 @@ def test_a_pair_of_scales_is_what_standard_init_draws() -> None:
 @pytest.mark.slow
 def test_the_relative_error_falls_with_the_root_of_the_width() -> None:
     """Of dense layers; the table of slopes has others, and only that their error falls."""
-    widths, errors = (64, 256, 1024), []
+    widths, errors = (64, 512), []
     for n in widths:
         limit = analytic_ntk(mlp(n), VECTORS, standard="torch")
         squares = [
-            float((empirical_ntk(mlp(n), VECTORS, output="mean") - limit).square().sum())
+            (empirical_ntk(mlp(n), VECTORS, output="mean", check=False) - limit).square().sum()
             for _ in range(80)
         ]
-        errors.append(math.sqrt(sum(squares) / 80 / float(limit.square().sum())))
-    x, y = (torch.tensor(t, dtype=torch.float64).log() for t in (widths, errors))
-    x = x - x.mean()
-    assert abs(float((x @ y) / (x @ x)) + 0.5) < 0.1, errors
+        errors.append(float(torch.stack(squares).mean() / limit.square().sum()) ** 0.5)
+    slope = math.log(errors[1] / errors[0]) / math.log(widths[1] / widths[0])
+    assert abs(slope + 0.5) < 0.1, errors
 
 
 def test_scales_by_the_names_of_modules() -> None:
