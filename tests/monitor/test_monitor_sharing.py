@@ -143,17 +143,28 @@ def _is_silent(k: int, run: Run) -> None:
     run.monitors[1]._session.sharing = None
 
 
-@pytest.mark.parametrize("wrong", [_other_buffer, _other_weight, _fails, _is_silent])
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (_other_buffer, "process 1 has other parameters, buffers or samples"),
+        (_other_weight, "process 1 has other parameters, buffers or samples"),
+        (_fails, "process 1 failed: AttributeError: "),
+        (_is_silent, "process 1 did not answer in time"),
+    ],
+)
 def test_what_another_process_cannot_do_the_first_one_does(
-    wrong: Callable[[int, Run], None], taken: list[slice]
+    wrong: Callable[[int, Run], None], why: str, taken: list[slice]
 ) -> None:
     run = Run(processes=2)
+    said: list[str] = []
+    run.monitors[0]._session.say = said.append
     run.go(6, wrong)
     run.equal()
     sharing = run.monitors[0]._session.sharing
     assert sharing is not None
     assert 2 <= sharing._missed <= 3  # one more was asked ahead, and then no more
     assert not sharing._asked
+    assert why in said[0]
 
 
 @pytest.mark.parametrize("options", [{"output": "full"}, {"output": "pseudo"}])

@@ -62,6 +62,10 @@ _STEPS = 8.0
 """Training steps that a measurement takes where nobody has said how many samples it takes."""
 _WORTH_SHARING = 0.1
 """Seconds that a measurement takes, from which on several processes share it."""
+_ALONE = (
+    "{} takes whole kernels in the first process from now on, for others did not take their "
+    "shares: {}."
+)
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 _OF_ONE = ("seconds", "overhead", "batches", "verdict", "anchor_step")
 
@@ -262,8 +266,8 @@ class Session:
                 names, probe = reference.trained, reference.probe
                 share = evaluation.kernel_of_some(unwrap(module), names, probe, part)
             sharing.answer(step, share, self._fingerprint(module, reference.probe))
-        except Exception:  # see above
-            sharing.decline(step)
+        except Exception as error:  # see above
+            sharing.decline(step, error)
 
     def _fingerprint(self, module: nn.Module, probe: Probe) -> str:
         """Of all that a kernel follows from, without statistics, which are those of the probe."""
@@ -279,7 +283,10 @@ class Session:
             return None
 
         def total(count: int, take: Callable[[slice], Tensor]) -> Tensor:
-            return sharing.total(step, count, take, self._fingerprint(module, probe))
+            kernel = sharing.total(step, count, take, self._fingerprint(module, probe))
+            if sharing.has_given_up:
+                self.say(_ALONE.format(self._owner, sharing.why_alone))
+            return kernel
 
         return total
 

@@ -12,6 +12,7 @@ before step s + 1, because the gradients of step s are averaged in between.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -29,7 +30,7 @@ _generations = itertools.count()  # the same in all processes, which make the sa
 
 _LEAST_PATIENCE = 2.0  # seconds that the first process waits for a share, beside those of its own
 _GIVEN_UP = 2  # shares that have not come, after which no more are asked for
-_NONE = "none"
+_FAILED = b"failed"
 _PIECE = 2**20  # numbers whose bits are added up at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
@@ -42,6 +43,9 @@ class Sharing:
         rank: Of this process; the first one has 0.
         size: How many processes there are.
         generation: Tells the monitors of these processes apart.
+
+    Attributes:
+        why_alone: Why the last share that has not come has not; "" if all have.
     """
 
     def __init__(self, store: Any, rank: int, size: int, generation: int) -> None:
@@ -50,6 +54,7 @@ class Sharing:
         self._published: object = None
         self._version = 0
         self._missed = 0
+        self.why_alone = ""
         self._asked: dict[int, list[int]] = {}  # of steps that were not measured yet, the ranks
         self._answered: int | None = None
         if rank:
@@ -83,7 +88,7 @@ class Sharing:
             reference: What the kernel is taken on; sent again if it is another one than before.
             state: Makes its state, tensors and plain values.
         """
-        if self._missed >= _GIVEN_UP:
+        if self.has_given_up:
             return
         try:
             others = [r for r in range(1, self.size) if self._store.check([f"here/{r}"])]
@@ -127,8 +132,9 @@ class Sharing:
         until = time.perf_counter() + patience
         for rank, part in zip(ranks[1:], parts[1:], strict=True):
             found = self._answer_of(rank, step, fingerprint, until - time.perf_counter())
-            if found is None:
+            if isinstance(found, str):
                 self._missed += 1
+                self.why_alone = f"process {rank} {found}"
                 kernel = kernel + take(part)
             else:
                 shares = torch.from_numpy(found.copy()).view(kernel.shape)
@@ -137,18 +143,26 @@ class Sharing:
 
     def _answer_of(
         self, rank: int, step: int, fingerprint: str, seconds: float
-    ) -> np.ndarray[Any, Any] | None:
+    ) -> np.ndarray[Any, Any] | str:
+        """The share of a process, or what it did instead."""
         key = f"answer/{step}/{rank}"
         try:
             self._store.wait([key], timedelta(seconds=max(seconds, 0.001)))
             answer = self._store.get(key)
             self._store.delete_key(key)
         except RuntimeError:  # as which a store tells that time is over
-            return None
-        own, _, numbers = answer.partition(b" ")
+            return "did not answer in time"
+        own, _, content = answer.partition(b" ")
+        if own == _FAILED:
+            return f"failed: {content.decode()}"
         if own != fingerprint.encode():
-            return None
-        return np.frombuffer(numbers, dtype=np.float64)
+            return "has other parameters, buffers or samples"
+        return np.frombuffer(content, dtype=np.float64)
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether no more shares are asked for, because others did not come; see `why_alone`."""
+        return self._missed >= _GIVEN_UP
 
     # ------------------------------------------------------------------ the others
     def is_asked(self, step: int) -> bool:
@@ -176,9 +190,11 @@ class Sharing:
         numbers = share.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
         self._store.set(f"answer/{step}/{self.rank}", fingerprint.encode() + b" " + numbers)
 
-    def decline(self, step: int) -> None:
-        """Leave the share of this process to the first one."""
-        self._store.set(f"answer/{step}/{self.rank}", _NONE)
+    def decline(self, step: int, error: Exception) -> None:
+        """Leave the share of this process to the first one, because of an error."""
+        told = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RuntimeError):  # of a store that is gone
+            self._store.set(f"answer/{step}/{self.rank}", _FAILED + b" " + told.encode())
 
 
 def share_of(count: int, place: int, places: int) -> slice:
