@@ -262,6 +262,11 @@ def test_statements_for_loops(name: str, terms: int) -> None:
         assert float(((found - wanted).abs() / scale.clamp(min=1e-30)).max()) < tolerance
 
 
+def test_a_derivative_that_torch_has_in_single_precision() -> None:
+    dual, q = dual_activation(nn.Hardsigmoid()), torch.full((1,), 0.02, dtype=torch.float64)
+    assert dual.diagonal(q)[1].item() == pytest.approx(1 / 36, rel=1e-14)
+
+
 def test_layers_share_what_torch_defines() -> None:
     assert dual_activation(nn.ELU(0.5)) is dual_activation(nn.ELU(0.5, inplace=True))
     assert dual_activation(nn.ELU(0.5)) is not dual_activation(nn.ELU())

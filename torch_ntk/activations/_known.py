@@ -72,6 +72,11 @@ def _dropout(module: nn.Module) -> DualActivation:
     return _identity()
 
 
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """In place of torch's, whose derivative is 1/6 in single precision whatever the type."""
+    return F.relu6(x + 3) / 6
+
+
 def _check_evaluates(module: nn.Module, what: str) -> None:
     if module.training:
         came = f"{type(module).__name__} in training mode, which {what} at random"
@@ -101,7 +106,7 @@ _SMOOTH_OR_PIECEWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": F.relu6,
     "hardtanh": F.hardtanh,
     "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": _hardsigmoid,
     "tanhshrink": F.tanhshrink,
     "softshrink": F.softshrink,
 }
@@ -134,6 +139,7 @@ MODULES: dict[type[nn.Module], Factory] = {
     nn.RReLU: _rrelu,
     nn.GELU: lambda module: _gelu(module, module.approximate),
     nn.Identity: _identity,
+    nn.Hardsigmoid: lambda _: NAMES["hardsigmoid"](),
     **dict.fromkeys(
         (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout
     ),
@@ -149,6 +155,7 @@ FUNCTIONS: dict[Any, Factory] = {
     ),
     **dict.fromkeys((abs, torch.abs, torch.absolute, torch.Tensor.abs), _abs),
     **dict.fromkeys((torch.erf, torch.special.erf, torch.Tensor.erf), lambda _: DualErf()),
+    F.hardsigmoid: lambda _: NAMES["hardsigmoid"](),
     F.gelu: lambda f: _gelu(f, _option(f, "approximate", "none")),
     **dict.fromkeys((torch.sin, torch.Tensor.sin), lambda _: DualSin()),
     **dict.fromkeys((torch.cos, torch.Tensor.cos), lambda _: DualCos()),
