@@ -42,8 +42,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "_unshared _attention _recurrence",
     ),
     "analytic/engine": (
-        *("_options _plan", "_task", "_variances fused", "triton", "_evaluate _blocks"),
-        *("_matrix", "_kernels", "_run"),
+        *("_options _plan", "_task", "_variances fused", "triton", "_evaluate", "_within"),
+        *("_blocks", "_matrix", "_kernels", "_run"),
     ),
     "analytic/engine/fused": (
         *("_shifts _module _threads _drivers", "_layout", "_regions _source", "_assembly"),

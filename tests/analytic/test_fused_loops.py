@@ -50,6 +50,16 @@ def test_every_network(net: Net) -> None:
     _compare(net, torch.float64)
 
 
+MIXED = [net for net in NETS if "pool" in net.name or net.name == "layers_after_gap"]
+
+
+@pytest.mark.parametrize("net", MIXED, ids=lambda net: net.name)
+def test_variances_by_loops(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After averages over some positions; elsewhere images are too small for this."""
+    monkeypatch.setattr("torch_ntk.analytic.engine._within._POSITIONS", 1)
+    _compare(net, torch.float64)
+
+
 @pytest.mark.parametrize("net", SINGLE, ids=lambda net: net.name)
 def test_networks_in_single_precision(net: Net) -> None:
     _compare(net, torch.float32)

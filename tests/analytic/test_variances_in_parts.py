@@ -8,7 +8,7 @@ from small_nets import conv, dense
 from torch import nn
 
 from torch_ntk import NTKSelfAttention, analytic_kernels
-from torch_ntk.analytic.engine import _blocks, _variances
+from torch_ntk.analytic.engine import _blocks, _variances, _within
 
 
 def test_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +47,13 @@ def test_the_weights_of_attention_count_as_memory(monkeypatch: pytest.MonkeyPatc
     net = nn.Sequential(dense(3, 4), NTKSelfAttention(4, 2, dtype=torch.float64))
     x = torch.randn(5, 8, 3, dtype=torch.float64)
     counts: list[int] = []
-    original = _blocks.images
+    original = _within.images
 
     def counted(task, side, start, stop):  # type: ignore[no-untyped-def]
         counts.append(stop - start)
         return original(task, side, start, stop)
 
-    monkeypatch.setattr(_blocks, "images", counted)
+    monkeypatch.setattr(_within, "images", counted)
     whole = analytic_kernels(net, x)
     assert max(counts) == 5
     counts.clear()

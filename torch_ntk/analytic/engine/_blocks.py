@@ -11,7 +11,7 @@ import torch
 from ...memory import budget, ranges
 from ..operations import Input
 from ._task import Block, Task
-from ._variances import images
+from ._within import WithinImages
 from .fused import Partition, Region
 
 # Values of a block are read and written again and again: entries per array with which they stay
@@ -126,13 +126,17 @@ def _entries_per_pair(task: Task, parts: Partition) -> int:
     return most
 
 
-def blocks(task: Task, sizes: BlockSizes, shape: tuple[int, int]) -> Iterator[Block]:
+def blocks(
+    task: Task, parts: Partition, sizes: BlockSizes, shape: tuple[int, int]
+) -> Iterator[Block]:
     """The blocks of the matrix; of a symmetric one, those that reach its upper half."""
+    first = WithinImages(task, parts, 0)
+    second = first if task.symmetric else WithinImages(task, parts, 1)
     for a, b in ranges(0, shape[0], sizes.images):
-        one = images(task, 0, a, b)
+        one = first(a, b)
         for c, d in ranges(a if task.symmetric else 0, shape[1], sizes.images):
             same = task.symmetric and c == a
-            two = one if same else images(task, 0 if task.symmetric else 1, c, d)
+            two = one if same else second(c, d)
             for e, f in ranges(a, b, sizes.rows):
                 rows = one.part(e, f)
                 low = max(c, rows.start) if task.symmetric else c

@@ -25,25 +25,25 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
         units: The program in the order of its evaluation.
     """
     states: dict[int, State] = {}
-    last_use = {j: n for n, unit in enumerate(units) for j in _taken(task, unit)}
+    last_use = {j: n for n, unit in enumerate(units) for j in taken(task, unit)}
     places = _identical(task, block)
     for n, unit in enumerate(units):
-        for j in _taken(task, unit):
+        for j in taken(task, unit):
             operation = task.program.steps[j].operation
             if isinstance(operation, Input) and j not in states:
-                states[j] = _known_features(task, block, j, operation)
+                states[j] = known_features(task, block, j, operation)
         if isinstance(unit, int):
-            states[unit] = _step(task, block, unit, states, places)
+            states[unit] = single_step(task, block, unit, states, places)
         else:
             states.update(unit(block, states))
-        for j in _taken(task, unit):
+        for j in taken(task, unit):
             if last_use[j] == n:
                 states.pop(j, None)  # an operation may take one value twice
     last = len(task.program.steps) - 1
     if last not in states:  # known features alone
         operation = task.program.steps[last].operation
         assert isinstance(operation, Input)
-        states[last] = _known_features(task, block, last, operation)
+        states[last] = known_features(task, block, last, operation)
     k = _covariance(states[last], block.variances(last, False))[..., 0, 0]
     theta = states[last].ntk
     if theta is None:
@@ -63,20 +63,29 @@ def _covariance(s: State, variances: Variances | None) -> Tensor:
     return k
 
 
-def _taken(task: Task, unit: Unit) -> tuple[int, ...]:
+def taken(task: Task, unit: Unit) -> tuple[int, ...]:
     """The steps whose states a unit takes."""
     if isinstance(unit, int):
         return task.program.steps[unit].inputs
     return unit.region.inputs
 
 
-def _step(
+def single_step(
     task: Task,
     block: Block,
     i: int,
     states: dict[int, State],
     places: tuple[Tensor, Tensor] | None,
 ) -> State:
+    """A step by tensor operations.
+
+    Args:
+        task: What is evaluated.
+        block: For which pairs of images.
+        i: The number of the step.
+        states: Of what it takes.
+        places: Of pairs of identical images in the block.
+    """
     step = task.program.steps[i]
     assert not isinstance(step.operation, Input)
     inputs = [states[j] for j in step.inputs]
@@ -91,7 +100,8 @@ def _step(
     return s if task.plan.full[i] else s.same_positions()
 
 
-def _known_features(task: Task, block: Block, i: int, features: Input) -> State:
+def known_features(task: Task, block: Block, i: int, features: Input) -> State:
+    """The covariances of known features, in the form in which the program has them."""
     rows, columns = block.rows.slice, block.columns.slice
     if not task.plan.distance:
         return features.pairs(rows, columns, task.plan.full[i], task.ntk)

@@ -46,7 +46,7 @@ def matrix(
     theta: Tensor | None = None
     done = 0
     with tqdm(total=pairs, disable=not options.progress, unit="pair", desc="kernel") as bar:
-        for block in blocks(task, sizes, shape):
+        for block in blocks(task, parts, sizes, shape):
             block_k, block_t = evaluate(task, block, units)
             k = _put(k, block_k, block, shape)
             theta = None if block_t is None else _put(theta, block_t, block, shape)

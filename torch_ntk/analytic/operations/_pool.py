@@ -52,9 +52,13 @@ class Pool(Operation):
             factor = math.prod(float(m[0, 0]) * m.shape[1] for m in (self.rows, self.columns))
             return a.mean(dim=(-4, -3, -2, -1), keepdim=True) * factor**2
         rows, columns = self.rows.to(a), self.columns.to(a)
-        for dim, matrix in ((-4, rows), (-3, columns), (-2, rows), (-1, columns)):
-            a = torch.movedim(torch.movedim(a, dim, -1) @ matrix.T, -1, dim)
-        return a
+        p, q = a.shape[-2:]
+        pairs, out = a.shape[:-4], self.rows.shape[0]
+        # From the left, axis by axis, so that nothing is moved in memory.
+        a = rows @ a.flatten(-3)
+        a = columns @ a.view(*pairs, out, q, p * q)
+        a = rows @ a.view(*pairs, out, self.columns.shape[0], p, q)
+        return torch.matmul(a, columns.T)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
         """Of one position, which has a weight only."""

@@ -1,0 +1,94 @@
+"""Variances after averages over positions, from pairs of an image with itself in fused loops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .._program import Program
+from ..operations import Input, State, at_same_positions
+from ._evaluate import Unit, known_features, single_step, taken
+from ._task import Block, Images, Task
+from ._variances import images
+from .fused import Partition, RegionEvaluation
+
+# Positions from which on loops, one image at a time, are faster than tensor operations on several.
+_POSITIONS = 256
+
+
+class WithinImages:
+    """The images of one side with the variances of every value.
+
+    Args:
+        task: What is evaluated.
+        parts: Its regions and single steps.
+        side: 0 or 1.
+    """
+
+    def __init__(self, task: Task, parts: Partition, side: int) -> None:
+        self._task, self._side = task, side
+        self._units: list[Unit] = []
+        most = max(math.prod(step.positions) for step in task.program.steps)
+        wanted = task.plan.variances_need_pairs and most >= _POSITIONS and not parts.kernels
+        if not wanted or not any(r.full for r in parts.regions):
+            return
+        steps = tuple(
+            replace(s, operation=replace(s.operation, x1=s.operation.both[side], x2=None))
+            if isinstance(s.operation, Input)
+            else s
+            for s in task.program.steps
+        )
+        self._own = Task(Program(steps), task.plan, False, True)
+        like = self._own.program.known[0].x1
+        self._units = [
+            u if isinstance(u, int) else RegionEvaluation(self._own, u, like) for u in parts.units
+        ]
+
+    def __call__(self, start: int, stop: int) -> Images:
+        """The images from number `start` to `stop`."""
+        if not self._units:
+            return images(self._task, self._side, start, stop)
+        each = [self._of_one(n) for n in range(start, stop)]
+        joined = (None if of[0] is None else torch.cat(of) for of in zip(*each, strict=True))
+        return Images(start, stop, tuple(joined))
+
+    def _of_one(self, n: int) -> list[Tensor | None]:
+        """Unit by unit, as what comes after an average needs the variances of its result."""
+        steps, plan = self._own.program.steps, self._own.plan
+        found: list[Tensor | None] = [None] * len(steps)
+        states: dict[int, State] = {}
+        for i, step in enumerate(steps):
+            if isinstance(step.operation, Input):
+                found[i] = step.operation.variance(0, slice(n, n + 1))
+        for unit in self._units:
+            if not isinstance(unit, int):
+                for i in unit.region.fused:
+                    self._add(i, found)
+            one = Images(n, n + 1, tuple(found))
+            block = Block(one, one)
+            for j in taken(self._own, unit):
+                operation = steps[j].operation
+                if isinstance(operation, Input) and j not in states:
+                    states[j] = known_features(self._own, block, j, operation)
+            if isinstance(unit, int):
+                place = torch.zeros(1, dtype=torch.int64)
+                made = {unit: single_step(self._own, block, unit, states, (place, place))}
+            else:
+                made = unit(block, states)
+            states.update(made)
+            for i, s in made.items():
+                if found[i] is None:
+                    k = at_same_positions(s.nngp) if s.full else s.nngp
+                    found[i] = k[:, 0].contiguous()
+        return [q if wanted else None for q, wanted in zip(found, plan.variances, strict=True)]
+
+    def _add(self, i: int, found: list[Tensor | None]) -> None:
+        """The variances of a step that does not mix positions, if those of its inputs are known."""
+        step = self._own.program.steps[i]
+        assert not isinstance(step.operation, Input)
+        inputs = [found[j] for j in step.inputs]
+        if all(q is not None for q in inputs):
+            found[i] = step.operation.variance([q for q in inputs if q is not None])
