@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .._functional import ModelFunction
+from ..memory import aim
 
 
 class ProbedKernel(NamedTuple):
@@ -56,7 +57,9 @@ def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> tuple[
     vocabulary at every position.
     """
     each = samples * outputs * torch.empty((), dtype=fn.dtype).element_size()
-    count = -(-probes // max(1, _TOGETHER // each))
+    sparing = aim()
+    most = _TOGETHER if sparing is None else min(_TOGETHER, sparing // 4)
+    count = -(-probes // max(1, most // each))
     if count == 1:
         return ()
     size = -(-probes // count)

@@ -68,7 +68,11 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True)
 class _Expected:
-    """What plain passes over the block give: outputs `[N, O]`, and the gradient of `Σ u·f`."""
+    """What plain passes over the block give: outputs `[N, O]`, and the gradient of `Σ u·f`.
+
+    Gradients are in the form in which they are compared, `SignedSum.of_gradient`: of large weights
+    all of them together would take as much memory again as the network.
+    """
 
     outputs: Tensor
     gradient: Parameters
@@ -274,7 +278,12 @@ class BlockCheck:
             x, u = x.join(companion.to(self._fn.dtype)), torch.cat([u, torch.zeros_like(u[:1])])
 
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
-            return found.outputs.detach(), found.gradients(u)
+            gradient, sums = found.gradients(u), self._sums.sums
+            compared: Parameters = {}
+            for name in list(gradient):
+                g = gradient.pop(name)
+                compared[name] = sums[name].of_gradient(g) if name in sums else g
+            return found.outputs.detach(), compared
 
         try:
             return plain.run(x, of_pass)
@@ -363,7 +372,7 @@ def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, fl
     """
     norms = torch._foreach_norm
     totals = [found.total for found, _ in pairs]
-    projected = [found.of_gradient(g.to(found.total.dtype)) for found, g in pairs]
+    projected = [g.reshape(found.total.shape).to(found.total.dtype) for found, g in pairs]
     sizes = torch.stack(
         [
             *norms(torch._foreach_sub(totals, projected)),

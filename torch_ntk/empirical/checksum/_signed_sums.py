@@ -35,6 +35,7 @@ class SignedSum:
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
         """The same of a gradient in the weight's own shape."""
+        gradient = gradient.to(self.total.dtype)
         if self.use is None or self.vectors is None:
             return gradient.reshape(-1)
         packed = self.use.pack(gradient.reshape(-1))
@@ -46,8 +47,8 @@ class SignedSum:
 class SignedSums:
     """Adds up `Σ u J` by parameter, over pieces of a block of samples.
 
-    The gradient of a large weight is compared by what it makes of random vectors r,
-    `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩`, so that it need not be formed.
+    The gradient of a large weight is compared by what it makes of random vectors, so that it need
+    not be formed; see `Use.multiplied`.
 
     Attributes:
         u: Signs `[N, O]` of the outputs that are added.
@@ -89,7 +90,8 @@ class SignedSums:
             self.sums[name] = SignedSum(none, none.sum())
             return
         is_large = calls[0][0].weight.numel() > SMALL
-        is_alike = len({use.kind for use, _ in calls}) == 1 and calls[0][0].is_matrix
+        kinds = {use.packed for use, _ in calls}
+        is_alike = len(kinds) == 1 and None not in kinds
         for (use, source), of_call in zip(calls, signed, strict=True):
             rows = use.cotangents(of_call)[:, 0]
             if is_large and is_alike:
@@ -101,12 +103,8 @@ class SignedSums:
         known = self.sums.get(name)
         vectors = None if known is None else known.vectors
         if vectors is None:
-            vectors = signs(use.groups, use.inputs, _VECTORS, like=signed)
-        right = use.applied(source, vectors)
-        # The positions of all samples, `[G, n·T, …]`.
-        right, left = (t.transpose(0, 1).flatten(1, 2) for t in (right, signed))
-        noise = torch.linalg.vector_norm(left) * torch.linalg.vector_norm(right)
-        return SignedSum(torch.bmm(left.transpose(1, 2), right), noise, use, vectors)
+            vectors = signs(use.groups, use.columns_packed, _VECTORS, like=signed)
+        return SignedSum(*use.multiplied(source, signed, vectors), use, vectors)
 
     def _add(self, name: str, more: SignedSum) -> None:
         known = self.sums.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,28 @@ class EmbeddingUse(Use):
     def scaled(self, b: Tensor, a: Tensor, entries: Tensor) -> Tensor:
         """The cotangent of a position times the numbers of the row that it reads."""
         return b * entries[a.squeeze(3).clamp(min=0)].unsqueeze(1)
+
+    @property
+    def packed(self) -> Hashable | None:
+        """A row for each index, as in a linear layer of the same weight."""
+        return ("rows", self.rows, self.units)
+
+    @property
+    def columns_packed(self) -> int:
+        """Of a row."""
+        return self.units
+
+    def pack(self, gradient: Tensor) -> Tensor:
+        """The rows `[1, rows, b]`."""
+        return gradient.reshape(1, self.rows, self.units)
+
+    def multiplied(self, source: Tensor, b: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of the cotangents, added to the rows that were read."""
+        index = self.features(source).flatten()
+        products = (b @ vectors).reshape(len(index), -1) * (index >= 0).unsqueeze(1)
+        found = products.new_zeros(self.rows, products.shape[1])
+        found.index_add_(0, index.clamp(min=0), products)
+        return found.unsqueeze(0), torch.linalg.vector_norm(products)
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """Cotangents added to the rows that were read."""

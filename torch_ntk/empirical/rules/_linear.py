@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,11 @@ class LinearUse(Use):
         """B `[N, O, 1, T, b]`."""
         return b.reshape(*b.shape[:2], 1, -1, self.units)
 
+    @property
+    def packed(self) -> Hashable | None:
+        """An embedding's gradient is the same matrix."""
+        return ("rows", self.units, self.inputs)
+
 
 class MatmulUse(LinearUse):
     """`y = x @ W` with W `[a, b]`: the same with the weight transposed."""
@@ -37,6 +42,11 @@ class MatmulUse(LinearUse):
     def __init__(self, source: Tensor, weight: Tensor) -> None:
         self.source, self.weight = source, weight
         self.inputs, self.units = weight.shape
+
+    @property
+    def packed(self) -> Hashable | None:
+        """The transposed matrix."""
+        return self.kind
 
     def unpack(self, jacobian: Tensor) -> Tensor:
         """Entries of the weight run over a first."""

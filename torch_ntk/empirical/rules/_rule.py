@@ -200,6 +200,35 @@ class Use(ABC):
         return self.features(source) @ vectors
 
     @property
+    def packed(self) -> Hashable | None:
+        """Gradients of uses in which this is equal are the same when they are packed.
+
+        None if a gradient cannot be `multiplied`.
+        """
+        return self.kind if self.is_matrix else None
+
+    @property
+    def columns_packed(self) -> int:
+        """Columns of a packed gradient."""
+        return self.inputs
+
+    def multiplied(self, source: Tensor, b: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The packed gradient times `vectors` `[G, columns, k]`, and the size of its terms.
+
+        `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩` needs no gradient.
+
+        Args:
+            source: Stacked sources.
+            b: Cotangents `[N, G, T, b]`.
+            vectors: r.
+        """
+        right = self.applied(source, vectors)
+        # The positions of all samples, `[G, n·T, …]`.
+        right, left = (t.transpose(0, 1).flatten(1, 2) for t in (right, b))
+        noise = torch.linalg.vector_norm(left) * torch.linalg.vector_norm(right)
+        return torch.bmm(left.transpose(1, 2), right), noise
+
+    @property
     def gram_width(self) -> int:
         """Operations per entry of the feature Gram matrix, halved."""
         return self.inputs
