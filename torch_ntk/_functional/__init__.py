@@ -1,8 +1,9 @@
-"""From a module to a pure function of its parameters, evaluated without leaving a trace.
+"""A module as a pure function of its parameters, which is evaluated without side effects.
 
-`unwrap` and `refuse_unsupported` say what can be evaluated, `quiet` makes an evaluation
-invisible to the caller, `ModelFunction` is the pure function, and `failure` turns an error
-from deep inside `torch.func` into one that names its cause.
+`unwrap` removes wrappers such as `torch.compile`, and `refuse_unsupported` raises for modules that
+cannot be evaluated. `quiet` is the context in which an evaluation leaves no trace. `ModelFunction`
+is the pure function. `failure` turns an error from inside `torch.func` into one that says what was
+attempted.
 """
 
 from ._agree import agree as agree

@@ -1,4 +1,4 @@
-"""Whether two computations of the same numbers agree."""
+"""The test whether two computations of the same numbers agree up to rounding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ def agree(
     slack: float = 1.0,
     precision: torch.dtype | None = None,
 ) -> bool:
-    """Whether corresponding tensors differ by rounding only, measured by the largest entry of all.
+    """Whether corresponding tensors differ by no more than rounding.
 
-    Half of the digits must be the same, but for a factor `slack`: those of `precision` if the
-    computation has rounded to that on its way. NaN agrees with nothing.
+    They agree if `max |a - b| <= slack * sqrt(eps) * max(|a|, |b|)`, where both maxima are over the
+    entries of all tensors. This means that about half of the digits are equal. Tensors of different
+    shapes do not agree, and NaN agrees with nothing.
+
+    Args:
+        a: The tensors of the first computation, of any shapes.
+        b: The tensors of the second computation, in the same order.
+        slack: A factor on the tolerance.
+        precision: The least precise floating type to which the computation rounds on its way, if
+            that is less precise than the tensors. `eps` is the larger one of the two.
     """
     scale, difference = 0.0, 0.0
     eps = 0.0 if precision is None else torch.finfo(precision).eps

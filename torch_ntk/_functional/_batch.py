@@ -1,7 +1,7 @@
 """A batch of samples of any form: a tensor, or containers with tensors in them.
 
-The engine goes over tensors, whose first axis is that of the samples; a model gets the caller's
-kind of object back, with the tensors of a block of samples in it.
+The algorithms work on a list of tensors, whose first axis is that of the samples. The model is
+called with an object of the caller's form, which contains the tensors of a block of samples.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """N samples; a block of them is a batch too.
+    """N samples. A block of them is a `Batch`, too.
 
     Attributes:
-        tensors: Each `[N, ...]`.
-        form: What the caller has put them in.
+        tensors: The tensors of the batch, each of shape `[N, ...]`.
+        form: The containers and constants that surround the tensors in the caller's object.
     """
 
     tensors: tuple[Tensor, ...]
@@ -39,13 +39,18 @@ class Batch:
 
     @staticmethod
     def of(name: str, value: object) -> Batch:
-        """The batch that a caller gives as the argument `name`; its tensors are not copied.
+        """Make a batch of the value that a caller has passed. Its tensors are not copied.
+
+        Args:
+            name: The name of the caller's argument, for error messages.
+            value: The batch in the caller's form.
 
         Raises:
-            TypeError: There is no tensor in it, or it is a container that is not looked into.
-            ValueError: A tensor has no first axis, or no samples, or another number of them.
+            TypeError: The value contains no tensor, or is in a container of an unknown kind.
+            ValueError: A tensor has no first axis or no samples, or the tensors have different
+                numbers of samples.
         """
-        form, tensors = _taken_apart(name, value)
+        form, tensors = _form_and_tensors(name, value)
         found = Batch(tuple(tensors), form)
         named = list(found.named(name))
         if not named:
@@ -76,12 +81,12 @@ class Batch:
 
     @staticmethod
     def coupled(name: str, value: object) -> Batch:
-        """The tensors of a batch that is one input as a whole, of any shapes.
+        """Make a batch of a value that is one input as a whole; its tensors have any shapes.
 
         Raises:
-            TypeError: There is no tensor in it, or it is a container that is not looked into.
+            TypeError: The value contains no tensor, or is in a container of an unknown kind.
         """
-        form, tensors = _taken_apart(name, value)
+        form, tensors = _form_and_tensors(name, value)
         if not tensors:
             raise _no_tensor(name, value)
         return Batch(tuple(tensors), form)
@@ -91,56 +96,61 @@ class Batch:
         return len(self.tensors[0])
 
     def __getitem__(self, index: slice | Tensor) -> Batch:
-        """Some of the samples: consecutive ones, or those of a mask or of indices."""
+        """The batch of the samples that a slice, a mask or a tensor of indices selects."""
         return self.map(lambda t: t[index])
 
     def named(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """The tensors, and the expressions by which the caller of an argument reaches them."""
+        """Pairs of an expression such as `x['mask']`, by which the caller reaches a tensor, and it.
+
+        Args:
+            name: The name of the caller's argument, with which every expression begins.
+        """
         return zip(self.form.paths(name), self.tensors, strict=True)
 
     @property
     def value(self) -> Any:
-        """The caller's kind of object with these tensors in it, newly made."""
+        """A new object of the caller's form that contains these tensors."""
         return self.form.put_together(iter(self.tensors))
 
     @property
     def floating(self) -> tuple[Tensor, ...]:
-        """The tensors of floating-point numbers."""
+        """Those of the tensors that have a floating-point dtype."""
         return tuple(t for t in self.tensors if t.is_floating_point())
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Batch:
-        """Other tensors in the same form."""
+        """A batch of the same form with other tensors, in the order of `tensors`."""
         return Batch(tuple(tensors), self.form)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        """`f` of every tensor."""
+        """The batch whose tensors are `f(t)` for every tensor `t` of this one."""
         return self.with_tensors([f(t) for t in self.tensors])
 
     def to(self, dtype: torch.dtype) -> Batch:
-        """Floating-point tensors in another precision; integers, masks and indices as they are."""
+        """The batch with floating-point tensors in `dtype`; other tensors keep their dtype."""
         return self.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def clone(self) -> Batch:
-        """Copies of the tensors: a forward may write into them."""
+        """A batch with copies of the tensors, which is needed as a forward may write into them."""
         return self.map(torch.clone)
 
     def join(self, other: Batch) -> Batch:
-        """The samples of both, of one kind, in their order."""
+        """The samples of this batch followed by those of `other`, which must have the same form."""
         pairs = zip(self.tensors, other.tensors, strict=True)
         return self.with_tensors([torch.cat(pair) for pair in pairs])
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Blocks of `size` consecutive samples; the last may be smaller."""
+        """Batches of `size` consecutive samples. The last one may be smaller."""
         return (self[a : a + size] for a in range(0, len(self), size))
 
     def samples(self) -> Iterator[Batch]:
-        """Each sample, its tensors without their first axis."""
+        """Every sample as a `Batch` whose tensors `[...]` have no axis of samples."""
         return (self.map(lambda t, n=n: t[n]) for n in range(len(self)))  # type: ignore[misc]
 
     def vmap(self, f: Callable[[Batch], T]) -> T:
-        """`f` of each sample (see `samples`) under `torch.func.vmap`.
+        """Apply `f` to each sample (as in `samples`) with `torch.func.vmap` and stack the results.
 
-        Where `f` decides by the values of a sample, those for which it decides alike go together.
+        If `f` makes decisions by values of a sample, such as `if mask.all()`, vmap is applied to
+        each group of samples that have the same values. The results are in the order of samples.
         """
         try:
             return vmap_over_samples(lambda sample: f(self.with_tensors(sample)), self.tensors)
@@ -153,26 +163,31 @@ class Batch:
         return found
 
     def unlike(self, sample: Batch) -> Tensor:
-        """Which samples `[N]` differ from the first one of `sample`."""
+        """A mask `[N]` of the samples that differ from the first sample of `sample`."""
         pairs = zip(self.tensors, sample.tensors, strict=True)
         rows = [(t != s[:1]).reshape(len(self), -1).any(dim=1) for t, s in pairs]
         return torch.stack(rows).any(dim=0)
 
     def is_like(self, other: Batch) -> bool:
-        """Whether its samples are of the same kind: containers, constants, dtypes and shapes."""
+        """Whether the samples of both have equal containers, constants, dtypes and shapes."""
         return self.form.is_like(other.form) and all(
             a.dtype == b.dtype and a.shape[1:] == b.shape[1:]
             for a, b in zip(self.tensors, other.tensors, strict=True)
         )
 
     def check_finite(self, name: str, remedy: str) -> None:
-        """Raise `ValueError` if there is NaN or infinity in it."""
+        """Raise a `ValueError` if a floating-point tensor has entries that are NaN or infinite.
+
+        Args:
+            name: The name of the caller's argument.
+            remedy: The last sentence of the message, which says what the caller can do.
+        """
         for path, t in self.named(name):
             if t.is_floating_point():
                 check_finite(path, t, remedy)
 
     def __str__(self) -> str:
-        """Its samples in words that follow "on", for an error message."""
+        """A description of the samples for error messages, to be put after the word "on"."""
         if isinstance(self.form, _Tensor):
             kind = str(self.tensors[0].dtype).removeprefix("torch.")
             return f"{kind} samples of shape {tuple(self.tensors[0].shape[1:])}"
@@ -180,27 +195,29 @@ class Batch:
 
 
 class Form:
-    """Where tensors and other things are in what a caller gives."""
+    """A caller's object without its tensors: its containers, and the values that are no tensors."""
 
     def put_together(self, tensors: Iterator[Tensor]) -> Any:
-        """The caller's kind of object."""
+        """Make an object of this form, taking its tensors from the iterator."""
         raise NotImplementedError
 
     def paths(self, path: str) -> Iterator[str]:
-        """For each tensor the expression by which the caller reaches it from `path`."""
+        """For each tensor an expression such as `path['x'][0]` by which the caller reaches it."""
         raise NotImplementedError
 
     def is_like(self, other: Form) -> bool:
-        """Whether only the tensors may differ."""
+        """Whether both forms have the same containers, keys and constants."""
         raise NotImplementedError
 
     def in_words(self, tensors: Iterator[Tensor]) -> str:
-        """Its containers, and the dtypes and shapes of a sample."""
+        """A text with the containers, and with dtype and shape of one sample of every tensor."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class _Tensor(Form):
+    """The form of a single tensor."""
+
     def put_together(self, tensors: Iterator[Tensor]) -> Any:
         return next(tensors)
 
@@ -217,6 +234,8 @@ class _Tensor(Form):
 
 @dataclass(frozen=True)
 class _Constant(Form):
+    """The form of a value without tensors, which every block of samples gets as it is."""
+
     value: object
 
     def put_together(self, tensors: Iterator[Tensor]) -> Any:
@@ -234,12 +253,12 @@ class _Constant(Form):
 
 @dataclass(frozen=True)
 class _Container(Form):
-    """A mapping, tuple, list or dataclass.
+    """The form of a mapping, tuple, list or dataclass.
 
     Attributes:
-        empty: A copy of it in which every part is None.
-        keys: Of its parts: keys, indices or names of fields.
-        parts: Their forms.
+        empty: A copy of the container in which every part is None.
+        keys: The keys of a mapping, the indices of a sequence, or the names of fields.
+        parts: The form of the part for each key.
     """
 
     empty: Any
@@ -256,7 +275,7 @@ class _Container(Form):
             yield from part.paths(f"{path}.{key}" if is_dataclass else f"{path}[{key!r}]")
 
     def is_like(self, other: Form) -> bool:
-        # Keys in another order are another form: a forward may go over the values of a mapping.
+        # The order of keys matters, as a forward may iterate over the values of a mapping.
         return (
             isinstance(other, _Container)
             and type(self.empty) is type(other.empty)
@@ -275,7 +294,7 @@ class _Container(Form):
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """The first tensor that there is in a caller's batch, which nothing has checked yet."""
+    """The first tensor in a caller's batch that has not been checked yet, or None."""
     if isinstance(value, Tensor):
         return value
     parts = _parts_of(value)
@@ -283,7 +302,16 @@ def first_tensor(value: object) -> Tensor | None:
     return next((t for t in found if t is not None), None)
 
 
-def _taken_apart(path: str, value: object) -> tuple[Form, list[Tensor]]:
+def _form_and_tensors(path: str, value: object) -> tuple[Form, list[Tensor]]:
+    """The form of a caller's object and the tensors in it, in the order of the form's `paths`.
+
+    Args:
+        path: The expression by which the caller reaches `value`, for error messages.
+        value: The object.
+
+    Raises:
+        TypeError: The object is a `PackedSequence`, or contains a container of an unknown kind.
+    """
     if isinstance(value, Tensor):
         return _Tensor(), [value]
     if isinstance(value, PackedSequence):
@@ -300,10 +328,11 @@ def _taken_apart(path: str, value: object) -> tuple[Form, list[Tensor]]:
         return _Constant(value), []
     forms, tensors = [], []
     for key, part in parts.items():
-        form, own = _taken_apart(f"{path}[{key!r}]", part)
+        form, own = _form_and_tensors(f"{path}[{key!r}]", part)
         forms.append(form)
         tensors.extend(own)
-    if not tensors and type(value) not in (dict, list):  # which a forward may write to
+    # A dict or list is made anew for each call even without tensors: a forward may write to it.
+    if not tensors and type(value) not in (dict, list):
         return _Constant(value), []
     keys = tuple(parts)
     try:
@@ -319,7 +348,7 @@ def _taken_apart(path: str, value: object) -> tuple[Form, list[Tensor]]:
 
 
 def _parts_of(value: object) -> dict[Any, object] | None:
-    """The parts of a container by their keys; None of anything else."""
+    """The parts of a container by their keys, or None if `value` is no container."""
     if isinstance(value, Mapping):
         return {key: value[key] for key in value}
     if type(value) is list or (
@@ -332,7 +361,7 @@ def _parts_of(value: object) -> dict[Any, object] | None:
 
 
 def _filled(like: Any, keys: Sequence[Any], parts: Sequence[Any]) -> Any:
-    """A container of the kind of `like` with these parts."""
+    """A container of the same type as `like` that has the given parts at the given keys."""
     if type(like) in (tuple, list):
         return type(like)(parts)
     if isinstance(like, tuple):
@@ -345,12 +374,13 @@ def _filled(like: Any, keys: Sequence[Any], parts: Sequence[Any]) -> Any:
     for key, part in zip(keys, parts, strict=True):
         if isinstance(like, Mapping):
             made[key] = part
-        else:  # of a dataclass, which may be frozen
+        else:  # a field of a dataclass, which may be frozen
             object.__setattr__(made, key, part)
     return made
 
 
 def _are_equal(a: object, b: object) -> bool:
+    """Whether two constants of batches are equal; constants that cannot be compared are not."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -364,7 +394,7 @@ def _are_equal(a: object, b: object) -> bool:
 
 
 def _no_tensor(name: str, value: object) -> Exception:
-    """The error for what has no tensor in it."""
+    """The error for a batch that contains no tensor, with a remedy for its type."""
     remedy = "Convert it with torch.as_tensor(...)."
     if _parts_of(value) is not None:
         return type_error(

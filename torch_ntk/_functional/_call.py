@@ -19,10 +19,13 @@ from ._state import hidden_modules
 
 
 def call_model(model: Any, value: Any, forward_fn: ForwardFn | None = None) -> Any:
-    """What `model` returns for a batch in the caller's form, `Batch.value`.
+    """Call `model` on a batch and return what it returns.
 
-    A mapping is given as `model(**value)`, a tuple or list as `model(*value)`, anything else as
-    `model(value)`; or `forward_fn(model, value)` says how.
+    Args:
+        model: A module or a function.
+        value: The batch in the caller's form (`Batch.value`). The call is `model(**value)` for a
+            mapping, `model(*value)` for a tuple or list, and `model(value)` for anything else.
+        forward_fn: If given, the call is `forward_fn(model, value)` instead.
     """
     if forward_fn is not None:
         return forward_fn(model, value)
@@ -39,15 +42,19 @@ def call_with(
     then: Callable[[Any], Any] = lambda out: out,
     around: AbstractContextManager[object] | None = None,
 ) -> Any:
-    """The same with other tensors in the place of parameters and buffers, also during `then`.
+    """Call `module` with other tensors in the place of its parameters and buffers.
 
     Args:
         module: The model.
-        tensors: By the names of the parameters and buffers that they stand for.
-        value: The batch, see `call_model`.
-        forward_fn: In place of the usual call; what it does with the module sees the tensors too.
-        then: Called with what the model returns.
-        around: In which the model is called, and `then` is not.
+        tensors: The replacements, by the names of the parameters and buffers that they replace.
+        value: The batch in the caller's form, as in `call_model`.
+        forward_fn: A function that replaces the usual call, as in `call_model`. It uses the
+            replacements, too.
+        then: A function that is called with the outputs while the replacements are in place.
+        around: A context in which the model is called. It is left before `then` is called.
+
+    Returns:
+        What `then` returns.
     """
     within = {f"module.{n}": t for n, t in tensors.items()}
     return functional_call(_Called(module, forward_fn, then, around), within, (value,))
@@ -61,9 +68,16 @@ def evaluating_on(
     keep_forward_hooks: bool = False,
     training: bool = False,
 ) -> Iterator[None]:
-    """`evaluating` for a model and a batch of the caller, which nothing has checked yet.
+    """The context `evaluating` for a model and a batch that have not been checked yet.
 
-    Modules that `forward_fn` reaches besides the model, such as that of a loss, are put back too.
+    Modules that `forward_fn` uses besides the model, such as that of a loss, are restored, too.
+
+    Args:
+        model: The caller's model, which may be anything.
+        value: The caller's batch, which may be anything.
+        forward_fn: The caller's `forward_fn`, or None.
+        keep_forward_hooks: Whether forward hooks run, as in `quiet`.
+        training: Whether modules keep their training flags, as in `quiet`.
     """
     own = {id(m) for m in model.modules()} if isinstance(model, nn.Module) else set()
     others = [m for m in hidden_modules(forward_fn) if id(m) not in own]
@@ -73,7 +87,7 @@ def evaluating_on(
 
 
 def in_words(value: Any) -> str:
-    """How a batch of this form is given to a model."""
+    """The text of the call by which a batch of this form is passed to a model."""
     if isinstance(value, Mapping):
         return "model(**batch)"
     return "model(*batch)" if isinstance(value, (tuple, list)) else "model(batch)"
@@ -82,13 +96,16 @@ def in_words(value: Any) -> str:
 def refused_arguments(
     name: str, model: Any, value: Any, forward_fn: ForwardFn | None
 ) -> ArgumentError | None:
-    """The error for a batch whose parts are not the arguments of `model.forward`, if it is so.
+    """The error for a batch whose parts are not the arguments of `model.forward`.
 
     Args:
-        name: Of the argument that is the batch.
-        model: Its call has failed with a TypeError.
-        value: The batch.
-        forward_fn: See `call_model`.
+        name: The name of the caller's argument that is the batch.
+        model: The model, of which a call has failed with a TypeError.
+        value: The batch in the caller's form.
+        forward_fn: The caller's `forward_fn`, or None.
+
+    Returns:
+        The error, or None if the call failed for another reason.
     """
     is_taken_apart = isinstance(value, (Mapping, tuple, list)) and forward_fn is None
     if not is_taken_apart or not isinstance(model, nn.Module):
@@ -111,7 +128,7 @@ def refused_arguments(
 
 
 class _Called(nn.Module):
-    """A module and its call, which can be given other parameters as one module."""
+    """A module whose forward is `call_model` and `then`, for use with `functional_call`."""
 
     def __init__(
         self,
@@ -127,7 +144,7 @@ class _Called(nn.Module):
         self.around = contextlib.nullcontext() if around is None else around
 
     def forward(self, value: Any) -> Any:
-        """What `then` makes of what the module returns."""
+        """Call the module on a batch, and return what `then` returns for its outputs."""
         with self.around:
             out = call_model(self.module, value, self.forward_fn)
         return self.then(out)

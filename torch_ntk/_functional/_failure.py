@@ -1,4 +1,4 @@
-"""What an error that torch raised inside a transformation means for the caller."""
+"""Translation of errors that torch raises inside a transformation into errors for the caller."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from .._checks import value_error
 
 
 def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
-    """A `ValueError` that says which known cause stopped `doing`, to be raised from `error`.
+    """A `ValueError` that says what was attempted, to be raised from the original error.
 
     Args:
-        error: What torch raised.
+        error: The error that torch raised, whose first line becomes part of the message.
         doing: What was attempted, for example "differentiate the outputs".
-        remedy: What the caller may do instead, if the cause is none of the known ones.
+        remedy: A sentence that says what the caller can do instead.
     """
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__

@@ -1,9 +1,9 @@
-"""Deep copies of networks, and whether such a copy computes with tensors of its own.
+"""Deep copies of networks, and a check that such a copy uses its own parameters.
 
-`copy.deepcopy` copies what a module holds in attributes, but no function: a lambda over `self`, a
-default argument or an object outside of the module goes on to reach the layers of the original.
-The copy then computes with parameters that are not its own. Nothing about it can be seen before
-the first evaluation, so that is when `Origin.check` looks for the tensors that are used.
+`copy.deepcopy` copies the attributes of a module, but not functions. A lambda over `self`, a
+default argument or an object outside of the module still refers to the layers of the original, and
+the copy then computes with the original's parameters. This shows only when the copy is evaluated,
+so `Origin.check` records which tensors the first evaluation uses.
 """
 
 from __future__ import annotations
@@ -34,14 +34,20 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Origin:
-    """What is known of the network that another one is a copy of.
+    """The network that another network is a copy of, for the check of the copy.
 
-    It holds the original weakly: where nothing else reaches it, the copy does not either.
-    Pickled, it forgets the original, which is not there in another process.
+    The original is referenced weakly. If it has been deleted, the copy cannot use it either. When
+    pickled, this object drops the reference, since another process does not have the original.
     """
 
     def __init__(self, model: nn.Module, computed: Iterable[tuple[Tensor, str]]) -> None:
-        """Remember `model`, and tensors of the copy with a parameter that each is made from."""
+        """Remember the original.
+
+        Args:
+            model: The original network.
+            computed: Tensors of the copy that were computed from parameters before, each with the
+                name of one of these parameters. The forward must not use them.
+        """
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
         self._tensors = [(weakref.ref(t), n) for n, t in _named_tensors(model)]
         self._computed = list(computed)
@@ -53,14 +59,15 @@ class Origin:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_model": _nothing, "_tensors": [], "_computed": self._computed}
+        return {"_model": _no_original, "_tensors": [], "_computed": self._computed}
 
     def watch(self, duplicate: nn.Module, replaced: Container[str]) -> Watch:
-        """What is to surround a forward of `duplicate`, and sees tensors that it must not use.
+        """A context for a forward of `duplicate` that records uses of tensors it must not use.
 
         Args:
             duplicate: The copy.
-            replaced: Names of its parameters and buffers in whose place there will be others.
+            replaced: Names of those of its parameters and buffers that the forward must not use
+                either, as they are replaced by other tensors during the forward.
         """
         alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
         others = {id(t): n for t, n in (*alive, *self._computed)}
@@ -75,28 +82,29 @@ class Origin:
         argument: str = "model",
         coupled: bool = False,
     ) -> list[str]:
-        """Raise unless `duplicate` computes with the tensors `at` and as the original does.
+        """Raise an error unless `duplicate` uses the tensors `at` and computes as the original.
 
-        - None of the original's tensors, and none of those that the duplicate holds while `at` is
-          in their place, is used by its forward, with or without gradients.
-        - As long as the original has the values `at`, the outputs are equal, and each parameter
-          that the outputs of the original depend on is one that those of the duplicate do.
+        - Its forward must use neither tensors of the original nor those tensors of the duplicate
+          that are replaced by `at`, whether gradients are recorded or not.
+        - If the original still has the values `at`, the outputs of both must be equal, and the
+          outputs of the duplicate must depend on every parameter that those of the original do.
 
         Args:
             duplicate: The copy.
-            at: Its parameters and buffers by name. Those that may be differentiated by are leaves
-                that require grad.
-            run: Evaluates a module with tensors in the place of its own, with gradients enabled
-                and without a trace, and its forward within a context.
-            argument: What the caller calls the original.
+            at: The values at which it is evaluated, by the names of parameters and buffers. Those
+                that may be differentiated by are leaves that require grad.
+            run: A function of a module, of tensors that replace its parameters and buffers, and of
+                a context for its forward. It evaluates the module with gradients enabled, restores
+                its state, and returns its outputs.
+            argument: The name of the caller's argument that is the original.
             coupled: Whether the samples may depend on each other.
 
         Returns:
-            Names of the tensors that require grad and that the outputs do not depend on.
+            The names of tensors in `at` that require grad and that the outputs do not depend on.
 
         Raises:
-            ValueError: A tensor is used past the attributes of the module, the outputs differ, or
-                normalization uses the statistics of the batch.
+            ValueError: The forward uses a tensor by another reference than an attribute of the
+                module, the outputs differ, or normalization uses the statistics of the batch.
         """
         original = self._model()
         watch = self.watch(duplicate, at)
@@ -114,7 +122,7 @@ class Origin:
         unused = [n for n, t in at.items() if t.requires_grad and id(t) not in leaves]
         if original is None or not _has_values(original, at):
             return unused
-        # On copies as well: a forward may write to its parameters.
+        # The original is evaluated on copies, too, since a forward may write to its parameters.
         own = {n: t.detach().clone() for n, t in _named_tensors(original)}
         own = {n: t.requires_grad_(n in at and at[n].requires_grad) for n, t in own.items()}
         expected = run(original, own, nullcontext())
@@ -142,25 +150,26 @@ def check_copy(
     coupled: bool = False,
     training: bool = False,
 ) -> None:
-    """Raise unless `duplicate`, evaluated at the batch `x`, computes with its own tensors.
+    """Raise an error unless `duplicate` uses its own tensors when it is evaluated on `x`.
 
     Args:
         duplicate: The copy.
-        origin: What is known of its original.
-        x: A batch.
-        argument: What the caller calls the original.
+        origin: The second value that `faithful_copy` returned for it.
+        x: A batch `[N, ...]`.
+        argument: The name of the caller's argument that is the original.
         coupled: Whether samples may depend on each other.
-        training: Whether modules keep their training flags.
+        training: Whether modules keep their training flags; otherwise they are in eval mode.
 
     Raises:
-        ValueError: As `Origin.check`.
+        ValueError: The copy uses tensors that are not its own, its outputs differ from those of
+            the original, or normalization uses the statistics of the batch.
     """
     own = {n: t.detach().clone() for n, t in _named_tensors(duplicate)}
     for n, p in duplicate.named_parameters():
         own[n].requires_grad_(p.requires_grad)
 
     def run(model: nn.Module, tensors: Parameters, around: AbstractContextManager[Any]) -> Tensor:
-        # Copies of the buffers: in training they are written to.
+        # Buffers are copied, since they are written to in training mode.
         values = {n: t if t.requires_grad else t.clone() for n, t in tensors.items()}
         with quiet(model, x.device, training=training), torch.enable_grad(), around:
             out: Tensor = functional_call(model, values, (x.clone(),))
@@ -170,13 +179,18 @@ def check_copy(
 
 
 def refuse_closures(model: nn.Module, argument: str = "model") -> None:
-    """Raise if a module holds a function over layers or parameters of `model`.
+    """Raise an error if a module has an attribute that is a function over layers of `model`.
 
-    For copies that are not evaluated here: `copy.deepcopy` keeps functions as they are, so the
-    copy would go on to compute with the layers of the original.
+    This is the check for copies that are not evaluated by this library. `copy.deepcopy` does not
+    copy functions, so that the copy would compute with the layers of the original.
+
+    Args:
+        model: The module that is to be copied.
+        argument: The name of the caller's argument that is the module.
 
     Raises:
-        ValueError: A lambda or function among the attributes has one in its closure or defaults.
+        ValueError: A function among the attributes has a module, parameter or buffer of the model
+            in its closure or its default arguments.
     """
     own = {id(m) for m in model.modules()} | {id(t) for _, t in _named_tensors(model)}
     for name, module in model.named_modules():
@@ -193,7 +207,12 @@ def refuse_closures(model: nn.Module, argument: str = "model") -> None:
 
 
 def another_reference(name: str, argument: str = "model") -> Exception:
-    """The error for a forward that reaches a tensor in another way than as an attribute."""
+    """The error for a forward that uses a tensor by another reference than an attribute.
+
+    Args:
+        name: The name of the tensor in the module.
+        argument: The name of the caller's argument that is the module.
+    """
     return value_error(
         argument,
         "a module that uses its parameters as attributes (self.weight)",
@@ -206,18 +225,22 @@ def another_reference(name: str, argument: str = "model") -> Exception:
 def faithful_copy(
     model: ModuleT, argument: str = "model", shared: Iterable[Any] = ()
 ) -> tuple[ModuleT, Origin]:
-    """A deep copy of `model` without gradients, and what `check` needs at its first evaluation.
+    """A deep copy of `model` without gradients, and an `Origin` with which to check it.
 
-    `copy.deepcopy` refuses tensors that have a history, such as the weight that
-    `torch.nn.utils.spectral_norm` computes or an activation kept for later; the copy gets their
-    values. Objects among `shared` are not copied but kept.
+    `copy.deepcopy` raises for tensors that have a `grad_fn`, such as the weight that
+    `torch.nn.utils.spectral_norm` computes, or a stored activation. Their values are copied here.
+
+    Args:
+        model: The module.
+        argument: The name of the caller's argument that is the module.
+        shared: Objects that the copy shares with the original.
 
     Raises:
-        ValueError: The model holds something that cannot be copied.
+        ValueError: The model has an attribute that cannot be copied.
     """
     held = (v for m in model.modules() for v in walk(vars(m), _DEPTH, set(), into_modules=False))
     with_history = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
-    # What copy.deepcopy finds here it takes for the copy of the tensor with that identity.
+    # copy.deepcopy uses an entry of the memo as the copy of the object with that identity.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in with_history}
     names = {id(p): n for n, p in model.named_parameters()}
     computed = []
@@ -238,14 +261,18 @@ def faithful_copy(
 
 
 class Watch(TorchFunctionMode):
-    """Which of some tensors, given by identity, are computed with.
+    """A context that records which of the given tensors are used in a computation.
 
-    Their shape, device and dtype may be asked for; a function that makes a tensor or a number
-    of one of them has used its values. Batch normalization in train mode
-    couples the samples of a batch.
+    A function that returns a tensor or a float has used the values of its arguments. Reading the
+    shape, device or dtype of a tensor does not count as a use.
+
+    Attributes:
+        found: The names of the tensors that were used.
+        couples_samples: Whether batch normalization with the statistics of the batch was called.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
+        """Make the context for tensors given by `id`, each with its name for the error message."""
         super().__init__()
         self._names = names
         self.couples_samples = False
@@ -263,15 +290,16 @@ class Watch(TorchFunctionMode):
         return result
 
     def refuse_others(self, out: Tensor | None = None, argument: str = "model") -> None:
-        """Raise if one of the tensors was used.
+        """Raise an error if one of the tensors was used.
 
         Args:
-            out: Outputs of the forward that it surrounded, whose graph shows what functions of
-                `torch.jit` use: they are not seen here. None if its inputs have a graph as well.
-            argument: What the caller calls the module.
+            out: The outputs of the forward. Their graph shows which tensors functions of
+                `torch.jit` use, whose calls this context does not see. None if the inputs have a
+                graph of their own, so that leaves of the graph may not belong to the module.
+            argument: The name of the caller's argument that is the module.
 
         Raises:
-            ValueError: It was, past the attributes of the module.
+            ValueError: A tensor was used by another reference than an attribute of the module.
         """
         leaves = {} if out is None else leaves_reached(out)
         for name in [*self.found, *(self._names[i] for i in leaves if i in self._names)]:
@@ -279,6 +307,7 @@ class Watch(TorchFunctionMode):
 
 
 def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:
+    """Whether all parameters and buffers of `model` are equal to the values of their names."""
     return all(
         n in values
         and (t.shape, t.dtype, t.device) == (values[n].shape, values[n].dtype, values[n].device)
@@ -288,9 +317,10 @@ def _has_values(model: nn.Module, values: Mapping[str, Tensor]) -> bool:
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of `model` with their names."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _nothing() -> None:
-    return None
+def _no_original() -> None:
+    """Stand for a weak reference to a deleted original; a function, as those can be pickled."""

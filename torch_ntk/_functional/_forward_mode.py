@@ -1,4 +1,4 @@
-"""Choose the implementations of operations that have derivatives of both kinds."""
+"""Implementations of operations that can be differentiated in forward and in reverse mode."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ._recurrent import PlainRecurrent
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
-# What torch says about itself while it transforms; the caller can do nothing about it.
-_ABOUT_ITSELF = (
+# Warnings that torch gives during transformations and that the caller can do nothing about.
+_IGNORED_WARNINGS = (
     "There is a performance drop because we have not yet implemented the batching rule",
     "RNN module weights are not part of single contiguous chunk of memory",
     "None of the inputs have requires_grad=True",  # checkpointing, which is refused by name
@@ -25,11 +25,15 @@ _ABOUT_ITSELF = (
 
 @contextlib.contextmanager
 def forward_mode(network: nn.Module | None) -> Iterator[None]:
-    """Within it, attention and recurrent layers can be differentiated forwards and backwards.
+    """A context in which attention and recurrent layers have forward- and reverse-mode derivatives.
 
-    The fused attention kernels and the transformer fast path have no forward-mode derivative,
-    neither have oneDNN's LSTM and the fused cells of a GPU; cuDNN's recurrent layers have no
-    backward in eval mode. The choices are put back afterwards, also after an exception.
+    The fused attention kernels, the transformer fast path, oneDNN's LSTM and the fused recurrent
+    cells of a GPU have no forward-mode derivative. cuDNN's recurrent layers have no backward pass
+    in eval mode. The settings are restored afterwards, also after an exception.
+
+    Args:
+        network: The module that is evaluated, or None for a function. Settings of recurrent layers
+            are changed only if it has such layers.
     """
     found = [] if network is None else [m for m in network.modules() if isinstance(m, _RECURRENT)]
     recurrent = any(isinstance(m, nn.RNNBase) for m in found)
@@ -42,7 +46,7 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
             torch.backends.cudnn.enabled = False
         plain = PlainRecurrent() if found else contextlib.nullcontext()
         with sdpa_kernel(SDPBackend.MATH), plain, warnings.catch_warnings():
-            for text in _ABOUT_ITSELF:
+            for text in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=text)
             yield
     finally:
@@ -53,5 +57,5 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
 
 
 def _enable_mkldnn(value: bool) -> None:
-    """Set the flag alone; `backends.mkldnn.flags` also sets TF32, with a warning."""
+    """Set only the flag; `backends.mkldnn.flags` would also set TF32, with a warning."""
     torch.backends.mkldnn.enabled = value  # type: ignore[assignment]

@@ -35,23 +35,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelFunction:
-    """`f(params, x)` with everything but `params` and `x` held fixed.
+    """A model as a function `f(params, x)`, in which everything but `params` and `x` is fixed.
 
     Attributes:
         model: The module, or the user's function `f(params, batch)`.
-        params: The parameters to differentiate by; own copies, in `dtype`. Complex ones are given
-            by their real and imaginary parts `[..., 2]`.
-        fixed: Copies of all other parameters and of the buffers.
-        plain: The same function by plain autograd, in the model's own precision where that is
-            float32 or float64: what results are compared with.
-        device: Where all parameters are.
+        params: The parameters to differentiate by, by name. They are copies in `dtype`. A complex
+            parameter is represented by its real and imaginary parts `[..., 2]`.
+        fixed: Copies of all other parameters and of the buffers, by name.
+        plain: The same function, evaluated by plain autograd. Results are compared with it. It has
+            the model's own precision if that is float32 or float64.
+        device: The device of all parameters.
         dtype: The floating type in which everything is computed.
-        result_dtype: The floating type of the model, in which results are returned.
-        dtype_from_model: Whether `dtype` follows from the model instead of the caller's wish.
-        accumulate: In which products over parameters are added up; None is `dtype`.
-        forward_fn: In place of the usual call of a module; see `call_model`.
-        coupled: Whether the one sample is a batch, so that none like it can be made up.
-        transform: From the outputs `[N, O]` of the model to those whose kernel is wanted.
+        result_dtype: The floating type in which results are returned.
+        dtype_from_model: Whether `dtype` follows from the model; otherwise the caller chose it.
+        accumulate: The floating type in which sums over parameters are accumulated. None means
+            `dtype`.
+        forward_fn: A function that replaces the usual call of a module, as in `call_model`.
+        coupled: Whether the batch is one input as a whole, so that it cannot be split into samples.
+        transform: A function that is applied to the outputs `[N, O]` of the model, or None.
     """
 
     model: Any
@@ -69,26 +70,26 @@ class ModelFunction:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module; None for a function."""
+        """The module, or None if the model is a function."""
         return self.model if isinstance(self.model, nn.Module) else None
 
     @property
     def products(self) -> torch.dtype:
-        """The floating type in which products over parameters are added up."""
+        """The floating type in which sums over parameters are accumulated."""
         return self.dtype if self.accumulate is None else self.accumulate
 
     @property
     def parameter_bytes(self) -> int:
-        """Memory of one copy of the parameters."""
+        """The memory of one copy of the parameters, in bytes."""
         return sum(p.numel() * p.element_size() for p in self.params.values())
 
     def call(self, params: Parameters, x: Batch) -> Tensor:
-        """Outputs `[N, O]` of a batch, into which the forward may write."""
+        """The outputs `[N, O]` for a batch. The forward may write into the tensors of `x`."""
         module = self.module
         if module is None:
             out = self.model(dict(params), x.value)
         else:
-            # Buffers are copied anew: what one evaluation writes must not reach the next.
+            # Buffers are copied for every call, so that writes to them do not change the next one.
             values = {n: t.clone() if n in self.plain.buffers else t for n, t in self.fixed.items()}
             for n, p in params.items():
                 own = self.plain.selected.get(n)
@@ -102,17 +103,18 @@ class ModelFunction:
         return rows if self.transform is None else self.transform(rows)
 
     def batch(self, params: Parameters, x: Batch) -> Tensor:
-        """Outputs `[N, O]` of a batch. The input is copied: a forward may write into it."""
+        """The outputs `[N, O]` for a copy of a batch, since a forward may write into its input."""
         return self.call(params, x.clone())
 
     def single(self, params: Parameters, x: Batch) -> Tensor:
-        """Outputs `[O]` of one sample, whose tensors have no batch dimension."""
+        """The outputs `[O]` for one sample, whose tensors `[...]` have no batch dimension."""
         return self.call(params, x.map(lambda t: t.unsqueeze(0).clone())).reshape(-1)
 
     def of_each(self, x: Batch, f: Callable[[Batch], T]) -> T:
-        """`f` of each sample under vmap; of a coupled batch, which is one sample, without.
+        """Apply `f` to each sample and stack the results along a new first axis.
 
-        What a module in training writes to its buffers cannot be written under vmap.
+        This uses vmap, except for a coupled batch. That is a single sample, and its module may be
+        in train mode, where it writes to buffers, which is not possible under vmap.
         """
         if not self.coupled:
             return x.vmap(f)
@@ -120,7 +122,7 @@ class ModelFunction:
         return found
 
     def in_dtype(self, dtype: torch.dtype) -> ModelFunction:
-        """The same in another precision, from the parameters as they are here."""
+        """The function in another precision, with the values that the parameters have here."""
         if dtype == self.dtype:
             return self
         plain = self.exact_plain.in_dtype(dtype)
@@ -128,7 +130,11 @@ class ModelFunction:
         return replace(self, params=params, fixed=plain.fixed, plain=plain, dtype=dtype)
 
     def connected(self, tensors: Parameters) -> ModelFunction:
-        """The same with other values by name, through which autograd goes on to `tensors`."""
+        """The function with other values of some parameters or buffers, connected to the graph.
+
+        Args:
+            tensors: The values by name. Derivatives of the outputs propagate to these tensors.
+        """
         placed = {n: followed(t, self.dtype) for n, t in tensors.items()}
         params = {n: as_real(placed[n]) if n in placed else p for n, p in self.params.items()}
         return replace(
@@ -137,7 +143,7 @@ class ModelFunction:
 
     @property
     def exact_plain(self) -> PlainModel:
-        """The function by plain autograd in `dtype`."""
+        """The function, evaluated by plain autograd in `dtype`."""
         return self.plain.in_dtype(self.dtype)
 
     def with_outputs(self, transform: Callable[[Tensor], Tensor]) -> ModelFunction:
@@ -149,21 +155,27 @@ class ModelFunction:
         return self.with_outputs(lambda out: out.sum(dim=1, keepdim=True) / math.sqrt(out.shape[1]))
 
     def input(self, name: str, x: Any) -> Batch:
-        """Check a batch of inputs and bring it into the form in which it is computed with.
+        """Check a batch of inputs, and return copies of its tensors in the dtype of computation.
 
-        Floating-point tensors must come in the model's dtype (or any, if a dtype was asked for);
-        integer and boolean ones such as token indices and masks pass as they are.
+        Floating-point tensors must have the model's dtype, or any dtype if the caller has chosen
+        that of the computation. Integer and boolean tensors such as token indices and masks keep
+        their dtype.
+
+        Args:
+            name: The name of the caller's argument, for error messages.
+            x: The batch in the caller's form.
 
         Raises:
-            TypeError: No tensors, not dense ones, or of another floating dtype than the model.
-            ValueError: No batch dimension, an empty batch, different numbers of samples, another
-                device.
+            TypeError: There are no tensors, or they are not dense, or have another floating dtype
+                than the model.
+            ValueError: A tensor has no batch dimension or no samples, has another number of samples
+                than the others, or is on another device than the model.
         """
         batch = Batch.of(name, x)
         return batch.with_tensors([self._prepared(n, t.detach()) for n, t in batch.named(name)])
 
     def _prepared(self, name: str, x: Tensor) -> Tensor:
-        """A copy of one tensor of a batch, in the precision of the computation."""
+        """A copy of one tensor of a batch, in the floating type of the computation."""
         if x.device != self.device:
             raise value_error(
                 name,
@@ -194,22 +206,24 @@ def model_function(
     forward_fn: ForwardFn | None = None,
     coupled: bool = False,
 ) -> ModelFunction:
-    """Make a pure function of `model`; call and use it within `quiet`.
+    """Make a pure function of `model`. This call and all uses of the result belong into `quiet`.
 
     Parameters and buffers are copied, so that a forward that writes to them (batch statistics,
     power iterations, counters, weight clipping) writes to the copies. A half-precision model is
-    computed in float32 and its results are rounded to its dtype once, at the end.
+    evaluated in float32, and its results are rounded to its dtype once, at the end.
 
     Args:
         model: A module, or a function `f(params, x)` together with a dictionary `params`.
-        params: See `torch_ntk.empirical_ntk`.
-        dtype: float32 or float64, or None for the model's own.
-        forward_fn: See `torch_ntk.empirical_ntk`.
+        params: The parameters to differentiate by, as in `torch_ntk.empirical_ntk`.
+        dtype: float32 or float64, or None for the model's own dtype.
+        forward_fn: A function that replaces the usual call, as in `torch_ntk.empirical_ntk`.
         coupled: Whether outputs may depend on the whole batch.
 
     Raises:
-        TypeError: `model` is neither module nor function, or its kind cannot be transformed.
-        ValueError: See `refuse_unsupported`, `select_parameters`; mixed dtypes or devices.
+        TypeError: `model` is neither a module nor a function, or is a module of a kind that
+            torch.func cannot transform.
+        ValueError: `refuse_unsupported` or `select_parameters` raises, or the parameters have
+            several dtypes or devices.
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise value_error(
@@ -248,12 +262,14 @@ def _of_module(
     forward_fn: ForwardFn | None,
     coupled: bool,
 ) -> ModelFunction:
+    """`model_function` for a module, whose other arguments have been checked."""
     refuse_unsupported(model, coupled=coupled)
     chosen = select_parameters(model, params)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     device, own = common_device_and_dtype("model", parameters, dtype)
     working = working_dtype(own, dtype)
-    # A buffer may be in another dtype than the parameters on purpose, unless all is converted.
+    # Buffers may have another dtype than the parameters on purpose. They keep it, unless the
+    # parameters are converted.
     keep = dtype is None and own == working
     fixed = {n: copied(p, working) for n, p in parameters.items()}
     fixed.update((n, copied(b, b.dtype if keep else working)) for n, b in buffers.items())
@@ -273,7 +289,7 @@ def _of_module(
             forward_fn,
         )
     result = own if dtype is None else dtype
-    # Torch's derivative by a complex number is that by its real and imaginary parts.
+    # Torch's derivative by a complex number consists of those by its real and imaginary parts.
     params_ = {n: as_real(p) for n, p in selected.items()}
     return ModelFunction(
         model,
@@ -290,6 +306,7 @@ def _of_module(
 
 
 def _of_function(f: Any, params: ParameterSelection, dtype: torch.dtype | None) -> ModelFunction:
+    """`model_function` for a function `f(params, batch)`, whose `params` are checked here."""
     if not isinstance(params, Mapping) or not params:
         raise type_error(
             "params",

@@ -1,4 +1,4 @@
-"""The tensors at the ends of a computation."""
+"""The nodes and leaves of an autograd graph, and the tensors in nested containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def leaves_reached(*outputs: Tensor) -> dict[int, Tensor]:
-    """By identity the tensors that gradients of the outputs would be accumulated in."""
+    """The leaf tensors by which the outputs can be differentiated, by their `id`."""
     found = {id(out): out for out in outputs if out.is_leaf and out.requires_grad}
     for node in nodes_of(*outputs):
         if (leaf := getattr(node, "variable", None)) is not None:
@@ -18,7 +18,7 @@ def leaves_reached(*outputs: Tensor) -> dict[int, Tensor]:
 
 
 def nodes_of(*outputs: Tensor) -> Iterator[Any]:
-    """The nodes of the graph behind the outputs, each once."""
+    """The nodes of the autograd graph of the outputs, each once."""
     nodes: list[Any] = [out.grad_fn for out in outputs]
     seen = set()
     while nodes:
@@ -31,7 +31,7 @@ def nodes_of(*outputs: Tensor) -> Iterator[Any]:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dictionaries, as functions take and return them."""
+    """The tensors in `value`, which may be nested lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

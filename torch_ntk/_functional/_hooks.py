@@ -1,8 +1,8 @@
-"""Hooks that users register on modules and parameters: what runs of them during an evaluation.
+"""Hooks of modules and parameters, and which of them run during an evaluation.
 
-Most hooks watch: they collect activations, statistics or gradients for somebody outside, who must
-not see the evaluation. Some are part of the function: those by which torch computes normalized or
-pruned weights, and those that return another output.
+Most hooks of users only observe: they collect activations, statistics or gradients of a training,
+which must not contain those of an evaluation. Other hooks are part of the function: those by which
+torch computes normalized or pruned weights, and those that return another input or output.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _GLOBAL_BACKWARD = ("_global_backward_pre_hooks", "_global_backward_hooks")
 
 
 class UserHooks:
-    """The users' hooks of some modules and parameters, and of every module of the process.
+    """The users' hooks of some modules and parameters, and the global hooks of all modules.
 
-    Those of modules are attributes, which the caller saves and puts back; `restore` puts the others
-    back. Those of parameters change gradients, and are no part of the function.
+    Hooks of modules are attributes, which the caller of this class saves and restores. `restore`
+    restores the others. Hooks of parameters change gradients, and are no part of the function.
     """
 
     def __init__(self, modules: Sequence[nn.Module], parameters: Iterable[Tensor]) -> None:
@@ -35,19 +35,19 @@ class UserHooks:
             for kind in (*_FORWARD, *_BACKWARD)
             if (hooks := vars(m).get(kind)) and _of_users(hooks)
         ]
-        # A gradient that is asked for by `torch.autograd.grad` passes through them.
+        # These change the gradients that `torch.autograd.grad` returns.
         self._of_parameters = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
         kinds = (*_GLOBAL, *_GLOBAL_BACKWARD)
         self._global = {kind: dict(getattr(torch_module, kind)) for kind in kinds}
 
     @property
     def of_forward(self) -> list[Any]:
-        """Those that run in a forward pass."""
+        """The hooks of users that run in a forward pass, including global ones."""
         own = [h for _, kind, hooks in self._own if kind in _FORWARD for h in hooks.values()]
         return [*own, *(h for kind in _GLOBAL for h in self._global[kind].values())]
 
     def remove(self) -> None:
-        """Leave all of them out."""
+        """Remove all hooks of users; torch's own hooks stay."""
         for m, kind, hooks in self._own:
             vars(m)[kind] = OrderedDict((k, h) for k, h in hooks.items() if _is_torch(h))
         for p, _ in self._of_parameters:
@@ -56,7 +56,7 @@ class UserHooks:
             getattr(torch_module, kind).clear()
 
     def put_forward_back(self, wrapped: Callable[[Any], Any] = lambda hook: hook) -> None:
-        """Let those of a forward pass run again, each as what `wrapped` makes of it."""
+        """Register the hooks of forward passes again, each of them as `wrapped(hook)`."""
         for m, kind, hooks in self._own:
             if kind in _FORWARD:
                 vars(m)[kind] = OrderedDict((k, wrapped(h)) for k, h in hooks.items())
@@ -65,7 +65,7 @@ class UserHooks:
                 getattr(torch_module, kind)[k] = wrapped(hook)
 
     def restore(self) -> None:
-        """Those of parameters and of the process as they were."""
+        """Restore the hooks of parameters and the global hooks."""
         for p, own in self._of_parameters:
             p._backward_hooks = own
         for kind, hooks in self._global.items():
@@ -74,37 +74,38 @@ class UserHooks:
             current.update(hooks)
 
 
-class Noting:
-    """Wraps forward hooks, and notes whether one of a user returned something.
+class ReturnRecorder:
+    """Wraps forward hooks, and records whether a hook of a user returned a value.
 
     Attributes:
-        anything: Whether an input or an output was changed in this way.
+        has_value: Whether a hook has returned a value, which replaces an input or an output.
     """
 
     def __init__(self) -> None:
-        self.anything = False
+        self.has_value = False
 
     def __call__(self, hook: Any) -> Any:
-        """The hook, wrapped."""
+        """Return the hook with a wrapper that records; torch's own hooks are returned as is."""
         if _is_torch(hook):
             return hook
 
         @functools.wraps(hook)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            found = hook(*args, **kwargs)
-            if found is not None:
-                self.anything = True
-            return found
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            value = hook(*args, **kwargs)
+            if value is not None:
+                self.has_value = True
+            return value
 
-        return noted
+        return recorded
 
 
 def _of_users(hooks: Any) -> bool:
+    """Whether at least one of the hooks is not torch's own."""
     return any(not _is_torch(h) for h in hooks.values())
 
 
 def _is_torch(hook: Any) -> bool:
-    """Whether it is one of torch's own, such as that of weight normalization or of pruning."""
+    """Whether the hook is one of torch's own, such as that of weight normalization or pruning."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     of = getattr(hook, "__self__", None)

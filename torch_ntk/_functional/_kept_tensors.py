@@ -1,9 +1,9 @@
-"""Tensors that a module has computed from its parameters before, and keeps in eval mode.
+"""Detection of tensors that a module has computed from its parameters and keeps in eval mode.
 
-A weight that is derived from a parameter in every step of training, and once in eval mode, is a
-constant there as soon as it has been computed without gradients: the parameter then seems to take
-no part, and no derivative shows it. What shows it is another forward pass, in train mode, which
-uses the parameter and does without the tensor.
+Some modules compute a weight from a parameter in every training step, but only once in eval mode,
+and keep the tensor. In eval mode it is then a constant, so that the outputs seem not to depend on
+the parameter, and no derivative reveals the mistake. It is found by a forward pass in train mode
+that uses the parameter and does not use the tensor.
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ from ._graph import tensors_in
 from ._unwrap import plain_name
 
 
-class Reads(TorchFunctionMode):
-    """Which tensors a forward pass reads that it has not made itself.
+class TensorsRead(TorchFunctionMode):
+    """A context that records which parameters and constants a forward pass uses.
+
+    A constant is a floating-point tensor that is neither a parameter nor an input, and that was not
+    computed in the context.
+
+    Attributes:
+        parameters: The names of the parameters that were used.
+        constants: The `id` of each constant that was used.
 
     Args:
-        module: Evaluated within it.
-        x: The batch at which it is, of which forwards are given copies.
-        training: In which mode.
+        module: The module that is evaluated in the context.
+        x: The batch on which it is evaluated. The forward gets a copy of it.
+        training: Whether the module is in train mode.
     """
 
     def __init__(self, module: nn.Module, x: Batch, training: bool) -> None:
@@ -38,14 +45,14 @@ class Reads(TorchFunctionMode):
         self.constants: set[int] = set()
         self._module, self._training = module, training
         self._names: dict[int, str] = {}
-        self._made: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets its number
+        self._made: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets its `id`
 
-    def around(self, leaves: Parameters) -> Reads:
-        """To surround the forward pass, with its parameters by name."""
+    def around(self, leaves: Parameters) -> TensorsRead:
+        """This context for a forward pass that uses the given parameters."""
         self._names = {id(p): n for n, p in leaves.items()}
         return self
 
-    def __enter__(self) -> Reads:
+    def __enter__(self) -> TensorsRead:
         for m in self._module.modules():
             m.training = self._training
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -68,9 +75,10 @@ class Reads(TorchFunctionMode):
         return out
 
     def _is_constant(self, t: Tensor) -> bool:
+        """Whether `t` is a constant, as the class defines it."""
         if id(t) in self._names or id(t) in self._made or not t.is_floating_point():
             return False
-        # What a forward makes by torch.func is not seen here; it is wrapped, or has a history.
+        # Results of torch.func are not recorded as made; they are wrapped, or have a `grad_fn`.
         if t.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(t):
             return False
         return not any(
@@ -82,26 +90,26 @@ def refuse_kept_tensors(
     module: nn.Module,
     unused: Sequence[str],
     x: Batch,
-    run: Callable[[Batch, Callable[[Parameters], Reads]], object],
+    run: Callable[[Batch, Callable[[Parameters], TensorsRead]], object],
 ) -> None:
-    """Raise if parameters are unused only because tensors computed from them are kept.
+    """Raise an error if parameters are unused because tensors computed from them were kept.
 
     Args:
         module: The network, in eval mode.
-        unused: Parameters that its outputs do not depend on.
+        unused: The names of parameters that its outputs do not depend on.
         x: A batch.
-        run: Evaluates the network at a batch. What surrounds its forward pass is made of the
-            parameters that are in place.
+        run: A function that evaluates the network on a batch. Its second argument is a function
+            that makes a context for the forward pass, given the parameters by name.
 
     Raises:
-        ValueError: A forward pass in train mode uses one of them, and does without a tensor that
-            one in eval mode reads.
+        ValueError: A forward pass in train mode uses one of the parameters, and does not use some
+            constant that a forward pass in eval mode uses.
     """
     if not unused:
         return
     # Normalization in train mode needs two samples.
-    in_eval = Reads(module, x[:1], training=False)
-    in_train = Reads(module, x[:1].join(x[-1:]), training=True)
+    in_eval = TensorsRead(module, x[:1], training=False)
+    in_train = TensorsRead(module, x[:1].join(x[-1:]), training=True)
     for reads in (in_eval, in_train):
         try:
             run(reads.x, reads.around)

@@ -1,7 +1,8 @@
-"""`torch.func.vmap` over samples whose values the forward reads as numbers of Python.
+"""`torch.func.vmap` over samples for a forward that converts tensors to Python numbers.
 
-`if mask.all():`, `int(length)`: vmap cannot give one number for many samples. Where all of them
-have the same, it is given here; else they can be taken apart by what they have.
+Examples are `if mask.all():` and `int(length)`. Under vmap a tensor has a value for each sample, so
+that torch cannot convert it. Here the conversion succeeds if all samples have the same value.
+Otherwise an exception tells which samples have equal values, so that the caller can group them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _READING = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
 
 
 class SamplesDifferError(Exception):
-    """Samples have different numbers where a forward reads one.
+    """A forward converts a tensor to a number, and the samples have different values there.
 
     Attributes:
-        kinds: `[N]`, an index for each sample, the same where the number is.
+        kinds: Integers `[N]`, which are equal for samples with equal values and count from 0.
     """
 
     def __init__(self, kinds: Tensor) -> None:
@@ -38,10 +39,14 @@ class SamplesDifferError(Exception):
 
 
 def vmap_over_samples(f: Callable[[tuple[Tensor, ...]], T], tensors: tuple[Tensor, ...]) -> T:
-    """`f` of the tensors of every sample, which are without their first axis there, stacked.
+    """Apply `f` to the tensors of each sample with vmap, and stack the results.
+
+    Args:
+        f: A function of the tensors `[...]` of one sample.
+        tensors: The tensors `[N, ...]` of all samples.
 
     Raises:
-        SamplesDifferError: `f` reads a number that is not the same for all samples.
+        SamplesDifferError: `f` converts a tensor to a number that differs between samples.
     """
     numbers = _Numbers()
 
@@ -55,10 +60,10 @@ def vmap_over_samples(f: Callable[[tuple[Tensor, ...]], T], tensors: tuple[Tenso
 
 
 class _Numbers(TorchFunctionMode):
-    """Within it, a number that all samples have in common can be read.
+    """A context in which a tensor can be converted to a number if all samples have the same value.
 
     Attributes:
-        level: Of the vmap over samples.
+        level: The level of functorch at which vmap over samples runs.
     """
 
     level = -1
@@ -75,7 +80,7 @@ class _Numbers(TorchFunctionMode):
         return func(numbers[0])
 
     def _of_samples(self, t: Tensor) -> Tensor | None:
-        """The numbers `[N]`; None if there is one, or one for each of something else."""
+        """The values `[N]` of a tensor with one number per sample, or None for other tensors."""
         values = None
         while is_functorch_wrapped_tensor(t):
             if is_batchedtensor(t):

@@ -1,6 +1,6 @@
-"""Functions of torch that are written in Python, with the calls that they are made of in sight.
+"""Functions of torch that are written in Python, evaluated so that their inner calls are visible.
 
-Attention reaches a mode of torch as one call, which hides the linear operations of its weights.
+A `TorchFunctionMode` sees attention as one call, which hides the linear operations in it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch.nn import functional as F
 
 
 def opened(func: Any) -> Callable[..., Any] | None:
-    """The function whose calls the modes that are active see one by one; None if it is no such.
+    """A version of `func` of which active `TorchFunctionMode`s see the inner calls, or None.
 
-    It is torch's own, which only does not hand itself over to those modes first.
+    It runs torch's own code. It only does not dispatch the whole call to the modes first.
     """
     return _OPENED.get(func)
 
 
-def _not_handed_over(func: FunctionType) -> Callable[..., Any]:
+def _without_dispatch(func: FunctionType) -> Callable[..., Any]:
+    """A copy of `func` that does not dispatch: `has_torch_function` is false in it."""
     own = {**func.__globals__, "has_torch_function": lambda _: False}
     found = FunctionType(func.__code__, own, func.__name__, func.__defaults__, func.__closure__)
     found.__kwdefaults__ = func.__kwdefaults__
@@ -28,5 +29,5 @@ def _not_handed_over(func: FunctionType) -> Callable[..., Any]:
 
 
 _OPENED: dict[Any, Callable[..., Any]] = {
-    F.multi_head_attention_forward: _not_handed_over(F.multi_head_attention_forward)  # type: ignore[arg-type]
+    F.multi_head_attention_forward: _without_dispatch(F.multi_head_attention_forward)  # type: ignore[arg-type]
 }

@@ -14,19 +14,31 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    """What is computed in: what is asked for, or the model's own, but no half precision."""
+    """The floating type of a computation.
+
+    Args:
+        own: The floating type of the model.
+        dtype: The floating type that the caller has chosen, or None.
+
+    Returns:
+        `dtype` if it is given, otherwise `own`, but float32 instead of half precision.
+    """
     if dtype is not None:
         return dtype
     return torch.float32 if own in _HALF else own
 
 
 def copied(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, in `dtype` if it is of floating-point numbers, or complex ones of that precision."""
+    """A detached copy of `t`.
+
+    A floating-point tensor is converted to `dtype`, and a complex one to the complex type of that
+    precision. Other tensors keep their dtype.
+    """
     return followed(t.detach(), dtype)
 
 
 def followed(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same, through which autograd goes on to `t`."""
+    """A copy as `copied` makes it, but with derivatives that propagate to `t`."""
     if t.is_complex():
         dtype = dtype if dtype.is_complex else dtype.to_complex()
     elif not t.is_floating_point():
@@ -35,24 +47,29 @@ def followed(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def real_dtype(t: Tensor) -> torch.dtype | None:
-    """The floating type of its numbers, or of their real parts; None for integers."""
+    """The floating type of real numbers, or of the real parts of complex ones, or else None."""
     if t.is_complex():
         return t.dtype.to_real()
     return t.dtype if t.is_floating_point() else None
 
 
 def as_real(t: Tensor) -> Tensor:
-    """Complex numbers by their real and imaginary parts `[..., 2]`, in the same memory."""
+    """A view `[..., 2]` of the real and imaginary parts of a complex tensor; a real one as is."""
     return torch.view_as_real(t) if t.is_complex() else t
 
 
 def common_device_and_dtype(
     argument: str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """Where all tensors are, and their dtype or the one asked for.
+    """The device of all tensors, and their floating type or the one that the caller has chosen.
+
+    Args:
+        argument: The name of the caller's argument with the tensors.
+        tensors: The tensors by name.
+        dtype: The floating type that the caller has chosen, or None.
 
     Raises:
-        ValueError: There are several.
+        ValueError: The tensors have several devices, or several dtypes and `dtype` is None.
     """
     devices: dict[torch.device, str] = {}
     dtypes: dict[torch.dtype, str] = {}

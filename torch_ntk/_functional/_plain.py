@@ -1,9 +1,9 @@
 """The user's own module with its own parameters, differentiated by plain autograd.
 
-No vmap and no other transformation of torch.func takes part: whatever way the forward finds its
-parameters (an attribute, a list, a closure, a module inside of a backward pass that computes it
-again), it finds these. Only in another precision than the module's own do other tensors stand in
-their place, and a forward that reaches the module's own is refused.
+Neither vmap nor another transformation of torch.func is used. However the forward refers to its
+parameters (by an attribute, a list, a closure, or from a backward pass that runs a part of the
+module again), it gets the same tensors. Only in another precision than the module's own are the
+parameters replaced by other tensors, and a forward that then uses the module's own is refused.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ._unwrap import plain_name
 
 T = TypeVar("T")
 Around = Callable[[Parameters], AbstractContextManager[object]]
-"""Of the parameters that are in place: what surrounds the forward pass, and nothing else."""
+"""A function of the parameters that a forward pass uses. It makes a context for this pass alone."""
 
 
 @dataclass(frozen=True)
 class PlainPass:
-    """One forward pass with its graph; valid while the parameters are in place.
+    """A forward pass with its autograd graph, which can be used inside of `PlainModel.run` only.
 
     Attributes:
-        outputs: `[N, O]`.
-        leaves: By name the parameters that the kernel is differentiated by.
+        outputs: The outputs `[N, O]`.
+        leaves: The parameters that the kernel is differentiated by, by name.
     """
 
     outputs: Tensor
@@ -50,14 +50,15 @@ class PlainPass:
     def gradients(
         self, u: Tensor, create_graph: bool = False, only: Sequence[str] | None = None
     ) -> Parameters:
-        """The gradients of `Σ u·f`, dense, and zero where a parameter takes no part.
+        """The gradients `Jᵀu` of `Σ_ni u_ni f_ni` as dense tensors, by name.
 
-        Those by complex parameters are given by real and imaginary parts `[..., 2]`.
+        The gradient by a parameter that the outputs do not depend on is zero. The gradient by a
+        complex parameter is given by its real and imaginary parts `[..., 2]`.
 
         Args:
-            u: Weights of the outputs `[N, O]`.
-            create_graph: Whether they are differentiated again, by `u`.
-            only: Names of the parameters; None is all.
+            u: The weights `[N, O]` of the outputs.
+            create_graph: Whether the gradients can be differentiated by `u`.
+            only: The names of the parameters to differentiate by; None means all.
         """
         leaves = self.leaves if only is None else {n: self.leaves[n] for n in only}
         u = u.to(self.outputs.dtype)
@@ -65,7 +66,12 @@ class PlainPass:
         return {n: as_real(g) for n, g in found.items()}
 
     def along(self, w: Parameters) -> Tensor:
-        """`J w` `[N, O]` by two backward passes: the derivative of `⟨Jᵀu, w⟩` by u.
+        """The product `J w` `[N, O]` with the Jacobian, by two backward passes.
+
+        It is the derivative of `⟨Jᵀu, w⟩` by u.
+
+        Args:
+            w: A tensor of the shape of the gradient for each parameter, by name.
 
         Raises:
             RuntimeError: An operation cannot be differentiated twice.
@@ -87,23 +93,23 @@ class PlainPass:
         return product
 
 
-# Of its own, so that the caller's numbers stay as they are.
+# A generator of its own, so that the caller's random numbers do not change.
 _generator = torch.Generator().manual_seed(2018)
 
 
 @dataclass(frozen=True)
 class PlainModel:
-    """How a model is evaluated plainly; use it within `quiet`.
+    """A model with the values of its parameters, evaluated by plain autograd within `quiet`.
 
     Attributes:
         model: The module, or the function `f(params, x)`.
-        selected: By name the values of the parameters to differentiate by.
-        fixed: By name the values of the other parameters and of the buffers.
-        dtype: Of the evaluation.
+        selected: The values of the parameters to differentiate by, by name.
+        fixed: The values of the other parameters and of the buffers, by name.
+        dtype: The floating type of the evaluation.
         own: The caller's own parameters by name.
         buffers: The module's own buffers by name.
-        forward_fn: In place of the usual call of a module; see `call_model`.
-        transform: From outputs `[N, O]` to what the kernel is of.
+        forward_fn: A function that replaces the usual call of a module, as in `call_model`.
+        transform: A function that is applied to the outputs `[N, O]` of the model, or None.
     """
 
     model: Any
@@ -117,9 +123,10 @@ class PlainModel:
 
     @property
     def is_own(self) -> bool:
-        """Whether the module's own parameters can be in place, in `dtype`.
+        """Whether the module can be evaluated with its own parameters.
 
-        Not if they were made in inference mode, which autograd does not follow.
+        They must have the floating type `dtype`. Tensors that were made in inference mode cannot be
+        used, since autograd does not record their operations.
         """
         if not isinstance(self.model, nn.Module):
             return False
@@ -128,15 +135,15 @@ class PlainModel:
         )
 
     def new_fixed(self) -> Parameters:
-        """What is held fixed, to evaluate with; a forward may write to the buffers."""
+        """The fixed tensors for one evaluation, with copies of buffers, which it may write to."""
         return {n: t.clone() if n in self.buffers else t for n, t in self.fixed.items()}
 
     def with_transform(self, transform: Callable[[Tensor], Tensor]) -> PlainModel:
-        """The same model, with other outputs."""
+        """The model with `transform` applied to its outputs `[N, O]`."""
         return replace(self, transform=transform)
 
     def in_dtype(self, dtype: torch.dtype) -> PlainModel:
-        """The same in another precision, from the values of the parameters as they are here."""
+        """The model in another precision, with the values that the parameters have here."""
         if dtype == self.dtype:
             return self
         selected, fixed = (
@@ -146,12 +153,13 @@ class PlainModel:
         return replace(self, selected=selected, fixed=fixed, dtype=dtype)
 
     def with_rounding(self, times: float = 1.0) -> PlainModel:
-        """The same with every number of the selected parameters moved by a few roundings.
+        """The model with every selected parameter changed by a few rounding errors.
 
-        Sums of hundreds or thousands of terms, of which networks are made, round by as much.
+        An entry t becomes `t (1 + times · eps · k)` with a random integer k from -4 to 4. Sums of
+        hundreds or thousands of terms, as in networks, have rounding errors of this size.
 
         Args:
-            times: By how many times that it is moved.
+            times: A factor on the change.
         """
 
         def moved(t: Tensor) -> Tensor:
@@ -167,106 +175,115 @@ class PlainModel:
         use: Callable[[PlainPass], T],
         around: Around | None = None,
     ) -> T:
-        """What `use` makes of a forward pass on the batch `x`, with the parameters in place.
+        """Run a forward pass on the batch `x`, and return what `use` returns for it.
 
-        A forward that needs inputs with `requires_grad`, such as one that returns the gradient of
-        an energy, gets them if it fails without.
+        If the forward fails since it needs inputs with `requires_grad`, as one that returns the
+        gradient of an energy does, it is run again with such inputs.
 
         Args:
-            x: A batch `[N, ...]`, into which the forward may write nothing that is seen here.
-            use: Called with the pass.
-            around: What surrounds the forward pass itself.
+            x: A batch `[N, ...]`. The forward gets a copy of it.
+            use: A function of the pass, which may run backward passes.
+            around: Makes a context for the forward pass.
 
         Raises:
-            ArgumentError: The outputs are not as they must be, or the forward reaches a parameter
-                where it cannot be replaced.
+            ArgumentError: The outputs do not have the required form, or the forward uses a
+                parameter by a reference that cannot be replaced.
         """
-        x = x.to(self.dtype)
+        x, is_own = x.to(self.dtype), self.is_own
         try:
-            return self._run(x.clone(), use, around)
+            return self._run(x.clone(), use, around, is_own)
         except (ArgumentError, MemoryError):
             raise
         except RuntimeError as error:
             if "grad" not in str(error) or not x.floating:
-                raise  # it does not miss gradients
+                raise  # the error is not about missing gradients
             with torch.enable_grad():
                 tracked = x.map(_tracked)
             try:
-                return self._run(tracked, use, around)
+                return self._run(tracked, use, around, is_own)
             except RuntimeError:
                 raise error from None
 
     def check_replaceable(self, x: Batch) -> None:
-        """Raise if the forward does not use values that are put in place of its parameters.
+        """Raise an error if the forward does not use tensors that replace its parameters.
 
         Args:
-            x: A batch.
+            x: A batch `[N, ...]`.
 
         Raises:
-            ValueError: It reaches the module's own parameters in another way.
+            ValueError: The forward uses the module's own parameters by another reference.
         """
-        with torch.enable_grad():
-            self._replaced(x.to(self.dtype).clone(), lambda found: None, None)
+        self._run(x.to(self.dtype).clone(), lambda found: None, None, is_own=False)
 
     def _run(
         self,
         x: Batch,
         use: Callable[[PlainPass], T],
         around: Around | None,
+        is_own: bool,
     ) -> T:
-        module = self.model if isinstance(self.model, nn.Module) else None
+        """`run` with a batch that the forward may write to.
+
+        Args:
+            x: The batch.
+            use: A function of the pass.
+            around: Makes a context for the forward pass, or None.
+            is_own: Whether the module's own parameters are used, and not tensors in their place.
+        """
+        evaluate = self._with_own_parameters if is_own else self._with_replacements
         try:
             with torch.enable_grad():
-                if module is not None and self.is_own:
-                    with self._in_place() as own:
-                        with _none() if around is None else around(own):
-                            out = call_model(module, x.value, self.forward_fn)
-                        return use(self._pass(out, x, own))
-                return self._replaced(x, use, around)
+                return evaluate(x, use, around)
         finally:
-            after_evaluation(module)
+            after_evaluation(self.model if isinstance(self.model, nn.Module) else None)
 
-    def _replaced(
-        self,
-        x: Batch,
-        use: Callable[[PlainPass], T],
-        around: Around | None,
+    def _with_own_parameters(
+        self, x: Batch, use: Callable[[PlainPass], T], around: Around | None
     ) -> T:
-        """With other tensors in the place of the parameters, during backward passes too."""
-        module = self.model if isinstance(self.model, nn.Module) else None
-        try:
-            leaves = {n: p.detach().requires_grad_() for n, p in self.selected.items()}
-            context = _none() if around is None else around(leaves)
+        """`_run` with the module's own parameters."""
+        with self._in_place() as own:
+            with _context(around, own):
+                out = call_model(self.model, x.value, self.forward_fn)
+            return use(self._pass(out, x, own))
 
-            def then(out: Any) -> T:
-                found = self._pass(out, x, leaves)
-                self._check_reached(found)
-                result = use(found)
-                _check_no_stray_gradients(leaves)
-                return result
+    def _with_replacements(
+        self, x: Batch, use: Callable[[PlainPass], T], around: Around | None
+    ) -> T:
+        """`_run` with other tensors in the place of the parameters, also during backward passes."""
+        leaves = {n: p.detach().requires_grad_() for n, p in self.selected.items()}
+        context = _context(around, leaves)
 
-            if module is None:
-                with context:
-                    out = self.model({**self.fixed, **leaves}, x.value)
-                return then(out)
-            # The parameters stay in place for backward passes inside of `use`: some run parts
-            # of the module again.
-            values = {**self.new_fixed(), **leaves}
-            found: T = call_with(module, values, x.value, self.forward_fn, then, context)
-            return found
-        finally:
-            after_evaluation(module)
+        def then(out: Any) -> T:
+            found = self._pass(out, x, leaves)
+            self._check_reached(found)
+            result = use(found)
+            _check_no_stray_gradients(leaves)
+            return result
+
+        if not isinstance(self.model, nn.Module):
+            with context:
+                out = self.model({**self.fixed, **leaves}, x.value)
+            return then(out)
+        # The replacements stay during `use`, since some backward passes run parts of the module
+        # again.
+        values = {**self.new_fixed(), **leaves}
+        found: T = call_with(self.model, values, x.value, self.forward_fn, then, context)
+        return found
 
     def _pass(self, out: Any, x: Batch, leaves: Parameters) -> PlainPass:
+        """The pass that returned `out` for the batch `x`."""
         rows = rows_of(out, x, self.dtype, self.forward_fn)
         return PlainPass(rows if self.transform is None else self.transform(rows), leaves)
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[Parameters]:
-        """The module's own parameters, with the memory of copies, and buffers likewise.
+        """A context in which the module's parameters and buffers use the memory of copies.
 
-        Whatever the forward writes, also through `.data`, it writes to the copies; afterwards the
-        parameters have their own memory again, which nothing has touched.
+        Whatever the forward writes, also through `.data`, goes to the copies. Afterwards the
+        parameters and buffers use their own memory again, which has not changed.
+
+        Yields:
+            The selected parameters by name.
         """
         parameters, buffers = self.own, self.buffers
         every = [t for t in (*parameters.values(), *buffers.values()) if not t.is_inference()]
@@ -292,10 +309,10 @@ class PlainModel:
                         t.grad = gradient
 
     def _check_reached(self, found: PlainPass) -> None:
-        """The forward must find its parameters where others were put in their place.
+        """Raise an error if the outputs depend on the caller's parameters and not on replacements.
 
-        If autograd reaches one of the caller's own instead, the forward has got it in another way,
-        from a list or a closure, and it would count as a constant.
+        The forward then refers to a parameter by a list or a closure, and the parameter would be
+        treated as a constant.
         """
         reached = leaves_reached(found.outputs)
         for name in (n for n, p in self.own.items() if id(p) in reached):
@@ -311,10 +328,11 @@ class PlainModel:
 
 
 def _check_no_stray_gradients(leaves: Mapping[str, Tensor]) -> None:
-    """Refuse backward passes that add to `.grad` by themselves.
+    """Raise an error if a backward pass has added to the `.grad` of a parameter.
 
-    Some autograd.Functions run their forward again in `backward`, by `torch.autograd.backward`:
-    what belongs to the parameters then does not come back to whom asked for it.
+    Some autograd.Functions run their forward again in `backward`, and differentiate it by
+    `torch.autograd.backward`. The gradients of parameters are then added to `.grad`, and are
+    missing in what `torch.autograd.grad` returns.
     """
     stray = [n for n, p in leaves.items() if p.grad is not None]
     if stray:
@@ -327,10 +345,11 @@ def _check_no_stray_gradients(leaves: Mapping[str, Tensor]) -> None:
         )
 
 
-def _none() -> AbstractContextManager[object]:
-    return contextlib.nullcontext()
+def _context(around: Around | None, leaves: Parameters) -> AbstractContextManager[object]:
+    """The context of a forward pass with the parameters `leaves`."""
+    return contextlib.nullcontext() if around is None else around(leaves)
 
 
 def _tracked(t: Tensor) -> Tensor:
-    """A copy through which autograd goes on to the inputs."""
+    """A copy of an input with a `grad_fn`, if it is of floating-point numbers."""
     return t.detach().requires_grad_().clone() if t.is_floating_point() else t.clone()

@@ -1,4 +1,4 @@
-"""Evaluate a module so that nothing of the evaluation can be seen afterwards."""
+"""A context in which a module is evaluated without side effects."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from torch.nn.utils import parametrize
 
 from ._agree import agree
 from ._forward_mode import forward_mode
-from ._hooks import Noting, UserHooks
+from ._hooks import ReturnRecorder, UserHooks
 from ._replaced import autocast_off_inside, checkpoints_passed_over
 from ._state import PythonState, hidden_modules
 from ._unwrap import is_script, unwrap
 
-# Training flags, autocast, backends' settings and the stance of torch.compile belong to the whole
-# process or to the module: two evaluations at the same time would put them back to each other's.
+# Training flags belong to the module, and autocast, settings of backends and the stance of
+# torch.compile to the process. Of two evaluations at the same time, one would restore the values
+# that the other one had set.
 _one_at_a_time = threading.RLock()
 _states: dict[int, PythonState] = {}
-"""By the `id` of a module that is being evaluated what its evaluation began with."""
+"""The state at the beginning of an evaluation, by the `id` of the module that is evaluated."""
 _hooks: dict[int, UserHooks] = {}
-"""By the `id` of a module that is being evaluated the users' hooks, which are left out."""
+"""The users' hooks, which do not run during an evaluation, by the `id` of the module."""
 
 
 @contextlib.contextmanager
@@ -37,23 +38,23 @@ def quiet(
     keep_forward_hooks: bool = False,
     training: bool = False,
 ) -> Iterator[None]:
-    """Within it, `model` is a deterministic function that torch.func can differentiate.
+    """A context in which `model` is a deterministic function that torch.func can differentiate.
 
-    Inside: every module in eval mode, autocast and reduced-precision float32 products off,
-    scaled-dot-product attention in its plain form (the fused kernels have no forward-mode
-    derivative), activation checkpointing passed over, `torch.compile` off, the users' hooks left
-    out, grad mode off (torch.func turns on what it needs), and normal tensors even if the caller
-    is in `torch.inference_mode`. One thread at a time is inside; others wait.
+    In the context every module is in eval mode. Autocast, float32 products of reduced precision,
+    activation checkpointing, `torch.compile`, grad mode (which torch.func enables as needed),
+    inference mode and the users' hooks are off. Scaled-dot-product attention is computed by plain
+    operations, since the fused kernels have no forward-mode derivative. Only one thread at a time
+    is in the context; others wait.
 
-    Afterwards, also after an exception, all of this is as before, and so are the random states
-    of torch, NumPy and Python, `.grad` of the parameters, and every attribute that a `forward`
-    assigned to its module.
+    Afterwards, also after an exception, all of these settings are as before. So are the random
+    states of torch, NumPy and Python, the `.grad` of the parameters, and every attribute that a
+    `forward` assigned to its module.
 
     Args:
-        model: The module; None for a function.
-        device: Where it is evaluated.
-        keep_forward_hooks: Whether forward hooks run, as they are part of the function.
-        training: Whether every module keeps its flag in place of eval mode.
+        model: The module, or None for a function.
+        device: The device on which it is evaluated.
+        keep_forward_hooks: Whether forward hooks run, because they are part of the function.
+        training: Whether every module keeps its training flag instead of being in eval mode.
     """
     state = python_state(model, keep_forward_hooks, training)
     with _one_at_a_time, state, settings(model, device):
@@ -62,7 +63,7 @@ def quiet(
 
 @contextlib.contextmanager
 def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """The part of `quiet` that belongs to the process, not to modules."""
+    """The part of the context `quiet` that changes settings of the process and not of modules."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_at_a_time)
         stack.enter_context(_random_state(device))
@@ -74,7 +75,8 @@ def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(autocast_off_inside())
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled; it takes a second
+        # Nothing is compiled unless dynamo has been imported, which would take a second.
+        if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -83,7 +85,14 @@ def settings(model: nn.Module | None, device: torch.device) -> Iterator[None]:
 def evaluating(
     model: object, x: object, keep_forward_hooks: bool = False, training: bool = False
 ) -> Iterator[None]:
-    """`quiet` for a model of the caller, which nothing has checked yet, on inputs `x`."""
+    """The context `quiet` for a model and inputs of the caller that have not been checked yet.
+
+    Args:
+        model: The caller's model, which may be anything.
+        x: The first tensor of the inputs, or anything else if they contain none.
+        keep_forward_hooks: Whether forward hooks run, as in `quiet`.
+        training: Whether modules keep their training flags, as in `quiet`.
+    """
     module = unwrap(model) if isinstance(model, nn.Module) else None
     reached = [] if module is not None else hidden_modules(model)
     device = x.device if isinstance(x, torch.Tensor) else torch.device("cpu")
@@ -98,11 +107,11 @@ def evaluating(
 def python_state(
     model: nn.Module | None, keep_forward_hooks: bool = False, training: bool = False
 ) -> Iterator[None]:
-    """Put every module in eval mode without hooks, and its attributes back as they were.
+    """A context with every module in eval mode and without hooks. It restores their attributes.
 
-    The flags are set one by one: `model.eval(); ...; model.train()` would thaw modules that the
-    user had frozen in eval mode, and would call overridden `train` methods. TorchScript keeps
-    its attributes in C++ and is refused anyway.
+    The training flags are set one by one. `model.eval(); ...; model.train()` would also change
+    modules that the user had put in eval mode, and would call overridden `train` methods.
+    TorchScript modules are skipped: their attributes are in C++, and they are refused anyway.
     """
     if model is None:
         yield
@@ -137,9 +146,10 @@ def python_state(
 
 @contextlib.contextmanager
 def values_of(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put the attributes, parameters and buffers of modules back, which an evaluation may reach.
+    """A context that restores attributes, parameters and buffers of modules outside of the model.
 
-    They are no submodules, so that nobody's `eval()` reaches them: their flags stay as they are.
+    These modules are no submodules, so that `eval()` of the model would not change them either.
+    Therefore their training flags are not changed.
     """
     if not modules:
         yield
@@ -157,10 +167,11 @@ def values_of(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def after_evaluation(model: nn.Module | None) -> None:
-    """Put the attributes of `model` back to what they were when its evaluation began.
+    """Restore the attributes that `model` had when its evaluation began.
 
-    To be called after every forward pass. What one leaves behind must not reach the next: a weight
-    that is derived from parameters in the first pass and kept would be a constant in the second.
+    This is called after every forward pass, since an attribute that one pass sets must not be used
+    by the next. A weight that is computed from parameters in the first pass and kept would be a
+    constant in the second.
     """
     state = None if model is None else _states.get(id(model))
     if state is not None:
@@ -168,14 +179,15 @@ def after_evaluation(model: nn.Module | None) -> None:
 
 
 def forward_hooks_matter(model: nn.Module, evaluate: Callable[[], Tensor]) -> bool:
-    """Whether forward hooks of the user, which are left out, are part of the function.
+    """Whether forward hooks of the user are part of the function, although `quiet` removes them.
 
-    They are if they return something, change the outputs, or the forward fails without them.
+    They are if they return a value, change the outputs, or if the forward fails without them.
 
     Args:
-        model: A module that is being evaluated.
-        evaluate: Gives its outputs for a sample. It is called once without the hooks and once with
-            them, both times without gradients; what fails with them is reported later.
+        model: A module that is being evaluated within `quiet`.
+        evaluate: A function that returns the outputs for a sample. It is called once without the
+            hooks and once with them, both times without gradients. A failure with the hooks is
+            ignored here, as it will occur again and is reported then.
     """
     if not _hooks[id(model)].of_forward:
         return False
@@ -188,31 +200,34 @@ def forward_hooks_matter(model: nn.Module, evaluate: Callable[[], Tensor]) -> bo
 
     with torch.no_grad():
         without = outputs()
-        with _trying_forward_hooks(model) as noting:
+        with _trying_forward_hooks(model) as recorder:
             within = outputs()
     if without is None or within is None:
         return without is None
-    # NaN agrees with nothing; where both have it, it is not of the hooks.
+    # NaN does not agree with anything. If both outputs have it, the hooks are not its cause.
     finite = [t.nan_to_num(0.0, 0.0, 0.0) for t in (without, within)]
     same = torch.equal(without.isfinite(), within.isfinite()) and agree(finite[:1], finite[1:])
-    return noting.anything or not same
+    return recorder.has_value or not same
 
 
 def run_forward_hooks(model: nn.Module) -> None:
-    """Let the users' forward hooks run for the rest of the evaluation: they change the outputs."""
+    """Let the users' forward hooks run for the rest of the evaluation, if they change outputs."""
     _hooks[id(model)].put_forward_back()
     _states[id(model)] = PythonState(list(model.modules()), with_values=False)
 
 
 @contextlib.contextmanager
-def _trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
-    """Within it they run; what they leave in closures and objects is put back afterwards."""
-    hooks, noting, state = _hooks[id(model)], Noting(), _states[id(model)]
+def _trying_forward_hooks(model: nn.Module) -> Iterator[ReturnRecorder]:
+    """A context in which the forward hooks of `model` run and their return values are recorded.
+
+    What they change in closures and objects is restored afterwards.
+    """
+    hooks, recorder, state = _hooks[id(model)], ReturnRecorder(), _states[id(model)]
     effects = PythonState([], also=hooks.of_forward)
     try:
-        hooks.put_forward_back(noting)
+        hooks.put_forward_back(recorder)
         _states[id(model)] = PythonState(list(model.modules()), with_values=False)
-        yield noting
+        yield recorder
     finally:
         _states[id(model)] = state
         hooks.remove()
@@ -221,10 +236,10 @@ def _trying_forward_hooks(model: nn.Module) -> Iterator[Noting]:
 
 @contextlib.contextmanager
 def _no_cached_weights() -> Iterator[None]:
-    """Leave `torch.nn.utils.parametrize.cached()`, which the caller may be in.
+    """A context without the cache of `torch.nn.utils.parametrize.cached()`.
 
-    Its cache is keyed by module: it would hand out weights computed from the module's own
-    parameters instead of those that the evaluation is to use.
+    If the caller is in `cached()`, its cache contains weights that were computed from the module's
+    own parameters, and not from those that the evaluation uses.
     """
     enabled, cache = parametrize._cache_enabled, parametrize._cache
     parametrize._cache_enabled, parametrize._cache = 0, {}
@@ -236,6 +251,7 @@ def _no_cached_weights() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_state(device: torch.device) -> Iterator[None]:
+    """A context that restores the random states of torch, NumPy and Python."""
     devices = [] if device.type in ("cpu", "meta") else [device]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     kind = "cuda" if device.type == "cpu" else device.type
@@ -249,15 +265,15 @@ def _random_state(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in float32, whatever the caller allows for training."""
+    """A context in which products of float32 are computed in float32 and not, say, in TF32."""
     operations, levels = _precisions(device)
     if all(s.fp32_precision in ("none", "ieee") for s in operations):
         yield
         return
     saved = []
     try:
-        # What is unset reads as what the level above it says. With that out of the way, each
-        # gives its own value, and can be put back to it.
+        # A setting that is "none" reads as that of the level above it. If the levels above are set
+        # to "none" first, each setting reads as its own value, to which it is restored later.
         for setting in levels:
             saved.append((setting, str(setting.fp32_precision)))
             setting.fp32_precision = "none"
@@ -270,13 +286,13 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _precisions(device: torch.device) -> tuple[list[Any], list[Any]]:
-    """Settings of the precision of float32 products on a device, and all levels of them."""
+    """The precision settings of operations on a device, and all levels of settings, outer first."""
     backends: Any = torch.backends
     if device.type == "cuda":
         operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         return operations, [backends, backends.cudnn, *operations]
     if device.type == "cpu":
         operations = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-        # What torch calls the setting of this backend sets that of all.
+        # Torch's setting for the backend mkldnn as a whole would set that of all backends.
         return operations, [backends, *operations]
     return [], []

@@ -1,17 +1,18 @@
-"""Recurrent layers in plain operations.
+"""Recurrent layers and cells, computed by plain operations.
 
-On a GPU torch evaluates the gates of a cell in one kernel (`_thnn_fused_lstm_cell`), which can be
-differentiated backwards only. On a CPU `torch.lstm` has no batching rule, and hides the linear
-operations in which its weights are used.
+On a GPU torch evaluates the gates of a cell in one kernel (`_thnn_fused_lstm_cell`), which has no
+forward-mode derivative. On a CPU `torch.lstm` has no batching rule, and hides the linear operations
+in which its weights are used.
 
-A packed sequence has its samples one after the other in one tensor, which no transformation over
-samples can divide. Of a single sample it is all of its times, those after its length included, and
-which of them count: a state stays as it is where they do not.
+A packed sequence has the times of all samples in one tensor, which vmap over samples cannot divide.
+Here the packed sequence of a single sample is a tensor with all times, also those after its length,
+and a mask of the times within its length. At the other times the state does not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,32 @@ from torch.overrides import TorchFunctionMode
 _FUSED_ON = ("cuda", "xpu")
 
 State = tuple[Tensor, ...]
+"""`(h, c)` of an LSTM, and `(h,)` of other layers, each of shape `[N, H]`."""
+
 Weights = Sequence[Tensor | None]
-"""Of the state: a matrix, its bias, and that of a projection where there is one."""
+"""The weights that multiply the state: a matrix, a bias or None, and perhaps a projection."""
 
 Step = Callable[[Tensor, State, Weights], State]
-"""From `W x + b`, the state and its weights to the next state."""
+"""A function of `W x + b` at one time, the state before and its weights, to the new state."""
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """How the layers of a recurrent network are arranged.
+
+    Attributes:
+        has_biases: Whether each layer has biases.
+        layers: The number of layers, each of which gets the outputs of the one before.
+        bidirectional: Whether each layer also goes through the times from the last to the first.
+    """
+
+    has_biases: bool
+    layers: int
+    bidirectional: bool
 
 
 class PlainRecurrent(TorchFunctionMode):
-    """Within it, LSTM and GRU layers and cells on such a device are made of plain operations."""
+    """A context in which recurrent layers and cells on a GPU are computed by plain operations."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -45,26 +63,30 @@ class PlainRecurrent(TorchFunctionMode):
 
 
 class PackedSample:
-    """Packed sequences of one sample, with a length that may differ under `torch.func.vmap`.
+    """Packed sequences of one sample, whose length may differ between samples under vmap.
 
-    Its calls stand for those of torch within `pack_padded_sequence`, recurrent layers and
-    `pad_packed_sequence`.
+    `call` replaces the functions that torch calls in `pack_padded_sequence`, in recurrent layers
+    and in `pad_packed_sequence`.
     """
 
     def __init__(self) -> None:
-        # By the id of packed data the data itself, which keeps the id its own, and which times
-        # count, `[T]`.
+        # By the `id` of packed data: the data, which is kept alive so that no other tensor gets
+        # this `id`, and the mask `[T]` of the times within its length.
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def takes(self, func: Any, args: Sequence[Any]) -> bool:
-        """Whether this call packs a sequence, or takes one that was packed here."""
+        """Whether this call packs a sequence, or has as argument one that was packed here."""
         if func is torch._pack_padded_sequence:
             return True
-        is_of_packed = func is torch._pad_packed_sequence or func in _PACKED
+        is_of_packed = func is torch._pad_packed_sequence or func in _STEPS
         return is_of_packed and bool(args) and id(args[0]) in self._counts
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What such a call returns; None for more samples than one, and for dropout."""
+        """Evaluate a call for which `takes` is true, and return what torch would return.
+
+        The result is None, and torch must evaluate the call, if there are several samples, or
+        dropout in train mode.
+        """
         if func is torch._pack_padded_sequence:
             return self._pack(*args, **kwargs)
         if func is torch._pad_packed_sequence:
@@ -72,11 +94,17 @@ class PackedSample:
         return self._recurrent(func, *args, **kwargs)
 
     def _keep(self, data: Tensor, counts: Tensor) -> Tensor:
+        """Remember which times of packed data `[T, F]` count, and return the data."""
         self._counts[id(data)] = data, counts
         return data
 
     def _pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor] | None:
-        """All times `[T, F]`, and that there is one sample at each of them."""
+        """Replace `torch._pack_padded_sequence`.
+
+        Returns:
+            The data of all times `[T, F]`, and the number of samples at each time, ones `[T]`.
+            None for several samples.
+        """
         x = x.transpose(0, 1) if batch_first else x
         if x.shape[1] != 1 or lengths.shape != (1,):
             return None
@@ -86,7 +114,12 @@ class PackedSample:
     def _pad(
         self, data: Tensor, sizes: Tensor, batch_first: bool, value: float, total: int
     ) -> tuple[Tensor, Tensor]:
-        """The times that count, and `value` at the others; and the length."""
+        """Replace `torch._pad_packed_sequence`.
+
+        Returns:
+            The data with `value` at times after the length, `[T, 1, F]` or `[1, T, F]`, and the
+            length `[1]`.
+        """
         _, counts = self._counts[id(data)]
         out = torch.where(counts.reshape(-1, *[1] * (data.ndim - 1)), data, value)
         if total > len(data):
@@ -106,36 +139,44 @@ class PackedSample:
         train: bool,
         bidirectional: bool,
     ) -> tuple[Tensor, ...] | None:
-        """The layer on this sample."""
+        """Replace the function of a recurrent layer, called with a packed sequence.
+
+        The arguments are those of torch, in its order; `data` is `[T, F]`.
+        """
         _, counts = self._counts[id(data)]
         states = (states,) if isinstance(states, Tensor) else states
         if (train and dropout) or states[0].shape[1] != 1:
             return None
-        x = data.unsqueeze(1)
-        how = (has_biases, layers, bidirectional, False, counts)
-        out, last = _layers(_PACKED[func], x, states, weights, *how)
+        stack = _Stack(has_biases, layers, bidirectional)
+        out, last = _layers(_STEPS[func], data.unsqueeze(1), states, weights, stack, counts)
         return self._keep(out[:, 0], counts), *last
 
 
 def is_recurrent(func: Any) -> bool:
-    """Whether this is the function of a recurrent layer or cell."""
+    """Whether `func` is torch's function of a recurrent layer or cell that is supported here."""
     return func in _PLAIN
 
 
 def written_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a recurrent layer or cell returns, by plain operations.
+    """The result of a recurrent layer or cell, computed by plain operations.
 
-    None for any other function, for packed sequences, for states of another number of samples than
-    the inputs, and for layers with dropout in training.
+    It is None for any other function, for packed sequences, for states with another number of
+    samples than the inputs, and for layers with dropout in train mode.
+
+    Args:
+        func: The function that is called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
     """
     plain = _PLAIN.get(func)
     return None if plain is None or not _is_fitting(*args, **kwargs) else plain(*args, **kwargs)
 
 
 def _is_fitting(x: Tensor, states: Any, *others: Any, **named: Any) -> bool:
-    """Whether states are of as many samples as inputs, which plain operations would broadcast.
+    """Whether states and inputs have the same number of samples.
 
-    Of a packed sequence there is no saying, nor is it written out.
+    Otherwise torch raises, while plain operations would broadcast. For packed sequences the answer
+    has no meaning, but they are not computed by plain operations.
     """
     first = states if isinstance(states, Tensor) else next(iter(states), None)
     if not isinstance(first, Tensor):
@@ -146,7 +187,8 @@ def _is_fitting(x: Tensor, states: Any, *others: Any, **named: Any) -> bool:
     return first.shape[:-1] == x.shape[:-1]
 
 
-def _lstm(
+def _layer_function(
+    step: Step,
     x: Tensor,
     states: Any,
     weights: Any,
@@ -156,33 +198,18 @@ def _lstm(
     train: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `torch.lstm`; None for packed sequences and for dropout."""
+) -> tuple[Tensor, ...] | None:
+    """Compute `torch.lstm`, `torch.gru`, `torch.rnn_tanh` or `torch.rnn_relu`, as `step` says.
+
+    The other arguments are those of these functions. For a packed sequence, which has the list of
+    weights in the place of `has_biases`, and for dropout in train mode the result is None.
+    """
     if not isinstance(has_biases, bool) or (train and dropout):
         return None
-    out, (h, c) = _layers(
-        _lstm_step, x, states, weights, has_biases, layers, bidirectional, batch_first
-    )
-    return out, h, c
-
-
-def _of_one_state(
-    step: Step,
-    x: Tensor,
-    state: Any,
-    weights: Any,
-    has_biases: Any,
-    layers: int = 1,
-    dropout: float = 0.0,
-    train: bool = False,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-) -> tuple[Tensor, Tensor] | None:
-    """As `torch.gru` and `torch.rnn_tanh`, likewise."""
-    if not isinstance(has_biases, bool) or (train and dropout):
-        return None
-    out, (h,) = _layers(step, x, (state,), weights, has_biases, layers, bidirectional, batch_first)
-    return out, h
+    states = (states,) if isinstance(states, Tensor) else states
+    x = x.transpose(0, 1) if batch_first else x
+    out, last = _layers(step, x, states, weights, _Stack(has_biases, layers, bidirectional))
+    return (out.transpose(0, 1) if batch_first else out), *last
 
 
 def _lstm_cell(
@@ -193,7 +220,7 @@ def _lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> State:
-    """As `torch.lstm_cell`."""
+    """Compute `torch.lstm_cell`."""
     return _lstm_step(F.linear(x, w_ih, b_ih), tuple(states), (w_hh, b_hh))
 
 
@@ -205,12 +232,12 @@ def _gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Tensor:
-    """As `torch.gru_cell`."""
+    """Compute `torch.gru_cell`."""
     return _gru_step(F.linear(x, w_ih, b_ih), (h,), (w_hh, b_hh))[0]
 
 
 def _lstm_step(from_x: Tensor, state: State, weights: Weights) -> State:
-    """The gates i, f, g, o; a third weight projects h (Sak et al. 2014)."""
+    """The step of an LSTM with gates i, f, g, o. A third weight projects h (Sak et al. 2014)."""
     h, c = state
     i, f, g, o = (from_x + _linear(h, weights)).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -219,7 +246,7 @@ def _lstm_step(from_x: Tensor, state: State, weights: Weights) -> State:
 
 
 def _gru_step(from_x: Tensor, state: State, weights: Weights) -> State:
-    """The gates r, z, n, of which r acts on what the state contributes to n."""
+    """The step of a GRU with the gates r, z, n, where r multiplies the state's part of n."""
     (h,) = state
     r, z, n = from_x.chunk(3, dim=-1)
     r_h, z_h, n_h = _linear(h, weights).chunk(3, dim=-1)
@@ -236,6 +263,7 @@ def _relu_step(from_x: Tensor, state: State, weights: Weights) -> State:
 
 
 def _linear(h: Tensor, weights: Weights) -> Tensor:
+    """`W h + b` with the first two of the weights, or without b if there is only one."""
     matrix, bias = (*weights, None)[:2]
     assert matrix is not None
     return F.linear(h, matrix, bias)
@@ -246,29 +274,34 @@ def _layers(
     x: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    has_biases: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
+    stack: _Stack,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The outputs of the last layer at all times, and the last states `[layers·directions, …]`.
+    """Evaluate all layers.
 
-    With `counts` `[T]` states change only at times that count.
+    Args:
+        step: The step of one layer at one time.
+        x: The inputs `[T, N, F]`.
+        states: The first states, each `[layers · directions, N, H]`.
+        weights: The weights of all layers and directions, in torch's order.
+        stack: The arrangement of the layers.
+        counts: A mask `[T]` of the times at which states change, or None if they always do.
+
+    Returns:
+        The outputs `[T, N, directions · H]` of the last layer, and the last states in the shapes
+        of the first ones.
     """
-    if batch_first:
-        x = x.transpose(0, 1)
-    directions = 2 if bidirectional else 1
-    each = len(weights) // (layers * directions)
+    directions = 2 if stack.bidirectional else 1
+    each = len(weights) // (stack.layers * directions)
     last: list[State] = []
-    for layer in range(layers):
+    for layer in range(stack.layers):
         found = []
         for direction in range(directions):
             k = layer * directions + direction
             w_ih, w_hh, *others = weights[k * each : (k + 1) * each]
-            b_ih, b_hh, *projection = others if has_biases else [None, None, *others]
+            b_ih, b_hh, *projection = others if stack.has_biases else [None, None, *others]
             of_state = [w_hh, b_hh, *projection]
-            # Not one index for each time: its derivative is as large as all times together.
+            # The derivative of x[t] is as large as x; that of unbind is so for all t together.
             from_x = F.linear(x, w_ih, b_ih).unbind(0)
             state: State = tuple(s[k] for s in states)
             times = range(len(x)) if direction == 0 else range(len(x) - 1, -1, -1)
@@ -283,21 +316,17 @@ def _layers(
             found.append(torch.stack([outputs[t] for t in range(len(x))]))
             last.append(state)
         x = found[0] if directions == 1 else torch.cat(found, dim=-1)
-    finals = [torch.stack(parts) for parts in zip(*last, strict=True)]
-    return (x.transpose(0, 1) if batch_first else x), finals
+    return x, [torch.stack(parts) for parts in zip(*last, strict=True)]
 
 
-_PACKED: dict[Any, Step] = {
+_STEPS: dict[Any, Step] = {
     torch.lstm: _lstm_step,
     torch.gru: _gru_step,
     torch.rnn_tanh: _tanh_step,
     torch.rnn_relu: _relu_step,
 }
 _PLAIN: dict[Any, Callable[..., Any]] = {
-    torch.lstm: _lstm,
-    torch.gru: partial(_of_one_state, _gru_step),
-    torch.rnn_tanh: partial(_of_one_state, _tanh_step),
-    torch.rnn_relu: partial(_of_one_state, _relu_step),
+    **{func: partial(_layer_function, step) for func, step in _STEPS.items()},
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
 }

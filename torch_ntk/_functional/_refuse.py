@@ -1,4 +1,4 @@
-"""Modules whose kernel cannot be computed right, each refused by name."""
+"""Errors for modules whose kernel cannot be computed correctly."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _GATHER = (
 
 
 def _once(test: Callable[[type], bool]) -> Callable[[type], bool]:
-    """The test, made once for each class: there are few, of many modules."""
+    """The test with a cache for classes: a model may have many modules of few classes."""
     return functools.cache(test)
 
 
 def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bool = False) -> None:
-    """Raise if `model` holds a module for which a kernel would be undefined or wrong.
+    """Raise an error if `model` has a module for which the kernel would be undefined or wrong.
 
     Args:
         model: The network.
-        argument: What the caller calls it.
+        argument: The name of the caller's argument that is the network.
         coupled: Whether outputs may depend on the whole batch.
 
     Raises:
-        TypeError: TorchScript, quantized, uninitialized lazy modules, sharded or meta
-            parameters.
-        ValueError: Batch normalization that has no running statistics, because its outputs
-            depend on the whole batch; NaN or infinite parameters; NaN in buffers (an infinite
-            buffer may be meant, as the -inf of an attention mask).
+        TypeError: There is a TorchScript, quantized or uninitialized lazy module, or a parameter
+            that is sharded or on the meta device.
+        ValueError: There is batch normalization without running statistics, so that each output
+            depends on the whole batch; a parameter that is NaN or infinite; or a buffer with NaN.
+            Infinite buffers are allowed, such as an attention mask with -inf.
     """
     for name, module in model.named_modules():
         where = (
@@ -58,6 +58,7 @@ def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bo
 
 
 def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) -> None:
+    """Raise an error if the kernel of one module, which `where` describes, is not supported."""
     if is_script(module):
         raise type_error(
             argument,
@@ -100,18 +101,27 @@ def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) 
 
 @_once
 def _is_sharded(kind: type) -> bool:
+    """Whether a module of this class may have parameters that are split over processes."""
     return any(c.__name__ == "FullyShardedDataParallel" for c in kind.__mro__)
 
 
 @_once
 def _is_quantized(kind: type) -> bool:
-    # Only torch's own: "quantized" in the name of a user's file says nothing.
+    """Whether the class is one of torch's quantized modules."""
+    # Only torch's own modules are tested: the name of a user's file may contain the word, too.
     return re.match(r"torch(ao)?\..*quantized", kind.__module__) is not None
 
 
 def _refuse_tensors(
     named: Iterable[tuple[str, Tensor]], argument: str, is_fine: Callable[[Tensor], Tensor]
 ) -> None:
+    """Raise an error if a tensor is of an unsupported kind or has entries that are not allowed.
+
+    Args:
+        named: The tensors with their names.
+        argument: The name of the caller's argument that is the network.
+        is_fine: A function that tells of each entry of a tensor whether it is allowed.
+    """
     floating = {}
     for name, tensor in named:
         _refuse_kind(plain_name(name), tensor, argument)
@@ -131,6 +141,7 @@ def _refuse_tensors(
 
 
 def _refuse_kind(name: str, tensor: Tensor, argument: str) -> None:
+    """Raise an error if a tensor is sharded or on the meta device."""
     kind = type(tensor).__name__
     if kind == "DTensor" or hasattr(tensor, "placements"):
         raise type_error(

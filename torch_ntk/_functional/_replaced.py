@@ -1,6 +1,7 @@
-"""What a forward may call that is replaced while it is evaluated: autocast and checkpointing.
+"""Replacements of autocast and activation checkpointing while a forward is evaluated.
 
-Both are global to the process, so that other threads, which may be training, keep the originals.
+These functions of torch are global to the process. The replacements are used in the current thread
+only, since other threads may be training.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import torch.utils.checkpoint
 
 @contextlib.contextmanager
 def autocast_off_inside() -> Iterator[None]:
-    """Within it, a forward of this thread cannot switch autocast on.
+    """A context in which a forward of this thread cannot enable autocast.
 
-    A kernel is computed in one precision; a context that the forward enters by itself would
-    otherwise round to half precision in the middle of it. Autocast must be off around it.
+    A kernel is computed in one precision, but a forward that enters an autocast context would round
+    intermediate results to half precision. The caller must have switched autocast off.
     """
     set_enabled = torch.set_autocast_enabled
 
-    def stays_off(*args: Any) -> None:  # (device, enabled), or the old (enabled) of a GPU
+    # The arguments are (device, enabled), or in the older form, for a GPU, (enabled).
+    def stays_off(*args: Any) -> None:
         set_enabled(*args[:-1], False)  # type: ignore[call-overload]
 
     with _in_this_thread(torch, "set_autocast_enabled", stays_off):
@@ -32,11 +34,12 @@ def autocast_off_inside() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpoints_passed_over() -> Iterator[None]:
-    """Within it, `torch.utils.checkpoint.checkpoint` simply calls its function, in this thread.
+    """A context in which `torch.utils.checkpoint.checkpoint` only calls its function.
 
-    Activation checkpointing saves memory and does not change the value. torch.func refuses it, and
-    its recomputation would take place when the parameters are no longer those of the evaluation.
-    Replaced is what `checkpoint` itself looks up in each call: users import `checkpoint` by name.
+    Activation checkpointing saves memory and does not change values. torch.func does not support
+    it, and the recomputation would happen when the parameters of the evaluation are no longer set.
+    `checkpoint` itself cannot be replaced, since users import it by name; therefore the functions
+    are replaced that it looks up in each call.
     """
     module = torch.utils.checkpoint
     names = (
@@ -52,18 +55,18 @@ def checkpoints_passed_over() -> Iterator[None]:
 
 
 def _call(function: Any, preserve: bool, *inputs: Any) -> Any:
-    """In place of the reentrant `CheckpointFunction.apply`: what the function returns."""
+    """The replacement of `CheckpointFunction.apply`, which returns what the function returns."""
     return function(*inputs)
 
 
 def _call_between(*args: Any, **kwargs: Any) -> Iterator[None]:
-    """In place of the generator that runs before and after the function."""
+    """The replacement of the generator that torch runs before and after the function."""
     yield
 
 
 @contextlib.contextmanager
 def _in_this_thread(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """`owner.name` is `replacement` for calls of this thread, and itself for those of others."""
+    """A context in which calls of `owner.name` from this thread call `replacement` instead."""
     original, is_own = getattr(owner, name), name in vars(owner)
     thread = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""What a model returns, as one row of outputs per sample."""
+"""Conversion of what a model returns into a matrix with one row of outputs per sample."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from ._call import in_words
 def rows_of(
     out: Any, batch: Batch, dtype: torch.dtype, forward_fn: ForwardFn | None = None
 ) -> Tensor:
-    """Outputs as `[N, O]` in `dtype`; a batch of one may come without its batch dimension.
+    """The outputs as a tensor `[N, O]` in `dtype`.
 
     Args:
-        out: What the model returns, or `forward_fn` if there is one.
-        batch: The samples.
-        dtype: Of the result.
-        forward_fn: What is named in errors.
+        out: What the model has returned, or `forward_fn` if it is given. For one sample its tensor
+            may have no batch dimension.
+        batch: The N samples.
+        dtype: The floating type of the result.
+        forward_fn: The caller's `forward_fn`, which errors then name instead of the model.
 
     Raises:
-        TypeError: No tensor of real floating-point numbers, or not one alone.
-        ValueError: Not one row per sample.
+        TypeError: `out` has no tensor of real floating-point numbers, or several.
+        ValueError: The tensor does not have one row per sample.
     """
     n = len(batch)
     f = tensor_of(out, batch, n, forward_fn)
@@ -51,11 +52,16 @@ def rows_of(
 
 
 def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None) -> Tensor:
-    """Outputs as `[N, O]` of a batch that is one input; N is the number of rows that come.
+    """The outputs as a tensor `[N, O]` for a batch that is one input, where N follows from them.
+
+    Args:
+        out: What the model has returned, or `forward_fn` if it is given.
+        batch: The batch.
+        forward_fn: The caller's `forward_fn`, or None.
 
     Raises:
-        TypeError: As `rows_of`.
-        ValueError: A number, which has no rows.
+        TypeError: `out` has no tensor of real floating-point numbers, or several.
+        ValueError: The tensor has no dimension, or no entries.
     """
     f = tensor_of(out, batch, None, forward_fn)
     if f.ndim == 0 or f.numel() == 0:
@@ -69,10 +75,16 @@ def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None)
 
 
 def tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | None) -> Tensor:
-    """The tensor of outputs, of `n` rows if that is known, in what a model returns.
+    """The tensor of outputs in what a model has returned.
+
+    Args:
+        out: What the model has returned, or `forward_fn` if it is given.
+        batch: The batch.
+        n: The number of rows of the outputs, or None if it is not known.
+        forward_fn: The caller's `forward_fn`, or None.
 
     Raises:
-        TypeError: No tensor of real floating-point numbers, or not one alone.
+        TypeError: `out` has no tensor of real floating-point numbers, or several.
     """
     f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, n, forward_fn)
     if f.is_floating_point():
@@ -87,7 +99,11 @@ def tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | Non
 
 
 def _chosen(out: Any, batch: Batch, rows: int | None, forward_fn: ForwardFn | None) -> Tensor:
-    """The tensor that is meant in a mapping or dataclass: its logits, or the only one."""
+    """The tensor of outputs in a mapping or dataclass: `logits`, or the only suitable tensor.
+
+    Raises:
+        TypeError: There is no such tensor.
+    """
     entries: dict[str, Any] = {}
     if isinstance(out, Mapping):
         entries = dict(out)
@@ -120,11 +136,13 @@ def _chosen(out: Any, batch: Batch, rows: int | None, forward_fn: ForwardFn | No
 
 
 def _is_output(t: object, n: int | None) -> bool:
+    """Whether `t` is a floating-point tensor `[n, ...]`, or `[N, ...]` with any N if n is None."""
     is_real = isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 0
     return is_real and (n is None or len(t) == n)  # type: ignore[arg-type]
 
 
 def _in_short(value: object) -> str:
+    """A short description of a value, which for a tensor is its dtype and shape."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return describe(value)

@@ -1,13 +1,13 @@
-"""Operations of torch whose derivatives are wrong under a transformation, made of others.
+"""Operations of torch with wrong derivatives under a transformation, replaced by other operations.
 
-- Under vmap the derivative of `prelu` mistakes samples for outputs where there are as many of both.
-- In forward mode `embedding` ignores `padding_idx`: the row has a derivative there. Its gradient
-  may be sparse, which other operations do not take.
+- Under vmap the derivative of `prelu` confuses samples with outputs if their numbers are equal.
+- In forward mode `embedding` ignores `padding_idx`, so that the padding row has a derivative. Its
+  gradient may be sparse, which other operations do not support.
 - `embedding_bag` has no forward-mode rule and no second derivative.
 - `weight_norm` has no forward-mode rule, and its second derivative is wrong.
-- The gradients of `batch_norm` and `instance_norm` for a single image read the one that comes in as
-  if it were contiguous, also where its channels are innermost; under vmap their second derivatives
-  do.
+- The backward passes of `batch_norm` and `instance_norm` for a single image read the incoming
+  gradient as if it was contiguous, even if it is in the channels-last format. Under vmap this
+  concerns their second derivatives.
 - The derivatives of `layer_norm`, and of the `batch_norm` that `instance_norm` calls, lose a term
   when they are differentiated twice more, without an error (pytorch issues 196700 and 196699).
 """
@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class RightOperations(TorchFunctionMode):
-    """Within it, these operations are made of others, which are right.
+    """A context in which these operations are computed by others, whose derivatives are correct.
 
     Args:
-        norms: Also normalizations, which take longer so and need it for third derivatives only.
+        norms: Whether normalizations are replaced as well. Only third derivatives need this, and
+            it takes more time.
     """
 
     def __init__(self, norms: bool = False) -> None:
@@ -43,11 +44,12 @@ class RightOperations(TorchFunctionMode):
 
 
 def call_right(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """`func(*args, **kwargs)`, or the same made of other operations."""
+    """The result of `func(*args, **kwargs)`, computed by other operations if necessary."""
     return _RIGHT.get(func, func)(*args, **kwargs)
 
 
 def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """Compute `F.prelu`, with one slope or a slope for each channel, by elementwise operations."""
     slope = weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (input.ndim - 2))
     if weight.numel() == 1:
         slope = weight.reshape(())
@@ -63,7 +65,11 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    if scale_grad_by_freq:  # by how often a batch reads a row: only the backward pass knows
+    """Compute `F.embedding` so that the padding row has no derivative in any mode.
+
+    The option `scale_grad_by_freq` is left to torch, since it changes the backward pass alone.
+    """
+    if scale_grad_by_freq:
         return F.embedding(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
@@ -87,7 +93,7 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """As `F.embedding_bag`, of which sums and means are written out."""
+    """Compute `F.embedding_bag`, for the modes "sum" and "mean" by plain operations."""
     if mode == "max":
         return F.embedding_bag(
             input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
@@ -115,9 +121,12 @@ def _embedding_bag(
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """As `torch._weight_norm`: `g v / ‖v‖`, with a norm for each index along `dim`."""
-    others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]  # -1 is no axis here
-    # Not by torch's norm: its derivatives write into tensors that later ones need.
+    """Compute `torch._weight_norm`: `g v / ‖v‖`, with a norm for each index along `dim`.
+
+    With `dim=-1` there is a single norm of all entries.
+    """
+    others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
+    # Derivatives of torch's norm write into tensors that higher derivatives need.
     norm = v.square().sum(others, keepdim=dim != -1).sqrt()
     return v * (g / norm)
 
@@ -130,6 +139,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    """Compute `F.layer_norm` by plain operations."""
     return _affine(_normalized(input, len(normalized_shape), eps), weight, bias)
 
 
@@ -143,7 +153,11 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not use_input_stats:  # an affine map with fixed numbers, for which the rule is right
+    """Compute `F.instance_norm` by plain operations.
+
+    With running statistics it is an affine map, for which torch's derivatives are correct.
+    """
+    if not use_input_stats:
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
@@ -156,11 +170,12 @@ def _instance_norm(
 
 
 def _is_single(input: Tensor) -> bool:
-    """Whether it is one sample; vmap makes one call of many."""
+    """Whether the input is one sample, and not several or those of a vmap."""
     return input.shape[0] == 1 and not torch._C._functorch.is_functorch_wrapped_tensor(input)
 
 
 def _instance_norm_of_one(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute `F.instance_norm`, for a single sample by plain operations."""
     function = _instance_norm if _is_single(input) else F.instance_norm
     return function(input, *args, **kwargs)
 
@@ -175,10 +190,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `F.batch_norm`, of which the affine map with running statistics is written out.
+    """Compute `F.batch_norm`, with running statistics as an affine map of each channel.
 
-    One factor and one summand for each channel, as torch has them in its own loop: a backward pass
-    is then one product, where vmap of torch's own makes several copies.
+    The map has one factor and one summand for each channel, as in torch's own loop. Its backward
+    pass is one product, while vmap of torch's backward pass makes several copies.
     """
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -190,12 +205,14 @@ def _batch_norm(
 
 
 def _normalized(x: Tensor, trailing: int, eps: float) -> Tensor:
+    """`(x - mean) / sqrt(variance + eps)` over the last `trailing` axes of `x`."""
     axes = list(range(x.ndim - trailing, x.ndim))
     centered = x - x.mean(dim=axes, keepdim=True)
     return centered / (centered.square().mean(dim=axes, keepdim=True) + eps).sqrt()
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`weight * x + bias`, where None stands for 1 and 0."""
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 

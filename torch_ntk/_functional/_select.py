@@ -1,4 +1,4 @@
-"""Which parameters a kernel differentiates by."""
+"""Selection of the parameters by which a kernel differentiates."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from ._unwrap import plain_name
 
 
 def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]:
-    """Names, as `model.named_parameters()` gives them, of the parameters that `params` selects.
+    """The names in `model.named_parameters()` of the parameters that `params` selects.
 
-    Tied parameters appear once, under their first name; a list may use any of their names.
-    A pattern of `fnmatch` such as `"layers.1.*"` stands for every name that it matches.
+    Tied parameters appear once, under their first name. A list may use any of their names. A
+    pattern of `fnmatch` such as `"layers.1.*"` selects every name that it matches.
+
+    Args:
+        model: The network.
+        params: None for every parameter that requires grad, a predicate `(name, tensor) -> bool`,
+            or a list of names and patterns.
 
     Raises:
-        TypeError: `params` is neither None, a predicate nor a list of names and patterns.
-        ValueError: A name is unknown or given twice, or nothing is selected.
+        TypeError: `params` is something else.
+        ValueError: A name is unknown or given twice, or no parameter is selected.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     if params is None:
@@ -59,6 +64,7 @@ def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]
 
 
 def _check_predicate(predicate: Callable[..., object], one: tuple[str, Tensor] | None) -> None:
+    """Raise an error if the predicate cannot be called with a name and a tensor, such as `one`."""
     try:
         signature = inspect.signature(predicate)
     except ValueError:  # some built-in functions have none
@@ -75,6 +81,13 @@ def _check_predicate(predicate: Callable[..., object], one: tuple[str, Tensor] |
 
 
 def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> list[str]:
+    """The names that a list of names and patterns selects.
+
+    Args:
+        model: The network.
+        named: Its parameters by their first names.
+        params: The caller's value, which should be a list of names and patterns.
+    """
     if isinstance(params, (str, bytes)) or not hasattr(params, "__iter__"):
         raise type_error("params", "None, a list of names or a predicate", describe(params), "")
     first = {id(p): n for n, p in named.items()}
@@ -99,7 +112,7 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
             + f"The names are {_listed(list(every))}.",
         )
     names = [every[plain_name(n)] for n in wanted if plain_name(n) in every]
-    # What several patterns match is selected once.
+    # A parameter that several patterns match is selected once.
     chosen = list(dict.fromkeys(every[m] for n in wanted for m in matched[n]))
     if len(set(names)) != len(names):
         raise value_error(
@@ -114,12 +127,13 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
 
 
 def _matching(wanted: str, names: list[str]) -> list[str]:
-    """The names that a name or a pattern with `*`, `?` or `[…]` stands for."""
+    """Those of the names that a name, or a pattern with `*`, `?` or `[…]`, selects."""
     name = plain_name(wanted)
     return [name] if name in names else [n for n in names if fnmatchcase(n, name)]
 
 
 def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
+    """Raise an error if a selected parameter has an integer or boolean dtype."""
     for name in chosen:
         if not (named[name].is_floating_point() or named[name].is_complex()):
             raise type_error(
@@ -128,5 +142,6 @@ def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
 
 
 def _listed(names: list[str], most: int = 8) -> str:
+    """A text with at most `most` of the names."""
     shown = ", ".join(repr(plain_name(n)) for n in names[:most])
     return shown if len(names) <= most else f"{shown}, … ({len(names)} in all)"

@@ -1,4 +1,4 @@
-"""Products with the Jacobian J of a network by its parameters, by plain backward passes."""
+"""Products with the Jacobian J of outputs by parameters, computed by plain backward passes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from ..memory import is_out_of_memory
 
 
 def leaves_of(theta: Parameters) -> Parameters:
-    """The same numbers as tensors that gradients can be taken by."""
+    """The parameters as leaf tensors that require grad, in the same memory."""
     return {k: v.detach().requires_grad_() for k, v in theta.items()}
 
 
 def transposed_product(
     out: Tensor, leaves: Parameters, u: Tensor, *, keep_graph: bool = True, create: bool = False
 ) -> Parameters:
-    """`Jᵀu` by one backward pass; zero for what the outputs do not depend on.
+    """The product `Jᵀu` by one backward pass, as a dense tensor for each parameter, by name.
+
+    It is zero for a parameter that the outputs do not depend on.
 
     Args:
-        out: Outputs of any shape.
-        leaves: By name the parameters that they were computed with.
-        u: Weights of the outputs.
-        keep_graph: Whether another pass follows.
-        create: Whether the result can be differentiated.
+        out: The outputs, of any shape.
+        leaves: The parameters with which they were computed, by name.
+        u: The weights of the outputs, with as many entries as `out`.
+        keep_graph: Whether the graph of `out` is kept for another backward pass.
+        create: Whether the result has a graph, so that it can be differentiated.
     """
     found: Sequence[Tensor | None] = [None] * len(leaves)
     if out.requires_grad:
@@ -45,26 +47,27 @@ def transposed_product(
 
 
 def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool = False) -> Tensor:
-    r"""`J δ`, in the shape of `out`, by two backward passes.
+    r"""The product `J δ`, in the shape of `out`, by two backward passes.
 
-    The gradient `Jᵀu` of `⟨u, f⟩` is linear in u, and so is `⟨Jᵀu, δ⟩ = ⟨u, J δ⟩`: its derivative
-    by u is J δ, at whatever u it is taken. Taken at random weights, the result also proves itself,
-    as `⟨u, J δ⟩` has to be the number `⟨Jᵀu, δ⟩`, in which only the first pass took part. If it is
-    not, or fails, an operation has a backward pass whose derivative is wrong or missing; then each
-    entry of J δ takes one plain backward pass, as a row of J.
+    The gradient `Jᵀu` of `⟨u, f⟩` is linear in u. The derivative of `⟨Jᵀu, δ⟩ = ⟨u, J δ⟩` by u is
+    therefore J δ, for any u. Random weights u are used, so that the result can be checked:
+    `⟨u, J δ⟩` must equal the number `⟨Jᵀu, δ⟩`, to which only the first backward pass contributes.
+    If the second pass fails or the numbers differ, the backward pass of some operation has no
+    derivative or a wrong one. Then J is computed row by row, with one backward pass for each entry
+    of the result.
 
     Args:
-        out: Outputs, with their graph; what they were computed with is still in place, as some
-            backward passes run parts of a network again.
-        leaves: By name the parameters that they were computed with.
-        delta: A displacement of each of them.
-        create_graph: Whether the result can be differentiated, by δ and by inputs; the one that is
-            made of rows never can.
+        out: The outputs with their graph. If a module with replaced parameters has computed them,
+            the replacements must still be in place, as some backward passes run parts of it again.
+        leaves: The parameters with which the outputs were computed, by name.
+        delta: The displacement δ of each parameter, in its shape, by name.
+        create_graph: Whether the result can be differentiated by δ and by inputs. A result that is
+            computed row by row has no graph.
     """
     if not out.requires_grad:
         return torch.zeros_like(out)
-    # Of sizes between 0.5 and 1.5: with ±1 alone, what is missing would cancel between two samples
-    # that are equal in one of two calls.
+    # The weights have absolute values between 0.5 and 1.5. With weights ±1, the error of a wrong
+    # derivative would cancel in half of all draws if two samples are equal.
     drawn = torch.rand(2, *out.shape, generator=torch.Generator().manual_seed(0))
     signs = torch.where(drawn[1] < 0.5, -1.0, 1.0) * (drawn[0] + 0.5)
     u = signs.to(out.device, out.dtype).requires_grad_()
@@ -79,7 +82,7 @@ def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool
         with torch.no_grad():
             difference = ((u * found).sum() - along).abs()
             size = max(_inner_product(gradient, delta, size=True), (u * found).abs().sum())
-            # Of numbers that are not finite nothing can be said.
+            # With numbers that are not finite the comparison is false, and the result is returned.
             if not bool(difference > torch.finfo(out.dtype).eps ** 0.5 * size):
                 return found
     rows = [
@@ -90,6 +93,9 @@ def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool
 
 
 def _inner_product(a: Parameters, b: Parameters, size: bool = False) -> Tensor:
-    """`Σ a b`, of complex entries that of real and imaginary parts; or the sum of the sizes."""
+    """The inner product `Σ a b`, where complex entries count as pairs of real numbers.
+
+    With `size` it is the sum of the absolute values of the terms.
+    """
     products = ((v.conj() * b[k]).real for k, v in a.items())
     return torch.stack([(p.abs() if size else p).sum() for p in products]).sum()

@@ -1,4 +1,4 @@
-"""The Python state that forward passes may change, saved before and put back after them."""
+"""The Python state that forward passes may change, saved before and restored after them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from torch import Tensor, nn
 from ._unwrap import is_script
 
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
-_DEPTH = 4  # levels of containers, functions and objects from an attribute on
-# Objects of these packages are no caches of a forward: trainers, loggers, devices, generators, …
+_DEPTH = 4  # the levels of nested containers, functions and objects that are searched
+# Objects of these packages (trainers, loggers, devices, …) are not searched, since a forward does
+# not store its results in them.
 _FOREIGN = ("torch", "numpy", "lightning", "pytorch_lightning", "builtins", "_thread")
 
 
 class PythonState:
-    """Everything that a `forward` may leave behind in the attributes of modules.
+    """Everything that a `forward` may change in the attributes of modules.
 
-    Some forwards leave tensors behind (the weight that `torch.nn.utils.weight_norm` computes, the
-    flat weights of an LSTM, weights that are derived once in eval mode and kept), which inside
-    torch.func are wrappers that are dead once it returns; others count their calls. Saved are the
-    attributes by identity, the members of containers and of plain objects in them, the values of
-    tensors that are neither parameters nor buffers, and the states of random generators.
-    Parameters and buffers need no copy here: other tensors stand in their place meanwhile.
+    Some forwards set tensors as attributes: the weight that `torch.nn.utils.weight_norm` computes,
+    the flat weights of an LSTM, or weights that are computed once in eval mode. Inside of
+    torch.func these tensors are wrappers that are invalid after it returns. Other forwards count
+    their calls. Therefore this class saves references to all attributes, the members of containers
+    and of plain objects among them, the values of tensors that are neither parameters nor buffers,
+    and the states of random generators. Parameters and buffers are not saved, since the evaluation
+    uses other tensors in their place.
 
     Args:
-        modules: Whose attributes are saved.
-        with_values: Whether the values of tensors and generators are saved too.
-        also: Functions and objects, what these hold is saved likewise.
+        modules: The modules whose attributes are saved.
+        with_values: Whether the values of tensors and the states of generators are saved, too.
+        also: Functions and objects that are searched like attributes.
     """
 
     def __init__(
@@ -51,18 +53,19 @@ class PythonState:
             self._seen.update(own)
             self._members.append((attributes, dict(attributes)))
             for name, value in attributes.items():
-                if name not in _TORCHS:
+                if name not in _MODULE_ATTRIBUTES:
                     self._visit(value)
-                elif value and type(value) in _CONTAINERS:  # most are dictionaries of no hooks
+                elif value and type(value) in _CONTAINERS:  # most are empty dictionaries of hooks
                     self._members.append((value, value.copy()))
 
         for value in also:
             self._visit(value)
 
     def _visit(self, value: Any) -> None:
+        """Save the state of `value` and of everything in it."""
         for held in walk(value, _DEPTH, self._seen, into_modules=False):
             if isinstance(held, Tensor):
-                # Those of inference mode cannot be written to outside of it.
+                # Tensors of inference mode cannot be written to outside of it.
                 if self._with_values and not held.is_inference():
                     self._tensors.append((held, held.detach().clone(), held._version))
             elif isinstance(held, torch.Generator):
@@ -74,17 +77,18 @@ class PythonState:
                 self._members.append((vars(held), dict(vars(held))))
 
     def restore_attributes(self) -> None:
-        """Put attributes and members back, in place where others may hold a reference.
+        """Restore attributes and members of containers, but not the values of tensors.
 
-        Between two evaluations this is enough, and quick where nothing has changed: a value of a
-        tensor that the first one has changed makes the second one differ, which is noticed.
+        Containers are changed in place, since there may be other references to them. This is
+        sufficient between two evaluations: if the first one changes the value of a tensor, the
+        second one has another result, which is detected. It is fast if nothing has changed.
         """
         for current, saved in self._members:
             if (current or saved) and not _same(current, saved):
                 _refill(current, saved)
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore attributes, members of containers, values of tensors and states of generators."""
         self.restore_attributes()
         for tensor, value, version in self._tensors:
             changed = tensor._version != version or not torch.equal(tensor.detach(), value)
@@ -94,18 +98,20 @@ class PythonState:
             generator.set_state(state)
 
 
-# Of every module of torch: what they hold is saved as it is.
-_TORCHS = frozenset(vars(nn.Module()))
+# The attributes of every module of torch. Their containers are saved, but not searched.
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 def walk(value: Any, depth: int, seen: set[int], into_modules: bool = True) -> Iterator[Any]:
-    """`value` and what it holds, each object once.
+    """Yield `value` and everything in it, each object once.
 
     Args:
-        value: Anything. Containers, functions and plain objects are looked into.
-        depth: How many levels, of which `value` is the first.
-        seen: Identities of what has been met; these are passed over.
-        into_modules: Whether modules are given and looked into as well, all submodules at once.
+        value: Any object. Containers, functions and plain objects are searched.
+        depth: The number of levels that are searched, of which `value` is the first.
+        seen: The `id` of each object that has been yielded, to which this function adds. Objects
+            whose `id` is in it are skipped.
+        into_modules: Whether modules are yielded and searched as well, with all submodules on one
+            level.
     """
     if depth == 0 or value is None or isinstance(value, (str, int, float, type)):
         return
@@ -113,14 +119,15 @@ def walk(value: Any, depth: int, seen: set[int], into_modules: bool = True) -> I
         return
     seen.add(id(value))
     yield value
-    for member in _held_by(value):
+    for member in _members(value):
         yield from walk(member, depth - 1, seen, into_modules)
 
 
-def _held_by(value: Any) -> list[Any]:
+def _members(value: Any) -> list[Any]:
+    """What a module, container, function or plain object refers to, on the next level."""
     if isinstance(value, nn.Module):
         modules = [] if is_script(value) else list(value.modules())
-        return [v for m in modules for n, v in vars(m).items() if n not in _TORCHS]
+        return [v for m in modules for n, v in vars(m).items() if n not in _MODULE_ATTRIBUTES]
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, (list, tuple, set, deque)):
@@ -131,26 +138,30 @@ def _held_by(value: Any) -> list[Any]:
 
 
 def reached_by(function: Any) -> list[Any]:
-    """What a function holds besides its code: closure, defaults, and arguments that are bound."""
+    """The objects that a function refers to: its closure, default arguments and bound arguments."""
     if isinstance(function, functools.partial):
         return [function.func, *function.args, *function.keywords.values()]
     if isinstance(function, MethodType):
         return [function.__self__, function.__func__]
     cells = []
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
+        with contextlib.suppress(ValueError):  # the cell is empty
             cells.append(cell.cell_contents)
     return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def hidden_modules(value: Any) -> list[nn.Module]:
-    """Modules that a function or a module reaches in another way than as submodules."""
+    """The modules that a function or an attribute of a module refers to, with their submodules.
+
+    TorchScript modules are left out. If `value` is a module, it is one of the results.
+    """
     modules = (held for held in walk(value, _DEPTH + 1, set()) if isinstance(held, nn.Module))
     found = (m for module in modules if not is_script(module) for m in module.modules())
     return [m for m in dict.fromkeys(found) if not is_script(m)]
 
 
 def _is_plain_object(value: Any) -> bool:
+    """Whether `value` has attributes, and is of a class in which a forward may store results."""
     kind = type(value)
     package = kind.__module__.partition(".")[0]
     if package in _FOREIGN or isinstance(value, ModuleType) or not hasattr(value, "__dict__"):
@@ -159,6 +170,7 @@ def _is_plain_object(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two containers have the same objects in the same order (sets: equal members)."""
     if len(a) != len(b):
         return False
     if isinstance(a, dict):
@@ -169,6 +181,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _refill(container: Any, members: Any) -> None:
+    """Replace the members of a container in place."""
     container.clear()
     if isinstance(container, (dict, set)):
         container.update(members)

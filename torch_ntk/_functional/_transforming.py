@@ -1,4 +1,4 @@
-"""Where transformations of torch.func are tried, and how their failure is told apart."""
+"""A context for attempts to transform a model with torch.func."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from .._checks import ArgumentError
 from ..memory import is_out_of_memory
 
-# What torch raises for an operation without a batching rule or a derivative of the kind that is
-# asked for, and what a forward raises when its values are wrapped.
+# The errors that torch raises for an operation without a batching rule or without the requested
+# kind of derivative, and those of a forward that does not work with wrapped tensors.
 _RAISED = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError)
 
 
 class CannotTransformError(Exception):
-    """torch.func cannot transform the model so; the cause is the error that torch raised."""
+    """torch.func cannot transform the model in this way. The cause is the error that was raised."""
 
 
 @contextlib.contextmanager
 def transforming() -> Iterator[None]:
-    """Around one transformation of the model, and nothing else.
+    """A context for one transformation of the model, which should contain nothing else.
 
     Raises:
-        CannotTransformError: It failed, but neither for lack of memory nor by a mistake of the
-            caller, which are raised as they are.
+        CannotTransformError: The transformation failed. Errors about memory and about arguments of
+            the caller are raised unchanged instead.
     """
     try:
         yield

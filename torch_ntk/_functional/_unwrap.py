@@ -1,4 +1,4 @@
-"""Wrappers that change how a module is run but not what it computes."""
+"""Removal of wrappers that change how a module runs, but not what it computes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-# Of libraries that need not be installed, by the package and the name of the class.
+# Wrappers of libraries that may not be installed: the package and the name of the class.
 _FOREIGN = {("lightning", "_FabricModule"), ("lightning_fabric", "_FabricModule")}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel`, `DistributedDataParallel` and Fabric.
 
-    A kernel is a property of the function that the network computes, and these wrappers do not
-    change it; evaluated through them, `torch.func` would recompile for every transformation or
-    start collective communication.
+    A kernel is a property of the function that the network computes, which these wrappers do not
+    change. Under a wrapper, `torch.func` would recompile for every transformation, or start
+    collective communication.
     """
     while True:
         original = getattr(model, "_orig_mod", None)  # what torch.compile wraps
@@ -38,5 +38,5 @@ def plain_name(name: str) -> str:
 
 
 def is_script(module: nn.Module) -> bool:
-    """Whether the module is compiled by TorchScript, whose attributes live in C++."""
+    """Whether the module is a TorchScript module, whose attributes are stored in C++."""
     return isinstance(module, torch.jit.ScriptModule)

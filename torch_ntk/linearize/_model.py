@@ -21,7 +21,7 @@ from .._functional import (
     refuse_unsupported,
     unwrap,
 )
-from .._functional._kept_tensors import Reads
+from .._functional._kept_tensors import TensorsRead
 from .._types import ForwardFn, Parameters
 from ..memory import is_out_of_memory
 from ._expansion import backwards_by_torch_func, right_terms, taylor_sum
@@ -193,7 +193,7 @@ class TaylorModel(nn.Module):
             at = {**self._buffers_0.tensors(), **leaves}
             unused = self._origin.check(self.network, at, f.of_another)
 
-            def run(batch: Batch, around: Callable[[Parameters], Reads]) -> Tensor:
+            def run(batch: Batch, around: Callable[[Parameters], TensorsRead]) -> Tensor:
                 return self._function(batch, call).of_another(self.network, at, around(leaves))
 
             if has_samples(x):
