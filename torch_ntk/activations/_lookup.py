@@ -81,11 +81,13 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
     known = _of_torch(activation)
     if known is None:
         return _by_values(activation)
-    if known not in _made:
-        for old in list(_made)[: len(_made) - _MOST_MADE + 1]:
+    shared = _made.get(known)
+    if shared is None:
+        shared = _by_values(copy.deepcopy(activation))
+        for old in list(_made)[: max(0, len(_made) - _MOST_MADE + 1)]:
             _made.pop(old, None)
-        _made[known] = _by_values(copy.deepcopy(activation))
-    return _made[known]
+        _made[known] = shared
+    return shared
 
 
 def register_dual(

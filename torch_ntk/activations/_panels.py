@@ -54,8 +54,12 @@ class Panels:
     def __call__(self, q: Tensor, part: int, width: int) -> Tensor:
         """A part of the values at variances `[M]`, `[M, width]`: cut, or filled up with zeros.
 
-        It is 0 at variances of 0, and not a number at those that are none.
+        It is 0 at variances of 0, and not a number at those that are none. Panels are on the CPU:
+        there is one number for each sample and position.
         """
+        return self._on_cpu(q.cpu(), part, width).to(q.device)
+
+    def _on_cpu(self, q: Tensor, part: int, width: int) -> Tensor:
         ordinary = _ordinary(q)
         made = q.new_zeros(len(q), width, dtype=torch.float64)
         made[~ordinary & ~(q <= 0)] = torch.nan

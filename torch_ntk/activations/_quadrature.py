@@ -93,7 +93,8 @@ class DualQuadrature(DualActivation):
             table = self._coefficients("squares", flat, 1)[..., 0]
         else:
             table = self._diagonals(flat, 0, 2).T
-            table[:, flat <= 0] = self._at_zero.square().unsqueeze(-1)
+            at_zero = self._at_zero.square().to(q.device).unsqueeze(-1)
+            table = torch.where(flat <= 0, at_zero, table)
         table = table.reshape(2, *q.shape).to(q.dtype)
         return table[0], table[1]
 
