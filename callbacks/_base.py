@@ -1,4 +1,4 @@
-"""What all callbacks of this package share: hooks of the Trainer around a `Session`."""
+"""`KernelCallback`, the base class of all callbacks, which connects the Trainer to a `Session`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from ._trainer import (
 )
 
 _SLOW = 0.25
-"""The share of the time that processes wait for each other, from which on a warning says so."""
+"""A measurement that takes more than this share of the processes' timeout causes a warning."""
 _KEEPS_WAITING = (
     "A measurement of {} took {:.3g} s while the other processes waited; they fail after {:.3g} s. "
     "Take a smaller probe, or pass Trainer(strategy=DDPStrategy(timeout=...))."
@@ -62,21 +62,20 @@ _KEEPS_WAITING = (
 class KernelCallback(Results, Callback):
     """Measures a network before a training batch and logs the result; see `NTKMonitor`.
 
-    A measurement at step s sees the parameters after s optimizer steps and is logged at s, the
-    point at which loggers also show the loss of the batch that those parameters meet next. It
-    runs on the first process; the others take a part of kernels that take long, and are sent its
-    values at places that all reach.
+    A measurement at step s uses the parameters after s optimizer steps and is logged at s. Loggers
+    show the loss of the next batch, which is computed with the same parameters, at this step, too.
+    The first process measures. The others compute a part of kernels that take long, and receive the
+    values at points of the training that all processes reach.
 
-    A callback goes on where it was if the same Trainer fits once more, or from its state in a
-    checkpoint. In a new Trainer, or with another model, it begins anew, with a new reference and
-    an empty history.
+    A callback continues if the same Trainer fits once more, or from its state in a checkpoint. In a
+    new Trainer, or with another model, it starts again with a new reference and an empty history.
     """
 
     own = ""
-    """Begins the names that several callbacks with one prefix would share: seconds, verdict."""
+    """What is put before names that several callbacks with one prefix would share, as `seconds`."""
 
     session_type = Session
-    """What measures."""
+    """The class that measures."""
 
     def __init__(
         self,
@@ -110,6 +109,7 @@ class KernelCallback(Results, Callback):
         self._begin()
 
     def _begin(self) -> None:
+        """Forget the reference and everything that was measured."""
         self._session.reset()
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
@@ -119,7 +119,7 @@ class KernelCallback(Results, Callback):
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to one process: launchers send callbacks to others."""
+        """The attributes without the weak reference, since launchers pickle callbacks."""
         return {**vars(self), "_module": None}
 
     # ------------------------------------------------------------------ results
@@ -136,16 +136,21 @@ class KernelCallback(Results, Callback):
     # ------------------------------------------------------------------ hooks
     @property
     def state_key(self) -> str:
-        """Names this callback's state in checkpoints; the prefix tells several apart."""
+        """The key of this callback's state in checkpoints, which depends on its prefix."""
         return f"{type(self).__qualname__}[{self.prefix}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what could only fail later; begin anew in a new Trainer or for another model."""
+        """Check the Trainer, and start again if it or the model is new.
+
+        Raises:
+            ValueError: The Trainer shards parameters, or another callback has the same prefix and
+                measures the same.
+        """
         if stage != "fit":
             return
         refuse_sharded(trainer, type(self).__name__)
-        self._refuse_twins(trainer)
-        # A checkpoint is loaded after this, so that a resumed run keeps its reference.
+        self._refuse_same_prefix(trainer)
+        # A checkpoint is loaded after this hook, so that a resumed run has its reference again.
         is_other = self._module is not None and self._module() is not pl_module
         if self._has_run and (is_other or steps_taken(trainer) == 0):
             self._begin()
@@ -157,14 +162,14 @@ class KernelCallback(Results, Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the time that measurements are a share of; group the curves."""
+        """Start counting the running time, and log which curves TensorBoard shows together."""
         self._has_run = True
         self._module = weakref.ref(pl_module)
         self._session.schedule.start()
         self._session.length = length_of(trainer)
         self._session.sharing = Sharing.of_this_process() if trainer.world_size > 1 else None
         self._state.start(trainer)
-        # TensorBoard reads one layout for a run: the first callback speaks for all.
+        # TensorBoard reads one layout for a run, so that the first callback logs it for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
         if trainer.is_global_zero and grouped and grouped[0] is self:
             with writing(self._session):
@@ -178,7 +183,7 @@ class KernelCallback(Results, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the validation probe from the first batch that passes, if it is a number."""
+        """Take the validation probe from the first validation batch, if it is a number."""
         if trainer.is_global_zero and self._session.needs_validation_batch:
             with unlogged(trainer, pl_module):
                 self._session.offer_validation(lambda: self._find(pl_module), batch)
@@ -186,7 +191,7 @@ class KernelCallback(Results, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Measure if it is due: before the batch, so that step s means after s steps."""
+        """Measure if it is due. Before the batch, s optimizer steps have been taken at step s."""
         if has_averaged_weights(trainer):
             return
         step = steps_taken(trainer)
@@ -201,19 +206,19 @@ class KernelCallback(Results, Callback):
             self._session.remember(self._find(pl_module), step, trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Let every process know what was measured, before a callback looks at it."""
+        """Send the values to every process before other callbacks use them."""
         if self._shared is None or trainer.is_last_batch:
             self._share(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same; callbacks look at the end of a validation too."""
+        """Send the values to every process, as other callbacks use them after a validation."""
         if not trainer.sanity_checking:
             self._share(trainer)
 
     def _share(self, trainer: Trainer) -> None:
-        """Send the last values, and the verdict, from the first process to all.
+        """Send the last values and the verdict from the first process to all.
 
-        Every process comes here at the same places, so that none waits for another one in vain.
+        Every process calls this at the same points of the training, as a broadcast requires.
         """
         rows, tag = self._session.record.history, self._session.tag
         own = {tag(n): v for n, v in rows[-1].items() if n != "step"} if rows else {}
@@ -226,24 +231,24 @@ class KernelCallback(Results, Callback):
 
     @property
     def verdict(self) -> Verdict:
-        """The regime of the training, with the reason, from the last measurement.
+        """The regime of the training and the reason for it, from the last measurement.
 
-        On another process than the first, as that one has told it.
+        Other processes than the first return the verdict that the first one has sent.
         """
         told = None if self._session.record.history else self._shared
         return super().verdict if told is None else told
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the last step here: at the end of training the weights may be averaged ones."""
+        """Measure the last step before callbacks replace the weights by averaged ones."""
         if not trainer.is_global_zero or has_averaged_weights(trainer):
             return
         if is_last_epoch(trainer):
             self._finish(trainer, pl_module)
-        elif swaps_weights(trainer):  # what runs after this hook may stop the training
+        elif swaps_weights(trainer):  # a callback may still stop the training after this hook
             self._trained = (steps_taken(trainer), snapshot(weights_of(pl_module)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the last step if that has not been done, and say what the curves say."""
+        """Measure the last step if that has not been done, and log the verdict."""
         if trainer.is_global_zero:
             if not swaps_weights(trainer):
                 self._finish(trainer, pl_module)
@@ -262,14 +267,14 @@ class KernelCallback(Results, Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write out what has been measured; an interrupted run ends here."""
+        """Log the verdict and flush the loggers when training ends by an exception."""
         if trainer.is_global_zero:
             with writing(self._session):
                 self._write_verdict(trainer)
                 _loggers.flush(trainer)
 
     def _write_verdict(self, trainer: Trainer) -> None:
-        """Log what is known of the regime, unless that has been done at this step."""
+        """Log the verdict if there is one, unless that has been done at this step."""
         step, found = self._session.last_step, self.verdict
         if found.regime != "unknown" and step is not None and step != self._told[0]:
             tag = self._session.tag("verdict")
@@ -277,20 +282,21 @@ class KernelCallback(Results, Callback):
             self._told = (step, found.regime)
 
     def state_dict(self) -> dict[str, Any]:
-        """Reference (θ_0, probe, Θ_0, f_0) and history: tensors and plain values only."""
+        """The reference (θ_0, probe, Θ_0, f_0) and the history, as tensors and plain values."""
         return self._state.saved(self._session)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note where the checkpoint lies; its state comes next."""
+        """Remember the folder of the checkpoint; `load_state_dict` is called after this."""
         self._state.resume(trainer)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, with the reference of the first run.
+        """Continue from a checkpoint, with the reference of the first run.
 
         Raises:
-            ValueError: It cannot be used. Without its file of θ_0, `on_error="warn"` begins anew.
+            ValueError: The state cannot be used. If only its file of θ_0 is missing, and `on_error`
+                is `"warn"`, the callback warns and starts again.
         """
         try:
             state = self._state.found(state_dict)
@@ -304,6 +310,7 @@ class KernelCallback(Results, Callback):
 
     # ------------------------------------------------------------------ measuring
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last step, unless it has been measured or there is no reference."""
         step = steps_taken(trainer)
         if self._session.record.reference is not None and step != self._session.last_step:
             self._measure(trainer, pl_module, step, None, last=True)
@@ -316,6 +323,15 @@ class KernelCallback(Results, Callback):
         batch: Any,
         last: bool = False,
     ) -> None:
+        """Measure, log what was measured, and warn if other processes wait too long.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module in training.
+            step: The number of optimizer steps that have been taken.
+            batch: The next training batch, or None at the end.
+            last: Whether this is the last measurement, which has figures in any case.
+        """
         session = self._session
         with session.attempt(step, pl_module):
             with unlogged(trainer, pl_module):
@@ -338,28 +354,30 @@ class KernelCallback(Results, Callback):
             session.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
 
     def _draws(self, steps: Sequence[float]) -> bool:
-        """Whether the last of the measured steps has figures."""
+        """Whether figures are drawn at the last of the measured steps."""
         is_asked = self.figure_every is not None
         return is_turn(steps, self.figure_every) and (
             is_asked or self._session.schedule.due_figures()
         )
 
     def _find(self, pl_module: LightningModule) -> nn.Module:
+        """The module that is measured."""
         any_form = self._session.settings.forward_fn is not None
         return find_network(pl_module, self.network, any_form=any_form)
 
-    def _refuse_twins(self, trainer: Trainer) -> None:
-        """Raise if another callback would write to the same curves or the same state.
+    def _refuse_same_prefix(self, trainer: Trainer) -> None:
+        """Raise an error if another callback would log the same curves or save the same state.
 
         Raises:
-            ValueError: One with the same prefix is of this kind, or measures the same.
+            ValueError: A callback with the same prefix is of the same class, or has a metric of
+                this one.
         """
         mine = set(self._session.record.metrics)
         for other in kernel_callbacks(trainer):
             if other is self or other.prefix != self.prefix:
                 continue
-            is_twin = type(other).__name__ == type(self).__name__
-            if is_twin or mine & set(other._session.record.metrics):
+            is_same_kind = type(other).__name__ == type(self).__name__
+            if is_same_kind or mine & set(other._session.record.metrics):
                 raise value_error(
                     "prefix",
                     "different for callbacks of a Trainer that measure the same",
@@ -369,6 +387,6 @@ class KernelCallback(Results, Callback):
 
 
 def kernel_callbacks(trainer: Trainer) -> list[KernelCallback]:
-    """The callbacks of this kind, in their order."""
+    """The callbacks of this package among those of the Trainer, in their order."""
     every = trainer.callbacks  # type: ignore[attr-defined]
     return [c for c in every if isinstance(c, KernelCallback)]

@@ -1,4 +1,4 @@
-"""The state of a callback in checkpoints, with θ_0 inside or in one file beside them."""
+"""The state of a callback in checkpoints, with θ_0 in each of them or in one file beside them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._trainer import checkpoint_folder, resumed_folder
 
 
 class CheckpointState:
-    """Takes θ_0 out of the states of a session where that is wanted, and puts it back in.
+    """Moves θ_0 from the states of a session into a file if requested, and reads it from there.
 
     Args:
-        theta_0: `"inside"` or `"beside"`.
+        theta_0: `"inside"` to keep θ_0 in each checkpoint, `"beside"` to write it into a file.
     """
 
     def __init__(self, theta_0: str) -> None:
@@ -28,19 +28,19 @@ class CheckpointState:
         self._needs_theta_0 = True
 
     def start(self, trainer: Trainer) -> None:
-        """Note where checkpoints go; only the first process writes."""
+        """Remember the folder of checkpoints on the first process, which alone writes."""
         self._folder = checkpoint_folder(trainer) if trainer.is_global_zero else None
 
     def resume(self, trainer: Trainer) -> None:
-        """Note where the checkpoint lies whose state comes next."""
+        """Remember the folder of the checkpoint whose state is loaded next."""
         self._resumed_from = resumed_folder(trainer)
         self._needs_theta_0 = trainer.is_global_zero  # other machines may not see the file
 
     def saved(self, session: Session) -> dict[str, Any]:
-        """The state of `session`, without θ_0 if that is in its file.
+        """The state of `session` for a checkpoint, without θ_0 if that is in a file.
 
         Raises:
-            OSError: The file cannot be written, and errors are to be raised.
+            OSError: The file cannot be written, and `on_error` is `"raise"`.
         """
         state = session.state_dict()
         if self._theta_0 == "inside" or self._folder is None:
@@ -54,10 +54,10 @@ class CheckpointState:
             return state
 
     def found(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A saved state with θ_0, where it is needed.
+        """The state of a checkpoint, with θ_0 from its file if this process needs it.
 
         Raises:
-            ValueError: Its file is missing, or has another content than it had.
+            ValueError: The file is missing, or its content has changed.
         """
         folders = [] if self._resumed_from is None else [self._resumed_from]
         return with_theta_0(state, folders) if self._needs_theta_0 else state

@@ -1,4 +1,4 @@
-"""`KernelDrift`: how far the kernel has moved, and nothing else."""
+"""`KernelDrift`: how far the kernel has moved from the kernel at the start."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ._options import KernelOptions
 class KernelDrift(KernelCallback):
     r"""Logs how far and how fast the kernel on a fixed probe moves, with a heat map of the kernel.
 
-    That is `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, `ntk/kernel_distance` = 1 less the cosine between
-    Θ_t and Θ_0, and `ntk/velocity` = ‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)) with the measurement before,
-    at step s.
+    It logs `ntk/drift` = ‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, `ntk/kernel_distance` = 1 - cos(Θ_t, Θ_0), and
+    `ntk/velocity` = ‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)), where s is the step of the measurement
+    before.
 
-    Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
-    its time under a name of its own, here `drift_seconds`.
+    The arguments are those of `NTKMonitor`. As several callbacks of this package may be used in one
+    run, each logs its time under a name of its own, here `drift_seconds`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

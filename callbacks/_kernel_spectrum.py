@@ -13,11 +13,11 @@ from ._options import KernelOptions
 class KernelSpectrum(KernelCallback):
     r"""Logs the spectrum of the kernel on a fixed probe.
 
-    That is `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition`, `ntk/effective_rank`,
-    `ntk/numerical_rank` and `ntk/noise_floor`, with a figure of the eigenvalues and their history.
+    It logs `ntk/lambda_min`, `ntk/lambda_max`, `ntk/condition`, `ntk/effective_rank`,
+    `ntk/numerical_rank` and `ntk/noise_floor`, and a figure of the eigenvalues and their history.
 
-    Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
-    its time under a name of its own, here `spectrum_seconds`.
+    The arguments are those of `NTKMonitor`. As several callbacks of this package may be used in one
+    run, each logs its time under a name of its own, here `spectrum_seconds`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

@@ -1,4 +1,4 @@
-"""TensorBoard's page of grouped curves: which curves belong into one chart."""
+"""The layout of TensorBoard's page "Custom scalars": which curves belong into one chart."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Layout = dict[str, dict[str, list[object]]]
 
 
 def layout(sessions: Iterable[Session]) -> Layout:
-    """What `SummaryWriter.add_custom_scalars` takes: a section for each prefix.
+    """The argument of `SummaryWriter.add_custom_scalars`, with a section for each prefix.
 
-    Curves are named by regular expressions that match from the start of a name.
+    Curves are given by regular expressions, which TensorBoard matches from the start of a name.
 
     Args:
-        sessions: Those whose curves go to one logger.
+        sessions: The sessions whose curves are logged to one logger.
     """
     tags: dict[str, dict[str, list[object]]] = {}
     for session in sessions:

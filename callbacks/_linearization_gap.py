@@ -13,13 +13,13 @@ from ._options import CallbackOptions
 class LinearizationGap(KernelCallback):
     r"""Logs how far the network has left its linearization on a fixed probe.
 
-    That is `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖, `ntk/param_drift` and, with
-    batch normalization, `ntk/statistics_share`, with a scatter plot. No kernel is computed: a
-    measurement takes a few forward passes of the probe and two backward passes, the second through
-    the first, whatever the number of outputs.
+    It logs `ntk/linearization_gap` = ‖f_t - f_t^lin‖ / ‖f_t - f_0‖, `ntk/param_drift` and, with
+    batch normalization, `ntk/statistics_share`, and a scatter plot. No kernel is computed. A
+    measurement takes a few forward passes of the probe and two backward passes, of which the second
+    differentiates the first, for any number of outputs.
 
-    Arguments as in `NTKMonitor`. Where several callbacks of this package watch one run, each logs
-    its time under a name of its own, here `linearization_seconds`.
+    The arguments are those of `NTKMonitor`. As several callbacks of this package may be used in one
+    run, each logs its time under a name of its own, here `linearization_seconds`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

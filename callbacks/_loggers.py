@@ -1,4 +1,4 @@
-"""Scalars, figures and text to every kind of logger, each in the way that it takes them."""
+"""Functions that log scalars, figures and text to every kind of logger."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _MLFLOW_LONGEST = 250
 
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Log at `step` on every logger, whatever `log_every_n_steps` says, and write them out.
+    """Log scalars at `step` on every logger, and save them.
 
-    `pl_module.log` would drop what falls between its intervals.
+    `pl_module.log` would drop values at steps that are no multiples of `log_every_n_steps`.
     """
     for logger in trainer.loggers:
         if isinstance(logger, MLFlowLogger):
@@ -48,9 +48,9 @@ def takes_figures(trainer: Trainer) -> bool:
 
 
 def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
-    """Log a figure at `step` on every logger that takes images.
+    """Log a figure at `step` on every logger that can show images.
 
-    Chosen by the logger's type: a dummy logger's experiment answers to every attribute.
+    The type of the logger decides, since the experiment of a dummy logger has every attribute.
     """
     image: np.ndarray[Any, Any] | None = None
     for logger in trainer.loggers:
@@ -69,17 +69,17 @@ def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
 
 
 def log_layout(trainer: Trainer, groups: Layout) -> None:
-    """Tell TensorBoard which curves belong together, on its page of custom scalars."""
+    """Log the layout of TensorBoard's page "Custom scalars", which `layout` returns."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(groups)
 
 
 def log_text(trainer: Trainer, tag: str, line: str, text: str, step: int) -> None:
-    """Log a line, or all of a text, on the loggers that show text.
+    """Log a text on TensorBoard, and a line on the loggers that have a table of runs.
 
-    TensorBoard shows the text at `step`; Weights & Biases keeps the line in the summary and MLflow
-    in the tags of the run, by which their tables of runs can be filtered.
+    TensorBoard shows the text at `step`. Weights & Biases stores the line in the summary of the
+    run, and MLflow in its tags, by which their tables of runs can be filtered.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -91,13 +91,13 @@ def log_text(trainer: Trainer, tag: str, line: str, text: str, step: int) -> Non
 
 
 def board_folders(trainer: Trainer) -> list[Path]:
-    """The folders of this machine in which TensorBoard's loggers write this run."""
+    """The folders on this machine to which TensorBoard's loggers write this run."""
     boards = (logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
     return [folder for board in boards if (folder := local_path(board.log_dir)) is not None]
 
 
 def flush(trainer: Trainer) -> None:
-    """Write out what loggers still hold, before the process may end."""
+    """Make loggers write what they have buffered, before the process may end."""
     for logger in trainer.loggers:
         logger.save()
         if isinstance(logger, TensorBoardLogger):
@@ -105,11 +105,12 @@ def flush(trainer: Trainer) -> None:
 
 
 def mlflow_name(name: str) -> str:
-    """The name under which MLflow takes a metric, a tag or a folder.
+    """A name that MLflow accepts for a metric, a tag or a folder.
 
-    It takes few characters, at most 250 of them, and refuses what is not a plain relative path;
-    names of modules may be anything. Lightning would drop other characters with a warning, and
-    thereby join `a+` and `a*`: here each becomes its code point, as in `a_2b` and `a_2a`.
+    MLflow accepts letters, digits and a few other characters, at most 250 of them, which must form
+    a plain relative path. Names of modules may have any characters. Lightning would remove others
+    with a warning, so that `a+` and `a*` become equal. Here each is replaced by its code point, as
+    in `a_2b` and `a_2a`.
     """
     coded = re.sub("[^a-zA-Z0-9_/. -]", lambda found: f"_{ord(found[0]):x}", name)
     plain = [re.sub(r"^\.+$", "_", part) for part in coded.split("/") if part]

@@ -1,4 +1,4 @@
-"""`LossForecast`: the loss that the kernel at the start predicts, beside the real one."""
+"""`LossForecast`: the loss that the kernel at the start predicts, and the actual loss."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from ._trainer import has_averaged_weights, steps_taken
 
 
 class LossForecast(KernelCallback):
-    r"""Logs the loss that Θ_0 predicts for each step beside the real one, on its probe.
+    r"""Logs the loss on the probe that Θ_0 predicts for each step, and the actual loss.
 
     `forecast/actual` is the loss of the network on the probe in eval mode, in float64.
-    `forecast/predicted` is that of a network whose kernel stays Θ_0, after as many steps in full
-    batches of the probe: for squared error of discrete steps with momentum, for any other loss of
-    gradient flow at the time that so many steps amount to; see `torch_ntk.forecasting.forecast`.
-    While the two agree, training is lazy; where they part, the kernel has changed, or batches are
-    noise.
-    The first point also has `forecast/max_lr`, the largest stable learning rate; one warning says
-    so if the optimizer's is not below it.
+    `forecast/predicted` is the loss of a network whose kernel stays Θ_0, after the same number of
+    full-batch steps on the probe. For squared error it is that of discrete steps with momentum, and
+    for any other loss that of gradient flow at the corresponding time; see
+    `torch_ntk.forecasting.forecast`. While the two agree, training is lazy. Otherwise the kernel
+    has changed, or the noise of batches matters.
+    The first point also has `forecast/max_lr`, the largest stable learning rate. If the learning
+    rate of the optimizer is not below it, there is a warning.
 
-    Learning rate and momentum are read from the optimizer at the first measurement; parameter
-    groups may have rates of their own (Θ_0 then is Σ_g (lr_g/lr) Θ_g with the largest rate lr).
-    Where a scheduler changes the rate later, one warning says so and nothing is predicted any more.
-    Weight decay is not counted, as a warning says; nor are gradient clipping, dropout and the batch
-    statistics of batch normalization. A run with `SGD` that is watched from a later step on is
-    predicted as if its momentum was 0 then.
+    Learning rate and momentum are read from the optimizer at the first measurement. If parameter
+    groups have different learning rates, Θ_0 is Σ_g (lr_g/lr) Θ_g with the largest rate lr. If a
+    scheduler changes the learning rate later, there is a warning, and no further predictions are
+    made. Weight decay is not considered, as a warning says, nor are gradient clipping, dropout and
+    the batch statistics of batch normalization. For a run with `SGD` whose reference is a later
+    step, the prediction starts with momentum 0.
 
-    For `Adam`, `AdamW` and `RMSprop` the kernel is J P Jᵀ with P = 1/(√v̂ + ε) held constant as it
-    is at the reference, and Adam's average of gradients is momentum β₁. Before the first step there
-    is no P: pass `anchor_at=N`, a step at which v̂ has settled. P follows the gradients: a message
-    says over how many steps v̂ is an average, and the prediction is for fewer than these. It is one
-    of discrete steps for every loss, and goes on from the momentum at the reference. Under
-    these optimizers at step 0, under other ones, and with several that move one network, Nesterov's
-    step or dampening, one warning says that nothing is predicted, and `forecast/actual` is logged
-    alone.
+    For `Adam`, `AdamW` and `RMSprop` the kernel is J P Jᵀ, where P = 1/(√v̂ + ε) keeps its value at
+    the reference, and Adam's average of gradients counts as momentum β₁. There is no P before the
+    first step: pass `anchor_at=N`, a step at which v̂ has settled. As P follows the gradients, a
+    message says over how many steps v̂ is an average, and the prediction covers fewer steps. For
+    every loss it is a prediction of discrete steps, which starts with the momentum at the
+    reference. Nothing is predicted for these optimizers at step 0, for other optimizers, for
+    several optimizers of one network, for Nesterov's step and for dampening. Then there is a
+    warning, and only `forecast/actual` is logged.
 
-    Θ_0 is taken once, with all outputs: (N·O)² numbers, which also stand in checkpoints. For
-    losses other than squared error an equation of N·O unknowns is solved on.
+    Θ_0 is computed once, with all outputs. It has (N·O)² numbers, which checkpoints contain as
+    well. For losses other than squared error, a differential equation of N·O unknowns is solved.
 
     Args:
-        probe: As in `NTKMonitor`, with targets. All training samples, for the forecast of a
-            training: it is only about the samples of the probe, and a warning says so if there
-            are more.
+        probe: As in `NTKMonitor`, with targets. The forecast is about the samples of the probe
+            only; for a forecast of the whole training pass all training samples. There is a warning
+            if the training has more.
         loss: As in `StabilityEdge`.
         **options: As in `NTKMonitor`; `prefix` is "forecast" by default.
 
@@ -75,7 +75,7 @@ class LossForecast(KernelCallback):
         options.setdefault("prefix", "forecast")
         super().__init__(
             probe,
-            metrics=("param_drift",),  # which costs nothing
+            metrics=("param_drift",),  # at least one is required, and this one takes no time
             output="full",
             loss=loss,
             log_figures=False,
@@ -85,7 +85,7 @@ class LossForecast(KernelCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Measure if it is due, and see whether the optimizer still does what was predicted."""
+        """Measure if it is due, and check whether the optimizer is as the prediction assumes."""
         if trainer.is_global_zero and not has_averaged_weights(trainer):
             self._session.follow(trainer.optimizers, steps_taken(trainer))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -94,7 +94,7 @@ class LossForecast(KernelCallback):
 
 
 def _training_samples(trainer: Trainer) -> int:
-    """How many there are; 0 where that cannot be told."""
+    """The number of training samples, or 0 if it is not known."""
     loader = trainer.train_dataloader
     if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized):
         return len(loader.dataset)

@@ -1,4 +1,4 @@
-"""Which module of a LightningModule is measured."""
+"""Selection of the module of a LightningModule that is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from torch_ntk._checks import ArgumentTypeError, ArgumentValueError, value_error
 
-# In errors that say themselves what to pass, or that no other samples or outputs would mend.
+# Errors with one of these texts need no general remedies: they say what to pass, or other samples
+# or outputs would not help.
 _ONE_ARGUMENT = ("Pass input_fn=", "Pass forward_fn=", "`kernel` must be")
 _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 
@@ -18,17 +19,17 @@ _KINDS = (ArgumentTypeError, ArgumentValueError, TypeError, ValueError)
 def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool) -> nn.Module:
     """The module whose kernel is measured.
 
-    The one called `name`; without a name the LightningModule itself if it has a `forward`, else
-    its only submodule with parameters.
+    This is the submodule called `name`. Without a name it is the LightningModule itself if it has a
+    `forward`, and otherwise its only submodule with parameters.
 
     Args:
         pl_module: The module in training.
         name: A submodule's name, or None.
-        any_form: Whether a LightningModule without `forward` will do where it has several
-            submodules to choose from, because a function is given that calls them.
+        any_form: Whether the LightningModule itself is measured if it has no `forward` and several
+            submodules. This is so if the user gives a function that calls them.
 
     Raises:
-        ValueError: There is no such module, or more than one to choose from.
+        ValueError: There is no submodule of this name, or several without a name.
     """
     children = named_parts(pl_module)
     if name is not None:
@@ -53,16 +54,20 @@ def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool
 
 
 def named_parts(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """The submodules with parameters."""
+    """The direct submodules that have parameters, by name."""
     return {n: m for n, m in pl_module.named_children() if any(True for _ in m.parameters())}
 
 
 @contextlib.contextmanager
 def first_measurement(callback: str, pl_module: LightningModule) -> Iterator[None]:
-    """Within it, a `TypeError` or `ValueError` says who raised it and what can be done.
+    """A context that adds the callback and the possible remedies to a `TypeError` or `ValueError`.
 
-    What is fit for training may not be fit for a kernel, and the caller of `Trainer.fit` has named
-    neither the model nor the probe that such an error speaks of.
+    A network that can be trained may still have no kernel, and the caller of `Trainer.fit` has not
+    passed the arguments `model` and `probe` that such an error is about.
+
+    Args:
+        callback: The name of the callback's class.
+        pl_module: The module in training.
     """
     try:
         yield

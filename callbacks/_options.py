@@ -6,7 +6,7 @@ from torch_ntk.monitor import CommonOptions, KernelOutput
 
 
 class PlainOptions(CommonOptions, total=False):
-    """For every callback."""
+    """The arguments of every callback."""
 
     network: str | None
     tensorboard_layout: bool
@@ -14,20 +14,20 @@ class PlainOptions(CommonOptions, total=False):
 
 
 class StabilityOptions(PlainOptions, total=False):
-    """For one whose kernel is always the full one."""
+    """The arguments of a callback whose kernel is always the full one."""
 
     method: str
 
 
 class CallbackOptions(PlainOptions, total=False):
-    """For one that draws figures."""
+    """The arguments of a callback that draws figures."""
 
     log_figures: bool
     figure_every: int | None
 
 
 class KernelOptions(CallbackOptions, total=False):
-    """For one that takes the kernel."""
+    """The arguments of a callback that computes a kernel."""
 
     output: KernelOutput
     kernel: str

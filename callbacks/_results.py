@@ -1,4 +1,4 @@
-"""What was measured, in the loggers."""
+"""Logging of measurements."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def log_observation(
     draw: bool,
     document: Callable[[str], Mapping[str, Any]],
 ) -> None:
-    """Log the scalars of a measurement; if `draw`, its figures and the document of the page too.
+    """Log the scalars of a measurement, and perhaps figures and the document of the page.
 
     Args:
-        trainer: Whose loggers take them.
-        session: What has measured.
+        trainer: The Trainer with the loggers.
+        session: The session that has measured.
         seen: The measurement.
-        draw: Whether it is the turn of figures. Those are drawn if a logger takes any.
-        document: Makes the document of a run with this name.
+        draw: Whether figures are drawn and the document is written, if a logger can show images.
+        document: A function of the name of the run that makes the document.
     """
     named = {session.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)
@@ -44,7 +44,7 @@ def log_observation(
 
 @contextlib.contextmanager
 def writing(session: Session) -> Iterator[None]:
-    """Within it, a logger that fails ends the run only if that is what a user expects."""
+    """A context in which a logger's error becomes a warning, unless `on_error` is `"raise"`."""
     try:
         yield
     except Exception as error:  # anything that a logger may raise
@@ -54,10 +54,15 @@ def writing(session: Session) -> Iterator[None]:
 
 
 def is_turn(steps: Sequence[float], every: int | None) -> bool:
-    """Whether the last of the measured steps is one for figures.
+    """Whether figures are drawn at the last of the measured steps.
 
-    Drawing costs more than a small kernel, so that without `every` figures come at the 1st, 2nd,
-    4th, 8th, … measurement; with it, at the first one at or after each of its multiples.
+    Drawing takes longer than a small kernel. Therefore, without `every`, figures are drawn at the
+    1st, 2nd, 4th, 8th, … measurement. Otherwise they are drawn at the first measurement at or after
+    each multiple of `every`.
+
+    Args:
+        steps: The steps of all measurements so far.
+        every: A number of optimizer steps, or None.
     """
     count = len(steps)
     if every is None or count < 2:

@@ -1,4 +1,4 @@
-"""`StabilityEdge`: whether the learning rate is small enough for the loss's curvature."""
+"""`StabilityEdge`: whether the learning rate is small enough for the curvature of the loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ._options import StabilityOptions
 class StabilityEdge(KernelCallback):
     r"""Logs the learning rate times the largest curvature of the loss, and its limit.
 
-    That is `ntk/stability` = lr·λ_max with `ntk/sharpness` = λ_max, the largest eigenvalue of the
-    Gauss-Newton matrix Jᵀ H J on the probe, J the Jacobian of the outputs in eval mode and H the
-    second derivative of the loss in the outputs, and `ntk/stability_limit`, beyond which steps on a
-    quadratic of that curvature grow:
+    It logs `ntk/stability` = lr·λ_max, `ntk/sharpness` = λ_max and `ntk/stability_limit`. Here
+    λ_max is the largest eigenvalue of the Gauss-Newton matrix Jᵀ H J on the probe, where J is the
+    Jacobian of the outputs in eval mode, and H the second derivative of the loss by the outputs. If
+    lr·λ_max is above the limit, steps on a quadratic function of that curvature grow:
 
     - `SGD`: 2 without momentum, 2 (1 + μ) with momentum μ, 2 (1 + μ)/(1 - τ) with dampening τ,
       2 (1 + μ)/(1 + 2 μ) with Nesterov's step, each less lr·weight_decay;
@@ -25,29 +25,31 @@ class StabilityEdge(KernelCallback):
       lowers the limit by the factor 1 - lr·weight_decay/2;
     - `RMSprop`: 2 (1 + μ), and `Adagrad`: 2, both of the preconditioned curvature.
 
-    λ_max is that of Θ^½ H Θ^½, Θ `[N, N, O, O]` the kernel, J P Jᵀ where there is a P. Full-batch
-    training often rises to the limit and stays there ("edge of stability"). For SGD one warning
-    says when it is first exceeded. Adaptive optimizers need not diverge there: P follows the
-    curvature. It also rests on few gradients in the first steps, and before the first one there is
-    nothing to measure.
+    λ_max is computed as the largest eigenvalue of Θ^½ H Θ^½, where Θ `[N, N, O, O]` is the kernel
+    J Jᵀ, or J P Jᵀ for an optimizer with a P. In full-batch training lr·λ_max often rises to the
+    limit and stays there ("edge of stability"). For SGD there is a warning when the limit is first
+    exceeded. Adaptive optimizers need not diverge above the limit, since P follows the curvature.
+    In the first steps P is computed from few gradients, and before the first step there is no P, so
+    that nothing is measured.
 
-    λ_max is in the units of the loss that is trained, for a mean over samples (cross-entropy), over
-    all entries (`mse_loss`) or what `loss` does. Learning rate and momentum are read from the
-    optimizer's parameter groups at each measurement; if groups have learning rates of their own,
-    they count in P, relative to the largest for SGD and to that of the first group for others, and
-    there is no `ntk/sharpness`; of several weight decays the largest counts. It is not defined, and
-    one warning says why, for other optimizers, for several that move one network, and for groups
-    that differ in momentum.
-    The weight decay of Adam, RMSprop and Adagrad, which is a part of the gradient, is not counted,
-    nor are gradient clipping and the noise of batches.
+    λ_max is in the units of the loss that is trained: a mean over samples (cross-entropy), a mean
+    over all entries (`mse_loss`), or whatever `loss` computes. Learning rate and momentum are read
+    from the optimizer's parameter groups at each measurement. If groups have different learning
+    rates, these become factors in P, relative to the largest one for SGD and to that of the first
+    group for others, and there is no `ntk/sharpness`. If groups have different weight decays, the
+    largest lr·weight_decay is used. The metric is not defined for other optimizers, for several
+    optimizers of one network, and for groups with different momentum; then one warning says why.
+    The weight decay of Adam, RMSprop and Adagrad, which is a part of the gradient, is not
+    considered, nor are gradient clipping and the noise of batches.
 
     Args:
-        probe: As in `NTKMonitor`; it needs targets. Where N·O exceeds 4,096 the kernel is
-            multiplied with instead of formed, for cross-entropy and squared error only.
-        loss: `"auto"` takes the only loss module (`nn.CrossEntropyLoss`, …) of the LightningModule;
-            without any, `F.cross_entropy` where targets are class labels, `F.mse_loss` where they
-            are numbers. If another loss is trained, pass it: `"cross_entropy"`, `"mse_loss"`, or a
-            function `loss(f, y) -> scalar` of outputs `[N, O]` and targets.
+        probe: As in `NTKMonitor`, with targets. If N·O exceeds 4,096, the kernel is not formed but
+            multiplied with vectors. This is possible for cross-entropy and squared error only.
+        loss: `"auto"` takes the only loss module (`nn.CrossEntropyLoss`, …) of the LightningModule.
+            If there is none, it is `F.cross_entropy` for targets that are class labels, and
+            `F.mse_loss` for targets that are numbers. If another loss is trained, pass it:
+            `"cross_entropy"`, `"mse_loss"`, or a function `loss(f, y) -> scalar` of outputs
+            `[N, O]` and targets.
         **options: As in `NTKMonitor`.
 
     Raises:

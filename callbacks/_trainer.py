@@ -1,4 +1,4 @@
-"""The only place that reads what Lightning does not make public."""
+"""Everything that uses private attributes of Lightning, and questions to the Trainer."""
 
 from __future__ import annotations
 
@@ -32,47 +32,47 @@ _LOGGING = (
 
 
 def steps_taken(trainer: Trainer) -> int:
-    """The loggers' own step axis: batches after which an optimizer stepped.
+    """The step at which loggers log: the number of batches after which an optimizer has stepped.
 
-    `trainer.global_step` counts the steps of all optimizers together; loggers do not use it.
+    `trainer.global_step` adds up the steps of all optimizers; loggers do not use it.
     """
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def batches_seen(trainer: Trainer) -> int:
-    """Training batches that have been used so far, whether an optimizer stepped or not."""
+    """The number of training batches so far, including those after which no optimizer stepped."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return int(progress.total.processed)
 
 
 def length_of(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run, as far as is known when it starts."""
+    """The number of optimizer steps of the whole run, or None if it is not known at its start."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if math.isfinite(steps) and steps > 0 else None
 
 
 def checkpoint_folder(trainer: Trainer) -> Path | None:
-    """Where checkpoints of this run go; None if that is not a folder of this machine."""
+    """The folder of this run's checkpoints, or None if it is not on this machine."""
     saver = trainer.checkpoint_callback
     chosen = saver.dirpath if isinstance(saver, ModelCheckpoint) else None
     return local_path(chosen or trainer.default_root_dir)
 
 
 def resumed_folder(trainer: Trainer) -> Path | None:
-    """Where the checkpoint lies that the run goes on from; None without one on this machine."""
+    """The folder of the checkpoint from which the run resumes; None if there is none here."""
     path = local_path(trainer.ckpt_path)
     return None if path is None else path.parent
 
 
 def local_path(path: object) -> Path | None:
-    """The path as an absolute one; None if it is not one of this machine."""
+    """The absolute path, or None if `path` is not a path on this machine."""
     if not isinstance(path, (str, os.PathLike)) or "://" in str(path):
         return None
     return Path(path).absolute()
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether training ends after the epoch that is ending now, as far as is known already."""
+    """Whether training ends after the current epoch, as far as is known at the epoch's end."""
     by_steps = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
     limit = trainer.max_epochs
     by_epochs = limit is not None and limit >= 0 and trainer.current_epoch + 1 >= limit
@@ -82,7 +82,7 @@ def is_last_epoch(trainer: Trainer) -> bool:
 
 
 def swaps_weights(trainer: Trainer) -> bool:
-    """Whether averaged weights take the place of the trained ones when training ends."""
+    """Whether a callback replaces the trained weights by averaged ones when training ends."""
     return any(isinstance(c, _AVERAGING) for c in _callbacks(trainer))
 
 
@@ -92,7 +92,7 @@ def has_averaged_weights(trainer: Trainer) -> bool:
 
 
 def patience(trainer: Trainer) -> float | None:
-    """Seconds that other processes wait for this one before they fail; None if that is unknown."""
+    """The seconds that other processes wait for this one before they fail, or None if unknown."""
     limit = getattr(trainer.strategy, "_timeout", None)
     if trainer.world_size == 1 or not isinstance(limit, timedelta):
         return None
@@ -101,7 +101,7 @@ def patience(trainer: Trainer) -> float | None:
 
 @contextlib.contextmanager
 def lent_weights(pl_module: LightningModule, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Within it, the module has these parameters and buffers; afterwards its own again."""
+    """A context in which the module has these values of parameters and buffers, by name."""
     own = {n: t.detach().clone() for n, t in weights_of(pl_module).items()}
     try:
         _write(pl_module, weights)
@@ -111,31 +111,32 @@ def lent_weights(pl_module: LightningModule, weights: dict[str, Tensor]) -> Iter
 
 
 def weights_of(pl_module: LightningModule) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
+    """The parameters and buffers of the module, by name."""
     return {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
 
 
 @torch.no_grad()
 def _write(pl_module: LightningModule, weights: dict[str, Tensor]) -> None:
+    """Copy these values into the parameters and buffers of the module."""
     for name, tensor in weights_of(pl_module).items():
         tensor.copy_(weights[name])
 
 
 @contextlib.contextmanager
 def unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Within it, `self.log` and calls of the Trainer's loggers in a forward do nothing.
+    """A context in which `self.log` and calls of the Trainer's loggers in a forward do nothing.
 
-    The Trainer would take what a measurement passes through the network for results of training.
+    Otherwise the Trainer would log values of a measurement as values of the training.
     """
     modules = [m for m in pl_module.modules() if isinstance(m, LightningModule)]
     loggers = trainer.loggers
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.enter_context(_muted(module, ("log",)))
-        for logger in loggers:  # a forward may keep one of its own
+        for logger in loggers:  # a forward may have a reference to a logger
             kept = [n for n in _LOGGING if callable(getattr(logger, n, None))]
             stack.enter_context(_muted(logger, kept))
-        # What a forward finds as `self.logger`, down to its `experiment`.
+        # A forward that uses `self.logger` or its `experiment` gets a dummy.
         trainer.loggers = [DummyLogger() for _ in loggers]
         try:
             yield
@@ -145,7 +146,7 @@ def unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _muted(target: object, names: Iterable[str]) -> Iterator[None]:
-    """Within it, these methods of one object do nothing."""
+    """A context in which the methods of these names do nothing on one object."""
     own = vars(target)
     before = {name: own[name] for name in names if name in own}
     try:
@@ -170,7 +171,11 @@ def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
 
 
 def refuse_sharded(trainer: Trainer, name: str) -> None:
-    """Raise if no process holds the whole network.
+    """Raise an error if no process has the whole network.
+
+    Args:
+        trainer: The Trainer.
+        name: The name of the callback's class.
 
     Raises:
         ValueError: The strategy splits parameters over processes.

@@ -1,9 +1,10 @@
 """The page of monitored trainings, as TensorBoard's tab "NTK" and as a file.
 
-`static/` is the page: plain ES modules, one for elements and scales, one for charts, one for the
-page, and one with the `render` that TensorBoard calls. A callback writes what it shows into the
-folder of the run, `torch_ntk.monitor.Monitor.report` puts both into one HTML file. Nothing in here
-loads PyTorch.
+The folder `static/` contains the page as plain ES modules: one for elements and scales, one for
+charts, one for the page, and one with the function `render` that TensorBoard calls. A callback
+writes the data that the page shows (a document) into the folder of the run.
+`torch_ntk.monitor.Monitor.report` writes page and data into one HTML file. This package does not
+import PyTorch.
 """
 
 from ._files import document_name as document_name

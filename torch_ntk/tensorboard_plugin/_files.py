@@ -1,4 +1,4 @@
-"""Documents of trainings in the folders of their runs."""
+"""Files with the documents of trainings, in the folders of their runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _DEFAULT = "ntk/"
 
 
 def document_name(names: str = _DEFAULT) -> str:
-    """The file in which a monitor keeps its document: `ntk.json`, or one of its own.
+    """The name of the file with a monitor's document: `ntk.json`, or `ntk-….json` if not `"ntk/"`.
 
     Args:
-        names: What the names of its numbers begin with, which no other monitor of the run has.
+        names: What is put before the names of its numbers, which differs between the monitors of
+            one run.
     """
     if names == _DEFAULT:
         return "ntk.json"
@@ -25,10 +26,14 @@ def document_name(names: str = _DEFAULT) -> str:
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document, so that who reads it meanwhile finds the one before.
+    """Write a document. Whoever reads the file at the same time gets the previous document.
+
+    Args:
+        path: The file. Its folder is made if necessary.
+        document: Plain values for JSON, without numbers that are not finite.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,10 +43,10 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def find_documents(root: Path) -> dict[str, Path]:
-    """Every document below a folder by the name of its run, the one written last first.
+    """The files of all documents below a folder by the name of the run, last written first.
 
-    The name is the path of the run's folder, with the monitor's where the run has several. Links
-    that lead out of the folder are not followed.
+    The name is the relative path of the run's folder, followed by the name of the file if the
+    folder has several documents. Links that lead out of `root` are not followed.
     """
     top = root.resolve()
     found: list[tuple[float, str, Path]] = []
@@ -58,10 +63,14 @@ def find_documents(root: Path) -> dict[str, Path]:
 
 
 def read_document(path: Path, name: str) -> dict[str, Any]:
-    """The document in a file, under this name of its run.
+    """Read a document from a file.
+
+    Args:
+        path: The file.
+        name: The name of the run, which is set in the document.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The file does not contain a document.
         OSError: The file cannot be read.
     """
     try:
@@ -69,7 +78,7 @@ def read_document(path: Path, name: str) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        from .._checks import value_error  # which loads PyTorch, and TensorBoard need not
+        from .._checks import value_error  # imported here, since it imports PyTorch
 
         raise value_error("path", "a document of a monitored training", f"the file {path}")
     return {**document, "name": name}

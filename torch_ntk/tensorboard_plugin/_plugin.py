@@ -1,4 +1,4 @@
-"""TensorBoard's tab "NTK"."""
+"""The plugin that TensorBoard loads for its tab "NTK"."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
 
     | route | reply |
     |---|---|
-    | `/index.js`, … | the files of `static/`, by their names alone |
-    | `/runs` | names of the runs that have a document, the one written last first |
-    | `/data?run=NAME` | the document of one of these; 404 for any other name |
+    | `/index.js`, … | the files in `static/` |
+    | `/runs` | the names of the runs that have a document, last written first |
+    | `/data?run=NAME` | the document of one of these runs; 404 for any other name |
 
-    A name that was asked for is looked up among those that were found, and never made into a
-    path. Of a log folder that is not on this machine nothing is shown.
+    The requested name is looked up among the runs that were found, and is never used as a path. If
+    the log folder is not on this machine, there are no runs.
     """
 
     plugin_name = "ntk"
@@ -40,16 +40,16 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
         self._was_active = False
 
     def is_active(self) -> bool:
-        """Whether there is a document; TensorBoard asks often, and one that was there stays."""
+        """Whether a document has been found, which is not searched again after that."""
         self._was_active = self._was_active or bool(self._found())
         return self._was_active
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        """The module with `render`, and the name of the tab."""
+        """The route of the module with the function `render`, and the name of the tab."""
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="NTK")
 
     def get_plugin_apps(self) -> Mapping[str, App]:
-        """The routes."""
+        """The WSGI applications by their routes."""
         files = [path for path in STATIC.iterdir() if path.suffix in _TYPES]
         apps: dict[str, Callable[[Request], Response]] = {
             **{f"/{path.name}": partial(_file, path) for path in files},
@@ -59,6 +59,7 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
         return {route: Request.application(app) for route, app in apps.items()}
 
     def _found(self) -> dict[str, Path]:
+        """The files of the documents by the names of their runs."""
         return {} if self._root is None else find_documents(self._root)
 
     def _runs(self, request: Request) -> Response:
@@ -69,7 +70,7 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
         path = self._found().get(name)
         try:
             found = None if path is None else read_document(path, name)
-        except (OSError, ValueError):  # it was removed, or is none, since it was found
+        except (OSError, ValueError):  # it was removed or replaced after it had been found
             found = None
         if found is None:
             return _reply(request, "There is no such run.", "text/plain", 404)
@@ -77,7 +78,8 @@ class NTKPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
 
 
 def _reply(request: Request, content: str | bytes, kind: str, code: int = 200) -> Response:
-    reply: Response = Respond(request, content, kind, code=code)  # compressed, if that is wanted
+    # `Respond` compresses the content if the browser accepts that.
+    reply: Response = Respond(request, content, kind, code=code)
     return reply
 
 
