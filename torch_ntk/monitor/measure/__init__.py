@@ -1,6 +1,7 @@
-"""One measurement: which metrics there are, what they need, and how the network is evaluated.
+"""The metrics, what they need, and how the network is evaluated for a measurement.
 
-A `Record` keeps the reference on one probe and everything measured since. To measure, it makes a
-`Moment`, the network at one step with what several metrics need (kernel, spectrum, outputs),
-each computed when it is first asked for, and asks every `Metric` of the registry for its value.
+A `Record` has the reference on one probe and everything that was measured since. For a measurement
+it makes a `Moment`, which represents the network at one step. Quantities that several metrics need
+(kernel, spectrum, outputs) are attributes of the moment, which are computed when they are first
+used. Then every requested `Metric` of the registry computes its value from the moment.
 """

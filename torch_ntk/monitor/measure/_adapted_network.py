@@ -1,4 +1,4 @@
-"""A network under another forward: outputs `[N, O]` from what returns or takes something else."""
+"""Networks whose call is replaced by the user's `forward_fn`, so that they return `[N, O]`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _OWN = "network."  # begins the names of an adapted network's parameters
 
 
 class AdaptedNetwork(nn.Module):
-    """A network whose forward is `forward_fn(network, batch)`; parameters and buffers are shared.
+    """A network whose forward is `forward_fn(network, batch)`, and which shares its parameters.
 
     Args:
-        network: The module with the parameters.
-        forward_fn: How it is called.
+        network: The module with the parameters and buffers.
+        forward_fn: A function of the module and of a batch that returns outputs `[N, ...]`.
     """
 
     def __init__(self, network: nn.Module, forward_fn: ForwardFn) -> None:
         super().__init__()
-        # Set from the start: a new module is in training mode, which the network may not be in.
+        # A new module is in train mode, unlike perhaps the network.
         self.training = network.training
         self.network = network
         self.forward_fn = forward_fn
 
     def forward(self, batch: Any) -> Tensor:
-        """Outputs `[N, ...]` of a batch in the caller's form."""
+        """The outputs `[N, ...]` for a batch in the caller's form."""
         return self.forward_fn(self.network, batch)
 
 
 def call_of(network: nn.Module, probe: Probe) -> ForwardFn | None:
-    """How the module to measure is called on a probe; None is the usual way, see `empirical_ntk`.
+    """The `forward_fn` of `empirical_ntk` by which a module is called on a probe, or None.
 
     Args:
-        network: What `adapted` returned.
-        probe: Samples in the form in which the network takes them.
+        network: The module to measure, which `adapted` returned.
+        probe: The samples in the form that the network accepts.
     """
     if isinstance(network, AdaptedNetwork):
         return _adapted_outputs
@@ -49,12 +49,12 @@ def call_of(network: nn.Module, probe: Probe) -> ForwardFn | None:
 
 
 class Samples(NamedTuple):
-    """A probe as `torch.func` sees it: samples, each with its outputs.
+    """A probe in the form in which `torch.func` evaluates it.
 
     Attributes:
-        batch: The samples: those of the probe, or all of a coupled one as a single sample.
-        call: How the module is called on them.
-        coupled: What knows the rows of the single sample's outputs, once it has been called.
+        batch: The samples of the probe, or a single sample which is the whole coupled probe.
+        call: The `forward_fn` by which the module is called on them, or None.
+        coupled: For a coupled probe the object that, after a call, has the number of rows.
     """
 
     batch: Batch
@@ -63,11 +63,11 @@ class Samples(NamedTuple):
 
     @staticmethod
     def of(network: nn.Module, probe: Probe) -> Samples:
-        """Those of a probe.
+        """Convert a probe.
 
         Args:
-            network: What `adapted` returned.
-            probe: Samples in the form in which the network takes them.
+            network: The module to measure, which `adapted` returned.
+            probe: The samples in the form that the network accepts.
         """
         call = call_of(network, probe)
         if not probe.coupled:
@@ -78,18 +78,19 @@ class Samples(NamedTuple):
 
 
 def _adapted_outputs(network: nn.Module, batch: Any) -> Tensor:
+    """The outputs `[N, ...]` of an `AdaptedNetwork`, which gets a container as one argument."""
     out: Tensor = network(batch)
     return out
 
 
 def _outputs_of_one(network: nn.Module, batch: Any) -> Tensor:
-    """Of a network whose only argument is a container, with the usual choice of the outputs."""
+    """The outputs `[N, ...]` of a network that gets a container as its only argument."""
     samples = Batch.coupled("probe", batch)
     return tensor_of(network(batch), samples, len(samples), None)
 
 
 def usual_outputs(network: nn.Module, batch: Any) -> Tensor:
-    """Outputs `[N, ...]` of a network that is called in the usual way, see `empirical_ntk`."""
+    """The outputs `[N, ...]` of a network that is called as `empirical_ntk` calls it."""
     samples = Batch.coupled("probe", batch)
     return tensor_of(call_model(network, batch), samples, len(samples), None)
 
@@ -97,16 +98,17 @@ def usual_outputs(network: nn.Module, batch: Any) -> Tensor:
 def adapted(
     network: nn.Module, forward_fn: ForwardFn | None, before: nn.Module | None
 ) -> nn.Module:
-    """The module to measure: `network` itself, or `forward_fn` of it, made once for each network.
+    """The module to measure: `network` itself, or an `AdaptedNetwork` with `forward_fn`.
 
     Args:
         network: The module with the parameters.
-        forward_fn: How it is called, or None.
-        before: What this function returned last, or None.
+        forward_fn: The user's `forward_fn`, or None.
+        before: The module that this function returned last, or None. It is returned again if it
+            belongs to the same network.
     """
     if forward_fn is None:
         return network
-    # A compiled function would be compiled anew for every transformation of a measurement.
+    # A compiled module would be compiled again for every transformation of a measurement.
     original = getattr(network, "_orig_mod", None)
     inner = original if isinstance(original, nn.Module) else network
     if isinstance(before, AdaptedNetwork) and before.network is inner:
@@ -115,11 +117,11 @@ def adapted(
 
 
 def in_own_names(text: str, network: nn.Module) -> str:
-    """A message with the names that parameters and modules have in the user's own network.
+    """A message in which parameters and modules have the names of the user's own network.
 
     Args:
         text: The message.
-        network: What `adapted` returned.
+        network: The module to measure, which `adapted` returned.
     """
     if not isinstance(network, AdaptedNetwork):
         return text
@@ -131,12 +133,12 @@ def in_own_names(text: str, network: nn.Module) -> str:
 
 
 def adapted_selection(params: ParameterSelection) -> ParameterSelection:
-    """The same parameters by the names that they have in an `AdaptedNetwork`."""
+    """The user's selection of parameters, by the names that they have in an `AdaptedNetwork`."""
     if params is None:
         return None
     if callable(params):
         chosen = params
         return lambda name, tensor: chosen(name.removeprefix(_OWN), tensor)
     if isinstance(params, (str, bytes)) or not all(isinstance(name, str) for name in params):
-        return params  # refused with the other arguments
+        return params  # `Evaluation` refuses it
     return [_OWN + name for name in params]

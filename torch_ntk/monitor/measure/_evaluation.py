@@ -1,4 +1,4 @@
-"""How a network is evaluated on a probe: kernels and outputs, their precision, and their blocks."""
+"""Evaluation of a network on a probe: kernels and outputs, their precision and their memory."""
 
 from __future__ import annotations
 
@@ -36,59 +36,64 @@ from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, Samples, call_of, usual_outputs
 
 KernelOutput: TypeAlias = Output | Literal["probed"] | None
-"""The kernel's output reduction; None is `"mean"` up to `MANY` outputs and `"probed"` beyond."""
+"""The kernel's output reduction. None is `"mean"` for up to `MANY` outputs, else `"probed"`."""
 
 MANY = 64
-"""From more outputs than this on, the mean kernel is estimated from random directions of them."""
+"""For more outputs than this the mean kernel is estimated from random directions of the outputs."""
 
 DIRECTIONS = 8
-"""Of the outputs, by which a kernel is estimated; see `empirical_ntk`."""
+"""The number of random directions of the outputs by which `"probed"` estimates a kernel."""
 
 _OUTPUTS = ("mean", "trace", "pseudo", "full", "probed")
 KernelKind: TypeAlias = Literal["gradient", "optimizer"]
-"""The kernel of gradient descent, J Jᵀ, or J P Jᵀ of the optimizer in use."""
+"""The kernel J Jᵀ of gradient descent, or the kernel J P Jᵀ of the optimizer in use."""
 
 _METHODS = ("auto", "structured", "jacobian", "vector_product")
-_BLOCK, _LEAST = 16, 4  # samples that pass through the network at once where nobody says how many
-_TOGETHER = 2**24  # bytes of activations up to which they are more
-_APART = 2**26  # and from which on they are fewer: slopes keep about four times as much
-_NUMBERS = 2**22  # outputs of a block up to which it has so many samples
-_SHARE = 4  # of the free memory a kernel takes one in so many parts
-# Bytes to which a kernel keeps if it can: so many, and so many copies of the network up to a bound.
+# The number of samples in a block, if the user has not chosen it, is 16. It is larger while their
+# activations take fewer than `_SMALL_BLOCK` bytes, and smaller, but at least 4, if they take more
+# than `_LARGE_BLOCK` bytes, as products with the Jacobian take about four times this memory. All
+# outputs of a block together are at most `_MOST_OUTPUTS`.
+_BLOCK, _LEAST = 16, 4
+_SMALL_BLOCK, _LARGE_BLOCK, _MOST_OUTPUTS = 2**24, 2**26, 2**22
+_SHARE = 4  # a kernel takes at most this fraction, 1 / 4, of the free memory
+# The bytes that a kernel should take if that costs little time are `_AIM` and 16 copies of the
+# parameters, where the copies count up to a bound.
 _AIM, _COPIES, _MOST_COPIES = 5 * 2**25, 16, 2**28
-_HELD = 4  # copies of the network that a kernel holds in any case
-_ITSELF = "self"  # the name under which the parameters of the network itself are shown
+_LEAST_COPIES = 4  # the copies of the parameters that a kernel needs in any case
+_ITSELF = "self"  # the name for the part of the parameters that belong to the network itself
 
 LARGE = 2**16
-"""Networks of more parameters are evaluated in float32, which takes a third to two thirds of the
-time. Where products are added up in float64, eigenvalues lose nothing that a curve would show: see
-`_ROUNDED`."""
+"""Networks with more parameters are evaluated in float32, which takes a third to two thirds of the
+time. If sums over parameters are accumulated in float64, eigenvalues are still precise enough for a
+curve: see `_ROUNDED`."""
 
 BUSY = 2**19
-"""Networks with more bytes of activations, for all outputs of a sample, are evaluated so too."""
+"""Networks with more bytes of activations per sample, times outputs, are evaluated in float32."""
 
-# A gradient in float32 is off by some units of 2^-23 of its size. A kernel is the Gram matrix
+# A gradient in float32 has a relative error of a few units of 2^-23. A kernel is the Gram matrix
 # J Jᵀ of gradients, and its eigenvalues are the squares of the singular values σ of J. By Weyl's
-# inequality every σ is known up to the size of the error, about 8 · 2^-23 σ_max; an eigenvalue
-# λ = σ² therefore means nothing once √λ is below that, which is λ < (8 · 2^-23)² λ_max.
+# inequality the error of every σ is at most that of J, about 8 · 2^-23 σ_max. An eigenvalue λ = σ²
+# is therefore rounding error if √λ is below that, which is λ < (8 · 2^-23)² λ_max.
 _ROUNDED = (8 * 2.0**-23) ** 2
 
-# Standard errors by which a mean square may deviate from that of the default initialization.
+# The number of standard errors by which the mean square of weights may deviate from that of the
+# default initialization.
 _DEVIATIONS = 5.0
 
 
 class OptimizerError(ArgumentValueError):
-    """The kernel of the optimizer is asked of a training that has not one that is known."""
+    """The kernel of the optimizer is requested, but it is not known for this training."""
 
 
 class Examined(NamedTuple):
-    """What one forward pass says.
+    """What a forward pass shows about a network and a probe.
 
     Attributes:
-        trained: Names of the parameters by which the kernel is taken.
-        outputs: O.
-        activation_bytes: Of the intermediate results of a sample, or of all coupled ones.
-        probe: The samples, of which it is known now how many there are.
+        trained: The names of the parameters by which the kernel is computed.
+        outputs: The number O of outputs of a sample.
+        activation_bytes: The bytes of the intermediate results of one sample, or of a coupled
+            probe.
+        probe: The probe. If it is coupled, its number of rows is now set.
     """
 
     trained: tuple[str, ...]
@@ -99,28 +104,29 @@ class Examined(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The settings of every kernel and every output of a record.
+    """The settings by which all kernels and outputs of a record are computed.
 
     Attributes:
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"`, `"full"` or
-            `"probed"`; None is left to the number of outputs, see `for_outputs`.
-        params: By which parameters the kernel is taken; see `torch_ntk.empirical_ntk`.
-        batch_size: Samples per block; None follows the free memory.
-        dtype: In which the network is evaluated; None is float64, or float32 for networks of more
-            than `LARGE` parameters or `BUSY` activations and on devices without float64.
-        has_spectrum: Whether eigenvalues are taken of kernels. Then products over parameters are
-            added up in float64 in any case: added up in float32, the smallest eigenvalue of a
-            kernel is mostly noise. A norm of kernels does not need it, and takes half the time.
-        method: As in `torch_ntk.empirical_ntk`.
-        moved_by: Whether the kernel is J Jᵀ, by which gradient descent moves the outputs, or
-            J P Jᵀ, by which the optimizer of the training does.
-        size: O, the number of outputs of a sample; None before a network has been seen.
-        max_memory: Bytes that a kernel may take; None is a quarter of what is free.
-        held: Bytes of the activations of a sample, in float64 of a network that is not large; 0
-            before a network has been seen.
+            `"probed"`. If it is None, `for_outputs` chooses by the number of outputs.
+        params: The parameters by which the kernel is computed, as in `torch_ntk.empirical_ntk`.
+        batch_size: The number of samples per block; None chooses it by the free memory.
+        dtype: The floating type in which the network is evaluated. None is float64, but float32 for
+            networks with more than `LARGE` parameters or `BUSY` bytes of activations, and on
+            devices without float64.
+        method: The method for kernels, as in `torch_ntk.empirical_ntk`.
+        moved_by: `"gradient"` for the kernel J Jᵀ of gradient descent, or `"optimizer"` for the
+            kernel J P Jᵀ of the optimizer of the training.
+        size: The number O of outputs of a sample, or None before a network has been evaluated.
+        max_memory: The bytes that a kernel may take; None is a quarter of the free memory.
+        held: The bytes of the activations of a sample, in float64 for a network that is not large,
+            or 0 before a network has been evaluated.
+        has_spectrum: Whether eigenvalues of the kernels are computed. Then sums over parameters are
+            accumulated in float64 in any case, since in float32 the smallest eigenvalue would be
+            mostly rounding error. A norm of a kernel does not need that, and takes half the time.
 
     Raises:
-        TypeError, ValueError: One of them is wrong.
+        TypeError, ValueError: An argument is wrong.
     """
 
     output: KernelOutput = None
@@ -135,7 +141,7 @@ class Evaluation:
     has_spectrum: bool = True
 
     def __post_init__(self) -> None:
-        """Check what can be told before there is a network."""
+        """Check the arguments as far as that is possible without a network."""
         if self.batch_size is not None:
             check_positive_int("batch_size", self.batch_size)
         if self.output is not None:
@@ -152,36 +158,39 @@ class Evaluation:
             raise type_error("params", expected, describe(self.params), "")
 
     def for_outputs(self, size: int, held: int) -> Evaluation:
-        """The same for a network with `size` outputs and `held` bytes of activations a sample."""
+        """The settings for a network with `size` outputs and `held` bytes of activations."""
         output = self.output or ("probed" if size > MANY else "mean")
         return replace(self, output=output, size=size, held=held)
 
     @property
     def is_probed(self) -> bool:
-        """Whether there are so many outputs that those of all samples are not kept."""
+        """Whether the kernel is estimated from random directions of the outputs.
+
+        The outputs of all samples are not stored then, since they may be very many.
+        """
         return self.output == "probed"
 
     @property
     def _differentiated(self) -> int:
-        """Outputs of a sample, or directions of them, that a kernel takes derivatives of."""
+        """The number of outputs of a sample, or directions of them, that are differentiated."""
         size = self.size or 1
         return min(size, DIRECTIONS) if self.is_probed else size
 
     @property
     def block(self) -> int:
-        """Samples that pass through the network at once."""
+        """The number of samples in a block of a forward pass."""
         held = self.held or 1
-        most = max(min(_BLOCK, max(_LEAST, _APART // held)), _TOGETHER // held)
-        return self.batch_size or max(1, min(most, _NUMBERS // (self.size or 1)))
+        most = max(min(_BLOCK, max(_LEAST, _LARGE_BLOCK // held)), _SMALL_BLOCK // held)
+        return self.batch_size or max(1, min(most, _MOST_OUTPUTS // (self.size or 1)))
 
     # ------------------------------------------------------------------ precision
 
     def result_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of outputs and kernels."""
+        """The floating type of outputs and kernels."""
         return torch.float32 if device.type == "mps" else self.dtype or torch.float64
 
     def gradient_dtype(self, network: nn.Module) -> torch.dtype:
-        """The dtype in which the network runs and its gradients are taken."""
+        """The floating type in which the network and its gradients are evaluated."""
         parameters = list(network.parameters())
         result = self.result_dtype(parameters[0].device)
         if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
@@ -191,13 +200,13 @@ class Evaluation:
         return torch.float32 if is_large or is_busy else result
 
     def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
-        """The dtype of products over parameters; None is that of the gradients."""
-        lacks_it = next(network.parameters()).device.type == "mps"
-        is_moot = not self.has_spectrum or self.method == "vector_product"
-        return None if lacks_it or is_moot else torch.float64
+        """The floating type of sums over parameters; None is that of the gradients."""
+        has_no_float64 = next(network.parameters()).device.type == "mps"
+        is_unused = not self.has_spectrum or self.method == "vector_product"
+        return None if has_no_float64 or is_unused else torch.float64
 
     def eigenvalue_precision(self, network: nn.Module) -> float:
-        """The error of the kernel's eigenvalues, relative to the largest."""
+        """The error of the kernel's eigenvalues, relative to the largest one."""
         dtype = self.gradient_dtype(network)
         if dtype == torch.float64 or self.sum_dtype(network) is None:
             return float(torch.finfo(dtype).eps)
@@ -205,10 +214,14 @@ class Evaluation:
 
     # ------------------------------------------------------------------ kernels and outputs
     def examined(self, network: nn.Module, probe: Probe) -> Examined:
-        """What one forward pass says of a network and a probe.
+        """Run a forward pass, and check that a kernel can be computed.
+
+        Args:
+            network: The module to measure.
+            probe: The samples.
 
         Raises:
-            TypeError, ValueError: The network or its inputs are not fit for a kernel.
+            TypeError, ValueError: The network or its inputs are not suitable for a kernel.
         """
         given, dtype = Samples.of(network, probe), self.gradient_dtype(network)
         with quiet(network, probe.device):
@@ -216,7 +229,7 @@ class Evaluation:
             samples = fn.input("probe", given.batch.value)
             samples.check_finite("probe", "Remove or impute those entries.")
             found = inspect_forward(fn, "probe", samples)
-            # θ_0 is put in the place of θ_t later.
+            # The linearization later evaluates the network with θ_0 in the place of θ_t.
             fn.plain.check_replaceable(samples[:1])
         outputs = found.outputs
         if given.coupled is not None:
@@ -224,9 +237,15 @@ class Evaluation:
         return Examined(tuple(fn.params), outputs, found.activation_bytes, probe)
 
     def seconds(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
-        """That a kernel of the probe takes, about, from one of two samples.
+        """An estimate of the seconds that the kernel of the probe takes.
 
-        Of rows that are coupled, from a product, which takes two passes as does every output.
+        It is extrapolated from the kernel of two samples. For a coupled probe it is extrapolated
+        from a product with the kernel, which takes two passes, as do two outputs.
+
+        Args:
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            probe: The samples.
         """
         if probe.coupled:
             theta = self.operator(network, names, probe)
@@ -236,13 +255,13 @@ class Evaluation:
             theta @ one
             return (time.perf_counter() - started) / 2 * len(one)
         few = probe.first(2)
-        self.kernel(network, names, few)  # what is loaded and planned at first
+        self.kernel(network, names, few)  # without the time for imports and plans
         started = time.perf_counter()
         self.kernel(network, names, few)
         return (time.perf_counter() - started) * len(probe) / len(few)
 
     def seconds_of_step(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
-        """That a training step on the samples takes, about: three times the forward pass."""
+        """An estimate of the seconds of a training step on the probe: three forward passes."""
         started = time.perf_counter()
         self.outputs(network, names, probe)
         return 3.0 * (time.perf_counter() - started)
@@ -250,17 +269,17 @@ class Evaluation:
     def optimizer_of(
         self, network: nn.Module, names: Sequence[str], optimizers: Sequence[Optimizer]
     ) -> Optimizer | None:
-        """By whose P the kernel is taken; None for the kernel of gradient descent.
+        """The optimizer whose P is in the kernel, or None for the kernel of gradient descent.
 
         Args:
-            network: The module.
-            names: The parameters by which the kernel is taken.
-            optimizers: Those of the training.
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            optimizers: The optimizers of the training.
 
         Raises:
-            NoScalesError: It has no P yet, or none at this step.
-            OptimizerError: No optimizer moves these parameters, or several, or one that is not
-                known.
+            NoScalesError: The optimizer has no P yet, or none at this step.
+            OptimizerError: These parameters have no optimizer or several ones, or their optimizer
+                is not known.
         """
         if self.moved_by == "gradient":
             return None
@@ -272,7 +291,7 @@ class Evaluation:
                 raise UndefinedError(
                     f"{type(optimizer).__name__} is none of torch.optim's {KNOWN}."
                 )
-            next(step_scales("kernel", optimizer, parameters), None)  # its checks come first
+            next(step_scales("kernel", optimizer, parameters), None)  # this runs its checks
         except NoScalesError:
             raise
         except ArgumentError as error:
@@ -293,7 +312,15 @@ class Evaluation:
         output: Output | None = None,
         optimizer: Optimizer | None = None,
     ) -> Tensor:
-        """Θ by the parameters called `names`, with `output` in place of the usual one."""
+        """The kernel Θ on the probe, of shape `[N, N]`, or `[N, N, O, O]` for `"full"`.
+
+        Args:
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            probe: The samples.
+            output: An output reduction, or None for that of these settings.
+            optimizer: The optimizer whose P is in the kernel, or None.
+        """
         how = self._how(network, names, probe, optimizer)
         with aiming_at(self._aim(network)):
             kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
@@ -301,16 +328,23 @@ class Evaluation:
 
     @property
     def shares(self) -> int:
-        """Outputs, or directions of them, whose kernels add up to Θ; 1 where none can be told."""
+        """The number of outputs, or directions, whose kernels add up to Θ, or 1 if it is no sum."""
         return self._differentiated if self._kept in ("mean", "trace", "probed") else 1
 
     def kernel_of_some(
         self, network: nn.Module, names: Sequence[str], probe: Probe, part: slice
     ) -> Tensor:
-        """The part of Θ that some of `shares` make; all of them add up to `kernel`.
+        """The part of Θ `[N, N]` that belongs to some of the outputs. All parts add up to `kernel`.
 
-        `Σ_i Θ[n, m, i, i]` over some of the outputs f_i, or of the directions Σ_i v_i f_i / √O by
-        which a kernel is probed, divided by what the sum over all is divided by.
+        It is `Σ_i Θ[n, m, i, i]` over some of the outputs f_i, or of the directions
+        Σ_i v_i f_i / √O by which a kernel is estimated, divided by the number of all of them unless
+        the kernel is the trace.
+
+        Args:
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            probe: The samples.
+            part: A slice of the outputs or directions, of which there are `shares`.
         """
         size = self.size or 1
         is_along = self.is_probed and size > DIRECTIONS
@@ -334,28 +368,33 @@ class Evaluation:
         probe: Probe,
         optimizer: Optimizer | None = None,
     ) -> Parameters:
-        """The parts Θ_m of Θ = Σ_m Θ_m, one for each module m that holds parameters itself."""
+        """The parts Θ_m of Θ = Σ_m Θ_m by the own parameters of each module m, by its name.
+
+        Args:
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            probe: The samples.
+            optimizer: The optimizer whose P is in the kernel, or None.
+        """
         how = self._how(network, names, probe, optimizer)
         with aiming_at(self._aim(network)):
             found: dict[str, Any] = empirical_ntk(
                 network, probe.x, output=self._kept, by="module", **how
             )
         parts = {n: self._stored(part) for n, part in found.items()}
-        if isinstance(network, AdaptedNetwork):  # its user knows nothing of the outer module
+        if isinstance(network, AdaptedNetwork):  # the user's module is its submodule
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
         return {n or _ITSELF: p for n, p in parts.items()}
 
     def _stored(self, kernel: Tensor | ProbedKernel) -> Tensor:
-        """What is kept, in one dtype, however it is added up.
-
-        Of probed outputs that is the estimate, always by the same directions.
-        """
+        """The kernel, or the estimate of it, in `result_dtype` or a more precise type."""
         estimate = kernel.kernel if isinstance(kernel, ProbedKernel) else kernel
         wide = self.result_dtype(estimate.device)
         return estimate.to(torch.promote_types(estimate.dtype, wide))
 
     @property
     def _kept(self) -> Any:
+        """The output reduction, which is `"mean"` before a network has been evaluated."""
         return self.output or "mean"
 
     def _how(
@@ -365,6 +404,7 @@ class Evaluation:
         probe: Probe,
         optimizer: Optimizer | None,
     ) -> dict[str, Any]:
+        """The keyword arguments of `empirical_ntk` other than the output reduction."""
         return {
             "method": self.method,
             "params": list(names),
@@ -378,25 +418,26 @@ class Evaluation:
         }
 
     def _allowed(self, network: nn.Module, device: torch.device) -> int:
-        """Bytes that a kernel may take.
+        """The bytes that a kernel may take.
 
-        Without a wish, that is a share of what is free, or what it takes at the least if that is
-        more: the copies that are held, and for a sample the results and cotangents of a pass.
+        If the user has not chosen them, this is a quarter of the free memory. It is more, but at
+        most half of it, if a kernel needs more for a single sample: copies of the parameters, and
+        the intermediate results and cotangents of a pass.
         """
         if self.max_memory is not None:
             return self.max_memory
         free = free_memory(device)
         passed = 2 * (self._differentiated + 1) * self.held
-        least = _HELD * self._copy(network) + 2 * passed
+        least = _LEAST_COPIES * self._copy(network) + 2 * passed
         return max(1, free // _SHARE, min(free // 2, least))
 
     def _aim(self, network: nn.Module) -> int:
-        """Bytes to which a kernel keeps if that costs it little."""
+        """The bytes that a kernel should not exceed if that costs little time."""
         copy = self._copy(network)
         return _AIM + min(_COPIES * copy, _MOST_COPIES + copy)
 
     def _copy(self, network: nn.Module) -> int:
-        """Bytes of a copy of the network's parameters."""
+        """The bytes of a copy of the network's parameters."""
         item = torch.finfo(self.gradient_dtype(network)).bits // 8
         return item * sum(p.numel() for p in network.parameters())
 
@@ -407,7 +448,14 @@ class Evaluation:
         probe: Probe,
         optimizer: Optimizer | None = None,
     ) -> NTKOperator:
-        """The full Θ by the parameters called `names`, only to multiply with."""
+        """The full kernel as an operator on vectors of N·O entries, without forming it.
+
+        Args:
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
+            probe: The samples.
+            optimizer: The optimizer whose P is in the kernel, or None.
+        """
         return NTKOperator(
             network,
             probe.x,
@@ -428,13 +476,13 @@ class Evaluation:
         probe: Probe,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The outputs on the probe, `[N, O]`, in eval mode with the current parameters and buffers.
+        """The outputs `[N, O]` on the probe in eval mode, with the present parameters and buffers.
 
         Args:
-            network: The module.
-            names: The parameters by which the kernel is taken.
+            network: The module to measure.
+            names: The parameters by which the kernel is computed.
             probe: The samples.
-            dtype: In which the network runs; None is the one of its gradients.
+            dtype: The floating type in which the network is evaluated; None is that of gradients.
         """
         dtype, given = dtype or self.gradient_dtype(network), Samples.of(network, probe)
         with quiet(network, probe.device):
@@ -448,13 +496,19 @@ class Evaluation:
 
 
 def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
-    """The kernel `[N, N]` of the network's limit of infinite width, float64.
+    """The kernel `[N, N]` of the infinitely wide network, in float64.
 
-    Ordinary layers are taken as they are drawn: those whose weights and biases have the variance
-    of PyTorch's default initialization by that, others by what their mean squares are.
+    An ordinary layer is assumed to be drawn from PyTorch's default initialization if the mean
+    squares of its weights and biases agree with it. Otherwise these are taken as variances.
+
+    Args:
+        network: The module.
+        names: The parameters by which the kernel is computed.
+        probe: The samples.
 
     Raises:
-        TypeError, ValueError: The network has none, or only some of its parameters are meant.
+        TypeError, ValueError: The network has no such limit, or the kernel is not by all of its
+            parameters that require grad.
     """
     if probe.coupled:
         raise UndefinedError("the infinite-width kernel is that of samples one by one.")
@@ -467,19 +521,20 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
 
 
 def _drawn(network: nn.Module) -> dict[str, Scheme]:
-    """Per ordinary layer how it seems to have been drawn."""
+    """The distribution from which each ordinary layer seems to have been drawn, by its name."""
     layers = {n: m for n, m in network.named_modules() if type(m) in ORDINARY}
     return {name: _scheme(layer) for name, layer in layers.items()}
 
 
 def _scheme(layer: Any) -> Scheme:
-    """The default initialization, or the scales that the layer's weights and biases have now.
+    """The default initialization, or the present scales of the layer's weights and biases.
 
-    The mean square of m uniform numbers of variance v deviates by v √(0.8/m): E w⁴ = 1.8 v².
+    The mean square of m uniform numbers of variance v has the standard error v √(0.8/m), since
+    E w⁴ = 1.8 v².
     """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    # torch draws by the second axis of the weight, for transposed convolutions too.
+    # torch computes the fan-in from the shape of weight[0], for transposed convolutions too.
     drawn_for = weight[0].numel()
     parameters = [p.detach() for p in (weight, bias) if isinstance(p, Tensor)]
     default = [1 / (3 * drawn_for)] * len(parameters)
@@ -495,7 +550,13 @@ def _scheme(layer: Any) -> Scheme:
 
 
 def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:
-    """The kernel `[N, N]` in the units of `output="mean"`, which have a limit of infinite width."""
+    """The kernel `[N, N]` in the units of `output="mean"`, which converge for infinite width.
+
+    Args:
+        kernel: The kernel with the reduction `output`, `[N, N]` or `[N, N, O, O]`.
+        output: The output reduction.
+        outputs: The number O of outputs.
+    """
     if output == "full":
         return kernel.diagonal(dim1=2, dim2=3).mean(-1)
     return kernel / outputs if output == "trace" else kernel

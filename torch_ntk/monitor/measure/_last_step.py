@@ -1,4 +1,4 @@
-"""The last step of a training, and the loss on a probe along it."""
+"""The last optimizer step of a training, and the loss on a probe along its direction."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ._statistics import recalibrating
 
 @dataclass(frozen=True)
 class LastStep:
-    """What a network was before a step, by which that step is known once it has been taken.
+    """Parameters and learning rates before an optimizer step, which give the step afterwards.
 
     Attributes:
-        step: Optimizer steps taken before.
-        params: The parameters that are trained, as they were.
-        rates: The learning rate of each of them, by identity, as it was.
+        step: The number of optimizer steps before this one.
+        params: Copies of the parameters that require grad, by name, before the step.
+        rates: The learning rate of each parameter before the step, by the `id` of the parameter.
     """
 
     step: int
@@ -37,12 +37,12 @@ class LastStep:
 
     @staticmethod
     def before(network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> LastStep:
-        """Of a network that is about to take a step.
+        """Copy what is needed before an optimizer step.
 
         Args:
             network: The module.
-            step: Optimizer steps taken.
-            optimizers: Those of the training.
+            step: The number of optimizer steps so far.
+            optimizers: The optimizers of the training.
         """
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         rates = {
@@ -55,10 +55,15 @@ class LastStep:
         return LastStep(step, {n: p.detach().clone() for n, p in trained.items()}, rates)
 
     def lr(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> float:
-        """The learning rate of the step, the largest of a parameter.
+        """The learning rate of the step, which is the largest of all parameters.
+
+        Args:
+            network: The module.
+            optimizers: The optimizers of the training.
 
         Raises:
-            ValueError: There is none, or several optimizers have taken it.
+            ValueError: The optimizer has no learning rate, or the parameters have no optimizer or
+                several ones.
         """
         parameters = {n: p for n, p in network.named_parameters() if n in self.params}
         optimizer = owner(optimizers, parameters)
@@ -77,21 +82,22 @@ class LastStep:
         y: Tensor,
         recalibrate: bool,
     ) -> Iterator[Callable[[float], float] | None]:
-        """Within it, the loss on a probe at θ_{t-1} + c (θ_t - θ_{t-1}) is a function of c.
+        """A context with the loss on a probe at θ_{t-1} + c (θ_t - θ_{t-1}), as a function of c.
 
-        The network is evaluated in eval mode, with copies in the place of its parameters. Of so
-        many outputs that those of all samples are not kept, it is the mean of blocks of samples.
+        The network is evaluated in eval mode, with copies in the place of its parameters. If the
+        outputs are too many to be stored for all samples (`Evaluation.is_probed`), the loss is the
+        mean of those of blocks of samples.
 
         Args:
-            network: The module, after the step.
+            network: The module after the step.
             probe: The samples.
-            evaluation: Precision and size of blocks.
-            loss: Of outputs and targets, a mean over samples.
-            y: Targets.
-            recalibrate: Whether running statistics are those of the probe, at every c.
+            evaluation: The settings of precision and blocks.
+            loss: A function of outputs `[N, O]` and targets, which is a mean over samples.
+            y: The targets of the probe.
+            recalibrate: Whether batch normalization uses the statistics of the probe at every c.
 
         Yields:
-            The function; None if nothing has moved.
+            The function, or None if no parameter has changed.
         """
         with quiet(network, probe.device), contextlib.ExitStack() as around:
             given = Samples.of(network, probe)

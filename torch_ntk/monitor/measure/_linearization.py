@@ -1,4 +1,4 @@
-"""Outputs of the network's linearization at the reference."""
+"""The outputs of the network's linearization at the reference."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ._evaluation import Evaluation
 T = TypeVar("T")
 _At: TypeAlias = Callable[[Parameters, Parameters], Tensor]
 
-_SHOWN = 4096  # numbers of a movement that are kept for its figure
+_SHOWN = 4096  # the number of outputs that are stored for a figure if there are more
 _REMEDY = "Leave out what needs it: metrics=(...) without 'linearization_gap'."
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the outputs are from where they began, and from the linearization.
+    """The distance of the outputs from those at the reference and those of the linearization.
 
     Attributes:
-        outputs: f_t `[N, O]`, or of very many outputs some.
-        linearized: f_t^lin, the same ones.
-        missed: f_t - f_t^lin, or a vector with the norm that this has.
-        moved: f_t - f_0, or such a vector.
+        outputs: The outputs f_t `[N, O]`, or `[N, K]` for K of them if O is very large.
+        linearized: The same outputs of the linearization f_t^lin.
+        missed: The difference f_t - f_t^lin, or a vector of the same norm.
+        moved: The difference f_t - f_0, or a vector of the same norm.
     """
 
     outputs: Tensor
@@ -45,28 +45,28 @@ class Movement:
 
     @staticmethod
     def of(outputs: Tensor, linearized: Tensor, f_0: Tensor) -> Movement:
-        """That of all outputs."""
+        """The movement of outputs, all of shape `[N, O]`."""
         return Movement(outputs, linearized, outputs - linearized, outputs - f_0)
 
     @property
     def gap(self) -> Tensor:
-        """‖f_t - f_t^lin‖ / ‖f_t - f_0‖."""
-        # The function takes three points. With f_t at the origin only the differences count.
+        """The linearization gap ‖f_t - f_t^lin‖ / ‖f_t - f_0‖."""
+        # The function has three points as arguments, but only their differences matter.
         origin = torch.zeros_like(self.missed)
         return m.linearization_gap(origin, self.missed, self.moved)
 
 
 @dataclass(frozen=True)
 class Linearization:
-    """`f^lin = f_0 + ⟨θ - θ_0, ∇f_0⟩` on the probe of a reference.
+    """The linearization `f^lin = f_0 + ⟨θ - θ_0, ∇f_0⟩` on the probe of a reference.
 
-    The slopes ⟨δ, ∇f_0⟩ are taken at the parameters and buffers of the reference, in the dtype of
-    the network's gradients, and added to f_0 in its own precision.
+    The slope ⟨δ, ∇f_0⟩ is computed at the parameters and buffers of the reference, in the floating
+    type of the network's gradients, and added to f_0 in the precision of f_0.
 
     Attributes:
-        network: The module; its present parameters are θ.
-        reference: θ_0, the buffers, f_0 and the samples.
-        evaluation: Precision and size of blocks.
+        network: The module to measure, whose present parameters are θ.
+        reference: The reference with θ_0, the buffers, f_0 and the samples.
+        evaluation: The settings of precision and blocks.
     """
 
     network: nn.Module
@@ -74,12 +74,12 @@ class Linearization:
     evaluation: Evaluation
 
     def outputs(self, f_0: Tensor) -> Tensor:
-        """f^lin at the network's parameters, `[N, O]`.
+        """The outputs f^lin `[N, O]` of the linearization at the network's parameters.
 
-        Every parameter that has moved counts, also one that was frozen at the reference.
+        All parameters that have changed contribute, also those that were frozen at the reference.
 
         Args:
-            f_0: The outputs at the reference.
+            f_0: The outputs `[N, O]` at the reference.
 
         Raises:
             ValueError: The network cannot be differentiated.
@@ -92,13 +92,13 @@ class Linearization:
         return f_0 + torch.cat(blocks).view_as(f_0)
 
     def movement_in_blocks(self) -> Movement:
-        """The movement of more outputs than are kept for all samples.
+        """The movement, computed in blocks of samples without storing all outputs.
 
-        f_0 is evaluated anew, beside its slopes; of every block only the squares of the norms are
-        kept, and some outputs for a figure.
+        f_0 is evaluated again, together with the slopes. For every block only the squared norms are
+        stored, and some outputs for a figure.
 
         Raises:
-            ValueError: As `outputs`.
+            ValueError: The network cannot be differentiated.
         """
         batch, size = self._samples.batch, self.reference.size
         if self.reference.probe.coupled:  # one sample with the outputs of all rows
@@ -109,8 +109,8 @@ class Linearization:
         theta_t = {n: copied(p, self._dtype) for n, p in self.network.named_parameters()}
         buffers_t = {n: copied(b, self._dtype) for n, b in self.network.named_buffers()}
 
-        # Made before the blocks: small tensors that stay between large ones that go would keep the
-        # memory of these from being used again.
+        # These small tensors are allocated before the loop. If they were allocated between large
+        # ones, the allocator could not reuse the memory of those in one piece.
         shown = torch.empty(2, len(batch), count, dtype=wide, device=chosen.device)
         squares = torch.zeros(2, 1, dtype=wide, device=chosen.device)
         starts = iter(range(0, len(batch), self.evaluation.block))
@@ -131,17 +131,17 @@ class Linearization:
         return Movement(shown[0], shown[1], missed, moved)
 
     def check(self) -> None:
-        """Raise at the reference, on one sample, what `outputs` would raise steps later.
+        """Linearize one sample, so that an error is raised at the reference and not steps later.
 
         Raises:
-            ValueError: As `outputs`.
+            ValueError: The network cannot be differentiated.
         """
         direction = {n: self._theta_0[n] for n in self.reference.trained}
         first = self._samples.batch[:1]
         self._over_blocks(first, direction, lambda f_0, along, at: None)
 
     def _delta(self) -> Parameters:
-        """θ - θ_0 of those parameters that have moved."""
+        """The differences θ - θ_0 of the parameters that have changed, by name."""
         theta_0 = self._theta_0
         now = {n: p.detach() for n, p in self.network.named_parameters() if n in theta_0}
         delta = {n: copied(p, self._dtype) - theta_0[n] for n, p in now.items()}
@@ -150,13 +150,16 @@ class Linearization:
     def _over_blocks(
         self, x: Batch, delta: Parameters, use: Callable[[Tensor, Tensor, _At], T]
     ) -> list[T]:
-        """What `use` makes of f_0 and ⟨δ, ∇f_0⟩ `[n, O]` on every block of n samples.
+        """Evaluate f_0 and the slope in blocks of samples, and apply `use` to each block.
 
         Args:
             x: The samples.
-            delta: A displacement of some of the parameters.
-            use: Called with the two, and with a function that gives the outputs on the block at
-                other parameters and buffers.
+            delta: The displacement δ of some of the parameters, by name.
+            use: A function of f_0 `[n, O]`, of the slope ⟨δ, ∇f_0⟩ `[n, O]`, and of a function that
+                returns the outputs `[n, O]` on the block at other parameters and buffers.
+
+        Returns:
+            The results of `use`, one for each block.
         """
         network, call = self.network, self._samples.call
         leaves = leaves_of({n: self._theta_0[n] for n in delta})
@@ -164,7 +167,7 @@ class Linearization:
         x = x.to(self._dtype)
 
         def function(x: Batch, buffers: Parameters, keep_hooks: bool) -> NetworkFunction:
-            def copies() -> Parameters:  # some forwards write into the tensors that they are given
+            def copies() -> Parameters:  # some forwards write into their buffers
                 return {n: b.clone() for n, b in buffers.items()}
 
             return NetworkFunction(network, copies, x, RightOperations(), keep_hooks, call)

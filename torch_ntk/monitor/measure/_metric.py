@@ -1,4 +1,4 @@
-"""What a metric is: a number with a name, how it is computed, and where it is shown."""
+"""The class of a metric: a number with a name, a function that computes it, and its curves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ._moment import Moment
 Need: TypeAlias = Literal[
     "kernel", "parts", "spectrum", "outputs", "movement", "infinite", "last_step"
 ]
-"""What a metric may need of a `Moment`, by the name of the property there."""
+"""The quantities that a metric may need, which are attributes of `Moment`."""
 
 Values: TypeAlias = Tensor | float | Mapping[str, float]
-"""The value of a metric, or several values by their logged names."""
+"""The value of a metric (a tensor has one entry), or several values by their logged names."""
 
 VALIDATION = "val_"
-"""Begins the name of a metric on the validation probe."""
+"""The first part of the name of a metric on the validation probe."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Panel:
     """A chart of curves that belong together.
 
     Attributes:
-        title: Stands above it, in the figure of the history and on TensorBoard's page alike.
-        logarithmic: Whether the figure's axis is.
-        in_figure: Whether the figure has it; TensorBoard's page has every panel.
+        title: The title, both in the figure of the history and on TensorBoard's page.
+        logarithmic: Whether the vertical axis of the figure is logarithmic.
+        in_figure: Whether the figure of the history contains this panel. TensorBoard's page has all
+            panels.
     """
 
     title: str
@@ -40,13 +41,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged number over the steps.
+    """A logged number as a function of the step.
 
     Attributes:
-        name: As it is logged, without prefix; one that ends in "/" stands for all that begin so.
-        label: In a legend; "" is what follows the "/".
-        panel: The chart that it belongs to.
-        is_limit: Whether it is something that other curves of the chart are compared with.
+        name: The logged name without prefix. If it ends in "/", it represents all curves whose
+            names begin with it.
+        label: The label in a legend. If it is "", the label is the part of the name after the "/".
+        panel: The chart of the curve.
+        is_limit: Whether the curve is a limit with which other curves of the chart are compared.
     """
 
     name: str
@@ -56,24 +58,26 @@ class Curve:
 
     @property
     def is_family(self) -> bool:
-        """Whether it stands for many."""
+        """Whether it represents all curves whose names begin with its name."""
         return self.name.endswith("/")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says something of a network in training; an entry of the registry.
+    """A number that describes a network in training. It is an entry of the registry.
 
     Attributes:
-        name: By which it is chosen, and logged unless `compute` returns other names.
-        compute: From a moment of the training to the value; or to several by their logged names,
-            or to none. Where the value is not defined it raises `UndefinedError` with the reason:
-            the metric is left out then, with one warning, and training goes on. Any other error
-            is a mistake in the metric and ends the measurement.
-        needs: What it takes from the moment. An error on the way to that ends the measurement.
-        curves: How it is shown, its own curve first.
-        meaning: The formula, in a few words.
-        on_request: Whether it is measured only where a user names it.
+        name: The name by which users request it. It is also the logged name, unless `compute`
+            returns other names.
+        compute: A function of a moment of the training that returns the value, or any number of
+            values by their logged names. If the value is not defined, it raises `UndefinedError`
+            with the reason. The metric is then left out with one warning, and training continues.
+            Any other error is a mistake in the metric and ends the measurement.
+        needs: The quantities of the moment that it needs. An error in computing one of them ends
+            the measurement.
+        curves: Its curves, of which the first one has its name.
+        meaning: The formula in a few words.
+        on_request: Whether it is measured only if a user requests it by name.
         on_validation: Whether it is measured on the validation probe as well.
     """
 
@@ -86,8 +90,11 @@ class Metric:
     on_validation: bool = False
 
     def measure(self, moment: Moment) -> dict[str, float]:
-        """Its values by their logged names; a reason why it has none goes to `moment.undefined`."""
-        for need in self.needs:  # an error in here is one of the measurement, not of the metric
+        """The values by their logged names.
+
+        If the metric is not defined, there are none, and the reason is put into `moment.undefined`.
+        """
+        for need in self.needs:  # an error here ends the measurement
             getattr(moment, need)
         try:
             found = self.compute(moment)
@@ -98,7 +105,7 @@ class Metric:
 
     @property
     def validation_curves(self) -> tuple[Curve, ...]:
-        """Its curve on the validation probe, if there is one."""
+        """The curve of its values on the validation probe, if it is measured there."""
         if not self.on_validation:
             return ()
         own = self.curves[0]

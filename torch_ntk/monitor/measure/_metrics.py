@@ -1,9 +1,10 @@
-"""The registry: every metric that can be logged, and the charts in which they stand.
+"""The registry of all metrics that can be logged, and the charts that show them.
 
-To add a metric, write a function of a `Moment` under `@_metric(...)` here, and a row in the table
-of `tests/monitor/test_monitor_metrics.py`. What stands in the decorator and the docstring says all
-else: that the name may be asked for and what it means, what is kept at the reference, the curve in
-the figure of the history, and the chart on TensorBoard's page of custom scalars.
+To add a metric, write a function of a `Moment` with the decorator `@_metric(...)` here, and a row
+in the table of `tests/monitor/test_monitor_metrics.py`. Everything else follows from the arguments
+of the decorator and the docstring: the name that users may request and its meaning, the quantities
+stored at the reference, the curve in the figure of the history, and the chart on TensorBoard's page
+of custom scalars.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PANELS = (
     *(LAZY, _LOSS, _MOVEMENT, _ALIGNMENT, _EIGENVALUES, _CONDITION, _RANK),
     *(_SPEED, _EDGE, _SHARPNESS, _MODULES, _INFINITE, _TIME),
 )
-"""All charts, in their order."""
+"""All charts in the order in which they are shown."""
 
 REGISTRY: dict[str, Metric] = {}
 """Every metric by its name."""
@@ -58,11 +59,11 @@ def _metric(
     """Register a function `_name` as the metric `name`, with its docstring as the meaning.
 
     Args:
-        label: Of its curve in a legend; "" for a family `name/<module>` of curves.
+        label: The label of its curve in a legend, or "" for a family of curves `name/<module>`.
         panel: The chart of its curve.
-        *needs: As in `Metric`.
-        beside: Further curves of what the function returns.
-        **options: The last two attributes of `Metric`.
+        *needs: The quantities that it needs, as in `Metric`.
+        beside: The curves of other values that the function returns.
+        **options: The attributes `on_request` and `on_validation` of `Metric`.
     """
 
     def register(compute: Compute) -> Compute:
@@ -76,7 +77,7 @@ def _metric(
 
 
 def _spectral(name: str, label: str, panel: Panel, meaning: str, is_limit: bool = False) -> None:
-    """Register a number of `SpectralSummary`."""
+    """Register the attribute `name` of `SpectralSummary` as a metric."""
     curve = Curve(name, label, panel, is_limit)
     REGISTRY[name] = Metric(
         name, lambda now: float(getattr(now.spectrum, name)), ("spectrum",), (curve,), meaning
@@ -86,7 +87,7 @@ def _spectral(name: str, label: str, panel: Panel, meaning: str, is_limit: bool 
 # ---------------------------------------------------------------------- measured by default
 @_metric("kernel drift", LAZY, "kernel", on_validation=True)
 def _drift(now: Moment) -> Values:
-    """‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, 0 for lazy training."""
+    """‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, which is 0 for lazy training."""
     if now.reference.kernel is None:
         raise UndefinedError("the run was anchored without a kernel to compare with.")
     return m.kernel_drift(now.kernel, now.reference.kernel)
@@ -94,7 +95,7 @@ def _drift(now: Moment) -> Values:
 
 @_metric("kernel distance", LAZY, "kernel", on_validation=True)
 def _kernel_distance(now: Moment) -> Values:
-    """1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F), how far Θ_t has turned, from 0 to 1."""
+    """1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F): how far Θ_t has turned, from 0 to 1."""
     if now.reference.kernel is None:
         raise UndefinedError("the run was anchored without a kernel to compare with.")
     return m.kernel_distance(now.kernel, now.reference.kernel)
@@ -108,7 +109,7 @@ _spectral("effective_rank", "effective rank", _RANK, "exp(entropy of the spectru
 
 @_metric("alignment", _ALIGNMENT, "kernel", on_validation=True)
 def _alignment(now: Moment) -> Values:
-    """The cosine between Θ_t and the targets' Gram matrix."""
+    """The cosine between Θ_t and the Gram matrix of the targets."""
     y, outputs = now.targets, now.reference.size
     places = y[0].numel()
     if not y.is_floating_point() and y.ndim > 1 and outputs % places == 0 and outputs > places:
@@ -119,11 +120,15 @@ def _alignment(now: Moment) -> Values:
 
 
 def _of_many_labels(y: Tensor, classes: int) -> Tensor:
-    """Targets Y `[N, N]` with the Gram matrix YYᵀ that labels at P places have as one-hot vectors.
+    """Targets Y `[N, N]` with the same Gram matrix YYᵀ as one-hot vectors of labels at P places.
 
-    With e_c - 1/C for class c it is the mean over the places of 1 - 1/C where two samples have
-    the same class, and of -1/C where they do not; places without a label count 0. Nothing of the
-    size N·P·C is formed.
+    The vector of class c is e_c - 1/C. An entry of the Gram matrix is the mean over the places of
+    1 - 1/C if two samples have the same class there, and of -1/C if they have different classes.
+    Places without a label contribute 0. No tensor of N·P·C entries is formed.
+
+    Args:
+        y: Integer labels `[N, ...]` with P entries for each sample.
+        classes: The number C of classes.
     """
     labels = y.reshape(len(y), -1)
     known = labels != IGNORED
@@ -138,12 +143,12 @@ def _of_many_labels(y: Tensor, classes: int) -> Tensor:
 
 @_metric("parameters", _MOVEMENT, beside=[Curve("buffer_drift", "running statistics", _MOVEMENT)])
 def _param_drift(now: Moment) -> Values:
-    """‖θ_t - θ_0‖ / ‖θ_0‖, and the same of floating-point buffers as `buffer_drift`."""
+    """‖θ_t - θ_0‖ / ‖θ_0‖, and the same for floating-point buffers as `buffer_drift`."""
     start, values = now.reference, {}
     params = {n: p for n, p in now.network.named_parameters() if n in start.trained}
     try:
         values["param_drift"] = float(m.param_drift(params, {n: start.params[n] for n in params}))
-    except ArgumentError as error:  # the other one may be defined all the same
+    except ArgumentError as error:  # `buffer_drift` may still be defined
         now.undefined["param_drift"] = str(error)
     buffers = {
         n: b
@@ -162,7 +167,7 @@ def _param_drift(now: Moment) -> Values:
 
 @_metric("through statistics", _MOVEMENT)
 def _statistics_share(now: Moment) -> Values:
-    """‖f(θ_t, s_t) - f(θ_t, s_0)‖ / ‖f_t - f_0‖, s being running statistics on the probe."""
+    """‖f(θ_t, s_t) - f(θ_t, s_0)‖ / ‖f_t - f_0‖, where s are running statistics on the probe."""
     f_0, reference = now.reference.outputs, now.reference
     if not now.statistics or f_0 is None or now.is_reference:
         return {}
@@ -182,7 +187,7 @@ def _linearization_gap(now: Moment) -> Values:
 
 @_metric("velocity", _SPEED, "kernel")
 def _velocity(now: Moment) -> Values:
-    """‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)), s the step of the measurement before."""
+    """‖Θ_t - Θ_s‖_F / (‖Θ_t‖_F (t - s)), where s is the step of the measurement before."""
     if now.previous is None or now.step <= now.previous[0]:
         return {}
     step, kernel = now.previous
@@ -194,7 +199,7 @@ _spectral(
     "noise_floor",
     "noise floor",
     _EIGENVALUES,
-    "The size below which an eigenvalue of Θ_t means nothing.",
+    "The size below which an eigenvalue of Θ_t is rounding error.",
     is_limit=True,
 )
 
@@ -222,7 +227,7 @@ def _stability(now: Moment) -> Values:
             lambda names: evaluation.kernel(network, names, probe, "full", optimizer),
             lambda names: evaluation.operator(network, names, probe, optimizer),
         )
-    except NoStepError:  # P begins with the first step
+    except NoStepError:  # there is no P before the first step
         return {}
 
 
@@ -234,11 +239,12 @@ def _stability(now: Moment) -> Values:
     on_request=True,
 )
 def _critical_sharpness(now: Moment) -> Values:
-    """2 / lr_c: with the learning rate lr_c the step just taken would begin to raise the loss."""
-    # On a quadratic with the Hessian H, a step -lr u at the gradient g raises the loss from
-    # lr_c = 2 gᵀu / uᵀHu on, so that this is uᵀHu / gᵀu: a curvature to compare with 2 / lr (Kalra
-    # et al., "A scalable measure of loss landscape curvature", 2026, for the step to come). It
-    # starts from θ_{t-1}: from there the direction is known of every optimizer.
+    """2 / lr_c, where the last step would have raised the loss with a learning rate above lr_c."""
+    # On a quadratic with the Hessian H, a step -lr u at the gradient g raises the loss if lr is
+    # larger than lr_c = 2 gᵀu / uᵀHu. The metric is then uᵀHu / gᵀu, a curvature to compare with
+    # 2 / lr (Kalra et al., "A scalable measure of loss landscape curvature", 2026, for the next
+    # step). Here it starts from θ_{t-1}, since the direction of the last step is known for every
+    # optimizer.
     last = now.last_step
     if last is None:
         return {}
@@ -262,7 +268,7 @@ def _critical_sharpness(now: Moment) -> Values:
 
 @_metric("", _MODULES, "parts", on_request=True)
 def _module_drift(now: Moment) -> Values:
-    """The drift of the part Θ_m of Θ_t = Σ_m Θ_m by the parameters of each module m."""
+    """The drift of Θ_m for each module m, where Θ_t = Σ_m Θ_m and Θ_m is by its parameters."""
     if now.reference.parts is None:
         raise UndefinedError("the run was anchored without the parts of the kernel.")
     values, zero = {}, []
@@ -281,10 +287,10 @@ def _module_drift(now: Moment) -> Values:
 
 @_metric("distance", _INFINITE, "kernel", "infinite", on_request=True)
 def _infinite_gap(now: Moment) -> Values:
-    """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, Θ_∞ the `analytic_ntk` of the network.
+    """‖Θ_t - Θ_∞‖_F / ‖Θ_∞‖_F, where Θ_∞ is the `analytic_ntk` of the network.
 
-    Ordinary layers count as drawn by PyTorch's default initialization, or else from the variances
-    that their weights and biases have at the reference.
+    Ordinary layers are assumed to have PyTorch's default initialization, or else the variances that
+    their weights and biases have at the reference.
     """
     limit = now.infinite
     if now.optimizer is not None:
@@ -314,13 +320,13 @@ SPECTRAL = tuple(metric.name for metric in REGISTRY.values() if "spectrum" in me
 """The metrics that are read from the eigenvalues of the kernel."""
 
 MEANINGS: dict[str, str] = {metric.name: metric.meaning for metric in REGISTRY.values()}
-"""What each metric is."""
+"""The meaning of each metric, by its name."""
 
 OVERHEAD = Curve("overhead", "overhead", _TIME)
-"""Of every session: the share of the time that measurements take."""
+"""The curve of every session with the share of the time that measurements take."""
 
 FORECAST_CURVES = (Curve("predicted", "predicted", _LOSS), Curve("actual", "actual", _LOSS))
-"""Of a session that forecasts the loss."""
+"""The curves of a session that forecasts the loss."""
 
 _CURVES: dict[str, Curve] = {
     curve.name: curve
@@ -333,15 +339,15 @@ _CURVES: dict[str, Curve] = {
 
 
 def curve_of(name: str) -> Curve | None:
-    """The curve to which a number that is logged as `name`, without prefix, belongs; or None."""
+    """The curve of a number that is logged as `name`, without prefix, or None."""
     return _CURVES.get(name) or _CURVES.get(f"{name.partition('/')[0]}/")
 
 
 def read_metrics(metrics: object) -> tuple[Metric, ...]:
-    """The metrics of these names, each once.
+    """The metrics of the given names, each once.
 
     Raises:
-        TypeError: Not a sequence of names.
+        TypeError: `metrics` is not a sequence of names, or is empty.
         ValueError: A name is unknown.
     """
     known = tuple(REGISTRY)

@@ -1,4 +1,4 @@
-"""The network at one step, as the metrics see it."""
+"""The network at one step, with the quantities from which metrics are computed."""
 
 from __future__ import annotations
 
@@ -22,32 +22,36 @@ from ._last_step import LastStep
 from ._linearization import Linearization, Movement
 
 Total: TypeAlias = Callable[[int, Callable[[slice], Tensor]], Tensor]
+"""A function of the number of outputs, and of a function that computes the part of the kernel
+`[N, N]` for a slice of them. It returns the sum of all parts, of which other processes may have
+computed some."""
 
 
 @dataclass
 class Moment:
-    """The network at one step, and its reference.
+    """The network at one step, and the reference with which it is compared.
 
-    Kernel, spectrum, outputs and movement are computed when they are first asked for, and
-    once: whichever metrics need them share them.
+    Kernel, spectrum, outputs and movement are computed once, when a metric first uses them.
 
     Attributes:
-        network: The module, on the device of the reference.
-        reference: What it is compared with.
-        step: Optimizer steps taken.
-        evaluation: How kernels and outputs are taken.
-        by_module: Whether the kernel is taken in its parts, because a metric needs them.
-        is_reference: Whether the network is the one of the reference, so that Θ_0 and f_0 are
-            already what is asked for.
-        training: What moves the network.
-        optimizer: By whose P the kernel is taken; None for that of gradient descent.
-        loss: The loss in training; see `stability.find_loss`.
-        previous: Step and kernel of the measurement before, if that was kept.
-        undefined: Why metrics have no value, by their names.
-        statistics: Names of the buffers that hold running statistics of the probe.
-        last_step: The step just taken, if a metric needs it and it is known.
-        total: Adds the kernels of outputs up that other processes have taken, from how many there
-            are and a function that takes the kernel of some; None takes all of them here.
+        network: The module to measure, on the device of the reference.
+        reference: The reference.
+        step: The number of optimizer steps so far.
+        evaluation: The settings by which kernels and outputs are computed.
+        by_module: Whether the kernel is computed as a sum of parts, because a metric needs them.
+        is_reference: Whether the network is the one of the reference, so that its kernel and
+            outputs are Θ_0 and f_0.
+        training: The module in training and its optimizers.
+        optimizer: The optimizer whose P is in the kernel, or None for the kernel of gradient
+            descent.
+        loss: The loss of the training, as `stability.find_loss` accepts it.
+        previous: The step and the kernel of the measurement before, if it was stored.
+        undefined: The reasons why metrics have no value, by their names.
+        statistics: The names of the buffers that contain running statistics of the probe.
+        last_step: Parameters and learning rates before the last step, if a metric needs them and
+            they are known.
+        total: A function that adds up the parts of the kernel, of which other processes compute
+            some. None means that the kernel is computed here.
     """
 
     network: nn.Module
@@ -67,7 +71,7 @@ class Moment:
 
     @cached_property
     def parts(self) -> Parameters:
-        """The parts Θ_m of the kernel, by module."""
+        """The parts Θ_m of the kernel, by the names of modules."""
         at_start = self.reference.parts
         if self.is_reference and at_start is not None:
             return at_start
@@ -78,7 +82,7 @@ class Moment:
 
     @cached_property
     def kernel(self) -> Tensor:
-        """Θ_t on the probe."""
+        """The kernel Θ_t on the probe, of shape `[N, N]`, or `[N, N, O, O]` for `"full"`."""
         reference = self.reference
         if self.is_reference and reference.kernel is not None:
             return reference.kernel
@@ -94,13 +98,13 @@ class Moment:
 
     @cached_property
     def spectrum(self) -> m.SpectralSummary:
-        """Eigenvalues of Θ_t, and what follows from them."""
+        """The eigenvalues of Θ_t, with condition number and ranks."""
         precision = self.evaluation.eigenvalue_precision(self.network)
         return m.spectral_summary(self.kernel, eps=precision)
 
     @cached_property
     def outputs(self) -> Tensor:
-        """f_t on the probe, `[N, O]`."""
+        """The outputs f_t `[N, O]` on the probe."""
         reference = self.reference
         if self.is_reference and reference.outputs is not None:
             return reference.outputs
@@ -108,7 +112,7 @@ class Moment:
 
     @cached_property
     def movement(self) -> Movement:
-        """f_t beside f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩ on the probe."""
+        """The outputs f_t and those of the linearization, f_0 + ⟨θ_t - θ_0, ∇f_0⟩, on the probe."""
         linearization = Linearization(self.network, self.reference, self.evaluation)
         f_0 = self.reference.outputs
         if f_0 is None:
@@ -117,7 +121,7 @@ class Moment:
 
     @property
     def infinite(self) -> Tensor | None:
-        """The kernel of the infinitely wide network; None where there is none."""
+        """The kernel `[N, N]` of the infinitely wide network, or None if there is none."""
         return self.reference.infinite
 
     @property
@@ -125,7 +129,7 @@ class Moment:
         """The targets of the probe.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The probe has no targets.
         """
         y = self.reference.probe.y
         if y is None:
@@ -134,7 +138,7 @@ class Moment:
 
 
 def sum_of(parts: Parameters) -> Tensor:
-    """Θ = Σ_m Θ_m."""
+    """The kernel Θ = Σ_m Θ_m, given its parts."""
     kernels = list(parts.values())
     total = kernels[0].clone()
     for part in kernels[1:]:

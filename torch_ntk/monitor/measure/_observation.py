@@ -1,4 +1,4 @@
-"""What one measurement found."""
+"""The results of one measurement."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observation:
-    """One measurement.
+    """The results of one measurement.
 
     Attributes:
-        step: Number of optimizer steps taken.
+        step: The number of optimizer steps so far.
         scalars: The metrics by name, and `"seconds"`, the wall time that they took.
-        kernel: Θ_t, or None if no metric needs it.
-        eigenvalues: The spectrum of Θ_t, ascending, or None.
-        outputs: f_t on the probe, or None. Of very many outputs some, evenly spread.
-        linearized: f_t^lin on the probe, or None; the same ones.
+        kernel: The kernel Θ_t, or None if no metric needs it.
+        eigenvalues: The eigenvalues of Θ_t in ascending order, or None.
+        outputs: The outputs f_t on the probe `[N, O]`, or some of them if O is very large, or None.
+        linearized: The same outputs of the linearization f_t^lin, or None.
     """
 
     step: int
@@ -30,6 +30,6 @@ class Observation:
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """`"step"` and each metric by name, one entry for each row; NaN where a row lacks it."""
+    """Columns of a table by their names, from rows in which a missing value counts as NaN."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {n: [row.get(n, float("nan")) for row in rows] for n in names}

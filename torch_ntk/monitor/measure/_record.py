@@ -1,4 +1,4 @@
-"""What is measured on one probe of one training."""
+"""`Record`: the reference on one probe, and the history of what was measured there."""
 
 from __future__ import annotations
 
@@ -27,43 +27,45 @@ from ._moment import Moment, Total, sum_of
 from ._observation import Observation
 
 _KERNELS = frozenset({"kernel", "parts", "spectrum"})
-"""What is taken of the kernel, of the things that metrics need."""
+"""Those of the quantities that metrics may need for which the kernel is computed."""
 
 LONGEST = 30.0
-"""Seconds from which on a kernel is too long to be measured again and again."""
+"""A kernel that takes more than this number of seconds is too slow to be measured repeatedly."""
 
 MOMENTARY = 0.5
-"""Seconds up to which a measurement is not made shorter: ten of them are what any run may have."""
+"""Measurements of up to this number of seconds are not shortened. Any run may have ten of them."""
 
-_FEWEST = 8  # samples
-_TRIED = 2**27  # bytes of activations of all outputs and samples, from which on a kernel is tried
-_SLOPES = 1.5  # training steps that the linearization of the same samples takes, about
+_FEWEST = 8  # the least number of samples to which a probe is shortened
+# The time of a kernel is estimated by a trial if the activations, for all outputs and samples, take
+# more than this number of bytes.
+_TRIED = 2**27
+_SLOPES = 1.5  # about the time of a linearization, in training steps on the same samples
 
 
 class Record:
-    """The reference on a probe, and everything that was measured against it.
+    """The reference on a probe, and everything that was measured and compared with it.
 
-    Θ_0, f_0 and the linearization belong to the parameters *and buffers* of the reference, Θ_t and
-    f_t to the current ones. With batch normalization f_t therefore also moves through the running
-    statistics, which a linearization in θ does not know; their own movement is measured as
-    `buffer_drift`. The parameters by which the kernel is taken are determined at the reference, so
-    that Θ_t and Θ_0 stay comparable when layers are frozen or unfrozen later.
+    Θ_0, f_0 and the linearization are computed with the parameters *and buffers* of the reference,
+    Θ_t and f_t with the current ones. With batch normalization f_t therefore also changes through
+    the running statistics, which the linearization in θ does not describe. Their change is measured
+    as `buffer_drift`. The parameters by which the kernel is computed are determined at the
+    reference, so that Θ_t and Θ_0 are comparable even if layers are frozen or unfrozen later.
 
     Args:
-        metrics: Names of metrics.
-        evaluation: How kernels and outputs are taken.
-        loss: The loss in training, for `stability`; see `stability.find_loss`.
-        names: Begins the names of metrics in warnings.
+        metrics: The names of the metrics to measure.
+        evaluation: The settings by which kernels and outputs are computed; None is the default.
+        loss: The loss of the training, as `stability.find_loss` accepts it.
+        names: What is put before the names of metrics in warnings.
 
     Attributes:
-        reference: What the network is compared with; None before `begin`.
-        history: `"step"` and the values by name, one dictionary for each measurement.
-        spectra: Step and eigenvalues of each measurement that needed them.
-        too_long: How long a kernel of what was asked for would take, if that is too long.
-        statistics: Names of the buffers that hold running statistics of the probe, see
-            `recalibrated`; none if they are those of the training.
-        awaits_step: Whether the last measurement had no kernel because the optimizer, whose kernel
-            is measured, had not taken a step.
+        reference: The reference with which the network is compared, or None before `begin`.
+        history: One dictionary for each measurement, with `"step"` and the values by name.
+        spectra: The step and the eigenvalues of each measurement that computed them.
+        too_long: A text that says how long the requested kernel would take, if it is too slow.
+        statistics: The names of the buffers that contain running statistics of the probe (see
+            `recalibrated`), or none if those of the training are used.
+        awaits_step: Whether the last measurement had no kernel because the optimizer had not taken
+            a step yet, without which its kernel is not defined.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
@@ -106,7 +108,7 @@ class Record:
 
     # ------------------------------------------------------------------ measuring
     def examine(self, network: nn.Module, probe: Probe) -> None:
-        """Raise what `begin` would raise of a network or a probe that is not fit for a kernel."""
+        """Raise an error if `begin` would, since network or probe are not suitable for a kernel."""
         network = unwrap(network)
         self._asked.examined(network, probe.to(next(network.parameters()).device))
 
@@ -118,18 +120,18 @@ class Record:
         training: Training | None = None,
         within: float | None = None,
     ) -> None:
-        """Take the reference: the network as it is now, and what is needed of it.
+        """Store the reference: the present parameters and buffers, and the quantities needed.
 
         Args:
-            network: The module.
+            network: The module to measure.
             probe: The samples.
-            step: Optimizer steps taken.
-            training: What moves it, for the kernel of its optimizer.
-            within: Fewer samples are taken where a measurement would take more than so many times
-                as long as a training step on all of them; None takes all.
+            step: The number of optimizer steps so far.
+            training: The module in training and its optimizers, for the kernel of an optimizer.
+            within: If a measurement would take more than this number of training steps on the whole
+                probe, fewer samples are used. None uses all.
 
         Raises:
-            TypeError, ValueError: The network or the probe is not fit for a kernel; see
+            TypeError, ValueError: The network or the probe is not suitable for a kernel, as in
                 `torch_ntk.empirical_ntk`. Nothing changes then.
         """
         started = time.perf_counter()
@@ -141,7 +143,7 @@ class Record:
         if self.takes_kernel and held * size * len(probe) > _TRIED:
             evaluation, probe = self._in_time(network, trained, evaluation, probe, within)
         kernel = parts = None
-        # Without a kernel now, Θ_0 is that of the first measurement that has one.
+        # If there is no kernel yet, Θ_0 is the kernel of the first measurement that has one.
         has_kernel, optimizer = self._optimizer(network, trained, training, {})
         if has_kernel and "parts" in self.needs:
             parts = evaluation.kernel_by_module(network, trained, probe, optimizer)
@@ -174,7 +176,21 @@ class Record:
         probe: Probe,
         within: float | None,
     ) -> tuple[Evaluation, Probe]:
-        """Directions in place of outputs, and fewer samples, where a kernel would take too long."""
+        """Reduce the work of a kernel that would take too long.
+
+        The kernel is estimated from directions of the outputs if the user has not chosen the output
+        reduction. If that is not sufficient, fewer samples are used.
+
+        Args:
+            network: The module to measure.
+            trained: The parameters by which the kernel is computed.
+            evaluation: The settings for its number of outputs.
+            probe: The samples.
+            within: The limit in training steps, as in `begin`.
+
+        Returns:
+            The settings and the samples to use.
+        """
         n, outputs = len(probe), evaluation.size or 1
         seconds, longest = evaluation.seconds(network, trained, probe), LONGEST
         digits = 0 if seconds >= 10.0 else 1
@@ -188,7 +204,7 @@ class Record:
             longest = min(LONGEST, max(MOMENTARY, within * a_step))
             seconds += _SLOPES * a_step if "movement" in self.needs else 0.0
             if seconds > longest and n > _FEWEST:
-                # A power of two, so that two runs of one network mostly take the same samples.
+                # A power of two, so that two runs of one network mostly use the same samples.
                 most = max(_FEWEST, int(n * longest / seconds))
                 probe = probe.first(1 << most.bit_length() - 1)
                 self.too_long = told
@@ -198,12 +214,17 @@ class Record:
 
     @property
     def is_shareable(self) -> bool:
-        """Whether the kernel is a sum over outputs which several processes can share."""
+        """Whether the kernel is a sum over outputs, so that several processes can share it."""
         is_sum = self.takes_kernel and "parts" not in self.needs and self.evaluation.shares > 1
         return is_sum and self.evaluation.moved_by == "gradient"
 
     def evaluation_of(self, reference: Reference, output: KernelOutput) -> Evaluation:
-        """How another process takes its kernel: with this output, on its reference."""
+        """The settings by which another process computes the kernel on its own reference.
+
+        Args:
+            reference: The reference of that process.
+            output: The output reduction of the first process.
+        """
         return replace(self._asked, output=output).for_outputs(reference.size, reference.held)
 
     def measure(
@@ -213,17 +234,18 @@ class Record:
         training: Training | None = None,
         total: Total | None = None,
     ) -> Observation:
-        """Compare `network` with the reference and add the result to the history.
+        """Compare `network` with the reference, and add the result to the history.
 
         Args:
-            network: The module of which the reference was taken.
-            step: Optimizer steps taken.
-            training: What moves it, for `stability` and the kernel of its optimizer.
-            total: See `Moment`.
+            network: The module to measure, which must be that of the reference.
+            step: The number of optimizer steps so far.
+            training: The module in training and its optimizers, for `stability` and the kernel of
+                an optimizer.
+            total: A function that adds up the parts of the kernel, as in `Moment`.
 
         Raises:
-            ValueError: There is no reference, the network is another one, or it has NaN or
-                infinite parameters.
+            ValueError: There is no reference, or the network is not that of the reference, or it
+                has parameters that are NaN or infinite.
         """
         started = time.perf_counter()
         network = unwrap(network)
@@ -271,27 +293,28 @@ class Record:
         return seen
 
     def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Keep the parameters before the next step, if a metric needs that: once for each step.
+        """Store the parameters before the next step, if a metric needs them.
 
         Args:
-            network: The module.
-            step: Optimizer steps taken.
-            optimizers: Those of the training.
+            network: The module to measure.
+            step: The number of optimizer steps so far. Only the first call for a step has an
+                effect.
+            optimizers: The optimizers of the training.
         """
         if "last_step" in self.needs and (self._before is None or self._before.step != step):
             self._before = LastStep.before(unwrap(network), step, optimizers)
 
     def forget_step(self) -> None:
-        """Give back what `remember` keeps."""
+        """Free the memory of what `remember` has stored."""
         self._before = None
 
     def _last_step(self, step: int) -> LastStep | None:
-        """The one that led to `step`, if what came before it was remembered."""
+        """What `remember` stored before the optimizer step that led to `step`, or None."""
         before = self._before
         return before if before is not None and before.step == step - 1 else None
 
     def add(self, seen: Observation, **values: float) -> None:
-        """Add what only the caller knows to the last measurement `seen`, also in the history."""
+        """Add values to the last measurement `seen` and to its row of the history."""
         seen.scalars.update(values)
         self.history[-1].update(values)
 
@@ -302,10 +325,11 @@ class Record:
         training: Training | None,
         undefined: dict[str, str],
     ) -> tuple[bool, Optimizer | None]:
-        """Whether there is a kernel to measure, and by whose P; None is gradient descent.
+        """Whether the kernel can be computed at this step, and the optimizer whose P is in it.
 
-        That of an optimizer begins with its first step. At a step where it has none for another
-        reason, this goes to `undefined`.
+        The optimizer is None for the kernel of gradient descent. The kernel of an optimizer is not
+        defined before its first step. If it is not defined for another reason, that reason is put
+        into `undefined`.
         """
         optimizers = () if training is None else training.optimizers
         self.awaits_step = False
@@ -320,6 +344,7 @@ class Record:
         return False, None
 
     def _infinite(self, network: nn.Module, trained: Sequence[str], probe: Probe) -> Tensor | None:
+        """The kernel `[N, N]` of the infinitely wide network; None, with a warning, without one."""
         try:
             return infinite_kernel(network, trained, probe)
         except ArgumentError as error:  # most networks have no such limit
@@ -327,7 +352,11 @@ class Record:
             return None
 
     def _reference_for(self, network: nn.Module) -> Reference:
-        """The reference, on the network's device."""
+        """The reference, moved to the network's device.
+
+        Raises:
+            ValueError: There is no reference, or the network has other parameters.
+        """
         if self.reference is None:
             raise value_error(
                 "network",
@@ -342,6 +371,7 @@ class Record:
         return self.reference
 
     def _warn(self, undefined: Mapping[str, str], network: nn.Module) -> None:
+        """Warn once for each metric that is not defined, with the reason."""
         for name, reason in undefined.items():
             if name not in self._warned:
                 self._warned.add(name)
@@ -351,7 +381,7 @@ class Record:
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python values only. Its size is about that of the model (θ_0)."""
+        """The state as tensors and plain Python values, with about the size of the model (θ_0)."""
         return {
             "version": 1,
             "output": self.evaluation.output,
@@ -363,18 +393,20 @@ class Record:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; nothing changes if it cannot be used.
+        """Continue from a state. If it cannot be used, nothing changes.
 
         Raises:
-            ValueError: It is not a state of this version, or of another `output`.
+            ValueError: The state has another version or is incomplete, or was saved with another
+                `output` or `kernel`.
         """
         if not isinstance(state, Mapping) or state.get("version") != 1:
             raise value_error(
                 "state", "a state of version 1", describe(state), "Start a new monitor."
             )
         try:
-            asked = self._asked.output or state["output"]  # what follows from O, as it did then
-            if state["output"] != asked:  # two outputs cannot be compared
+            # If the user has not chosen it, the reduction follows from O, as in the saved run.
+            asked = self._asked.output or state["output"]
+            if state["output"] != asked:  # kernels of two reductions cannot be compared
                 raise value_error(
                     "output",
                     f"{state['output']!r}, as in the run that is resumed",
@@ -406,8 +438,8 @@ class Record:
 
 
 def _observation(moment: Moment, values: dict[str, float]) -> Observation:
-    """The values, and those quantities that some metric has asked for."""
-    computed: dict[str, Any] = vars(moment)  # where `cached_property` keeps what it has computed
+    """The measurement with its values, and with those quantities that were computed for metrics."""
+    computed: dict[str, Any] = vars(moment)  # `cached_property` stores computed values there
     spectrum, movement = computed.get("spectrum"), computed.get("movement")
     return Observation(
         moment.step,

@@ -1,9 +1,9 @@
-"""Running statistics of batch normalization, as they are on the samples of the probe.
+"""Running statistics of batch normalization, computed on the samples of the probe.
 
-In a fresh network they are 0 and 1 and mean nothing, and they follow the training with a lag of
-their own: they move kernel and outputs without any change of the parameters, so that drift and gap
-of a network in eval mode say little of its features. Taken anew on the same samples at every
-measurement, they are a function of the parameters.
+In a new network the running statistics are 0 and 1, and later they lag behind the parameters. They
+change kernel and outputs even if the parameters do not change, so that drift and linearization gap
+of a network in eval mode say little about its features. If they are computed on the same samples at
+every measurement, they are a function of the parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._adapted_network import call_of
 
 
 def statistics_of(network: nn.Module) -> Parameters:
-    """By name the running means and variances of batch normalization in a network."""
+    """The running means and variances of batch normalization in a network, by name."""
     layers = [(n, m) for n, m in network.named_modules() if isinstance(m, _BatchNorm)]
     named = {
         f"{name}.{kind}" if name else kind: getattr(layer, kind)
@@ -37,14 +37,18 @@ def statistics_of(network: nn.Module) -> Parameters:
 
 @contextlib.contextmanager
 def recalibrated(network: nn.Module, probe: Probe) -> Iterator[frozenset[str]]:
-    """Within it, the running statistics of a network are those of the probe's samples.
+    """A context in which the running statistics of a network are those of the probe.
 
-    They are found layer by layer in one forward pass in eval mode: each layer normalizes with the
-    statistics of what reaches it, unbiased as running statistics are. Layers that the pass does
-    not reach, or with a single value, keep theirs. Afterwards all are as before.
+    They are computed in one forward pass in eval mode, in which each layer normalizes with the mean
+    and the unbiased variance of its input. Layers that the pass does not call, or whose input has
+    one value per channel, keep their statistics. Afterwards all statistics are restored.
+
+    Args:
+        network: The module to measure.
+        probe: The samples.
 
     Yields:
-        The names of the buffers.
+        The names of the buffers with running statistics.
     """
     own = statistics_of(network)
     if not own:
@@ -63,7 +67,13 @@ def recalibrated(network: nn.Module, probe: Probe) -> Iterator[frozenset[str]]:
 
 
 def _on_samples(network: nn.Module, samples: Any, call: ForwardFn | None) -> Parameters:
-    """Running statistics as one forward pass finds them, and copies of everything else."""
+    """Copies of parameters and buffers by name, with the statistics of one forward pass.
+
+    Args:
+        network: The module to measure.
+        samples: The samples in the form that the network accepts.
+        call: The `forward_fn` by which it is called, or None.
+    """
     first = next(iter(network.buffers()))
     with quiet(network, first.device), _Recalibrating():
         copies = {n: t.clone() for n, t in (*network.named_parameters(), *network.named_buffers())}
@@ -73,7 +83,7 @@ def _on_samples(network: nn.Module, samples: Any, call: ForwardFn | None) -> Par
 
 @contextlib.contextmanager
 def with_statistics(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it, running statistics of a network have these values."""
+    """A context in which running statistics of a network have the given values, by name."""
     own = {n: t for n, t in statistics_of(network).items() if n in values}
     before = {n: t.detach().clone() for n, t in own.items()}
     try:
@@ -84,21 +94,24 @@ def with_statistics(network: nn.Module, values: Mapping[str, Tensor]) -> Iterato
 
 
 def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into the tensors of the same names."""
     for name, tensor in own.items():
-        # As data: a graph of the training that has kept the tensor must not see a new version.
+        # Written through `.data`, as an autograd graph of the training may have saved the tensor
+        # and would raise an error if its version had changed.
         tensor.data.copy_(values[name])
 
 
 def recalibrating() -> TorchFunctionMode:
-    """Within it, each call of `F.batch_norm` has the statistics of its input.
+    """A context in which each call of `F.batch_norm` uses the statistics of its input.
 
-    They are written into the running ones that it is called with, which are to be copies.
+    They are written into the tensors of running statistics with which it is called. The caller must
+    use copies of these.
     """
     return _Recalibrating()
 
 
 class _Recalibrating(TorchFunctionMode):
-    """Writes the statistics of every input of `F.batch_norm` into those that it is called with."""
+    """The context of `recalibrating`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -112,6 +125,7 @@ class _Recalibrating(TorchFunctionMode):
 def _recalibrate(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *_: Any, **__: Any
 ) -> None:
+    """Write mean and variance of the input `[N, C, ...]` into the running statistics `[C]`."""
     if running_mean is None or running_var is None or input.numel() < 2 * input.shape[1]:
         return
     over = [axis for axis in range(input.ndim) if axis != 1]

@@ -1,4 +1,4 @@
-"""From the curves to a sentence: was this training lazy?"""
+"""The verdict on a training, whether it is lazy, in one sentence."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 LAZY_BELOW = 0.1
 RICH_ABOVE = 0.3
-TURNED_ABOVE = 0.05  # 1 - cosine: a change by 0.3 of the norm across the kernel at the start
+TURNED_ABOVE = 0.05  # 1 - cosine, as for a change of 0.3 times the norm orthogonal to Θ_0
 BUFFERS_ABOVE = 0.1
-_TIMES_FROM = 10.0  # a relative change from which on a factor reads better than a percentage
-_FEW = 32  # samples
-_DIVERGED_ABOVE = 1000.0  # relative movement of the parameters
+_TIMES_FROM = 10.0  # relative changes above this are written as a factor and not as a percentage
+_FEW = 32  # a probe with fewer samples is called small
+_DIVERGED_ABOVE = 1000.0  # the relative change of the parameters above which a run has diverged
 
 _MEANINGS = {
     "lazy": (
@@ -39,16 +39,15 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The regime of a training, and why.
+    """The regime of a training, with the reason.
 
     Attributes:
-        regime: `"lazy"`, `"feature learning"` or `"in between"`; `"undecided"` if running
-            statistics have moved as well, `"diverged"` if the parameters became NaN, infinite or a
-            thousand times as large,
-            `"unknown"` if nothing was measured or nothing has moved.
-        reason: A sentence with the numbers behind it.
-        meaning: What that means, and what to try; "" if there is nothing to say.
-        limits: What it rests on; "" if that is not known.
+        regime: `"lazy"`, `"feature learning"` or `"in between"`. It is `"undecided"` if running
+            statistics have changed as well, `"diverged"` if the parameters became NaN, infinite or
+            a thousand times as large, and `"unknown"` if nothing was measured or nothing changed.
+        reason: A sentence with the numbers from which the regime follows.
+        meaning: What the regime means and what to try, or "".
+        limits: On how many samples and outputs the numbers are based, or "" if it is not known.
     """
 
     regime: str
@@ -57,12 +56,12 @@ class Verdict:
     limits: str = ""
 
     def __str__(self) -> str:
-        """Regime and reason as one line."""
+        """Regime and reason in one line."""
         return f"{self.regime}: {self.reason}"
 
     @property
     def text(self) -> str:
-        """Everything, in a few sentences."""
+        """All parts of the verdict in a few sentences."""
         parts = (f"{self.regime.capitalize()}: {self.reason}.", self.meaning, self.limits)
         return " ".join(part for part in parts if part)
 
@@ -76,25 +75,24 @@ def verdict(
 ) -> Verdict:
     """Judge a training by its last measurement.
 
-    Lazy means that the kernel stands still and that the network goes where its linearization
-    goes: that the kernel moved by less than 0.1 of its norm, and that the linearization misses
-    less than 0.1 of what the outputs moved. Feature learning means that the kernel has turned by
-    more than 0.05 (1 - cosine, `kernel_distance`; where that is not known, that it moved by more
-    than 0.3 of its norm) or that the linearization misses more than 0.3. A kernel that only grows
-    is in between. The limits are conventions: in the infinite-width limit drift and gap fall like
-    width^-1/2 (Lee et al. 2019, theorem 2.1).
+    A training is lazy if the kernel hardly changes and the outputs follow the linearization: drift
+    and linearization gap are both below 0.1. It is feature learning if `kernel_distance`, 1 - cos,
+    is above 0.05, or if it is not known and drift is above 0.3, or if the gap is above 0.3.
+    Otherwise it is in between, as with a kernel that only grows. These limits are conventions. In
+    the infinite-width limit drift and gap decrease as width^-1/2 (Lee et al. 2019, theorem 2.1).
 
-    No judgement is made where both are exactly 0 and the parameters are not known to have moved,
-    or where they are above 0.1 and buffers moved by more than 0.1 of their norm: running statistics
-    of normalization move the kernel and the outputs without any change of the parameters.
+    There is no judgement if drift and gap are exactly 0 and the parameters are not known to have
+    changed. Neither is there one if they are above 0.1 and buffers have changed by more than 0.1 of
+    their norm, since running statistics of normalization change kernel and outputs even if the
+    parameters do not change.
 
     Args:
-        last: Metrics by name; `drift`, `kernel_distance`, `linearization_gap`, `param_drift`,
-            `buffer_drift` and `statistics_share` are read.
-        diverged_at: The step at which the parameters were found NaN or infinite, if they have
-            not recovered since.
-        samples: On how many the metrics were measured.
-        outputs: How many each of them has, if the kernel is estimated from directions of them.
+        last: The metrics of the last measurement by name, of which `drift`, `kernel_distance`,
+            `linearization_gap`, `param_drift`, `buffer_drift` and `statistics_share` are used.
+        diverged_at: The step at which the parameters were NaN or infinite, if they still are.
+        samples: The number of samples on which the metrics were measured, or None.
+        outputs: The number of outputs of a sample if the kernel is estimated from directions of
+            them, else None.
     """
     if diverged_at is not None:
         return Verdict(
@@ -114,7 +112,7 @@ def verdict(
     if not known:
         return Verdict("unknown", "neither the kernel's drift nor the linearization gap is known")
     if not any(known) and not last.get("param_drift", 0.0) > 0.0:
-        # A network that is linear in its parameters has no drift and no gap although it learns.
+        # A network that is linear in its parameters has drift 0 and gap 0 although it learns.
         linear = "" if "param_drift" in last else ", unless the network is linear in its parameters"
         return Verdict(
             "unknown",
@@ -132,7 +130,7 @@ def verdict(
 
 
 def _judged(last: Mapping[str, float], drift: float, gap: float) -> tuple[str, str]:
-    """The regime, and the facts behind it."""
+    """The regime and the reason, if drift or gap is known (the other one may be NaN)."""
     distance = last.get("kernel_distance", math.nan)
     parts = []
     if not math.isnan(drift):
@@ -145,7 +143,7 @@ def _judged(last: Mapping[str, float], drift: float, gap: float) -> tuple[str, s
         are = "both are" if len(parts) == 2 else "that is"
         return "lazy", f"{facts}; {are} below {LAZY_BELOW:.0%}"
     buffers = last.get("buffer_drift", 0.0)
-    # Of statistics that follow from the parameters the verdict need not wait.
+    # Statistics of the probe are a function of the parameters, and do not make it undecided.
     if buffers > BUFFERS_ABOVE and "statistics_share" not in last:
         statistics = f"the running statistics of normalization moved by {_amount(buffers)}"
         return "undecided", f"{facts}; but {statistics} their norm"
@@ -163,19 +161,20 @@ def _judged(last: Mapping[str, float], drift: float, gap: float) -> tuple[str, s
 
 
 def _movement(drift: float, distance: float) -> str:
-    """What became of the kernel, in words."""
+    """A clause about the change of the kernel; `distance` may be NaN."""
     if math.isnan(distance):
         return f"the kernel moved by {_amount(drift)} its norm"
     turned = f"the kernel has turned by {distance:.2g} (1 - cosine, 1 at most)"
     if drift <= 1.0:
         return f"the kernel moved by {_amount(drift)} its norm and has turned by {distance:.2g}"
-    # From drift² = s² - 2sc + 1, s the kernel's size over that at the start and c the cosine.
+    # With s = ‖Θ_t‖ / ‖Θ_0‖ and the cosine c, drift² = s² - 2sc + 1 is solved for s.
     cosine = 1.0 - distance
     size = cosine + math.sqrt(max(0.0, cosine**2 - 1.0 + drift**2))
     return f"{turned} and is {size:.3g} times as large as at the start"
 
 
 def _limits(samples: int | None, outputs: int | None) -> str:
+    """A sentence about the samples and outputs on which the verdict is based."""
     if samples is None:
         return ""
     few = ", which are few: eigenvalues and gap may differ on others" if samples < _FEW else ""
@@ -188,5 +187,5 @@ def _limits(samples: int | None, outputs: int | None) -> str:
 
 
 def _amount(share: float) -> str:
-    """A relative change in words that go before the name of the whole."""
+    """A relative change as "12.0% of" or "12 times", to be put before the name of the whole."""
     return f"{share:.1%} of" if share < _TIMES_FROM else f"{share:.3g} times"
