@@ -1,4 +1,4 @@
-"""The fixed samples on which a training is observed."""
+"""`Probe`: the fixed samples on which a training is measured."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ..._types import BatchLike
 from ._samples import batch_of, first_of_each
 
 ProbeLike: TypeAlias = int | BatchLike | Dataset[Any] | tuple[Dataset[Any], Iterable[int]]
-"""A number of samples to take from the first training batch; or the samples: a batch of training,
-inputs `x`, `(x, y)`, a dataset such as `Subset(dataset, indices)`, or `(dataset, indices)`."""
+"""The samples, or their number, to be taken from the first training batch. Samples are a training
+batch, inputs `x`, `(x, y)`, a dataset such as `Subset(dataset, indices)`, or `(dataset, indices)`.
+"""
 
 InputFn: TypeAlias = Callable[[Any], Any]
-"""From a batch of the training loader to the inputs `x`, in any form, or to `(x, y)`."""
+"""A function of a training batch that returns the inputs `x`, in any form, or `(x, y)`."""
 
 REMEDY = "Pass the probe itself, probe=(x, y), or input_fn=lambda batch: (x, y)."
 
@@ -37,29 +38,30 @@ _CONSTANTS = (bool, int, float, str, type(None))
 
 
 class _DefaultCount(int):
-    """A number of samples that nobody asked for: a smaller batch is nothing to warn about."""
+    """A number of samples that the user has not chosen; a smaller batch gives no warning."""
 
 
 DEFAULT_PROBE = _DefaultCount(64)
-"""The number of samples where the caller names none."""
+"""The number of samples if the user does not choose it."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Samples in the form in which the network takes them, and their targets if there are any.
+    """Samples in the form that the network accepts, and their targets if there are any.
 
     Attributes:
         x: The inputs: a tensor `[N, ...]`, or any nesting of mappings, tuples, lists and
             dataclasses of such tensors.
         y: The targets `[N, ...]`, or None.
-        why_none: Why there are no targets, for those who need them.
-        as_one: Whether a mapping, tuple or list is given to the network as one argument.
-        is_whole: Whether `x` has the form of the caller's; False for what was read from a saved
-            state, which keeps plain containers only.
-        coupled: Whether `x` is one input, such as a graph, and the rows of its outputs are the
-            samples.
-        rows: N of a coupled one, once the network has been evaluated; 0 before that.
-        batch_size: Samples of the training batch that it was taken from; 0 if it was given.
+        why_none: The reason for error messages why there are no targets.
+        as_one: Whether a mapping, tuple or list is passed to the network as one argument.
+        is_whole: Whether `x` has the containers of the user's data. It is False after loading a
+            saved state, which has plain containers only.
+        coupled: Whether `x` is one input, such as a graph, and the samples are the rows of its
+            outputs.
+        rows: The number N of rows of a coupled probe, or 0 before the network has been evaluated.
+        batch_size: The number of samples in the training batch from which the probe was taken, or 0
+            if the user has passed the samples.
     """
 
     x: Any
@@ -72,18 +74,18 @@ class Probe:
     batch_size: int = 0
 
     def __post_init__(self) -> None:
-        """Check the two against each other."""
+        """Check that there is one target for each sample."""
         n = len(self)
         if self.y is not None:
             check_tensor("probe targets", self.y)
             if self.coupled and not self.rows:
-                return  # how many there are, the network has to say
+                return  # the number of rows is not known before the network has been evaluated
             if self.y.ndim == 0 or self.y.shape[0] != n:
                 raise value_error("probe", f"(x, y) with {n} targets", self.y, REMEDY)
 
     @cached_property
     def batch(self) -> Batch:
-        """The inputs, to be taken apart into samples unless they are coupled."""
+        """The inputs as a `Batch`, which cannot be divided into samples if they are coupled."""
         return Batch.coupled("probe", self.x) if self.coupled else Batch.of("probe", self.x)
 
     def __len__(self) -> int:
@@ -92,18 +94,14 @@ class Probe:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are."""
+        """The device of the inputs."""
         return self.batch.tensors[0].device
 
-    def with_batch(self, batch: Batch) -> Probe:
-        """Other inputs of the same form."""
-        return replace(self, x=batch.value)
-
     def first(self, n: int) -> Probe:
-        """The first `n` samples, as copies that later writes to the batch do not reach.
+        """Copies of the first `n` samples, or of the whole input if it is coupled.
 
-        All of a coupled input, which cannot be divided. Targets that are bools become numbers: the
-        labels 0 and 1, or one column per bool.
+        Boolean targets `[N]` become labels 0 and 1, and boolean targets of more dimensions become
+        floating-point numbers.
         """
         y = None if self.y is None else (self.y if self.coupled else self.y[:n]).detach().clone()
         if y is not None and y.dtype == torch.bool:
@@ -112,7 +110,7 @@ class Probe:
         return replace(self, x=batch.value, y=y)
 
     def distinct(self) -> Probe:
-        """Without samples that equal an earlier one: they would make every kernel singular."""
+        """The probe without samples that equal an earlier one and would make kernels singular."""
         if self.coupled:
             return self
         kept = first_of_each(self.batch)
@@ -122,13 +120,13 @@ class Probe:
         return replace(self, x=self.batch.map(lambda t: t[kept]).value, y=y)
 
     def to(self, device: torch.device) -> Probe:
-        """The same samples on `device`."""
+        """The probe with its tensors on `device`."""
         y = None if self.y is None else self.y.to(device)
         return replace(self, x=self.batch.map(lambda t: t.to(device)).value, y=y)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, dictionaries, lists, tuples and constants only."""
+        """The state, which consists of tensors, dictionaries, lists, tuples and constants."""
         return {
             "x": _plain(self.x),
             "y": self.y,
@@ -140,12 +138,16 @@ class Probe:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Probe:
-        """The inverse of `state_dict`, where mappings are dictionaries and so are dataclasses."""
+        """The probe of a state, in which mappings and dataclasses have become dictionaries."""
         kept = {"as_one": False, "is_whole": True, "coupled": False, "rows": 0}
         return Probe(state["x"], state["y"], **{k: state.get(k, v) for k, v in kept.items()})
 
     def in_form_of(self, other: Probe) -> Probe:
-        """These samples in the containers of other ones of the same kind."""
+        """These samples in the containers of another probe.
+
+        Raises:
+            ValueError: The other probe has tensors of other numbers, dtypes or shapes.
+        """
         pairs = zip(self.batch.tensors, other.batch.tensors, strict=False)
         alike = len(self.batch.tensors) == len(other.batch.tensors) and all(
             a.dtype == b.dtype and a.shape[1:] == b.shape[1:] for a, b in pairs
@@ -164,31 +166,35 @@ class Probe:
 
 @dataclass(frozen=True)
 class Unread:
-    """Samples of which only the network can say what is input, and what is target.
+    """Samples whose inputs and targets can be determined only with the network.
 
     Attributes:
-        name: Of the argument by which they came.
-        batch: All of them, as one batch.
+        name: The name of the user's argument.
+        batch: All samples as one batch.
     """
 
     name: str
     batch: Any
 
     def read(self, read: Callable[[Any], Probe]) -> Probe:
-        """The probe, in which no sample repeats, by a function of a batch."""
+        """The probe that a function of the batch returns, without repeated samples."""
         with _errors_about(self.name):
             return _without_repetition(self.name, read(self.batch))
 
 
 def read_probe(name: str, probe: object) -> int | Probe | Unread:
-    """A number of samples, the probe itself, or what a network has to be asked about.
+    """Check the value of a user's argument, and convert it.
 
     Args:
-        name: The argument's name.
-        probe: What the caller gave.
+        name: The name of the argument.
+        probe: The value of the argument.
+
+    Returns:
+        A number of samples, a probe without repeated samples, or samples that the network is needed
+        to read.
 
     Raises:
-        TypeError, ValueError: As `check_probe`.
+        TypeError, ValueError: The value is none of `ProbeLike`.
     """
     is_pair = isinstance(probe, (tuple, list)) and len(probe) == 2
     with _errors_about(name):
@@ -203,14 +209,14 @@ def read_probe(name: str, probe: object) -> int | Probe | Unread:
 
 
 def coupled_probe(name: str, probe: object) -> Probe:
-    """Samples that are the rows of one input: the input, or `(input, targets)`.
+    """The probe whose samples are the rows of the outputs for one input.
 
     Args:
-        name: The argument's name.
-        probe: What the caller gave.
+        name: The name of the user's argument.
+        probe: The value of the argument: the input, or `(input, targets)`.
 
     Raises:
-        TypeError: There is no tensor in it.
+        TypeError: The value contains no tensor.
     """
     with _errors_about(name):
         if isinstance(probe, Probe):
@@ -223,11 +229,15 @@ def coupled_probe(name: str, probe: object) -> Probe:
 
 
 def check_probe(probe: object) -> int | Probe | Unread:
-    """A number of samples, the probe itself, or a batch of another form than `x` or `(x, y)`.
+    """Check a number of samples or a batch, and convert it.
+
+    Returns:
+        The number, the probe for `x` or `(x, y)`, or samples of another form, which the network is
+        needed to read.
 
     Raises:
-        TypeError: Neither an integer nor a batch with tensors.
-        ValueError: No samples, or another number of targets.
+        TypeError: The value is neither an integer nor a batch with tensors.
+        ValueError: There are no samples, or another number of targets than samples.
     """
     if isinstance(probe, Probe):
         return probe
@@ -244,7 +254,7 @@ def check_probe(probe: object) -> int | Probe | Unread:
             return found.first(len(found))
     elif isinstance(probe, int) and not isinstance(probe, bool):
         return check_positive_int("probe", probe)
-    if next(tensors_in(probe), None) is None and not _has_tensors(probe):
+    if next(tensors_in(probe), None) is None and not has_tensors(probe):
         raise type_error(
             "probe",
             "a number of samples, a tensor x, a pair (x, y) of tensors or a dataset",
@@ -256,6 +266,7 @@ def check_probe(probe: object) -> int | Probe | Unread:
 
 
 def _without_repetition(name: str, found: Probe) -> Probe:
+    """The probe without repeated samples, with a warning about the argument if there are any."""
     kept = found.distinct()
     left_out = len(found) - len(kept)
     if left_out:
@@ -270,15 +281,15 @@ def _without_repetition(name: str, found: Probe) -> Probe:
 
 @contextlib.contextmanager
 def _errors_about(name: str) -> Iterator[None]:
-    """Within it, errors about `probe` are about the argument of this name."""
+    """A context in which error messages about `probe` name the argument `name` instead."""
     try:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("`probe", f"`{name}")) from error
 
 
-def _has_tensors(value: object) -> bool:
-    """Whether there is a tensor in a dataclass, or in a mapping that is no dictionary."""
+def has_tensors(value: object) -> bool:
+    """Whether there is a tensor in `value`, which may be a container of any supported kind."""
     try:
         Batch.coupled("probe", value)
     except TypeError:
@@ -287,7 +298,10 @@ def _has_tensors(value: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The same in dictionaries, lists and tuples; what a saved state cannot hold is None."""
+    """The value with dictionaries, lists and tuples as containers, for a saved state.
+
+    Values that a saved state cannot contain become None.
+    """
     if isinstance(value, Tensor) or type(value) in _CONSTANTS:
         return value
     if isinstance(value, Mapping):
@@ -301,7 +315,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether `_plain` changes nothing."""
+    """Whether `_plain` does not change the value."""
     if isinstance(value, Tensor) or type(value) in _CONSTANTS:
         return True
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""What of a batch of training is given to the network, and what are its targets."""
+"""`Reader`: which parts of a training batch are inputs of the network, and which are targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..._checks import ArgumentError, describe, type_error
 from ..._functional import Batch, call_model, evaluating_on, tensor_of, unwrap
 from ..._types import ForwardFn
-from ._probe import REMEDY, InputFn, Probe, _DefaultCount, coupled_probe
+from ._probe import REMEDY, InputFn, Probe, _DefaultCount, coupled_probe, has_tensors
 
 _INPUT_KEYS = (
     *("x", "input", "inputs", "image", "images", "img", "data", "features"),
@@ -27,17 +27,17 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 @dataclass(frozen=True)
 class _Arguments:
-    """What a forward takes.
+    """The arguments of a forward.
 
     Attributes:
-        text: Its signature.
-        positional: Its positional arguments in their order.
-        required: How many of these have no default.
-        names: Those that can be given by name.
-        needed: Those of them that have no default.
-        any_name: Whether it takes `**kwargs`.
-        next_may_be_tensor: Whether the first positional argument after those that are given in any
-            case has the default None, so that it may be a mask, or lengths.
+        text: The signature as a text.
+        positional: The names of the positional arguments in their order.
+        required: The number of positional arguments without a default.
+        names: The names of the arguments that can be passed by name.
+        needed: Those of these names that have no default.
+        any_name: Whether the forward has `**kwargs`.
+        next_may_be_tensor: Whether the first positional argument after the required ones has the
+            default None, so that it may be a tensor such as a mask or lengths.
     """
 
     text: str
@@ -50,10 +50,10 @@ class _Arguments:
 
     @staticmethod
     def of(module: nn.Module) -> _Arguments | None:
-        """Those of a module's forward; None where Python does not know them.
+        """The arguments of a module's forward, or None if Python does not know its signature.
 
-        A forward of `*args` or `**kwargs` alone is taken for one that hands them to the only
-        submodule with parameters.
+        If the forward has only `*args` or `**kwargs`, and the module has one submodule with
+        parameters, they are assumed to be the arguments of that submodule.
         """
         try:
             signature = inspect.signature(unwrap(module).forward)
@@ -80,25 +80,29 @@ class _Arguments:
 
 @dataclass(frozen=True)
 class Reader:
-    """Finds the inputs and targets of a batch by what the network takes.
+    """Finds the inputs and targets in a batch by the arguments of the network's forward.
 
-    Without a network or `forward_fn`, a tensor is the inputs, a sequence begins with them, and of
-    a mapping the entry with a usual name is taken. With one:
+    Without a network and `forward_fn`, a tensor is the inputs, the first entry of a sequence is the
+    inputs, and the inputs in a mapping are the entry with a usual name. Otherwise:
 
-    - a sequence gives as many entries as the network requires, `(x, y)` one and `(x, lengths, y)`
-      two for a forward of `(x, lengths)`; what follows are targets if nothing else can be meant,
-      as it can for `(x, mask=None)` if the network takes them in that place;
-    - of a mapping the network gets the keys that its forward names, or all if it takes
-      `**kwargs`; targets by their usual names are left out where it works without them;
-    - a mapping of which it names no key is given as it is, or else its entry of a usual name.
+    - The inputs in a sequence are as many entries as the forward requires: one entry of `(x, y)`
+      for `forward(x)`, and two of `(x, lengths, y)` for `forward(x, lengths)`. The next entry is
+      the targets, unless it may be an optional argument. For `forward(x, mask=None)` this is
+      decided by calling the network with it.
+    - The inputs in a mapping are the keys that the forward names, or all keys if it has `**kwargs`.
+      Targets with usual names are left out if the network works without them.
+    - If the forward names none of its keys, the mapping is passed as one argument. If that does not
+      work, the inputs are the entry with a usual name.
 
     Attributes:
-        network: Whose forward is asked; None asks none.
-        forward_fn: In place of its call. It gets a mapping with all of its keys.
-        input_fn: From a batch to the inputs in the form in which the network takes them, or to
-            `(x, y)`.
-        coupled: Whether a batch is one input, whose rows of outputs are the samples. It is given
-            whole, without entries of a mapping that the forward does not name.
+        network: The module to measure, or None.
+        forward_fn: A function that replaces the call of the network, or None. It gets a mapping
+            with all of its keys.
+        input_fn: A function of a batch that returns the inputs in the form that the network
+            accepts, or `(x, y)`; or None.
+        coupled: Whether a batch is one input, and the samples are the rows of its outputs. The
+            inputs are then the whole batch, without keys of a mapping that the forward does not
+            name.
     """
 
     network: nn.Module | None = None
@@ -107,10 +111,10 @@ class Reader:
     coupled: bool = False
 
     def read(self, batch: Any) -> Probe:
-        """The samples of a batch.
+        """The samples of a batch, with their targets.
 
         Raises:
-            TypeError: It cannot be told what the network takes of it; with the argument to pass.
+            TypeError: The inputs cannot be determined. The message says what to pass.
             ValueError: The batch is empty.
         """
         if self.coupled:
@@ -131,6 +135,7 @@ class Reader:
         return Probe(found)
 
     def _coupled(self, batch: Any) -> Probe:
+        """`read` for a batch that is one input."""
         if self.input_fn is not None and not isinstance(batch, Probe):
             return coupled_probe("probe", self.input_fn(batch))
         found = batch if isinstance(batch, Probe) else Probe(batch, coupled=True)
@@ -143,7 +148,7 @@ class Reader:
         return replace(found, x=named) if named else found
 
     def fit(self, given: Probe) -> Probe:
-        """Samples that a user gave as `x` or `(x, y)`, as the network takes them."""
+        """The samples that a user has passed as `x` or `(x, y)`, in the form for the network."""
         if self.coupled:
             return self._coupled(given)
         x, arguments = given.x, self._arguments
@@ -158,6 +163,7 @@ class Reader:
 
     # ------------------------------------------------------------------ forms
     def _of(self, batch: Any) -> Probe:
+        """`read` for a batch that is not a probe and to which `input_fn` has been applied."""
         if isinstance(batch, Tensor):
             self._check_number((batch,), batch)
             return Probe(batch)
@@ -165,7 +171,7 @@ class Reader:
             return self._of_mapping(batch)
         if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)) and len(batch):
             return self._of_sequence(batch)
-        if is_dataclass(batch) and not isinstance(batch, type) and _has_tensors(batch):
+        if is_dataclass(batch) and not isinstance(batch, type) and has_tensors(batch):
             found = Probe(batch)
             targets = (getattr(batch, name, None) for name in _TARGET_KEYS)
             return replace(found, y=_matching(len(found), next(filter(_is_tensor, targets), None)))
@@ -177,11 +183,12 @@ class Reader:
         )
 
     def _of_sequence(self, batch: Sequence[Any]) -> Probe:
+        """The samples of a tuple or list whose first entries are the inputs."""
         arguments = self._arguments
         count = 1 if arguments is None else max(1, arguments.required)
         is_named = isinstance(batch[0], Mapping) and arguments is not None
         if is_named and any(k in arguments.names for k in batch[0]):  # type: ignore[union-attr]
-            count = 1  # the mapping has all of them
+            count = 1  # the mapping contains all inputs
         inputs, rest = tuple(batch[:count]), list(batch[count:])
         if not isinstance(batch[0], Mapping):
             self._check_number(inputs, batch)
@@ -205,9 +212,9 @@ class Reader:
         if len(beside) > 1:
             reason = f"which of the {len(batch)} entries of a batch are the targets cannot be told"
             return replace(found, why_none=_why(reason))
-        if rest[0] is not y:  # something else comes first
+        if rest[0] is not y:  # another entry lies between inputs and `y`
             return found
-        # A single number per sample is more often a regression in one dimension.
+        # A single number per sample is assumed to be a target of a regression in one dimension.
         is_like = count == 1 and isinstance(x, Tensor) and y.is_floating_point()
         if is_like and y.shape == x.shape and x[0].numel() > 1:
             reason = "the second entry of a batch has the inputs' shape, as a second view has"
@@ -223,13 +230,14 @@ class Reader:
         return replace(found, y=y)
 
     def _may_be_input(self, found: Probe, longer: tuple[Any, ...]) -> bool:
-        """Whether the next entry of a sequence may be an optional argument, as a mask is.
+        """Whether the next entry of a sequence may be an optional argument such as a mask.
 
-        Not if the network fails with it, and does not without: class labels pass for no mask.
+        It is not if the network works without the entry and fails with it, as it usually does if
+        class labels are passed as a mask.
 
         Args:
-            found: The samples without it.
-            longer: The inputs with it.
+            found: The samples without the entry.
+            longer: The inputs with the entry.
         """
         arguments = self._arguments
         if arguments is None or not arguments.next_may_be_tensor or self.forward_fn is not None:
@@ -237,15 +245,15 @@ class Reader:
         return self._runs(Probe(longer)) or not self._runs(found)
 
     def _of_first(self, batch: Sequence[Any]) -> Probe:
-        """The samples of the first entry of a sequence, all that the network takes."""
+        """The samples of a sequence whose first entry contains all inputs."""
         x = batch[0]
         if isinstance(x, Tensor):
             return Probe(x)
         if isinstance(x, Mapping) and self.network is not None:
             return self._of_mapping(x)
-        if self.forward_fn is not None and _has_tensors(x):
+        if self.forward_fn is not None and has_tensors(x):
             return Probe(x)
-        if self.network is None or not _has_tensors(batch):
+        if self.network is None or not has_tensors(batch):
             raise type_error(
                 "probe",
                 "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
@@ -255,10 +263,11 @@ class Reader:
         raise self._refused(batch, f"its first entry is {describe(x)}", self._working(batch))
 
     def _of_mapping(self, batch: Mapping[Any, Any]) -> Probe:
+        """The samples of a mapping, some of whose entries are the inputs."""
         arguments = self._arguments
         usual = next((batch[k] for k in _INPUT_KEYS if isinstance(batch.get(k), Tensor)), None)
         y = next((batch[k] for k in _TARGET_KEYS if isinstance(batch.get(k), Tensor)), None)
-        if self.forward_fn is not None and _has_tensors(batch):
+        if self.forward_fn is not None and has_tensors(batch):
             whole = _with_targets(Probe(batch, as_one=True), y)
             if usual is None or self._runs(whole) or not self._runs(Probe(usual)):
                 return whole
@@ -266,9 +275,9 @@ class Reader:
             named = [k for k in batch if k in arguments.names or arguments.any_name]
             missing = [n for n in arguments.needed if n not in batch]
             inputs = {k: batch[k] for k in named if k not in _TARGET_KEYS or k in arguments.needed}
-            if _has_tensors(inputs) and not missing:
+            if has_tensors(inputs) and not missing:
                 whole = Probe({k: batch[k] for k in named})
-                # An encoder with a decoder makes the decoder's inputs of the targets.
+                # In an encoder-decoder model the inputs of the decoder are made from the targets.
                 if len(whole.x) > len(inputs) and not self._runs(Probe(inputs)):
                     inputs = whole.x if self._runs(whole) else inputs
                 return _with_targets(Probe(inputs), y)
@@ -281,14 +290,14 @@ class Reader:
                     + ", ".join(f"{n!r}: batch[...]" for n in arguments.needed)
                     + "}",
                 )
-            if _has_tensors(batch) and arguments.required <= 1:
+            if has_tensors(batch) and arguments.required <= 1:
                 whole = _with_targets(Probe(batch, as_one=True), y)
                 if self._runs(whole):
                     return whole
         if usual is not None:
             return _with_targets(Probe(usual), y)
         keys = sorted(map(str, batch))
-        if self.network is not None and _has_tensors(batch):
+        if self.network is not None and has_tensors(batch):
             raise self._refused(batch, f"there are the keys {keys}", self._working(batch))
         raise type_error(
             "probe",
@@ -300,10 +309,11 @@ class Reader:
     # ------------------------------------------------------------------ the network
     @cached_property
     def _arguments(self) -> _Arguments | None:
+        """The arguments of the network's forward, or None if they are not known."""
         return None if self.network is None else _Arguments.of(self.network)
 
     def _check_number(self, inputs: tuple[Any, ...], batch: Any) -> None:
-        """Raise if the network requires more arguments than there are inputs."""
+        """Raise a `TypeError` if the forward requires more arguments than there are inputs."""
         arguments = self._arguments
         if arguments is None or self.forward_fn is not None or arguments.required <= len(inputs):
             return
@@ -317,7 +327,7 @@ class Reader:
         )
 
     def _runs(self, probe: Probe) -> bool:
-        """Whether the network takes the first three samples; nothing of the attempt is seen."""
+        """Whether the network can be evaluated on the first three samples, without side effects."""
         network = self.network
         if network is None:
             return True
@@ -336,7 +346,10 @@ class Reader:
         return True
 
     def _working(self, batch: Any) -> str:
-        """An `input_fn` with a tensor of the batch that the network takes, or with the first."""
+        """The text of an `input_fn` that selects a tensor for which the network works.
+
+        If the network works with none of the tensors in the batch, it is the first one.
+        """
         named = list(Batch.coupled("batch", batch).named("batch"))
         usable = [(path, t) for path, t in named if t.ndim > 0 and len(t) > 0]
         works = [path for path, t in usable if self._runs(Probe(t))]
@@ -346,6 +359,13 @@ class Reader:
         return f"input_fn=lambda batch: {f'({path}, batch[1])' if is_pair else path}"
 
     def _refused(self, batch: Any, came: str, argument: str) -> ArgumentError:
+        """The error for a batch whose inputs cannot be determined.
+
+        Args:
+            batch: The batch.
+            came: The reason.
+            argument: The text of the argument to pass.
+        """
         return type_error(
             "probe",
             "taken from a batch of which it is clear what the network takes",
@@ -363,20 +383,20 @@ def probe_from_batch(
     forward_fn: ForwardFn | None = None,
     coupled: bool = False,
 ) -> Probe:
-    """The first `n` samples of a training batch that equal no earlier one.
+    """The first `n` different samples of a training batch.
 
-    A batch with fewer samples gives a smaller probe, with a warning if `n` is the caller's choice.
+    If the batch has fewer, the probe is smaller, with a warning if the user has chosen `n`.
 
     Args:
-        batch: As the training gets it.
-        n: How many.
-        input_fn: See `Reader`, as the others.
-        network: The module that is measured.
-        forward_fn: In place of its call.
-        coupled: Whether the batch is one input, of which there is no first part.
+        batch: The training batch.
+        n: The number of samples.
+        input_fn: A function of a batch that returns the inputs or `(x, y)`, as in `Reader`.
+        network: The module to measure, or None.
+        forward_fn: A function that replaces the call of the network, or None.
+        coupled: Whether the batch is one input, which is then used as a whole.
 
     Raises:
-        TypeError: The batch is of another form.
+        TypeError: The inputs in the batch cannot be determined.
         ValueError: The batch is empty.
     """
     given = Reader(network, forward_fn, input_fn, coupled).read(batch)
@@ -396,15 +416,17 @@ def probe_from_batch(
 
 
 def _as_one(network: nn.Module, batch: Any) -> Any:
+    """Call the network with a container as its only argument."""
     return network(batch)
 
 
 def _with_targets(found: Probe, y: Tensor | None) -> Probe:
+    """The probe with targets, if there is one for each sample."""
     return replace(found, y=_matching(len(found), y))
 
 
 def _matching(n: int, y: object) -> Tensor | None:
-    """Targets only if there is one per sample: a batch may hold other things beside."""
+    """`y` if it is a tensor with one entry per sample, else None."""
     return y if isinstance(y, Tensor) and y.ndim > 0 and y.shape[0] == n else None
 
 
@@ -412,20 +434,13 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _has_tensors(value: Any) -> bool:
-    try:
-        Batch.coupled("probe", value)
-    except TypeError:
-        return False
-    return True
-
-
 def _listed(count: int) -> str:
-    """The first entries of a batch as one argument."""
+    """The expression for the first `count` entries of a batch."""
     if count == 1:
         return "batch[0]"
     return "(" + ", ".join(f"batch[{k}]" for k in range(count)) + ")"
 
 
 def _why(reason: str) -> str:
+    """The reason why a probe has no targets, with the remedy."""
     return f"{reason}. Pass input_fn=lambda batch: (x, y), or probe=(x, y)."

@@ -1,4 +1,4 @@
-"""Samples of a dataset, and samples without repetition."""
+"""Samples of a dataset as a batch, and the indices of different samples in a batch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from ..._checks import describe, type_error, value_error
 from ..._functional import Batch, quiet
 
-_MOST = 4096
+_MOST = 4096  # the largest number of samples that are read from a dataset
 
 
 def batch_of(dataset: Dataset[Any], indices: object = None) -> Any:
-    """The samples of a dataset at some indices, as a batch of a `DataLoader`.
+    """The samples of a dataset at some indices, collated as by a `DataLoader`.
 
-    Random states are as before afterwards, although a dataset may draw its augmentation.
+    Random states are restored afterwards, as a dataset may draw random augmentations.
 
     Args:
-        dataset: One with `__getitem__`.
-        indices: Which samples; None means all.
+        dataset: A dataset with `__getitem__`.
+        indices: The indices of the samples; None means all.
 
     Raises:
-        TypeError: The dataset has no indices, or they are none.
-        ValueError: There are too many, or one is out of range.
+        TypeError: The dataset has no `__getitem__`, or the indices are not integers.
+        ValueError: There are no samples or too many, or an index is out of range.
     """
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise type_error(
@@ -49,6 +49,7 @@ def batch_of(dataset: Dataset[Any], indices: object = None) -> Any:
 
 
 def _checked(indices: object, size: int | None) -> list[int]:
+    """The indices as a list, checked against the size of the dataset if that is known."""
     expected = "indices of samples beside a dataset"
     remedy = "Pass probe=(dataset, [0, 5, 7]), for example."
     if isinstance(indices, Tensor):
@@ -66,9 +67,10 @@ def _checked(indices: object, size: int | None) -> list[int]:
 
 
 def first_of_each(x: Batch) -> list[int]:
-    """Indices of the samples that equal no earlier one, bit by bit, in all of their tensors.
+    """The indices of the samples that do not equal an earlier one.
 
-    Two equal samples make a kernel singular, whatever the network.
+    Two samples are equal if all of their tensors are bitwise equal. They make the kernel of any
+    network singular.
     """
     seen: dict[bytes, int] = {}
     rows = [t.detach().cpu().reshape(len(x), -1).contiguous() for t in x.tensors]

@@ -1,1 +1,1 @@
-"""The network from which its movement is measured, and its file beside checkpoints."""
+"""The reference with which the network is compared, and its file next to checkpoints."""

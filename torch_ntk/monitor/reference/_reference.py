@@ -1,4 +1,4 @@
-"""The network at the step from which its movement is measured."""
+"""`Reference`: the network at the step with which later steps are compared."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..probe._probe import Probe
 
 @dataclass(frozen=True)
 class Reference:
-    """What the network is compared with: θ_0 and what was computed there.
+    """The parameters θ_0 with which the network is compared, and quantities computed there.
 
-    In saved states it stands under the key `"anchor"`, and its step is logged as `anchor_step`.
+    In saved states it has the key `"anchor"`, and its step is logged as `anchor_step`.
 
     Attributes:
-        step: The optimizer step at which it was taken, 0 for a run watched from its start.
-        trained: Names of the parameters by which the kernel is taken.
-        params: θ_0, every floating-point parameter by name.
-        buffers: Every buffer by name; Θ_0, f_0 and the linearization are taken with these.
+        step: The number of optimizer steps before it, which is 0 at the start of a run.
+        trained: The names of the parameters by which the kernel is computed.
+        params: The parameters θ_0 by name.
+        buffers: The buffers by name, with which Θ_0, f_0 and the linearization are computed.
         probe: The samples.
-        size: O, the number of outputs of a sample.
-        outputs: f_0 on the probe, `[N, O]`; None if they are too many to be kept.
-        kernel: Θ_0 on the probe, or None if no metric needs it.
-        parts: Its parts by module, or None if no metric needs them.
-        infinite: The kernel of the limit of infinite width, or None.
-        held: Bytes of the activations of a sample; 0 if that is not known.
+        size: The number O of outputs of a sample.
+        outputs: The outputs f_0 `[N, O]` on the probe, or None if they are too many to be stored.
+        kernel: The kernel Θ_0 on the probe, or None if no metric needs it.
+        parts: The parts of Θ_0 by the names of modules, or None if no metric needs them.
+        infinite: The kernel `[N, N]` of the infinitely wide network, or None.
+        held: The bytes of the activations of a sample, or 0 if not known.
     """
 
     step: int
@@ -47,7 +47,7 @@ class Reference:
     held: int = 0
 
     def check_matches(self, network: nn.Module) -> None:
-        """Raise `ValueError` if `network` has other parameters than the reference."""
+        """Raise a `ValueError` if `network` has other parameters than the reference."""
         current = {n: p.shape for n, p in network.named_parameters()}
         kept = {n: p.shape for n, p in self.params.items()}
         if current != kept:
@@ -60,7 +60,7 @@ class Reference:
             )
 
     def to(self, device: torch.device) -> Reference:
-        """A copy with every tensor on `device`."""
+        """The reference with every tensor on `device`."""
 
         def move(tensors: Parameters) -> Parameters:
             return {n: t.to(device) for n, t in tensors.items()}
@@ -77,7 +77,7 @@ class Reference:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that a checkpoint loads with `weights_only=True`."""
+        """The state as tensors and plain values, which `weights_only=True` can load."""
         return {
             "step": self.step,
             "trained": list(self.trained),
@@ -94,10 +94,10 @@ class Reference:
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> Reference:
-        """The inverse of `state_dict`.
+        """The reference of a state that `state_dict` has returned.
 
         Raises:
-            KeyError: Something is missing from the state.
+            KeyError: The state is incomplete.
         """
         return Reference(
             step=int(state["step"]),
@@ -115,12 +115,15 @@ class Reference:
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> Parameters:
-    """Own copies: the optimizer writes into the originals."""
+    """Copies of tensors by name, since the optimizer writes into the originals."""
     return {n: t.detach().clone() for n, t in tensors.items()}
 
 
 def has_diverged(network: nn.Module) -> bool:
-    """Whether a parameter is NaN or infinite, or a buffer NaN (an infinite one may be a mask)."""
+    """Whether a parameter is NaN or infinite, or a buffer is NaN.
+
+    Infinite buffers are allowed, as they may be attention masks.
+    """
     weights = [p for p in network.parameters() if p.is_floating_point()]
     buffers = [b for b in network.buffers() if b.is_floating_point()]
     return any(not bool(p.isfinite().all()) for p in weights) or any(

@@ -1,4 +1,4 @@
-"""θ_0 in a file of its own beside the checkpoint, known by the hash of its content."""
+"""A file next to checkpoints with θ_0, which is identified by the hash of its content."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..._checks import value_error
 from ._reference import Reference
 from ._state_file import write_whole
 
-_DIGITS = 16  # of the hash in the file's name
+_DIGITS = 16  # the number of digits of the hash in the name of the file
 
 
 class ReferenceFile:
-    """Takes θ_0 out of the states of a monitor, and puts it back in.
+    """Moves θ_0 from the states of a monitor into a file.
 
     θ_0 is the same in every checkpoint of a run, and as large as the model. The file is written
-    once, whole or not at all, under a name that holds the SHA-256 hash of its content.
+    once, completely or not at all, and its name contains the SHA-256 hash of its content.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class ReferenceFile:
     def without_theta_0(
         self, state: Mapping[str, Any], reference: Reference | None, folder: Path
     ) -> dict[str, Any]:
-        """The state of a `Session` without θ_0, which then is in a file in `folder`.
+        """The state of a `Session` without θ_0, which is written to a file in `folder`.
 
         Args:
             state: The state.
-            reference: The reference in it; without one nothing is moved.
-            folder: Where checkpoints go.
+            reference: The reference in the state. If it is None, the state is not changed.
+            folder: The folder of checkpoints.
 
         Raises:
             OSError: The file cannot be written.
@@ -49,14 +49,14 @@ class ReferenceFile:
 
 
 def with_theta_0(state: Mapping[str, Any], folders: Iterable[Path]) -> dict[str, Any]:
-    """The state with θ_0 from its file, if it is not inside.
+    """The state with θ_0, which is read from its file if necessary.
 
     Args:
-        state: As `ReferenceFile.without_theta_0` returned it, or any other state.
-        folders: Where to look for the file before the folder in which it was written.
+        state: A state that `ReferenceFile.without_theta_0` has returned, or any other state.
+        folders: The folders that are searched before the one in which the file was written.
 
     Raises:
-        ValueError: The file is missing, or has another content than it had.
+        ValueError: The file is missing, or its content has changed.
     """
     record = state.get("theta_0")
     if record is None:
@@ -83,6 +83,7 @@ def with_theta_0(state: Mapping[str, Any], folders: Iterable[Path]) -> dict[str,
 
 
 def _write(reference: Reference, folder: Path) -> dict[str, str]:
+    """Write θ_0 into a file unless it exists, and return the name and the hash of the file."""
     content = save({n: t.detach().cpu().contiguous() for n, t in reference.params.items()})
     digest = hashlib.sha256(content).hexdigest()
     record = {"file": f"theta_0-{digest[:_DIGITS]}.safetensors", "sha256": digest}
@@ -93,4 +94,5 @@ def _write(reference: Reference, folder: Path) -> dict[str, str]:
 
 
 def _path(record: Mapping[str, str], folder: Path) -> Path:
+    """The path of the file in a folder. Folders in its recorded name are ignored."""
     return folder / Path(record["file"]).name

@@ -1,4 +1,4 @@
-"""A state of tensors and plain values in one safetensors file, in which nothing is pickled."""
+"""States of tensors and plain values in safetensors files, without pickle."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _KEY = "torch_ntk.state"
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write a state, whole or not at all.
+    """Write a state into a file, completely or not at all.
 
     Args:
         state: Tensors, numbers, strings and None, in any nesting of dictionaries, lists and tuples.
-        path: Of the file.
+        path: The path of the file.
 
     Raises:
         OSError: The file cannot be written.
@@ -34,10 +34,10 @@ def save_state(state: Any, path: Path) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """The state that `save_state` has written.
+    """Read a state that `save_state` has written.
 
     Raises:
-        ValueError: The file is damaged, or another one.
+        ValueError: The file is damaged, or does not contain a state.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -51,7 +51,7 @@ def load_state(path: Path) -> Any:
 
 
 def write_whole(content: bytes, path: Path) -> None:
-    """Write a file that nobody sees half written."""
+    """Write a file under a temporary name and rename it, so that it is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
@@ -64,15 +64,19 @@ def write_whole(content: bytes, path: Path) -> None:
 
 
 def _not_a_state(path: Path, came: str) -> ValueError:
+    """The error for a file that does not contain a state."""
     remedy = "Restore it, or begin without it."
     return value_error(str(path), "a file with the state of a monitor", came, remedy)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value for JSON, in which each container is a pair of its kind and its contents."""
+    """The value in a form for JSON, in which containers and tensors are pairs of kind and content.
+
+    The content of a tensor is a name, under which the tensor is added to `tensors`.
+    """
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # Of its own: a file refuses tensors that share their memory.
+        # safetensors refuses tensors that share memory, so that each is copied.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return ["tensor", name]
     if isinstance(value, dict):
@@ -84,6 +88,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value for which `_packed` has returned `value`."""
     if not isinstance(value, list):
         return value
     kind, content = value

@@ -1,7 +1,7 @@
-"""The step size of an optimizer against the curvature of the loss that it goes down on.
+"""Comparison of an optimizer's step size with the curvature of the loss that it minimizes.
 
-`read_optimizers` says what the optimizer does, `find_loss` which loss is trained, and `stability`
-computes lr·λ_max of that loss's Gauss-Newton matrix on a probe.
+`read_optimizers` reads learning rates and momentum from the optimizer, `find_loss` determines which
+loss is trained, and `stability` computes lr·λ_max of its Gauss-Newton matrix on a probe.
 """
 
 from ._step_rule import read_optimizers as read_optimizers

@@ -1,27 +1,30 @@
-"""How much longer a step might have been before it would have raised the loss."""
+"""The factor by which a step can be longer before it raises the loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-_DOUBLINGS, _HALVINGS = 20, 10  # of the step, at most
-_WIDTH = 0.05  # of the last bracket; what is interpolated in it is off by some 1e-3
+_DOUBLINGS, _HALVINGS = 20, 10  # the largest numbers of times that the step is doubled or halved
+_WIDTH = (
+    0.05  # the relative width of the last bracket, after which interpolation is precise to 1e-3
+)
 
 
 def critical_multiple(loss: Callable[[float], float]) -> float | None:
     """The smallest multiple c > 0 of a step at which loss(c) exceeds loss(0).
 
-    The step is doubled or halved until the loss exceeds that of the start in one and not in the
-    other, and the bracket is bisected: about ten evaluations where the step is of the right size.
-    Of a loss that crosses that of the start several times another crossing may be found.
+    The step is doubled or halved until c and 2c bracket the point, and the bracket is bisected.
+    This takes about ten evaluations if c is close to 1. If the loss crosses loss(0) several times,
+    another crossing than the first may be found.
 
     Args:
-        loss: The loss at c times the step; what is not finite exceeds everything.
+        loss: The loss after c times the step, as a function of c. A value that is not finite counts
+            as larger than any other.
 
     Returns:
-        The multiple; infinite if the loss stays below at 2^20 steps, and None if it exceeds that of
-        the start at 2^-10 steps already: the step does not go down.
+        The multiple. It is infinite if loss(2^20) does not exceed loss(0), and None if loss(2^-10)
+        exceeds it, so that the direction does not decrease the loss.
     """
     start = loss(0.0)
 

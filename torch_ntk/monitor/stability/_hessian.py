@@ -1,4 +1,4 @@
-"""The second derivative of a loss in the outputs, and its root."""
+"""The second derivative of a loss by the outputs, and its square root."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from ._training_loss import IGNORED, LossFunction, like_outputs
 
 @dataclass(frozen=True)
 class HessianRoot:
-    """S with ∇²loss = S Sᵀ in the outputs, one block `[O, O]` for each sample.
+    """The matrix S with ∇²loss = S Sᵀ, which has one block S_n `[O, O]` for each sample.
 
-    S_n = √w_n I for squared error; for cross-entropy with probabilities p
-    S_n = √w_n (diag(√p) - p √pᵀ), as diag(p) - p pᵀ is the square of the bracket.
+    For squared error S_n = √w_n I. For cross-entropy with probabilities p it is
+    S_n = √w_n (diag(√p) - p √pᵀ), since the bracket B satisfies B Bᵀ = diag(p) - p pᵀ.
 
     Attributes:
-        weight: w `[N]`, the weight of each sample in the mean.
-        p: Probabilities `[N, O]`, or None for squared error.
+        weight: The weight w_n of each sample in the mean, `[N]`.
+        p: The probabilities `[N, O]`, or None for squared error.
     """
 
     weight: Tensor
     p: Tensor | None
 
     def times(self, v: Tensor) -> Tensor:
-        """S v of vectors `[N, O, K]`."""
+        """The products `S v` of K vectors `[N, O, K]`."""
         return self._scaled(v, transposed=False)
 
     def transposed_times(self, v: Tensor) -> Tensor:
-        """Sᵀ v of vectors `[N, O, K]`."""
+        """The products `Sᵀ v` of K vectors `[N, O, K]`."""
         return self._scaled(v, transposed=True)
 
     def _scaled(self, v: Tensor, *, transposed: bool) -> Tensor:
+        """`S v`, or `Sᵀ v` if `transposed`."""
         scale = self.weight.sqrt()[:, None, None]
         if self.p is None:
             return scale * v
@@ -46,15 +47,15 @@ class HessianRoot:
 
 
 def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | None:
-    """The root at outputs f, for the losses for which it is known.
+    """The root of the second derivative at the outputs f, or None if it is not known for the loss.
 
     Args:
-        loss: From `find_loss`.
-        f: Outputs `[N, O]`.
-        y: Targets.
+        loss: The loss, which `find_loss` returned.
+        f: The outputs `[N, O]`.
+        y: The targets: labels `[N]`, or numbers of the shape of the outputs.
 
     Raises:
-        ValueError: The targets do not go with the loss.
+        ValueError: The targets do not fit the loss.
     """
     n, outputs = f.shape
     even = torch.ones(n, dtype=f.dtype, device=f.device) / n
@@ -71,7 +72,8 @@ def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | N
         counted = (y != IGNORED).to(f.dtype)
         return HessianRoot(counted / counted.sum(), p)
     if y.shape == f.shape:
-        return HessianRoot(even * y.to(f.dtype).sum(1), p)  # probabilities: sums of 1
+        # The weights are 1/N if the rows of y are probabilities.
+        return HessianRoot(even * y.to(f.dtype).sum(1), p)
     raise UndefinedError(
         f"cross-entropy of outputs {tuple(f.shape)} needs labels ({n},) or probabilities of "
         f"the outputs' shape; got {describe(y)}. With outputs of more dimensions pass "
@@ -80,10 +82,16 @@ def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | N
 
 
 def hessian(loss: LossFunction, f: Tensor, y: Tensor) -> Tensor:
-    """∇²loss `[N·O, N·O]` in the flattened outputs, by differentiating twice.
+    """The second derivative of the loss `[N·O, N·O]` by the flattened outputs, by autograd.
+
+    Args:
+        loss: The loss, which `find_loss` returned.
+        f: The outputs `[N, O]`.
+        y: The targets.
 
     Raises:
-        ValueError: The loss does not give a finite scalar that can be differentiated twice.
+        ValueError: The loss is not a scalar that can be differentiated twice, or the result is not
+            finite.
     """
     targets, loss = y.to(f.dtype) if y.is_floating_point() else y, like_outputs(loss, f)
     with torch.inference_mode(False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Whether the steps of a training are small enough for the curvature of its loss."""
+"""lr·λ_max of a loss, from which follows whether the steps of a training are stable."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ._hessian import HessianRoot, hessian, root_of_hessian
 from ._step_rule import StepRule
 from ._training_loss import LossFunction
 
-_DENSE = 512  # rows up to which all eigenvalues are computed
-_MOST_ROWS = 4096  # rows up to which a kernel or a Hessian is formed
+_DENSE = 512  # the largest number of rows for which all eigenvalues are computed
+_MOST_ROWS = 4096  # the largest number of rows for which a kernel or a Hessian is formed
 
 
 @dataclass(frozen=True)
 class Training:
-    """What moves the network that is observed.
+    """The training of the network that is measured.
 
     Attributes:
-        module: What is in training, with its loss if that is a module.
-        optimizers: Whose steps it takes.
+        module: The module in training, which contains the loss if that is a module; or None.
+        optimizers: The optimizers of the training.
     """
 
     module: nn.Module | None = None
@@ -43,28 +43,31 @@ def stability(
     kernel: Callable[[Sequence[str]], Tensor],
     operator: Callable[[Sequence[str]], NTKOperator],
 ) -> dict[str, float]:
-    r"""lr·λ_max of the Gauss-Newton matrix Jᵀ H J of the loss, H its second derivative in f.
+    r"""lr·λ_max of the Gauss-Newton matrix Jᵀ H J of the loss.
 
-    Its non-zero eigenvalues are those of Θ^½ H Θ^½, Θ = J Jᵀ the kernel, and with H = S Sᵀ those
-    of Sᵀ Θ S. Groups of parameters with learning rates of their own precondition it: then
-    Θ = Σ_g (lr_g/lr) Θ_g with the largest rate lr. So does an optimizer: then Θ = J P Jᵀ, where
-    rates count relative to the first group's. With more than 4,096 outputs in all, Θ is not formed
-    but multiplied with.
+    H is the second derivative of the loss by the outputs. The non-zero eigenvalues of Jᵀ H J are
+    those of Θ^½ H Θ^½ with the kernel Θ = J Jᵀ, and with H = S Sᵀ those of Sᵀ Θ S. If groups of
+    parameters have different learning rates, the matrix is preconditioned by these:
+    Θ = Σ_g (lr_g/lr) Θ_g with the largest rate lr. For an optimizer with a P, Θ = J P Jᵀ, where P
+    contains the rates relative to that of the first group. If there are more than 4,096 outputs in
+    all, Θ is not formed but multiplied with vectors.
 
     Args:
-        rule: Learning rates, P and limit.
-        loss: The loss, a mean over samples.
-        f: Outputs `[N, O]`.
-        y: Targets.
-        kernel: Θ_g `[N, N, O, O]` by the parameters with the given names, with the rule's P.
-        operator: The same, only to multiply with.
+        rule: The learning rates, the optimizer with P, and the limit.
+        loss: The loss, which is a mean over samples.
+        f: The outputs `[N, O]`.
+        y: The targets.
+        kernel: A function that returns Θ_g `[N, N, O, O]` for the parameters of the given names,
+            with the rule's P.
+        operator: A function that returns Θ_g as an operator for the parameters of the given names.
 
     Returns:
-        `"stability"`, lr·λ_max of the preconditioned matrix; `"stability_limit"`, where steps
-        begin to diverge, 2 without momentum; and with a single learning rate `"sharpness"`, λ_max.
+        `"stability"`, which is lr·λ_max of the preconditioned matrix; `"stability_limit"`, above
+        which steps diverge (2 without momentum); and `"sharpness"`, which is λ_max, if there is
+        only one learning rate.
 
     Raises:
-        ValueError: There are too many outputs for this loss, or the targets do not go with it.
+        ValueError: There are too many outputs for this loss, or the targets do not fit it.
     """
     moving = rule.parts()
     root = root_of_hessian(loss, f, y)
@@ -86,6 +89,7 @@ def stability(
 def _by_matrix(
     theta: Tensor, root: HessianRoot | None, loss: LossFunction, f: Tensor, y: Tensor
 ) -> float:
+    """The largest eigenvalue of Sᵀ Θ S or Θ^½ H Θ^½, given Θ as a matrix `[N·O, N·O]`."""
     rows = f.numel()
     if root is not None:
 
@@ -109,6 +113,8 @@ def _by_matrix(
 def _by_products(
     thetas: Sequence[tuple[float, NTKOperator]], root: HessianRoot, f: Tensor
 ) -> float:
+    """The largest eigenvalue of Sᵀ Θ S, where Θ is a weighted sum of operators."""
+
     def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
         u = root.times(torch.as_tensor(v).to(f).reshape(*f.shape, 1)).reshape(-1)
         theta_u = torch.stack([share * (theta @ u) for share, theta in thetas]).sum(0)
@@ -121,13 +127,20 @@ def _by_products(
 def _largest(
     product: Callable[[NDArray[np.float64]], NDArray[np.float64]], rows: int, tolerance: float
 ) -> float:
+    """The largest eigenvalue of a symmetric matrix, by the Lanczos method.
+
+    Args:
+        product: A function that multiplies the matrix by a vector `[rows]`.
+        rows: The number of rows.
+        tolerance: The relative error of the eigenvalue.
+    """
     from scipy.sparse.linalg import (  # type: ignore[import-untyped]  # slow to import
         ArpackNoConvergence,
         LinearOperator,
         eigsh,
     )
 
-    # A start that is given: the default one would be drawn at random.
+    # A fixed start vector makes the result reproducible; the default one is random.
     start = np.random.default_rng(0).standard_normal(rows)
     matrix = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
     try:
@@ -140,10 +153,14 @@ def _largest(
 
 
 def passes_the_edge(rows: Sequence[Mapping[str, float]], optimizers: Sequence[Optimizer]) -> bool:
-    """Whether the last measurement is the first one above the limit.
+    """Whether the last measurement is the first one above the stability limit.
 
-    Not for optimizers with a P, which follows the curvature: above their limit they go on (Cohen et
-    al. 2022), and in their first steps P rests on few gradients.
+    This is False for optimizers with a P, which follows the curvature: they do not diverge above
+    their limit (Cohen et al. 2022), and in their first steps P is computed from few gradients.
+
+    Args:
+        rows: The history of measurements, as metrics by name.
+        optimizers: The optimizers of the training.
     """
     if not all(type(unwrapped(o)) is torch.optim.SGD for o in optimizers):
         return False
@@ -155,7 +172,7 @@ def passes_the_edge(rows: Sequence[Mapping[str, float]], optimizers: Sequence[Op
 
 
 def edge_in_words(scalars: Mapping[str, float], step: int) -> str:
-    """What a measurement above the limit means."""
+    """A sentence for the user about a measurement above the stability limit."""
     value, limit = scalars["stability"], scalars["stability_limit"]
     return (
         f"at step {step} lr times the largest curvature of the loss is {value:.3g}, above "

@@ -1,10 +1,10 @@
-"""How an optimizer moves the parameters, and which curvature its steps can bear.
+"""The learning rates of an optimizer, and the largest curvature for which its steps are stable.
 
-On a quadratic with the Hessian H, and with P as it is now, an optimizer's steps are those of
-gradient descent, with or without momentum, in the coordinates P^-½ θ: there each eigenvector of
-P^½ H P^½ with eigenvalue λ is a mode of its own, and the modes decay while a = lr·λ is below a
-limit (Cohen et al. 2021 and 2022). The averages of Adam are taken as settled, their bias
-corrections as 1.
+On a quadratic with the Hessian H, and with a constant P, the steps of an optimizer are those of
+gradient descent, with or without momentum, in the coordinates P^-½ θ. There each eigenvector of
+P^½ H P^½ with eigenvalue λ is a mode that evolves independently, and the modes decay if a = lr·λ is
+below a limit (Cohen et al. 2021 and 2022). The averages of Adam are assumed to have settled, and
+their bias corrections to be 1.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _OTHER = "the stability limit of {} is not known, only that of torch.optim's {}.
 
 @dataclass(frozen=True)
 class StepRule:
-    """Gradient descent with momentum, perhaps preconditioned.
+    """Gradient descent with momentum, which may be preconditioned.
 
     Attributes:
-        rates: The learning rate of each parameter that the optimizer moves, by name.
-        limit: The largest lr·λ under which a step along curvature λ does not diverge.
-        preconditioner: The optimizer whose P counts; None for SGD, which has none.
+        rates: The learning rate of each parameter that the optimizer changes, by name.
+        limit: The largest lr·λ for which steps on a quadratic of curvature λ do not diverge.
+        preconditioner: The optimizer whose P preconditions the gradient, or None for SGD.
     """
 
     rates: dict[str, float]
@@ -39,20 +39,24 @@ class StepRule:
 
     @property
     def lr(self) -> float:
-        """The one to which others are relative: the largest, or the first group's, as in P."""
+        """The rate to which others are relative: the largest, or with a P the first group's."""
         if self.preconditioner is None:
             return max(self.rates.values())
         return float(self.preconditioner.param_groups[0]["lr"])
 
     def groups(self) -> dict[float, list[str]]:
-        """Names of parameters by their learning rate."""
+        """The names of parameters by their learning rate."""
         found: dict[float, list[str]] = {}
         for name, rate in self.rates.items():
             found.setdefault(rate, []).append(name)
         return found
 
     def parts(self) -> list[tuple[float, list[str]]]:
-        """Names of the parameters that move, with the factor that their kernel does not have."""
+        """The groups of parameters with positive learning rates, each with a factor of its kernel.
+
+        Θ is the sum of the kernels of the groups times these factors. With a P the factors are 1,
+        as P contains the learning rates.
+        """
         groups, largest = self.groups(), self.lr
         if self.preconditioner is not None:
             return [(1.0, [n for n, rate in self.rates.items() if rate > 0.0 or len(groups) == 1])]
@@ -63,15 +67,16 @@ class StepRule:
 def read_optimizers(
     optimizers: Sequence[Optimizer], network: nn.Module, names: Sequence[str]
 ) -> StepRule:
-    """Learning rates and momentum, as they stand now in the parameter groups.
+    """Read the present learning rates and the stability limit from the parameter groups.
 
     Args:
-        optimizers: Those of the training.
-        network: The module that is measured.
-        names: Parameters of it that count.
+        optimizers: The optimizers of the training.
+        network: The module to measure.
+        names: The names of the parameters by which the kernel is computed.
 
     Raises:
-        ValueError: There is not one optimizer with a limit that is known, and with one momentum.
+        ValueError: The parameters have no optimizer or several ones, or one whose limit is not
+            known, or groups with different limits.
     """
     chosen = set(names)
     parameters = {n: p for n, p in network.named_parameters() if n in chosen}
@@ -96,7 +101,7 @@ def read_optimizers(
         raise UndefinedError("the optimizer's parameter groups differ in momentum.")
     largest, decay = limits.pop(), max(decays)
     if type(optimizer) is torch.optim.SGD:
-        # The decay is a part of the gradient: every curvature λ is λ + weight_decay.
+        # Weight decay is a part of the gradient and adds weight_decay to every curvature λ.
         return StepRule(rates, largest - decay)
     if optimizer.param_groups[0].get("decoupled_weight_decay"):
         # θ ← (1 - c) θ - lr P m with c = lr·weight_decay and m ← β m + (1 - β) g: a mode obeys
@@ -125,18 +130,20 @@ def _of_sgd(group: Mapping[str, Any]) -> float:
 
 
 def _of_adam(group: Mapping[str, Any]) -> float:
-    """An average of gradients is momentum β₁ with dampening β₁."""
+    """The limit of Adam: an average of gradients is momentum β₁ with dampening β₁."""
     beta = float(group["betas"][0])
     return 2.0 * (1.0 + beta) / (1.0 - beta)
 
 
 def _of_rmsprop(group: Mapping[str, Any]) -> float:
+    """The limit of RMSprop, which has momentum without dampening."""
     momentum = float(group["momentum"])
     _check_momentum(momentum)
     return 2.0 * (1.0 + momentum)
 
 
 def _check_momentum(momentum: float) -> None:
+    """Raise an `UndefinedError`, so that the metric is left out, for momentum outside of [0, 1)."""
     if not 0.0 <= momentum < 1.0:
         raise UndefinedError(f"momentum {momentum:g} is not in [0, 1): no step is stable.")
 
@@ -148,4 +155,4 @@ _LIMITS: dict[type[Optimizer], Callable[[Mapping[str, Any]], float]] = {
     torch.optim.RMSprop: _of_rmsprop,
     torch.optim.Adagrad: lambda group: 2.0,
 }
-"""By the exact type the limit without weight decay, of a parameter group."""
+"""Functions of a parameter group that return the limit without weight decay, by exact type."""

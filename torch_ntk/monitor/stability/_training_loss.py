@@ -1,4 +1,4 @@
-"""Which loss a training goes down on, and its second derivative in the outputs."""
+"""Determines which loss is trained, and evaluates it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch.nn.modules.loss import _Loss
 from ..._checks import UndefinedError, check_choice, describe, type_error, value_error
 
 LossLike: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
-"""`"auto"`, `"cross_entropy"`, `"mse_loss"`, or `loss(f, y) -> scalar` of outputs and targets."""
+"""`"auto"`, `"cross_entropy"`, `"mse_loss"`, or a function `loss(f, y) -> scalar`."""
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 _NAMES = ("auto", "cross_entropy", "mse_loss")
 IGNORED = -100
-"""The label that torch's cross-entropy leaves out."""
+"""The label that torch's cross-entropy ignores."""
 
 _REMEDY = "Pass loss=, the function loss(f, y) -> scalar that is trained."
 
 
 def check_loss(loss: object) -> LossLike:
-    """What can be told of `loss` before there are outputs.
+    """Check the user's argument `loss` as far as that is possible without outputs.
 
     Raises:
-        TypeError: Neither a name nor a function.
-        ValueError: An unknown name, or a loss that is not a mean.
+        TypeError: It is neither a name nor a function.
+        ValueError: The name is unknown, or the loss is not a mean over samples.
     """
     if isinstance(loss, str):
         return check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
@@ -41,19 +41,20 @@ def check_loss(loss: object) -> LossLike:
 
 
 def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) -> LossFunction:
-    """The function that is meant: `F.cross_entropy` and `F.mse_loss` as they are.
+    """The function of outputs and targets that is trained.
 
-    `"auto"` is the only loss module of `module`; without any, cross-entropy for class labels and
-    the mean squared error for floating-point targets, as those two functions define them.
+    `"auto"` is the only loss module of `module`. If it has none, the loss is cross-entropy for
+    class labels and the mean squared error for floating-point targets. The result is
+    `F.cross_entropy` or `F.mse_loss` itself if it is equal to one of these.
 
     Args:
-        loss: As `check_loss` returned it.
-        module: What is in training, or None.
-        f: Outputs `[N, O]`.
-        y: Targets.
+        loss: The user's argument, which `check_loss` has checked.
+        module: The module in training, or None.
+        f: The outputs `[N, O]`.
+        y: The targets.
 
     Raises:
-        ValueError: It cannot be told which loss is trained.
+        ValueError: The loss cannot be determined.
     """
     if loss == "auto":
         own = [] if module is None else [m for m in module.modules() if isinstance(m, _Loss)]
@@ -70,15 +71,15 @@ def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) ->
 
 
 def like_outputs(loss: LossFunction, f: Tensor) -> LossFunction:
-    """The same in the dtype of the outputs: a loss module may have weights of the classes."""
+    """The loss, where weights of classes in a loss module have device and dtype of the outputs."""
     return copy.deepcopy(loss).to(f.device, f.dtype) if isinstance(loss, nn.Module) else loss
 
 
 def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
-    """The loss of outputs `[N, O]`, in their dtype.
+    """The value of the loss for outputs `[N, O]` and targets, computed in the outputs' dtype.
 
     Raises:
-        ValueError: It is not a scalar of these outputs and targets.
+        ValueError: The loss is not defined for them, or is not a scalar.
     """
     loss = like_outputs(loss, f)
     if y.is_floating_point():
@@ -93,6 +94,11 @@ def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
 
 
 def _by_targets(f: Tensor, y: Tensor) -> str:
+    """The name of the usual loss for targets of this form.
+
+    Raises:
+        ValueError: The form of the targets does not determine the loss.
+    """
     outputs = f.shape[1]
     if not y.is_floating_point():
         if y.ndim == 1 and outputs > 1:
@@ -117,7 +123,7 @@ def _by_targets(f: Tensor, y: Tensor) -> str:
 
 
 def _is_plain_cross_entropy(loss: object) -> bool:
-    """Whether it has the second derivative of `F.cross_entropy`: label smoothing has."""
+    """Whether the loss has the second derivative of `F.cross_entropy`, as with label smoothing."""
     if loss is F.cross_entropy:
         return True
     return (
@@ -129,6 +135,7 @@ def _is_plain_cross_entropy(loss: object) -> bool:
 
 
 def _refuse_sum(loss: object) -> None:
+    """Raise a `ValueError` if a loss module is not a mean over samples."""
     reduction = getattr(loss, "reduction", "mean") if isinstance(loss, nn.Module) else "mean"
     if reduction in ("sum", "none"):
         raise value_error(
