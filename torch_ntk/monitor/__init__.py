@@ -1,22 +1,23 @@
-"""What is measured of a training and when, independent of any trainer.
+"""Measurements of a training and their schedule, independent of any trainer.
 
-`Monitor` watches a training loop of your own; `torch_ntk.callbacks` has the same for Lightning.
+`Monitor` is for your own training loop; `torch_ntk.callbacks` has the same for Lightning.
 
-One measurement, through the folders:
+One measurement passes through the folders as follows:
 
-1. `loop/`: `Session.is_due` asks the `Schedule` whether step s is one to measure at.
-2. `probe/`: the first time, the samples are taken from the batch, unless they were given; what of
-   it is input, and what is target, the `Reader` sees by the network's forward.
-3. `reference/`: the first time, θ_0, the buffers, f_0 and Θ_0 are kept in a `Reference`.
-4. `measure/`: `Record.measure` makes a `Moment` of the network now and the reference.
-5. Each `Metric` of the registry takes what it needs from it; kernel, spectrum, outputs and
-   linearization are computed once, by the `Evaluation`, whichever metrics share them. Of several
-   processes each takes a part of the kernel, which `Sharing` brings together.
-6. `stability/`: one of the metrics compares the optimizer's step with the loss's curvature.
-7. The values go into the history, and as an `Observation` back to the session, which measures
-   the validation probe likewise and adds what the measurement took of the running time.
-8. `figures/` draws the observation, or the whole history; `verdict` judges its last row.
-9. `page/` puts all of it into one document, which the page of `tensorboard_plugin/` shows.
+1. `loop/`: `Session.is_due` asks the `Schedule` whether to measure at this step.
+2. `probe/`: At the first measurement the samples are taken from the batch, unless the user has
+   passed them. The `Reader` determines by the network's forward which parts of the batch are inputs
+   and which are targets.
+3. `reference/`: At the first measurement θ_0, the buffers, f_0 and Θ_0 are stored in a `Reference`.
+4. `measure/`: `Record.measure` makes a `Moment` of the present network and the reference.
+5. Each requested `Metric` of the registry computes its value from the moment. Kernel, spectrum,
+   outputs and linearization are computed once by the `Evaluation`, for all metrics that need them.
+   If there are several processes, each computes a part of the kernel, and `Sharing` adds them up.
+6. `stability/`: One of the metrics compares the optimizer's step with the curvature of the loss.
+7. The values are added to the history, and returned to the session as an `Observation`. The session
+   measures the validation probe in the same way, and adds the share of the running time.
+8. `figures/` draws the observation or the whole history, and `verdict` judges the last row of it.
+9. `page/` combines everything into one document, which the page of `tensorboard_plugin/` shows.
 """
 
 from .figures._figures import figures_of as figures_of

@@ -1,4 +1,4 @@
-"""Figures of one moment of a training, and of its whole course.
+"""Figures of one measurement of a training, and of all measurements.
 
-They are made without pyplot, so that no global figure state of the caller is touched.
+They are made without pyplot, so that the caller's global state of figures does not change.
 """

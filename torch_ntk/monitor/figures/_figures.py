@@ -1,4 +1,4 @@
-"""Figures of one moment of a training: the kernel, its spectrum, the linearization."""
+"""Figures of one measurement of a training: the kernel, its spectrum and the linearization."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ from ..measure._record import Record
 
 _MOST_LINES = 12
 _MOST_POINTS = 4000
-_FEW = 16  # eigenvalues that are marked one by one
+_FEW = 16  # up to this number of eigenvalues, each has a marker
 
 
 def figures_of(record: Record, seen: Observation) -> Iterator[tuple[str, Figure]]:
-    """The figures that belong to the metrics of a measurement, each with its name."""
+    """The figures that belong to the metrics of a measurement, as pairs of name and figure.
+
+    Args:
+        record: The record with the reference and the history.
+        seen: The measurement.
+    """
     title = f"step {seen.step}"
     if (
         seen.kernel is not None
@@ -44,18 +49,19 @@ def figures_of(record: Record, seen: Observation) -> Iterator[tuple[str, Figure]
 def kernel_heatmap(
     kernel: Tensor, labels: Tensor | None = None, *, title: str = ""
 ) -> tuple[Figure, Axes]:
-    """The kernel on a probe, as `torch_ntk.plotting.plot_kernel` draws it.
+    """A heat map of the kernel on a probe, drawn by `torch_ntk.plotting.plot_kernel`.
 
-    Targets that are not one integer class for each sample say nothing about an order of the
-    samples: they are left aside.
+    Samples are ordered by class. Targets that are not one integer class for each sample are
+    ignored.
 
     Args:
-        kernel: `[N, N]`, or `[N, N, O, O]`, of which the mean over equal outputs is shown.
+        kernel: The kernel `[N, N]`; or the full kernel `[N, N, O, O]`, of which the mean of Θ_oo
+            over the outputs o is shown.
         labels: The targets of the probe, or None.
-        title: A line above the map.
+        title: A title above the map.
 
     Raises:
-        ValueError: `kernel` is not square, or nowhere finite.
+        ValueError: `kernel` is not square, or has no finite entry.
     """
     if kernel.ndim not in (2, 4) or kernel.shape[0] != kernel.shape[1]:
         raise value_error("kernel", "[N, N] or [N, N, O, O]", kernel, "")
@@ -71,12 +77,17 @@ def kernel_heatmap(
 def spectrum_plot(
     spectra: Sequence[tuple[int, Tensor]], *, floor: float = 0.0, title: str = ""
 ) -> tuple[Figure, Axes]:
-    """Eigenvalues against their rank on a logarithmic axis, one line per step, early to late.
+    """Eigenvalues on a logarithmic axis as a function of their rank, with one line for each step.
 
     Args:
-        spectra: `(step, eigenvalues)` in the order of the steps; at most twelve are drawn.
-        floor: Where eigenvalues stop to mean anything; drawn as a line if positive.
-        title: A line above the axes.
+        spectra: Pairs `(step, eigenvalues)` in the order of steps, with eigenvalues `[N]` in
+            ascending order. At most twelve are drawn.
+        floor: The size below which eigenvalues are rounding error. It is drawn as a line if it is
+            positive.
+        title: A title above the axes.
+
+    Raises:
+        ValueError: `spectra` is empty.
     """
     if not spectra:
         raise value_error("spectra", "at least one spectrum", "none", "")
@@ -88,7 +99,7 @@ def spectrum_plot(
     smallest = math.inf
     for step, eigenvalues in chosen:
         values = eigenvalues.detach().cpu().double().flip(0).numpy()
-        shown = np.where(values > 0, values, np.nan)  # a logarithmic axis has no room for noise
+        shown = np.where(values > 0, values, np.nan)  # others are not defined on a logarithmic axis
         if np.isfinite(shown).any():
             smallest = min(smallest, float(np.nanmin(shown)))
         is_first, is_last = step == steps[0], step == steps[-1]
@@ -97,7 +108,7 @@ def spectrum_plot(
             shown,
             color=cmap(scale(math.log1p(step)) * 0.92),
             linewidth=2.0 if is_last else 1.2,
-            # The first one lies on top, where lazy training would leave it unseen.
+            # The first line is on top, as later ones would hide it if the training is lazy.
             linestyle="--" if is_first and not is_last else "-",
             zorder=3 if is_first else 2,
             marker="." if len(values) <= _FEW else None,
@@ -126,12 +137,17 @@ def spectrum_plot(
 def linearization_scatter(
     outputs: Tensor, linearized: Tensor, *, title: str = ""
 ) -> tuple[Figure, Axes]:
-    """Outputs of the network against those of its linearization; lazy training is the diagonal.
+    """The outputs of the network as a function of those of its linearization, as a scatter plot.
+
+    If the training is lazy, all points are on the diagonal.
 
     Args:
-        outputs: f_t `[N, O]`.
-        linearized: f_t^lin `[N, O]`.
-        title: A line above the axes.
+        outputs: The outputs f_t `[N, O]`.
+        linearized: The outputs f_t^lin `[N, O]` of the linearization.
+        title: A title above the axes.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     if outputs.shape != linearized.shape:
         raise value_error("linearized", f"of shape {tuple(outputs.shape)}", linearized, "")
@@ -172,7 +188,7 @@ def linearization_scatter(
 
 
 def _spread(items: list, most: int) -> list:  # type: ignore[type-arg]
-    """At most `most` items, evenly spread, the first and the last among them."""
+    """At most `most` of the items, evenly spaced, with the first and the last one."""
     if len(items) <= most:
         return items
     picks = sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})

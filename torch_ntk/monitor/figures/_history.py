@@ -1,4 +1,4 @@
-"""The curves of a run in one figure."""
+"""A figure of all curves of a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..measure._metric import Curve, Panel
 from ..measure._metrics import LAZY, PANELS, curve_of
 from ..measure._verdict import LAZY_BELOW, RICH_ABOVE
 
-_MOST_NAMED = 8
+_MOST_NAMED = 8  # legends with more entries have smaller letters
 _COLUMNS = 3
-_FAR = 1e-3
+_FAR = 1e-3  # limits below this multiple of all other values are not drawn
 
 
 def history_plot(
     rows: Sequence[Mapping[str, float]], *, title: str = ""
 ) -> tuple[Figure, np.ndarray[Any, Any]]:
-    """Everything that was measured against the optimizer step.
+    """Everything that was measured, as a function of the optimizer step.
 
     Args:
-        rows: `"step"` and metrics by name, one mapping for each measurement.
-        title: A line above the panels, such as the verdict.
+        rows: One mapping for each measurement, with `"step"` and the metrics by name.
+        title: A title above the panels, such as the verdict.
 
     Returns:
-        The figure and its axes, `[panels]`, one for each group of curves that has a value.
+        The figure, and the array of its axes, one for each panel that has a value.
 
     Raises:
         ValueError: Nothing was measured.
@@ -61,15 +61,23 @@ def history_plot(
 def _draw(
     axes: Axes, panel: Panel, curves: Mapping[str, Curve], rows: Sequence[Mapping[str, float]]
 ) -> None:
+    """Draw the curves of one panel.
+
+    Args:
+        axes: The axes of the panel.
+        panel: The panel.
+        curves: Its curves by the logged names of the values.
+        rows: The measurements.
+    """
     smallest = math.inf
-    # What curves are compared with comes after them.
+    # Limits are drawn after the curves, as their values decide whether the limits are shown.
     for name, curve in sorted(curves.items(), key=lambda item: item[1].is_limit):
         points = [(r["step"], r[name]) for r in rows if math.isfinite(r.get(name, math.nan))]
-        if panel.logarithmic:  # such an axis has no room for 0
+        if panel.logarithmic:  # 0 is not defined on a logarithmic axis
             points = [(step, value) for step, value in points if value > 0.0]
         values = [value for _, value in points]
         if curve.is_limit and panel.logarithmic and values and max(values) < _FAR * smallest:
-            continue  # a floor so far below would only press the other curves together
+            continue  # the axis would have to be so long that the other curves look flat
         axes.plot(
             [step for step, _ in points],
             values,

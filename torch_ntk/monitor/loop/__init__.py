@@ -1,1 +1,1 @@
-"""When to measure, and what becomes of a measurement: schedule, session, `Monitor`."""
+"""The schedule of measurements, the session that measures, and `Monitor`."""

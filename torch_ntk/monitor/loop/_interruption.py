@@ -1,8 +1,8 @@
-"""A measurement ends when the process is asked to.
+"""Interruption of a measurement by SIGTERM.
 
-Lightning, and programs that save themselves before a machine is taken away, handle SIGTERM by
-noting it, and look at the note when a batch is done. A measurement before that batch may take
-longer than they have left.
+Lightning, and programs that save a checkpoint before a machine is taken away, handle SIGTERM by
+setting a flag, which they read after the batch. A measurement before that batch may take longer
+than the time that remains. Therefore the signal ends the measurement.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from types import FrameType
 
 
-class Stopped(BaseException):  # no error, and nothing that a user's code may catch
-    """SIGTERM has come during a measurement."""
+class Stopped(BaseException):
+    """SIGTERM has been received during a measurement.
+
+    It is not an `Exception`, so that a user's code does not catch it.
+    """
 
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Within it, a SIGTERM that the program handles by a function also raises `Stopped`.
+    """A context in which SIGTERM also raises `Stopped`, if the program has a handler for it.
 
-    That function is called first. Where the signal ends the process, or is ignored, nothing
-    changes; nor in a thread that is not the main one, in which no signals are handled.
+    The handler is called first. Nothing changes if the signal ends the process or is ignored, and
+    in other threads than the main one, in which signals are not handled.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if is_main else None

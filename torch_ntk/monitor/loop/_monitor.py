@@ -25,15 +25,16 @@ from ._settings import SessionOptions
 from ._sharing import Sharing
 
 Log: TypeAlias = Callable[[dict[str, float], int], None]
-"""Takes the metrics of a measurement by their logged names, and the step."""
+"""A function of the metrics of a measurement by their logged names, and of the step."""
 
 
 class Monitor(Results):
     r"""Watches the Neural Tangent Kernel in a training loop of your own.
 
-    What `torch_ntk.callbacks.NTKMonitor` is for a Lightning Trainer: the same metrics on a fixed
-    probe, the same schedule, and training is bitwise what it is without it. Call `step` at the top
-    of the loop, before the optimizer's step, and `finish` after it:
+    It corresponds to `torch_ntk.callbacks.NTKMonitor` for a Lightning Trainer: it has the same
+    metrics on a fixed probe and the same schedule, and training is bitwise equal to training
+    without it. Call `step` at the beginning of the body of the loop, before the optimizer's step,
+    and `finish` after the loop:
 
         monitor = Monitor((x, y), every_n_steps=100)
         for batch in loader:
@@ -42,20 +43,21 @@ class Monitor(Results):
         print(monitor.finish(model, optimizer))
         figure, axes = monitor.plot()
 
-    The first call keeps θ_0, f_0 and Θ_0. Under `torch.distributed` the first process
-    measures, and the others take a part of kernels that take long; call it in all of them.
+    The first call stores θ_0, f_0 and Θ_0. Under `torch.distributed`, call the methods in all
+    processes. The first process measures, and the others compute a part of kernels that take long.
 
     Args:
-        probe: The samples, in one of the forms that `NTKMonitor` takes (a batch of the training),
-            or their number, to be taken from the `batch` of the first call; None takes up to 64.
-        folder: Where TensorBoard finds the page of this training, as its tab "NTK": `ntk.json` is
-            written there at the 1st, 2nd, 4th, 8th, … measurement, as far as a fifth of
-            `max_overhead` allows, and at the end. Pass the `log_dir` of a `SummaryWriter`.
-        log: Called after each measurement as `log(scalars, step)`, for a logger of your own:
-            `log=lambda scalars, step: wandb.log(scalars, step=step)`.
-        total_steps: Optimizer steps of the whole training, if they are known. A probe that you do
-            not choose is then made so short that the first and the last measurement fit in
-            `max_overhead`; trainers tell it by themselves.
+        probe: The samples in one of the forms that `NTKMonitor` accepts, such as a training batch;
+            or their number, to be taken from the `batch` of the first call. None takes up to 64.
+        folder: The folder of a TensorBoard run, such as the `log_dir` of a `SummaryWriter`. The
+            file `ntk.json` is written there, with which TensorBoard shows the page of this training
+            in its tab "NTK". It is written at the 1st, 2nd, 4th, 8th, … measurement, as far as a
+            fifth of `max_overhead` allows, and at the end.
+        log: A function that is called after each measurement as `log(scalars, step)`, for a logger
+            of your own: `log=lambda scalars, step: wandb.log(scalars, step=step)`.
+        total_steps: The number of optimizer steps of the whole training, if it is known. If you do
+            not choose the probe, it is then made so small that the first and the last measurement
+            fit in `max_overhead`. (A Lightning Trainer passes this number to its callbacks.)
         **options: `validation_probe` (samples), `every_n_steps`, `at_steps`, `anchor_at`,
             `schedule`, `output`, `kernel`, `metrics`, `max_overhead`, `on_error`, `prefix`,
             `input_fn`, `forward_fn`, `params`, `batch_size`, `max_memory`, `dtype`, `method`,
@@ -109,14 +111,14 @@ class Monitor(Results):
         self._reset()
 
     def _reset(self) -> None:
-        """Forget everything: the next call is the first one."""
+        """Forget everything, so that the next call is the first one."""
         self._session.reset()
         self._session.length = self._total_steps
         self._calls = 0
         self._steps = 0
-        self._is_passed = False  # whether the last call was told its step
-        self._versions: tuple[int, ...] = ()  # of the parameters, at the last call
-        self._show_steps = False  # whether they were seen to change from one step to the next
+        self._is_passed = False  # whether the last call had the argument `step`
+        self._versions: tuple[int, ...] = ()  # the versions of the parameters at the last call
+        self._show_steps = False  # whether an optimizer step was seen to change the versions
 
     # ------------------------------------------------------------------ measuring
     def step(
@@ -127,16 +129,16 @@ class Monitor(Results):
         *,
         step: int | None = None,
     ) -> Observation | None:
-        """Measure if it is due. Call it once for each optimizer step, before that step is taken.
+        """Measure if it is due. Call this once for each optimizer step, before that step.
 
         Args:
-            model: The network, also compiled, or wrapped by DDP or Fabric.
-            optimizer: Whose steps the network takes, for the metric `stability` and for
-                `kernel="optimizer"`.
-            batch: The training batch that comes next; needed where `probe` is a number.
-            step: Optimizer steps taken so far; None counts the calls. Pass it where batches are
-                accumulated: a step is measured once, however often it is passed. With it `step`
-                may also be called after the optimizer's step.
+            model: The network, which may be compiled, or wrapped by DDP or Fabric.
+            optimizer: The optimizer of the network, or several. It is needed for the metrics
+                `stability` and `critical_sharpness` and for `kernel="optimizer"`.
+            batch: The next training batch. It is needed if `probe` is a number.
+            step: The number of optimizer steps so far; None counts the calls. Pass it if gradients
+                are accumulated over batches. Each step is measured once, even if it is passed
+                several times. If you pass it, you may also call `step` after the optimizer's step.
 
         Returns:
             What was measured, or None.
@@ -172,18 +174,18 @@ class Monitor(Results):
         *,
         step: int | None = None,
     ) -> Verdict:
-        """Measure the last step if that has not been done, and judge the training.
+        """Measure the last step if that has not been done, and return the verdict.
 
         Args:
-            model: As in `step`.
-            optimizer: As in `step`.
-            step: Optimizer steps taken in all. None is the number of calls of `step`; where these
-                were told their steps, it is one more than the last of them if the parameters have
-                been written to since, and that one if not, as after batches that were accumulated
-                for a step that never came.
+            model: The network, as in `step`.
+            optimizer: The optimizer, as in `step`.
+            step: The number of optimizer steps in all. None is the number of calls of `step`. If
+                the argument `step` was passed in these calls, None is its last value, plus one if
+                the parameters have been written to since then. They have not if the last batches
+                were accumulated without another optimizer step.
 
         Raises:
-            ValueError: `step` is no number of steps, or smaller than one that came before.
+            ValueError: `step` is not an integer, or is smaller than in an earlier call.
         """
         end = self._end(model) if step is None else step
         if isinstance(end, bool) or not isinstance(end, int) or end < self._least:
@@ -195,15 +197,15 @@ class Monitor(Results):
 
     @property
     def _least(self) -> int:
-        """Optimizer steps that have been taken for certain."""
+        """The number of optimizer steps that have been taken at least."""
         return self._steps if self._is_passed else self._session.last_step or 0
 
     def _end(self, model: nn.Module) -> int:
-        """Optimizer steps that have been taken, also after the last call of `step`.
+        """The number of optimizer steps, including those after the last call of `step`.
 
-        PyTorch counts the writes to a tensor, which costs no comparison of values. Optimizers that
-        write to `p.data` are not counted: where the counts did not change before, that they stand
-        still says nothing.
+        PyTorch counts the writes to a tensor as its version, so that values need not be compared.
+        Writes to `p.data` are not counted. Therefore equal versions show that there was no step
+        only if earlier steps have changed the versions.
         """
         if not self._is_passed:
             return self._steps
@@ -211,7 +213,7 @@ class Monitor(Results):
         return self._steps if stands_still else self._steps + 1
 
     def _start(self) -> None:
-        """Begin to count the time, and look for other processes; in each of them."""
+        """Start counting the running time, and find the other processes."""
         if not self._session.schedule.is_running:
             self._session.schedule.start()
             self._session.sharing = Sharing.of_this_process()
@@ -225,6 +227,16 @@ class Monitor(Results):
         batches: int,
         last: bool = False,
     ) -> Observation | None:
+        """Measure and log, if it is due.
+
+        Args:
+            model: The network.
+            optimizer: The optimizer, or several, or None.
+            batch: The next training batch, or None.
+            step: The number of optimizer steps so far.
+            batches: The number of training batches so far.
+            last: Whether this is the last measurement, which is due unless the step was measured.
+        """
         session = self._session
         if _rank() != 0:
             session.assist(lambda: unwrap(model), step, batch)
@@ -248,15 +260,16 @@ class Monitor(Results):
         return seen
 
     def _run_folder(self) -> Path | None:
-        """The folder of TensorBoard's run, if there is one."""
+        """The folder of the TensorBoard run, or None. Subclasses may override it."""
         return self._page_folder
 
     def _write_document(self) -> None:
-        """Write what the page shows; the time counts as that of figures."""
+        """Write the document of the page. Its time is counted as that of figures."""
         folder = self._run_folder()
         if folder is None or not self._session.record.history:
             return
-        from ...tensorboard_plugin import document_name, write_document  # which loads TensorBoard
+        # Imported here, since it imports TensorBoard.
+        from ...tensorboard_plugin import document_name, write_document
 
         names = self._session.tag("verdict").removesuffix("verdict")
         with self._session.drawing(), self._session.attempt_to_write():
@@ -264,22 +277,23 @@ class Monitor(Results):
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Reference (θ_0, probe, Θ_0, f_0), history and counts: tensors and plain values only.
+        """The state: the reference (θ_0, probe, Θ_0, f_0), the history, and the numbers of calls.
 
-        It is about the size of the model and loads with `torch.load(..., weights_only=True)`.
+        It consists of tensors and plain values, has about the size of the model, and can be loaded
+        with `torch.load(..., weights_only=True)`.
         """
         counts = {"calls": self._calls, "steps": self._steps, "is_passed": self._is_passed}
         return {**self._session.state_dict(), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, with the reference of the first run.
+        """Continue from a state, with the reference of the first run.
 
         Raises:
-            ValueError: It cannot be used; nothing changes then.
+            ValueError: The state cannot be used. Nothing changes then.
         """
         self._session.load_state_dict(state)
         self._calls, self._steps = int(state["calls"]), int(state["steps"])
-        self._is_passed = bool(state.get("is_passed", False))  # earlier releases did not say
+        self._is_passed = bool(state.get("is_passed", False))  # earlier releases did not save it
         self._versions, self._show_steps = (), False
 
 
@@ -291,18 +305,20 @@ def _check_log(log: object) -> None:
 
 
 def _versions(model: nn.Module) -> tuple[int, ...]:
-    """How often each parameter has been written to, where PyTorch counts it."""
+    """The number of writes to each parameter for which PyTorch counts them."""
     counted = (p for p in model.parameters() if not is_lazy(p) and not p.is_inference())
     return tuple(p._version for p in counted)
 
 
 def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> Sequence[Optimizer]:
+    """The user's argument as a sequence."""
     if optimizer is None:
         return ()
     return (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
 
 
 def _rank() -> int:
+    """The rank of this process in `torch.distributed`, or 0 without it."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank()

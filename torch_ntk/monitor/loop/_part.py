@@ -1,4 +1,4 @@
-"""A part of a network that can be measured where the whole cannot."""
+"""Search for a part of a network that can be measured if the whole network cannot."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..probe._probe import Probe
 def part_that_works(
     network: nn.Module, probe: Probe, dtype: torch.dtype | None = None
 ) -> str | None:
-    """A `forward_fn` as one writes it, which has been tried; None if no part works.
+    """The text of a `forward_fn` that evaluates a part of the network, or None if no part works.
 
-    The mean of a variational autoencoder, the discriminator of a GAN: a method `encode`, and the
-    submodules with parameters, each of which gets the samples.
+    The method `encode` and all submodules with parameters are tried with the samples. This finds,
+    for example, the mean of a variational autoencoder, or the discriminator of a GAN.
 
     Args:
-        network: What cannot be measured as a whole.
+        network: The network, which cannot be measured as a whole.
         probe: The samples.
-        dtype: Of the evaluation.
+        dtype: The floating type of the evaluation.
     """
     if not isinstance(probe.x, Tensor):
         return None
@@ -38,11 +38,12 @@ def part_that_works(
             try:
                 adapted = AdaptedNetwork(network, _forward(name, pick))
                 Evaluation(dtype=dtype).examined(adapted, probe)
-            except Exception:  # anything that a part raises on what it was not made for
+            except Exception:  # a part may raise anything if it is not made for these samples
                 continue
             return f"forward_fn=lambda net, x: net.{name}(x){part}"
     return None
 
 
 def _forward(name: str, pick: Callable[[Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """A `forward_fn` that calls the attribute `name` and applies `pick` to what it returns."""
     return lambda net, x: pick(getattr(net, name)(x))

@@ -1,4 +1,4 @@
-"""What users read from a monitor."""
+"""The results that users read from a monitor."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from ._session import Session
 
 
 class Results:
-    """History, verdict and plot of the session of a monitor."""
+    """Base class of monitors, with the history, verdict, figure and page of their session."""
 
     _session: Session
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Everything measured: `"step"` and each metric by its logged name; NaN where missing.
+        """Everything that was measured: `"step"`, and each metric by its logged name.
 
-        `pandas.DataFrame(monitor.history).set_index("step")` is a table of it.
+        Values that were not measured at a step are NaN.
+        `pandas.DataFrame(monitor.history).set_index("step")` makes a table.
         """
         found, tag = columns(self._session.record.history), self._session.tag
         return {n if n == "step" else tag(n): column for n, column in found.items()}
 
     @property
     def verdict(self) -> Verdict:
-        """The regime of the training, with the reason; from the last measurement."""
+        """The regime of the training, with the reason, from the last measurement."""
         record = self._session.record
         rows, reference = record.history, record.reference
-        # At the reference itself nothing is known yet.
+        # The measurement at the reference itself has no changes to judge.
         has_moved = bool(rows) and reference is not None and rows[-1]["step"] > reference.step
         evaluation = record.evaluation
         if reference is None and self._session.settings.anchor_at is not None:
             anchor = self._session.settings.anchor_at
             return Verdict("unknown", f"the run has not come to step {anchor}, anchor_at")
         last = dict(rows[-1]) if has_moved else {}
-        if sum("drift" in row for row in rows) < 2:  # a kernel that was measured once has not moved
+        # With a single kernel, as at the reference, the drift is 0 and says nothing.
+        if sum("drift" in row for row in rows) < 2:
             for name in ("drift", "kernel_distance"):
                 last.pop(name, None)
         return verdict(
@@ -55,7 +57,10 @@ class Results:
         )
 
     def plot(self) -> tuple[Figure, np.ndarray[Any, Any]]:
-        """The curves, with the verdict above them: the figure and its axes `[panels]`.
+        """Draw all curves, with the verdict as title.
+
+        Returns:
+            The figure, and the array of its axes, one for each panel.
 
         Raises:
             ValueError: Nothing was measured.
@@ -66,14 +71,14 @@ class Results:
     def document(self, name: str | None = None) -> dict[str, Any]:
         """Everything that the page shows, as plain values for JSON.
 
-        It has the verdict, the curves with their thresholds, the kernel's maps of at most 64
-        samples, the spectra and the last linearization, all rounded; for the keys see the
-        docstring of `torch_ntk.monitor.page._document.document`. TensorBoard's tab shows what is in
-        `ntk.json` in the folder of a run. Callbacks write it; in a loop of your own
-        `Monitor(folder=...)` does.
+        It contains the verdict, the curves with their thresholds, kernels of at most 64 samples,
+        the spectra and the last linearization, all rounded. The docstring of
+        `torch_ntk.monitor.page._document.document` lists the keys. TensorBoard's tab shows the file
+        `ntk.json` in the folder of a run, which contains this document. Callbacks and
+        `Monitor(folder=...)` write this file.
 
         Args:
-            name: Of the run on the page; None takes `prefix`.
+            name: The name of the run on the page; None takes `prefix`.
         """
         prefix = self._session.settings.prefix
         record, pictures = self._session.record, self._session.pictures
@@ -82,20 +87,20 @@ class Results:
         )
 
     def report(self, path: str | os.PathLike[str], name: str | None = None) -> Path:
-        """Write the page of this training: one HTML file, which needs no network and no server.
+        """Write the page of this training as one HTML file, which needs no network and no server.
 
-        It shows the verdict, drift, distance and gap with their thresholds, the kernel at the step
-        that is chosen, the spectrum, the linearization and what else was measured.
-        `torch-ntk report RUN RUN` makes one of two runs that TensorBoard's logger has written.
+        It shows the verdict, drift, distance and gap with their thresholds, the kernel at a step
+        that the reader selects, the spectrum, the linearization and all other metrics.
+        `torch-ntk report RUN RUN` makes a page with two runs that TensorBoard's logger has written.
 
         Args:
-            path: Of the file, such as `"report.html"`.
-            name: Of the run on the page; None takes `prefix`.
+            path: The path of the file, such as `"report.html"`.
+            name: The name of the run on the page; None takes `prefix`.
 
         Returns:
-            The file.
+            The path of the file.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         return write_report(path, [self.document(name)])

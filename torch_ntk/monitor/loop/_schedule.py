@@ -1,4 +1,4 @@
-"""When to measure: at fixed steps, or as often as a share of the running time allows."""
+"""`Schedule`: measurements at fixed steps, or as often as a share of the running time allows."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from ..._checks import (
     value_error,
 )
 
-_PER_DOUBLING = 4  # points of the logarithmic schedule between a step and its double
-_GIVEN = 5.0  # seconds of measurements that a run may have beyond its budget
-_POINTS = 10  # that a run has at the least, if as many fit into that time
-_STRIDE = 5  # steps between these points, in a run of up to twice as many points of them
-_FIRST = 3.0  # times as long as the next measurement the first one may have taken
-_FOR_FIGURES = 0.2  # the part of the budget that figures have for themselves
+_PER_DOUBLING = 4  # the number of points of the logarithmic schedule between a step and its double
+# A run has at least `_POINTS` measurements, even if they exceed its budget, if they take no more
+# than `_GIVEN` seconds. Up to step 2 * `_POINTS` * `_STRIDE` they are `_STRIDE` steps apart.
+_GIVEN, _POINTS, _STRIDE = 5.0, 10, 5
+_FIRST = 3.0  # the first measurement is assumed to take up to this many times as long as the others
+_FOR_FIGURES = 0.2  # the share of the budget that is reserved for figures
 
 
 class Schedule:
     """Decides at which steps a measurement is due.
 
     Without `every_n_steps` and `at_steps`, measurements take at most the share `max_overhead` of
-    the running time, the last one of the run included, and are as far apart in time as that
-    needs, whatever has gone by before. A run of 50 steps or more has at least ten all the same,
-    spread over it, as long as they take less than five seconds together; its length is not known
-    before its end, so that the distance doubles whenever there are twenty. With one of the two
-    arguments the steps are fixed and the budget does not apply: the caller has asked for exactly
-    these points.
+    the running time, including the last one of the run. The time between two measurements follows
+    from this share, and unused time from before is not made up for. A run of 50 steps or more still
+    has at least ten measurements, distributed over the run, if these take less than five seconds
+    together. Since the length of a run is not known, the distance between them doubles whenever
+    there are twenty. With `every_n_steps` or `at_steps` the user has chosen the steps, and the
+    budget does not apply.
 
-    Figures have a part of the budget for themselves and put off no measurement.
+    A part of the budget is reserved for figures, which therefore do not delay measurements.
 
-    The first and the last step are measured in any case; that is the caller's part.
+    The first and the last step are measured in any case, which is the task of the caller.
 
     Args:
-        every_n_steps: Linear: due at its multiples. Logarithmic: due at about four steps per
-            doubling, starting from steps 0, n, 2n, ….
+        every_n_steps: The number n. A linear schedule measures at its multiples. A logarithmic one
+            measures at about four of the steps 0, n, 2n, … per doubling.
         kind: `"linear"` or `"log"`.
         max_overhead: The share of the running time that measurements may take, in [0, 1]; 1 means
             every step.
-        at_steps: Due at exactly these steps; instead of the three above.
-        clock: Seconds from a fixed origin; replaced in tests.
+        at_steps: The steps at which to measure, instead of the three arguments above.
+        clock: A function that returns the time in seconds, which tests replace.
 
     Raises:
-        TypeError, ValueError: An argument is out of its range, or two do not go together.
+        TypeError, ValueError: An argument is out of its range, or cannot be used with another.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Schedule:
         self._figures = self._figure_cost = 0.0
 
     def start(self) -> None:
-        """Count the running time from now on; what went by since it was last asked for does not."""
+        """Start or resume counting the running time, without the time since it was last read."""
         if self._start is not None:
             self._before += self._seen - self._start
         self._start = self._seen = self._clock()
@@ -94,11 +94,11 @@ class Schedule:
         return self._start is not None
 
     def spend(self, seconds: float, figures: float = 0.0) -> None:
-        """Take a measurement from the budget.
+        """Subtract a measurement from the budget.
 
         Args:
-            seconds: That it has taken, without its figures.
-            figures: Seconds that these have taken; 0 if there were none.
+            seconds: The time that it has taken, without its figures.
+            figures: The time that its figures have taken, or 0 without figures.
         """
         self._spent += seconds
         self._last_cost = seconds
@@ -113,7 +113,7 @@ class Schedule:
         return self._last_cost
 
     def _passed(self) -> float:
-        """Seconds that have been counted."""
+        """The running time in seconds that has been counted."""
         if self._start is None:
             return self._before
         self._seen = self._clock()
@@ -123,7 +123,7 @@ class Schedule:
         """The share of the running time that measurements and figures have taken, in [0, 1].
 
         Args:
-            seconds: What a measurement has taken that has not been spent yet.
+            seconds: The time of a measurement that has not been passed to `spend` yet.
         """
         passed = self._passed()
         spent = self._spent + self._figures + seconds
@@ -131,11 +131,16 @@ class Schedule:
 
     @property
     def has_budget(self) -> bool:
-        """Whether points follow from the time, and not from the arguments."""
+        """Whether the steps depend on the running time."""
         return self.at_steps is None and self.every_n_steps is None
 
     def due(self, step: int, last: int | None = None) -> bool:
-        """Whether to measure at `step`, after the last measurement at the step `last`."""
+        """Whether to measure at `step`.
+
+        Args:
+            step: The number of optimizer steps so far.
+            last: The step of the last measurement, or None before the first one.
+        """
         if self.at_steps is not None:
             return step in self.at_steps
         if self.every_n_steps is not None:
@@ -150,29 +155,32 @@ class Schedule:
         return self._is_within_budget() or (is_far and self._is_given())
 
     def _is_within_budget(self) -> bool:
+        """Whether another measurement keeps the share of the running time."""
         allowed = self.max_overhead * (1.0 - _FOR_FIGURES if self._figures else 1.0)
         passed, cost = self._passed(), self._last_cost
-        # Apart, so that time without training, such as a validation, is not made up for at once;
-        # and with the last one, which comes in any case. The first one has cost more than those.
+        # The time since the last measurement must suffice, so that there are not several in a row
+        # after a long validation. The budget must also have room for the measurement at the end of
+        # the run. The first measurement takes longer than these two, and counts for both.
         is_apart = cost <= allowed * (passed - self._last_end)
         to_come = cost if self._points == 1 else 2.0 * cost
         return is_apart and self._spent + to_come <= allowed * passed
 
     def _is_given(self) -> bool:
-        # Many a first measurement is slow, of a small network by what is loaded then.
+        """Whether another measurement is allowed beyond the budget."""
+        # The first measurement is often slow, for small networks because modules are imported.
         cost = self._last_cost / (_FIRST if self._points == 1 else 1.0)
         fits = self._spent + cost <= _GIVEN and _POINTS * cost <= _GIVEN
         return fits and self.max_overhead > 0.0
 
     def due_figures(self) -> bool:
-        """Whether there is time for figures whose turn it is."""
+        """Whether the budget allows figures."""
         if not self.has_budget or not self._figures or self.max_overhead == 1.0:
             return True
         allowed = self.max_overhead * _FOR_FIGURES * self._passed()
         return self._figures + 2.0 * self._figure_cost <= allowed
 
     def state_dict(self) -> dict[str, float]:
-        """The time counted so far, and what measurements have taken of it."""
+        """The running time so far, and the time that measurements and figures have taken."""
         return {
             "passed": self._passed(),
             "spent": self._spent,
@@ -184,7 +192,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a state; the time since then does not count."""
+        """Continue from a state. The time since the state was saved does not count."""
         self._start, self._before = None, state["passed"]
         self._spent, self._last_cost = state["spent"], state["last_cost"]
         self._last_end, self._points = state["last_end"], int(state["points"])
@@ -192,7 +200,7 @@ class Schedule:
 
 
 def _stride(step: int) -> int:
-    """Steps between points that every run has: 5 up to step 100, 10 up to 200, 20 up to 400, …."""
+    """The distance of measurements beyond the budget: 5 steps up to step 100, 10 up to 200, …."""
     return _STRIDE << (step // (2 * _POINTS * _STRIDE)).bit_length()
 
 
@@ -205,6 +213,7 @@ def is_log_spaced(step: int) -> bool:
 
 
 def _check_steps(steps: object) -> frozenset[int]:
+    """The steps as a set, after a check of the argument `at_steps`."""
     expected = "a sequence of step numbers"
     remedy = "Pass at_steps=[0, 10, 100], for example."
     if not isinstance(steps, (Sequence, set, frozenset)) or isinstance(steps, (str, bytes)):

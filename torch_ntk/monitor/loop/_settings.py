@@ -1,4 +1,4 @@
-"""The arguments that monitors share: their names, types and defaults, and their checks."""
+"""The arguments that all monitors have, with their types, defaults and checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._schedule import Schedule
 
 
 class CommonOptions(TypedDict, total=False):
-    """Arguments that every monitor takes; see `torch_ntk.callbacks.NTKMonitor`."""
+    """The arguments of every monitor, which `torch_ntk.callbacks.NTKMonitor` explains."""
 
     validation_probe: ProbeLike | None
     every_n_steps: int | None
@@ -48,7 +48,7 @@ class CommonOptions(TypedDict, total=False):
 
 
 class SessionOptions(CommonOptions, total=False):
-    """Arguments of a monitor that takes the kernel, with its metrics."""
+    """The arguments of a monitor with any metrics, including those of the kernel."""
 
     metrics: Sequence[str]
     output: KernelOutput
@@ -59,10 +59,10 @@ class SessionOptions(CommonOptions, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of a monitor apart from its samples, with their defaults; see `NTKMonitor`.
+    """The arguments of a monitor other than its samples. `NTKMonitor` explains them.
 
-    Each is checked where it is used: those of the schedule there, those of kernels in
-    `Evaluation`, metrics and loss in `Record`, and the rest here.
+    `Schedule` checks those of the schedule, `Evaluation` those of kernels, `Record` the metrics and
+    the loss, and this class the others.
 
     Raises:
         TypeError, ValueError: `on_error`, `anchor_at`, `prefix`, `input_fn` or `forward_fn` is
@@ -91,7 +91,7 @@ class Settings:
     coupled: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no run could use."""
+        """Check the arguments that no other class checks."""
         check_choice("on_error", self.on_error, ("raise", "warn"))
         if self.anchor_at is not None:
             remedy = "None compares with the network of the first step."
@@ -112,11 +112,11 @@ class Settings:
         _check_function("forward_fn", self.forward_fn, of, remedy)
 
     def new_schedule(self) -> Schedule:
-        """When to measure."""
+        """A schedule with these settings, which has not started."""
         return Schedule(self.every_n_steps, self.schedule, self.max_overhead, self.at_steps)
 
     def evaluation(self) -> Evaluation:
-        """How kernels and outputs are taken."""
+        """The settings by which kernels and outputs are computed."""
         is_adapted = self.forward_fn is not None
         params = adapted_selection(self.params) if is_adapted else self.params
         method, kind = cast(Method, self.method), cast(KernelKind, self.kernel)
@@ -132,5 +132,6 @@ class Settings:
 
 
 def _check_function(name: str, given: object, of: str, remedy: str) -> None:
+    """Raise a `TypeError` if the argument `name` is neither None nor a function of `of`."""
     if given is not None and not callable(given):
         raise type_error(name, f"a function of {of}", describe(given), f"Pass {name}={remedy}")

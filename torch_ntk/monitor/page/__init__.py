@@ -1,4 +1,4 @@
-"""The page of a training: its data as one document, and the file in which both are kept.
+"""The page of a training: its data as one document, and the file that contains both.
 
 The page itself is `torch_ntk/tensorboard_plugin/static/`, which TensorBoard shows as well.
 """

@@ -1,4 +1,4 @@
-"""Everything that a page shows of one training, as plain values for JSON."""
+"""The document of a training: everything that its page shows, as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -16,43 +16,47 @@ from ..measure._verdict import LAZY_BELOW, RICH_ABOVE, TURNED_ABOVE, Verdict
 from ._pictures import Pictures, classes_of, samples_shown, spread
 
 VERSION = 1
-"""Of the document's form; raised when a page of before could not read it."""
+"""The version of the document's form, which is increased if an older page cannot read it."""
 
 _MOST_STEPS = 1000
 _MOST_SPECTRA = 100
 _MOST_EIGENVALUES = 64
-_LEVELS = 999  # of a kernel's entries: three digits of the largest one
+_LEVELS = 999  # entries of a kernel are rounded to multiples of the largest one over this number
 _MODULES = "module_drift/"
 
 
 def document(
     record: Record, pictures: Pictures, verdict: Verdict, *, prefix: str, name: str
 ) -> dict[str, Any]:
-    """The training as one document.
+    """The document of a training.
 
     Args:
-        record: What was measured.
-        pictures: What was kept of it besides numbers.
-        verdict: The judgement of it.
-        prefix: Begins the names under which its numbers are logged.
-        name: Of the run.
+        record: The record with everything that was measured.
+        pictures: The kernels and the linearization that were stored for the page.
+        verdict: The verdict on the training.
+        prefix: The first part of the logged names.
+        name: The name of the run.
 
     Returns:
-        Dictionaries, lists, strings, finite numbers and None, which stands for what is not finite
-        or was not measured. Its keys:
+        Dictionaries, lists, strings, finite numbers and None, which represents numbers that are not
+        finite or were not measured. The keys are:
 
-        - `version`, `name`, `prefix`, `step` (the last one measured), `samples` (of the probe);
-        - `verdict`: `regime`, `reason`, `meaning`, `limits`;
-        - `steps`, and `curves`: for each number `name`, `label`, `panel`, `meaning`, `is_limit`,
-          `thresholds` (`value`, `says`) and `values`, one for each step;
-        - `panels`: `title` and `logarithmic` of the charts in which curves stand together;
-        - `modules`: `names`, and `values` `[modules]` of their drift at the last step that has it;
-        - `spectra`: `step` and `eigenvalues`, the largest first, with their `ranks`;
-        - `maps`: `classes` `[n]` or None, and `steps`: for each `step`, `unit` and `entries`, the
-          upper triangle of the map by rows, as multiples of the unit;
-        - `linearization`: `step`, `outputs` (how many each sample has), and of each point
-          `network`, `linearized`, `output` (its index) and `own`, whether the sample is of that
-          class (None where it has no class).
+        - `version`, `name`, `prefix`, `step` (the last one that was measured), `samples` (the
+          number of samples in the probe);
+        - `verdict`, with `regime`, `reason`, `meaning` and `limits`;
+        - `steps`, the steps of the measurements;
+        - `curves`, a list with `name`, `label`, `panel`, `meaning`, `is_limit`, `thresholds` (a
+          list with `value` and `says`) and `values` (one for each step) of each curve;
+        - `panels`, a list with `title` and `logarithmic` of each chart;
+        - `modules`, with `names`, and `values` `[modules]` of their drift at the last step that
+          has them;
+        - `spectra`, with the `ranks` of the eigenvalues that are stored, and for each step `step`
+          and `eigenvalues`, the largest first;
+        - `maps`, with `classes` `[n]` or None, and for each step `step`, `unit` and `entries`, the
+          upper triangle of the kernel by rows, as multiples of the unit;
+        - `linearization`, with `step`, `outputs` (the number of outputs of each sample), and lists
+          with `network`, `linearized`, `output` (its index) and `own` of each point. The last says
+          whether the output is that of the sample's class. It is None if there are no classes.
     """
     rows = spread(record.history, _MOST_STEPS)
     reference = record.reference
@@ -74,6 +78,7 @@ def document(
 
 
 def _curves(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """The entry `curves` of the document."""
     names = dict.fromkeys(name for row in rows for name in row)
     found = []
     for name in names:
@@ -95,7 +100,13 @@ def _curves(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def _thresholds(name: str, is_turned_known: bool) -> list[dict[str, Any]]:
-    """Where the verdict changes. Of a kernel that turns, its movement decides on laziness only."""
+    """The values of a metric at which the verdict changes.
+
+    Args:
+        name: The name of the metric.
+        is_turned_known: Whether `kernel_distance` is known. Then a large drift alone does not make
+            the verdict "feature learning".
+    """
     lazy = {"value": LAZY_BELOW, "says": "lazy below"}
     rich = {"value": RICH_ABOVE, "says": "feature learning above"}
     return {
@@ -106,6 +117,7 @@ def _thresholds(name: str, is_turned_known: bool) -> list[dict[str, Any]]:
 
 
 def _modules(rows: list[dict[str, float]]) -> dict[str, Any] | None:
+    """The entry `modules` of the document."""
     for row in reversed(rows):
         parts = {n.removeprefix(_MODULES): v for n, v in row.items() if n.startswith(_MODULES)}
         if parts:
@@ -115,6 +127,7 @@ def _modules(rows: list[dict[str, float]]) -> dict[str, Any] | None:
 
 
 def _spectra(record: Record) -> dict[str, Any] | None:
+    """The entry `spectra` of the document."""
     if not record.spectra:
         return None
     count = min(len(values) for _, values in record.spectra)
@@ -129,6 +142,7 @@ def _spectra(record: Record) -> dict[str, Any] | None:
 
 
 def _maps(record: Record, pictures: Pictures) -> dict[str, Any] | None:
+    """The entry `maps` of the document."""
     if record.reference is None or not pictures.maps:
         return None
     classes = classes_of(record.reference)
@@ -149,6 +163,7 @@ def _maps(record: Record, pictures: Pictures) -> dict[str, Any] | None:
 
 
 def _linearization(record: Record, pictures: Pictures) -> dict[str, Any] | None:
+    """The entry `linearization` of the document."""
     points = pictures.points
     if record.reference is None or points is None:
         return None
@@ -167,10 +182,10 @@ def _linearization(record: Record, pictures: Pictures) -> dict[str, Any] | None:
 
 
 def _number(value: float) -> float | None:
-    """Five digits, which no screen shows more of; JSON has no word for NaN and infinities."""
+    """The number rounded to five digits; None if it is not finite, as JSON has no such numbers."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def is_document(value: object) -> bool:
-    """Whether this is a document that the page can show."""
+    """Whether `value` is a document of this version, which the page can show."""
     return isinstance(value, Mapping) and value.get("version") == VERSION

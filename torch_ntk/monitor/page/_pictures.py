@@ -1,4 +1,4 @@
-"""What a page shows of the measurements besides numbers, kept while training goes on."""
+"""Kernels and outputs that are stored during a training, since the page shows them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _T = TypeVar("_T")
 
 
 class Points(NamedTuple):
-    """Outputs of the network beside those of its linearization, at one step.
+    """Outputs of the network and of its linearization at one step.
 
     Attributes:
-        step: Optimizer steps taken.
-        network: Some of f_t `[P]`.
-        linearized: The same ones of f_t^lin `[P]`.
-        place: Their places in the flattened outputs `[P]`.
-        outputs: How many of these each sample has.
+        step: The number of optimizer steps.
+        network: P of the outputs f_t, `[P]`.
+        linearized: The same outputs of the linearization f_t^lin, `[P]`.
+        place: Their indices in the flattened outputs, `[P]`.
+        outputs: The number of outputs of each sample.
     """
 
     step: int
@@ -38,15 +38,15 @@ class Points(NamedTuple):
 
 
 class Pictures:
-    """The kernel's map at some of the measured steps, and the last linearization.
+    """The kernel at some of the measured steps, and the last linearization.
 
-    At most 32 maps are kept, of at most 64 samples: where there are more, the map goes whose
-    neighbours are nearest to each other in steps, so that the first, the last and an even choice
-    between them stay, however long the training is.
+    At most 32 kernels of at most 64 samples are stored. If there is one more, the one is deleted
+    whose neighbours are closest to each other in steps. So the first one, the last one and an even
+    selection between them remain, however long the training is.
 
     Attributes:
-        maps: Step and map `[n, n]`, in units of `output="mean"`, early to late.
-        points: Outputs at the last measurement that had a linearization.
+        maps: Pairs of step and kernel `[n, n]`, in units of `output="mean"`, in the order of steps.
+        points: The outputs at the last measurement that had a linearization, or None.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Pictures:
         self.points: Points | None = None
 
     def add(self, record: Record, seen: Observation) -> None:
-        """Keep what is to be shown of a measurement."""
+        """Store kernel and outputs of a measurement as far as the page shows them."""
         reference = record.reference
         if reference is None:
             return
@@ -74,21 +74,21 @@ class Pictures:
             self.points = Points(seen.step, network, linearized, place, f.shape[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """The state as tensors and plain values."""
         return {
             "maps": [[step, kernel] for step, kernel in self.maps],
             "points": None if self.points is None else list(self.points),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; without one from nothing."""
+        """Continue from a state, which may be empty."""
         self.maps = [(int(step), kernel) for step, kernel in state.get("maps", ())]
         points = state.get("points")
         self.points = None if points is None else Points(*points)
 
 
 def classes_of(reference: Reference) -> Tensor | None:
-    """The class of each sample of the probe; None where targets are not one integer for each."""
+    """The class `[N]` of each sample, or None if targets are not one integer for each sample."""
     y = reference.probe.y
     if y is None or y.shape != (len(reference.probe),):
         return None
@@ -96,14 +96,14 @@ def classes_of(reference: Reference) -> Tensor | None:
 
 
 def samples_shown(reference: Reference) -> Tensor:
-    """The samples of the map `[n]`: by class where they have one, at most 64, evenly spread."""
+    """The indices `[n]` of at most 64 samples that are shown, ordered by class if there are classes."""
     classes, count = classes_of(reference), len(reference.probe)
     order = torch.arange(count) if classes is None else torch.argsort(classes, stable=True)
     return order[spread(range(count), MOST_SAMPLES)]
 
 
 def spread(items: Sequence[_T], most: int) -> list[_T]:
-    """At most `most` items, evenly spread, the first and the last among them."""
+    """At most `most` of the items, evenly spaced, with the first and the last one."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

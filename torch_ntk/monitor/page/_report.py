@@ -1,4 +1,4 @@
-"""The page with its data in one file."""
+"""An HTML file with the page and its data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..._checks import value_error
 from ._document import is_document
 
 STATIC = Path(__file__).parents[2] / "tensorboard_plugin" / "static"
-_MODULES = ("svg.js", "charts.js", "page.js")  # each after those that it imports
+_MODULES = ("svg.js", "charts.js", "page.js")  # each one after the modules that it imports
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async )?function|const)", re.MULTILINE)
 
@@ -42,13 +42,14 @@ show(document.getElementById("page"), embedded(document.getElementById("runs")))
 
 
 def report_page(documents: Sequence[Mapping[str, Any]]) -> str:
-    """The page with these trainings in it, as HTML that needs nothing else and no network.
+    """The page with some trainings as HTML, which needs no other files and no network.
 
     Args:
-        documents: See `document`; the first one is shown, beside a second one if there is one.
+        documents: The documents of the trainings (see `document`). The first one is shown, next to
+            the second one if there are several.
 
     Raises:
-        ValueError: There is none, or one is no document of this version.
+        ValueError: There are no documents, or one of them does not have the present version.
     """
     if not documents or not all(map(is_document, documents)):
         raise value_error(
@@ -59,7 +60,7 @@ def report_page(documents: Sequence[Mapping[str, Any]]) -> str:
         )
     modules = [(STATIC / name).read_text(encoding="utf-8") for name in _MODULES]
     names = " and ".join(str(found["name"]) for found in documents[:2])
-    # Within a script's element only `<` could end it, or begin a comment.
+    # Without `<`, the text can neither end the script element nor begin a comment.
     data = json.dumps(list(documents), allow_nan=False).replace("<", "\\u003c")
     return _PAGE.format(
         title=html.escape(f"NTK of {names}"),
@@ -70,14 +71,19 @@ def report_page(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_report(path: str | os.PathLike[str], documents: Sequence[Mapping[str, Any]]) -> Path:
-    """Write `report_page(documents)` to a file, which takes its name when it is complete.
+    """Write `report_page(documents)` under a temporary name, and rename the complete file.
+
+    Args:
+        path: The path of the file.
+        documents: The documents of the trainings.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        ValueError: As `report_page` does; no file is written then.
-        OSError: It cannot be written.
+        ValueError: There are no documents, or one of them does not have the present version. No
+            file is written then.
+        OSError: The file cannot be written.
     """
     page, target = report_page(documents), Path(path)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
