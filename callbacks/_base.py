@@ -130,7 +130,7 @@ class KernelCallback(Results, Callback):
 
     @property
     def on_error(self) -> str:
-        """What a failing measurement does: `"raise"` or `"warn"`."""
+        """`"raise"` if a failing measurement ends the run, `"warn"` if it causes a warning."""
         return self._session.settings.on_error
 
     # ------------------------------------------------------------------ hooks

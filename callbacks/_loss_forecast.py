@@ -49,11 +49,11 @@ class LossForecast(KernelCallback):
     well. For losses other than squared error, a differential equation of N·O unknowns is solved.
 
     Args:
-        probe: As in `NTKMonitor`, with targets. The forecast is about the samples of the probe
-            only; for a forecast of the whole training pass all training samples. There is a warning
-            if the training has more.
-        loss: As in `StabilityEdge`.
-        **options: As in `NTKMonitor`; `prefix` is "forecast" by default.
+        probe: The samples with targets, in a form that `NTKMonitor` accepts. The forecast is about
+            the samples of the probe only; for a forecast of the whole training pass all training
+            samples. There is a warning if the training has more.
+        loss: The loss that is trained, as in `StabilityEdge`.
+        **options: Further arguments of `NTKMonitor`; `prefix` is "forecast" by default.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

@@ -43,14 +43,15 @@ class StabilityEdge(KernelCallback):
     considered, nor are gradient clipping and the noise of batches.
 
     Args:
-        probe: As in `NTKMonitor`, with targets. If N·O exceeds 4,096, the kernel is not formed but
-            multiplied with vectors. This is possible for cross-entropy and squared error only.
+        probe: The samples with targets, in a form that `NTKMonitor` accepts. If N·O exceeds 4,096,
+            the kernel is not formed but multiplied with vectors. This is possible for cross-entropy
+            and squared error only.
         loss: `"auto"` takes the only loss module (`nn.CrossEntropyLoss`, …) of the LightningModule.
             If there is none, it is `F.cross_entropy` for targets that are class labels, and
             `F.mse_loss` for targets that are numbers. If another loss is trained, pass it:
             `"cross_entropy"`, `"mse_loss"`, or a function `loss(f, y) -> scalar` of outputs
             `[N, O]` and targets.
-        **options: As in `NTKMonitor`.
+        **options: Further arguments of `NTKMonitor`.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

@@ -114,7 +114,7 @@ class Batch:
 
     @property
     def floating(self) -> tuple[Tensor, ...]:
-        """Those of the tensors that have a floating-point dtype."""
+        """The tensors that have a floating-point dtype."""
         return tuple(t for t in self.tensors if t.is_floating_point())
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Batch:
@@ -202,7 +202,7 @@ class Form:
         raise NotImplementedError
 
     def paths(self, path: str) -> Iterator[str]:
-        """For each tensor an expression such as `path['x'][0]` by which the caller reaches it."""
+        """Expressions such as `path['x'][0]` by which the caller reaches the tensors, in order."""
         raise NotImplementedError
 
     def is_like(self, other: Form) -> bool:

@@ -1,4 +1,4 @@
-"""How a model is called on a batch."""
+"""Calls of a model on a batch."""
 
 from __future__ import annotations
 

@@ -53,10 +53,11 @@ class Origin:
         self._computed = list(computed)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
-        twin = copy.copy(self)
-        twin._model, twin._tensors = self._model, self._tensors
-        twin._computed = copy.deepcopy(self._computed, memo)
-        return twin
+        duplicate = copy.copy(self)
+        # `__getstate__` has dropped the references to the original.
+        duplicate._model, duplicate._tensors = self._model, self._tensors
+        duplicate._computed = copy.deepcopy(self._computed, memo)
+        return duplicate
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_model": _no_original, "_tensors": [], "_computed": self._computed}
@@ -238,8 +239,8 @@ def faithful_copy(
     Raises:
         ValueError: The model has an attribute that cannot be copied.
     """
-    held = (v for m in model.modules() for v in walk(vars(m), _DEPTH, set(), into_modules=False))
-    with_history = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
+    members = (v for m in model.modules() for v in walk(vars(m), _DEPTH, set(), into_modules=False))
+    with_history = [t for t in members if isinstance(t, Tensor) and not t.is_leaf]
     # copy.deepcopy uses an entry of the memo as the copy of the object with that identity.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in with_history}
     names = {id(p): n for n, p in model.named_parameters()}

@@ -35,7 +35,7 @@ Step = Callable[[Tensor, State, Weights], State]
 
 @dataclass(frozen=True)
 class _Stack:
-    """How the layers of a recurrent network are arranged.
+    """The arrangement of the layers of a recurrent network.
 
     Attributes:
         has_biases: Whether each layer has biases.

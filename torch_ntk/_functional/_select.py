@@ -127,7 +127,7 @@ def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> lis
 
 
 def _matching(wanted: str, names: list[str]) -> list[str]:
-    """Those of the names that a name, or a pattern with `*`, `?` or `[…]`, selects."""
+    """The names that are equal to `wanted`, or match it as a pattern with `*`, `?` or `[…]`."""
     name = plain_name(wanted)
     return [name] if name in names else [n for n in names if fnmatchcase(n, name)]
 

@@ -63,18 +63,18 @@ class PythonState:
 
     def _visit(self, value: Any) -> None:
         """Save the state of `value` and of everything in it."""
-        for held in walk(value, _DEPTH, self._seen, into_modules=False):
-            if isinstance(held, Tensor):
+        for member in walk(value, _DEPTH, self._seen, into_modules=False):
+            if isinstance(member, Tensor):
                 # Tensors of inference mode cannot be written to outside of it.
-                if self._with_values and not held.is_inference():
-                    self._tensors.append((held, held.detach().clone(), held._version))
-            elif isinstance(held, torch.Generator):
+                if self._with_values and not member.is_inference():
+                    self._tensors.append((member, member.detach().clone(), member._version))
+            elif isinstance(member, torch.Generator):
                 if self._with_values:
-                    self._generators.append((held, held.get_state()))
-            elif type(held) in _CONTAINERS:
-                self._members.append((held, held.copy()))
-            elif _is_plain_object(held):
-                self._members.append((vars(held), dict(vars(held))))
+                    self._generators.append((member, member.get_state()))
+            elif type(member) in _CONTAINERS:
+                self._members.append((member, member.copy()))
+            elif _is_plain_object(member):
+                self._members.append((vars(member), dict(vars(member))))
 
     def restore_attributes(self) -> None:
         """Restore attributes and members of containers, but not the values of tensors.
@@ -124,7 +124,7 @@ def walk(value: Any, depth: int, seen: set[int], into_modules: bool = True) -> I
 
 
 def _members(value: Any) -> list[Any]:
-    """What a module, container, function or plain object refers to, on the next level."""
+    """The objects to which a module, container, function or plain object refers directly."""
     if isinstance(value, nn.Module):
         modules = [] if is_script(value) else list(value.modules())
         return [v for m in modules for n, v in vars(m).items() if n not in _MODULE_ATTRIBUTES]
@@ -155,7 +155,7 @@ def hidden_modules(value: Any) -> list[nn.Module]:
 
     TorchScript modules are left out. If `value` is a module, it is one of the results.
     """
-    modules = (held for held in walk(value, _DEPTH + 1, set()) if isinstance(held, nn.Module))
+    modules = (v for v in walk(value, _DEPTH + 1, set()) if isinstance(v, nn.Module))
     found = (m for module in modules if not is_script(module) for m in module.modules())
     return [m for m in dict.fromkeys(found) if not is_script(m)]
 

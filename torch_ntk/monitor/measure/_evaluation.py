@@ -86,7 +86,7 @@ class OptimizerError(ArgumentValueError):
 
 
 class Examined(NamedTuple):
-    """What a forward pass shows about a network and a probe.
+    """Facts about a network and a probe, which a forward pass on the probe shows.
 
     Attributes:
         trained: The names of the parameters by which the kernel is computed.

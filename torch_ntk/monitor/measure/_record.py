@@ -309,7 +309,7 @@ class Record:
         self._before = None
 
     def _last_step(self, step: int) -> LastStep | None:
-        """What `remember` stored before the optimizer step that led to `step`, or None."""
+        """The state that `remember` stored before the optimizer step to `step`, or None."""
         before = self._before
         return before if before is not None and before.step == step - 1 else None
 

@@ -96,7 +96,7 @@ def classes_of(reference: Reference) -> Tensor | None:
 
 
 def samples_shown(reference: Reference) -> Tensor:
-    """The indices `[n]` of at most 64 samples that are shown, ordered by class if there are classes."""
+    """The indices `[n]` of the at most 64 samples that are shown, ordered by class if known."""
     classes, count = classes_of(reference), len(reference.probe)
     order = torch.arange(count) if classes is None else torch.argsort(classes, stable=True)
     return order[spread(range(count), MOST_SAMPLES)]
