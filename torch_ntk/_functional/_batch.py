@@ -64,8 +64,8 @@ class Batch:
                     t,
                     f"Put a batch dimension first, for example with {path}.unsqueeze(0)."
                     if len(named) == 1
-                    else "Every tensor of a batch has the samples on its first axis. What belongs "
-                    "to all samples is no part of it: use it in forward_fn=lambda model, batch: ….",
+                    else "Every tensor of a batch must have the samples on its first axis. Use "
+                    "tensors that belong to all samples in forward_fn=lambda model, batch: ….",
                 )
         if len({len(t) for t in tensors}) > 1:
             numbers = ", ".join(f"{len(t)} in {path}" for path, t in named)
@@ -73,9 +73,9 @@ class Batch:
                 name,
                 "a batch whose tensors have the same number of samples on their first axis",
                 numbers,
-                "What belongs to all samples is no part of a batch: use it in "
-                "forward_fn=lambda model, batch: …, or expand it to one row per sample. Of a batch "
-                "that is one input, such as the nodes and edges of a graph: coupled=True.",
+                "Use tensors that belong to all samples in forward_fn=lambda model, batch: …, or "
+                "expand them to one row per sample. If the batch is one input, such as the nodes "
+                "and edges of a graph, pass coupled=True.",
             )
         return found
 
@@ -318,7 +318,7 @@ def _form_and_tensors(path: str, value: object) -> tuple[Form, list[Tensor]]:
         raise type_error(
             path,
             "a batch whose tensors have the samples on their first axis",
-            "a PackedSequence, whose tensors have none",
+            "a PackedSequence, whose tensors do not",
             "Pass the padded sequences and their lengths, and pack in the call: "
             "forward_fn=lambda model, batch: model(pack_padded_sequence(batch['x'], "
             "batch['lengths'], batch_first=True, enforce_sorted=False)).",

@@ -132,8 +132,8 @@ class Origin:
                 argument,
                 "a module of which copy.deepcopy makes one that computes the same",
                 f"a {type(original).__name__}, whose outputs and those of its copy differ",
-                "Its forward may depend on an object outside of the module, or its class define "
-                "how it is copied.",
+                "Its forward may depend on an object outside of the module, or its class may "
+                "define how it is copied.",
             )
         reached = leaves_reached(expected)
         for name, tensor in original.named_parameters():
@@ -254,7 +254,7 @@ def faithful_copy(
         raise value_error(
             argument,
             "a module that copy.deepcopy can copy",
-            f"{type(model).__name__}, for which it fails with {error}",
+            f"a {type(model).__name__}, for which it fails with {error}",
             "Remove what cannot be copied (open files, locks, tensors with a history) "
             "from its attributes.",
         ) from error

@@ -120,8 +120,8 @@ def refuse_kept_tensors(
         raise value_error(
             "model",
             "a module whose outputs in eval mode follow from its parameters",
-            f"one that keeps a tensor which it has computed from {plain_name(derived[0])!r} "
-            "before, and reads that in eval mode instead of the parameter",
-            "Empty this cache first: call model.train() if that does it, or delete the tensor "
-            "from the attribute that holds it.",
+            f"one that has computed a tensor from {plain_name(derived[0])!r} before, keeps it, and "
+            "uses it in eval mode instead of the parameter",
+            "Empty this cache first, by model.train() if that is sufficient, or by deleting the "
+            "tensor from the attribute.",
         )

@@ -321,7 +321,7 @@ class PlainModel:
             raise value_error(
                 "model",
                 "a function f(params, x) that uses its parameters from `params`",
-                f"one that reaches {name!r} by itself, through a closure",
+                f"one that uses {name!r} through a closure instead",
                 "For a module write lambda p, x: torch.func.functional_call(model, p, (x,)), "
                 "or pass the module itself.",
             )
@@ -341,7 +341,8 @@ def _check_no_stray_gradients(leaves: Mapping[str, Tensor]) -> None:
             "a function whose backward pass returns its gradients",
             "an autograd.Function whose backward runs parts of the model again and adds to the "
             f".grad of {plain_name(stray[0])!r} by itself",
-            "Let it return the gradients (torch.autograd.grad), or switch this off meanwhile.",
+            "Let its backward return the gradients (torch.autograd.grad), or disable it for the "
+            "evaluation.",
         )
 
 

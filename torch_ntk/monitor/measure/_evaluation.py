@@ -511,7 +511,10 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
             parameters that require grad.
     """
     if probe.coupled:
-        raise UndefinedError("the infinite-width kernel is that of samples one by one.")
+        raise UndefinedError(
+            "the infinite-width kernel is defined for independent samples only, and not for "
+            "coupled=True."
+        )
     movable = {n for n, p in network.named_parameters() if p.requires_grad}
     if movable != set(names):
         raise UndefinedError(

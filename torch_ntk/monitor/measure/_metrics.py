@@ -270,7 +270,7 @@ def _critical_sharpness(now: Moment) -> Values:
 def _module_drift(now: Moment) -> Values:
     """The drift of Θ_m for each module m, where Θ_t = Σ_m Θ_m and Θ_m is by its parameters."""
     if now.reference.parts is None:
-        raise UndefinedError("the run was anchored without the parts of the kernel.")
+        raise UndefinedError("the reference has no parts of the kernel to compare with.")
     values, zero = {}, []
     for name, part in now.parts.items():
         start = now.reference.parts[name]
@@ -280,7 +280,7 @@ def _module_drift(now: Moment) -> Values:
             zero.append(name)
     if zero:
         now.undefined[f"module_drift of {', '.join(zero)}"] = (
-            "the part of the kernel was 0 at the anchor, as it is behind a layer of zeros."
+            "the part of the kernel was 0 at the reference, as it is before a layer of zeros."
         )
     return values
 
@@ -298,7 +298,7 @@ def _infinite_gap(now: Moment) -> Values:
             "the infinite kernel is that of gradient descent: measure it with kernel='gradient'."
         )
     if limit is None:
-        raise UndefinedError("the run was anchored without the infinite kernel.")
+        raise UndefinedError("the reference has no kernel of the infinitely wide network.")
     mean = mean_kernel(now.kernel, now.evaluation.output, now.reference.size)
     return m.kernel_drift(mean.to(limit.dtype), limit)
 

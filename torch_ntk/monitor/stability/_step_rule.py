@@ -93,7 +93,7 @@ def read_optimizers(
         own = [by_id[id(p)] for p in group["params"] if id(p) in by_id]
         if own:
             if group["maximize"]:
-                raise UndefinedError("the optimizer maximizes: there is no limit to stay below.")
+                raise UndefinedError("the optimizer maximizes, for which there is no limit.")
             limits.add(limit(group))
             decays.append(float(group["lr"]) * float(group["weight_decay"]))
             rates.update(dict.fromkeys(own, float(group["lr"])))
