@@ -26,7 +26,6 @@ from torch_ntk.monitor import (
     Results,
     Session,
     SessionOptions,
-    Sharing,
     Training,
     Verdict,
     snapshot,
@@ -114,6 +113,7 @@ class KernelCallback(Results, Callback):
         self._trained: tuple[int, dict[str, Tensor]] | None = None
         self._has_run = False
         self._shared: Verdict | None = None
+        self._is_first = True  # of the processes
         self._told: tuple[int | None, str] = (None, "")  # the verdict's last step, and its regime
         self._state = CheckpointState(self.theta_0)
         self._module: weakref.ref[LightningModule] | None = None  # the one of the last run
@@ -149,6 +149,7 @@ class KernelCallback(Results, Callback):
         if stage != "fit":
             return
         refuse_sharded(trainer, type(self).__name__)
+        self._is_first = trainer.is_global_zero
         self._refuse_same_prefix(trainer)
         # A checkpoint is loaded after this hook, so that a resumed run has its reference again.
         is_other = self._module is not None and self._module() is not pl_module
@@ -167,7 +168,8 @@ class KernelCallback(Results, Callback):
         self._module = weakref.ref(pl_module)
         self._session.schedule.start()
         self._session.length = length_of(trainer)
-        self._session.sharing = Sharing.of_this_process() if trainer.world_size > 1 else None
+        if trainer.world_size > 1:
+            self._session.look_for_others()
         self._state.start(trainer)
         # TensorBoard reads one layout for a run, so that the first callback logs it for all.
         grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
@@ -196,9 +198,7 @@ class KernelCallback(Results, Callback):
             return
         step = steps_taken(trainer)
         if not trainer.is_global_zero:
-            if self._session.sharing is not None:
-                with unlogged(trainer, pl_module):
-                    self._session.assist(lambda: self._find(pl_module), step, batch)
+            self._assist(trainer, pl_module, batch)
             return
         if self._session.is_due(step):
             self._measure(trainer, pl_module, step, batch)
@@ -235,14 +235,17 @@ class KernelCallback(Results, Callback):
 
         Other processes than the first return the verdict that the first one has sent.
         """
-        told = None if self._session.record.history else self._shared
-        return super().verdict if told is None else told
+        is_own = self._is_first and bool(self._session.record.history)
+        return super().verdict if is_own or self._shared is None else self._shared
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last step before callbacks replace the weights by averaged ones."""
-        if not trainer.is_global_zero or has_averaged_weights(trainer):
+        if has_averaged_weights(trainer):
             return
-        if is_last_epoch(trainer):
+        if not trainer.is_global_zero:
+            if is_last_epoch(trainer):
+                self._assist(trainer, pl_module)
+        elif is_last_epoch(trainer):
             self._finish(trainer, pl_module)
         elif swaps_weights(trainer):  # a callback may still stop the training after this hook
             self._trained = (steps_taken(trainer), snapshot(weights_of(pl_module)))
@@ -255,6 +258,8 @@ class KernelCallback(Results, Callback):
             elif self._trained is not None and self._trained[0] == steps_taken(trainer):
                 with lent_weights(pl_module, self._trained[1]):
                     self._finish(trainer, pl_module)
+        elif not swaps_weights(trainer):
+            self._assist(trainer, pl_module)
         self._trained = None
         self._session.release()
         self._share(trainer)
@@ -314,6 +319,12 @@ class KernelCallback(Results, Callback):
         step = steps_taken(trainer)
         if self._session.record.reference is not None and step != self._session.last_step:
             self._measure(trainer, pl_module, step, None, last=True)
+
+    def _assist(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
+        """On another process than the first: take a share of its kernel if it has asked for one."""
+        if self._session.sharing is not None:
+            with unlogged(trainer, pl_module):
+                self._session.assist(lambda: self._find(pl_module), steps_taken(trainer), batch)
 
     def _measure(
         self,

@@ -144,13 +144,15 @@ class NTKMonitor(KernelCallback):
             to half of it if a single sample needs that. A kernel uses less memory, by small blocks
             and groups of outputs, if that takes little time.
         dtype: The floating type in which the network is evaluated, `torch.float32` or
-            `torch.float64`. None is float64 for small networks if the device supports it. It is
-            float32 for networks with more than 65,536 parameters, or with more than half a megabyte
-            of activations per sample times outputs, for which float64 would take up to three times
-            as long. If eigenvalues are computed, sums over parameters are accumulated in float64 in
-            any case (`accumulate` of `empirical_ntk`), since in float32 λ_min of a kernel would be
-            mostly rounding error. The linearization gap of outputs in float32 has an error of about
-            1e-6 ‖f_t‖ / ‖f_t - f_0‖.
+            `torch.float64`. None is float64 for small networks if the device supports it. Kernels
+            are taken in float32 for networks with more than 65,536 parameters, or with more than
+            half a megabyte of activations per sample times outputs, for which float64 would take up
+            to three times as long. If eigenvalues are computed, sums over parameters are
+            accumulated in float64 in any case (`accumulate` of `empirical_ntk`), since in float32
+            λ_min of a kernel would be mostly rounding error. Outputs and their linearization are
+            in float32 for networks of more than a million parameters, or two megabytes. The gap of
+            those has an error of about 1e-6 ‖f_t‖ / ‖f_t - f_0‖, and is left out where that is more
+            than 0.03.
         method: The method for kernels, as in `torch_ntk.empirical_ntk`.
         loss: The loss for the metrics `"stability"` and `"critical_sharpness"`, as in
             `StabilityEdge`.

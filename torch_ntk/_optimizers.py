@@ -129,7 +129,12 @@ def step_scales(
             "holds with params=[...].",
         )
     first = optimizer.param_groups[0]
-    if _rate(name, first) == 0.0 and any(groups[id(p)] is not first for p in parameters.values()):
+    used = [groups[id(p)] for p in parameters.values()]
+    # Where a schedule begins or ends at 0 in all groups alike, their ratios are those of the
+    # learning rates that it multiplies.
+    all_rest = all(_rate(name, g) == 0.0 and g.get("initial_lr") for g in (first, *used))
+    key = "initial_lr" if all_rest else "lr"
+    if _rate(name, first, key) == 0.0 and any(group is not first for group in used):
         raise NoScalesError(
             message(
                 name,
@@ -140,7 +145,7 @@ def step_scales(
         )
 
     def relative(group: Mapping[str, Any]) -> float:
-        return 1.0 if group is first else _rate(name, group) / _rate(name, first)
+        return 1.0 if group is first else _rate(name, group, key) / _rate(name, first, key)
 
     scale = _SCALES[type(optimizer)]
     if scale is None:
@@ -184,8 +189,8 @@ def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
     return {id(p): group for group in optimizer.param_groups for p in group["params"]}
 
 
-def _rate(name: str, group: Mapping[str, Any]) -> float:
-    rate = float(group["lr"])
+def _rate(name: str, group: Mapping[str, Any], key: str = "lr") -> float:
+    rate = float(group[key])
     if not math.isfinite(rate) or rate < 0.0:
         expected = "an optimizer with finite learning rates of at least 0"
         raise value_error(name, expected, f"one with {rate}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -129,12 +130,25 @@ def test_both_probes_and_adapted_networks() -> None:
     assert found[2] == pytest.approx(float(kernel_drift(kernels[1], kernels[0])), rel=1e-10)
 
 
-def test_learning_rates_that_vanish_leave_a_gap_and_not_a_crash() -> None:
-    """At the end of a schedule the groups' rates have no relation to each other."""
+def test_learning_rates_that_vanish() -> None:
+    """The ratios of groups are those of the rates that a schedule multiplies, if it says them."""
+    values = {}
+    for lasts in (True, False):
+        model, monitor = network(), monitor_of(kernel="optimizer", metrics=("drift", "param_drift"))
+        groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.01}]
+        optimizer = Adam(groups, 0.05)
+        last = 1e-9 if lasts else 0.0
+        with_a_schedule(monitor, model, optimizer, [1.0, 1.0, last, last, last])
+        values[lasts] = monitor.history["ntk/drift"]
+    assert [math.isnan(v) for v in values[False]] == [True, False, False, False]
+    assert values[False][1:] == pytest.approx(values[True][1:], rel=1e-4)
+
+
+def test_learning_rates_of_no_relation_leave_a_gap_and_not_a_crash() -> None:
     model, monitor = network(), monitor_of(kernel="optimizer", metrics=("drift", "param_drift"))
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.01}]
     with pytest.warns(UserWarning, match="'kernel' is not measured: ") as caught:
-        with_a_schedule(monitor, model, Adam(groups, 0.05))
+        with_a_schedule(monitor, model, Adam(groups, 0.05), is_told=False)
     assert len(caught) == 1
     assert "learning rate 0" in str(caught[0].message)
     assert [math.isnan(v) for v in monitor.history["ntk/drift"]] == [True, False, True, True]
@@ -144,9 +158,18 @@ def test_learning_rates_that_vanish_leave_a_gap_and_not_a_crash() -> None:
     assert [math.isnan(v) for v in monitor.history["ntk/drift"]] == [True, False, False, False]
 
 
-def with_a_schedule(monitor: Monitor, model: nn.Module, optimizer: Optimizer) -> None:
-    """Four measurements, with learning rates of 0 from the third on."""
-    schedule = LambdaLR(optimizer, lambda step: float(step < 2))
+def with_a_schedule(
+    monitor: Monitor,
+    model: nn.Module,
+    optimizer: Optimizer,
+    rates: Sequence[float] = (1.0, 1.0, 0.0, 0.0, 0.0),
+    is_told: bool = True,
+) -> None:
+    """Four measurements, by default with learning rates of 0 from the third on."""
+    schedule = LambdaLR(optimizer, rates.__getitem__)
+    for group in optimizer.param_groups:
+        if not is_told:
+            group.pop("initial_lr")
     for _ in range(4):
         monitor.step(model, optimizer)
         stepped(model, optimizer)

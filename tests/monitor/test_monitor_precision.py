@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -107,12 +108,14 @@ def test_slopes_of_large_networks(
 ) -> None:
     values = observed(Record(), make())
     monkeypatch.setattr(_evaluation, "LARGE", 100)
+    monkeypatch.setattr(_evaluation, "HUGE", 100)
     found = observed(Record(), make())
     assert found["linearization_gap"] == pytest.approx(values["linearization_gap"], rel=1e-4)
 
 
 def test_a_layer_unfrozen_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_evaluation, "LARGE", 100)
+    monkeypatch.setattr(_evaluation, "HUGE", 100)
     gaps = []
     for dtype in (None, torch.float64):
         model = network()
@@ -169,3 +172,44 @@ def test_a_scaler_of_half_precision_on_a_cpu() -> None:
     drift = monitor.history["ntk/drift"]
     assert drift[:2] == [0.0, 0.0]  # nothing has moved in a step that was skipped
     assert drift[-1] > 0
+
+
+@pytest.mark.parametrize("by", [0.0, 1e-9, 1e-7, 1e-2])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_a_movement_below_rounding_has_no_gap(
+    by: float, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the gap is known or left out; in float64 it is known of smaller movements too."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(5, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh())
+            self.out = nn.Linear(300, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.net(x)) + offset
+
+    def gap(dtype: torch.dtype | None) -> float | None:
+        model, record = Shifted(), Record(("linearization_gap",), Evaluation(dtype=dtype))
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+        record.begin(model, Probe(x), 0)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += by * torch.randn(p.shape, generator=generator)
+        return record.measure(model, 1).scalars.get("linearization_gap")
+
+    exact = gap(torch.float64)
+    assert gap(None) == exact  # a network of 90,000 parameters, whose kernel is one in float32
+    monkeypatch.setattr(_evaluation, "HUGE", 1000)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = gap(None)
+    if found is None:
+        assert "and float32 knows them to 1e-06" in str(caught[0].message)
+        assert by * (1.0 if offset == 0.0 else 1e-4) < 1e-3
+    else:
+        assert exact is not None
+        assert found == pytest.approx(exact, abs=0.03)

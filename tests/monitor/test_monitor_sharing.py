@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ class Run:
         self.monitors = [Monitor(8, **given) for _ in self.nets]
         for rank, monitor in enumerate(self.monitors):
             monitor._session.schedule.start()
-            monitor._session.sharing = Sharing(store, rank, processes, 0)
+            monitor._session.sharing = Sharing(store, rank, processes, "name")
         self.alone = Monitor(8, **given)
         self.answered: list[int] = []
 
@@ -135,6 +136,14 @@ def _other_weight(k: int, run: Run) -> None:
         run.nets[1][0].weight[0, 0] += 1e-14
 
 
+def _other_function(k: int, run: Run) -> None:
+    """What no parameter, buffer or sample shows."""
+    net = run.nets[1]
+    run.monitors[1]._session._network = None
+    scale = lambda x: 1.0 if len(x) == 12 else 1.01  # noqa: E731, not in the training
+    net.forward = lambda x, net=net: type(net).forward(net, x) * scale(x)  # type: ignore[method-assign]
+
+
 def _fails(k: int, run: Run) -> None:
     run.monitors[1]._session.settings = None  # type: ignore[assignment]
 
@@ -148,6 +157,7 @@ def _is_silent(k: int, run: Run) -> None:
     [
         (_other_buffer, "process 1 has other parameters, buffers or samples"),
         (_other_weight, "process 1 has other parameters, buffers or samples"),
+        (_other_function, "process 1 has other outputs on the samples"),
         (_fails, "process 1 failed: AttributeError: "),
         (_is_silent, "process 1 did not answer in time"),
     ],
@@ -217,3 +227,34 @@ def test_a_fingerprint_sees_bits_and_names() -> None:
         [("a", x), ("b", torch.empty(0)), ("c", 2j * torch.ones(2, dtype=torch.cfloat))],
     ):
         assert fingerprint(other) != same
+
+
+def test_monitors_of_other_names_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one process begins with another one of them."""
+    store = HashStore()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    named: dict[tuple[int, str], Any] = {}
+    for rank, names in ((0, "AB"), (1, "B")):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(_sharing, "_generations", Counter())  # of a process of its own
+        for name in names:
+            named[rank, name] = Sharing.of_this_process(name)
+    for name, found in (("A", []), ("B", [0, 1])):
+        first = named[0, name]
+        first.ask(3, 5, object(), dict)
+        assert first._asked.get(3, []) == found
+    assert named[1, "B"].is_asked(3)
+    assert named[1, "B"].question(3) == (1, 1, 2)
+
+
+def test_the_last_step_is_shared_too(taken: list[slice]) -> None:
+    run = Run(processes=2)
+    run.go(4)
+    taken.clear()
+    run.monitors[1]._session.assist(lambda: run.nets[1], 4, None)
+    run.monitors[0].finish(run.nets[0])
+    run.alone.finish(run.nets[0])
+    run.equal()
+    assert len(taken) == 2

@@ -158,7 +158,10 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
 
         This is the last event before it loads the best model and before reporters close.
         """
-        if not state.is_world_process_zero or model is None or _SUMMARY not in (logs or {}):
+        if model is None or _SUMMARY not in (logs or {}):
+            return
+        if not state.is_world_process_zero:
+            self._session.assist(lambda: unwrap(model), state.global_step, None)
             return
         self._stop_waiting()
         verdict = self.finish(model, optimizer, step=state.global_step)

@@ -22,7 +22,6 @@ from ..stability._stability import Training
 from ._results import Results
 from ._session import Session
 from ._settings import SessionOptions
-from ._sharing import Sharing
 
 Log: TypeAlias = Callable[[dict[str, float], int], None]
 """A function of the metrics of a measurement by their logged names, and of the step."""
@@ -157,7 +156,8 @@ class Monitor(Results):
         self._calls += 1
         self._steps = now if step is not None else self._calls
         self._is_passed, self._versions = step is not None, versions
-        if self._session.record.reference is None and batch is None and self._session.needs_batch:
+        lacks_batch = self._session.record.reference is None and batch is None and _rank() == 0
+        if lacks_batch and self._session.needs_batch:
             raise value_error(
                 "batch",
                 "given at the first step where `probe` is a number of samples",
@@ -190,7 +190,7 @@ class Monitor(Results):
         end = self._end(model) if step is None else step
         if isinstance(end, bool) or not isinstance(end, int) or end < self._least:
             raise value_error("step", f"an integer of at least {self._least}", describe(step))
-        if self._session.record.reference is not None:
+        if self._session.record.reference is not None or _rank() != 0:
             self._measure(model, optimizer, None, end, self._calls, last=True)
         self._session.release()
         return self.verdict
@@ -216,7 +216,7 @@ class Monitor(Results):
         """Start counting the running time, and find the other processes."""
         if not self._session.schedule.is_running:
             self._session.schedule.start()
-            self._session.sharing = Sharing.of_this_process()
+            self._session.look_for_others()
 
     def _measure(
         self,

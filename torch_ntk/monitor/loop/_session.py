@@ -237,6 +237,14 @@ class Session:
         )
         return {**fewer.state_dict(), "output": self.record.evaluation.output}
 
+    def look_for_others(self) -> None:
+        """Find out whether other processes train the same network; to be called in all of them."""
+        own = self.settings
+        measured = (own.prefix, own.output, own.kernel, own.method, own.params, own.dtype)
+        self.sharing = Sharing.of_this_process(
+            "/".join(map(str, (*measured, *self.record.metrics)))
+        )
+
     def assist(self, find: Callable[[], nn.Module], step: int, batch: Any) -> None:
         """On another process than the first: take a share of its kernel if it has asked for one.
 
@@ -265,7 +273,8 @@ class Session:
                 part = share_of(evaluation.shares, place, places)
                 names, probe = reference.trained, reference.probe
                 share = evaluation.kernel_of_some(unwrap(module), names, probe, part)
-            sharing.answer(step, share, self._fingerprint(module, reference.probe))
+                seen = evaluation.sums_of_outputs(module, names, probe)
+            sharing.answer(step, share, self._fingerprint(module, probe), seen)
         except Exception as error:  # see above
             sharing.decline(step, error)
 
@@ -283,7 +292,11 @@ class Session:
             return None
 
         def total(count: int, take: Callable[[slice], Tensor]) -> Tensor:
-            kernel = sharing.total(step, count, take, self._fingerprint(module, probe))
+            reference = self.record.reference
+            assert reference is not None
+            own = self.record.evaluation.sums_of_outputs(module, reference.trained, probe)
+            found = self._fingerprint(module, probe)
+            kernel = sharing.total(step, count, take, found, own)
             if sharing.has_given_up:
                 self.say(_ALONE.format(self._owner, sharing.why_alone))
             return kernel
@@ -408,12 +421,14 @@ class Session:
         """What is measured where all would take too long, or what to pass."""
         reference, evaluation = self.record.reference, self.record.evaluation
         assert reference is not None
-        kinds = f"{len(reference.probe)} samples"
+        kinds, few = f"{len(reference.probe)} samples", "probe=(a number of samples)"
+        if reference.probe.coupled:
+            few = "forward_fn=lambda net, batch: net(batch)[:64]"
         if evaluation.is_probed:
             kinds += f" and {DIRECTIONS} random directions of the outputs"
         return (
             f"{self._owner}: a kernel {self.record.too_long}, which is long beside a training step "
-            f"or the run; it takes {kinds}. Choose with probe=(a number of samples) and output=."
+            f"or the run; it takes {kinds}. Choose with {few} and output=."
         )
 
     def _remedied(self, network: nn.Module, probe: Probe, do: Callable[[], None]) -> None:
@@ -553,7 +568,7 @@ class Session:
 
     def release(self) -> None:
         """Keep no network alive, nor a copy of its parameters that only the next step needs."""
-        self._network = None
+        self._network = self._assisted = None
         self.record.forget_step()
 
     def warn_once(self, key: str, text: str) -> None:

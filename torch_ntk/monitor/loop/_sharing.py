@@ -17,8 +17,8 @@ import hashlib
 import io
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
-_generations = itertools.count()  # the same in all processes, which make the same monitors in turn
+_generations: Counter[str] = Counter()  # by name, the same in processes that make them in turn
 
+_PAUSE = 0.002  # seconds between two looks for an answer
 _LEAST_PATIENCE = 2.0  # seconds that the first process waits for a share, beside those of its own
 _GIVEN_UP = 2  # shares that have not come, after which no more are asked for
 _FAILED = b"failed"
+_ROUNDED = 1e-4  # of the largest output, by which those of two processes may differ
 _PIECE = 2**20  # numbers whose bits are added up at once
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
@@ -42,15 +44,15 @@ class Sharing:
         store: Connects the processes.
         rank: Of this process; the first one has 0.
         size: How many processes there are.
-        generation: Tells the monitors of these processes apart.
+        name: Tells the monitors of these processes apart.
 
     Attributes:
         why_alone: Why the last share that has not come has not; "" if all have.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, generation: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int, name: str) -> None:
         self.rank, self.size = rank, size
-        self._store: Any = PrefixStore(f"torch_ntk/{generation}", store)
+        self._store: Any = PrefixStore(f"torch_ntk/{name}", store)
         self._published: object = None
         self._version = 0
         self._missed = 0
@@ -61,16 +63,22 @@ class Sharing:
             self._store.set(f"here/{rank}", "1")
 
     @staticmethod
-    def of_this_process() -> Sharing | None:
-        """That of the default process group; None without one, or with a single process."""
-        distributed, generation = torch.distributed, next(_generations)
+    def of_this_process(name: str) -> Sharing | None:
+        """That of the default process group; None without one, or with a single process.
+
+        Args:
+            name: Of the monitor, and what it measures: those of other names are others.
+        """
+        distributed = torch.distributed
+        count = _generations[name]
+        _generations[name] += 1
         if not (distributed.is_available() and distributed.is_initialized()):
             return None
         rank, size = distributed.get_rank(), distributed.get_world_size()
         find = getattr(distributed.distributed_c10d, "_get_default_store", None)
         if size < 2 or find is None:
             return None
-        return Sharing(find(), rank, size, generation)
+        return Sharing(find(), rank, size, f"{name}/{count}")
 
     # ------------------------------------------------------------------ the first process
     def has_asked(self, step: int) -> bool:
@@ -114,7 +122,12 @@ class Sharing:
         self._asked[step] = [0, *others]
 
     def total(
-        self, step: int, count: int, take: Callable[[slice], Tensor], fingerprint: str
+        self,
+        step: int,
+        count: int,
+        take: Callable[[slice], Tensor],
+        fingerprint: str,
+        seen: Tensor,
     ) -> Tensor:
         """The kernel of all outputs at the step that was asked for.
 
@@ -122,7 +135,8 @@ class Sharing:
             step: The step.
             count: How many outputs there are, or directions of them.
             take: The part of the kernel that some of them make.
-            fingerprint: Of the network and the samples; a share of another one is not used.
+            fingerprint: Of the network and the samples; a share of another one is not used, nor
+            seen: one of a network with other outputs, of which this is a number for each sample.
         """
         ranks = self._asked.pop(step)
         parts = _parts(count, len(ranks))
@@ -132,26 +146,34 @@ class Sharing:
         until = time.perf_counter() + patience
         for rank, part in zip(ranks[1:], parts[1:], strict=True):
             found = self._answer_of(rank, step, fingerprint, until - time.perf_counter())
+            if not isinstance(found, str) and not _is_close(found[: len(seen)], seen):
+                found = "has other outputs on the samples"
             if isinstance(found, str):
                 self._missed += 1
                 self.why_alone = f"process {rank} {found}"
                 kernel = kernel + take(part)
             else:
-                shares = torch.from_numpy(found.copy()).view(kernel.shape)
+                shares = torch.from_numpy(found[len(seen) :].copy()).view(kernel.shape)
                 kernel = kernel + shares.to(kernel)
+        self._store.delete_key(f"ask/{step}")
         return kernel
 
     def _answer_of(
         self, rank: int, step: int, fingerprint: str, seconds: float
     ) -> np.ndarray[Any, Any] | str:
         """The share of a process, or what it did instead."""
-        key = f"answer/{step}/{rank}"
+        key, until = f"answer/{step}/{rank}", time.perf_counter() + seconds
         try:
-            self._store.wait([key], timedelta(seconds=max(seconds, 0.001)))
+            while not self._store.check(
+                [key]
+            ):  # a store that waits itself prints when time is over
+                if time.perf_counter() > until:
+                    return "did not answer in time"
+                time.sleep(_PAUSE)
             answer = self._store.get(key)
             self._store.delete_key(key)
-        except RuntimeError:  # as which a store tells that time is over
-            return "did not answer in time"
+        except RuntimeError as error:  # of a store that is gone
+            return f"cannot be reached: {error}"
         own, _, content = answer.partition(b" ")
         if own == _FAILED:
             return f"failed: {content.decode()}"
@@ -185,9 +207,9 @@ class Sharing:
         """What the kernel is taken on, as `ask` has sent it."""
         return torch.load(io.BytesIO(self._store.get(f"reference/{version}")), weights_only=True)
 
-    def answer(self, step: int, share: Tensor, fingerprint: str) -> None:
-        """Send the share of this process."""
-        numbers = share.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    def answer(self, step: int, share: Tensor, fingerprint: str, seen: Tensor) -> None:
+        """Send the share of this process, with what `total` compares."""
+        numbers = torch.cat([_plain(seen), _plain(share)]).numpy().tobytes()
         self._store.set(f"answer/{step}/{self.rank}", fingerprint.encode() + b" " + numbers)
 
     def decline(self, step: int, error: Exception) -> None:
@@ -195,6 +217,16 @@ class Sharing:
         told = f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):  # of a store that is gone
             self._store.set(f"answer/{step}/{self.rank}", _FAILED + b" " + told.encode())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64).reshape(-1)
+
+
+def _is_close(found: np.ndarray[Any, Any], seen: Tensor) -> bool:
+    """Whether two networks have the same outputs, but for roundings of other threads."""
+    own = _plain(seen).numpy()
+    return bool(np.allclose(found, own, rtol=0.0, atol=_ROUNDED * float(np.abs(own).max())))
 
 
 def share_of(count: int, place: int, places: int) -> slice:

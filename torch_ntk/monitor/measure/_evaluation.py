@@ -67,6 +67,14 @@ LARGE = 2**16
 time. If sums over parameters are accumulated in float64, eigenvalues are still precise enough for a
 curve: see `_ROUNDED`."""
 
+HUGE = 1_000_000
+"""Networks of more parameters are evaluated in float32 also where outputs are subtracted."""
+
+FLOAT32_ROUNDING = 1e-6
+"""By how much outputs in float32 are off, as a share of their size."""
+
+_CROWDED = 2**21  # bytes of activations, for all outputs of a sample, from which on they are too
+
 BUSY = 2**19
 """Networks with more bytes of activations per sample, times outputs, are evaluated in float32."""
 
@@ -198,6 +206,19 @@ class Evaluation:
         is_large = sum(p.numel() for p in parameters) > LARGE
         is_busy = self.held * self._differentiated > BUSY
         return torch.float32 if is_large or is_busy else result
+
+    def movement_dtype(self, network: nn.Module) -> torch.dtype:
+        """The dtype in which outputs and their linearization are taken, which are subtracted.
+
+        Outputs that have moved little are known in float32 to `FLOAT32_ROUNDING` of their size.
+        """
+        dtype = self.gradient_dtype(network)
+        parameters = list(network.parameters())
+        result = self.result_dtype(parameters[0].device)
+        if dtype == result or self.dtype is not None:
+            return dtype
+        is_huge = sum(p.numel() for p in parameters) > HUGE
+        return dtype if is_huge or self.held * self._differentiated > _CROWDED else result
 
     def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
         """The floating type of sums over parameters; None is that of the gradients."""
@@ -361,6 +382,15 @@ class Evaluation:
             kernel = empirical_ntk(network, probe.x, output="trace", **{**how, "forward_fn": some})
         return self._stored(kernel) / (1 if self._kept == "trace" else self.shares)
 
+    def sums_of_outputs(self, network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
+        """Of each sample the sum of its outputs under random signs, `[N]`.
+
+        By them processes that share a kernel tell whether they evaluate the same function.
+        """
+        outputs = self.outputs(network, names, probe)
+        signs = random_signs(outputs.shape[1], 1, seed=1)[0].to(outputs)
+        return outputs @ signs
+
     def kernel_by_module(
         self,
         network: nn.Module,
@@ -482,9 +512,10 @@ class Evaluation:
             network: The module to measure.
             names: The parameters by which the kernel is computed.
             probe: The samples.
-            dtype: The floating type in which the network is evaluated; None is that of gradients.
+            dtype: The floating type in which the network is evaluated; None is that of
+                `movement_dtype`.
         """
-        dtype, given = dtype or self.gradient_dtype(network), Samples.of(network, probe)
+        dtype, given = dtype or self.movement_dtype(network), Samples.of(network, probe)
         with quiet(network, probe.device):
             fn = model_function(network, list(names), dtype, given.call, probe.coupled)
             samples = fn.input("probe", given.batch.value)

@@ -101,7 +101,7 @@ class LastStep:
         """
         with quiet(network, probe.device), contextlib.ExitStack() as around:
             given = Samples.of(network, probe)
-            dtype = evaluation.gradient_dtype(network)
+            dtype = evaluation.movement_dtype(network)
             fn = model_function(network, None, dtype, given.call, probe.coupled)
             samples = fn.input("probe", given.batch.value)
             keep_hooks_that_matter(fn, samples)

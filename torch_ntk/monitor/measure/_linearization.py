@@ -200,7 +200,7 @@ class Linearization:
 
     @cached_property
     def _dtype(self) -> torch.dtype:
-        return self.evaluation.gradient_dtype(self.network)
+        return self.evaluation.movement_dtype(self.network)
 
     @cached_property
     def _theta_0(self) -> Parameters:

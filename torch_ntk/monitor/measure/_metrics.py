@@ -22,12 +22,14 @@ from ..stability import find_loss, read_optimizers
 from ..stability._critical_step import critical_multiple
 from ..stability._stability import stability
 from ..stability._training_loss import IGNORED, loss_of
-from ._evaluation import mean_kernel
+from ._evaluation import FLOAT32_ROUNDING, mean_kernel
 from ._metric import Curve, Metric, Need, Panel, Values
 from ._moment import Moment
 from ._statistics import with_statistics
 
 LAZY = Panel("is it lazy?")
+_KNOWN = 0.03  # the largest error of a linearization gap that rounding may make
+
 _LOSS = Panel("loss: as the kernel at the start predicts it, and as it is")
 _MOVEMENT = Panel("relative movement")
 _ALIGNMENT = Panel("alignment with the targets")
@@ -182,7 +184,18 @@ def _statistics_share(now: Moment) -> Values:
 @_metric("linearization gap", LAZY, "movement", on_validation=True)
 def _linearization_gap(now: Moment) -> Values:
     """‖f_t - f_t^lin‖ / ‖f_t - f_0‖ with f_t^lin = f_0 + ⟨θ_t - θ_0, ∇f_0⟩."""
-    return now.movement.gap
+    movement, precision = now.movement, now.evaluation.movement_dtype(now.network)
+    moved = float(movement.moved.norm())
+    shown = movement.outputs.norm() * (now.numbers / movement.outputs.numel()) ** 0.5
+    unknown = FLOAT32_ROUNDING * float(shown)
+    stands_still = not bool(movement.moved.any()) and not bool(movement.missed.any())
+    if precision == torch.float32 and _KNOWN * moved < unknown and not stands_still:
+        raise UndefinedError(
+            f"the outputs have moved by {moved / float(shown):.1g} of their size, and float32 "
+            f"knows them to {FLOAT32_ROUNDING:.0e}. It is measured once they have moved further; "
+            "dtype=torch.float64 measures it now."
+        )
+    return movement.gap
 
 
 @_metric("velocity", _SPEED, "kernel")

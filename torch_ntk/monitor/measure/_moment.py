@@ -120,6 +120,11 @@ class Moment:
         return Movement.of(self.outputs, linearization.outputs(f_0), f_0)
 
     @property
+    def numbers(self) -> int:
+        """The number of outputs of all samples, N · O."""
+        return len(self.reference.probe) * self.reference.size
+
+    @property
     def infinite(self) -> Tensor | None:
         """The kernel `[N, N]` of the infinitely wide network, or None if there is none."""
         return self.reference.infinite

@@ -19,7 +19,7 @@ from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
 from ._adapted_network import in_own_names
-from ._evaluation import DIRECTIONS, Evaluation, KernelOutput, infinite_kernel
+from ._evaluation import DIRECTIONS, LARGE, Evaluation, KernelOutput, infinite_kernel
 from ._last_step import LastStep
 from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics
@@ -37,8 +37,8 @@ MOMENTARY = 0.5
 
 _FEWEST = 8  # the least number of samples to which a probe is shortened
 # The time of a kernel is estimated by a trial if the activations, for all outputs and samples, take
-# more than this number of bytes.
-_TRIED = 2**27
+# more than this number of bytes, or if the network has many parameters.
+_TRIED = 2**24
 _SLOPES = 1.5  # about the time of a linearization, in training steps on the same samples
 
 
@@ -140,7 +140,9 @@ class Record:
         probe = probe if first is None else probe.to(first.device)
         trained, size, held, probe = self._asked.examined(network, probe)
         evaluation = self._asked.for_outputs(size, held)
-        if self.takes_kernel and held * size * len(probe) > _TRIED:
+        count = sum(p.numel() for p in network.parameters())
+        is_long = held * size * len(probe) > _TRIED or count > LARGE
+        if self.takes_kernel and is_long:
             evaluation, probe = self._in_time(network, trained, evaluation, probe, within)
         kernel = parts = None
         # If there is no kernel yet, Θ_0 is the kernel of the first measurement that has one.
