@@ -167,7 +167,7 @@ class KernelCallback(Results, Callback):
         self._has_run = True
         self._module = weakref.ref(pl_module)
         self._session.schedule.start()
-        self._session.length = length_of(trainer)
+        self._session.schedule.length = length_of(trainer)
         if trainer.world_size > 1:
             self._session.look_for_others()
         self._state.start(trainer)

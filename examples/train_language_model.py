@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sysconfig
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,8 @@ def picture(monitor: Monitor, losses: list[float], verdict: str) -> Figure:
     """The loss, and what the monitor has measured."""
     history = monitor.history
     panels = (
-        ("kernel", ("drift", "kernel_distance")),
-        ("linearization", ("linearization_gap", "param_drift")),
+        ("drift and turn of the kernel", ("drift", "kernel_distance")),
+        ("movement of the network", ("linearization_gap", "param_drift")),
     )
     figure = Figure(figsize=(12, 3.8), dpi=110, layout="constrained")
     axes = figure.subplots(1, 1 + len(panels))
@@ -126,7 +127,7 @@ def picture(monitor: Monitor, losses: list[float], verdict: str) -> Figure:
         panel.legend(frameon=False)
     for panel in axes:
         panel.grid(alpha=0.25)
-    figure.suptitle(verdict, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(verdict, 150)), fontsize=10)
     return figure
 
 
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     pieces, vocabulary = data(5 if args.quick else 80, args.tokens, args.vocabulary)
     model = network(vocabulary, args)
     count = sum(p.numel() for p in model.parameters())
-    print(f"{len(pieces):,} pieces of {args.tokens} tokens, {vocabulary:,} of them different")
+    print(f"{len(pieces):,} pieces of {args.tokens} tokens of a vocabulary of {vocabulary:,}")
     print(f"{args.layers} layers of width {args.width}, {count:,} parameters")
     started = time.perf_counter()
     monitor, losses = train(model, pieces, args, args.log_dir)

@@ -160,4 +160,4 @@ def test_the_length_of_a_run(options: dict[str, Any], length: int | None, tmp_pa
     make = options.pop("loader", None)
     given = loader() if make is None else torch.utils.data.DataLoader(make(), batch_size=None)
     fit(tmp_path, classifier(), [monitor], given, **options)
-    assert monitor._session.length == length
+    assert monitor._session.schedule.length == length

@@ -318,7 +318,7 @@ def test_a_second_training_begins_anew(tmp_path: Path) -> None:
     monitor = NTKMonitorCallback(at_steps=[0], metrics=("param_drift",))
     run = trainer(tmp_path, [monitor], max_steps=2)
     run.train()
-    assert monitor._session.length == 2
+    assert monitor._session.schedule.length == 2
     first = monitor.history["ntk/param_drift"]
     run.train()
     assert monitor.history["step"] == [0, 2]

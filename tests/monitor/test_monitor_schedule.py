@@ -125,6 +125,15 @@ def test_a_state_goes_on() -> None:
     assert points == whole
 
 
+@pytest.mark.parametrize("steps", [50, 64, 255, 1000, 20_000])
+def test_a_run_of_known_length_has_ten_points_beyond_its_budget(steps: int) -> None:
+    schedule, clock = started()
+    schedule.length = steps
+    points = run(schedule, clock, steps, cost=0.4, step_time=1e-4)
+    assert 10 <= len(points) <= 12
+    assert max(b - a for a, b in pairwise(points)) <= steps // 10 + 1
+
+
 def test_budget_applies_to_logarithmic_points_too() -> None:
     schedule, clock = started(kind="log", max_overhead=0.5)
     schedule.spend(6.0)

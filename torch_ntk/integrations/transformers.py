@@ -114,7 +114,8 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         self._reset()
         if not state.is_world_process_zero:
             return
-        self._session.length = state.max_steps if state.max_steps > 0 else None
+        length = state.max_steps if state.max_steps > 0 else None
+        self._session.schedule.length = length
         if state.global_step == 0:
             return
         folders = [self.resume_from, args.resume_from_checkpoint, self._folder(args, state)]

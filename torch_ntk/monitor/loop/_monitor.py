@@ -112,7 +112,7 @@ class Monitor(Results):
     def _reset(self) -> None:
         """Forget everything, so that the next call is the first one."""
         self._session.reset()
-        self._session.length = self._total_steps
+        self._session.schedule.length = self._total_steps
         self._calls = 0
         self._steps = 0
         self._is_passed = False  # whether the last call had the argument `step`

@@ -30,7 +30,7 @@ class Schedule:
     the running time, including the last one of the run. The time between two measurements follows
     from this share, and unused time from before is not made up for. A run of 50 steps or more still
     has at least ten measurements, distributed over the run, if these take less than five seconds
-    together. Since the length of a run is not known, the distance between them doubles whenever
+    together. If the length of the run is not known, the distance between them doubles whenever
     there are twenty. With `every_n_steps` or `at_steps` the user has chosen the steps, and the
     budget does not apply.
 
@@ -46,6 +46,9 @@ class Schedule:
             every step.
         at_steps: The steps at which to measure, instead of the three arguments above.
         clock: A function that returns the time in seconds, which tests replace.
+
+    Attributes:
+        length: The optimizer steps of the whole run, or None if they are not known.
 
     Raises:
         TypeError, ValueError: An argument is out of its range, or cannot be used with another.
@@ -75,6 +78,7 @@ class Schedule:
                 f"at_steps together with {other}",
                 "Put all steps in one list, as in at_steps=sorted({*range(0, 1000, 50), 7}).",
             )
+        self.length: int | None = None
         self._clock = clock
         self._start: float | None = None
         self._seen = self._before = 0.0
@@ -151,8 +155,18 @@ class Schedule:
             return False
         if self._start is None or self.max_overhead == 1.0:
             return True
-        is_far = self.kind == "log" or last is None or step - last >= _stride(step)
+        is_far = self.kind == "log" or last is None or step - last >= self._stride(step)
         return self._is_within_budget() or (is_far and self._is_given())
+
+    def _stride(self, step: int) -> int:
+        """The distance of measurements beyond the budget.
+
+        It is a tenth of the run if its length is known, and otherwise 5 steps up to step 100, 10 up
+        to 200, 20 up to 400, ….
+        """
+        if self.length is not None:
+            return max(_STRIDE, self.length // _POINTS)
+        return _STRIDE << (step // (2 * _POINTS * _STRIDE)).bit_length()
 
     def _is_within_budget(self) -> bool:
         """Whether another measurement keeps the share of the running time."""
@@ -197,11 +211,6 @@ class Schedule:
         self._spent, self._last_cost = state["spent"], state["last_cost"]
         self._last_end, self._points = state["last_end"], int(state["points"])
         self._figures, self._figure_cost = state["figures"], state["figure_cost"]
-
-
-def _stride(step: int) -> int:
-    """The distance of measurements beyond the budget: 5 steps up to step 100, 10 up to 200, …."""
-    return _STRIDE << (step // (2 * _POINTS * _STRIDE)).bit_length()
 
 
 def is_log_spaced(step: int) -> bool:

@@ -95,7 +95,6 @@ class Session:
         say: Is told what a user may want to know once, and need not act on.
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
-        length: Optimizer steps of the whole run, for whoever knows them.
         sharing: What the processes of a data-parallel training know of each other; None if this
             one measures alone.
 
@@ -165,7 +164,6 @@ class Session:
         self._validation_probe = self._validation  # a number of samples, until a batch came
         self.last_step: int | None = None
         self.diverged_at: int | None = None
-        self.length: int | None = None
         self.sharing: Sharing | None = None
         self._network: nn.Module | None = None
         self._assisted: tuple[int, Reference, Any] | None = None
@@ -413,8 +411,9 @@ class Session:
         if probe.coupled or not isinstance(self._probe, _DefaultCount):
             return None
         steps, settings = _STEPS, self.settings
-        if self.length is not None and self.schedule.has_budget:
-            steps = min(steps, settings.max_overhead * self.length / 2)
+        length = self.schedule.length
+        if length is not None and self.schedule.has_budget:
+            steps = min(steps, settings.max_overhead * length / 2)
         return steps * probe.batch_size / len(probe)
 
     def _in_time(self) -> str:
