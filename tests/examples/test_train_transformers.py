@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,6 @@ def test_both_trainers(
     said = capsys.readouterr().out
     assert "160 texts for training, 40 held out" in said
     assert said.count("measurements in 5 steps") == 2
-    assert said.count("It rests on 32 samples") == 2
+    assert len(re.findall(r"It rests on (8|16|32) samples", said)) == 2  # by the time they take
     for name in ("transformers", "lightning"):
         assert list((tmp_path / name).rglob("events.out.tfevents*"))

@@ -236,13 +236,20 @@ def analytic_explain(
 
     Example:
         >>> import torch
-        >>> from torch_ntk import NTKLinear
-        >>> net = torch.nn.Sequential(NTKLinear(2, 8), torch.nn.Tanh(), NTKLinear(8, 1))
-        >>> print(analytic_explain(net, torch.eye(2)))
+        >>> from torch_ntk import NTKConv2d, NTKLinear
+        >>> net = torch.nn.Sequential(
+        ...     NTKConv2d(1, 8, 3),
+        ...     torch.nn.Tanh(),
+        ...     torch.nn.AvgPool2d(2),
+        ...     torch.nn.Flatten(),
+        ...     NTKLinear(8, 1),
+        ... )
+        >>> print(analytic_explain(net, torch.randn(2, 1, 4, 4)))
         operation   positions  loop  how
-        Affine            1×1     1  pairs of vectors, block by block
-        Activation        1×1     -  it has no fused form
-        Affine            1×1     -  there is too little to do in this place
+        Affine            2×2     1  all pairs of positions, image by image of one displacement
+        Activation        2×2     1  all pairs of positions, image by image of one displacement
+        Pool              1×1     1  all pairs of positions, image by image of one displacement
+        Affine            1×1     -  it comes after an average over positions
     """
     with _lifted(model, x1, x2, standard, training, dtype) as program:
         return explanation(program, program.known[0].x1)
