@@ -227,7 +227,7 @@ class Session:
         return is_shareable and bool(rows) and rows[-1]["seconds"] >= _WORTH_SHARING
 
     def _question(self) -> dict[str, Any]:
-        """What another process needs to know to take a part of the kernel."""
+        """What another process needs in order to compute its part of the kernel."""
         reference = self.record.reference
         assert reference is not None
         fewer = replace(
@@ -244,9 +244,10 @@ class Session:
         )
 
     def assist(self, find: Callable[[], nn.Module], step: int, batch: Any) -> None:
-        """On another process than the first: take a share of its kernel if it has asked for one.
+        """Compute a share of the kernel for the first process, if it has asked for one.
 
-        Whatever goes wrong, that process does the work, and meets the error if it is the network's.
+        If anything goes wrong here, the first process does the work instead. It then raises the
+        error itself, if the network is the cause.
 
         Args:
             find: Finds the module with the parameters.
@@ -277,14 +278,18 @@ class Session:
             sharing.decline(step, error)
 
     def _fingerprint(self, module: nn.Module, probe: Probe) -> str:
-        """Of all that a kernel follows from, without statistics, which are those of the probe."""
+        """The fingerprint of everything that determines a kernel, which processes compare.
+
+        Running statistics are left out if they are those of the probe, which each process computes
+        itself.
+        """
         own = statistics_of(module) if self.settings.recalibrate else {}
         buffers = ((n, b) for n, b in module.named_buffers() if n not in own)
         samples = ((str(k), t) for k, t in enumerate(probe.batch.tensors))
         return fingerprint((*module.named_parameters(), *buffers, *samples))
 
     def _total(self, module: nn.Module, probe: Probe, step: int) -> Total | None:
-        """What adds up the shares of all processes, if they have been asked for this step."""
+        """The function that adds up the shares of all processes; None if none were asked for."""
         sharing = self.sharing
         if sharing is None or not sharing.has_asked(step):
             return None
@@ -404,9 +409,10 @@ class Session:
             self.warn_once("late", _LATE.format(self._owner, step))
 
     def _within(self, probe: Probe) -> float | None:
-        """Training steps on the probe that a measurement may take; None takes all samples.
+        """How long a measurement may take, in training steps on the probe; None is no limit.
 
-        Of a run whose length is known, the first and the last measurement are to fit in the budget.
+        If the length of the run is known, the first and the last measurement together should fit in
+        the budget.
         """
         if probe.coupled or not isinstance(self._probe, _DefaultCount):
             return None

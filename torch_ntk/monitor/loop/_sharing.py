@@ -64,10 +64,11 @@ class Sharing:
 
     @staticmethod
     def of_this_process(name: str) -> Sharing | None:
-        """That of the default process group; None without one, or with a single process.
+        """The one for the default process group; None without a group of several processes.
 
         Args:
-            name: Of the monitor, and what it measures: those of other names are others.
+            name: The name of the monitor and its settings, by which processes recognize the same
+                monitor.
         """
         distributed = torch.distributed
         count = _generations[name]
@@ -161,7 +162,7 @@ class Sharing:
     def _answer_of(
         self, rank: int, step: int, fingerprint: str, seconds: float
     ) -> np.ndarray[Any, Any] | str:
-        """The share of a process, or what it did instead."""
+        """The numbers that a process has sent, or what it did instead, in words."""
         key, until = f"answer/{step}/{rank}", time.perf_counter() + seconds
         try:
             while not self._store.check(
@@ -204,7 +205,7 @@ class Sharing:
         return version, ranks.index(self.rank), len(ranks)
 
     def reference(self, version: int) -> Any:
-        """What the kernel is taken on, as `ask` has sent it."""
+        """The state that `ask` has sent: the samples and the names of the parameters."""
         return torch.load(io.BytesIO(self._store.get(f"reference/{version}")), weights_only=True)
 
     def answer(self, step: int, share: Tensor, fingerprint: str, seen: Tensor) -> None:
@@ -243,7 +244,7 @@ def _parts(count: int, places: int) -> list[slice]:
 
 
 def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Of the bits of tensors, which differs between processes if one of these does."""
+    """A hash of the bits of all tensors, which differs if a number of one of them differs."""
     found = hashlib.sha256()
     for name, tensor in named:
         found.update(

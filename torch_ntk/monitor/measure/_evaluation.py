@@ -208,9 +208,10 @@ class Evaluation:
         return torch.float32 if is_large or is_busy else result
 
     def movement_dtype(self, network: nn.Module) -> torch.dtype:
-        """The dtype in which outputs and their linearization are taken, which are subtracted.
+        """The floating type of outputs and of their linearization, which are subtracted.
 
-        Outputs that have moved little are known in float32 to `FLOAT32_ROUNDING` of their size.
+        In float32 outputs have a relative error of `FLOAT32_ROUNDING`, which matters if they have
+        changed little.
         """
         dtype = self.gradient_dtype(network)
         parameters = list(network.parameters())
@@ -383,9 +384,10 @@ class Evaluation:
         return self._stored(kernel) / (1 if self._kept == "trace" else self.shares)
 
     def sums_of_outputs(self, network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
-        """Of each sample the sum of its outputs under random signs, `[N]`.
+        """For each sample, the sum of its outputs with random signs, `[N]`.
 
-        By them processes that share a kernel tell whether they evaluate the same function.
+        Processes that share a kernel compare these sums to see that they evaluate the same
+        function.
         """
         outputs = self.outputs(network, names, probe)
         signs = random_signs(outputs.shape[1], 1, seed=1)[0].to(outputs)
