@@ -238,7 +238,7 @@ class Session:
     def look_for_others(self) -> None:
         """Find out whether other processes train the same network; to be called in all of them."""
         own = self.settings
-        measured = (own.prefix, own.output, own.kernel, own.method, own.params, own.dtype)
+        measured = (own.prefix, own.output, own.kernel, own.method, own.dtype)
         self.sharing = Sharing.of_this_process(
             "/".join(map(str, (*measured, *self.record.metrics)))
         )
