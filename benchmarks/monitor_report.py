@@ -39,8 +39,8 @@ copies of layouts, Jacobians 4.4 s, products between samples 3.1 s, and plain pa
 step of 1.3 s. In float32 some ReLUs of so large a network change sides between any two
 evaluations; where plain passes moved by roundings do not explain a difference, the samples
 concerned are repeated in float64, which then takes another 6 steps. GPT-2 is measured on the 8
-samples of its batch along 8 random directions, which are 8 backward passes; its memory is that of
-gradients of these directions by logits of 50,257 tokens. A measurement of the small networks is
+samples of its batch along 8 random directions, which are 8 backward passes; where its memory goes
+has not been taken apart. A measurement of the small networks is
 mostly Python: an MLP takes 9 ms for the kernel, of which the comparison is 4 ms, and 3 ms for
 outputs and slopes. What a user can do: fewer samples, or `output="probed"`; what would help: to
 multiply cotangents as they come, layer by layer, so that no groups of outputs are needed.

@@ -300,7 +300,8 @@ class Session:
             own = self.record.evaluation.sums_of_outputs(module, reference.trained, probe)
             found = self._fingerprint(module, probe)
             kernel = sharing.total(step, count, take, found, own)
-            if sharing.has_given_up:
+            if sharing.has_given_up and "alone" not in self._warned:
+                self._warned.add("alone")
                 self.say(_ALONE.format(self._owner, sharing.why_alone))
             return kernel
 

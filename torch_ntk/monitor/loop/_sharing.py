@@ -156,7 +156,8 @@ class Sharing:
             else:
                 shares = torch.from_numpy(found[len(seen) :].copy()).view(kernel.shape)
                 kernel = kernel + shares.to(kernel)
-        self._store.delete_key(f"ask/{step}")
+        with contextlib.suppress(RuntimeError):  # of a store that is gone
+            self._store.delete_key(f"ask/{step}")
         return kernel
 
     def _answer_of(
