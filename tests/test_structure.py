@@ -101,7 +101,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *(
             "_adapted_network _observation _verdict",
             "_evaluation _statistics",
-            "_linearization _last_step",
+            "_linearization _last_step _infinite_kernel",
             "_moment",
         ),
         *("_metric", "_metrics", "_record"),

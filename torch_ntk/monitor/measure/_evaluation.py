@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,10 @@ from ..._checks import (
 from ..._functional import model_function, quiet
 from ..._optimizers import KNOWN, NoScalesError, has_scales, owner, step_scales
 from ..._types import Method, Output, Parameters, ParameterSelection
-from ...analytic import ORDINARY, Scheme, analytic_ntk
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical._probed import along, random_signs
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
 from ...memory import aiming_at, free_memory
-from ...nn._inventory import fan_in_of
 from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, Samples, call_of, usual_outputs
 
@@ -62,31 +59,23 @@ _AIM, _COPIES, _MOST_COPIES = 5 * 2**25, 16, 2**28
 _LEAST_COPIES = 4  # the copies of the parameters that a kernel needs in any case
 _ITSELF = "self"  # the name for the part of the parameters that belong to the network itself
 
-LARGE = 2**16
-"""Networks with more parameters are evaluated in float32, which takes a third to two thirds of the
-time. If sums over parameters are accumulated in float64, eigenvalues are still precise enough for a
-curve: see `_ROUNDED`."""
+LARGE, BUSY = 2**16, 2**19
+"""Kernels of networks with more parameters, or with more bytes of activations per sample, times
+outputs, are computed in float32, which takes a third to two thirds of the time. If sums over
+parameters are accumulated in float64, eigenvalues are still precise enough for a curve: see
+`_ROUNDED`."""
 
-HUGE = 1_000_000
-"""Networks of more parameters are evaluated in float32 also where outputs are subtracted."""
+HUGE, CROWDED = 1_000_000, 2**21
+"""The same limits for outputs and their linearization, which are subtracted from each other."""
 
 FLOAT32_ROUNDING = 1e-6
-"""By how much outputs in float32 are off, as a share of their size."""
-
-_CROWDED = 2**21  # bytes of activations, for all outputs of a sample, from which on they are too
-
-BUSY = 2**19
-"""Networks with more bytes of activations per sample, times outputs, are evaluated in float32."""
+"""The error of outputs in float32, relative to their size."""
 
 # A gradient in float32 has a relative error of a few units of 2^-23. A kernel is the Gram matrix
 # J Jᵀ of gradients, and its eigenvalues are the squares of the singular values σ of J. By Weyl's
 # inequality the error of every σ is at most that of J, about 8 · 2^-23 σ_max. An eigenvalue λ = σ²
 # is therefore rounding error if √λ is below that, which is λ < (8 · 2^-23)² λ_max.
 _ROUNDED = (8 * 2.0**-23) ** 2
-
-# The number of standard errors by which the mean square of weights may deviate from that of the
-# default initialization.
-_DEVIATIONS = 5.0
 
 
 class OptimizerError(ArgumentValueError):
@@ -119,9 +108,10 @@ class Evaluation:
             `"probed"`. If it is None, `for_outputs` chooses by the number of outputs.
         params: The parameters by which the kernel is computed, as in `torch_ntk.empirical_ntk`.
         batch_size: The number of samples per block; None chooses it by the free memory.
-        dtype: The floating type in which the network is evaluated. None is float64, but float32 for
-            networks with more than `LARGE` parameters or `BUSY` bytes of activations, and on
-            devices without float64.
+        dtype: The floating type in which the network is evaluated. None is float64, but float32 on
+            devices without float64, for kernels of networks with more than `LARGE` parameters or
+            `BUSY` bytes of activations, and for outputs of those with more than `HUGE` or
+            `CROWDED`.
         method: The method for kernels, as in `torch_ntk.empirical_ntk`.
         moved_by: `"gradient"` for the kernel J Jᵀ of gradient descent, or `"optimizer"` for the
             kernel J P Jᵀ of the optimizer of the training.
@@ -198,28 +188,33 @@ class Evaluation:
         return torch.float32 if device.type == "mps" else self.dtype or torch.float64
 
     def gradient_dtype(self, network: nn.Module) -> torch.dtype:
-        """The floating type in which the network and its gradients are evaluated."""
-        parameters = list(network.parameters())
-        result = self.result_dtype(parameters[0].device)
-        if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
-            return result
-        is_large = sum(p.numel() for p in parameters) > LARGE
-        is_busy = self.held * self._differentiated > BUSY
-        return torch.float32 if is_large or is_busy else result
+        """The floating type in which gradients, and so kernels, are computed."""
+        return self._dtype_up_to(network, LARGE, BUSY)
 
     def movement_dtype(self, network: nn.Module) -> torch.dtype:
         """The floating type of outputs and of their linearization, which are subtracted.
 
         In float32 outputs have a relative error of `FLOAT32_ROUNDING`, which matters if they have
-        changed little.
+        changed little. Their passes take less time than a kernel, so that float64 is kept for
+        larger networks.
         """
-        dtype = self.gradient_dtype(network)
+        return self._dtype_up_to(network, HUGE, CROWDED)
+
+    def _dtype_up_to(self, network: nn.Module, most: int, most_bytes: int) -> torch.dtype:
+        """`dtype`, or float64 for networks up to a size and float32 for larger ones.
+
+        Args:
+            network: The module to measure.
+            most: The largest number of parameters.
+            most_bytes: The largest number of bytes of activations per sample, times outputs.
+        """
         parameters = list(network.parameters())
         result = self.result_dtype(parameters[0].device)
-        if dtype == result or self.dtype is not None:
-            return dtype
-        is_huge = sum(p.numel() for p in parameters) > HUGE
-        return dtype if is_huge or self.held * self._differentiated > _CROWDED else result
+        if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
+            return result
+        is_large = sum(p.numel() for p in parameters) > most
+        is_busy = self.held * self._differentiated > most_bytes
+        return torch.float32 if is_large or is_busy else result
 
     def sum_dtype(self, network: nn.Module) -> torch.dtype | None:
         """The floating type of sums over parameters; None is that of the gradients."""
@@ -526,73 +521,3 @@ class Evaluation:
             outputs = torch.cat([fn.batch(fn.params, block) for block in blocks])
             outputs = outputs.reshape(len(probe), -1)
         return outputs.to(self.result_dtype(probe.device))
-
-
-def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
-    """The kernel `[N, N]` of the infinitely wide network, in float64.
-
-    An ordinary layer is assumed to be drawn from PyTorch's default initialization if the mean
-    squares of its weights and biases agree with it. Otherwise these are taken as variances.
-
-    Args:
-        network: The module.
-        names: The parameters by which the kernel is computed.
-        probe: The samples.
-
-    Raises:
-        TypeError, ValueError: The network has no such limit, or the kernel is not by all of its
-            parameters that require grad.
-    """
-    if probe.coupled:
-        raise UndefinedError(
-            "the infinite-width kernel is defined for independent samples only, and not for "
-            "coupled=True."
-        )
-    movable = {n for n, p in network.named_parameters() if p.requires_grad}
-    if movable != set(names):
-        raise UndefinedError(
-            "the infinite-width kernel is that of all parameters that require grad."
-        )
-    return analytic_ntk(network, probe.x, standard=_drawn(network))
-
-
-def _drawn(network: nn.Module) -> dict[str, Scheme]:
-    """The distribution from which each ordinary layer seems to have been drawn, by its name."""
-    layers = {n: m for n, m in network.named_modules() if type(m) in ORDINARY}
-    return {name: _scheme(layer) for name, layer in layers.items()}
-
-
-def _scheme(layer: Any) -> Scheme:
-    """The default initialization, or the present scales of the layer's weights and biases.
-
-    The mean square of m uniform numbers of variance v has the standard error v √(0.8/m), since
-    E w⁴ = 1.8 v².
-    """
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    # torch computes the fan-in from the shape of weight[0], for transposed convolutions too.
-    drawn_for = weight[0].numel()
-    parameters = [p.detach() for p in (weight, bias) if isinstance(p, Tensor)]
-    default = [1 / (3 * drawn_for)] * len(parameters)
-    squares = [float(p.double().square().mean()) for p in parameters]
-    if all(
-        abs(found - v) < _DEVIATIONS * v * math.sqrt(0.8 / p.numel())
-        for p, found, v in zip(parameters, squares, default, strict=True)
-    ):
-        return "torch"
-    return math.sqrt(squares[0] * fan_in_of(layer)), math.sqrt(
-        squares[1]
-    ) if bias is not None else 0.0
-
-
-def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:
-    """The kernel `[N, N]` in the units of `output="mean"`, which converge for infinite width.
-
-    Args:
-        kernel: The kernel with the reduction `output`, `[N, N]` or `[N, N, O, O]`.
-        output: The output reduction.
-        outputs: The number O of outputs.
-    """
-    if output == "full":
-        return kernel.diagonal(dim1=2, dim2=3).mean(-1)
-    return kernel / outputs if output == "trace" else kernel

@@ -22,7 +22,8 @@ from ..stability import find_loss, read_optimizers
 from ..stability._critical_step import critical_multiple
 from ..stability._stability import stability
 from ..stability._training_loss import IGNORED, loss_of
-from ._evaluation import FLOAT32_ROUNDING, mean_kernel
+from ._evaluation import FLOAT32_ROUNDING
+from ._infinite_kernel import mean_kernel
 from ._metric import Curve, Metric, Need, Panel, Values
 from ._moment import Moment
 from ._statistics import with_statistics

@@ -19,7 +19,8 @@ from ..reference._reference import Reference, snapshot
 from ..stability._stability import Training
 from ..stability._training_loss import LossLike, check_loss
 from ._adapted_network import in_own_names
-from ._evaluation import DIRECTIONS, LARGE, Evaluation, KernelOutput, infinite_kernel
+from ._evaluation import DIRECTIONS, LARGE, Evaluation, KernelOutput
+from ._infinite_kernel import infinite_kernel
 from ._last_step import LastStep
 from ._linearization import Linearization
 from ._metrics import METRICS, REGISTRY, read_metrics

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..measure._evaluation import mean_kernel
+from ..measure._infinite_kernel import mean_kernel
 from ..measure._observation import Observation
 from ..measure._record import Record
 from ..reference._reference import Reference
