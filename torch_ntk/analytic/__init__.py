@@ -1,7 +1,8 @@
 """Kernels of infinitely wide networks, read from real modules.
 
-`analytic_kernels` and its two halves take a module built from NTK layers to its limit; `lift/`
-reads it as a program of operations on covariances (`operations/`), `engine/` evaluates that.
+`analytic_kernels`, `analytic_ntk` and `analytic_nngp` compute the kernels of a module's limit of
+infinite width. `lift/` translates the module to a program, a sequence of operations on covariances
+(`operations/`), and `engine/` evaluates the program.
 """
 
 from ._api import Kernels as Kernels

@@ -1,4 +1,4 @@
-"""Say how a program is evaluated: which steps go through fused loops, and why others do not."""
+"""Explain which steps of a program fused loops evaluate, and why they do not evaluate others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class ExplainedStep:
     """How one operation is evaluated.
 
     Attributes:
-        operation: Its name.
-        positions: `(P, Q)` of its value; (1, 1) for a vector.
-        loop: The number of the fused loop that it is part of; None if it is done by tensor
-            operations.
-        how: What one image of the loop is, or why the step is in none.
+        operation: The name of the operation.
+        positions: `(P, Q)` of its result; (1, 1) for a vector.
+        loop: The number of the fused loop that evaluates it; None if tensor operations do.
+        how: Over what the loop iterates, or why no loop evaluates the step.
     """
 
     operation: str
@@ -31,21 +30,21 @@ class ExplainedStep:
 
 @dataclass(frozen=True)
 class AnalyticExplanation:
-    """How a network of infinite width is evaluated; prints as a table.
+    """How the kernel of an infinitely wide network is evaluated; prints as a table.
 
     Attributes:
-        steps: The operations in their order. Known features, which all loops read, are left out.
+        steps: The operations in their order, without the inputs of the network.
     """
 
     steps: tuple[ExplainedStep, ...]
 
     @property
     def fused(self) -> bool:
-        """Whether all of it goes through fused loops."""
+        """Whether fused loops evaluate all operations."""
         return all(step.loop is not None for step in self.steps)
 
     def __str__(self) -> str:
-        """A table with a line for each operation."""
+        """Return a table with a row for each operation."""
         width = max(9, *(len(step.operation) for step in self.steps), 9)
         rows = [f"{'operation':<{width}}  {'positions':>9}  {'loop':>4}  how"]
         for step in self.steps:
@@ -56,11 +55,11 @@ class AnalyticExplanation:
 
 
 def explanation(program: Program, like: Tensor) -> AnalyticExplanation:
-    """How `engine.run` would evaluate a program.
+    """Return how `engine.run` would evaluate a program.
 
     Args:
         program: The network with its inputs.
-        like: A tensor of the type and on the device of the computation.
+        like: A tensor with the dtype and device of the computation.
     """
     parts = divided(program, like)
     loops = {i: (n, r) for n, r in enumerate(parts.regions, 1) for i in r.steps}

@@ -1,4 +1,4 @@
-"""A network as a sequence of operations on covariances: what `lift/` makes and `engine/` runs."""
+"""A network as a sequence of operations on covariances: `lift/` makes it, `engine/` runs it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Step:
     """One operation in a program.
 
     Attributes:
-        operation: What is done, or the known features that are taken in.
-        inputs: The numbers of the steps whose values it takes.
-        positions: `(P, Q)` of its value; (1, 1) for a vector.
+        operation: The operation, or an input of the network.
+        inputs: The indices of the steps whose results are the operation's inputs.
+        positions: `(P, Q)` of the result; (1, 1) for a vector.
     """
 
     operation: Input | Operation
@@ -25,26 +25,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in an order in which they can be done; the value of the last is the network's."""
+    """The steps in an order of evaluation; the result of the last one is the network's output."""
 
     steps: tuple[Step, ...]
 
     @property
     def known(self) -> tuple[Input, ...]:
-        """All that is known of the images."""
+        """The inputs of the network, and other data of its images."""
         return tuple(s.operation for s in self.steps if isinstance(s.operation, Input))
 
     @property
-    def differs_for_itself(self) -> bool:
-        """Whether an image with itself is another matter than with an exact copy of it."""
+    def random_per_image(self) -> bool:
+        """Whether an operation draws random numbers for every image: see `Operation`."""
         return any(
-            not isinstance(s.operation, Input) and s.operation.differs_for_itself
-            for s in self.steps
+            not isinstance(s.operation, Input) and s.operation.random_per_image for s in self.steps
         )
 
     @classmethod
     def to(cls, steps: Sequence[Step], last: int) -> Program:
-        """The program of those of `steps` that number `last` depends on."""
+        """Return the program of those of `steps` on which the step with index `last` depends."""
         wanted = {last}
         for i in range(last, -1, -1):
             if i in wanted:

@@ -49,7 +49,7 @@ def plan(program: Program) -> Plan:
     for i, step in enumerate(steps):
         mixes = not isinstance(step.operation, Input) and step.operation.mixes_positions
         mixed[i] = any(mixed[j] or (mixes and full[j]) for j in step.inputs)
-    distance = not any(full) and not program.differs_for_itself
+    distance = not any(full) and not program.random_per_image
     variances = _variances(program, distance)
     return Plan(tuple(full), distance, tuple(variances), tuple(mixed), tuple(last_use))
 

@@ -93,7 +93,7 @@ class Task:
             second: Of the second side; they broadcast with each other.
         """
         same = first == second
-        if torch.is_grad_enabled() or self.program.differs_for_itself:
+        if torch.is_grad_enabled() or self.program.random_per_image:
             # An image's exact value knows one image: the derivative by its copy would be lost.
             return same if self.symmetric else torch.zeros_like(same)
         same = torch.ones_like(same)

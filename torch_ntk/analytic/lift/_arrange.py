@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operations import Apart, Gather
+from ..operations import Gather, IndependentUnits
 from ._builder import Builder
 from ._values import Data, Elementwise, Features, Joined, Units, Value, two_axes
 
@@ -147,7 +147,7 @@ def _apart(b: Builder, v: Value, new: Arrangement, operation: Gather, what: str)
         )
     if not (operation.trivial and operation.positions == v.positions):
         v = b.linear_step(operation, v, new.spatial)
-    made = b.linear_step(Apart(new.units), v, new.spatial)
+    made = b.linear_step(IndependentUnits(new.units), v, new.spatial)
     roots = frozenset((layer, None) for layer, _ in v.roots)
     return replace(made, channels=new.size, axis=new.axis, roots=roots)
 

@@ -18,7 +18,7 @@ from ..operations import (
     Flatten,
     Gained,
     Gather,
-    Given,
+    ImageData,
     Input,
     Normalization,
     Operation,
@@ -242,7 +242,7 @@ class Builder:
 
     def given(self, first: Tensor, second: Tensor) -> Value:
         """Known numbers `[N, A, B]` of each sample, which are no features."""
-        known = Given(first, None if self.same else second)
+        known = ImageData(first, None if self.same else second)
         return self.step(known, (), 1, (), axis=0)
 
     def _features(self, tensor: Tensor, side: int) -> Tensor:

@@ -1,14 +1,17 @@
-"""The operations that a network is made of once it is infinitely wide, one file each.
+"""The operations of which the kernels of infinitely wide networks are composed, one per file.
 
-An operation is a frozen dataclass with what the engine needs to know of it: how it maps states of
-pairs of images, how variances, what is exact for identical images, how it goes through a fused
-loop, and what it costs (`_operation.py`). The engine asks for these and not for its type.
+An operation is a frozen dataclass. Its methods (`_operation.py`) state how it maps the covariances
+and tangent kernels of pairs of samples, how it maps variances, which entries are known exactly
+for identical samples, how a fused loop evaluates it, and what it costs. The engine uses only these
+methods and never asks for an operation's type.
+
+Every sample is called an image here: its features have two axes of positions, `(P, Q)`. A sequence
+has positions `(T, 1)`, a vector `(1, 1)`.
 """
 
 from ._activation import Activation as Activation
 from ._activation import Gained as Gained
 from ._affine import Affine as Affine
-from ._apart import Apart as Apart
 from ._attention import Attention as Attention
 from ._attention import AttentionWeights as AttentionWeights
 from ._attention import ManyHeads as ManyHeads
@@ -16,9 +19,10 @@ from ._dropout import Dropout as Dropout
 from ._flatten import Flatten as Flatten
 from ._fused import Fused as Fused
 from ._gather import Gather as Gather
-from ._given import Given as Given
-from ._given import Mixing as Mixing
-from ._given import Weighting as Weighting
+from ._image_data import ImageData as ImageData
+from ._image_data import Mixing as Mixing
+from ._image_data import Weighting as Weighting
+from ._independent_units import IndependentUnits as IndependentUnits
 from ._input import FEW_CHANNELS as FEW_CHANNELS
 from ._input import Input as Input
 from ._input import close_pairs as close_pairs

@@ -1,4 +1,4 @@
-"""Elementwise activations, and trained gains in front of them."""
+"""Elementwise activations, and trained gains before an activation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Activation(Operation):
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """Through the dual functions, in whichever form the covariance is."""
+        """Apply the dual functions of φ to covariances or to distances."""
         (s,), (q,) = inputs, variances
         assert q is not None
         pair = self.dual.pair_from_distance if s.distance else self.dual.pair
@@ -32,13 +32,13 @@ class Activation(Operation):
         return replace(s, nngp=nngp, ntk=ntk)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """E φ(u)²."""
+        """Return E φ(u)²."""
         return self.dual.diagonal(inputs[0])[0]
 
     def with_identical(
         self, made: State, inputs: Sequence[State], identical: IdenticalImages
     ) -> State:
-        """E φ(u)² and Θ · E φ'(u)² at the same position."""
+        """Put in E φ(u)² and Θ · E φ'(u)² at the same position."""
         (s,), (q,) = inputs, identical.variances
         assert q is not None
         at = identical.rows, identical.columns
@@ -52,7 +52,7 @@ class Activation(Operation):
         return replace(made, nngp=nngp, ntk=ntk)
 
     def fused(self, form: Form) -> Fused | None:
-        """The formula of its dual; E φ(u)² and Θ E φ'(u)² where both values are the same."""
+        """Return the formula of the dual, with E φ(u)² and Θ · E φ'(u)² for identical images."""
         formula = self.dual.fused(form) if self._formula_is_its_own else None
         if formula is None or form.distance:  # a distance of 0 needs no correction
             return None if formula is None else Fused(formula)
@@ -65,7 +65,10 @@ class Activation(Operation):
 
     @property
     def _formula_is_its_own(self) -> bool:
-        """Whether no subclass changed what the dual computes and left the formula."""
+        """Whether the dual's formula belongs to the class that defines its dual functions.
+
+        A subclass that overrides the dual functions inherits a formula that does not match them.
+        """
         classes = type(self.dual).__mro__
         own = {name: next(i for i, c in enumerate(classes) if name in vars(c))
                for name in ("fused", "pair", "diagonal", "pair_from_distance")}  # fmt: skip
@@ -73,7 +76,7 @@ class Activation(Operation):
 
     @property
     def cost(self) -> float:
-        """About that of the arc cosine kernels: a correlation, a root, an angle."""
+        """The cost of the arc cosine kernels, about: a correlation, a root and an angle."""
         return 25.0
 
 
@@ -81,21 +84,21 @@ class Activation(Operation):
 class Gained(Operation):
     """φ(g u) of a Gaussian value, with a trained gain g = 1: `K = K₁`, `Θ = Θ₁ + K₂`.
 
-    The first input is φ(u), the second u φ'(u), the derivative by the gain.
+    The first input is φ(u). The second is u φ'(u), the derivative of φ(g u) with respect to g.
     """
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """The gain's own part of Θ is the covariance of the second input."""
+        """Add to Θ the covariance of the second input, the contribution of the trained gain."""
         s, by_gain = inputs
         ntk = None if s.ntk is None else s.ntk + by_gain.covariance(variances[1])
         return replace(s, ntk=ntk)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """That of φ(u)."""
+        """Return the variance of φ(u)."""
         return inputs[0]
 
     def fused(self, form: Form) -> Fused:
-        """One sum; K₂ is found from distances by the variances."""
+        """Return a sum as formula; K₂ follows from the distance and the variances."""
         if not form.distance:
             return Fused(Formula(("k = k0", "t = t0 + k1")))
         lines = ("k = k0", "t = t0 + 0.5 * (a0 + b0 - k1)")

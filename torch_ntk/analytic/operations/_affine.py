@@ -1,4 +1,4 @@
-"""Layers of independent weights: dense ones and convolutions."""
+"""Layers of independent weights: dense layers and convolutions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Affine(Operation):
     the weights are trained, d = h² if the biases are.
 
     Attributes:
-        rows: The taps along the first axis.
-        columns: And along the second.
-        weight_variance: a.
-        bias_variance: b; 0 without biases.
-        weight_gradient: c; 0 if the weights are not among the parameters of Θ.
-        bias_gradient: d; 0 likewise.
+        rows: The taps along the first axis of positions.
+        columns: The taps along the second axis.
+        weight_variance: The number a.
+        bias_variance: The number b, which is 0 without biases.
+        weight_gradient: The number c, which is 0 if the weights are not among the parameters of Θ.
+        bias_gradient: The number d, which is 0 if the biases are not among them.
     """
 
     rows: Taps
@@ -53,13 +53,13 @@ class Affine(Operation):
         weight_trained: bool = True,
         bias_trained: bool = True,
     ) -> Affine:
-        """A layer in NTK parameterization: g = sigma_w/√n, h = sigma_b, variances of 1.
+        """Return a layer in NTK parameterization: g = sigma_w/√n, h = sigma_b, variances of 1.
 
         Args:
-            rows: The taps along the first axis.
-            columns: And along the second.
-            sigma_w: Scale of the weights.
-            sigma_b: Scale of the biases; 0 without.
+            rows: The taps along the first axis of positions.
+            columns: The taps along the second axis.
+            sigma_w: The scale of the weights.
+            sigma_b: The scale of the biases; 0 without biases.
             weight_trained: Whether the weights are among the parameters of Θ.
             bias_trained: Whether the biases are.
         """
@@ -67,7 +67,7 @@ class Affine(Operation):
         return cls(rows, columns, a, b, a * weight_trained, b * bias_trained)
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """The bias drops out of distances, as it is the same in both images."""
+        """Apply the layer; distances do not contain the bias, which is the same in both images."""
         (s,) = inputs
         mean = self._mean_at_pairs if s.full else self._mean
         nngp = mean(s.nngp) * self.weight_variance
@@ -89,11 +89,11 @@ class Affine(Operation):
         return replace(s, nngp=nngp, ntk=ntk)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """`a⟨q⟩ + b`."""
+        """Return `a⟨q⟩ + b`."""
         return self._mean(inputs[0]) * self.weight_variance + self.bias_variance
 
     def fused(self, form: Form) -> Fused:
-        """A filter; with distances, ⟨K⟩ is found from ⟨q⟩, as all three have the same taps."""
+        """Return a filter over the taps; with distances, ⟨K⟩ follows from ⟨q⟩ and ⟨d⟩."""
         a, b, c, d = (
             self.weight_variance / self._taps,
             self.bias_variance,
@@ -106,7 +106,7 @@ class Affine(Operation):
             return Fused(Formula(lines, (a, b, c, d)), taps)
         lines = (
             "k = p0 * k0",
-            # What is 0 in one image has a covariance of 0, without rounding.
+            # A value that is 0 in one image has a covariance of exactly 0, without rounding.
             "twice = a0 + b0 - k0 if min(a0, b0) > 0.0 else 0.0",
             "t = p0 * t0 + (p1 * twice + p2)",
         )
@@ -118,7 +118,7 @@ class Affine(Operation):
 
     @property
     def cost(self) -> float:
-        """One axis after the other, a product and a sum for each tap."""
+        """A product and a sum for each tap, for one axis after the other."""
         return 4.0 * (len(self.rows.sources) + len(self.columns.sources))
 
     @property
@@ -130,14 +130,14 @@ class Affine(Operation):
         return len(self.rows.sources) * len(self.columns.sources)
 
     def _mean(self, a: Tensor) -> Tensor:
-        """The mean over the taps of `a` `[..., P, Q]`, where both images read the same position."""
+        """Return the mean over the taps of `a` `[..., P, Q]`, the same position in both images."""
         if self._trivial:
             return a
         a = _along(_along(a, a.ndim - 2, self.rows), a.ndim - 1, self.columns)
         return a / self._taps
 
     def _mean_at_pairs(self, a: Tensor) -> Tensor:
-        """The same of `a` `[..., P, Q, P', Q']`: both positions move by the same tap."""
+        """Return the mean over the taps, which move both positions, of `[..., P, Q, P', Q']`."""
         if self._trivial:
             return a
         a = _along_both(a, a.ndim - 4, a.ndim - 2, self.rows)
@@ -146,7 +146,7 @@ class Affine(Operation):
 
 
 def _along(a: Tensor, dim: int, taps: Taps) -> Tensor:
-    """The sum over the taps along one axis of positions."""
+    """Return the sum over the taps along one axis of positions."""
     if taps.trivial:
         return a
     shape = list(a.shape)
@@ -159,7 +159,7 @@ def _along(a: Tensor, dim: int, taps: Taps) -> Tensor:
 
 
 def _along_both(a: Tensor, dim1: int, dim2: int, taps: Taps) -> Tensor:
-    """The sum over the taps along the same axis of either image."""
+    """Return the sum over the taps, applied to the same axis of positions in both images."""
     if taps.trivial:
         return a
     shape = list(a.shape)

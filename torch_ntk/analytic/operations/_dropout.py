@@ -1,4 +1,4 @@
-"""Dropout during training: masks that are drawn anew for every image."""
+"""Dropout during training, with masks that are drawn anew for every image."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ._state import IdenticalImages, State, Variances, at_same_positions
 class Dropout(Operation):
     """`y = m x / p` with independent masks m of each image, 1 with probability p and else 0.
 
-    Masks of different images have E[m m'] = p², so K and Θ between them stay. Of an image with
-    itself E[m²] = p: both are divided by p, at the same position, or at all pairs of positions
-    where these have one mask.
+    The masks of different images have E[m m'] = p², so K and Θ between them do not change. For an
+    image with itself E[m²] = p, so K and Θ are divided by p: at the same position, or at all pairs
+    of positions if these have one mask.
 
     Attributes:
-        keep: p.
-        one_mask: Whether all positions of a channel have one mask.
+        keep: The probability p of keeping an entry.
+        one_mask: Whether all positions of a channel have one mask, as with `nn.Dropout2d`.
     """
 
     keep: float
     one_mask: bool = False
-    differs_for_itself = True
+    random_per_image = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """As it is."""
+        """Return the input, which is unchanged between different images."""
         return inputs[0]
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """q/p."""
+        """Return q/p."""
         return inputs[0] / self.keep
 
     def with_identical(
         self, made: State, inputs: Sequence[State], identical: IdenticalImages
     ) -> State:
-        """K/p and Θ/p."""
+        """Divide K and Θ of an image with itself by p."""
         at = identical.rows, identical.columns
 
         def divided(a: Tensor) -> Tensor:
@@ -52,5 +52,5 @@ class Dropout(Operation):
 
     @property
     def cost(self) -> float:
-        """Nothing."""
+        """No arithmetic between different images."""
         return 0.0

@@ -1,4 +1,4 @@
-"""Positions become features."""
+"""Flattening: the channels at all positions become the features of one position."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ._state import State, Variances
 
 @dataclass(frozen=True)
 class Flatten(Operation):
-    """The mean over `p = p'` of K and of Θ: channels at every position are the new features."""
+    """The mean over `p = p'` of K and of Θ: the channels at every position become the features."""
 
     def wants_full(self, full: bool, several: bool) -> bool:
-        """Never: only the same position enters."""
+        """Return False: only the same position in both images enters the mean."""
         return False
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """A mean is linear, of distances as of covariances."""
+        """Return the mean over positions, which is linear in covariances and in distances."""
         return inputs[0].same_positions().each(_mean)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The mean of the variances."""
+        """Return the mean of the variances."""
         return _mean(inputs[0])
 
     def collected(self, full: bool, positions: int) -> float | None:
-        """The mean over the same positions."""
+        """Return the factor of a mean over the same position in both images."""
         return None if full else 1 / positions
 
     @property
     def cost(self) -> float:
-        """A sum of K and one of Θ."""
+        """A sum of K and a sum of Θ."""
         return 2.0
 
 

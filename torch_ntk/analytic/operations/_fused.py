@@ -1,4 +1,4 @@
-"""How an operation goes through a fused loop."""
+"""How a fused loop evaluates an operation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ._taps import Taps
 
 @dataclass(frozen=True)
 class Fused:
-    """An operation as a filter over positions and a formula for each entry.
+    """An operation as a filter over positions followed by a formula for each entry.
 
-    A fused loop takes one image of covariances through all operations before it begins with the
-    next; see `engine/fused/`.
+    A fused loop applies all operations to the entries of one pair of images before it begins with
+    the next pair; see `engine/fused/`.
 
     Attributes:
-        formula: What is done to an entry. An operation of several inputs finds those of input i
-            in `k{i}` and `t{i}`. With `taps`, `k0` and `t0` are the *sums* over the taps.
-        taps: Of a filter along either axis of positions that comes first; None without.
-        exact: In place of `formula` where both images are the same and so are the positions; None
-            if `formula` is exact there. Its numbers are those of `formula`.
+        formula: The statements that are evaluated for each entry. `k{i}` and `t{i}` are K and Θ of
+            input i. With `taps`, `k0` and `t0` are *sums* over the taps.
+        taps: The taps of the filter along each axis of positions; None without a filter.
+        exact: The formula for the same position of identical images; None if `formula` is exact
+            there. It has the numbers of `formula`.
     """
 
     formula: Formula

@@ -18,15 +18,16 @@ from ._state import State, Variances
 class Normalization(Operation):
     """Division by the standard deviation over all features of an image, or of each position.
 
-    With `s² = ⟨K(x, x)⟩ + eps`, the mean over positions or K(x, x) at each: `K ← K/(s s')`,
-    `Θ ← Θ/(s s')`; the mean of Gaussian features is 0 in the limit. A trained gain of 1 adds K to
-    Θ, a trained shift 1.
+    `K ← K/(s s')` and `Θ ← Θ/(s s')` with `s² = ⟨K(x, x)⟩ + eps`, where ⟨·⟩ is the mean over
+    positions, or with `each_position` the value at each position. No mean is subtracted, because
+    that of Gaussian features is 0 in the limit. A trained gain of 1 adds K to Θ, and a trained
+    shift adds 1.
 
     Attributes:
-        eps: Added to the variance.
-        gain_trained: Whether there is a gain per channel, and it is trained.
-        shift_trained: The same for the shift.
-        each_position: Whether every position has a deviation of its own.
+        eps: The number that is added to the variance.
+        gain_trained: Whether there is a gain per channel that is among the parameters of Θ.
+        shift_trained: Whether there is such a shift per channel.
+        each_position: Whether every position has its own standard deviation.
     """
 
     eps: float
@@ -36,10 +37,10 @@ class Normalization(Operation):
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """Distances of the normalized features are found without subtracting equal numbers.
+        """Divide by the standard deviations, without cancellation where distances are small.
 
-        With a = √q and the new variances a²/s², the distance splits into a radial part and one
-        that the angle alone determines, d - (a - a')²:
+        With a = √q and the new variances a²/s², the distance is the sum of a radial part and of a
+        part that only the angle determines, d - (a - a')²:
 
             d ← (a/s - a'/s')² + (d - (a - a')²) / (s s').
         """
@@ -63,11 +64,11 @@ class Normalization(Operation):
         return replace(s, nngp=nngp, ntk=ntk)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """q/s²."""
+        """Return q/s²."""
         return inputs[0] / self._deviation(inputs[0], (-2, -1)) ** 2
 
     def fused(self, form: Form) -> Fused:
-        """Pointwise with s of either image; see `state`."""
+        """Return a pointwise formula in s of both images; see `state`."""
         numbers = (float(self.gain_trained), float(self.shift_trained))
         tangent = "t = t0 * (a0 * b0) + (p0 * covariance + p1)"
         if not form.distance:
@@ -83,12 +84,12 @@ class Normalization(Operation):
         return Fused(Formula(lines, numbers, self._terms))
 
     def _terms(self, variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """1/s and √q at every position."""
+        """Return 1/s and √q at every position."""
         (q,) = variances
         return (1.0 / self._deviation(q, (-2, -1))).expand_as(q), torch.sqrt(q)
 
     def _deviation(self, q: Tensor, axes: tuple[int, int]) -> Tensor:
-        """The standard deviation s of each image, shaped to go with `q`."""
+        """Return the standard deviation s of each image, in a shape that broadcasts with `q`."""
         return torch.sqrt((q if self.each_position else q.mean(dim=axes, keepdim=True)) + self.eps)
 
     @property

@@ -1,4 +1,4 @@
-"""Averages over positions."""
+"""Averages over positions, and other separable linear maps of positions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ._state import State, Variances
 
 @dataclass(frozen=True)
 class Pool(Operation):
-    """`y(p) = Σ_s M[p, s] x(s)` along either axis of positions.
+    """`y(p) = Σ_s M[p, s] x(s)` along each of the two axes of positions.
 
-    `K[p, p'] ← Σ_{s,s'} M[p, s] M[p', s'] K[s, s']`, and Θ likewise: the covariances between
-    *different* positions enter.
+    `K[p, p'] ← Σ_{s,s'} M[p, s] M[p', s'] K[s, s']`, and Θ likewise. So the result depends on
+    covariances between *different* positions.
 
     Attributes:
-        rows: `[P_out, P_in]`, float64.
-        columns: `[Q_out, Q_in]`.
+        rows: The matrix M of the first axis, `[P_out, P_in]`, float64.
+        columns: The matrix M of the second axis, `[Q_out, Q_in]`, float64.
     """
 
     rows: Tensor
@@ -31,17 +31,17 @@ class Pool(Operation):
 
     @property
     def to_one_position(self) -> bool:
-        """Whether all positions end in one, each with the same weight."""
+        """Whether the result has one position, a sum of all with equal weights."""
         return all(
             m.shape[0] == 1 and bool(torch.all(m == m[0, 0])) for m in (self.rows, self.columns)
         )
 
     def wants_full(self, full: bool, several: bool) -> bool:
-        """Unless one position becomes one position."""
+        """Return True, unless the input and the result have one position."""
         return several
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """One matrix product for each of the four axes of positions."""
+        """Multiply K and Θ by a matrix along each of their four axes of positions."""
         (s,) = inputs
         assert s.full
         assert not s.distance
@@ -54,23 +54,23 @@ class Pool(Operation):
         rows, columns = self.rows.to(a), self.columns.to(a)
         p, q = a.shape[-2:]
         pairs, out = a.shape[:-4], self.rows.shape[0]
-        # From the left, axis by axis, so that nothing is moved in memory.
+        # Each product is from the left, so that no axes are transposed in memory.
         a = rows @ a.flatten(-3)
         a = columns @ a.view(*pairs, out, q, p * q)
         a = rows @ a.view(*pairs, out, self.columns.shape[0], p, q)
         return torch.matmul(a, columns.T)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Of one position, which has a weight only."""
+        """Return the variance times the squared weight, for inputs of one position."""
         return inputs[0] * (float(self.rows.sum()) * float(self.columns.sum())) ** 2
 
     def collected(self, full: bool, positions: int) -> float | None:
-        """An average over all positions, or what has their weights."""
+        """Return the squared weight of an average over all positions."""
         if not full or not self.to_one_position:
             return None
         return float(self.rows[0, 0] * self.columns[0, 0]) ** 2
 
     @property
     def cost(self) -> float:
-        """Of the four products."""
+        """The cost of the four products."""
         return 4.0 * (self.rows.shape[1] + self.columns.shape[1])

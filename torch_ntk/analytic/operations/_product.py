@@ -15,13 +15,13 @@ from ._state import State, Variances, zero
 class Product(Operation):
     """`y = u v` of values whose features are independent: `K ← K_u K_v`, `Θ ← Θ_u K_v + K_u Θ_v`.
 
-    The products of derivatives of u with derivatives of v vanish in the mean over channels.
+    The products of derivatives of u and derivatives of v vanish in the mean over channels.
     """
 
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """With all pairs of positions if both inputs have them; the same positions otherwise."""
+        """Return all pairs of positions if both inputs have them, else the same position."""
         full = all(s.full for s in inputs)
         one, two = inputs if full else [s.same_positions() for s in inputs]
         k1, k2 = one.covariance(variances[0]), two.covariance(variances[1])
@@ -36,7 +36,7 @@ class Product(Operation):
         return State(d, ntk, True, full)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """q_u q_v."""
+        """Return q_u q_v."""
         return inputs[0] * inputs[1]
 
     @property
@@ -46,9 +46,9 @@ class Product(Operation):
 
 
 def _distance(d1: Tensor, d2: Tensor, first: Variances, second: Variances) -> Tensor:
-    """E(u v - u' v')² from the distances of u and of v, without subtracting equal numbers.
+    """Return E(u v - u' v')² from the distances of u and of v, without cancellation.
 
-    With the means s of the two variances of each,
+    With s_u and s_v the means over the two images of the variances of u and of v,
     `q_u q_v + q_u' q_v' - 2 k_u k_v = (q_u - q_u')(q_v - q_v')/2 + s_u d_v + s_v d_u - d_u d_v/2`.
     """
     (a1, a2), (b1, b2) = first, second

@@ -1,4 +1,4 @@
-"""Recurrent layers: the same weights at every time."""
+"""Recurrent layers, which have the same weights at every time."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _Pair = tuple[Tensor, Tensor | None]
 class Recurrence(Operation):
     """`z_t = W φ(z_{t-1}) + u_t` with one matrix W for all times, `z_0 = u_0`.
 
-    As the width grows, W times a state that depends on W has the law that it would have if W were
-    drawn anew (Alemohammad et al. 2021), so between the times t of one sequence and t' of another
+    In the limit of infinite width, W times a state that depends on W has the distribution that it
+    would have with a W drawn anew at each time (Alemohammad et al. 2021). So between time t of one
+    sequence and time t' of another
 
         K_z[t, t'] = a E φ(z_{t-1}) φ(z'_{t'-1}) + K_u[t, t']
         Θ_z[t, t'] = a Θ_z[t-1, t'-1] E φ'φ' + c E φφ + Θ_u[t, t'].
 
-    Only pairs of times of the same distance t' - t are connected. The times are the first axis of
-    positions.
+    The recursion connects only pairs of times with the same difference t' - t. The times are the
+    first axis of positions.
 
     Attributes:
-        dual: E φφ and E φ'φ'.
-        weight_variance: a.
-        weight_gradient: c; 0 if W is not among the parameters of Θ.
-        backwards: Whether it goes through the times from the last to the first.
+        dual: The dual functions E φφ and E φ'φ'.
+        weight_variance: The number a.
+        weight_gradient: The number c, which is 0 if W is not among the parameters of Θ.
+        backwards: Whether the recursion begins at the last time and ends at the first.
     """
 
     dual: DualActivation
@@ -42,7 +43,7 @@ class Recurrence(Operation):
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """Time by time, at the same time in both or along all distances at once."""
+        """Iterate over the times, with p = p' only or with all differences t' - t at once."""
         (s,), (q,) = inputs, variances
         assert q is not None
         u, theta = self._times(s, s.nngp), None
@@ -55,7 +56,7 @@ class Recurrence(Operation):
         return State(self._back(s, z), ntk, s.distance, s.full)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """`q_t = a E φ(z_{t-1})² + q_u`."""
+        """Return `q_t = a E φ(z_{t-1})² + q_u`."""
         (q,) = inputs
         found = self._variances(q.flatten(1))
         return (found.flip(-1) if self.backwards else found).reshape(q.shape)
@@ -63,7 +64,7 @@ class Recurrence(Operation):
     def with_identical(
         self, made: State, inputs: Sequence[State], identical: IdenticalImages
     ) -> State:
-        """The recursion with the one-dimensional formulas at the same time."""
+        """Put in the recursion's values at t = t' for a correlation of exactly 1."""
         (s,), (q,) = inputs, identical.variances
         assert q is not None
         at = identical.rows, identical.columns
@@ -91,22 +92,22 @@ class Recurrence(Operation):
     # -- times ---------------------------------------------------------------------------
 
     def _in_order(self, a: Tensor) -> Tensor:
-        """Times on the last axis in the order in which they are gone through; and back again."""
+        """Sort the times, the last axis, in the order of the recursion, or back again."""
         return a.flip(-1) if self.backwards else a
 
     def _times(self, s: State, a: Tensor) -> Tensor:
-        """`[n1, n2, T]`, or `[n1, n2, T, T']` of all pairs, in order."""
+        """Return K or Θ as `[n1, n2, T]`, with all pairs `[n1, n2, T, T']`, in that order."""
         a = a.flatten(-4, -3).flatten(-2) if s.full else a.flatten(-2)
         return a if not self.backwards else a.flip((-2, -1) if s.full else -1)
 
     def _back(self, s: State, a: Tensor) -> Tensor:
-        """The positions as they were."""
+        """Undo `_times`: the original order and shape of the positions."""
         if self.backwards:
             a = a.flip((-2, -1) if s.full else -1)
         return a.reshape(s.nngp.shape)
 
     def _variances(self, q: Tensor) -> Tensor:
-        """Of z, from those of u, with the times on the last axis; both in their order."""
+        """Return the variances of z, in the recursion's order, from those of u; times are last."""
         q = self._in_order(q)
         found = [q[..., 0]]
         for t in range(1, q.shape[-1]):
@@ -116,7 +117,7 @@ class Recurrence(Operation):
     # -- the recursion -------------------------------------------------------------------
 
     def _step(self, before: _Pair, driven: _Pair, q1: Tensor, q2: Tensor, distance: bool) -> _Pair:
-        """K and Θ of z at some pairs of times, from those one step earlier and those of u."""
+        """Return K and Θ of z at some pairs of times, from those one step earlier and u's."""
         k, theta = before
         pair: Callable[..., tuple[Tensor, Tensor]]
         pair = self.dual.pair_from_distance if distance else self.dual.pair
@@ -146,7 +147,11 @@ class Recurrence(Operation):
     def _all_pairs(
         self, u: Tensor, theta: Tensor | None, q1: Tensor, q2: Tensor, distance: bool
     ) -> _Pair:
-        """Of step k, the pairs whose earlier time is k: a strip of row k and one of column k."""
+        """Return K and Θ of z at all pairs of times.
+
+        Step k computes the pairs whose earlier time is k: the part of row k from the diagonal on,
+        and the part of column k below the diagonal.
+        """
         assert not distance
         size = u.shape[-1]
         z, t = torch.empty_like(u), None if theta is None else torch.empty_like(theta)
@@ -173,7 +178,7 @@ def _take(u: Tensor, theta: Tensor | None, index: tuple[object, ...]) -> _Pair:
 
 
 def _cut(strip: _Pair) -> _Pair:
-    """Without the last pair, after which there is none of the same distance."""
+    """Return the strip without its last pair, which has no successor with the same t' - t."""
     return strip[0][..., :-1], None if strip[1] is None else strip[1][..., :-1]
 
 

@@ -1,4 +1,4 @@
-"""Where each tap of a filter reads along one axis of positions."""
+"""The positions that the taps of a filter read along one axis of positions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
-# A source of -1: the tap reads a zero that the padding added.
+# The source of a tap that reads a zero added by the padding.
 _ZERO = -1
 
 
 @dataclass(frozen=True)
 class Run:
-    """Outputs that are equally far apart, and so are their sources.
+    """Evenly spaced outputs with evenly spaced sources, so that both are slices.
 
     Attributes:
         out: The outputs.
-        source: The sources, as many.
+        source: Their sources, of the same number.
     """
 
     out: slice
@@ -28,11 +28,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Taps:
-    """The taps of a filter along one axis: `sources[a][o]` is what tap a of output o reads.
+    """The taps of a filter along one axis: tap a of output o reads the input `sources[a][o]`.
 
     Attributes:
-        size_in: Positions of the input.
-        sources: Per tap, per output; -1 where it reads a zero.
+        size_in: The number of positions of the input.
+        sources: For each tap, the position of the input that each output reads; -1 reads a zero.
     """
 
     size_in: int
@@ -40,17 +40,17 @@ class Taps:
 
     @property
     def size_out(self) -> int:
-        """Positions of the output."""
+        """The number of positions of the output."""
         return len(self.sources[0])
 
     @property
     def trivial(self) -> bool:
-        """Whether there is one tap, and it reads where it writes."""
+        """Whether the filter is the identity."""
         return self.sources == (tuple(range(self.size_in)),)
 
     @cached_property
     def runs(self) -> tuple[tuple[Run, ...], ...]:
-        """The sources of each tap as slices."""
+        """The sources of each tap as pairs of slices."""
         return tuple(_runs(s) for s in self.sources)
 
 
@@ -65,15 +65,15 @@ def taps(
     padding: tuple[int, int] = (0, 0),
     mode: PaddingMode = "zeros",
 ) -> Taps:
-    """The taps of a convolution along an axis of `size` positions.
+    """Return the taps of a convolution along an axis of `size` positions.
 
     Args:
-        size: Positions of the input.
-        kernel: Points of the kernel.
-        stride: Step between outputs.
-        dilation: Spacing of the kernel's points.
-        padding: Positions added before and after.
-        mode: What the added positions show.
+        size: The number of positions of the input.
+        kernel: The number of points of the kernel.
+        stride: The step between outputs.
+        dilation: The spacing of the kernel's points.
+        padding: The numbers of positions that are added before and after.
+        mode: The values of the added positions.
     """
     padded = [_padded(i, size, mode) for i in range(-padding[0], size + padding[1])]
     outputs = (len(padded) - dilation * (kernel - 1) - 1) // stride + 1
@@ -94,19 +94,19 @@ def transposed_taps(
     padding: int = 0,
     output_padding: int = 0,
 ) -> Taps:
-    """The taps of a transposed convolution along an axis of `size` positions.
+    """Return the taps of a transposed convolution along an axis of `size` positions.
 
     Input s adds to the outputs `o = s · stride - padding + a · dilation`, one for each tap a. So
     tap a of output o reads `(o + padding - a · dilation) / stride` where that is one of the inputs,
     and a zero otherwise.
 
     Args:
-        size: Positions of the input.
-        kernel: Points of the kernel.
-        stride: Step between the outputs of neighbouring inputs.
-        dilation: Spacing of the kernel's points.
-        padding: Outputs left out on either side.
-        output_padding: Outputs added behind.
+        size: The number of positions of the input.
+        kernel: The number of points of the kernel.
+        stride: The step between the outputs of neighbouring inputs.
+        dilation: The spacing of the kernel's points.
+        padding: The number of outputs that are left out on either side.
+        output_padding: The number of outputs that are added at the end.
     """
     outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
 
@@ -120,7 +120,10 @@ def transposed_taps(
 
 
 def folded(outer: Taps, inner: Taps) -> Taps:
-    """Two axes as one, `o = o_outer · size_inner + o_inner`; its taps are the pairs of taps."""
+    """Return the taps of two axes joined to one, `o = o_outer · size_inner + o_inner`.
+
+    Its taps are all pairs of an outer and an inner tap.
+    """
     return Taps(
         outer.size_in * inner.size_in,
         tuple(

@@ -1,4 +1,4 @@
-"""Layers with weights of their own at each position."""
+"""Locally connected layers, which have different weights at each position."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ._state import State, Variances
 class Unshared(Operation):
     """A convolution with independent weights and biases at each position.
 
-    At the same position in both images it is the convolution `shared`; between different ones
-    both K and Θ are 0, since no weight is in both.
+    At the same position in both images its K and Θ are those of the convolution `shared`. Between
+    different positions both are 0, since these have no weights in common.
 
     Attributes:
-        shared: The same layer with one set of weights for all positions.
+        shared: The convolution that has the same taps and scales.
     """
 
     shared: Affine
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """What the covariances between different positions were does not matter."""
+        """Apply the convolution at the same position; all other entries become 0."""
         (s,) = inputs
         if not s.full:
             return self.shared.state(inputs, variances)
@@ -35,15 +35,15 @@ class Unshared(Operation):
         return State(made.nngp, made.ntk, distance=False, full=True)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """That of the convolution."""
+        """Return the variance of the convolution."""
         return self.shared.variance(inputs)
 
     @property
     def cost(self) -> float:
-        """That of the convolution."""
+        """The cost of the convolution."""
         return self.shared.cost
 
 
 def _between_all(a: Tensor) -> Tensor:
-    """`[..., P, Q]` to `[..., P, Q, P, Q]`, 0 between different positions."""
+    """Return `[..., P, Q]` as `[..., P, Q, P, Q]`, with 0 between different positions."""
     return torch.diag_embed(a.flatten(-2)).reshape(*a.shape, *a.shape[-2:])

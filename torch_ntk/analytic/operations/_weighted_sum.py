@@ -1,4 +1,4 @@
-"""Constant factors, sums of independent values, and channels side by side."""
+"""Constant factors, sums of independent values, and concatenated channels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ._state import State, Variances, zero
 class WeightedSum(Operation):
     """`K ← Σ w_i K_i`, `Θ ← Σ w_i Θ_i`.
 
-    A constant factor c is the weight c². Values without covariance between them are added with
-    weights of 1: the cross terms of (u + u')(v + v') vanish. Channels side by side have the mean
-    over all channels, so each part the weight of its share.
+    A constant factor c is the weight c². Uncorrelated values are added with weights of 1, since
+    the cross terms of (u + u')(v + v') vanish. The kernel of concatenated channels is the mean over
+    all channels, so the weight of each part is its fraction of the channels.
     """
 
     weights: tuple[float, ...]
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """With all pairs of positions if all inputs have them; the same positions otherwise."""
+        """Return all pairs of positions if all inputs have them, else the same position."""
         full = all(s.full for s in inputs)
         states = inputs if full else [s.same_positions() for s in inputs]
         nngp = self._sum([s.nngp for s in states])
@@ -36,7 +36,7 @@ class WeightedSum(Operation):
         return State(nngp, ntk, states[0].distance, full)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Σ w_i q_i."""
+        """Return Σ w_i q_i."""
         return self._sum(inputs)
 
     def _sum(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -46,7 +46,7 @@ class WeightedSum(Operation):
         return total
 
     def fused(self, form: Form) -> Fused:
-        """One pass over all of them, of distances as of covariances."""
+        """Return one formula for all inputs, which holds for covariances and distances."""
         lines = tuple(
             f"{of} = " + " + ".join(f"p{i} * {of}{i}" for i in range(len(self.weights)))
             for of in "kt"
@@ -55,5 +55,5 @@ class WeightedSum(Operation):
 
     @property
     def cost(self) -> float:
-        """A product and a sum for each."""
+        """A product and a sum for each input."""
         return 4.0 * len(self.weights)

@@ -1,4 +1,4 @@
-"""Positions that were channels of one value before."""
+"""Positions whose features come from different, independent units of one layer."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ._state import State, Variances
 
 
 @dataclass(frozen=True)
-class Apart(Operation):
-    """Independent units at different positions, as `F.pixel_shuffle` places them.
+class IndependentUnits(Operation):
+    """Units of one layer at different positions, as `F.pixel_shuffle` arranges them.
 
-    Units of one layer have one law and no covariance, so both K and Θ are 0 between positions with
-    different units, and stay as they are between the others.
+    Different units of a layer are independent and have the same distribution. So K and Θ are 0
+    between positions with different units, and unchanged between positions with the same unit.
 
     Attributes:
-        units: Per position, row by row, the number of its unit.
+        units: The number of the unit at each position, row by row.
     """
 
     units: tuple[int, ...]
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """At the same position in both images there is one unit."""
+        """Set pairs of positions with different units to 0; p = p' has one unit."""
         (s,) = inputs
         return s.each(self._between) if s.full else s
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """As it is."""
+        """Return the variance of the input, which does not change."""
         return inputs[0]
 
     @property
     def cost(self) -> float:
-        """A product."""
+        """One product for K and one for Θ."""
         return 2.0
 
     def _between(self, a: Tensor) -> Tensor:
-        """`a` `[..., P, Q, P, Q]`, 0 between different units."""
+        """Return `a` `[..., P, Q, P, Q]` with 0 between positions with different units."""
         units = torch.tensor(self.units, device=a.device)
         return a * (units[:, None] == units).view(a.shape[-4:])

@@ -1,8 +1,7 @@
-"""What is known of each image besides its features, and operations that take it.
+"""Data of each image besides its features (a graph's matrix, a mask), and operations that use them.
 
-A graph's matrix, the mask of a sequence: numbers that belong to an image and not to a pair. They
-enter a program as an `Input` and reach operations in the place of that input's variances, which
-are what the engine keeps for each image.
+Such numbers belong to an image and not to a pair of images. They enter a program as an `Input`.
+Operations receive them as that input's variances, which are what the engine stores per image.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from ._state import State, Variances
 
 
 @dataclass(frozen=True)
-class Given(Input):
-    """Numbers `[N, A, B]` of each image, of the first and of the second images."""
+class ImageData(Input):
+    """Numbers `[N, A, B]` that are no features: A × B for each image of x1 and of x2."""
 
     def variance(self, side: int, images: slice) -> Tensor:
-        """The numbers of some images."""
+        """Return the numbers of some images, `[n, A, B]`."""
         return self.both[side][images]
 
     def pairs(self, rows: slice, columns: slice, full: bool, ntk: bool) -> State:
-        """No features: nothing to be taken of pairs."""
+        """Return zeros for a block of pairs, since the numbers have no covariance."""
         a, b = self.both[0][rows], self.both[1][columns]
         nothing = a.new_zeros(len(a), len(b), 1, 1)
         return State(nothing, a.new_zeros(()) if ntk else None, False, False)
 
     def distances(self, rows: slice, columns: slice, variances: Variances, ntk: bool) -> State:
-        """The same where the features are kept as distances."""
+        """Return zeros, as `pairs`, in a program that stores distances."""
         return replace(self.pairs(rows, columns, False, ntk), distance=True)
 
     def within(self, side: int, images: slice) -> State:
-        """The numbers of some images, as pairs of an image with itself."""
+        """Return the numbers of some images, `[n, 1, A, B]`."""
         return State(self.both[side][images].unsqueeze(1), None, False, False)
 
 
@@ -44,10 +43,11 @@ class Given(Input):
 class Mixing(Operation):
     """`y(p) = Σ_s M[p, s] x(s)` with a matrix `[S_out, S_in]` for each image.
 
-    `K[p, p'] ← Σ_{s,s'} M[p, s] M'[p', s'] K[s, s']`, and Θ likewise. The second input gives M.
+    `K[p, p'] ← Σ_{s,s'} M[p, s] M'[p', s'] K[s, s']`, and Θ likewise. The second input, an
+    `ImageData`, gives M.
 
     Attributes:
-        positions: Of y.
+        positions: `(P, Q)` of y.
     """
 
     positions: tuple[int, int]
@@ -55,11 +55,11 @@ class Mixing(Operation):
     mixes_positions = True
 
     def wants_full(self, full: bool, several: bool) -> bool:
-        """Unless one position becomes one position."""
+        """Return True, unless x and y have one position."""
         return several
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """Two matrix products for each pair of images."""
+        """Multiply K and Θ of each pair of images by the two matrices."""
         s, matrices = inputs[0], variances[1]
         assert matrices is not None
         if not s.full:  # one position, with a weight
@@ -73,43 +73,44 @@ class Mixing(Operation):
         return s.each(mixed)
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Of one position."""
+        """Return M² q, for inputs of one position."""
         return inputs[0] * inputs[1].square()
 
     @property
     def cost(self) -> float:
-        """Two products for each entry of the matrices, about."""
+        """Two matrix products, estimated."""
         return 100.0
 
 
 @dataclass(frozen=True)
 class Weighting(Operation):
-    """`y(p) = w(p) x(p)` with weights of each image: masks.
+    """`y(p) = w(p) x(p)` with weights for each image, such as a mask.
 
-    `K[p, p'] ← w(p) w'(p') K[p, p']`, and Θ likewise. The second input gives w, `[N, P, Q]`.
+    `K[p, p'] ← w(p) w'(p') K[p, p']`, and Θ likewise. The second input, an `ImageData`, gives w,
+    `[N, P, Q]`.
     """
 
     needs_variances = True
 
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
-        """Without subtracting equal numbers where distances are small."""
+        """Multiply by the weights, without cancellation where distances are small."""
         assert variances[1] is not None
         return _weighted(inputs[0], variances[0], variances[1])
 
     def variance(self, inputs: Sequence[Tensor]) -> Tensor:
-        """w² q."""
+        """Return w² q."""
         return inputs[0] * inputs[1].square()
 
     @property
     def cost(self) -> float:
-        """A product of K and one of Θ."""
+        """A product for K and one for Θ."""
         return 4.0
 
 
 def _weighted(s: State, variances: Variances | None, weights: Variances) -> State:
-    """K and Θ times w w'.
+    """Return K and Θ times w w'.
 
-    Of a distance, `w² q + w'² q' - 2 w w' k = w w' d + (w - w')(w q - w' q')`.
+    The distance becomes `w² q + w'² q' - 2 w w' k = w w' d + (w - w')(w q - w' q')`.
     """
     one, two = weights
     if s.full:
