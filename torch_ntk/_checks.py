@@ -113,17 +113,17 @@ def check_finite_number(
     return float(value)
 
 
-def check_tensor(name: str, value: Any, remedy: str = "") -> Tensor:
+def check_tensor(name: str, value: Any) -> Tensor:
     """Return `value` if it is a strided, materialized tensor, else raise `TypeError`."""
     if not isinstance(value, Tensor):
-        hint = remedy or "Convert it with torch.as_tensor(...)."
-        raise type_error(name, "a torch.Tensor", describe(value), hint)
+        remedy = "Convert it with torch.as_tensor(...)."
+        raise type_error(name, "a torch.Tensor", describe(value), remedy)
     if value.layout != torch.strided:
         raise type_error(
             name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first."
         )
     if value.device.type == "meta":
-        raise type_error(name, "a tensor with data", "a tensor on the meta device", remedy)
+        raise type_error(name, "a tensor with data", "a tensor on the meta device")
     return value
 
 

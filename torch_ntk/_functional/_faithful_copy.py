@@ -179,7 +179,7 @@ def check_copy(
     origin.check(duplicate, own, run, argument, coupled)
 
 
-def refuse_closures(model: nn.Module, argument: str = "model") -> None:
+def refuse_closures(model: nn.Module) -> None:
     """Raise an error if a module has an attribute that is a function over layers of `model`.
 
     This is the check for copies that are not evaluated by this library. `copy.deepcopy` does not
@@ -187,7 +187,6 @@ def refuse_closures(model: nn.Module, argument: str = "model") -> None:
 
     Args:
         model: The module that is to be copied.
-        argument: The name of the caller's argument that is the module.
 
     Raises:
         ValueError: A function among the attributes has a module, parameter or buffer of the model
@@ -198,7 +197,7 @@ def refuse_closures(model: nn.Module, argument: str = "model") -> None:
         for attribute, value in vars(module).items():
             if isinstance(value, FunctionType) and any(id(v) in own for v in reached_by(value)):
                 raise value_error(
-                    argument,
+                    "model",
                     "a module that can be copied with its layers",
                     f"one with a function {plain_name(f'{name}.{attribute}'.lstrip('.'))!r} that "
                     "reaches its layers by a closure or a default argument, and would reach "

@@ -31,12 +31,11 @@ def _once(test: Callable[[type], bool]) -> Callable[[type], bool]:
     return functools.cache(test)
 
 
-def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bool = False) -> None:
+def refuse_unsupported(model: nn.Module, *, coupled: bool = False) -> None:
     """Raise an error if `model` has a module for which the kernel would be undefined or wrong.
 
     Args:
         model: The network.
-        argument: The name of the caller's argument that is the network.
         coupled: Whether outputs may depend on the whole batch.
 
     Raises:
@@ -52,16 +51,16 @@ def refuse_unsupported(model: nn.Module, argument: str = "model", *, coupled: bo
             if name
             else f"a {type(module).__name__}"
         )
-        _refuse_module(module, where, argument, coupled)
-    _refuse_tensors(model.named_parameters(), argument, torch.isfinite)
-    _refuse_tensors(model.named_buffers(), argument, lambda t: ~torch.isnan(t))
+        _refuse_module(module, where, coupled)
+    _refuse_tensors(model.named_parameters(), torch.isfinite)
+    _refuse_tensors(model.named_buffers(), lambda t: ~torch.isnan(t))
 
 
-def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) -> None:
+def _refuse_module(module: nn.Module, where: str, coupled: bool) -> None:
     """Raise an error if the kernel of one module, which `where` describes, is not supported."""
     if is_script(module):
         raise type_error(
-            argument,
+            "model",
             "made of Python modules",
             f"a TorchScript module ({where})",
             "torch.func cannot transform TorchScript: pass the module before "
@@ -69,28 +68,28 @@ def _refuse_module(module: nn.Module, where: str, argument: str, coupled: bool) 
         )
     if _is_sharded(type(module)):
         raise type_error(
-            argument,
+            "model",
             "held whole by this process",
             f"a module whose parameters are sharded ({where})",
             _GATHER,
         )
     if _is_quantized(type(module)):
         raise type_error(
-            argument,
+            "model",
             "differentiable in its parameters",
             f"a quantized module ({where})",
             "Pass the floating-point module from before quantization.",
         )
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise type_error(
-            argument,
+            "model",
             "initialized",
             f"a lazy module with no parameters yet ({where})",
             "Run one forward pass first.",
         )
     if isinstance(module, _BATCH_NORMS) and module.running_mean is None and not coupled:
         raise value_error(
-            argument,
+            "model",
             "a function of one sample at a time",
             f"batch normalization without running statistics ({where}), "
             "which couples the samples of a batch even in eval mode",
@@ -113,18 +112,17 @@ def _is_quantized(kind: type) -> bool:
 
 
 def _refuse_tensors(
-    named: Iterable[tuple[str, Tensor]], argument: str, is_fine: Callable[[Tensor], Tensor]
+    named: Iterable[tuple[str, Tensor]], is_fine: Callable[[Tensor], Tensor]
 ) -> None:
     """Raise an error if a tensor is of an unsupported kind or has entries that are not allowed.
 
     Args:
         named: The tensors with their names.
-        argument: The name of the caller's argument that is the network.
         is_fine: A function that tells of each entry of a tensor whether it is allowed.
     """
     floating = {}
     for name, tensor in named:
-        _refuse_kind(plain_name(name), tensor, argument)
+        _refuse_kind(plain_name(name), tensor)
         if tensor.is_floating_point():
             floating[plain_name(name)] = tensor
     if have_finite_sums(floating.values()):
@@ -132,7 +130,7 @@ def _refuse_tensors(
     for name, tensor in floating.items():
         if not has_finite_sum(tensor) and not bool(is_fine(tensor).all()):
             raise value_error(
-                argument,
+                "model",
                 "finite in every parameter and free of NaN in every buffer",
                 f"NaN or infinite entries in {name!r}",
                 "Training may have diverged: lower the learning rate, or load an "
@@ -140,19 +138,19 @@ def _refuse_tensors(
             )
 
 
-def _refuse_kind(name: str, tensor: Tensor, argument: str) -> None:
+def _refuse_kind(name: str, tensor: Tensor) -> None:
     """Raise an error if a tensor is sharded or on the meta device."""
     kind = type(tensor).__name__
     if kind == "DTensor" or hasattr(tensor, "placements"):
         raise type_error(
-            argument,
+            "model",
             "held whole by this process",
             f"the sharded parameter {name!r} ({kind})",
             _GATHER,
         )
     if tensor.device.type == "meta":
         raise type_error(
-            argument,
+            "model",
             "materialized",
             f"{name!r} on the meta device",
             "Call .to_empty(device=...) and initialize it first.",

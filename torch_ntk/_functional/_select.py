@@ -141,7 +141,7 @@ def _check_floating(named: dict[str, Tensor], chosen: list[str]) -> None:
             )
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    """A text with at most `most` of the names."""
-    shown = ", ".join(repr(plain_name(n)) for n in names[:most])
-    return shown if len(names) <= most else f"{shown}, … ({len(names)} in all)"
+def _listed(names: list[str]) -> str:
+    """A text with at most eight of the names."""
+    shown = ", ".join(repr(plain_name(n)) for n in names[:8])
+    return shown if len(names) <= 8 else f"{shown}, … ({len(names)} in all)"

@@ -58,14 +58,14 @@ class DualExp(DualActivation):
         if not form.distance:
             lines = (
                 "x = p0 * k0 + 0.5 * (a0 + b0)",
-                *exponential("rise", "x", form.double),
+                *exponential("rise", form.double),
                 "k = p1 * (rise + 1.0)",
                 "t = t0 * (p2 * (rise + 1.0))",
             )
             return Formula(lines, numbers, terms)
         lines = (
             "x = -0.5 * p0 * k0",
-            *exponential("fall", "x", form.double),
+            *exponential("fall", form.double),
             "both = (a1 + 1.0) * (b1 + 1.0)",
             "gap = a1 - b1",
             "k = p1 * (gap * gap - 2.0 * both * fall)",

@@ -26,8 +26,8 @@ _LOG2 = {
 _RANGE = {False: (-87.0, 88.0), True: (-708.0, 709.0)}
 
 
-def exponential(target: str, x: str, double: bool) -> tuple[str, ...]:
-    """Statements for eˣ - 1 as `target`, relatively accurate also for small x.
+def exponential(target: str, double: bool) -> tuple[str, ...]:
+    """Statements for eˣ - 1 of `x` as `target`, relatively accurate also for small x.
 
     With n the nearest integer to x / log 2 and r = x - n log 2, it is 2ⁿ (eʳ - 1) + (2ⁿ - 1).
     What would leave the range of the type stays at its end.
@@ -36,7 +36,7 @@ def exponential(target: str, x: str, double: bool) -> tuple[str, ...]:
     least, most = _RANGE[double]
     n, r, two = (f"{target}_{part}" for part in ("whole", "rest", "power"))
     return (
-        f"{r} = min(max({x}, {least!r}), {most!r})",
+        f"{r} = min(max(x, {least!r}), {most!r})",
         f"{n} = floor({r} * 1.4426950408889634 + 0.5)",
         f"{r} = ({r} - {n} * {high!r}) - {n} * {low!r}",
         *polynomial(f"{target}_rise", _RISE[double], r),

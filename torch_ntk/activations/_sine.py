@@ -80,9 +80,9 @@ def _formula(form: Form, odd: bool) -> Formula:
     """
     same_and_opposite = (
         "x = cross - middle",
-        *exponential("same", "x", form.double),
+        *exponential("same", form.double),
         "x = -cross - middle",
-        *exponential("opposite", "x", form.double),
+        *exponential("opposite", form.double),
         "sine = 0.5 * (same - opposite)",
         "cosine = 1.0 + 0.5 * (same + opposite)",
     )
@@ -95,7 +95,7 @@ def _formula(form: Form, odd: bool) -> Formula:
         "cross = middle - 0.5 * k0",
         *same_and_opposite,
         "x = -0.5 * k0",
-        *exponential("fall", "x", form.double),
+        *exponential("fall", form.double),
         "gap = a1 - b1",
         # exp(d/2 - (q1 + q2)) is exp(-k - (q1 + q2)/2).
         "product = -(opposite + 1.0) * fall - 0.5 * gap * gap",

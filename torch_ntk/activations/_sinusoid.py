@@ -84,9 +84,9 @@ class DualSinusoid(DualActivation):
             "middle = 0.5 * (a0 + b0)",
             cross,
             "x = cross - middle",
-            *exponential("same", "x", form.double),
+            *exponential("same", form.double),
             "x = -cross - middle",
-            *exponential("opposite", "x", form.double),
+            *exponential("opposite", form.double),
             "t = t0 * (p3 * ((1.0 + p1) + (same + p1 * opposite)))",
         )
         if not form.distance:
@@ -94,7 +94,7 @@ class DualSinusoid(DualActivation):
             return Formula((*lines, value), numbers, terms)
         distance = (
             "x = -0.5 * p0 * k0",
-            *exponential("fall", "x", form.double),
+            *exponential("fall", form.double),
             "gap = a1 - b1",
             "apart = -fall - p1 * (0.5 * gap * gap + (opposite + 1.0) * fall)",
             "k = 2.0 * p2 * max(apart, 0.0)",

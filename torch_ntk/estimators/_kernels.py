@@ -37,7 +37,6 @@ from ..empirical import empirical_ntk
 from ..features import ntk_features
 from ..memory import ranges
 
-KINDS = ("mlp", "empirical", "analytic", "precomputed")
 _CHOICES = (
     "'mlp', 'empirical', 'analytic' or 'precomputed', a function (x1, x2=None) -> [N1, N2], or a "
     "network (an nn.Module with parameters)"
@@ -51,7 +50,7 @@ class KernelSettings:
     """The parameters of an estimator that determine its kernel.
 
     Attributes:
-        kernel: One of `KINDS`, a callable, or a network.
+        kernel: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a callable, or a network.
         network: The network for the kinds `"empirical"` and `"analytic"`.
         forward_fn: The function that calls the network for an empirical kernel.
         standard: How the network's ordinary layers are drawn for an analytic kernel.

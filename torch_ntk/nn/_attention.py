@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .._checks import check_choice, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -131,7 +131,7 @@ class NTKSelfAttention(nn.Module):
         self.sigma_value = check_sigma_w(sigma_value, "sigma_value")
         self.sigma_out = check_sigma_w(sigma_out, "sigma_out")
         self.sigma_b = check_sigma_b(sigma_b)
-        check_flag("bias", bias)
+        check_bias(bias)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))

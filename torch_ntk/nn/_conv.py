@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ._scaled_conv import Device, ScaledConvNd
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -54,7 +54,7 @@ class _NTKConvNd(ScaledConvNd):
             padding,
             dilation,
             groups,
-            check_flag("bias", bias),
+            check_bias(bias),
             padding_mode,
             device,
             dtype,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .._checks import type_error, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -93,7 +93,7 @@ class NTKConvLocal2d(nn.Module):
         self.input_size = _pair("input_size", input_size, 1)
         self.stride = _pair("stride", stride, 1)
         self.padding = _pair("padding", padding, 0)
-        check_flag("bias", bias)
+        check_bias(bias)
         room = [self.input_size[i] + 2 * self.padding[i] - self.kernel_size[i] for i in (0, 1)]
         if min(room) < 0:
             raise value_error(

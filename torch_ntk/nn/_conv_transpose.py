@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ._scaled_conv import Device, ScaledConvNd
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -61,7 +61,7 @@ class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
             padding,
             output_padding,
             groups,
-            check_flag("bias", bias),
+            check_bias(bias),
             dilation,
             padding_mode,
             device,

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -80,7 +80,7 @@ class NTKLinear(nn.Linear):
         super().__init__(
             check_size("in_features", in_features, 1),
             check_size("out_features", out_features),
-            check_flag("bias", bias),
+            check_bias(bias),
             device=device,
             dtype=dtype,
         )

@@ -16,7 +16,7 @@ from ._activations import Abs, Cos, Erf, Sin
 from ._gain import DEFAULT_GAIN, module_gain
 from ._init import standard_init_
 from ._linear import NTKLinear
-from ._scaling import check_dtype, check_flag, check_sigma_b, check_sigma_w_or_gain
+from ._scaling import check_bias, check_dtype, check_sigma_b, check_sigma_w_or_gain
 
 Activation: TypeAlias = str | nn.Module | Callable[[], nn.Module]
 
@@ -91,7 +91,7 @@ class MLP(nn.Sequential):
         sizes = _check_widths(widths)
         make_activation = _activation_factory(activation)
         check_choice("parameterization", parameterization, ("ntk", "standard"))
-        check_flag("bias", bias)
+        check_bias(bias)
         check_dtype(dtype)
         sigma_b = check_sigma_b(sigma_b)
         scale_w = check_sigma_w_or_gain(sigma_w)

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .._checks import check_choice, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    check_bias,
     check_dtype,
-    check_flag,
     check_sigma_b,
     check_sigma_w,
     check_size,
@@ -106,7 +106,7 @@ class NTKRNN(nn.RNN):
             check_size("hidden_size", hidden_size, 1),
             check_size("num_layers", num_layers, 1),
             "tanh" if nonlinearity == "erf" else nonlinearity,  # nn.RNN does not accept "erf"
-            check_flag("bias", bias),
+            check_bias(bias),
             batch_first,
             dropout,
             bidirectional,

@@ -47,20 +47,20 @@ def check_sigma_w(value: object, name: str = "sigma_w", expected: str = _POSITIV
     return float(value)
 
 
-def check_sigma_w_or_gain(value: object, name: str = "sigma_w") -> float | Literal["gain"]:
+def check_sigma_w_or_gain(value: object) -> float | Literal["gain"]:
     """Return "gain", or `value` as a float if it is a finite number above 0."""
     expected = f"'gain' or {_POSITIVE}"
     if not isinstance(value, str):
-        return check_sigma_w(value, name, expected)
+        return check_sigma_w(value, expected=expected)
     if value != "gain":
-        raise value_error(name, expected, describe(value))
+        raise value_error("sigma_w", expected, describe(value))
     return "gain"
 
 
-def check_sigma_b(value: object, name: str = "sigma_b") -> float:
+def check_sigma_b(value: object) -> float:
     """Return `value` as a float if it is a finite number of at least 0."""
     return check_finite_number(
-        name, value, minimum=0.0, remedy="It is the standard deviation of the scaled bias."
+        "sigma_b", value, minimum=0.0, remedy="It is the standard deviation of the scaled bias."
     )
 
 
@@ -76,12 +76,12 @@ def check_size(name: str, value: SupportsIndex, least: int = 0) -> int:
     return number
 
 
-def check_flag(name: str, value: object) -> bool:
+def check_bias(value: object) -> bool:
     """Return `value` if it is True or False.
 
     A number is most likely `sigma_w` passed by position, and would be taken for True.
     """
-    return check_bool(name, value, "Write sigma_w=... and sigma_b=... by name.")
+    return check_bool("bias", value, "Write sigma_w=... and sigma_b=... by name.")
 
 
 def check_dtype(dtype: object) -> None:

@@ -103,7 +103,7 @@ class _Describer:
             owner = self.of(value.__self__, f"{path}.__self__")
             return {"method": value.__func__.__qualname__, "of": owner}
         if isinstance(value, type):
-            return self._class(value, path)
+            return self._class(value)
         if isinstance(value, (types.BuiltinFunctionType, np.ufunc)) or _is_operation(value):
             return {"function": f"{getattr(value, '__module__', '')}:{value.__name__}"}
         if isinstance(value, types.FunctionType):
@@ -133,7 +133,7 @@ class _Describer:
             found["defaults"] = self.of(defaults, f"{path}.defaults")
         return found
 
-    def _class(self, kind: type, path: str) -> dict[str, Any]:
+    def _class(self, kind: type) -> dict[str, Any]:
         found: dict[str, Any] = {"class": _name(kind)}
         code = {
             f"{_name(base)}.{name}": _code(inner.__code__)
@@ -148,7 +148,7 @@ class _Describer:
 
     def _module(self, module: nn.Module, path: str) -> dict[str, Any]:
         own = {k: v for k, v in vars(module).items() if k not in _OF_MODULES and k not in _HOW}
-        found = self._class(type(module), path)
+        found = self._class(type(module))
         if own:
             found["settings"] = {k: self.of(v, f"{path}.{k}") for k, v in own.items()}
         tensors = {**module._parameters, **module._buffers}
@@ -178,7 +178,7 @@ class _Describer:
                 in_words(value),
                 "Pass name='…' to say yourself what kernel it is.",
             )
-        found = self._class(type(value), path)
+        found = self._class(type(value))
         return found | {"fields": {k: self.of(v, f"{path}.{k}") for k, v in fields.items()}}
 
 

@@ -18,7 +18,7 @@ from ...empirical.inspect import keep_hooks_that_matter
 from ..probe._probe import Probe
 from ._adapted_network import Samples
 from ._evaluation import Evaluation
-from ._statistics import recalibrating
+from ._statistics import Recalibrating
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class LastStep:
             samples = fn.input("probe", given.batch.value)
             keep_hooks_that_matter(fn, samples)
             if recalibrate:
-                around.enter_context(recalibrating())
+                around.enter_context(Recalibrating())
             start = dict(fn.params)
             for name, value in self.params.items():
                 if name in start:

@@ -75,7 +75,7 @@ def _on_samples(network: nn.Module, samples: Any, call: ForwardFn | None) -> Par
         call: The `forward_fn` by which it is called, or None.
     """
     first = next(iter(network.buffers()))
-    with quiet(network, first.device), _Recalibrating():
+    with quiet(network, first.device), Recalibrating():
         copies = {n: t.clone() for n, t in (*network.named_parameters(), *network.named_buffers())}
         call_with(network, copies, samples, call)
     return copies
@@ -101,17 +101,12 @@ def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         tensor.data.copy_(values[name])
 
 
-def recalibrating() -> TorchFunctionMode:
+class Recalibrating(TorchFunctionMode):
     """A context in which each call of `F.batch_norm` uses the statistics of its input.
 
     They are written into the tensors of running statistics with which it is called. The caller must
     use copies of these.
     """
-    return _Recalibrating()
-
-
-class _Recalibrating(TorchFunctionMode):
-    """The context of `recalibrating`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
