@@ -303,6 +303,24 @@ def _transposed_1d(n: int) -> nn.Module:
     return _ended(nn.Sequential(conv1d(2, n), nn.ReLU(), up, nn.ReLU(), nn.Flatten()), (2, 5), n)
 
 
+class _TwoAverages(nn.Module):
+    """Averages of a value and of what a stride makes of it, which has fewer displacements."""
+
+    def __init__(self, n: int, average_first: bool) -> None:
+        super().__init__()
+        self.first = average_first
+        self.a, self.b = conv(3, n, padding=1), conv(n, n, stride=2, padding=1)
+        self.c, self.d = dense(n, n), dense(n, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        if self.first:
+            early = self.c(x.mean((2, 3)))
+            return early + self.d(torch.relu(self.b(x)).mean((2, 3)))
+        late = self.d(torch.relu(self.b(x)).mean((2, 3)))
+        return late + self.c(x.mean((2, 3)))
+
+
 def _u_net(n: int) -> nn.Module:
     inner = nn.Sequential(
         conv(n, n, 2, stride=2),
@@ -373,6 +391,8 @@ STRUCTURES: tuple[Net, ...] = (
     Net("frozen", (3, 5, 6), _frozen),
     Net("transposed_1d", (2, 5), _transposed_1d),
     Net("u_net", (3, 5, 6), _u_net),
+    Net("averaged_and_strided", (3, 5, 6), lambda n: _TwoAverages(n, True)),
+    Net("strided_and_averaged", (3, 5, 6), lambda n: _TwoAverages(n, False)),
     Net("local_flat", (3, 5, 6), _local(nn.Identity)),
     Net("local_gap", (3, 5, 6), _local(lambda: nn.AdaptiveAvgPool2d(1))),
     Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),

@@ -248,6 +248,7 @@ NOT_ALL_IN_LOOPS = {
     *("conv_replicate", "conv_replicate_flat", "transposed_1d", "u_net"),
     *("three_axes_flat", "three_axes_gap", "three_axes_pool"),
     *("layers_after_gap", "pool_inside", "pool_then_activation", "pooled_beyond", "depthwise"),
+    *("averaged_and_strided", "strided_and_averaged"),
 }
 
 

@@ -97,7 +97,7 @@ def lay_out(
     steps: Sequence[int],
     fused: Mapping[int, Fused],
     full: bool,
-    outside: Sequence[int],
+    whole: Sequence[int],
 ) -> Layout:
     """The layout of some steps and of what they take.
 
@@ -106,13 +106,14 @@ def lay_out(
         steps: Which of its steps, in order.
         fused: Their fused forms, where they have one; known features and sums have none.
         full: Whether for all pairs of positions.
-        outside: Which of them are needed after the loop.
+        whole: Which of them are needed at every displacement: those that averages over positions
+            or steps after the loop take.
 
     Raises:
         Unsuitable: There is none; it says why.
     """
     filters = _filters(fused, steps)
-    scales = _scales(program, steps, filters, outside if full else ())
+    scales = _scales(program, steps, filters, whole if full else ())
     values = {i: program.steps[i].positions for i in scales}
     room = (
         max(-(-p // scales[i][0]) for i, (p, _) in values.items()),
@@ -169,10 +170,10 @@ def _scales(
     program: Program,
     steps: Sequence[int],
     filters: Mapping[int, Filter],
-    outside: Sequence[int],
+    whole: Sequence[int],
 ) -> dict[int, Pair]:
     """The scale of every value, from the last to the first."""
-    scales: dict[int, Pair] = dict.fromkeys(outside, (1, 1))
+    scales: dict[int, Pair] = dict.fromkeys(whole, (1, 1))
     for i in reversed(steps):
         scale = scales.setdefault(i, (1, 1))
         stride = filters[i].strides if i in filters else (1, 1)

@@ -97,6 +97,14 @@ class _Division:
         self._region: dict[int, Region] = {}
         self._regions: list[Region] = []
         self._reasons: dict[int, str] = {}
+        # Values with all pairs of positions that are needed at every displacement, and not only at
+        # multiples of the strides that follow: averages and tensor operations take them.
+        self._whole = {
+            j
+            for s in self._steps
+            for j in s.inputs
+            if plan.full[j] and s.operation.fused(form) is None  # type: ignore[union-attr]
+        }
 
     def result(self) -> Partition:
         for i, step in enumerate(self._steps):
@@ -198,9 +206,10 @@ class _Division:
         """Why a step cannot be in a region, or nothing."""
         if region.shape is Shape.VECTORS:
             return ""
-        steps = [j for j in region.steps if j not in region.collectors]
+        steps = [*(j for j in region.steps if j not in region.collectors), i]
+        whole = sorted(self._whole.intersection(steps))
         try:
-            lay_out(self._program, [*steps, i], {**region.fused, i: fused}, region.full, ())
+            lay_out(self._program, steps, {**region.fused, i: fused}, region.full, whole)
         except Unsuitable as error:
             return f"it has {error}"
         return ""
@@ -222,8 +231,9 @@ class _Division:
                 self._give_up(region, members, "there is too little to do in this place")
             return
         steps = [i for i in region.steps if i not in region.collectors]
+        whole = sorted({*region.outside, *self._whole.intersection(steps)})
         try:
-            region.layout = lay_out(self._program, steps, region.fused, region.full, region.outside)
+            region.layout = lay_out(self._program, steps, region.fused, region.full, whole)
         except Unsuitable as error:
             self._give_up(region, members, f"it has {error}")
 
