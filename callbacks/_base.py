@@ -322,7 +322,7 @@ class KernelCallback(Results, Callback):
 
     def _assist(self, trainer: Trainer, pl_module: LightningModule, batch: Any = None) -> None:
         """On another process than the first: take a share of its kernel if it has asked for one."""
-        if self._session.sharing is not None:
+        if self._session.shared_kernel is not None:
             with unlogged(trainer, pl_module):
                 self._session.assist(lambda: self._find(pl_module), steps_taken(trainer), batch)
 

@@ -42,7 +42,7 @@ def main(rank: str, port: str, folder: str) -> None:
 
     from torch_ntk.callbacks import LossForecast, NTKMonitor
     from torch_ntk.monitor import METRICS, Sharing
-    from torch_ntk.monitor.loop import _session
+    from torch_ntk.monitor.loop import _shared_kernel
 
     called: Counter[str] = Counter()
     for name in COLLECTIVES:
@@ -124,12 +124,12 @@ def main(rank: str, port: str, folder: str) -> None:
 
     Sharing.answer = noting  # type: ignore[method-assign]
     for name, worth in (("alone", float("inf")), ("together", 0.0)):
-        _session._WORTH_SHARING = worth
+        _shared_kernel._WORTH_SHARING = worth
         own = NTKMonitor(4, every_n_steps=1, metrics=("drift", "lambda_min"))
         fit(path, classifier(with_batch_norm), [own], max_epochs=2, **options)
         found[name] = own.history
     found["answers"] = answers
-    _session._WORTH_SHARING = float("inf")
+    _shared_kernel._WORTH_SHARING = float("inf")
 
     # Every process loads the state; the first one goes on measuring.
     again = NTKMonitor(4, **settings)

@@ -34,9 +34,9 @@ def main(rank: str, port: str, folder: str) -> None:
 
     from torch_ntk.integrations.transformers import NTKMonitorCallback
     from torch_ntk.monitor import Monitor, Sharing
-    from torch_ntk.monitor.loop import _session
+    from torch_ntk.monitor.loop import _shared_kernel
 
-    _session._WORTH_SHARING = 0.0
+    _shared_kernel._WORTH_SHARING = 0.0
     answers: list[int] = []
     original = Sharing.answer
 

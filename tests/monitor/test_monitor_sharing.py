@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore
 
-from torch_ntk.monitor import Monitor, Sharing
-from torch_ntk.monitor.loop import _session, _sharing
-from torch_ntk.monitor.loop._sharing import fingerprint, share_of
+from torch_ntk.monitor import Monitor
+from torch_ntk.monitor.loop import _shared_kernel, _sharing
+from torch_ntk.monitor.loop._shared_kernel import SharedKernel
+from torch_ntk.monitor.loop._sharing import Sharing, fingerprint, share_of
 from torch_ntk.monitor.measure import _evaluation
 
 METRICS = ("drift", "lambda_min", "param_drift", "linearization_gap")
@@ -24,7 +25,7 @@ X, Y = torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), torch.ara
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_session, "_WORTH_SHARING", 0.0)
+    monkeypatch.setattr(_shared_kernel, "_WORTH_SHARING", 0.0)
     monkeypatch.setattr(_sharing, "_LEAST_PATIENCE", 0.01)
 
 
@@ -52,8 +53,9 @@ class Run:
         self.nets = [network(outputs) for _ in range(processes)]
         self.monitors = [Monitor(8, **given) for _ in self.nets]
         for rank, monitor in enumerate(self.monitors):
-            monitor._session.schedule.start()
-            monitor._session.sharing = Sharing(store, rank, processes, "name")
+            session, sharing = monitor._session, Sharing(store, rank, processes, "name")
+            session.schedule.start()
+            session.shared_kernel = SharedKernel(session.record, session.settings, sharing)
         self.alone = Monitor(8, **given)
         self.answered: list[int] = []
 
@@ -65,7 +67,8 @@ class Run:
                 if rank:  # each process has a batch of its own, and these go first
                     own = (X[8:].double(), Y[8:])
                     monitor._session.assist(lambda net=net: net, k, own)
-            self.answered.append(sum(m._session._assisted is not None for m in self.monitors))
+            shared = [monitor._session.shared_kernel for monitor in self.monitors]
+            self.answered.append(sum(s is not None and s._kept is not None for s in shared))
             self.monitors[0].step(self.nets[0], batch=batch, step=k)
             self.alone.step(self.nets[0], batch=batch, step=k)
             for net in self.nets:
@@ -149,7 +152,7 @@ def _fails(k: int, run: Run) -> None:
 
 
 def _is_silent(k: int, run: Run) -> None:
-    run.monitors[1]._session.sharing = None
+    run.monitors[1]._session.shared_kernel = None
 
 
 @pytest.mark.parametrize(
@@ -170,8 +173,9 @@ def test_what_another_process_cannot_do_the_first_one_does(
     run.monitors[0]._session.say = said.append
     run.go(6, wrong)
     run.equal()
-    sharing = run.monitors[0]._session.sharing
-    assert sharing is not None
+    shared = run.monitors[0]._session.shared_kernel
+    assert shared is not None
+    sharing = shared.sharing
     assert 2 <= sharing._missed <= 3  # one more was asked ahead, and then no more
     assert not sharing._asked
     assert len(said) == 1

@@ -11,17 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ..._checks import ArgumentTypeError, ArgumentValueError, describe, value_error
-from ..._functional import unwrap
 from ..measure._adapted_network import adapted, in_own_names
 from ..measure._evaluation import DIRECTIONS, OptimizerError
 from ..measure._metric import VALIDATION, Curve
 from ..measure._metrics import OVERHEAD, REGISTRY
-from ..measure._moment import Total
 from ..measure._observation import Observation
 from ..measure._record import Record
 from ..measure._statistics import recalibrated, statistics_of
@@ -41,7 +39,7 @@ from ..stability._stability import Training, edge_in_words, passes_the_edge
 from ._interruption import Stopped, ended_by_sigterm
 from ._part import part_that_works
 from ._settings import SessionOptions, Settings
-from ._sharing import Sharing, fingerprint, share_of
+from ._shared_kernel import SharedKernel
 
 _logger = logging.getLogger("torch_ntk.monitor")
 
@@ -60,8 +58,6 @@ _NO_VALIDATION = (
 )
 _STEPS = 8.0
 """Training steps that a measurement takes where nobody has said how many samples it takes."""
-_WORTH_SHARING = 0.1
-"""Seconds that a measurement takes, from which on several processes share it."""
 _ALONE = (
     "{} takes whole kernels in the first process from now on, for others did not take their "
     "shares: {}."
@@ -95,7 +91,7 @@ class Session:
         say: Is told what a user may want to know once, and need not act on.
         last_step: The step of the last attempt, successful or not.
         diverged_at: The step at which the parameters were found NaN or infinite.
-        sharing: What the processes of a data-parallel training know of each other; None if this
+        shared_kernel: The work that the processes of a data-parallel training share; None if this
             one measures alone.
 
     Raises:
@@ -164,15 +160,14 @@ class Session:
         self._validation_probe = self._validation  # a number of samples, until a batch came
         self.last_step: int | None = None
         self.diverged_at: int | None = None
-        self.sharing: Sharing | None = None
+        self.shared_kernel: SharedKernel | None = None
         self._network: nn.Module | None = None
-        self._assisted: tuple[int, Reference, Any] | None = None
         self._remedy: str | None = None
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one process: launchers send monitors to others."""
-        return {**vars(self), "_network": None, "_assisted": None, "sharing": None}
+        return {**vars(self), "_network": None, "shared_kernel": None}
 
     # ------------------------------------------------------------------ names
     @property
@@ -208,104 +203,34 @@ class Session:
         # Also where the first measurement failed: a network that cannot be measured is not
         # tried again at every step.
         due = self.last_step is None or self.schedule.due(step, self.last_step)
-        if self.sharing is None or not self._is_worth_sharing:
-            return due
-        # Others have to know one step ahead: where points follow from the time, at the next step.
-        has_budget, is_asked = self.schedule.has_budget, self.sharing.has_asked(step)
-        if not (has_budget and is_asked) and not self.sharing.has_asked(step + 1):
-            last = self.last_step if has_budget or not (due or is_asked) else step
-            if self.schedule.due(step + 1, last):
-                count, reference = self.record.evaluation.shares, self.record.reference
-                self.sharing.ask(step + 1, count, reference, self._question)
-        is_expected = has_budget and self.sharing.has_asked(step + 1)
-        return is_asked or (due and not is_expected)
-
-    @property
-    def _is_worth_sharing(self) -> bool:
-        rows, record = self.record.history, self.record
-        is_shareable = record.is_shareable and not self.settings.coupled
-        return is_shareable and bool(rows) and rows[-1]["seconds"] >= _WORTH_SHARING
-
-    def _question(self) -> dict[str, Any]:
-        """What another process needs in order to compute its part of the kernel."""
-        reference = self.record.reference
-        assert reference is not None
-        fewer = replace(
-            reference, params={}, buffers={}, outputs=None, kernel=None, parts=None, infinite=None
-        )
-        return {**fewer.state_dict(), "output": self.record.evaluation.output}
+        shared = self.shared_kernel
+        return due if shared is None else shared.is_due(step, due, self.last_step, self.schedule)
 
     def look_for_others(self) -> None:
         """Find out whether other processes train the same network; to be called in all of them."""
-        own = self.settings
-        measured = (own.prefix, own.output, own.kernel, own.method, own.dtype)
-        self.sharing = Sharing.of_this_process(
-            "/".join(map(str, (*measured, *self.record.metrics)))
-        )
+        self.shared_kernel = SharedKernel.of_this_process(self.record, self.settings)
 
     def assist(self, find: Callable[[], nn.Module], step: int, batch: Any) -> None:
         """Compute a share of the kernel for the first process, if it has asked for one.
-
-        If anything goes wrong here, the first process does the work instead. It then raises the
-        error itself, if the network is the cause.
 
         Args:
             find: Finds the module with the parameters.
             step: Optimizer steps taken.
             batch: The next one of this process, in whose form samples are put.
         """
-        sharing = self.sharing
-        if sharing is None or sharing.rank == 0 or not sharing.is_asked(step):
+        if self.shared_kernel is None:
             return
-        try:
-            version, place, places = sharing.question(step)
+
+        @contextlib.contextmanager
+        def ready(reference: Reference) -> Iterator[tuple[nn.Module, Reference]]:
             network = find()
-            if self._assisted is None or self._assisted[0] != version:
-                state = sharing.reference(version)
-                device = next(network.parameters()).device
-                self._assisted = version, Reference.from_state_dict(state).to(device), state
-            reference, state = self._assisted[1:]
+            reference = reference.to(next(network.parameters()).device)
             reference = self._in_form(reference, network, self._probe, batch)
             module = self._adapted(network)
             with self._statistics(module, reference.probe):
-                evaluation = self.record.evaluation_of(reference, state["output"])
-                part = share_of(evaluation.shares, place, places)
-                names, probe = reference.trained, reference.probe
-                share = evaluation.kernel_of_some(unwrap(module), names, probe, part)
-                seen = evaluation.sums_of_outputs(module, names, probe)
-            sharing.answer(step, share, self._fingerprint(module, probe), seen)
-        except Exception as error:  # see above
-            sharing.decline(step, error)
+                yield module, reference
 
-    def _fingerprint(self, module: nn.Module, probe: Probe) -> str:
-        """The fingerprint of everything that determines a kernel, which processes compare.
-
-        Running statistics are left out if they are those of the probe, which each process computes
-        itself.
-        """
-        own = statistics_of(module) if self.settings.recalibrate else {}
-        buffers = ((n, b) for n, b in module.named_buffers() if n not in own)
-        samples = ((str(k), t) for k, t in enumerate(probe.batch.tensors))
-        return fingerprint((*module.named_parameters(), *buffers, *samples))
-
-    def _total(self, module: nn.Module, probe: Probe, step: int) -> Total | None:
-        """The function that adds up the shares of all processes; None if none were asked for."""
-        sharing = self.sharing
-        if sharing is None or not sharing.has_asked(step):
-            return None
-
-        def total(count: int, take: Callable[[slice], Tensor]) -> Tensor:
-            reference = self.record.reference
-            assert reference is not None
-            own = self.record.evaluation.sums_of_outputs(module, reference.trained, probe)
-            found = self._fingerprint(module, probe)
-            kernel = sharing.total(step, count, take, found, own)
-            if sharing.has_given_up and "alone" not in self._warned:
-                self._warned.add("alone")
-                self.say(_ALONE.format(self._owner, sharing.why_alone))
-            return kernel
-
-        return total
+        self.shared_kernel.assist(step, ready)
 
     @contextlib.contextmanager
     def attempt(self, step: int, module: nn.Module) -> Iterator[None]:
@@ -506,8 +431,13 @@ class Session:
         started = time.perf_counter()
         with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
             before = time.perf_counter() - started  # a pass over the probe, for its statistics
-            total = None if probe is None else self._total(module, probe, step)
+            shared, total = self.shared_kernel, None
+            if shared is not None and probe is not None:
+                total = shared.total(module, probe, step)
             seen = self.record.measure(module, step, training, total)
+            if shared is not None and shared.sharing.has_given_up and "alone" not in self._warned:
+                self._warned.add("alone")
+                self.say(_ALONE.format(self._owner, shared.sharing.why_alone))
             self.record.add(seen, seconds=seen.scalars["seconds"] + before)
             self.pictures.add(self.record, seen)
             beside: dict[str, float] = {}
@@ -574,7 +504,9 @@ class Session:
 
     def release(self) -> None:
         """Keep no network alive, nor a copy of its parameters that only the next step needs."""
-        self._network = self._assisted = None
+        self._network = None
+        if self.shared_kernel is not None:
+            self.shared_kernel.release()
         self.record.forget_step()
 
     def warn_once(self, key: str, text: str) -> None:
