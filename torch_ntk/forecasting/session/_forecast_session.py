@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..._checks import ArgumentError, UndefinedError
 from ..._functional import unwrap
-from ...monitor import FORECAST_CURVES, Curve, Observation, Reference, Session, Training
+from ...monitor import FORECAST_CURVES, Curve, Reference, Session, Training
 from ...monitor.stability import find_loss
 from .._from_kernel import forecast_from_kernel
 from .._loss import LossLike
@@ -85,34 +84,15 @@ class ForecastSession(Session):
                 "of this training.",
             )
 
-    def measure(
-        self,
-        network: nn.Module,
-        step: int,
-        training: Training,
-        *,
-        batches: int,
-        batch: Any = None,
-    ) -> Observation:
-        """Measure within `attempt`, after `begin`; the arguments are those of `Session`.
+    def _others(
+        self, module: nn.Module, reference: Reference, step: int, training: Training
+    ) -> dict[str, float]:
+        """The loss on the probe, and the predicted one.
 
         Raises:
             ValueError: The loss on the probe cannot be computed.
         """
-        began = time.perf_counter()
-        module, reference = unwrap(self._adapted(network)), self.record.reference
-        found: dict[str, float] = {}
-        if reference is not None:  # without one, `super().measure` reports what is missing
-            with self._statistics(module, reference.probe):
-                found = self._compare(module, reference, step, training)
-        spent = time.perf_counter() - began
-        seen = super().measure(network, step, training, batches=batches, batch=batch)
-        self.record.add(seen, **found, seconds=seen.scalars["seconds"] + spent)
-        return seen
-
-    def _compare(
-        self, network: nn.Module, reference: Reference, step: int, training: Training
-    ) -> dict[str, float]:
+        network = unwrap(module)
         evaluation = self.record.evaluation
         reference.check_matches(network)
         device = next(network.parameters()).device

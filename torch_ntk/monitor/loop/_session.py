@@ -427,18 +427,18 @@ class Session:
         if self.validation is not None:
             self._in_its_form(self.validation, network, self._validation, batch)
         reference = self.record.reference
-        probe = None if reference is None else reference.probe
+        assert reference is not None  # which `begin` has taken
         started = time.perf_counter()
-        with contextlib.nullcontext() if probe is None else self._statistics(module, probe):
-            before = time.perf_counter() - started  # a pass over the probe, for its statistics
-            shared, total = self.shared_kernel, None
-            if shared is not None and probe is not None:
-                total = shared.total(module, probe, step)
+        with self._statistics(module, reference.probe):
+            others = self._others(module, reference, step, training)
+            before = time.perf_counter() - started  # that, and the statistics of the probe
+            shared = self.shared_kernel
+            total = None if shared is None else shared.total(module, reference.probe, step)
             seen = self.record.measure(module, step, training, total)
             if shared is not None and shared.sharing.has_given_up and "alone" not in self._warned:
                 self._warned.add("alone")
                 self.say(_ALONE.format(self._owner, shared.sharing.why_alone))
-            self.record.add(seen, seconds=seen.scalars["seconds"] + before)
+            self.record.add(seen, **others, seconds=seen.scalars["seconds"] + before)
             self.pictures.add(self.record, seen)
             beside: dict[str, float] = {}
             if self.validation is not None and self.validation.reference is not None:
@@ -452,6 +452,12 @@ class Session:
         spent = time.perf_counter() - self._started
         self.record.add(seen, batches=float(batches), overhead=self.schedule.share(spent))
         return seen
+
+    def _others(
+        self, module: nn.Module, reference: Reference, step: int, training: Training
+    ) -> dict[str, float]:
+        """Numbers that a subclass adds to a measurement."""
+        return {}
 
     @property
     def needs_every_step(self) -> bool:
