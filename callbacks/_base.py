@@ -21,15 +21,10 @@ from torch_ntk._checks import (
     type_error,
     value_error,
 )
-from torch_ntk.monitor import (
-    ProbeLike,
-    Results,
-    Session,
-    SessionOptions,
-    Training,
-    Verdict,
-    snapshot,
-)
+from torch_ntk.monitor import ProbeLike, Results, Verdict
+from torch_ntk.monitor.loop import Session, SessionOptions
+from torch_ntk.monitor.reference import snapshot
+from torch_ntk.monitor.stability import Training
 
 from . import _loggers
 from ._checkpoint_state import CheckpointState

@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from torch_ntk.monitor import ReferenceFile, Session, with_theta_0
+from torch_ntk.monitor.loop import Session
+from torch_ntk.monitor.reference import ReferenceFile, with_theta_0
 
 from ._trainer import checkpoint_folder, resumed_folder
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
-from torch_ntk.monitor import SPECTRAL, ProbeLike
+from torch_ntk.monitor import ProbeLike
+from torch_ntk.monitor.measure import SPECTRAL
 
 from ._base import KernelCallback
 from ._options import KernelOptions

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from torch_ntk.monitor import PANELS, Session
+from torch_ntk.monitor.loop import Session
+from torch_ntk.monitor.measure import PANELS
 
 Layout = dict[str, dict[str, list[object]]]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch_ntk.monitor import CommonOptions, KernelOutput
+from torch_ntk.monitor import KernelOutput
+from torch_ntk.monitor.loop import CommonOptions
 
 
 class PlainOptions(CommonOptions, total=False):

@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from torch_ntk.monitor import Observation, Session, figures_of
+from torch_ntk.monitor import Observation
+from torch_ntk.monitor.figures import figures_of
+from torch_ntk.monitor.loop import Session
 from torch_ntk.tensorboard_plugin import document_name, write_document
 
 from . import _loggers

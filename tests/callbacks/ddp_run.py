@@ -41,8 +41,9 @@ def main(rank: str, port: str, folder: str) -> None:
     from torch import nn
 
     from torch_ntk.callbacks import LossForecast, NTKMonitor
-    from torch_ntk.monitor import METRICS, Sharing
+    from torch_ntk.monitor import METRICS
     from torch_ntk.monitor.loop import _shared_kernel
+    from torch_ntk.monitor.loop._sharing import Sharing
 
     called: Counter[str] = Counter()
     for name in COLLECTIVES:

@@ -12,7 +12,7 @@ from torch import nn
 from torch_ntk.forecasting import forecast
 from torch_ntk.forecasting.session import ForecastSession
 from torch_ntk.forecasting.session._momentum_course import MomentumCourse, Motion
-from torch_ntk.monitor import Training
+from torch_ntk.monitor.stability import Training
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randn(6, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -33,8 +33,9 @@ def main(rank: str, port: str, folder: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
     from torch_ntk.integrations.transformers import NTKMonitorCallback
-    from torch_ntk.monitor import Monitor, Sharing
+    from torch_ntk.monitor import Monitor
     from torch_ntk.monitor.loop import _shared_kernel
+    from torch_ntk.monitor.loop._sharing import Sharing
 
     _shared_kernel._WORTH_SHARING = 0.0
     answers: list[int] = []

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from torch_ntk.monitor import Evaluation, Monitor, Probe, Record
+from torch_ntk.monitor import Monitor, Probe
+from torch_ntk.monitor.measure._evaluation import Evaluation
+from torch_ntk.monitor.measure._record import Record
 
 
 class Masked(nn.Module):

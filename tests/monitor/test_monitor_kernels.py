@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from torch_ntk import NTKLinear, analytic_ntk, empirical_ntk, standard_init_
 from torch_ntk.analytic import mlp_kernels
-from torch_ntk.monitor import AdaptedNetwork, Evaluation, Probe, Record
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor.measure._adapted_network import AdaptedNetwork
+from torch_ntk.monitor.measure._evaluation import Evaluation
+from torch_ntk.monitor.measure._record import Record
 
 
 class Net(nn.Module):

@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from torch_ntk import NTKLinear
 from torch_ntk._checks import UndefinedError
 from torch_ntk.analytic import mlp_kernels
-from torch_ntk.monitor import MEANINGS, METRICS, OPTIONAL, PANELS, Probe, Record, Training
+from torch_ntk.monitor import MEANINGS, METRICS, OPTIONAL, Probe
+from torch_ntk.monitor.measure import PANELS
 from torch_ntk.monitor.measure._metrics import REGISTRY, curve_of
+from torch_ntk.monitor.measure._record import Record
+from torch_ntk.monitor.stability import Training
 
 N, OUTPUTS, LR, STEPS = 6, 3, 0.05, 4
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])

@@ -16,7 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torch_ntk import MLP, empirical_ntk
 from torch_ntk.metrics import kernel_drift
-from torch_ntk.monitor import Evaluation, Monitor, Probe, Record, Training
+from torch_ntk.monitor import Monitor, Probe
+from torch_ntk.monitor.measure._evaluation import Evaluation
+from torch_ntk.monitor.measure._record import Record
+from torch_ntk.monitor.stability import Training
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 Y = torch.arange(6) % 2

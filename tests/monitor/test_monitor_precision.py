@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_ntk import MLP, empirical_ntk
-from torch_ntk.monitor import METRICS, Evaluation, Monitor, Probe, Record
+from torch_ntk.monitor import METRICS, Monitor, Probe
 from torch_ntk.monitor.measure import _evaluation
+from torch_ntk.monitor.measure._evaluation import Evaluation
+from torch_ntk.monitor.measure._record import Record
 
 
 def network() -> nn.Module:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_ntk.monitor import DEFAULT_PROBE, Probe, check_probe, probe_from_batch
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor.probe._probe import DEFAULT_PROBE, check_probe
+from torch_ntk.monitor.probe._reader import probe_from_batch
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 Pair = namedtuple("Pair", ["image", "target"])

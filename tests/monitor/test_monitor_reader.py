@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_ntk.monitor import Probe, Reader, check_probe, probe_from_batch
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor.probe._probe import check_probe
+from torch_ntk.monitor.probe._reader import Reader, probe_from_batch
 
 X, M, Y = torch.arange(10.0).reshape(5, 2), torch.ones(5, 2), torch.arange(5)
 

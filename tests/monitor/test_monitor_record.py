@@ -11,8 +11,11 @@ from oracles import jacobian_loop
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_ntk.monitor import METRICS, Evaluation, Monitor, Probe, Record, has_diverged
+from torch_ntk.monitor import METRICS, Monitor, Probe
 from torch_ntk.monitor.measure import _evaluation, _record
+from torch_ntk.monitor.measure._evaluation import Evaluation
+from torch_ntk.monitor.measure._record import Record
+from torch_ntk.monitor.reference._reference import has_diverged
 
 
 def network() -> nn.Module:

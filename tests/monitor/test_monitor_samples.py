@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from torch_ntk.monitor import Probe, Reader, Unread, probe_from_batch, read_probe
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor.probe._probe import Unread, read_probe
+from torch_ntk.monitor.probe._reader import Reader, probe_from_batch
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 DATA = TensorDataset(X, Y)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torch_ntk.monitor import Schedule
+from torch_ntk.monitor.loop._schedule import Schedule
 
 
 class Clock:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from oracles import jacobian_loop
 from torch import Tensor, nn
 
-from torch_ntk.monitor import Probe, Record, Training
-from torch_ntk.monitor.stability import _stability
+from torch_ntk.monitor import Probe
+from torch_ntk.monitor.measure._record import Record
+from torch_ntk.monitor.stability import Training, _stability
 
 N, OUTPUTS = 6, 3
 

@@ -22,7 +22,8 @@ from typing_extensions import Unpack
 
 from .._checks import describe, type_error, value_error
 from .._functional import unwrap
-from ..monitor import Monitor, ProbeLike, SessionOptions, load_state, save_state
+from ..monitor import Monitor, ProbeLike, load_state, save_state
+from ..monitor.loop import SessionOptions
 
 try:
     from transformers import (

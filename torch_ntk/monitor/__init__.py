@@ -12,7 +12,7 @@ One measurement passes through the folders as follows:
 4. `measure/`: `Record.measure` makes a `Moment` of the present network and the reference.
 5. Each requested `Metric` of the registry computes its value from the moment. Kernel, spectrum,
    outputs and linearization are computed once by the `Evaluation`, for all metrics that need them.
-   If there are several processes, each computes a part of the kernel, and `Sharing` adds them up.
+   If there are several processes, each computes a part of the kernel (`SharedKernel`).
 6. `stability/`: One of the metrics compares the optimizer's step with the curvature of the loss.
 7. The values are added to the history, and returned to the session as an `Observation`. The session
    measures the validation probe in the same way, and adds the share of the running time.
@@ -20,7 +20,6 @@ One measurement passes through the folders as follows:
 9. `page/` combines everything into one document, which the page of `tensorboard_plugin/` shows.
 """
 
-from .figures._figures import figures_of as figures_of
 from .figures._figures import kernel_heatmap as kernel_heatmap
 from .figures._figures import linearization_scatter as linearization_scatter
 from .figures._figures import spectrum_plot as spectrum_plot
@@ -28,58 +27,26 @@ from .figures._history import history_plot as history_plot
 from .loop._monitor import Log as Log
 from .loop._monitor import Monitor as Monitor
 from .loop._results import Results as Results
-from .loop._schedule import Schedule as Schedule
-from .loop._session import Session as Session
-from .loop._settings import CommonOptions as CommonOptions
-from .loop._settings import SessionOptions as SessionOptions
-from .loop._sharing import Sharing as Sharing
-from .measure._adapted_network import AdaptedNetwork as AdaptedNetwork
 from .measure._adapted_network import ForwardFn as ForwardFn
-from .measure._evaluation import Evaluation as Evaluation
 from .measure._evaluation import KernelOutput as KernelOutput
-from .measure._metric import Curve as Curve
-from .measure._metrics import FORECAST_CURVES as FORECAST_CURVES
 from .measure._metrics import MEANINGS as MEANINGS
 from .measure._metrics import METRICS as METRICS
 from .measure._metrics import OPTIONAL as OPTIONAL
-from .measure._metrics import PANELS as PANELS
-from .measure._metrics import SPECTRAL as SPECTRAL
 from .measure._observation import Observation as Observation
-from .measure._record import Record as Record
 from .measure._verdict import Verdict as Verdict
 from .measure._verdict import verdict as verdict
 from .page._report import write_report as write_report
-from .probe._probe import DEFAULT_PROBE as DEFAULT_PROBE
 from .probe._probe import InputFn as InputFn
 from .probe._probe import Probe as Probe
 from .probe._probe import ProbeLike as ProbeLike
-from .probe._probe import Unread as Unread
-from .probe._probe import check_probe as check_probe
-from .probe._probe import read_probe as read_probe
-from .probe._reader import Reader as Reader
-from .probe._reader import probe_from_batch as probe_from_batch
-from .reference._reference import Reference as Reference
-from .reference._reference import has_diverged as has_diverged
-from .reference._reference import snapshot as snapshot
-from .reference._reference_file import ReferenceFile as ReferenceFile
-from .reference._reference_file import with_theta_0 as with_theta_0
 from .reference._state_file import load_state as load_state
 from .reference._state_file import save_state as save_state
-from .stability._stability import Training as Training
 from .stability._training_loss import LossLike as LossLike
 
 __all__ = [
-    "DEFAULT_PROBE",
-    "FORECAST_CURVES",
     "MEANINGS",
     "METRICS",
     "OPTIONAL",
-    "PANELS",
-    "SPECTRAL",
-    "AdaptedNetwork",
-    "CommonOptions",
-    "Curve",
-    "Evaluation",
     "ForwardFn",
     "InputFn",
     "KernelOutput",
@@ -89,31 +56,14 @@ __all__ = [
     "Observation",
     "Probe",
     "ProbeLike",
-    "Reader",
-    "Record",
-    "Reference",
-    "ReferenceFile",
     "Results",
-    "Schedule",
-    "Session",
-    "SessionOptions",
-    "Sharing",
-    "Training",
-    "Unread",
     "Verdict",
-    "check_probe",
-    "figures_of",
-    "has_diverged",
     "history_plot",
     "kernel_heatmap",
     "linearization_scatter",
     "load_state",
-    "probe_from_batch",
-    "read_probe",
     "save_state",
-    "snapshot",
     "spectrum_plot",
     "verdict",
-    "with_theta_0",
     "write_report",
 ]

@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from ..._checks import ArgumentError, UndefinedError
 from ..._functional import unwrap
-from ...monitor import FORECAST_CURVES, Curve, Reference, Session, Training
-from ...monitor.stability import find_loss
+from ...monitor.loop import Session
+from ...monitor.measure import FORECAST_CURVES, Curve
+from ...monitor.reference import Reference
+from ...monitor.stability import Training, find_loss
 from .._from_kernel import forecast_from_kernel
 from .._loss import LossLike
 from ._course import Course, ProbeLoss

@@ -4,5 +4,6 @@
 loss is trained, and `stability` computes lr·λ_max of its Gauss-Newton matrix on a probe.
 """
 
+from ._stability import Training as Training
 from ._step_rule import read_optimizers as read_optimizers
 from ._training_loss import find_loss as find_loss
