@@ -5,7 +5,6 @@ Started by `test_callbacks_ddp.py`. Usage: ddp_run.py RANK PORT FOLDER
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -13,6 +12,8 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from two_processes import join, noted_answers
 
 COLLECTIVES = (
     *("all_reduce", "reduce", "broadcast", "barrier", "all_gather", "gather", "scatter"),
@@ -24,14 +25,7 @@ SLOW = 2.0  # seconds that one measurement takes
 
 
 def main(rank: str, port: str, folder: str) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        WORLD_SIZE="2",
-        RANK=rank,
-        LOCAL_RANK=rank,
-        NODE_RANK="0",
-    )
+    join(rank, port)
 
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -43,7 +37,6 @@ def main(rank: str, port: str, folder: str) -> None:
     from torch_ntk.callbacks import LossForecast, NTKMonitor
     from torch_ntk.monitor import METRICS
     from torch_ntk.monitor.loop import _shared_kernel
-    from torch_ntk.monitor.loop._sharing import Sharing
 
     called: Counter[str] = Counter()
     for name in COLLECTIVES:
@@ -116,14 +109,7 @@ def main(rank: str, port: str, folder: str) -> None:
     found["stopped"] = [stopped.global_step, str(watch.verdict)]
 
     # A kernel that both processes take is the one that the first process takes alone.
-    answers: list[int] = []
-    original = Sharing.answer
-
-    def noting(self: Sharing, step: int, *given: Any) -> None:
-        answers.append(step)
-        original(self, step, *given)
-
-    Sharing.answer = noting  # type: ignore[method-assign]
+    answers = noted_answers()
     for name, worth in (("alone", float("inf")), ("together", 0.0)):
         _shared_kernel._WORTH_SHARING = worth
         own = NTKMonitor(4, every_n_steps=1, metrics=("drift", "lambda_min"))

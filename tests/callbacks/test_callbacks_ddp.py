@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from two_processes import run_both
 
 HERE = Path(__file__).parent
 
 
 def train(folder: Path) -> list[Any]:
     """Run both processes to their end, or kill both; what each of them found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    paths = [str(HERE.parents[1]), str(HERE)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in ("0", "1"):
-        arguments = [rank, port, str(folder)]
-        with open(folder / f"log{rank}.txt", "wb") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(HERE / "ddp_run.py"), *arguments],
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    logs = "\n".join((folder / f"log{rank}.txt").read_text()[-3000:] for rank in "01")
-    assert codes == [0, 0], logs
+    run_both(HERE / "ddp_run.py", folder)
     return [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in "01"]
 
 

@@ -11,17 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from two_processes import join, noted_answers
+
 
 def main(rank: str, port: str, folder: str) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        WORLD_SIZE="2",
-        RANK=rank,
-        LOCAL_RANK=rank,
-        NODE_RANK="0",
-        ACCELERATE_USE_CPU="true",
-    )
+    join(rank, port)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
 
     import torch
     import torch.nn.functional as F
@@ -35,17 +30,9 @@ def main(rank: str, port: str, folder: str) -> None:
     from torch_ntk.integrations.transformers import NTKMonitorCallback
     from torch_ntk.monitor import Monitor
     from torch_ntk.monitor.loop import _shared_kernel
-    from torch_ntk.monitor.loop._sharing import Sharing
 
     _shared_kernel._WORTH_SHARING = 0.0
-    answers: list[int] = []
-    original = Sharing.answer
-
-    def noting(self: Sharing, step: int, *given: Any) -> None:
-        answers.append(step)
-        original(self, step, *given)
-
-    Sharing.answer = noting  # type: ignore[method-assign]
+    answers = noted_answers()
     options: dict[str, Any] = {"every_n_steps": 1, "metrics": ("drift", "linearization_gap")}
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
     data = TensorDataset(x, x[:, :3].argmax(1))

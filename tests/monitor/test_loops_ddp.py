@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from two_processes import run_both
 
 HERE = Path(__file__).parent
 
@@ -17,25 +14,7 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in ("0", "1"):
-        with open(tmp_path / f"log{rank}.txt", "wb") as log:
-            command = [sys.executable, str(HERE / "loops_run.py"), rank, port, str(tmp_path)]
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            processes.append(process)
-    try:
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(
-        (tmp_path / f"log{rank}.txt").read_text()[-3000:] for rank in "01"
-    )
+    run_both(HERE / "loops_run.py", tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in "01")
     assert first.keys() == second.keys() == {"by_fabric", "by_accelerate", "by_transformers"}
     for name, found in first.items():
