@@ -1,627 +1,478 @@
-"""Random networks from a grammar; every kernel of theirs is compared with a plain loop.
+"""Calls of the library on random networks, each compared with a loop over a plain twin.
 
-A network is a chain of operations from the tables below, on rows `[D]`, sequences `[T, D]`,
-images `[C, H, W]` or tokens `[T]` of each sample. Its weights may be shared with other operations
-or computed from other parameters. Everything follows from one seed.
+    python -m tests.attack.empirical --minutes 30      # from the root of the repository
+    python -m tests.attack.empirical --only 12         # one network again
+
+Networks are drawn from the tables of `empirical_grammar.py`. The loop is in `empirical_oracle.py`.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import random
+import re
+import sys
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from attack.empirical_builder import DERIVED
+from attack.empirical_grammar import EMBEDDINGS, TABLES, VOCABULARY, built
+from attack.empirical_oracle import Jacobians, joined, loop
+from oracles import contract_full, reduced
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
+from traces import snapshot
 
-Shape = tuple[int, ...]
-Weight = Callable[[nn.Module], Tensor]
-Step = Callable[[nn.Module, Tensor], Tensor]
-Make = Callable[["Builder", Shape], tuple[Step, Shape]]
+from torch_ntk import (
+    NTKOperator,
+    empirical_nngp,
+    empirical_ntk,
+    linearize,
+    ntk_features,
+    verify,
+)
+from torch_ntk.features._dense import DenseProjection
+from torch_ntk.features._projection import ProjectionSettings
+from torch_ntk.features._sjlt import SparseProjection
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it is deprecated
-
-    @torch.jit.script
-    def scripted(x: Tensor, w: Tensor) -> Tensor:
-        return torch.sin(x @ w.t())
-
-
-class OldProduct(torch.autograd.Function):
-    """`x wᵀ` by a function of the old kind."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return x @ w.t()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        return g @ w, g.flatten(0, -2).t() @ x.flatten(0, -2)
-
-
-class NewProduct(torch.autograd.Function):
-    """`x wᵀ` by a function that torch.func can transform."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor) -> Tensor:
-        return x @ w.t()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        return g @ w, g.flatten(0, -2).t() @ x.flatten(0, -2)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None) -> Tensor:
-        x, w = ctx.saved_tensors
-        zero = x.new_zeros(())
-        return (zero if dx is None else dx @ w.t()) + (zero if dw is None else x @ dw.t())
+CALLS_PER_MODEL = 5
+OUTPUTS = ("full", "trace", "mean", "diagonal", "pseudo")
+METHODS = ("auto", "auto", "structured", "jacobian", "vector_product")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-2}
+HOOKED = {"hooks": 0.12}
+"""How often networks have hooks; empty if they are left out."""
+OPTIONS: list[str] = []
+"""What a command line needs besides the seed to draw the same network."""
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
 
 
-class Again(torch.autograd.Function):
-    """A block that is run again for its gradients, with the parameters that are in place."""
+@dataclass
+class Failure:
+    """One call that was wrong: what reproduces it, what was called, and what came."""
 
-    @staticmethod
-    def forward(ctx: Any, block: nn.Module, x: Tensor, *params: Tensor) -> Tensor:
-        ctx.block = block
-        ctx.save_for_backward(x, *params)
-        with torch.no_grad():
-            return block(x)
+    seed: int
+    call: str
+    what: str
+    words: list[str]
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        x, *params = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            y = ctx.block(x)
-            return (None, *torch.autograd.grad(y, (x, *params), g, allow_unused=True))
+    def __str__(self) -> str:
+        head = " ".join(["python -m tests.attack.empirical", f"--only {self.seed}", *OPTIONS])
+        return f"{head}  # {self.call}: {self.what}\n    {' → '.join(self.words)}"
 
 
-class Chain(nn.Module):
-    """The network: its steps are functions of itself, so that copies use their own weights."""
+@dataclass
+class Report:
+    """Counts of a run."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[Step] = []
-        self.words: list[str] = []
-        self.cache: dict[str, Tensor] = {}
-        self.register_buffer("gate", torch.zeros(()))
+    models: int = 0
+    calls: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            x = step(self, x)
+    def refused(self, text: str, seed: int) -> None:
+        """Count a refusal by its text without names and numbers, so that needless ones show."""
+        short = re.sub(r"'[^']*'|\(.*?\)|-?\d[\d.e+-]*", "…", text.splitlines()[0])[:260]
+        self.refusals[short] += 1
+        self.first.setdefault(short, seed)
+
+    def __str__(self) -> str:
+        lines = [f"{self.models} models, {self.calls} calls, {len(self.failures)} failures"]
+        lines += [
+            f"{n:6} refused (--only {self.first[text]}): {text}"
+            for text, n in self.refusals.most_common()
+        ]
+        rates = {w: (self.failed[w] / n, n) for w, n in self.seen.items() if self.failed[w]}
+        worst = sorted(rates.items(), key=lambda item: -item[1][0])[:15]
+        lines += [f"  {100 * r:4.0f} % of {n:4} models with {w}" for w, (r, n) in worst]
+        shortest = sorted(self.failures, key=lambda f: len(f.words))
+        return "\n".join([*lines, *map(str, shortest)])
+
+
+class Attack:
+    """A network, its twin for the loop, and random calls."""
+
+    def __init__(self, seed: int, report: Report, dtype: torch.dtype | None = None) -> None:
+        self.seed, self.report, self.draw = seed, report, random.Random(seed + 10**6)
+        self.net, self.takes, self.couples = built(seed, plain=False)
+        self.twin, *_ = built(seed, plain=True)
+        self.dtype = dtype or (torch.float32 if self.draw.random() < 0.15 else torch.float64)
+        self.net.to(self.dtype)
+        self.statistics: dict[str, Tensor] = {}
+        self.words = list(self.net.words)
+        if self.draw.random() < HOOKED.get("hooks", 0.0):
+            self._hook()
+        if self.draw.random() < 0.3:
+            self.net.eval()
+        if self.draw.random() < 0.3:  # as in the middle of training
+            for p in self.net.parameters():
+                p.grad = torch.ones_like(p)
+
+    def _hook(self) -> None:
+        """Keeps statistics of what comes by while gradients are enabled."""
+
+        def collect(module: nn.Module, args: Any, out: Any) -> None:
+            if torch.is_grad_enabled() and isinstance(out, Tensor):
+                key = str(len(self.statistics) % 3)
+                moment = out.detach().flatten().square().sum()
+                self.statistics[key] = self.statistics.get(key, 0) + moment
+
+        for module in self.net.children():
+            module.register_forward_hook(collect)
+        self.words.append("hooks")
+
+    def samples(self, n: int) -> Tensor:
+        g = torch.Generator().manual_seed(self.draw.randrange(10**9))
+        if self.takes[0] < 0:
+            x = torch.randint(VOCABULARY, (n, -self.takes[0]), generator=g)
+            if self.draw.random() < 0.3:  # a row several times, the padding among them
+                x[:, 1:] = x[:, :1] if self.draw.random() < 0.5 else 0
+        else:
+            x = torch.randn(n, *self.takes, generator=g, dtype=torch.float64).to(self.dtype)
+        kind = self.draw.random()
+        if kind < 0.15:
+            x[0] = 0
+        elif kind < 0.3:
+            x[-1] = x[0]
+        elif kind < 0.37:
+            x[:] = x[:1].clone()
+        elif kind < 0.47 and self.takes[0] > 0:
+            x[: max(1, n - 1)] = x[: max(1, n - 1)].abs()
         return x
 
-    def extra_repr(self) -> str:
-        return " → ".join(self.words)
-
-
-class Builder:
-    """Draws operations and weights for a network.
-
-    Args:
-        seed: What everything follows from.
-        plain: Leave out what must not change the value: caches, checkpointing, hooks, compilation.
-    """
-
-    def __init__(self, seed: int, plain: bool) -> None:
-        self.draw, self.plain, self.net = random.Random(seed), plain, Chain()
-        self.weights: list[tuple[str, Shape]] = []
-        self.count, self.couples = 0, False
-
-    def width(self) -> int:
-        return self.draw.choice([3, 4, 4, 5, 6])
-
-    def name(self, prefix: str) -> str:
-        self.count += 1
-        return f"{prefix}{self.count}"
-
-    def module(self, module: nn.Module) -> Step:
-        """A submodule, and the step that calls it."""
-        name = self.name("m")
-        setattr(self.net, name, module)
-        return lambda net, x: getattr(net, name)(x)
-
-    def fresh(self, *shape: int) -> Weight:
-        name = self.name("w")
-        scale = 1.0 if len(shape) < 2 else (shape[-1] ** -0.5)
-        setattr(self.net, name, nn.Parameter(scale * torch.randn(shape)))
-        self.weights.append((name, shape))
-        return lambda net: getattr(net, name)
-
-    def weight(self, *shape: int) -> Weight:
-        """A parameter, one that is there already, or something computed from parameters."""
-        alike = [n for n, s in self.weights if s == shape]
-        turned = [n for n, s in self.weights if len(s) == 2 and s[::-1] == shape]
-        kind = self.draw.choice(DERIVED)
-        if self.draw.random() < 0.55:
-            kind = "fresh"
-        if alike and self.draw.random() < 0.4:
-            kind, name = "tied", self.draw.choice(alike)
-        elif turned and self.draw.random() < 0.4:
-            kind, name = "transposed", self.draw.choice(turned)
-        if kind != "fresh":
-            self.net.words.append(f"<{kind}>")
-        if kind == "tied":
-            return lambda net: getattr(net, name)
-        if kind == "transposed":
-            return lambda net: getattr(net, name).t()
-        w = self.fresh(*shape)
-        if kind == "product":
-            v = self.fresh(*shape)
-            return lambda net: w(net) * v(net)
-        if kind == "low rank" and len(shape) == 2:
-            u, v = self.fresh(shape[0], 2), self.fresh(2, shape[1])
-            return lambda net: w(net) + u(net) @ v(net)
-        if kind == "gated":
-            g = self.fresh(1)
-            return lambda net: torch.tanh(g(net)) * w(net)
-        if kind == "normalized":
-            return lambda net: w(net) / (1e-3 + w(net).square().sum()).sqrt()
-        if kind == "slice":
-            v = self.fresh(shape[0] + 1, *shape[1:])
-            return lambda net: w(net) + v(net)[1:]
-        if kind == "row":
-            v = self.fresh(*shape[-1:])
-            return lambda net: w(net) + v(net).expand(shape)
-        if kind == "reshaped":
-            v = self.fresh(*shape[::-1])
-            return lambda net: w(net) + v(net).reshape(shape)
-        if kind == "stopped":
-            return lambda net: 2 * w(net) - w(net).detach()
-        if kind == "cached" and not self.plain:
-            return lambda net: _cached(net, str(id(w)), lambda: 2 * w(net))
-        return (lambda net: 2 * w(net)) if kind == "cached" else w
-
-    def step(self, shape: Shape, preserve: bool = False) -> tuple[Step, Shape]:
-        """An operation from the table for samples of this shape."""
-        table = TABLES[len(shape)]
-        while True:
-            name = self.draw.choice(list(table))
-            before = len(self.net.words)
-            made = table[name](self, shape)
-            self.net.words.insert(before, f"{name}{list(shape)}")
-            if made[1] == shape or not preserve:
-                return made
-
-    def build(self, first: Step | None, shape: Shape) -> Chain:
-        steps = [] if first is None else [first]
-        for _ in range(self.draw.choice([1, 2, 2, 3, 4])):
-            f, shape = self.step(shape)
-            steps.append(f)
-        if len(shape) > 1:
-            name = self.draw.choice(list(TO_ROWS))
-            self.net.words.append(name)
-            f, shape = TO_ROWS[name](self, shape)
-            steps.append(f)
-        if self.draw.random() < 0.7 or shape[0] > 8:
-            o, kind = self.draw.choice([1, 2, 3, 4]), self.draw.choice(["layer", "weight"])
-            if kind == "layer":
-                steps.append(self.module(nn.Linear(shape[0], o)))
-            else:
-                w = self.weight(o, shape[0])
-                steps.append(lambda net, x: x @ w(net).t())
-            self.net.words.append(f"{kind}[{o}]")
-        self.net.steps = steps
-        return self.net
-
-
-def _cached(net: Chain, key: str, compute: Callable[[], Tensor]) -> Tensor:
-    if net.training:
-        return compute()
-    if key not in net.cache:
-        net.cache[key] = compute()
-    return net.cache[key]
-
-
-DERIVED = [
-    "product",
-    "low rank",
-    "gated",
-    "normalized",
-    "slice",
-    "row",
-    "reshaped",
-    "stopped",
-    "cached",
-]
-
-
-# ---------------------------------------------------------------- kinds of rows in the tables
-def product(f: Callable[[Tensor, Tensor], Tensor]) -> Make:
-    """`f(x, w)` with a weight `[out, in]` on the last axis."""
-
-    def make(b: Builder, s: Shape) -> tuple[Step, Shape]:
-        o = b.width()
-        w = b.weight(o, s[-1])
-        return (lambda net, x: f(x, w(net))), (*s[:-1], o)
-
-    return make
-
-
-def scaled(f: Callable[[Tensor, Tensor], Tensor], axis: int = -1) -> Make:
-    """`f(x, w)` with a weight as long as one axis, shaped to fit."""
-
-    def make(b: Builder, s: Shape) -> tuple[Step, Shape]:
-        w = b.weight(s[axis])
-        fit = [-1 if i == axis % len(s) else 1 for i in range(len(s))]
-        return (lambda net, x: f(x, w(net).reshape(fit))), s
-
-    return make
-
-
-def plain(f: Callable[[Tensor], Tensor], change: Callable[[Shape], Shape] = lambda s: s) -> Make:
-    """`f(x)` without parameters."""
-    return lambda b, s: ((lambda net, x: f(x)), change(s))
-
-
-def layer(make: Callable[[Shape, Builder], nn.Module], out: bool = False) -> Make:
-    """A module of torch; `out` if it changes the shape, which is then tried out."""
-
-    def made(b: Builder, s: Shape) -> tuple[Step, Shape]:
-        module = make(s, b)
-        for p in module.parameters():  # norms start at 1 and 0, which would hide mistakes
-            p.data.add_(0.3 * torch.randn_like(p))
-        if not out:
-            return b.module(module), s
-        training = module.training
+    def mutate(self) -> str:
+        """Something that a user does to a network between two calls."""
+        kind = self.draw.choice(["", "scale", "zero", "flags", "gate", "step"])
+        params = list(self.net.parameters())
         with torch.no_grad():
-            shape = tuple(module.eval()(torch.zeros(1, *s)).shape[1:])
-        module.train(training)
-        return b.module(module), shape
+            if kind == "scale" and params:
+                self.draw.choice(params).mul_(1.5)
+            elif kind == "zero" and params:
+                self.draw.choice(params).zero_()
+            elif kind == "step":
+                for p in params:
+                    p.add_(0.05 * torch.ones_like(p))
+            elif kind == "gate":
+                self.net.gate.fill_(1.0 - self.net.gate)
+            elif kind == "flags":
+                self.net.train(not self.net.training)
+        return kind
 
-    return made
-
-
-def first_of(make: Callable[[Shape, Builder], nn.Module], width: int) -> Make:
-    """The outputs of a recurrent network."""
-
-    def made(b: Builder, s: Shape) -> tuple[Step, Shape]:
-        f = b.module(make(s, b))
-        return (lambda net, x: f(net, x)[0]), (s[0], width)
-
-    return made
-
-
-def _attention(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    q, k, v = (b.weight(4, s[-1]) for _ in range(3))
-
-    def f(net: nn.Module, x: Tensor) -> Tensor:
-        parts = (x @ w(net).t() for w in (q, k, v))
-        return F.scaled_dot_product_attention(*parts)
-
-    return f, (s[0], 4)
-
-
-def _multihead(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    name = b.name("m")
-    setattr(b.net, name, nn.MultiheadAttention(s[-1], 1, batch_first=True))
-    return (lambda net, x: getattr(net, name)(x, x, x)[0]), s
-
-
-def _bilinear(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    w = b.weight(3, s[0], s[0])
-    return (lambda net, x: F.bilinear(x, torch.sin(x), w(net))), (3,)
-
-
-def _half_scripted(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    """A weight in `F.linear` and, behind a gate, where no operation can be watched."""
-    w, gate = b.weight(4, s[-1]), b.fresh(1)
-
-    def f(net: nn.Module, x: Tensor) -> Tensor:
-        return torch.tanh(F.linear(x, w(net))) + gate(net) * scripted(x, w(net))
-
-    return f, (*s[:-1], 4)
-
-
-def _positions(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    w = b.weight(*s)
-    return (lambda net, x: x + w(net)), s
-
-
-def _mixed(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    w = b.weight(s[0], s[0])
-    return (lambda net, x: w(net) @ x), s
-
-
-def _batched(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    w = b.weight(s[-1], 4)
-    return (lambda net, x: torch.bmm(x, w(net).expand(len(x), -1, -1))), (s[0], 4)
-
-
-def _conv(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    """`F.conv2d` or `F.conv1d` with a weight of the builder's and random options."""
-    c, d = s[0], len(s) - 1
-    options: dict[str, Any] = b.draw.choice(
-        [{}, {"stride": 2}, {"padding": 1}, {"padding": "same"}, {"dilation": 2, "padding": 2}]
-    )
-    o, f = 2 * c, (F.conv1d, F.conv2d)[d - 1]
-    groups = c if b.draw.random() < 0.3 else 1
-    w = b.weight(o, c // groups, *[b.draw.choice([1, 2, 3]) for _ in range(d)])
-    bias = b.weight(o) if b.draw.random() < 0.5 else None
-
-    def step(net: nn.Module, x: Tensor) -> Tensor:
-        return f(x, w(net), None if bias is None else bias(net), groups=groups, **options)
-
-    with torch.no_grad():
-        return step, tuple(step(b.net, torch.zeros(1, *s)).shape[1:])
-
-
-def _shape_of_conv(s: Shape, b: Builder) -> nn.Module:
-    mode = b.draw.choice(["zeros", "circular", "reflect", "replicate"])
-    return nn.Conv2d(s[0], 3, 3, padding=1, padding_mode=mode, stride=b.draw.choice([1, 2]))
-
-
-def _coupled(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    """Samples that see each other once a buffer is switched on."""
-    b.couples = True
-    return (lambda net, x: x + net.gate * (x - x.mean(0)).square()), s
-
-
-def _again(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    name = b.name("m")
-    setattr(b.net, name, nn.Sequential(nn.Linear(s[-1], s[-1]), nn.Tanh()))
-
-    def f(net: nn.Module, x: Tensor) -> Tensor:
-        block = getattr(net, name)
-        return Again.apply(block, x, *(p for p in block.parameters() if p.requires_grad))
-
-    return f, s
-
-
-def _autocast(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    w, on = b.weight(4, s[-1]), not b.plain
-
-    def f(net: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            return (x @ w(net).t()).to(x.dtype)
-
-    return f, (*s[:-1], 4)
-
-
-def wrapped(kind: str) -> Make:
-    """Another operation inside of something."""
-
-    def make(b: Builder, s: Shape) -> tuple[Step, Shape]:
-        f, shape = b.step(s, preserve=kind in ("residual", "twice"))
-        if kind == "residual":
-            return (lambda net, x: x + f(net, x)), shape
-        if kind == "twice":
-            return (lambda net, x: f(net, torch.tanh(f(net, x)))), shape
-        if kind == "under a hook" or b.plain:
-            return f, shape
-        reentrant = kind == "reentrant checkpoint"
-        return (lambda net, x: checkpoint(lambda v: f(net, v), x, use_reentrant=reentrant)), shape
-
-    return make
-
-
-def _compiled(b: Builder, s: Shape) -> tuple[Step, Shape]:
-    part = nn.Sequential(nn.Linear(s[-1], s[-1]), nn.Tanh())
-    return b.module(part if b.plain else torch.compile(part, backend="eager")), s
-
-
-def _normed(s: Shape, kind: Callable[..., nn.Module]) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return kind(nn.Linear(s[-1], s[-1]))
-
-
-def _in_place(x: Tensor, w: Tensor) -> Tensor:
-    h = x.clone()
-    h.mul_(w).add_(1.0)
-    h[..., 0] = h[..., 1] * 2
-    return h
-
-
-# ---------------------------------------------------------------- the grammar
-ANY: dict[str, Make] = {
-    "F.linear": product(F.linear),
-    "x @ w.T": product(lambda x, w: x @ w.t()),
-    "matmul": product(lambda x, w: torch.matmul(x, w.transpose(0, 1))),
-    "einsum": product(lambda x, w: torch.einsum("...d,od->...o", x, w)),
-    "tensordot": product(lambda x, w: torch.tensordot(x, w, dims=([-1], [1]))),
-    "sum of products": product(lambda x, w: (x.unsqueeze(-2) * w).sum(-1)),
-    "w @ x.T": product(lambda x, w: (w @ x.transpose(-1, -2)).transpose(-1, -2)),
-    "scripted": product(scripted),
-    "half scripted": _half_scripted,
-    "old function": product(OldProduct.apply),
-    "new function": product(NewProduct.apply),
-    "linear and gate": product(lambda x, w: F.linear(x, w) * torch.sigmoid(x @ w.t())),
-    "nn.Linear": layer(lambda s, b: nn.Linear(s[-1], b.width()), out=True),
-    "LayerNorm": layer(lambda s, b: nn.LayerNorm(s[-1])),
-    "RMSNorm": layer(lambda s, b: nn.RMSNorm(s[-1], eps=1e-5)),
-    "Dropout": layer(lambda s, b: nn.Dropout(0.5)),
-    "PReLU()": layer(lambda s, b: nn.PReLU()),
-    "weight_norm": layer(lambda s, b: _normed(s, nn.utils.weight_norm)),
-    "parametrized weight_norm": layer(lambda s, b: _normed(s, parametrizations.weight_norm)),
-    "spectral_norm": layer(lambda s, b: _normed(s, parametrizations.spectral_norm)),
-    "x * w": scaled(lambda x, w: x * w),
-    "x + w": scaled(lambda x, w: x + w),
-    "w - x": scaled(lambda x, w: w - x),
-    "x / exp(w)": scaled(lambda x, w: x / w.exp()),
-    "addcmul": scaled(lambda x, w: torch.addcmul(x, x.sin(), w, value=0.5)),
-    "lerp": scaled(lambda x, w: torch.lerp(x, x.cos(), w)),
-    "where": scaled(lambda x, w: torch.where(x > 0, x, w * x)),
-    "in place": scaled(_in_place),
-    "cat": scaled(lambda x, w: torch.cat([x[..., :1], (x * w)[..., 1:]], dim=-1)),
-    "stack": scaled(lambda x, w: torch.stack([x, x * w, w.expand_as(x)]).sum(0)),
-    "tanh": plain(torch.tanh),
-    "GELU": plain(F.gelu),
-    "SiLU": plain(F.silu),
-    "ReLU in place": plain(lambda x: F.relu(x.clone(), inplace=True)),
-    "softplus": plain(F.softplus),
-    "softmax": plain(lambda x: x.softmax(-1)),
-    "flip": plain(lambda x: x.flip(-1)),
-    "cumsum": plain(lambda x: x.cumsum(-1)),
-    "roll and view": plain(lambda x: x.roll(1, -1).reshape(len(x), -1).view(x.shape)),
-    "stop gradient": plain(lambda x: x + x.detach().square()),
-    "coupled": _coupled,
-    "residual": wrapped("residual"),
-    "twice": wrapped("twice"),
-    "checkpoint": wrapped("checkpoint"),
-    "reentrant checkpoint": wrapped("reentrant checkpoint"),
-}
-ROWS: dict[str, Make] = {
-    **ANY,
-    "addmm": product(lambda x, w: torch.addmm(x.new_ones(len(w)), x, w.t(), beta=0.5, alpha=2)),
-    "mm": product(lambda x, w: x.mm(w.t())),
-    "F.bilinear": _bilinear,
-    "nn.Bilinear": layer(lambda s, b: _Square(nn.Bilinear(s[0], s[0], 3)), out=True),
-    "BatchNorm1d": layer(lambda s, b: nn.BatchNorm1d(s[0])),
-    "PReLU(D)": layer(lambda s, b: nn.PReLU(s[0])),
-    "F.prelu": scaled(lambda x, w: F.prelu(x, w.reshape(-1))),
-    "GLU": plain(lambda x: F.glu(torch.cat([x, x.sin()], -1), -1)),
-    "recomputing": _again,
-    "autocast": _autocast,
-    "compiled": _compiled,
-    "index": plain(lambda x: x[:, [0, 1, 1, -1]], lambda s: (4,)),
-    "to sequence": plain(lambda x: torch.stack([x, x.sin(), x.cos()], 1), lambda s: (3, s[0])),
-    "to image": plain(
-        lambda x: (x[:, None, :, None] * torch.ones_like(x)[:, None, None, :4]).repeat(1, 2, 1, 1),
-        lambda s: (2, s[0], min(4, s[0])),
-    ),
-}
-SEQUENCES: dict[str, Make] = {
-    **ANY,
-    "attention": _attention,
-    "MultiheadAttention": _multihead,
-    "TransformerEncoderLayer": layer(
-        lambda s, b: nn.TransformerEncoderLayer(s[-1], 1, 5, batch_first=True)
-    ),
-    "RNN": first_of(lambda s, b: nn.RNN(s[-1], 3, batch_first=True), 3),
-    "GRU": first_of(lambda s, b: nn.GRU(s[-1], 3, batch_first=True), 3),
-    "LSTM": first_of(lambda s, b: nn.LSTM(s[-1], 3, batch_first=True), 3),
-    "positions": _positions,
-    "mixed positions": _mixed,
-    "bmm": _batched,
-    "F.conv1d": _conv,
-    "ConvTranspose1d": layer(lambda s, b: nn.ConvTranspose1d(s[0], 3, 2), out=True),
-    "InstanceNorm1d": layer(lambda s, b: nn.InstanceNorm1d(s[0], affine=True)),
-    "scale of a position": scaled(lambda x, w: x * w, axis=0),
-    "transpose": plain(lambda x: x.transpose(1, 2), lambda s: s[::-1]),
-    "sum over positions": plain(lambda x: x.sum(1), lambda s: s[1:]),
-    "last position": plain(lambda x: x[:, -1], lambda s: s[1:]),
-    "max over positions": plain(lambda x: x.max(1).values, lambda s: s[1:]),
-}
-IMAGES: dict[str, Make] = {
-    "F.conv2d": _conv,
-    "Conv2d": layer(_shape_of_conv, out=True),
-    "depthwise": layer(lambda s, b: nn.Conv2d(s[0], s[0], 3, padding=1, groups=s[0]), out=True),
-    "ConvTranspose2d": layer(lambda s, b: nn.ConvTranspose2d(s[0], 2, 2, stride=2), out=True),
-    "Conv3d": layer(lambda s, b: _Unsqueezed(nn.Conv3d(1, 1, (s[0], 2, 2))), out=True),
-    "BatchNorm2d": layer(lambda s, b: nn.BatchNorm2d(s[0])),
-    "GroupNorm": layer(lambda s, b: nn.GroupNorm(1, s[0])),
-    "InstanceNorm2d": layer(lambda s, b: nn.InstanceNorm2d(s[0], affine=True)),
-    "PReLU(C)": layer(lambda s, b: nn.PReLU(s[0])),
-    "channel scale": scaled(lambda x, w: x * w, axis=0),
-    "channel shift": scaled(lambda x, w: x + w, axis=0),
-    "column scale": scaled(lambda x, w: x * w, axis=-1),
-    "avg_pool2d": plain(lambda x: F.avg_pool2d(x, 2, 1), lambda s: (s[0], s[1] - 1, s[2] - 1)),
-    "max_pool2d": plain(lambda x: F.max_pool2d(x, 2, 1), lambda s: (s[0], s[1] - 1, s[2] - 1)),
-    "ReLU": plain(F.relu),
-    "SiLU": plain(F.silu),
-    "interpolate": plain(
-        lambda x: F.interpolate(x, size=(4, 4), mode="nearest"), lambda s: (s[0], 4, 4)
-    ),
-    "pad": plain(lambda x: F.pad(x, (1, 1, 0, 1)), lambda s: (s[0], s[1] + 1, s[2] + 2)),
-    "residual": wrapped("residual"),
-    "checkpoint": wrapped("checkpoint"),
-    "to sequence": plain(lambda x: x.flatten(2).transpose(1, 2), lambda s: (s[1] * s[2], s[0])),
-    "coupled": _coupled,
-}
-TABLES: dict[int, dict[str, Make]] = {1: ROWS, 2: SEQUENCES, 3: IMAGES}
-TO_ROWS: dict[str, Make] = {
-    "flatten": plain(lambda x: x.flatten(1), lambda s: (torch.Size(s).numel(),)),
-    "mean": plain(lambda x: x.flatten(2).mean(2), lambda s: s[:1]),
-    "sum": plain(lambda x: x.flatten(1, -2).sum(1), lambda s: s[-1:]),
-}
-VOCABULARY = 6
-EMBEDDINGS: dict[str, Callable[[], nn.Module]] = {
-    "Embedding": lambda: nn.Embedding(VOCABULARY, 4),
-    "Embedding(padding_idx)": lambda: nn.Embedding(VOCABULARY, 4, padding_idx=0),
-    "Embedding(sparse)": lambda: nn.Embedding(VOCABULARY, 4, sparse=True),
-    "EmbeddingBag": lambda: nn.EmbeddingBag(VOCABULARY, 4, mode="sum"),
-}
-
-
-class _Square(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x)
-
-
-class _Unsqueezed(_Square):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.unsqueeze(1)).squeeze(1)
-
-
-def _first(b: Builder) -> tuple[Step | None, Shape]:
-    """How inputs come in: as they are, or tokens through an embedding or a table of weights."""
-    kind = b.draw.choice(["row", "row", "sequence", "image", "tokens"])
-    if kind != "tokens":
-        return None, {"row": (4,), "sequence": (3, 4), "image": (2, 4, 4)}[kind]
-    name = b.draw.choice([*EMBEDDINGS, "F.embedding", "one-hot"])
-    b.net.words.append(name)
-    if name in EMBEDDINGS:
-        module = EMBEDDINGS[name]()
-        nn.init.normal_(module.weight)
-        return b.module(module), (4,) if name == "EmbeddingBag" else (3, 4)
-    w = b.weight(VOCABULARY, 4)
-    padding = b.draw.choice([None, 0])
-    if name == "F.embedding":
-        return (lambda net, x: F.embedding(x, w(net), padding_idx=padding)), (3, 4)
-    return (lambda net, x: F.one_hot(x, VOCABULARY).to(w(net).dtype) @ w(net)), (3, 4)
-
-
-def built(seed: int, plain: bool) -> tuple[Chain, Shape, bool]:
-    """The network of a seed in float64, the shape of its samples, and whether it may couple.
-
-    Chains that torch itself cannot evaluate are passed over.
-    """
-    while True:
-        net, takes, couples = _drawn(seed, plain=True)
-        x = torch.zeros(1, *takes) if takes[0] > 0 else torch.zeros(1, -takes[0], dtype=torch.int)
-        try:
+    def run(self) -> None:
+        self.report.models += 1
+        kinds = {re.sub(r"\[.*", "", w) for w in self.words}
+        self.report.seen.update(kinds)
+        before = len(self.report.failures)
+        for k in range(CALLS_PER_MODEL):
+            done = self.mutate() if k else ""
             with torch.no_grad():
-                net.eval()(x.double() if takes[0] > 0 else x)
-        except (RuntimeError, ValueError, IndexError):
-            seed += 10**7
-            continue
-        return (net.train(), takes, couples) if plain else _drawn(seed, plain)
+                for mine, other in (
+                    *zip(self.net.parameters(), self.twin.parameters(), strict=True),
+                    *zip(self.net.buffers(), self.twin.buffers(), strict=True),
+                ):
+                    other.copy_(mine)
+            self._call(f"call {k}{f' after {done}' if done else ''}")
+        if len(self.report.failures) > before:
+            self.report.failed.update(kinds)
 
+    def _call(self, where: str) -> None:
+        draw = self.draw
+        n = draw.choice([1, 2, 3, 4])
+        if draw.random() < 0.5:
+            with torch.no_grad():
+                n = min(6, self.twin.eval()(self._wide(self.samples(1))).numel())
+        x1 = self.samples(n)
+        x2 = self.samples(draw.choice([1, 2, 3])) if draw.random() < 0.4 else None
+        f1, j1 = loop(self.twin, self._wide(x1))
+        f2, j2 = (f1, j1) if x2 is None else loop(self.twin, self._wide(x2))
+        if not j1:
+            return
+        kinds = {"ntk": 12, "operator": 2, "linearize": 2, "features": 2, "nngp": 1, "verify": 0.4}
+        kind = draw.choices(list(kinds), list(kinds.values()))
+        call, compare = getattr(self, f"_{kind[0]}")(x1, x2, f1, f2, j1, j2)
+        context = draw.choice(list(CONTEXTS)) if draw.random() < 0.4 else ""
+        label = f"{where}, {call}, N={n}{'' if x2 is None else f'/{len(x2)}'} {context}".strip()
+        finite = all(bool(t.isfinite().all()) for t in (f1, f2, *j1.values(), *j2.values()))
+        coupled = self.couples and self._is_coupled(x1, f1)
+        if kind[0] == "linearize" and self.couples and bool(self.net.gate):
+            return  # that of a batch is a function as well
+        self._compare(label, compare, CONTEXTS[context], (x1, x2), finite, coupled)
 
-def _drawn(seed: int, plain: bool) -> tuple[Chain, Shape, bool]:
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        b = Builder(seed, plain)
-        first, shape = _first(b)
-        takes = (-3,) if first is not None else shape
+    def _wide(self, x: Tensor) -> Tensor:
+        return x.double() if x.is_floating_point() else x
+
+    def _is_coupled(self, x: Tensor, f: Tensor) -> bool:
+        with torch.no_grad():
+            together = self.twin.eval()(self._wide(x)).reshape(f.shape)
+        return bool((together - f).abs().max() > 1e-6 * f.abs().max())
+
+    def _compare(
+        self,
+        label: str,
+        compare: Callable[[], Iterator[tuple[str, Tensor, Tensor]]],
+        context: Callable[[], Any],
+        inputs: tuple[Tensor, Tensor | None],
+        finite: bool,
+        coupled: bool,
+    ) -> None:
+        report = self.report
+        report.calls += 1
+        tensors = [x for x in inputs if x is not None]
+        state, kept = snapshot(self.net, *tensors), dict(self.statistics)
+        wrong = ""
         try:
-            net = b.build(first, shape).double()
-        except (RuntimeError, ValueError):
-            return _drawn(seed + 10**7, plain)
-        for buffer in net.buffers():
-            if buffer.is_floating_point() and buffer.ndim:  # statistics other than 0 and 1
-                buffer.add_(0.2 * torch.rand_like(buffer))
-        for p in net.parameters():
-            if b.draw.random() < 0.08 and b.count > 1:
-                p.requires_grad_(False)
-    return net, takes, b.couples
+            with warnings.catch_warnings(), context():
+                warnings.simplefilter("ignore")
+                for part, found, expected in compare():
+                    wrong = wrong or self._difference(part, found, expected)
+            if not wrong and (coupled or not finite):
+                wrong = "coupled samples were accepted" if coupled else "NaN was accepted"
+        except (ValueError, TypeError) as refused:
+            if str(refused).startswith("`"):
+                report.refused(str(refused), self.seed)
+                if finite and "finite" in str(refused):
+                    wrong = f"the loop has no NaN: {refused}"[:200]
+            else:
+                wrong = _told(refused)
+        except Exception as error:
+            if "derivative for aten::" in str(error):  # torch lacks it; a linearized network stays
+                report.refused("torch has no second derivative of it", self.seed)
+            else:
+                wrong = _told(error)
+        after = snapshot(self.net, *tensors)
+        changed = [k for k in {**state, **after} if state.get(k) != after.get(k)]
+        if changed:
+            wrong = f"{wrong} left a trace in {changed[:3]}".strip()
+            torch.compiler.set_stance("default")
+        if self.statistics.keys() != kept.keys() or any(
+            self.statistics[k] is not kept[k] for k in kept
+        ):
+            wrong = f"{wrong} hooks of the user have run".strip()
+            self.statistics.clear()
+        if wrong:
+            report.failures.append(Failure(self.seed, label, wrong, self.words))
+
+    def _difference(self, part: str, found: Tensor, expected: Tensor) -> str:
+        if found.shape != expected.shape:
+            return f"{part} shape {tuple(found.shape)} for {tuple(expected.shape)}"
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        off = float((found.detach().double() - expected).abs().max()) if expected.numel() else 0.0
+        bound = TOLERANCE[self.dtype] * scale + 1e-12
+        if self.dtype == torch.float32:
+            bound += 1e-5
+        return "" if off <= bound else f"{part} off by {off / max(scale, 1e-300):.1e}"
+
+    # ------------------------------------------------------------ the functions of the library
+    def _ntk(
+        self, x1: Tensor, x2: Tensor | None, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        draw = self.draw
+        output, method = draw.choice(OUTPUTS), draw.choice(METHODS)
+        given: dict[str, Any] = {"output": output, "method": method}
+        names = list(j1)
+        if draw.random() < 0.25:
+            names = sorted(draw.sample(names, draw.randint(1, len(names))), key=names.index)
+            given["params"] = list(names)
+        if draw.random() < 0.3:
+            given["batch_size"] = draw.choice([1, 2, 3])
+        by = draw.choice([None, None, None, "parameter", "module"])
+        groups: dict[str, list[str]] = {}
+        for n in names:
+            key = n if by == "parameter" else n.rpartition(".")[0] if by == "module" else ""
+            groups.setdefault(key, []).append(n)
+
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            found = empirical_ntk(self.net, x1, x2, by=by, **given)
+            parts = found if isinstance(found, dict) else {"": found}
+            if parts.keys() != groups.keys():
+                raise AssertionError(f"parts {list(parts)} for {list(groups)}")
+            for key, group in groups.items():
+                full = contract_full(joined(j1, group), joined(j2, group))
+                yield key, parts[key], reduced(full, output)
+            if x2 is None and any(
+                not torch.equal(k.transpose(0, 1), k if k.ndim < 4 else k.transpose(2, 3))
+                for k in parts.values()
+            ):
+                raise AssertionError("not symmetric")
+
+        return f"empirical_ntk(by={by}, {given})", compare
+
+    def _operator(
+        self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        output = self.draw.choice(["full", "trace", "mean", "pseudo"])
+        left = joined(j1, list(j1))
+        right = left if x2 is None else joined(j2, list(j2))
+        (n1, o, _), n2 = left.shape, len(right)
+
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            dense = reduced(contract_full(left, right), output)
+            if output == "full":
+                dense = dense.permute(0, 2, 1, 3).reshape(n1 * o, n2 * o)
+            theta = NTKOperator(self.net, x1, x2, output=output)  # type: ignore[arg-type]
+            yield "", theta @ torch.eye(dense.shape[1], dtype=self.dtype), dense
+            yield ".T", theta.T @ torch.eye(dense.shape[0], dtype=self.dtype), dense.T
+            if output == "full":
+                unit = torch.eye(n1 * o, dtype=self.dtype)
+                yield ".jacobian.T", theta.jacobian.T @ unit, left.reshape(n1 * o, -1).T
+
+        return f"NTKOperator(x2={x2 is not None}, output={output!r})", compare
+
+    def _features(
+        self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        given = {
+            "kind": self.draw.choice(["sjlt", "rademacher", "gaussian"]),
+            "output": self.draw.choice(["mean", "pseudo", "full"]),
+            "batch_size": self.draw.choice([None, 2]),
+        }
+        dim, o, shapes = (
+            self.draw.choice([1, 4, 9]),
+            f1.shape[1],
+            dict(self.twin.named_parameters()),
+        )
+
+        def projected(name: str, j: Tensor) -> Tensor:
+            joint = o if given["output"] == "mean" else 1
+            settings = ProjectionSettings(dim, 0, joint, torch.device("cpu"))
+            where: Any = (name, shapes[name].shape, settings)
+            if given["kind"] == "sjlt":
+                return SparseProjection(*where).of_jacobian(j)
+            normal = given["kind"] == "gaussian"
+            return DenseProjection(*where, normal=normal, kept=False).of_jacobian(j)
+
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            found = ntk_features(self.net, x1, dim, **given)  # type: ignore[call-overload]
+            pseudo = given["output"] == "pseudo"
+            own = {n: j.sum(1, keepdim=True) / o**0.5 if pseudo else j for n, j in j1.items()}
+            expected = torch.stack([projected(n, j) for n, j in own.items()]).sum(0)
+            if given["output"] == "mean":
+                expected = expected / o**0.5
+            yield "", found, expected if given["output"] == "full" else expected[:, 0]
+
+        return f"ntk_features({dim}, {given})", compare
+
+    def _nngp(
+        self, x1: Tensor, x2: Tensor | None, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            yield "", empirical_nngp(self.net, x1, x2), f1 @ f2.t() / f1.shape[1]
+
+        return "empirical_nngp", compare
+
+    def _linearize(
+        self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        j = joined(j1, list(j1))
+        g = torch.Generator().manual_seed(self.seed)
+        d = 0.3 * torch.randn(j.shape[2], generator=g, dtype=torch.float64)
+        u = torch.randn(f1.shape, generator=g, dtype=torch.float64)
+
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            lin = linearize(self.net)
+            params = [p for p in lin.parameters() if p.requires_grad]
+            parts = d.split([p.numel() for p in params])
+            with torch.no_grad():
+                for p, part in zip(params, parts, strict=True):
+                    p.add_(part.reshape(p.shape))
+            with torch.inference_mode(False), torch.enable_grad():
+                out = lin(x1.clone()).reshape(f1.shape)
+                moved = torch.einsum("nip,p->ni", j, d)
+                yield "values", out.double() - f1, moved
+                grads = torch.autograd.grad(out, params, u.to(out.dtype), allow_unused=True)
+            flat = [
+                (torch.zeros_like(p) if v is None else v.to_dense()).reshape(-1)
+                for v, p in zip(grads, params, strict=True)
+            ]
+            yield "gradients", torch.cat(flat), torch.einsum("nip,ni->p", j, u)
+
+        return "linearize", compare
+
+    def _verify(
+        self, x1: Tensor, x2: Any, f1: Tensor, f2: Tensor, j1: Jacobians, j2: Jacobians
+    ) -> tuple[str, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]]:
+        def compare() -> Iterator[tuple[str, Tensor, Tensor]]:
+            found = verify(self.net, x1, samples=2)
+            wrong = [c for c in found.checks if not c.is_right and not c.refusal]
+            if self.dtype == torch.float64 and any(c.dtype == torch.float64 for c in wrong):
+                raise AssertionError(f"verify says wrong: {[(c.method, c.error) for c in wrong]}")
+            refusals = [c.refusal for c in found.checks if c.refusal]
+            if len(refusals) == len(found.checks):
+                raise ValueError(refusals[0])
+            yield "", torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+
+        return "verify", compare
+
+
+def _told(error: BaseException) -> str:
+    """The kind of an error, its first line, and where in the library it came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch_ntk" in f.filename]
+    where = "".join(f" at {f.filename.rpartition('torch_ntk/')[2]}:{f.lineno}" for f in frames[-1:])
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:140]}{where}"
+
+
+def attack(seed: int, report: Report) -> None:
+    """All calls on the network of one seed."""
+    Attack(seed, report).run()
+
+
+def run(first: int, minutes: float, show: Callable[[str], object]) -> Report:
+    """Networks of consecutive seeds until the time is over."""
+    report, seed, end = Report(), first, time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        before = len(report.failures)
+        attack(seed, report)
+        for failure in report.failures[before:]:
+            show(str(failure))
+        seed += 1
+    return report
+
+
+def main() -> int:
+    """Print the failures as they come, then the counts; 1 if there were any."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first network")
+    parser.add_argument("--only", type=int, help="the seed of a single network")
+    parser.add_argument(
+        "--without", default="", help="operations to leave out, separated by commas"
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.without:
+        OPTIONS.append(f"--without '{given.without}'")
+    for name in filter(None, given.without.split(",")):
+        for table in (*TABLES.values(), EMBEDDINGS, HOOKED):
+            table.pop(name, None)
+        if name in DERIVED:
+            DERIVED.remove(name)
+    if given.only is not None:
+        report = Report()
+        print(built(given.only, plain=False)[0])
+        attack(given.only, report)
+    else:
+        report = run(given.seed, given.minutes, lambda text: print(text, flush=True))
+    print(report)
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,13 @@
-"""A minute of random networks of fixed seeds; `python -m tests.attack` goes on for any time."""
+"""A minute of random networks of fixed seeds.
+
+`python -m tests.attack.empirical --minutes 30` goes on for any time.
+"""
 
 from __future__ import annotations
 
 import pytest
-from attack import empirical
-from attack.empirical_calls import Report, attack
+from attack.empirical import Report, attack
+from attack.empirical_grammar import TABLES, built
 
 SEEDS = range(240)
 GROUPS = 12
@@ -24,13 +27,13 @@ def test_seeds(group: int) -> None:
 
 def test_the_grammar_is_what_it_says() -> None:
     """Every operation occurs, and a network is the same each time that it is built."""
-    operations = {name for table in empirical.TABLES.values() for name in table}
+    operations = {name for table in TABLES.values() for name in table}
     assert len(operations) >= 60
     words: set[str] = set()
     for seed in range(400):
-        net, *_ = empirical.built(seed, plain=True)
+        net, *_ = built(seed, plain=True)
         words.update(w.partition("[")[0] for w in net.words)
     assert operations <= words, operations - words
-    one, other = (empirical.built(7, plain=p)[0] for p in (True, False))
+    one, other = (built(7, plain=p)[0] for p in (True, False))
     for p, q in zip(one.parameters(), other.parameters(), strict=True):
         assert p.equal(q)
