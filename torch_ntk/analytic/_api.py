@@ -1,4 +1,4 @@
-"""`analytic_kernels`, `analytic_ntk`, `analytic_nngp`: the limits of real modules."""
+"""`analytic_kernels`, `analytic_ntk` and `analytic_nngp`: infinite-width limits of modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .._functional import Batch, quiet, refuse_unsupported, unwrap
 from .._types import BatchLike
 from ._explanation import AnalyticExplanation, explanation
 from ._program import Program
-from .engine import Options, checked_options, run
+from .engine import checked_options, run
 from .lift import StandardLike, checked_standard, read
 
 _DTYPES = (torch.float32, torch.float64)
@@ -49,7 +49,7 @@ def analytic_kernels(
     max_memory: int | str | None = None,
     progress: bool = False,
 ) -> Kernels:
-    """Both infinite-width kernels of a module built from NTK layers, or from ordinary ones.
+    """Both infinite-width kernels of a module, `[N1, N2]` each.
 
     The module is read with `torch.fx`. Each of its operations acts on the covariance K of the
     features (NNGP) and on the tangent kernel Θ:
@@ -57,49 +57,50 @@ def analytic_kernels(
         NTK layer:   K ← sigma_w²⟨K⟩ + sigma_b²,   Θ ← sigma_w²⟨Θ + K⟩ + sigma_b²
         activation:  K ← E[φ(u) φ(v)],             Θ ← Θ · E[φ'(u) φ'(v)]
 
-    with `(u, v) ~ N(0, K)` and ⟨·⟩ the mean over the taps of a convolution; sums of branches add,
-    averages over positions average over both positions. The widths in `model` do not matter, only
-    its structure: `empirical_ntk(model, x1, x2, output="mean")` converges to `ntk`, and
-    `empirical_nngp` to `nngp`, as all of its widths grow. Parameters that do not require a
-    gradient are left out of Θ, as there.
+    with `(u, v) ~ N(0, K)` and ⟨·⟩ the mean over the taps of a convolution. The kernels of a sum
+    of branches are the sums of theirs, and an average over positions averages over the positions
+    of both samples. The result depends on the structure of `model` and not on its widths:
+    `empirical_ntk(model, x1, x2, output="mean")` converges to `ntk`, and `empirical_nngp` to
+    `nngp`, as all widths grow. As there, parameters that do not require a gradient do not enter Θ.
 
-    Understood are NTK layers (`NTKLinear`, `NTKConv1d/2d/3d`, `NTKConvTranspose1d/2d/3d`,
-    `NTKConvLocal2d`, `NTKRNN`, and `NTKSelfAttention` where it has a limit), elementwise
-    activations (closed forms for ReLU, LeakyReLU, Abs, Erf, GELU, Sin, Cos, …, Gauss quadrature for
-    any other function), average pooling, flattening, sums of independent branches, concatenation of
-    channels, layer and group normalization (with trained gain and shift), and dropout (which does
-    nothing, as in eval mode); as modules, functions or methods; `docs/lift.md` has a table of all
-    layers. Whatever comes before the first NTK layer is simply computed.
+    These operations are supported, as modules, functions or methods: NTK layers (`NTKLinear`,
+    `NTKConv1d/2d/3d`, `NTKConvTranspose1d/2d/3d`, `NTKConvLocal2d`, `NTKRNN`, and
+    `NTKSelfAttention` where it has a limit), elementwise activations (closed forms for ReLU,
+    LeakyReLU, Abs, Erf, GELU, Sin, Cos, …, Gauss quadrature for any other function), average
+    pooling, flattening, sums of independent branches, concatenation of channels, layer and group
+    normalization (with trained gain and shift), and dropout (which does nothing in eval mode).
+    `docs/lift.md` has a table of all layers. What comes before the first layer is computed with
+    the inputs themselves.
 
-    Ordinary layers (`nn.Linear`, `nn.ConvNd`, `nn.ConvTransposeNd`) are read with `standard=`,
-    which says how they are drawn, alone or among NTK layers. Their tangent kernel grows with the
-    width, so it is given at the widths that the network has, to leading order in 1/width: with n
-    inputs per output,
+    Layers in standard parameterization (`nn.Linear`, `nn.ConvNd`, `nn.ConvTransposeNd`), alone or
+    among NTK layers, need `standard=`, which states their initialization. Their tangent kernel
+    grows with the width. So it is computed for the widths of `model`, to leading order in 1/width:
+    with n inputs per output,
 
         K ← n Var W ⟨K⟩ + Var b,   Θ ← n Var W ⟨Θ⟩ + n ⟨K⟩ + 1
 
-    (Sohl-Dickstein et al. 2020). K is that of Gaussian weights; of uniform ones, as PyTorch draws
-    them, it is off by O(1/n) in a first layer of n inputs, and by O(1/width) after it.
+    (Sohl-Dickstein et al. 2020). K is exact for Gaussian weights. For uniform ones, which PyTorch
+    draws by default, its error is O(1/n) in a first layer of n inputs, and O(1/width) after it.
 
     Args:
-        model: The network, of one tensor.
-        x1: Inputs `[N1, ...]`; or a tuple or mapping of several for a forward of as many arguments,
-            all with the samples on their first axis: features and a matrix for each graph
-            `[N1, V, V]`, features and a mask.
+        model: The network. Its output is one tensor.
+        x1: Inputs `[N1, ...]`; or a tuple or mapping of several tensors for a forward with several
+            arguments, all with the samples on their first axis: for example features and a matrix
+            for each graph `[N1, V, V]`, or features and a mask.
         x2: Inputs `[N2, ...]`; None means x2 = x1, and the result is exactly symmetric.
-        standard: How ordinary layers are drawn, given n inputs per output: `"torch"`, their
-            default initialization (variances of 1/(3n) for weights and biases), `"kaiming"`
-            (variance 2/n, biases 0), `"lecun"` (1/n, biases 0), `(sigma_w, sigma_b)`
+        standard: The initialization of layers in standard parameterization with n inputs per
+            output: `"torch"`, their default (variances of 1/(3n) for weights and biases),
+            `"kaiming"` (variance 2/n, biases 0), `"lecun"` (1/n, biases 0), `(sigma_w, sigma_b)`
             (sigma_w²/n and sigma_b², as `standard_init_`), or a mapping of names of modules to
-            these, where the name of a part stands for all layers in it. None refuses such layers.
-        training: Whether modules keep their training flags in place of eval mode: those of
-            `nn.Dropout` then drop features with masks drawn anew for every sample. Between
-            different samples (an exact copy is one) nothing changes; a variance, and the kernels
-            of a sample with itself, are divided by 1 - p.
-        dtype: `torch.float64` (also if None, whatever the inputs are) or `torch.float32`, which
-            loses about half of the digits and, for deep networks, positive definiteness.
-        max_memory: What the blocks of the computation may take together, in bytes or as `"2GB"`,
-            `"512MiB"`; None chooses from what is free.
+            these, where a name stands for all layers in that module. None refuses such layers.
+        training: Whether modules keep their training flags; otherwise they are in eval mode.
+            `nn.Dropout` in training mode draws a mask for every sample. Kernels between different
+            samples (also of a sample and its exact copy) do not change; variances, and kernels of
+            a sample with itself, are divided by 1 - p.
+        dtype: `torch.float64` (also if None, whatever the dtype of the inputs) or `torch.float32`,
+            which loses about half of the digits and, for deep networks, positive definiteness.
+        max_memory: The memory for the blocks of the computation, in bytes or as `"2GB"`,
+            `"512MiB"`; None chooses it from the free memory.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -108,9 +109,9 @@ def analytic_kernels(
 
     Raises:
         ValueError: The network has no such limit (`nn.Linear` without `standard=`, batch
-            normalization, max pooling, weights used twice, …): the message names the node, why,
-            and what to do. Or the inputs are not finite.
-        TypeError: It cannot be traced, or an argument is of the wrong kind.
+            normalization, max pooling, weights used twice, …); the message names the node, the
+            reason and a remedy. Or the inputs are not finite.
+        TypeError: The network cannot be traced, or an argument has a wrong type.
 
     References:
         Jacot et al., "Neural tangent kernel" (2018); Lee et al., "Deep neural networks as Gaussian
@@ -131,7 +132,8 @@ def analytic_kernels(
                 [1., 6.]], dtype=torch.float64)
     """
     options = checked_options(max_memory, progress)
-    nngp, theta = _both(model, x1, x2, standard, training, dtype, options, ntk=True)
+    with _lifted(model, x1, x2, standard, training, dtype) as program:
+        nngp, theta = run(program, options, ntk=True)
     assert theta is not None
     return Kernels(nngp, theta)
 
@@ -153,10 +155,10 @@ def analytic_ntk(
         model: The network.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
-        standard: How ordinary layers are drawn; see `analytic_kernels`.
+        standard: The initialization of layers in standard parameterization; see `analytic_kernels`.
         training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: What the blocks may take together, in bytes or as `"2GB"`.
+        max_memory: The memory for the blocks, in bytes or as `"2GB"`.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -171,7 +173,8 @@ def analytic_ntk(
                 [0.2500, 0.7500]], dtype=torch.float64)
     """
     options = checked_options(max_memory, progress)
-    ntk = _both(model, x1, x2, standard, training, dtype, options, ntk=True)[1]
+    with _lifted(model, x1, x2, standard, training, dtype) as program:
+        ntk = run(program, options, ntk=True)[1]
     assert ntk is not None
     return ntk
 
@@ -193,17 +196,18 @@ def analytic_nngp(
         model: The network.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
-        standard: How ordinary layers are drawn; see `analytic_kernels`.
+        standard: The initialization of layers in standard parameterization; see `analytic_kernels`.
         training: Whether dropout is active; see `analytic_kernels`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: What the blocks may take together, in bytes or as `"2GB"`.
+        max_memory: The memory for the blocks, in bytes or as `"2GB"`.
         progress: Whether to show a progress bar.
 
     Raises:
         TypeError, ValueError: As `analytic_kernels`.
     """
     options = checked_options(max_memory, progress)
-    return _both(model, x1, x2, standard, training, dtype, options, ntk=False)[0]
+    with _lifted(model, x1, x2, standard, training, dtype) as program:
+        return run(program, options, ntk=False)[0]
 
 
 def analytic_explain(
@@ -215,19 +219,20 @@ def analytic_explain(
     training: bool = False,
     dtype: torch.dtype | None = None,
 ) -> AnalyticExplanation:
-    """How `analytic_kernels` evaluates a module: its operations, and which of them are fused.
+    """Explain how `analytic_kernels` evaluates a module: its operations, and which are fused.
 
-    On a CPU, operations with a fused form go through compiled loops, in which one image of
-    covariances passes all of them before the next one begins. On a CUDA device with Triton those
-    of images become a kernel, which is compared with tensor operations on two images the first time
-    that a network is evaluated or explained; if it is wrong, there is a warning. Others, and all of
-    them where derivatives by the inputs are wanted or on another device, are tensor operations.
+    On a CPU, operations with a fused form are evaluated by compiled loops, which apply all
+    operations to the entries of one pair of images before they begin with the next pair. On a CUDA
+    device with Triton the operations on images become one kernel. The first time that a network is
+    evaluated or explained, this kernel is compared with tensor operations on two images, and if
+    it is wrong there is a warning. Other operations are evaluated by tensor operations, and so are
+    all operations on other devices or if an input requires derivatives.
 
     Args:
-        model: As in `analytic_kernels`, as all that follows.
+        model: The network; see `analytic_kernels`, also for the other arguments.
         x1: Inputs `[N1, ...]`.
         x2: Inputs `[N2, ...]`; None means x2 = x1.
-        standard: How ordinary layers are drawn.
+        standard: The initialization of layers in standard parameterization.
         training: Whether dropout is active.
         dtype: `torch.float64` (also if None) or `torch.float32`.
 
@@ -255,21 +260,6 @@ def analytic_explain(
         return explanation(program, program.known[0].x1)
 
 
-def _both(
-    model: nn.Module,
-    x1: BatchLike,
-    x2: BatchLike | None,
-    standard: StandardLike,
-    training: bool,
-    dtype: torch.dtype | None,
-    options: Options,
-    *,
-    ntk: bool,
-) -> tuple[Tensor, Tensor | None]:
-    with _lifted(model, x1, x2, standard, training, dtype) as program:
-        return run(program, options, ntk=ntk)
-
-
 @contextlib.contextmanager
 def _lifted(
     model: nn.Module,
@@ -279,7 +269,7 @@ def _lifted(
     training: bool,
     dtype: torch.dtype | None,
 ) -> Iterator[Program]:
-    """The program of a module, in the mode in which it is evaluated."""
+    """A context that puts a module into the mode of the computation, and gives its program."""
     if not isinstance(model, nn.Module):
         raise type_error(
             "model",
@@ -303,14 +293,14 @@ def evaluation_mode(
     model: nn.Module | None,
     training: bool = False,
 ) -> Iterator[None]:
-    """Eval mode (with `training` the modules' own) and full precision.
+    """A context with eval mode (with `training` the modules' own modes) and full precision.
 
-    Derivatives are followed only where the inputs want them.
+    Derivatives are recorded only if an input requires them.
     """
     tensors = [t for x in (x1, x2) for t in (x.tensors if isinstance(x, Batch) else (x,))]
     track = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     device = tensors[0].device if tensors[0] is not None else torch.device("cpu")
-    # Hooks stay in place: what refuses a module that has them must see them.
+    # Hooks stay in place, because `lift` refuses modules that have them.
     around = quiet(model, device, keep_forward_hooks=True, training=training)
     with around, torch.set_grad_enabled(track):
         yield
@@ -319,7 +309,7 @@ def evaluation_mode(
 def batches(
     x1: object, x2: object, dtype: torch.dtype | None
 ) -> tuple[Tensor | Batch, Tensor | Batch | None]:
-    """Both inputs checked, tensors or batches of several, in the type of the computation."""
+    """Check both inputs, tensors or batches of several tensors, and convert them to the dtype."""
     several = [isinstance(x, (tuple, list, Mapping)) for x in (x1, x2)]
     if not any(several):
         return inputs(x1, x2, dtype)  # type: ignore[arg-type]
@@ -349,7 +339,7 @@ def _batch(name: str, x: object, dtype: torch.dtype) -> Batch:
 def inputs(
     x1: Tensor, x2: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Both inputs checked, in the type of the computation."""
+    """Check both input tensors, and convert them to the dtype of the computation."""
     wanted = check_dtype(dtype)
     a = _input("x1", x1, wanted)
     if x2 is None or x2 is x1:
@@ -368,7 +358,7 @@ def inputs(
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The type of a computation: float64 for None; float32 if that is asked for."""
+    """Return the dtype of a computation: float64 by default, or float32."""
     if dtype is None:
         return torch.float64
     if not isinstance(dtype, torch.dtype):
@@ -401,5 +391,5 @@ def _input(name: str, x: Tensor, dtype: torch.dtype, axes: int = 2) -> Tensor:
         raise value_error(name, "of at least one sample and feature", x)
     check_finite(name, x.detach())
     with torch.inference_mode(False):
-        # A tensor made under inference_mode cannot take part in anything that is differentiated.
+        # A tensor made under inference_mode cannot be used where derivatives are recorded.
         return (x.clone() if x.is_inference() else x).to(dtype)

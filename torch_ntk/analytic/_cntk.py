@@ -14,7 +14,7 @@ from ._api import check_dtype, evaluation_mode, inputs
 from ._explanation import AnalyticExplanation, explanation
 from ._program import Program
 from .engine import checked_options, run
-from .lift import Builder, Data, average, over_all_positions, resolve
+from .lift import Builder, Data, Layout, average, over_all_positions, resolve
 from .lift import activation as activate
 from .operations import ONE, Affine, Taps, taps
 
@@ -26,33 +26,34 @@ class CNTK(nn.Module):
 
     The network has `depth - 1` convolutions of stride 1, each followed by the activation, and a
     dense layer on the flattened features (`pooling="flatten"`, CNTK-V) or on their average over
-    positions (`pooling="gap"`, CNTK-GAP). With Σ the covariance of the pre-activations and D the
-    pairs of positions under the kernel at a pair of positions,
+    positions (`pooling="gap"`, CNTK-GAP). With Σ the covariance of the pre-activations, q the
+    `kernel_size`, and Σ_D the sum over the q² pairs of positions that the same tap of the filter
+    reads for a pair of outputs,
 
         K = E φ(u)φ(v),  K̇ = E φ'(u)φ'(v)     with (u, v) ~ N(0, Σ)
         Σ ← sigma_w²/q² Σ_D K + sigma_b²
         Θ ← sigma_w²/q² Σ_D (K̇ ⊙ Θ + K) + sigma_b²
 
-    and at the end the mean over equal positions, or over all pairs of positions.
+    The dense layer at the end averages over equal positions, or over all pairs of positions.
 
     Args:
-        depth: Number of layers: the convolutions and the dense layer, at least 2.
+        depth: The number of layers, at least 2: the convolutions and the dense layer.
         pooling: `"flatten"` or `"gap"`.
-        kernel_size: Side of the filters.
+        kernel_size: The side of the filters.
         activation: A name (`"relu"`, `"erf"`, `"gelu"`, …), a module or a function.
-        sigma_w: Scale of the convolutions' weights; the dense layer has scale 1.
-        sigma_b: Scale of all biases; 0 for none.
-        padding: `"zeros"` keeps the size of the image (as `padding="same"`), so does
-            `"circular"`; `"valid"` adds nothing.
-        trained_ends: Whether the first and the last layer are among the trained ones. False
-            gives the kernels of Arora's "fix" networks.
-        scaling: `"mean"`: averages over taps, channels and positions, the units in which
+        sigma_w: The scale of the convolutions' weights; the dense layer has scale 1.
+        sigma_b: The scale of all biases; 0 for no biases.
+        padding: `"zeros"` (as `padding="same"`) and `"circular"` keep the size of the image;
+            `"valid"` adds no positions.
+        trained_ends: Whether the first and the last layer are trained. False gives the kernels of
+            Arora's "fix" networks.
+        scaling: `"mean"` averages over taps, channels and positions. To these units
             `empirical_ntk(..., output="mean")` of such a network in NTK parameterization
-            converges. `"arora"`: the units of Arora et al., larger by the number of channels, and
-            for `"flatten"` also by the number of positions; needs `sigma_b=0`.
+            converges. `"arora"` gives the units of Arora et al., which are larger by the number of
+            channels, and for `"flatten"` also by the number of positions; it needs `sigma_b=0`.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: What the blocks of a computation may take together, in bytes or as `"2GB"`;
-            None chooses from what is free.
+        max_memory: The memory for the blocks of a computation, in bytes or as `"2GB"`; None
+            chooses it from the free memory.
         progress: Whether to show a progress bar.
 
     Shape:
@@ -98,7 +99,7 @@ class CNTK(nn.Module):
         self.pooling = check_choice("pooling", pooling, ("flatten", "gap"))
         self.kernel_size = check_positive_int("kernel_size", kernel_size)
         self.activation = activation
-        resolve(activation)  # unknown ones are refused here and not at the first call
+        resolve(activation)  # raises an error for unknown ones now, not at the first call
         self.sigma_w = check_finite_number("sigma_w", sigma_w, minimum=0.0)
         if sigma_w == 0:
             raise value_error("sigma_w", "greater than 0", sigma_w)
@@ -119,7 +120,7 @@ class CNTK(nn.Module):
         self.progress = progress
 
     def forward(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
-        """Θ between the images, `[N1, N2]`."""
+        """Return Θ between the images, `[N1, N2]`."""
         a, b = self._images(x1, x2)
         options = checked_options(self.max_memory, self.progress)
         with evaluation_mode(a, b, None):
@@ -128,7 +129,7 @@ class CNTK(nn.Module):
         return theta * self._units(a)
 
     def explain(self, x1: Tensor, x2: Tensor | None = None) -> AnalyticExplanation:
-        """How the kernel between the images is evaluated; see `analytic_explain`."""
+        """Explain how the kernel between the images is evaluated; see `analytic_explain`."""
         a, b = self._images(x1, x2)
         with evaluation_mode(a, b, None):
             return explanation(self.program(a, b), a)
@@ -143,7 +144,7 @@ class CNTK(nn.Module):
         return a, b
 
     def program(self, x1: Tensor, x2: Tensor | None) -> Program:
-        """The network as operations on covariances."""
+        """Return the network as a program of operations on covariances."""
         second = x1 if x2 is None else x2
         b = Builder(x1.dtype, (len(x1), len(second)), x2 is None)
         x: Any = Data(x1, second)
@@ -161,14 +162,14 @@ class CNTK(nn.Module):
                 )
             trained = self.trained_ends or i > 0
             operation = Affine.ntk(rows, columns, self.sigma_w, self.sigma_b, trained, trained)
-            x = b.affine(x, operation, i + 1, 1, spatial, "a convolution")
-            known, function = resolve(self.activation)
-            x = activate(b, x, function, known)
+            x = b.affine(x, operation, i + 1, Layout(1, spatial), "a convolution")
+            lookup, function = resolve(self.activation)
+            x = activate(b, x, function, lookup)
         b.node = "the dense layer"
         x = average(b, x, over_all_positions()) if self.pooling == "gap" else b.value(x)
         ends = self.trained_ends
         operation = Affine.ntk(ONE, ONE, 1.0, self.sigma_b, ends, ends)
-        x = b.affine(b.flatten(x), operation, self.depth, 1, (), "the dense layer")
+        x = b.affine(b.flatten(x), operation, self.depth, Layout(1), "the dense layer")
         return b.program(x)
 
     def _taps(self, size: int) -> Taps:
@@ -189,7 +190,7 @@ class CNTK(nn.Module):
         return float(channels * rows * columns)
 
     def extra_repr(self) -> str:
-        """What distinguishes it."""
+        """Return the arguments, which `repr` shows."""
         return (
             f"{self.depth}, pooling={self.pooling!r}, kernel_size={self.kernel_size}, "
             f"activation={self.activation!r}, sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}, "

@@ -1,4 +1,4 @@
-"""`mlp_kernels`: the recursion for a fully connected network, by name."""
+"""`mlp_kernels`: the kernels of a fully connected network of infinite width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..activations import DualActivation
 from ._api import Kernels, evaluation_mode, inputs
 from ._program import Program
 from .engine import checked_options, run
-from .lift import Builder, Data, resolve
+from .lift import Builder, Data, Layout, resolve
 from .lift import activation as activate
 from .operations import ONE, Affine
 
@@ -30,7 +30,7 @@ def mlp_kernels(
     max_memory: int | str | None = None,
     progress: bool = False,
 ) -> Kernels:
-    """NNGP and NTK of a fully connected network of infinite width.
+    """The NNGP and NTK of a fully connected network of infinite width.
 
     With `depth` dense layers in NTK parameterization and an activation between them,
 
@@ -41,12 +41,13 @@ def mlp_kernels(
     Args:
         x1: `[N1, d]`; further axes are flattened.
         x2: `[N2, d]`; None means x2 = x1.
-        depth: Number of dense layers.
+        depth: The number of dense layers.
         activation: A name, a module, or any elementwise function.
-        sigma_w: Scale of the weights.
-        sigma_b: Scale of the biases; 0 for none.
+        sigma_w: The scale of the weights.
+        sigma_b: The scale of the biases; 0 for no biases.
         dtype: `torch.float64` (also if None) or `torch.float32`.
-        max_memory: Bytes that the computation may plan with.
+        max_memory: The memory for the blocks of the computation, in bytes or as `"2GB"`; None
+            chooses it from the free memory.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -72,11 +73,11 @@ def mlp_kernels(
         raise value_error("sigma_w", "greater than 0", sigma_w)
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
     options = checked_options(max_memory, progress)
-    known, function = resolve(activation)
+    lookup, function = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None
     with evaluation_mode(a, b, None):
-        program = _program(a, b, depth, known, function, sigma_w, sigma_b)
+        program = _program(a, b, depth, lookup, function, sigma_w, sigma_b)
         nngp, ntk = run(program, options, ntk=True)
         assert ntk is not None
         return Kernels(nngp, ntk)
@@ -86,7 +87,7 @@ def _program(
     x1: Tensor,
     x2: Tensor | None,
     depth: int,
-    known: Any,
+    lookup: Any,
     function: Callable[[Tensor], Tensor],
     sigma_w: float,
     sigma_b: float,
@@ -96,7 +97,7 @@ def _program(
     x: Any = Data(x1, second)
     for i in range(depth):
         builder.node = f"layer {i + 1} of {depth}"
-        x = activate(builder, x, function, known) if i else x
+        x = activate(builder, x, function, lookup) if i else x
         operation = Affine.ntk(ONE, ONE, sigma_w, sigma_b)
-        x = builder.affine(x, operation, i + 1, 1, (), "a dense layer")
+        x = builder.affine(x, operation, i + 1, Layout(1), "a dense layer")
     return builder.program(x)

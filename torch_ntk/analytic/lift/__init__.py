@@ -1,8 +1,10 @@
-"""Reading a real module as a program of operations on covariances.
+"""Translate a PyTorch module to a program of operations on covariances.
 
-`read` traces a module and goes through its nodes. Whatever does not depend on random weights is
-computed at once; every other node is read by the rule for its exact type (`_modules.py`) or
-function (`_functions.py`), and what no rule reads is refused with the node's name.
+`read` traces a module with `torch.fx` and evaluates the nodes of the graph in order. A node that
+does not depend on random weights is computed with the inputs (`Data`). Every other node is
+translated by the rule for its exact module type (`_modules.py`) or its function (`_functions.py`)
+to steps of the program, and its result is a `Value`, an `Elementwise` or a `Joined` (`_values.py`).
+A node without a rule is refused with its name.
 """
 
 from ._builder import Builder as Builder
@@ -16,3 +18,4 @@ from ._standard import Scheme as Scheme
 from ._standard import StandardLike as StandardLike
 from ._standard import checked_standard as checked_standard
 from ._values import Data as Data
+from ._values import Layout as Layout

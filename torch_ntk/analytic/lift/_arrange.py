@@ -1,8 +1,8 @@
 """Functions that only move entries: slices, permutes, views, flips, padding with zeros, unfold.
 
-What such a function does is found by applying it to labels: every entry of a sample gets a number
-of its own, and where the numbers come out says which entry of x each entry of y is. One rule so
-reads all of them; a further one is a line in the table of functions.
+One rule reads all of them. It applies the function to labels, a different number for each entry of
+a sample; the numbers in the result show which entry of x each entry of y is. A further function is
+a line in the table of `_position_functions.py`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ._builder import Builder
 from ._values import Data, Elementwise, Features, Joined, Units, Value, two_axes
 
 Mover = Callable[[Tensor], Tensor]
-"""A batch `[N, ...]` to one `[N, ...]` whose entries are entries of the former, or zeros."""
+"""A function of a batch `[N, ...]` whose result `[N, ...]` has entries of the batch, or zeros."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How features are arranged anew.
+    """The effect of a function that moves entries: which entry of x each entry of y is.
 
     Attributes:
-        spatial: Axes of positions.
-        axis: The place of the channels among the axes of a sample.
-        channels: Which channels of x those of y are.
-        sources: Per tap and position of y the position of x, as in `Gather`.
-        units: Where channels become positions, per position of y which of the channels of x
-            that are side by side there it has; none where all positions have the same.
-        size: How many channels y has: one for each of `channels` and each tap.
+        spatial: The sizes of the axes of positions of y.
+        axis: The index of the channels among the axes of a sample of y.
+        channels: The channels of x that are the channels of y.
+        sources: For each tap the positions of x at the positions of y, as in `Gather`.
+        units: If channels of x become positions of y, the number of the unit at each position of
+            y; empty if all positions have the same channels.
+        size: The number of channels of y: one for each of `channels` and each tap.
     """
 
     spatial: tuple[int, ...]
@@ -47,23 +47,23 @@ class Arrangement:
 
     @property
     def size(self) -> int:
-        """Channels of y."""
+        """The number of channels of y."""
         return len(self.channels) * len(self.sources)
 
 
 def rearranged(b: Builder, x: Any, function: Mover, what: str) -> Features:
-    """Features after a function that only moves entries.
+    """Return features after a function that only moves entries.
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         x: The features.
-        function: The function; it is called with a batch of two samples.
-        what: Its name, for messages.
+        function: The function, which is called with a batch of two samples.
+        what: The name of the function, for messages.
     """
     features = b.value(x, what) if isinstance(x, Data) else x
     shape, axis = tuple(features.shape), features.axis
     found = None
-    if shape[axis] == 1:  # which axis is that of the channels shows with two of them, if it can
+    if shape[axis] == 1:  # with two channels, if the function takes them, their axis is certain
         with contextlib.suppress(ValueError):
             found = _analysed(b, function, (*shape[:axis], 2, *shape[axis + 1 :]), axis, what)
     if found is not None and found.channels == (0, 1) and not found.units:
@@ -73,28 +73,28 @@ def rearranged(b: Builder, x: Any, function: Mover, what: str) -> Features:
     return _arranged(b, features, found, what)
 
 
-def flat(b: Builder, x: Any) -> Features:
-    """Channels and positions as features."""
+def flatten_all(b: Builder, x: Any) -> Features:
+    """Return features with all positions and channels as features."""
     if isinstance(x, Joined):
-        return Joined(tuple(flat(b, p) for p in x.parts))  # type: ignore[misc]
+        return Joined(tuple(flatten_all(b, p) for p in x.parts))  # type: ignore[misc]
     if isinstance(x, Elementwise):
-        # The activation is done before: both orders are one function, and positions are equal.
-        return Elementwise(x.base, x.function, x.known, x.factor, bool(x.base.spatial), x.node)
+        # An elementwise function can be applied before the flattening as well as after it.
+        return Elementwise(x.base, x.function, x.lookup, x.factor, bool(x.base.spatial), x.node)
     return b.flatten(b.value(x, "a flattening"))
 
 
 def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
     if isinstance(x, Joined) and not new.units:
-        return _parts(b, x, new, what)
+        return _arranged_parts(b, x, new, what)
     whole = len(new.channels) == x.shape[x.axis]
-    if whole and len(new.sources) > 1 and _takes_all(new, x):
-        return flat(b, x)
+    if whole and len(new.sources) > 1 and _flattens(new, x):
+        return flatten_all(b, x)
     if isinstance(x, Elementwise) and not x.flat and _moves_only(new):
         moved = _arranged(b, x.base, new, what)
         assert isinstance(moved, Value)
         return replace(x, base=moved, made=None, unscaled=None)
     v = b.value(x, what)
-    if v.multiple is not None:  # so that it is still known as one
+    if v.multiple is not None:  # so that the result is known to be a multiple, too
         return b.scale(_arranged(b, v.multiple[0], new, what), v.multiple[1])
     if v.unflattened is None:
         _check_channels(b, new, v, what)
@@ -109,11 +109,11 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
             "Do it before flattening.",
         )
     if new.units:
-        return _apart(b, v, new, operation, what)
-    roots = frozenset((layer, _chosen(units, new.channels)) for layer, units in v.roots)
+        return _as_positions(b, v, new, operation, what)
+    roots = frozenset((layer, _selected_units(units, new.channels)) for layer, units in v.roots)
     if len(new.sources) == 1 and v.terms is not None:
         random, known = v.terms
-        kept["terms"] = b.value(_arranged(b, random, new, what)), _of_known(known, new, v)
+        kept["terms"] = b.value(_arranged(b, random, new, what)), _arranged_known(known, new, v)
     if operation.trivial and operation.positions == v.positions:
         return replace(
             v,
@@ -128,17 +128,17 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
         if len(new.channels) < v.channels or list(new.channels) != sorted(new.channels):
             return made
         return replace(made, image=(v, lambda: _matrices(b, new.sources[0], v)))
-    # The taps of a channel have variances of their own.
-    apart = Gather(
+    # The taps of a channel have different variances, so `made` is not Gaussian; `taps` is.
+    separate = Gather(
         two_axes((len(new.sources), *new.spatial)), (tuple(i for t in new.sources for i in t),)
     )
-    taps = b.linear_step(apart, v, (len(new.sources), *new.spatial))
+    taps = b.linear_step(separate, v, (len(new.sources), *new.spatial))
     roots = frozenset((layer, None) for layer, _ in v.roots)
     return replace(made, **kept, gaussian=False, alike=False, roots=roots, taps=taps)
 
 
-def _apart(b: Builder, v: Value, new: Arrangement, operation: Gather, what: str) -> Value:
-    """Channels of a value that become positions, where they are independent."""
+def _as_positions(b: Builder, v: Value, new: Arrangement, operation: Gather, what: str) -> Value:
+    """Return a value some of whose independent channels have become positions."""
     if not (v.gaussian and v.alike) or v.gained:
         raise b.refusal(
             f"{what}, which makes positions of channels",
@@ -152,8 +152,8 @@ def _apart(b: Builder, v: Value, new: Arrangement, operation: Gather, what: str)
     return replace(made, channels=new.size, axis=new.axis, roots=roots)
 
 
-def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
-    """The same of channels side by side: each part has its share of the channels."""
+def _arranged_parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
+    """Arrange the parts of concatenated channels one by one."""
     parts: list[Any] = []
     start = 0
     for part in joined.parts:
@@ -172,32 +172,31 @@ def _parts(b: Builder, joined: Joined, new: Arrangement, what: str) -> Features:
 
 
 def _matrices(b: Builder, sources: tuple[int, ...], v: Value) -> tuple[Tensor, Tensor]:
-    """The matrix of positions that are read from others, `[1, S_out, S_in]`, for either side."""
+    """Return the matrix `[1, S_out, S_in]` that reads positions from others, for x1 and for x2."""
     count = math.prod(v.spatial)
     read = torch.tensor(sources)
     matrix = (read[:, None] == torch.arange(count)).to(b.device, b.dtype)[None]
     return matrix, matrix
 
 
-def _of_known(known: Data, new: Arrangement, v: Value) -> Data:
-    """The same of known features of the shape of v."""
+def _arranged_known(known: Data, new: Arrangement, v: Value) -> Data:
+    """Return known features, which have the shape of v, in the new arrangement."""
 
     def moved(t: Tensor) -> Tensor:
         t = t.movedim(1 + v.axis, 1).reshape(len(t), v.channels, -1)
         t = F.pad(t, (0, 1))[:, list(new.channels)][..., list(new.sources[0])]  # the last one is 0
         return t.reshape(len(t), len(new.channels), *new.spatial).movedim(1, 1 + new.axis)
 
-    first = moved(known.first)
-    return Data(first, first if known.second is known.first else moved(known.second))
+    return known.map(moved)
 
 
 def _moves_only(new: Arrangement) -> bool:
-    """Whether every position of y is one of x, and none a zero."""
+    """Whether every position of y is a position of x, and none is a zero."""
     return len(new.sources) == 1 and min(new.sources[0], default=0) >= 0
 
 
-def _takes_all(new: Arrangement, x: Any) -> bool:
-    """Whether all positions have become features."""
+def _flattens(new: Arrangement, x: Any) -> bool:
+    """Whether all positions have become features, as in a flattening."""
     count = math.prod(x.shape) // x.shape[x.axis]
     return not new.spatial and sorted(t[0] for t in new.sources) == list(range(count))
 
@@ -217,8 +216,8 @@ def _check_channels(b: Builder, new: Arrangement, v: Value, what: str) -> None:
         )
 
 
-def _chosen(units: Units, channels: tuple[int, ...]) -> Units:
-    """Which units of a layer some channels are, of channels that are `units`."""
+def _selected_units(units: Units, channels: tuple[int, ...]) -> Units:
+    """Return which units of a layer the selected `channels` are, if all channels are `units`."""
     if units is None:
         return None
     if isinstance(units, tuple):
@@ -234,7 +233,7 @@ def _chosen(units: Units, channels: tuple[int, ...]) -> Units:
 def _analysed(
     b: Builder, function: Mover, shape: tuple[int, ...], axis: int, what: str
 ) -> Arrangement:
-    """What a function does to the entries of samples of `shape` with channels on `axis`."""
+    """Return what a function does to samples of `shape` that have their channels on `axis`."""
     try:
         out = function(_labels(shape, axis).to(b.device))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # as in the forward
@@ -274,7 +273,7 @@ def _analysed(
 
 
 def _labels(shape: tuple[int, ...], axis: int) -> Tensor:
-    """Two samples whose entries are numbered from 1: by sample, channel, position."""
+    """Return two samples whose entries are numbered from 1, by sample, channel and position."""
     channels = shape[axis]
     positions = tuple(n for i, n in enumerate(shape) if i != axis)
     numbers = torch.arange(2 * math.prod(shape), dtype=torch.float64) + 1
@@ -284,11 +283,11 @@ def _labels(shape: tuple[int, ...], axis: int) -> Tensor:
 def _channel_axis(
     b: Builder, c: Tensor, zero: Tensor, axis: int, shape: tuple[int, ...], what: str
 ) -> int:
-    """The axis along which channels differ."""
+    """Return the axis of the result along which the channels differ."""
     varies = [i for i in range(c.ndim) if _differs_along(c, zero, i)]
     if len(varies) == 1:
         return varies[0]
-    if axis in varies:  # some of them become positions, and the axis stays first or last
+    if axis in varies:  # some channels become positions, and their axis stays first or last
         return c.ndim - 1 if 0 < axis == len(shape) - 1 else axis
     if varies:
         raise b.refusal(
@@ -296,7 +295,7 @@ def _channel_axis(
             "The features of a position must stay on one axis.",
             "Keep the axis of the channels whole, and split those of positions.",
         )
-    # There is one channel: its axis is one of length 1, where it was before if that is one.
+    # There is one channel. Its axis has length 1, and is where it was before if that has, too.
     if c.ndim == 1 and c.numel() == math.prod(shape):
         return 0
     if axis < c.ndim and c.shape[axis] == 1:
@@ -322,9 +321,10 @@ def _differs_along(c: Tensor, zero: Tensor, axis: int) -> bool:
 
 
 def _units(c: Tensor, s: Tensor, zero: Tensor) -> tuple[int, ...]:
-    """Which unit each position has, of entries `[channels of y, positions of y]`.
+    """Return the unit at each position, from labels `[channels of y, positions of y]`.
 
-    None where all have the same, or where what is done to one channel is not done to all.
+    The result is empty if all positions have the same unit, or if the function does not do the
+    same to every channel.
     """
     if bool(zero.any()) or bool((c == c[:, :1]).all()) or bool((s != s[:1]).any()):
         return ()
@@ -338,13 +338,13 @@ def _units(c: Tensor, s: Tensor, zero: Tensor) -> tuple[int, ...]:
 def _taps(
     b: Builder, c: Tensor, s: Tensor, zero: Tensor, what: str
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """The channels, and per tap the sources, of entries `[channels of y, positions of y]`."""
-    known = c.masked_fill(zero, -1)
-    channel = known.amax(1)  # of each row; -1 where it is all zeros
-    apart = bool(((known != channel[:, None]) & ~zero).any()) or bool((channel < 0).any())
+    """Return the channels, and each tap's sources, from labels `[channels, positions]` of y."""
+    labelled = c.masked_fill(zero, -1)
+    channel = labelled.amax(1)  # of each row; -1 where it is all zeros
+    mixed = bool(((labelled != channel[:, None]) & ~zero).any()) or bool((channel < 0).any())
     order = channel.argsort(stable=True)
     numbers, counts = torch.unique(channel, return_counts=True)
-    if not apart and len(set(counts.tolist())) == 1:
+    if not mixed and len(set(counts.tolist())) == 1:
         taps = int(counts[0])
         sources = s.masked_fill(zero, -1)[order].view(len(numbers), taps, -1)
         if bool((sources == sources[:1]).all()):

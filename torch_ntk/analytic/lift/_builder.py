@@ -1,4 +1,4 @@
-"""Steps as they are collected while a network is read, and the rules that hold between them."""
+"""The steps of a program as they are collected, and the operations that several rules share."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from ..operations import (
     WeightedSum,
 )
 from ._standard import Standard
-from ._values import Data, Elementwise, Features, Joined, Units, Value, two_axes
+from ._values import Data, Elementwise, Features, Joined, Layout, Units, Value, two_axes
 
 _EXPECTED = "a network with an infinite-width limit"
 
 
 class Builder:
-    """Collects the steps of one network.
+    """Collects the steps of the program of one network.
 
     Attributes:
         node: The name of the node that is being read, for messages.
-        dtype: In which the kernel is computed.
-        samples: How many samples x1 and x2 have.
+        dtype: The dtype in which the kernel is computed.
+        samples: The numbers of samples of x1 and x2.
         same: Whether x2 is x1.
-        standard: How ordinary layers are drawn.
+        standard: The distributions of the weights of layers in standard parameterization.
         training: Whether modules keep their training flags.
-        device: Where the inputs are.
+        device: The device of the inputs.
     """
 
     def __init__(
@@ -63,31 +63,31 @@ class Builder:
         self._inputs: dict[tuple[int, int], Value] = {}
         self._gathered: dict[tuple[Gather, tuple[int, ...]], int] = {}
         self._layers = 0
-        self._uses: dict[int, str] = {}  # of a parameter, by its id: the node
+        self._uses: dict[int, str] = {}  # the node that uses a parameter, by the parameter's id
         self._keep: list[Any] = []  # so that ids stay unique
 
     def refusal(self, what: str, why: str, remedy: str) -> ValueError:
-        """What is raised for the node that is being read.
+        """Return the error that refuses the node that is being read.
 
         Args:
-            what: What was found there.
+            what: The operation or value that is refused.
             why: Why it has no kernel in the limit.
-            remedy: What to do.
+            remedy: What the user can do.
         """
         return value_error("model", _EXPECTED, f"{what} at {self.node!r}", f"{why} {remedy}")
 
     def layer(self, module: nn.Module) -> int:
-        """A number for the layer, whose weights only one node may use."""
+        """Return a number for a layer, whose weights no other node may use."""
         return self.layer_of(list(module.parameters(recurse=False)))
 
     def layer_of(self, parameters: Sequence[Tensor]) -> int:
-        """A number for the layer of these parameters, which only one node may use."""
+        """Return a number for the layer with these parameters, which no other node may use."""
         self.uses(parameters)
         self._layers += 1
         return self._layers
 
     def uses(self, parameters: Sequence[Tensor]) -> None:
-        """Note that this node uses `parameters`, and refuse if another one does."""
+        """Record that this node uses `parameters`; raise an error if another node does."""
         for parameter in parameters:
             if id(parameter) in self._uses:
                 raise self.refusal(
@@ -103,52 +103,64 @@ class Builder:
         self,
         operation: Input | Operation,
         inputs: tuple[Value, ...],
-        channels: int | None = None,
-        spatial: tuple[int, ...] | None = None,
-        *,
-        layer: int | None = None,
-        gaussian: bool = False,
-        sources: frozenset[int] = frozenset(),
-        unflattened: Value | None = None,
-        alike: bool = True,
-        axis: int | None = None,
+        layout: Layout | None = None,
     ) -> Value:
-        """Add a step; the value that it makes.
+        """Add a step, and return its result as a value that is not known to be Gaussian.
 
         Args:
-            operation: What is done.
+            operation: The operation.
             inputs: The values that it takes.
-            channels: Of the value; None if they are those of the first input.
-            spatial: Its axes of positions; None likewise.
-            layer: The number of the layer that it is the output of: a sum over many inputs with
-                independent weights that nothing else uses.
-            gaussian: See `Value`, as all that follows.
-            sources: The layers that the value is a sum of.
-            unflattened: The value before positions were made features.
-            alike: Whether its channels have one law if those of the inputs have.
-            axis: The place of its channels; None if it is that of the first input.
+            layout: The axes of the result; None if they are those of the first input.
         """
-        own = frozenset() if layer is None else frozenset({layer})
+        channels, spatial, axis = layout or inputs[0].layout
         gain = isinstance(operation, Normalization) and operation.gain_trained
-        spatial = inputs[0].spatial if spatial is None else spatial
         return Value(
             self._number(operation, tuple(v.step for v in inputs), two_axes(spatial)),
-            inputs[0].channels if channels is None else channels,
+            channels,
             spatial,
-            gaussian or bool(own),
-            own or sources,
-            own.union(*(v.ancestors for v in inputs)),
-            unflattened,
-            alike=bool(own) or (alike and all(v.alike for v in inputs)),
-            gained=not own and (gain or any(v.gained for v in inputs)),
-            axis=inputs[0].axis if axis is None else axis,
-            roots=frozenset((s, 0) for s in own) or frozenset().union(*(v.roots for v in inputs)),
+            gaussian=False,
+            sources=frozenset(),
+            ancestors=frozenset().union(*(v.ancestors for v in inputs)),
+            alike=all(v.alike for v in inputs),
+            gained=gain or any(v.gained for v in inputs),
+            axis=axis,
+            roots=frozenset().union(*(v.roots for v in inputs)),
+        )
+
+    def layer_step(
+        self,
+        operation: Operation,
+        inputs: tuple[Value, ...],
+        layer: int,
+        layout: Layout | None = None,
+    ) -> Value:
+        """Add the step of a layer, and return its outputs.
+
+        Each output is a sum over many inputs with independent weights that nothing else uses. So
+        the outputs are Gaussian in the limit, and all channels have the same distribution.
+
+        Args:
+            operation: The operation of the layer.
+            inputs: The values that it takes.
+            layer: The number of the layer, from `layer` or `layer_of`.
+            layout: The axes of the result; None if they are those of the first input.
+        """
+        made = self.step(operation, inputs, layout)
+        own = frozenset({layer})
+        return replace(
+            made,
+            gaussian=True,
+            sources=own,
+            ancestors=made.ancestors | own,
+            alike=True,
+            gained=False,
+            roots=frozenset({(layer, 0)}),
         )
 
     def _number(
         self, operation: Input | Operation, inputs: tuple[int, ...], positions: tuple[int, int]
     ) -> int:
-        """The number of a step; the same positions taken of the same value are the same step."""
+        """Add a step if there is no equal `Gather` of the same value, and return its index."""
         number = len(self._steps)
         if isinstance(operation, Gather):
             number = self._gathered.setdefault((operation, inputs), number)
@@ -157,20 +169,33 @@ class Builder:
         return number
 
     def linear_step(
-        self, operation: Operation, v: Value, spatial: tuple[int, ...] | None = None
+        self,
+        operation: Operation,
+        v: Value,
+        spatial: tuple[int, ...] | None = None,
+        data: Value | None = None,
     ) -> Value:
-        """A linear map of each channel: the law of the features stays of the same kind."""
-        return self.step(operation, (v,), spatial=spatial, gaussian=v.gaussian, sources=v.sources)
+        """Add the step of a linear map of each channel, which keeps Gaussian features Gaussian.
+
+        Args:
+            operation: The map.
+            v: The value that is mapped.
+            spatial: The axes of positions of the result; None if they are those of `v`.
+            data: Numbers of each sample that determine the map, from `sample_data`.
+        """
+        layout = v.layout if spatial is None else v.layout._replace(spatial=spatial)
+        made = self.step(operation, (v,) if data is None else (v, data), layout)
+        return replace(made, gaussian=v.gaussian, sources=v.sources)
 
     # -- forms of features ---------------------------------------------------------------
 
     def value(self, features: Any, what: str = "this operation", axis: int = 0) -> Value:
-        """Features as the value of a step, whatever form they have.
+        """Return features of any form as a value, for which steps are added where necessary.
 
         Args:
-            features: The features.
-            what: What takes them, for messages.
-            axis: The place of the channels where they are known and not random.
+            features: Random features, or a known tensor.
+            what: The operation that needs them, for messages.
+            axis: The index of the channels among the axes of a sample, for a known tensor.
         """
         if isinstance(features, Value):
             return features
@@ -194,7 +219,7 @@ class Builder:
             plain = e.unscaled or replace(e, factor=1.0, made=None)
             return self.value(self.scale(self.value(plain), e.factor))
         try:
-            dual = dual_activation(e.known if e.known is not None else e.function)
+            dual = dual_activation(e.lookup if e.lookup is not None else e.function)
         except ArgumentError as error:
             self.node = e.node or self.node
             raise self.refusal(
@@ -217,7 +242,8 @@ class Builder:
         for part in parts:  # whose channel j - start is the joined channel j
             roots |= {(n, u - start if isinstance(u, int) else None) for n, u in part.roots}
             start += part.channels
-        return replace(self.step(shares, parts, total, alike=False), roots=frozenset(roots))
+        made = self.step(shares, parts, parts[0].layout._replace(channels=total))
+        return replace(made, alike=False, roots=frozenset(roots))
 
     def _input(self, data: Data, what: str, axis: int) -> Value:
         if (id(data.first), axis) in self._inputs:
@@ -235,18 +261,19 @@ class Builder:
         positions = two_axes(spatial)
         first, second = (t.reshape(*t.shape[:2], *positions) for t in (first, second))
         known = Input(first, None if self.same else second)
-        v = self.step(known, (), first.shape[1], spatial, alike=False, axis=axis)
+        made = self.step(known, (), Layout(first.shape[1], spatial, axis))
+        v = replace(made, alike=False)  # the channels are what the caller passed
         self._inputs[id(data.first), axis] = v
         self._keep.append(data.first)
         return v
 
-    def given(self, first: Tensor, second: Tensor) -> Value:
-        """Known numbers `[N, A, B]` of each sample, which are no features."""
+    def sample_data(self, first: Tensor, second: Tensor) -> Value:
+        """Return known numbers `[N, A, B]` of each sample, which are no features, as a value."""
         known = ImageData(first, None if self.same else second)
-        return self.step(known, (), 1, (), axis=0)
+        return self.step(known, (), Layout(1))
 
     def _features(self, tensor: Tensor, side: int) -> Tensor:
-        """A known tensor as `[N, C, ...]` of the type of the computation."""
+        """Return a known tensor as `[N, C, ...]` with the dtype of the computation."""
         if not 2 <= tensor.ndim <= 5 or tensor.shape[0] not in (1, self.samples[side]):
             raise self.refusal(
                 f"a tensor of shape {tuple(tensor.shape)}",
@@ -269,17 +296,22 @@ class Builder:
         features: Any,
         operation: Operation,
         layer: int,
-        channels: int,
-        spatial: tuple[int, ...],
+        layout: Layout,
         what: str,
-        axis: int = 0,
     ) -> Value:
-        """A layer of independent weights."""
-        v = self.value(features, what, axis)
-        return self.step(operation, (v,), channels, spatial, layer=layer, axis=axis)
+        """Add the step of a layer of independent weights, and return its outputs.
+
+        Args:
+            features: The inputs of the layer.
+            operation: The operation of the layer.
+            layer: The number of the layer, from `layer` or `layer_of`.
+            layout: The axes of its outputs; known inputs have their channels on the same axis.
+            what: The name of the layer, for messages.
+        """
+        return self.layer_step(operation, (self.value(features, what, layout.axis),), layer, layout)
 
     def channels_first(self, features: Any, what: str) -> None:
-        """Refuse features whose channels are not on axis 1, where `what` takes them to be."""
+        """Raise an error if `what` needs the channels on axis 1 and they are elsewhere."""
         if not isinstance(features, Data) and features.axis != 0:
             raise self.refusal(
                 f"{what} on samples of shape {tuple(features.shape)} with channels on axis "
@@ -289,24 +321,26 @@ class Builder:
             )
 
     def flatten(self, v: Value) -> Value:
-        """Positions as features."""
+        """Return `v` with all its positions and channels as features."""
         if not v.spatial:
             return v
         size = math.prod(v.shape)
         if v.positions == (1, 1):
             plain = None if v.ungained is None else self.flatten(v.ungained)
             of = None if v.multiple is None else (self.flatten(v.multiple[0]), v.multiple[1])
-            terms = None if v.terms is None else (self.flatten(v.terms[0]), _flat(v.terms[1]))
+            terms = None
+            if v.terms is not None:
+                terms = self.flatten(v.terms[0]), v.terms[1].map(lambda t: t.flatten(1))
             kept: dict[str, Any] = {"multiple": of, "terms": terms, "taps": None}
             return replace(v, channels=size, spatial=(), ungained=plain, axis=0, **kept)
-        # Features from different positions have different variances: not Gaussian of one law.
-        made = self.step(
-            Flatten(), (v,), size, (), sources=v.sources, unflattened=v, alike=False, axis=0
-        )
-        return replace(made, roots=frozenset((layer, None) for layer, _ in v.roots))
+        # Features from different positions have different variances, so that not all channels
+        # have the same distribution.
+        made = self.step(Flatten(), (v,), Layout(size))
+        roots = frozenset((layer, None) for layer, _ in v.roots)
+        return replace(made, sources=v.sources, unflattened=v, alike=False, roots=roots)
 
     def scale(self, features: Features, factor: float) -> Features:
-        """A constant factor."""
+        """Return features times a constant."""
         if factor == 1:
             return features
         if factor == 0 or not math.isfinite(factor):
@@ -326,19 +360,12 @@ class Builder:
         scaled = replace(scaled, multiple=(root, before * factor))
         if features.terms is not None:
             random, known = features.terms
-            less = known.first * factor
-            same = known.second is known.first
-            known = Data(less, less if same else known.second * factor)
-            scaled = replace(scaled, terms=(self.value(self.scale(random, factor)), known))
+            terms = self.value(self.scale(random, factor)), known.map(lambda t: t * factor)
+            scaled = replace(scaled, terms=terms)
         if features.unflattened is not None:
             return self.flatten(self.scale(features.unflattened, factor))  # type: ignore[arg-type]
         return scaled
 
     def program(self, output: Any) -> Program:
-        """The steps that lead to `output`, whose positions become features."""
+        """Return the program whose result is `output`, flattened."""
         return Program.to(self._steps, self.flatten(self.value(output, "the output")).step)
-
-
-def _flat(known: Data) -> Data:
-    first = known.first.flatten(1)
-    return Data(first, first if known.second is known.first else known.second.flatten(1))

@@ -1,4 +1,4 @@
-"""Features side by side: channels, or positions."""
+"""Concatenation and stacking, along the channels or along an axis of positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._values import Data, Elementwise, Features, Joined, Value
 
 
 def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
-    """`torch.cat` along the axis of the channels, or along one of positions."""
+    """Return `torch.cat` of features along the axis of the channels or an axis of positions."""
     like = next(t for t in tensors if not isinstance(t, Data))
     axes, channels = len(like.shape) + 1, 1 + like.axis
     if not -axes <= dim < axes or dim % axes == 0:
@@ -38,7 +38,7 @@ def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
 
 
 def stacked(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
-    """`torch.stack`: a new axis of positions."""
+    """Return `torch.stack` of features along a new axis of positions."""
     like = next(t for t in tensors if not isinstance(t, Data))
     axes = len(like.shape) + 2
     if not -axes <= dim < axes or dim % axes == 0:
@@ -61,7 +61,7 @@ def _channels(b: Builder, tensors: Sequence[Any], axis: int) -> Joined:
 
 
 def _positions(b: Builder, tensors: Sequence[Any], place: int) -> Features:
-    """The sum of all parts, each with zeros in the places of the others."""
+    """Return the sum of all tensors, each padded with zeros at the positions of the others."""
     sizes = [_shape(t)[place - 1] for t in tensors]
     ends = len(_shape(tensors[0])) - place
     parts = []
@@ -77,11 +77,8 @@ def _padded(around: list[int], t: Tensor) -> Tensor:
 
 
 def _changed(b: Builder, x: Any, function: Callable[[Tensor], Tensor], what: str) -> Any:
-    """A function that only moves entries, of features or of what is known."""
-    if not isinstance(x, Data):
-        return rearranged(b, x, function, what)
-    first = function(x.first)
-    return Data(first, first if x.second is x.first else function(x.second))
+    """Apply a function that only moves entries, to random features or to a known tensor."""
+    return x.map(function) if isinstance(x, Data) else rearranged(b, x, function, what)
 
 
 def _shape(x: Any) -> tuple[int, ...]:

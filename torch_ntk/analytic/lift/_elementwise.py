@@ -1,4 +1,4 @@
-"""Functions of every entry: activations, arithmetic with numbers, and what is made of both."""
+"""Elementwise functions: activations, arithmetic with numbers, and functions made of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._products import matched, product, with_known
 from ._sums import add, add_known, sum_of_known
 from ._values import Data, Elementwise, Features, Joined, Value
 
-# Functions of one tensor, entry by entry, as they are called and as methods; other arguments may be
+# Elementwise functions of one tensor, as functions and as methods. Their other arguments may be
 # numbers, or functions of the same value.
 FUNCTIONS: tuple[Callable[..., Any], ...] = (
     torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish,
@@ -48,28 +48,29 @@ METHODS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: Any) -> Features:
-    """An elementwise function of features.
+def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], lookup: Any) -> Features:
+    """Return an elementwise function of features.
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         x: The features.
         function: The function.
-        known: What names it for its closed form; None if nothing does.
+        lookup: The argument with which `dual_activation` finds its dual functions; None if the
+            function itself is looked up.
     """
     if isinstance(x, Joined):
-        return Joined(tuple(activation(b, p, function, known) for p in x.parts))  # type: ignore[misc]
+        return Joined(tuple(activation(b, p, function, lookup) for p in x.parts))  # type: ignore[misc]
     if isinstance(x, Elementwise):
         inner = x
         return Elementwise(x.base, lambda t: function(inner(t)), flat=x.flat, node=b.node)
     v = b.value(x)
     if v.unflattened is not None:
-        inside = activation(b, v.unflattened, function, known)
+        inside = activation(b, v.unflattened, function, lookup)
         assert isinstance(inside, Elementwise)
         inside.flat = True
         return inside
     if v.undropped is not None:
-        return _after_dropout(b, *v.undropped, function, known)
+        return _after_dropout(b, *v.undropped, function, lookup)
     if not v.gaussian:
         raise b.refusal(
             "an elementwise function",
@@ -77,7 +78,7 @@ def activation(b: Builder, x: Any, function: Callable[[Tensor], Tensor], known: 
             "mixes many channels, or a sum, average or normalization of such outputs.",
             "Put an NTK layer before it; after a depthwise one, a convolution of kernel size 1.",
         )
-    return Elementwise(_without_gain(b, v), function, known, node=b.node)
+    return Elementwise(_without_gain(b, v), function, lookup, node=b.node)
 
 
 def _after_dropout(
@@ -86,9 +87,12 @@ def _after_dropout(
     keep: float,
     one_mask: bool,
     function: Callable[[Tensor], Tensor],
-    known: Any,
+    lookup: Any,
 ) -> Value:
-    """`φ(m x / p)` with a mask m: if φ(0) = 0 it is `m/p · χ(x)`, dropout of `χ(x) = p φ(x/p)`."""
+    """Return `φ(m x / p)` with a mask m, for φ(0) = 0.
+
+    This is `m/p · χ(x)` with `χ(x) = p φ(x/p)`, a dropout after the activation χ.
+    """
     some = torch.linspace(-3, 3, 13, dtype=torch.float64)
     if bool(function(torch.zeros_like(some)).any()):
         raise b.refusal(
@@ -97,14 +101,17 @@ def _after_dropout(
             "Put the dropout after it.",
         )
     scaled: Callable[[Tensor], Tensor] = lambda t: keep * function(t / keep)  # noqa: E731
-    if torch.allclose(scaled(some), function(some), rtol=1e-12, atol=0):  # as of ReLU
+    if torch.allclose(scaled(some), function(some), rtol=1e-12, atol=0):  # as with ReLU
         scaled = function
-    features = activation(b, v, scaled, known if scaled is function else None)
+    features = activation(b, v, scaled, lookup if scaled is function else None)
     return b.step(Dropout(keep, one_mask), (b.value(features),))
 
 
 def _without_gain(b: Builder, v: Value) -> Value:
-    """What a function is taken of: the gain's part of the kernel comes after the function."""
+    """Return the value to which a function is applied: `v` without the derivatives by a gain.
+
+    The builder adds these derivatives to the kernel of the function's result.
+    """
     if v.gained and v.ungained is None:
         raise b.refusal(
             "an elementwise function after a trained gain of a normalization with something in "
@@ -118,7 +125,7 @@ def _without_gain(b: Builder, v: Value) -> Value:
 
 
 def resolve(named: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """An activation as a caller names it: what to look it up by, and as a function.
+    """Return the dual functions of an activation that a caller passes, and the activation.
 
     Raises:
         TypeError, ValueError: It is no elementwise activation.
@@ -128,7 +135,10 @@ def resolve(named: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
 
 
 def as_function(x: Any) -> Elementwise | None:
-    """Features as a function of one Gaussian value, of which they are no multiple, if they are."""
+    """Return features as a function of one Gaussian value; None if they are not one.
+
+    If the value is a multiple of another one, they are returned as a function of the latter.
+    """
     if isinstance(x, Elementwise):
         base, factor = x.base.root
         inner = x
@@ -149,13 +159,13 @@ def as_function(x: Any) -> Elementwise | None:
 def pointwise(
     b: Builder, function: Callable[..., Tensor], arguments: Sequence[Any], what: str
 ) -> Elementwise:
-    """An elementwise function of several arguments that are all functions of one value.
+    """Return an elementwise function of several arguments that are all functions of one value.
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         function: The function.
-        arguments: Its arguments: features, and constants.
-        what: Its name, for messages.
+        arguments: The features and constants that are its arguments.
+        what: The name of the function, for messages.
     """
     found = [as_function(a) if is_random(a) else None for a in arguments]
     random = [f for f, a in zip(found, arguments, strict=True) if is_random(a)]
@@ -178,12 +188,12 @@ def pointwise(
 
 
 def is_random(x: Any) -> bool:
-    """Whether it is features of random layers."""
+    """Whether the argument is random features."""
     return isinstance(x, (Value, Elementwise, Joined))
 
 
 def constant(b: Builder, x: Any, what: str) -> Any:
-    """An argument of an elementwise function that is the same for all entries."""
+    """Return an argument that is the same for all entries as a number; raise an error otherwise."""
     if isinstance(x, (list, tuple)):
         return type(x)(constant(b, a, what) for a in x)
     number = _number(x)
@@ -201,7 +211,7 @@ def constant(b: Builder, x: Any, what: str) -> Any:
 def combine(
     b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
 ) -> Features:
-    """`x + y`, `x - y`, `x * y`, `x / y` where at least one is random features."""
+    """Return `x + y`, `x - y`, `x * y` or `x / y`, at least one of which is random features."""
     number = _number(y) if _number(y) is not None else _number(x)
     if number is not None:
         return _with_number(b, x, y, operation, name)
@@ -209,7 +219,7 @@ def combine(
         return _joined(b, x, y, operation, name)
     if isinstance(x, Value) and isinstance(y, Value) and name in ("add", "sub"):
         (one, first), (two, second) = x.root, y.root
-        if one.same(two):  # still of the same law
+        if one.same(two):  # the sum is a multiple of the same value
             return b.scale(one, first + second if name == "add" else first - second)
     if is_random(x) and is_random(y):
         f, g = as_function(x), as_function(y)
@@ -230,7 +240,7 @@ def combine(
 
 
 def added(b: Builder, x: Any, y: Any) -> Any:
-    """`x + y`, where one of both or both may be known."""
+    """Return `x + y`, of which one or both may be known."""
     if isinstance(x, Data):
         if isinstance(y, Data):
             return sum_of_known(x, y)
@@ -242,7 +252,7 @@ def added(b: Builder, x: Any, y: Any) -> Any:
 
 
 def _for_samples(b: Builder, x: Any, shape: tuple[int, ...]) -> Any:
-    """A known term of a sum with samples of `shape`, with the axes that it leaves out."""
+    """Return a known term of a sum with all the axes of samples of `shape`."""
     if not isinstance(x, Data) or not x.is_tensor:
         return x
 
@@ -251,24 +261,23 @@ def _for_samples(b: Builder, x: Any, shape: tuple[int, ...]) -> Any:
         try:
             whole = torch.broadcast_shapes(t.shape[1:], shape)  # type: ignore[no-untyped-call]
         except RuntimeError:
-            return t  # which is refused as what it is
+            return t  # the sum refuses its shape
         return t.expand(len(t), *whole)
 
-    first = spread(x.first)
-    return Data(first, first if x.second is x.first else spread(x.second))
+    return x.map(spread)
 
 
 def _negative(b: Builder, y: Any) -> Any:
-    if isinstance(y, Data):
-        negative = -y.first
-        return Data(negative, negative if y.second is y.first else -y.second)
-    return b.scale(y, -1.0)
+    return y.map(operator.neg) if isinstance(y, Data) else b.scale(y, -1.0)
 
 
 def _joined(
     b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
 ) -> Features:
-    """Part by part where the parts correspond, or what is known is the same for all channels."""
+    """Combine concatenated features part by part, where the parts correspond.
+
+    They also correspond to a known tensor that is the same for all channels.
+    """
     if isinstance(x, Joined) and isinstance(y, Joined):
         if [(p.shape, p.axis) for p in x.parts] == [(p.shape, p.axis) for p in y.parts]:
             pairs = zip(x.parts, y.parts, strict=True)

@@ -1,4 +1,4 @@
-"""Which rule reads which function and method."""
+"""The rules for functions, methods and attributes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ._values import Data, Elementwise, Features, Joined
 
 Rule = Callable[..., Any]
 
-# Powers up to this one have a closed form; the coefficients of higher ones are large.
+# The largest power for which closed forms are used: the coefficients of higher ones are large.
 _LARGEST_POWER = 12
 _NO_MEAN = "Features with a constant have no zero mean."
 
@@ -47,8 +47,8 @@ def _arithmetic(operation: Callable[[Any, Any], Any], name: str) -> Rule:
     return rule
 
 
-def _applied(function: Callable[..., Any]) -> Rule:
-    """An elementwise function with its other arguments fixed, or functions of the same value."""
+def _elementwise_rule(function: Callable[..., Any]) -> Rule:
+    """Return the rule of an elementwise function of features and of numbers or other features."""
     what = getattr(function, "__name__", str(function))
 
     def rule(b: Builder, *args: Any, **named: Any) -> Features:
@@ -62,12 +62,12 @@ def _applied(function: Callable[..., Any]) -> Rule:
         rest = tuple(constant(b, v, what) for v in rest)
         named = {k: constant(b, v, what) for k, v in named.items()}
         plain = not rest and not {k: v for k, v in named.items() if k != "training"}
-        known: Any = function if plain else None
+        lookup: Any = function if plain else None
         if not plain and not rest and is_registered(function):
-            known = functools.partial(function, **named)
+            lookup = functools.partial(function, **named)
         if what in ("pow", "float_power") and len(rest) == 1:
-            known = _power(rest[0])
-        return activation(b, x, lambda t: function(t, *rest, **named), known)
+            lookup = _power(rest[0])
+        return activation(b, x, lambda t: function(t, *rest, **named), lookup)
 
     return rule
 
@@ -83,22 +83,22 @@ def _flat(b: Builder, args: tuple[Any, ...], what: str) -> tuple[Any, ...]:
 
 
 def _power(exponent: Any) -> Any:
-    """The dual functions of a power, if it is a small whole one."""
+    """Return the dual functions of a power with a small positive integer exponent, or None."""
     whole = isinstance(exponent, (int, float)) and exponent == int(exponent)
     return power(int(exponent)) if whole and 1 <= exponent <= _LARGEST_POWER else None
 
 
 def function_rule(function: Any) -> Rule | None:
-    """What reads calls of a function; one of the user's through `register_dual`."""
-    return _applied(function) if is_registered(function) else RULES.get(function)
+    """Return the rule for calls of a function, which may be one from `register_dual`; or None."""
+    return _elementwise_rule(function) if is_registered(function) else RULES.get(function)
 
 
 def _others(
     function: Callable[..., Any], x: Any, rest: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments besides the features, and without those that do not change the function."""
+    """Return the arguments besides the features, without those that do not change the function."""
     bound = arguments(function, (x, *rest), named)
-    if any(v is x for v in bound.values()):  # else built in: its arguments have no names
+    if any(v is x for v in bound.values()):  # built-in functions do not name their arguments
         rest, named = (), {k: v for k, v in bound.items() if v is not x}
     return rest, {k: v for k, v in named.items() if not (k == "inplace" or v is None)}
 
@@ -120,10 +120,10 @@ def _method(name: str) -> Rule:
             return pointwise(b, function, values, base)
         rest = tuple(constant(b, v, base) for v in rest)
         named = {k: constant(b, v, base) for k, v in named.items()}
-        known: Any = plain if not rest and not named else None
+        lookup: Any = plain if not rest and not named else None
         if base in ("pow", "float_power") and len(rest) == 1:
-            known = _power(rest[0])
-        return activation(b, x, lambda t: getattr(t, base)(*rest, **named), known)
+            lookup = _power(rest[0])
+        return activation(b, x, lambda t: getattr(t, base)(*rest, **named), lookup)
 
     return rule
 
@@ -212,7 +212,7 @@ def _dropout(one_mask: bool) -> Rule:
 
 
 def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
-    """Features after dropout with probability p, as during training."""
+    """Return features after dropout with probability p, as during training."""
     if p == 0:
         return x  # type: ignore[no-any-return]
     if p == 1:
@@ -228,8 +228,8 @@ def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
         )
     if v.unflattened is not None:
         return b.flatten(b.value(dropped(b, v.unflattened, p)))
-    # With masks features are no longer Gaussian, but still sums with independent weights.
-    made = b.step(Dropout(1 - p, one_mask), (v,), sources=v.sources)
+    # Masked features are not Gaussian, but still sums with independent weights.
+    made = replace(b.step(Dropout(1 - p, one_mask), (v,)), sources=v.sources)
     return replace(made, undropped=(v, 1 - p, one_mask)) if v.gaussian else made
 
 
@@ -247,7 +247,7 @@ def _layer_norm(
 
 
 def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
-    """The halves of the channels are independent."""
+    """Return the first half of the channels times the sigmoid of the second, independent half."""
     axes = len(x.shape) + 1
     if dim % axes != 1 + x.axis:
         raise b.refusal(
@@ -282,7 +282,7 @@ def _first(x: Any) -> Any:
 
 
 def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
-    """Of one value, or a mask that keeps features and puts 0 elsewhere."""
+    """Select between functions of one value, or apply a known mask that puts 0 elsewhere."""
     if isinstance(condition, Data) and isinstance(condition.first, Tensor):
         kept, other = (x, y) if is_random(x) else (y, x)
         if is_random(other) or _first(other) != 0:
@@ -297,7 +297,7 @@ def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
 
 
 def _cast(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
-    """A change of precision, which nothing here depends on; truth values become 0 and 1."""
+    """Ignore a change of precision; truth values become 0 and 1."""
     if isinstance(x, Elementwise) and x(torch.zeros(1, dtype=torch.float64)).dtype == torch.bool:
         return pointwise(b, lambda t: t.double(), (x,), "a cast")
     return x  # type: ignore[no-any-return]
@@ -311,7 +311,7 @@ _NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]] = {
 }
 
 RULES: dict[Any, Rule] = {
-    **{f: _applied(f) for f in FUNCTIONS},
+    **{f: _elementwise_rule(f) for f in FUNCTIONS},
     **{f: _arithmetic(op, name) for name, (op, keys) in _NUMBERS.items() for f in keys},
     torch.where: _where,
     F.leaky_relu: _leaky,

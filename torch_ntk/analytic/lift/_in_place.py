@@ -1,4 +1,4 @@
-"""Operations that write into what they take: harmless, unless someone reads it afterwards."""
+"""Operations that overwrite their input, which are refused if a later node reads that input."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d
 
 
 def overwritten(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
-    """The node whose value `node` overwrites, if it does.
+    """Return the node whose value `node` overwrites, or None.
 
     Args:
         node: A node of a graph.
-        module: What it calls, if it calls a module.
+        module: The module that it calls, if it calls one.
     """
     taken = node.args[0] if node.args else node.kwargs.get("input")
     return taken if isinstance(taken, fx.Node) and _writes(node, module) else None
 
 
 def read_later(node: fx.Node, written: fx.Node, root: nn.Module) -> fx.Node | None:
-    """A node after `node` that reads `written`, or what `written` is a view of."""
+    """Return a node after `node` that reads `written`, or a value of which `written` is a view."""
     order = {n: i for i, n in enumerate(node.graph.nodes)}
     seen: fx.Node | None = written
     while seen is not None:
@@ -52,7 +52,7 @@ def _writes(node: fx.Node, module: nn.Module | None) -> bool:
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
     if node.target in _AUGMENTED or (
-        # `operator.and_` only avoids a keyword.
+        # The underscore of `operator.and_` only avoids a keyword.
         getattr(node.target, "__name__", "").endswith("_")
         and getattr(node.target, "__module__", "") != "_operator"
     ):
@@ -61,7 +61,7 @@ def _writes(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Arguments by name, as far as the function tells their names."""
+    """Return the arguments of a call by name, as far as the function's signature names them."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):  # built in, or called wrongly
@@ -71,7 +71,7 @@ def arguments(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _viewed(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """The node whose memory this one's value has, if it is a view or was made in place."""
+    """Return the node with whose memory the node's value shares its own, or None."""
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     view = (
         node.target in _VIEWS

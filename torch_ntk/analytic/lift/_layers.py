@@ -1,4 +1,4 @@
-"""Layers of weights: in NTK parameterization, and ordinary ones at the widths that they have."""
+"""Layers of weights, in NTK parameterization and in standard parameterization."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...nn._inventory import StandardConvTranspose, fan_in_of
 from ..operations import ONE, Affine, Taps, Unshared, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
-from ._values import Data, Value, two_axes
+from ._values import Data, Layout, Value, two_axes
 
 
 def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
-    """`NTKLinear` and `nn.Linear` on the last axis, at each position if there are several."""
+    """Read `NTKLinear` or `nn.Linear`, which acts on the last axis at each position."""
     shape = _shape(x)
     what = f"{type(module).__name__}({module.in_features}, {module.out_features})"
     last = len(shape) - 1
@@ -34,11 +34,12 @@ def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
     spatial = shape[:last]
     rows, columns = (taps(n, 1) for n in two_axes(spatial))
     operation = Affine(rows, columns, *coefficients(b, module, module.in_features))
-    return b.affine(x, operation, b.layer(module), module.out_features, spatial, what, last)
+    layout = Layout(module.out_features, spatial, last)
+    return b.affine(x, operation, b.layer(module), layout, what)
 
 
 def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -> Value:
-    """`NTKConv1d` to `NTKConv3d` and ordinary convolutions with all their arguments."""
+    """Read a convolution, `NTKConvNd` or `nn.ConvNd`, with all its arguments."""
     what, shape = _convolved(b, module, x)
     axes = len(module.kernel_size)
     found = []
@@ -67,10 +68,10 @@ def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -
 def transposed_convolution(
     b: Builder, module: StandardConvTranspose, x: Any, output_size: Any = None
 ) -> Value:
-    """Transposed convolutions, `NTKConvTransposeNd` and ordinary ones, with all their arguments.
+    """Read a transposed convolution, `NTKConvTransposeNd` or `nn.ConvTransposeNd`.
 
-    As a sum of independent weights times inputs it is a convolution whose taps read a zero
-    wherever the stride leaves a gap.
+    Each output is a sum of inputs times independent weights. So it is a convolution whose taps
+    read a zero wherever the stride leaves a gap.
     """
     what, shape = _convolved(b, module, x)
     added = _added(b, module, shape, what, output_size)
@@ -96,7 +97,7 @@ def transposed_convolution(
 
 
 def local_convolution(b: Builder, module: NTKConvLocal2d, x: Any) -> Value:
-    """`NTKConvLocal2d`."""
+    """Read `NTKConvLocal2d`, which has different weights at each position."""
     what, shape = _convolved(b, module, x)
     if shape[1:] != module.input_size:
         raise b.refusal(
@@ -111,12 +112,12 @@ def local_convolution(b: Builder, module: NTKConvLocal2d, x: Any) -> Value:
         )
     )
     shared = Affine(rows, columns, *coefficients(b, module, module.fan_in))
-    layer = b.layer(module)
-    return b.affine(x, Unshared(shared), layer, module.out_channels, module.output_size, what)
+    layout = Layout(module.out_channels, module.output_size)
+    return b.affine(x, Unshared(shared), b.layer(module), layout, what)
 
 
 def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any) -> list[int]:
-    """The positions that are added along each axis for the output to have that size."""
+    """Return the output padding of each axis with which the output has `size`."""
     if isinstance(size, Data):
         size = size.first
     if size is not None:
@@ -134,7 +135,7 @@ def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any
 
 
 def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
-    """How messages name a convolution, and the shape of a sample, which it can take."""
+    """Return a convolution's name for messages and the shape of a sample, after checking it."""
     shape, axes = _shape(x), len(module.kernel_size)
     what = f"{type(module).__name__}({module.in_channels}, {module.out_channels}, …)"
     if len(shape) != 1 + axes:
@@ -150,23 +151,24 @@ def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _with_taps(b: Builder, module: Any, x: Any, found: list[Taps], what: str) -> Value:
-    """A layer with taps along each of its axes; states have two, so the later ones are folded."""
+    """Add a layer with taps along each of its axes, the last of which are joined to one."""
     columns = functools.reduce(folded, found[1:]) if len(found) > 1 else ONE
     operation = Affine(found[0], columns, *coefficients(b, module, fan_in_of(module)))
-    spatial = tuple(t.size_out for t in found)
-    made = b.affine(x, operation, b.layer(module), module.out_channels, spatial, what)
-    return _of_few(made, b.value(x)) if _is_depthwise(module) else made
+    layout = Layout(module.out_channels, tuple(t.size_out for t in found))
+    made = b.affine(x, operation, b.layer(module), layout, what)
+    return _depthwise_output(made, b.value(x)) if _is_depthwise(module) else made
 
 
 def _is_depthwise(module: Any) -> bool:
     return 1 < int(module.groups) == int(module.in_channels)
 
 
-def _of_few(made: Value, x: Value) -> Value:
-    """The output of a layer whose sums are over the few points of a kernel in one channel.
+def _depthwise_output(made: Value, x: Value) -> Value:
+    """Return the output of a depthwise convolution, which sums over few inputs of one channel.
 
-    Its covariances are those of any layer, on average over channels, which the next layer that
-    mixes them takes. It is not Gaussian, and each channel depends on one of the input.
+    On average over channels its covariances are those of any layer, and only this average enters
+    the next layer that mixes channels. But the output is not Gaussian, and each of its channels
+    depends on one channel of the input.
     """
     kept = made.channels == x.channels
     roots = frozenset((layer, at if kept else None) for layer, at in x.roots)
@@ -174,17 +176,17 @@ def _of_few(made: Value, x: Value) -> Value:
 
 
 def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, float, float]:
-    """a, b, c and d of a layer of weights; see `Affine`.
+    """Return the numbers a, b, c and d of a layer of weights; see `Affine`.
 
     In NTK parameterization, `sigma_w/√n · W x + sigma_b · b` with variances of 1, they are
-    (sigma_w², sigma_b², sigma_w², sigma_b²). In the standard one, `W x + b`, the scales are in the
-    variances: (n Var W, Var b, n, 1), so that Θ grows with the fan-in n (Sohl-Dickstein et al.
-    2020, "On the infinite width limit of neural networks with a standard parameterization").
+    (sigma_w², sigma_b², sigma_w², sigma_b²). In standard parameterization, `W x + b`, the scales
+    are in the variances: (n Var W, Var b, n, 1), so that Θ grows with the fan-in n (Sohl-Dickstein
+    et al. 2020, "On the infinite width limit of neural networks with a standard parameterization").
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         module: A layer with a `weight` and perhaps a `bias`.
-        fan_in: n, the products that each output is a sum of.
+        fan_in: The number n of products of which each output is the sum.
     """
     weight, bias = module.weight, module.bias
     trained = float(weight.requires_grad), float(bias is not None and bias.requires_grad)
@@ -194,7 +196,7 @@ def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, fl
     scheme = b.standard.of(module)
     if scheme is None:
         raise _refusal_of_ordinary(b, module)
-    # torch draws by the second axis of the weight, for transposed convolutions too.
+    # torch takes the fan-in from the second axis of the weight, for transposed convolutions, too.
     drawn_for = weight[0].numel() if scheme == "torch" else fan_in
     first, second = variances(scheme, drawn_for)
     return fan_in * first, 0.0 if bias is None else second, fan_in * trained[0], trained[1]
@@ -241,7 +243,7 @@ def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:
 
 
 def _check_padding(b: Builder, what: str, mode: str, padding: int, size: int) -> None:
-    """Refuse what the layer itself would refuse in its forward."""
+    """Raise an error for padding that the layer itself would refuse in its forward."""
     if (mode == "circular" and padding > size) or (mode == "reflect" and padding >= size):
         raise b.refusal(
             f"{what} with {mode} padding of {padding} on an axis of {size} positions",

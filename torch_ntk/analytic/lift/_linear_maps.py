@@ -1,8 +1,9 @@
-"""Fixed linear maps over positions: resizing, products with a matrix, graphs, masks.
+"""Fixed linear maps of positions: resizing, products with a matrix, graphs, masks.
 
-One rule reads all of them: the function is applied to a basis of the positions, which gives its
-matrix, and the matrix says what it is: positions that are moved (`Gather`), a map along either axis
-(`Pool`), or any other (`Mixing`). A further function is a line in the table of functions.
+One rule reads all of them. It applies the function to a basis of the positions, which gives its
+matrix. The matrix determines the operation: positions that are moved (`Gather`), a map along each
+axis (`Pool`), or any other map (`Mixing`). A further function is a line in the table of
+`_position_functions.py`.
 """
 
 from __future__ import annotations
@@ -20,44 +21,45 @@ from ._builder import Builder
 from ._values import Data, Matrices, Value, two_axes
 
 Linear = Callable[[Tensor], Tensor]
-"""A batch `[S, ...]` of one channel to one `[S, ...]`, linear in each sample."""
+"""A function of a batch `[S, ...]` with one channel to `[S, ...]`, linear in each sample."""
 
-# How far a matrix may be from a product over the axes, relative to its largest entry.
+# The largest error of a matrix as a product over the axes, relative to its largest entry.
 _ROUNDING = 1e-12
 
 
 def mapped(b: Builder, x: Any, function: Linear, what: str, axis: int | None = None) -> Value:
-    """Features after a linear map of their positions, the same for every channel and sample.
+    """Return features after a linear map of positions that is the same for all samples.
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         x: The features.
-        function: The map; it is called with samples of one channel.
-        what: Its name, for messages.
-        axis: The place of the channels among the axes of its result; None if it stays.
+        function: The map, which is called with samples of one channel.
+        what: The name of the map, for messages.
+        axis: The index of the channels among the axes of the map's result; None if it is that of
+            the features.
     """
     v = b.value(x, what)
     axis = v.axis if axis is None else axis
     matrix, spatial = _matrix(b, v, function, axis, what)
-    return applied(b, v, matrix, spatial, axis)
+    return apply_matrix(b, v, matrix, spatial, axis)
 
 
 def mapped_by_sample(
     b: Builder, x: Any, functions: tuple[Sequence[Linear], Sequence[Linear]], what: str, axis: int
 ) -> Value:
-    """The same with a map of its own for each sample of x1 and of x2."""
+    """Return features after a linear map of positions for each sample of x1 and of x2."""
     v = b.value(x, what)
     sides = [[_matrix(b, v, f, axis, what) for f in side] for side in functions]
     spatial = sides[0][0][1]
     first, second = (torch.stack([m for m, _ in side]) for side in sides)
-    return applied_by_sample(b, v, first, second, spatial, axis)
+    return apply_matrices(b, v, first, second, spatial, axis)
 
 
 def weighted(b: Builder, x: Any, weights: Data, what: str) -> Value:
-    """Features times numbers that are the same for every channel, of each sample: a mask."""
+    """Return features times known numbers of each sample, the same for every channel: a mask."""
     v = b.value(x, what)
     sides = [_weights(b, v, t, n, what) for n, t in enumerate((weights.first, weights.second))]
-    made = b.step(Weighting(), (v, b.given(*sides)), gaussian=v.gaussian, sources=v.sources)
+    made = b.linear_step(Weighting(), v, data=b.sample_data(*sides))
     first, second = sides
     return replace(made, image=(v, lambda: (_diagonal(first), _diagonal(second))))
 
@@ -67,7 +69,7 @@ def _diagonal(weights: Tensor) -> Tensor:
 
 
 def matrix_product(b: Builder, x: Any, y: Any) -> Value:
-    """`x @ y` of features and a known matrix, one for all samples or one for each."""
+    """Return `x @ y` of features and a known matrix, one for all samples or one for each."""
     if not isinstance(x, Data) and not isinstance(y, Data):
         raise b.refusal(
             "a matrix product of two features",
@@ -95,7 +97,7 @@ def matrix_product(b: Builder, x: Any, y: Any) -> Value:
 
 
 def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
-    """`torch.einsum` of features and a known tensor, which has letters of positions only."""
+    """Return `torch.einsum` of features and a known tensor that has no axis of channels."""
     what = f"einsum({equation!r})"
     random = [i for i, o in enumerate(operands) if not isinstance(o, Data)]
     if len(operands) != 2 or len(random) != 1 or "..." in equation or "->" not in equation:
@@ -133,9 +135,8 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
 
 
 def _in_type(b: Builder, matrix: Data) -> Data:
-    """Known matrices in the type of the computation."""
-    first, second = (t.to(b.dtype) for t in (matrix.first, matrix.second))
-    return Data(first, first if matrix.second is matrix.first else second)
+    """Return known matrices in the dtype of the computation."""
+    return matrix.map(lambda t: t.to(b.dtype))
 
 
 def _check_contracted(b: Builder, v: Value, axis: int, what: str) -> None:
@@ -149,7 +150,7 @@ def _check_contracted(b: Builder, v: Value, axis: int, what: str) -> None:
 
 
 def _by_sample(matrix: Data, axes: int, of: Callable[[Tensor], Linear]) -> Any:
-    """The map of a known matrix, or one for each sample of x1 and of x2."""
+    """Return the map `of` a known matrix, or one for each sample of x1 and of x2."""
     if matrix.first.ndim < axes or matrix.first.shape[0] == 1:
         return of(matrix.first)
     return tuple([of(m) for m in t.split(1)] for t in (matrix.first, matrix.second))
@@ -176,7 +177,7 @@ def _product(b: Builder, v: Value, functions: Any, matrix: Data, axis: int) -> V
 
 
 def folded_back(b: Builder, x: Any, fold: Linear) -> Value:
-    """`F.fold` of what `F.unfold` has made: positions that are added up."""
+    """Return `F.fold` of the result of `F.unfold`: a sum over positions."""
     v = b.value(x, "F.fold")
     if v.taps is None:
         raise b.refusal(
@@ -188,7 +189,7 @@ def folded_back(b: Builder, x: Any, fold: Linear) -> Value:
 
 
 def _weights(b: Builder, v: Value, t: Tensor, side: int, what: str) -> Tensor:
-    """Known numbers as `[N, P, Q]`."""
+    """Return known numbers as `[N, P, Q]`."""
     samples, shape = b.samples[side], v.shape
     full = t.view(*[1] * (1 + len(shape) - t.ndim), *t.shape) if t.ndim <= 1 + len(shape) else t
     channels_alike = full.ndim == 1 + len(shape) and full.shape[1 + v.axis] == 1
@@ -210,7 +211,7 @@ def _weights(b: Builder, v: Value, t: Tensor, side: int, what: str) -> Tensor:
 def _matrix(
     b: Builder, v: Value, function: Linear, axis: int, what: str
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """The matrix `[S_out, S_in]` of a map, and the axes of positions of its results."""
+    """Return the matrix `[S_out, S_in]` of a map, and the axes of positions of its results."""
     count = math.prod(v.spatial)
     shape = [1 if i == v.axis else n for i, n in enumerate(v.shape)]
     basis = torch.eye(count, dtype=b.dtype, device=b.device).view(count, *shape)
@@ -240,13 +241,17 @@ def _matrix(
     return out.reshape(count, -1).T, spatial
 
 
-def applied(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
-    """A linear map `[S_out, S_in]` of the positions of a value, as the simplest step for it."""
-    made = _applied(b, v, matrix, spatial, axis)
+def apply_matrix(
+    b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int
+) -> Value:
+    """Apply a matrix `[S_out, S_in]` to the positions of a value, by the simplest operation."""
+    made = _simplest_step(b, v, matrix, spatial, axis)
     return replace(made, image=(v, lambda: (matrix[None], matrix[None])))
 
 
-def _applied(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int) -> Value:
+def _simplest_step(
+    b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axis: int
+) -> Value:
     positions = two_axes(spatial)
     moved = _sources(matrix)
     if moved is not None:
@@ -257,25 +262,26 @@ def _applied(b: Builder, v: Value, matrix: Tensor, spatial: tuple[int, ...], axi
     factors = _factors(matrix.detach(), positions, v.positions)
     if factors is not None and not matrix.requires_grad:
         return replace(b.linear_step(Pool(*factors), v, spatial), axis=axis)
-    given = b.given(*(matrix.expand(n, *matrix.shape) for n in b.samples))
+    given = b.sample_data(*(matrix.expand(n, *matrix.shape) for n in b.samples))
     return _mixed(b, v, given, spatial, axis)
 
 
-def applied_by_sample(
+def apply_matrices(
     b: Builder, v: Value, first: Tensor, second: Tensor, spatial: tuple[int, ...], axis: int
 ) -> Value:
-    """The same with a matrix for each sample, `[N, S_out, S_in]`."""
-    made = _mixed(b, v, b.given(first, second), spatial, axis)
+    """Apply a matrix for each sample, `[N, S_out, S_in]`, to the positions of a value."""
+    made = _mixed(b, v, b.sample_data(first, second), spatial, axis)
     return replace(made, image=(v, lambda: (first, second)))
 
 
 def sum_of_maps(b: Builder, x: Value, y: Value) -> Value | None:
-    """The sum of two linear maps over the positions of one value, which is such a map of it.
+    """Return the sum of two linear maps of the positions of the same value, as one map of it.
 
-    A graph's `h + A @ h`, features less their mean over positions, or parts of them side by side.
+    Examples are a graph's `h + A @ h`, features minus their mean over positions, and a
+    concatenation of positions.
 
     Returns:
-        The sum; None if they are no such maps.
+        The sum; None if x and y are not linear maps of the same value.
     """
     if x.shape != y.shape or x.axis != y.axis:
         return None
@@ -290,13 +296,13 @@ def sum_of_maps(b: Builder, x: Value, y: Value) -> Value | None:
             "Leave the terms out.",
         )
     if len(first) == len(second) == 1:
-        return applied(b, base, first[0], x.spatial, x.axis)
+        return apply_matrix(b, base, first[0], x.spatial, x.axis)
     first, second = (m.expand(n, -1, -1) for m, n in zip((first, second), b.samples, strict=True))
-    return applied_by_sample(b, base, first, second, x.spatial, x.axis)
+    return apply_matrices(b, base, first, second, x.spatial, x.axis)
 
 
 def _origin(b: Builder, v: Value) -> tuple[Value, Matrices]:
-    """The value at the beginning of all maps over positions that lead to v, and their matrices."""
+    """Return the value at the beginning of the linear maps that lead to v, and their product."""
     maps: list[Matrices] = []
     factor = 1.0
     while True:
@@ -321,19 +327,12 @@ def _identity(b: Builder, v: Value) -> tuple[Tensor, Tensor]:
     return matrix, matrix
 
 
-def _mixed(b: Builder, v: Value, given: Value, spatial: tuple[int, ...], axis: int) -> Value:
-    return b.step(
-        Mixing(two_axes(spatial)),
-        (v, given),
-        spatial=spatial,
-        axis=axis,
-        gaussian=v.gaussian,
-        sources=v.sources,
-    )
+def _mixed(b: Builder, v: Value, matrices: Value, spatial: tuple[int, ...], axis: int) -> Value:
+    return replace(b.linear_step(Mixing(two_axes(spatial)), v, spatial, matrices), axis=axis)
 
 
 def _sources(matrix: Tensor) -> tuple[int, ...] | None:
-    """Per position of y the one of x that it is, or -1; None if it is no single one."""
+    """Return the position of x that each position of y is, or -1 for 0; None for other matrices."""
     if matrix.requires_grad:
         return None
     if not bool(((matrix == 0) | (matrix == 1)).all()) or bool((matrix.sum(1) > 1).any()):
@@ -345,7 +344,7 @@ def _sources(matrix: Tensor) -> tuple[int, ...] | None:
 def _factors(
     matrix: Tensor, out: tuple[int, int], taken: tuple[int, int]
 ) -> tuple[Tensor, Tensor] | None:
-    """R and C with `matrix = R ⊗ C`, a map along either axis, if there are such."""
+    """Return R and C with `matrix = R ⊗ C`, a map along each axis; None if there are none."""
     (p, q), (r, s) = out, taken
     # As a matrix of pairs of rows by pairs of columns, R ⊗ C has rank one.
     pairs = matrix.view(p, q, r, s).permute(0, 2, 1, 3).reshape(p * r, q * s)

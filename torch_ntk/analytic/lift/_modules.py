@@ -1,4 +1,4 @@
-"""Which rule reads which module, by its exact type."""
+"""The rules for modules, by their exact type, and the modules that are refused."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     **dict.fromkeys(ACTIVATIONS, _activation),
 }
 
-# Why the rest has no limit, and what to do, by exact type.
+# Why other modules have no limit, and a remedy, by exact type.
 REFUSED: dict[type[nn.Module], tuple[str, str]] = {
     **dict.fromkeys(
         (
@@ -245,18 +245,18 @@ _NTK_LAYERS: tuple[type[nn.Module], ...] = NTK_TYPES
 
 
 def module_rule(kind: type[nn.Module]) -> ModuleRule | None:
-    """What reads modules of exactly this type; a type of the user's through `register_dual`."""
+    """Return the rule for modules of this exact type, which may be one from `register_dual`."""
     return _activation if is_registered(kind) else MODULES.get(kind)
 
 
 def stands_alone(module: nn.Module) -> bool:
-    """Whether a module is read, or refused, as a whole and not by what its forward calls."""
+    """Whether a module is read or refused as a whole, and not traced into."""
     kind = type(module)
     return module_rule(kind) is not None or kind in REFUSED or isinstance(module, _NTK_LAYERS)
 
 
 def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
-    """Why a class without a rule is refused, and what to do."""
+    """Return why a class without a rule is refused, and a remedy."""
     for layer in _NTK_LAYERS:
         if kind is not layer and issubclass(kind, layer):
             return (

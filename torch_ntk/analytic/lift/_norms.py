@@ -1,4 +1,4 @@
-"""Layer and group normalization, in the cases in which their limit is exact."""
+"""Layer and group normalization, in the cases in which their infinite-width limit is exact."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from ..operations import Normalization
 from ._builder import Builder
 from ._sums import add_known
-from ._values import Data, Value
+from ._values import Value
 
 
 def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
-    """`nn.LayerNorm`; see `normalized_shape`."""
+    """Read `nn.LayerNorm`; see `normalized_shape`."""
     shape = tuple(module.normalized_shape)
     return normalized_shape(b, x, shape, module.weight, module.bias, module.eps)
 
 
 def rms_norm(b: Builder, module: nn.RMSNorm, x: Any) -> Value:
-    """`nn.RMSNorm`: a layer normalization without shift, and without the mean."""
+    """Read `nn.RMSNorm`, a layer normalization that subtracts no mean and adds no shift."""
     eps = torch.finfo(b.dtype).eps if module.eps is None else module.eps
     shape = tuple(module.normalized_shape)
     return normalized_shape(b, x, shape, module.weight, None, eps, less_mean=False)
@@ -37,7 +37,7 @@ def normalized_shape(
     eps: float,
     less_mean: bool = True,
 ) -> Value:
-    """`F.layer_norm` over all features of a sample, or over the channels of each position."""
+    """Read `F.layer_norm` over all features of a sample, or over each position's channels."""
     v = b.value(x, "a layer normalization")
     if v.spatial and shape == (v.channels,) and v.axis == len(v.spatial):
         v = _less_mean(b, v, (v.axis,)) if less_mean else v
@@ -63,7 +63,7 @@ def normalized_shape(
 
 
 def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
-    """`nn.GroupNorm`: with ever more channels per group, every group has the same statistics."""
+    """Read `nn.GroupNorm`. In the limit all groups have the same statistics."""
     b.channels_first(x, "a group normalization")
     v = b.value(x, "a group normalization")
     if module.num_groups == module.num_channels:
@@ -83,9 +83,10 @@ def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
 
 
 def _less_mean(b: Builder, v: Value, axes: Iterable[int]) -> Value:
-    """Features less their mean over some axes of a sample, which must be known.
+    """Return features minus their mean over some axes of a sample.
 
-    That of sums of layers' outputs is 0 in the limit; what was added to them is known.
+    The mean of sums of layers' outputs is 0 in the limit. Only a known term of a sum has another
+    mean, which is subtracted from that term.
     """
     if v.gaussian or v.centred:
         return v
@@ -97,8 +98,7 @@ def _less_mean(b: Builder, v: Value, axes: Iterable[int]) -> Value:
         )
     random, known = v.terms
     dims = [1 + axis for axis in axes]
-    first, second = (t - t.mean(dims, keepdim=True) for t in (known.first, known.second))
-    return add_known(b, random, Data(first, first if known.second is known.first else second))
+    return add_known(b, random, known.map(lambda t: t - t.mean(dims, keepdim=True)))
 
 
 def _normalize(
@@ -114,8 +114,8 @@ def _normalize(
     b.uses([p for p in (weight, bias) if _trained(p)])
     made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias), each_position), v)
     if v.gained or not made.gained:
-        # Of two gains, or one before this normalization, a function would need both parts: it is
-        # refused as after any other step in between.
+        # With two gains, a function after this normalization would need the derivatives by both.
+        # It is refused, because the value has a gain (`gained`) and no `ungained`.
         return made
     plain = b.linear_step(Normalization(eps, False, _trained(bias), each_position), v)
     return replace(made, ungained=replace(plain, gained=False, by_gain=True))

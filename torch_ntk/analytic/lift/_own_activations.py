@@ -27,7 +27,7 @@ from ...activations import (
 
 
 def power(degree: int) -> DualActivation:
-    """Of xⁿ."""
+    """Return the dual functions of xⁿ."""
     if degree == 1:
         return DualAffine(1.0, 0.0, "monomial 1")
     return DualPolynomial([0.0] * degree + [1.0], f"monomial {degree}")

@@ -1,6 +1,6 @@
-"""Functions, methods and modules that act on positions, each a line or a few.
+"""The tables of functions, methods and modules that act on positions.
 
-Those that only move entries go through `rearranged`, linear maps through `mapped`.
+Functions that only move entries are read by `rearranged`, and other linear maps by `mapped`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rule = Callable[..., Any]
 
 
 def plain(x: Any) -> Any:
-    """Arguments without the wrapping of what is known; containers of them likewise."""
+    """Return arguments, or containers of them, with known values replaced by those for x1."""
     if isinstance(x, Data):
         return x.first
     if isinstance(x, slice):
@@ -35,10 +35,15 @@ def plain(x: Any) -> Any:
 
 
 def _mover(function: Callable[..., Tensor], name: str, *dims: int | str) -> Rule:
-    """A function that moves entries, and where among its arguments axes are named.
+    """Return the rule of a function that moves entries.
 
-    What it does to the samples shows in their labels, except where it depends on how many there
-    are; so an axis that is named must not be theirs.
+    `rearranged` calls the function with two samples. What it does to the axis of samples could
+    depend on their number, so the function must not name this axis.
+
+    Args:
+        function: The function.
+        name: Its name, for messages.
+        *dims: The arguments that name axes, by position (0 follows the tensor) or by keyword.
     """
 
     def rule(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
@@ -108,8 +113,8 @@ def _repeat(b: Builder, x: Any, *counts: Any) -> Features:
     return rearranged(b, x, lambda t: t.repeat(*wanted), "repeat")
 
 
-def _parts(function: Callable[..., Any], name: str) -> Rule:
-    """A function to several tensors, whose second argument is how many and `dim` the axis."""
+def _split(function: Callable[..., Any], name: str) -> Rule:
+    """Return the rule of a function like `torch.chunk`, which returns several tensors."""
 
     def rule(b: Builder, x: Any, how: Any = None, dim: int = 0) -> tuple[Features, ...]:
         how, dim = plain(how), plain(dim)
@@ -169,21 +174,19 @@ def _einsum(b: Builder, equation: str, *operands: Any) -> Features:
 
 
 def _linear(b: Builder, x: Any, weight: Any, bias: Any = None) -> Features:
-    """`F.linear` over positions on the last axis."""
+    """Read `F.linear` with a known weight, over positions on the last axis."""
     if not isinstance(weight, Data) or isinstance(x, Data):
         raise b.refusal(
             "F.linear with a weight of features",
             "Products of two features have no limit.",
             "Use NTKLinear, or multiply by a known matrix.",
         )
-    first = weight.first.mT
-    same = weight.second is weight.first
-    made = matrix_product(b, x, Data(first, first if same else weight.second.mT))
+    made = matrix_product(b, x, weight.map(lambda t: t.mT))
     return made if bias is None else combine(b, made, bias, operator.add, "add")
 
 
 def _convolved(function: Callable[..., Tensor]) -> Rule:
-    """A convolution of each channel with one known kernel, as that of a blur."""
+    """Return the rule of a convolution of every channel with the same known kernel, as a blur."""
     name = f"F.{function.__name__}"
 
     def rule(
@@ -218,8 +221,8 @@ def _convolved(function: Callable[..., Tensor]) -> Rule:
     return rule
 
 
-def _applied(name: str) -> Rule:
-    """A module that only moves entries."""
+def _moving_module(name: str) -> Rule:
+    """Return the rule of a module that only moves entries."""
 
     def rule(b: Builder, module: Any, x: Any) -> Features:
         b.channels_first(x, name)
@@ -259,10 +262,10 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.select: _mover(torch.select, "select", 0, "dim"),
     torch.index_select: _mover(torch.index_select, "index_select", 0, "dim"),
     torch.rot90: _mover(torch.rot90, "rot90", 1, "dims"),
-    torch.chunk: _parts(torch.chunk, "chunk"),
-    torch.split: _parts(torch.split, "split"),
-    torch.tensor_split: _parts(torch.tensor_split, "tensor_split"),
-    torch.unbind: _parts(torch.unbind, "unbind"),
+    torch.chunk: _split(torch.chunk, "chunk"),
+    torch.split: _split(torch.split, "split"),
+    torch.tensor_split: _split(torch.tensor_split, "tensor_split"),
+    torch.unbind: _split(torch.unbind, "unbind"),
     F.pad: _pad,
     F.unfold: _unfold,
     F.fold: _fold,
@@ -287,7 +290,7 @@ METHODS: dict[str, Rule] = {
     "roll": _method("roll", 1, "dims"),
     **{n: _method(n, 0, "dim") for n in ("narrow", "select", "index_select")},
     "rot90": _method("rot90", 1, "dims"),
-    **{n: _parts(getattr(torch, n), n) for n in ("chunk", "split", "tensor_split", "unbind")},
+    **{n: _split(getattr(torch, n), n) for n in ("chunk", "split", "tensor_split", "unbind")},
     **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), _matmul),
 }
 
@@ -295,7 +298,7 @@ MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), _constant_pad),
     **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _constant_pad),
     **{
-        kind: _applied(kind.__name__)
+        kind: _moving_module(kind.__name__)
         for kind in (
             *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
             *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),

@@ -1,4 +1,4 @@
-"""Averages over positions, and positions that become features."""
+"""Averages and sums over positions, and functions that flatten, view and squeeze."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operations import Pool
-from ._arrange import flat, rearranged
+from ._arrange import flatten_all, rearranged
 from ._builder import Builder
 from ._values import Features, Value
 
 AxisPool = Callable[[Tensor, int], Tensor]
-"""`[1, 1, L]` and the number of an axis to its average `[1, 1, L_out]`."""
+"""A function of `[N, 1, L]` and the index of an axis to the averages `[N, 1, L_out]`."""
 
 
 def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float = 1.0) -> Value:
-    """An average over positions, axis by axis.
+    """Return features averaged over positions, along one axis after the other.
 
     Args:
-        b: Where steps are collected.
+        b: The builder that collects steps.
         x: The features.
-        pools: Per axis of positions how it is averaged; None leaves it.
-        factor: A constant in front, as of a sum.
+        pools: The average along each axis of positions; None leaves an axis as it is.
+        factor: A constant factor, with which an average becomes a sum.
     """
     v = b.value(x, "a pooling")
     if len(v.spatial) != len(pools):
@@ -54,10 +54,10 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
     matrices += [torch.eye(1, dtype=torch.float64)] * (2 - len(matrices))
     matrices = [matrices[0], functools.reduce(torch.kron, matrices[1:])]
     if v.positions == (1, 1) and all(len(m) == 1 for m in matrices):
-        # One position has nothing to be averaged with.
+        # An average of a single position is a factor.
         weight = factor * float(matrices[0]) * float(matrices[1])
         return b.value(b.scale(v, weight))
-    # Averages of jointly Gaussian features are Gaussian, and independent where these were.
+    # Averages of jointly Gaussian features are Gaussian, and those of independent ones independent.
     rows, columns = matrices[0] * factor, matrices[1]
     made = b.linear_step(Pool(rows, columns), v, spatial=tuple(spatial))
 
@@ -71,7 +71,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
 def window(
     kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, axes: int
 ) -> list[AxisPool]:
-    """The averages of `nn.AvgPool1d`, `nn.AvgPool2d` and `nn.AvgPool3d`."""
+    """Return the averages of `nn.AvgPool1d`, `nn.AvgPool2d` or `nn.AvgPool3d`, one per axis."""
     sizes = _tuple(kernel, axes)
     steps = sizes if stride is None or stride == [] else _tuple(stride, axes)
     paddings = _tuple(padding, axes)
@@ -85,7 +85,7 @@ def window(
 
 
 def adaptive(size: Any, axes: int) -> list[AxisPool]:
-    """The averages of `nn.AdaptiveAvgPool1d` to `nn.AdaptiveAvgPool3d`."""
+    """Return the averages of `nn.AdaptiveAvgPool1d` to `nn.AdaptiveAvgPool3d`, one per axis."""
     sizes = _tuple(size, axes)
 
     def pool(eye: Tensor, axis: int) -> Tensor:
@@ -96,12 +96,12 @@ def adaptive(size: Any, axes: int) -> list[AxisPool]:
 
 
 def over_all_positions() -> list[AxisPool]:
-    """The average over all positions of an image."""
+    """Return the averages over all positions of an image, for both axes."""
     return adaptive(1, 2)
 
 
 def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Features:
-    """`x.mean(dims)` or `x.sum(dims)` over axes of positions."""
+    """Return `x.mean(dims)` or, with `total`, `x.sum(dims)` over axes of positions."""
     shape = tuple(x.shape)
     channels = x.axis + 1
     axes = {d % (len(shape) + 1) for d in _dims(b, dims)}
@@ -123,19 +123,19 @@ def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Feat
 
 
 def flattened(b: Builder, x: Any, start: int, end: int) -> Features:
-    """`flatten`: of everything, or of some axes."""
+    """Return `flatten` of all axes of a sample, or of some of them."""
     axes = len(x.shape) + 1
     if start % axes == 0 and axes > 1:
         raise b.refusal(
             "a flattening of axis 0", "It mixes the samples of a batch.", "Flatten from axis 1 on."
         )
     if start % axes == 1 and end % axes == axes - 1:
-        return flat(b, x)
+        return flatten_all(b, x)
     return rearranged(b, x, lambda t: t.flatten(start, end), "a flattening")
 
 
 def viewed(b: Builder, x: Any, sizes: Sequence[Any]) -> Features:
-    """`view` and `reshape`."""
+    """Return `view` or `reshape` of features."""
     shape = tuple(x.shape)
     wanted = [int(s) for s in sizes]
     if len(wanted) == 1 + len(shape) and tuple(wanted[1:]) == shape:
@@ -147,15 +147,15 @@ def viewed(b: Builder, x: Any, sizes: Sequence[Any]) -> Features:
             "Keep the samples on axis 0, x.reshape(x.shape[0], ...).",
         )
     if len(wanted) == 2 and wanted[1] in (-1, math.prod(shape)):
-        return flat(b, x)
-    # It is found out by what it does to two samples.
+        return flatten_all(b, x)
+    # `rearranged` finds out what it does from two samples.
     two = [wanted[0] if wanted[0] == -1 else 2, *wanted[1:]]
     what = f"a reshaping to {tuple(wanted[1:])}"
     return rearranged(b, x, lambda t: t.reshape(two), what)
 
 
 def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Features:
-    """`squeeze` of axes of one position."""
+    """Return `squeeze` of axes that have one position."""
     axes = len(x.shape) + 1
     places = [d for d in range(1, axes) if d != x.axis + 1]
     which = tuple(places if dims is None else [d % axes for d in dims])

@@ -1,8 +1,9 @@
-"""Products of features: of independent branches, of gates, and with what is known."""
+"""Products of features: of independent branches, with gates, and with known tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from ._values import Data, Units, Value
 
 
 def product(b: Builder, x: Any, y: Any) -> Value:
-    """The product of two values whose features are independent, channel by channel.
+    """Return the product of two values that are independent, channel by channel.
 
-    They are where different layers come last before either, whatever lies before those: given
-    the covariances there, which are deterministic in the limit, both are random through their own
-    last layer alone. So are different channels of one layer, as the halves of a gated linear
-    unit, and a gate for each channel that a layer of its own has made (squeeze and excitation).
+    Two values are independent if their last layers (`Value.roots`) are different ones: the
+    covariances before these layers are deterministic in the limit, so each value is random only
+    through its own last layer. Different channels of the same layer are independent, too, such as
+    the halves of a gated linear unit. So is a gate for each channel that a separate layer computes
+    (squeeze and excitation).
     """
     first, second = matched(b, b.value(x, "a product"), b.value(y, "a product"))
     whole = first.unflattened, second.unflattened
@@ -49,16 +51,13 @@ def product(b: Builder, x: Any, y: Any) -> Value:
             "Only the means of their kernels are known.",
             "Multiply before joining.",
         )
-    return b.step(
-        Product(),
-        (first, second),
-        # Every term contains each weight of these layers once.
-        sources=first.sources or second.sources,
-    )
+    made = b.step(Product(), (first, second))
+    # Every term of the product contains each weight of these layers once.
+    return replace(made, sources=first.sources or second.sources)
 
 
 def _shared(first: Value, second: Value) -> int | None:
-    """A layer of which the same units may be last before both values."""
+    """Return a layer of which both values may have the same units, or None."""
     for layer, units in first.roots:
         for other, others in second.roots:
             if layer == other and _meet(units, others, first.channels):
@@ -67,7 +66,7 @@ def _shared(first: Value, second: Value) -> int | None:
 
 
 def _meet(one: Units, two: Units, channels: int) -> bool:
-    """Whether some channel may be of the same unit in both."""
+    """Whether a channel may be the same unit in both."""
     if one is None or two is None:
         return True
     each = (u if isinstance(u, tuple) else range(u, u + channels) for u in (one, two))
@@ -75,7 +74,7 @@ def _meet(one: Units, two: Units, channels: int) -> bool:
 
 
 def matched(b: Builder, first: Value, second: Value) -> tuple[Value, Value]:
-    """Values with positions repeated, where one of them has one position on an axis."""
+    """Repeat the positions of a value along axes on which it has one and the other has several."""
     if first.shape == second.shape or len(first.shape) != len(second.shape):
         return first, second
     if first.axis != second.axis or first.channels != second.channels:
@@ -97,7 +96,7 @@ def matched(b: Builder, first: Value, second: Value) -> tuple[Value, Value]:
 def with_known(
     b: Builder, x: Any, y: Any, operation: Callable[[Any, Any], Any], name: str
 ) -> Value:
-    """`x * y` or `x / y` where one is known and not a number: a mask, a length."""
+    """Return `x * y` or `x / y` of features and a known tensor, such as a mask or a length."""
     if isinstance(x, Data) and name == "div":
         raise b.refusal(
             "a quotient by features",

@@ -1,4 +1,4 @@
-"""From a module to its program: traced with `torch.fx`, read node by node."""
+"""Trace a module with `torch.fx`, and read the graph node by node."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ _RANDOM = (Value, Elementwise, Joined)
 
 
 class _Tracer(fx.Tracer):
-    """Stops at what a rule reads: modules, those that it refuses, and registered functions.
+    """A tracer that records modules with a rule, refused modules and registered functions as nodes.
 
-    `torch.fx` follows the calls of a Python function to the functions of torch. One that was given
-    to `register_dual` must become a node of its own instead; `autowrap_functions` does so where
-    the forward of a module finds it as a global name, `_recorded` where it is an attribute.
+    `torch.fx` traces into Python functions down to the functions of torch. A function that was
+    passed to `register_dual` must be one node instead. `autowrap_functions` achieves this if the
+    forward of a module uses it as a global name, and `_recorded` if it is an attribute.
 
     Args:
-        buffers: Whether methods of buffers are recorded, as `self.token.expand(n, -1, -1)`
-            needs, and not called with what is only recorded; a forward may not branch on their
-            values then.
+        buffers: Whether methods of buffers become nodes, which `self.token.expand(n, -1, -1)` with
+            a traced n needs. A forward may then not branch on values of buffers.
     """
 
     def __init__(self, buffers: bool) -> None:
@@ -56,15 +55,15 @@ def read(
     standard: Standard | None = None,
     training: bool = False,
 ) -> Program:
-    """The program of `model` for the inputs: a tensor, or a batch of several.
+    """Return the program of `model` for inputs that are tensors, or batches of several tensors.
 
-    The model is in eval mode, or with `training` as its flags say. Everything of it that does not
-    depend on random weights is computed here and now; what follows the first layer becomes steps.
+    The caller has set the modules' training flags. Nodes that do not depend on random weights are
+    computed here, and the other nodes become steps.
 
     Raises:
-        ValueError: Something in it has no limit; the message names the node, the reason and what
-            to do.
-        TypeError: It cannot be traced.
+        ValueError: A part of the network has no limit. The message names the node, the reason and
+            a remedy.
+        TypeError: The network cannot be traced.
     """
     second = x1 if x2 is None else x2
     builder = Builder(dtype, (len(x1), len(second)), x2 is None, standard, training, _device(x1))
@@ -75,9 +74,9 @@ def read(
 
 
 def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
-    """The graph of a module, and the module that its nodes name parts of."""
+    """Return the graph of a module, and the module in which its nodes look up submodules."""
     tracer = _Tracer(False)
-    if tracer.is_leaf_module(model, ""):  # a single layer, which would else be opened
+    if tracer.is_leaf_module(model, ""):  # fx would trace into a root that is a single layer
         model = nn.Sequential(model)
     failed = fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError
     try:
@@ -116,7 +115,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module) -> Iterator[None]:
-    """Within it, registered functions that are attributes of modules are recorded when called."""
+    """A context in which registered functions that are attributes of modules become nodes."""
     found = [
         (module, name, value)
         for module in model.modules()
@@ -133,7 +132,7 @@ def _recorded(model: nn.Module) -> Iterator[None]:
 
 
 def _recording(function: Any) -> Any:
-    """`function`, or the partial of one, that becomes a node when it is called with a proxy."""
+    """Return `function`, or the partial of one, such that calls with a proxy become nodes."""
     named: dict[str, Any] = {}
     if isinstance(function, functools.partial):
         if function.args:
@@ -151,7 +150,7 @@ def _recording(function: Any) -> Any:
 
 
 class _Reader:
-    """Reads the nodes of a graph in order."""
+    """Reads the nodes of a graph in order, and stores the value of each."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, builder: Builder) -> None:
         self._module = root
@@ -160,7 +159,7 @@ class _Reader:
         self._values: dict[fx.Node, Any] = {}
 
     def read(self, x: Any) -> Program:
-        """The program of the whole graph for a batch, as it is given to the model."""
+        """Return the program of the graph for a batch in the form in which the model takes it."""
         self._take(x)
         for node in self._graph.nodes:
             self._builder.node = _label(node)
@@ -172,7 +171,7 @@ class _Reader:
         raise AssertionError("a graph ends with its output")
 
     def _take(self, x: Any) -> None:
-        """Give the arguments of the forward what the batch has for them."""
+        """Assign the entries of the batch to the arguments of the forward."""
         nodes = [n for n in self._graph.nodes if n.op == "placeholder"]
         names = [str(n.target) for n in nodes]
         if isinstance(x, Mapping):
@@ -223,7 +222,7 @@ class _Reader:
         )
 
     def _of(self, argument: Any) -> Any:
-        """An argument with nodes replaced by what they are; plain containers of these."""
+        """Return an argument in which nodes are replaced by their values."""
         return fx.node.map_arg(argument, lambda n: self._values[n])
 
     def _node(self, node: fx.Node) -> Any:
@@ -258,7 +257,7 @@ class _Reader:
             raise self._builder.refusal(f"{_named(node)} with these arguments", *UNKNOWN) from error
 
     def _writes(self, node: fx.Node) -> bool:
-        """Whether the node overwrites its input, which nothing may read afterwards."""
+        """Whether the node overwrites its input; raises an error if a later node reads that."""
         module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
         written = overwritten(node, module)
         if written is None:
@@ -301,7 +300,7 @@ class _Reader:
         return Data(found, found)
 
     def _known(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """What does not depend on random weights, computed for either side."""
+        """Call a function of known values, for x1 and for x2."""
         leaves = [a for a in _leaves((args, kwargs)) if isinstance(a, Data)]
         first = _side(args, 0), _side(kwargs, 0)
         one = function(*first[0], **first[1])
@@ -316,7 +315,7 @@ def _device(x: Tensor | Batch) -> torch.device:
 
 
 def _paired(first: Any, second: Any) -> Any:
-    """Tensors of two batches of one kind as what is known of either side."""
+    """Return two batches of the same structure as one, with a `Data` for each pair of tensors."""
     if isinstance(first, Tensor):
         return Data(first, second)
     if isinstance(first, Mapping):
@@ -327,7 +326,7 @@ def _paired(first: Any, second: Any) -> Any:
 
 
 def _changed(module: nn.Module) -> bool:
-    """Whether a module may compute something else than its class says."""
+    """Whether a module has hooks or a replaced forward, and may not compute what its class does."""
     return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -364,11 +363,9 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 def _copied(arguments: Any) -> Any:
-    """Arguments whose known tensors may be overwritten."""
+    """Return arguments with copies of their known tensors, which may then be overwritten."""
     if isinstance(arguments, Data) and arguments.is_tensor:
-        first = arguments.first.clone()
-        same = arguments.second is arguments.first
-        return Data(first, first if same else arguments.second.clone())
+        return arguments.map(torch.clone)
     if isinstance(arguments, dict):
         return {k: _copied(v) for k, v in arguments.items()}
     if isinstance(arguments, (tuple, list)):
@@ -393,7 +390,7 @@ def _is_returned(node: fx.Node) -> bool:
 
 
 def _takes_the_only_feature(node: fx.Node, args: Any, kwargs: Any) -> bool:
-    """Whether it makes `[N]` of outputs `[N, 1]`, as `squeeze(-1)` at the end."""
+    """Whether the node makes `[N]` of outputs `[N, 1]`, as a final `squeeze(-1)` does."""
     x, *others = args
     if not isinstance(x, _RANDOM) or tuple(x.shape) != (1,):
         return False

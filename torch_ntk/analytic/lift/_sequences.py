@@ -14,13 +14,13 @@ from ..operations import ONE, Affine, Attention, AttentionWeights, ManyHeads, Re
 from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import activation
-from ._values import Data, Features, Joined, Value
+from ._values import Data, Features, Joined, Layout, Value
 
 
 def self_attention(
     b: Builder, module: NTKSelfAttention, x: Any, key_padding_mask: Any = None
 ) -> Value:
-    """`NTKSelfAttention`, with widths to infinity and, for the scaling by the root, heads too."""
+    """Read `NTKSelfAttention` with infinite widths and, for "sqrt", infinitely many heads."""
     what = f"NTKSelfAttention({module.embed_dim}, {module.out_dim}, …)"
     shape = _sequence(b, what, x, module.embed_dim)
     if isinstance(x, Data) and module.head_dim is None:
@@ -51,7 +51,7 @@ def self_attention(
         scale = module.sigma_query * module.sigma_key
         zeta: Any = module.attention
         weigh = AttentionWeights(zeta, scale, shape[0])
-        weights = b.step(weigh, (v, *mask), 1, (), axis=0)
+        weights = b.step(weigh, (v, *mask), Layout(1))
         operation = Attention(values, rest[0], values * trained, rest[1])
         inputs: tuple[Value, ...] = (v, weights)
     else:
@@ -59,13 +59,13 @@ def self_attention(
         a = values * looking
         operation = ManyHeads(a, rest[0], a * trained, rest[1])
         inputs = (v, *mask)
-    return b.step(operation, inputs, module.out_dim, v.spatial, layer=layer, axis=1)
+    return b.layer_step(operation, inputs, layer, Layout(module.out_dim, v.spatial, 1))
 
 
 def recurrent(
     b: Builder, module: NTKRNN, x: Any, hx: Any = None
 ) -> tuple[Features, tuple[Features, ...]]:
-    """`NTKRNN`: the outputs at all times, and the last hidden state of each layer and direction."""
+    """Read `NTKRNN`: return all outputs, and the last state of each layer and direction."""
     what = f"NTKRNN({module.input_size}, {module.hidden_size}, …)"
     if not module.batch_first:
         raise b.refusal(
@@ -93,7 +93,7 @@ def _at(time: int, states: Tensor) -> Tensor:
 
 
 def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str) -> Features:
-    """The hidden states of one layer at all times."""
+    """Return the hidden states of one layer and direction at all times."""
     names = ("weight_ih_", "weight_hh_", "bias_ih_", "bias_hh_")
     driving, memory, *biases = (getattr(module, f"{name}{suffix}", None) for name in names)
     shift = module.sigma_b**2 if module.bias else 0.0
@@ -106,17 +106,18 @@ def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str)
         shift * sum(map(_trained, biases)) / 2,
     )
     parameters = [p for p in (driving, *biases) if p is not None]
-    u = b.affine(x, driven, b.layer_of(parameters), module.hidden_size, (length,), "NTKRNN", axis=1)
+    layout = Layout(module.hidden_size, (length,), 1)
+    u = b.affine(x, driven, b.layer_of(parameters), layout, "NTKRNN")
     assert memory is not None
     name = module.nonlinearity
     a = module.sigma_w**2
     operation = Recurrence(dual_activation(name), a, a * _trained(memory), "reverse" in suffix)
-    z = b.step(operation, (u,), layer=b.layer_of([memory]))
+    z = b.layer_step(operation, (u,), b.layer_of([memory]))
     return activation(b, z, partial(nonlinear, name), name)
 
 
 def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
-    """The shape of a sample, `(T, C)`."""
+    """Return the shape of a sample, `(T, C)`, after checking it."""
     shape = tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
     if len(shape) != 2 or not (isinstance(x, Data) or x.axis == 1):
         raise b.refusal(
@@ -134,7 +135,7 @@ def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
 
 
 def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
-    """A mask `[N, T]`, True where nothing is looked at, as numbers that are 0 there."""
+    """Return a mask `[N, T]`, True at positions without attention, as numbers that are 0 there."""
     if not isinstance(mask, Data) or not mask.is_tensor or mask.first.ndim != 2:
         raise b.refusal(
             f"{what} with a mask that is not known",
@@ -156,7 +157,7 @@ def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
                 "Leave at least one position False, or leave the sample out.",
             )
         sides.append((~side.bool()).to(b.dtype).expand(b.samples[n], -1).unsqueeze(-1))
-    return b.given(sides[0], sides[1])
+    return b.sample_data(sides[0], sides[1])
 
 
 def _trained(parameter: Tensor | None) -> float:

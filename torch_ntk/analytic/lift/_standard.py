@@ -1,4 +1,4 @@
-"""How ordinary layers are drawn: what `standard=` says of `nn.Linear` and `nn.ConvNd`."""
+"""The argument `standard=`: how `nn.Linear` and `nn.ConvNd` are initialized."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ..._checks import check_choice, check_finite_number, describe, type_error, 
 from ...nn._inventory import StandardAffine
 
 Scheme: TypeAlias = Literal["torch", "kaiming", "lecun"] | tuple[float, float]
-"""How the weights and biases of one layer are drawn; see `variances`."""
+"""How the weights and biases of one layer are initialized; see `variances`."""
 
 StandardLike: TypeAlias = Scheme | Mapping[str, Scheme] | None
-"""A scheme for all ordinary layers, or schemes by the names of modules; None refuses the layers."""
+"""A scheme for all layers in standard parameterization, or schemes by the names of modules.
+
+None refuses such layers."""
 
 NAMES = ("torch", "kaiming", "lecun")
 ORDINARY: tuple[type[nn.Module], ...] = get_args(StandardAffine)
@@ -28,12 +30,12 @@ _EXPECTED = (
 
 
 def variances(scheme: Scheme, fan_in: int) -> tuple[float, float]:
-    """Of each weight and of each bias of a layer of n = `fan_in` inputs per output.
+    """Return the variances of each weight and each bias of a layer with fan-in n.
 
     - `"torch"`, the default of `nn.Linear` and `nn.ConvNd`: both are uniform on [-1/√n, 1/√n]
       (for the weights, `kaiming_uniform_(a=√5)`: the gain is √(2/(1 + 5)) and the bound √3 times
-      gain/√n), so both variances are 1/(3n). In `nn.ConvTransposeNd` the n of the draw is
-      `out_channels / groups · prod(kernel_size)`;
+      gain/√n), so both variances are 1/(3n). `nn.ConvTransposeNd` draws them with
+      n = `out_channels / groups · prod(kernel_size)`;
     - `"kaiming"`: N(0, 2/n), biases 0 (He et al. 2015);
     - `"lecun"`: N(0, 1/n), biases 0 (LeCun et al. 1998);
     - `(sigma_w, sigma_b)`: N(0, sigma_w²/n) and N(0, sigma_b²), as `standard_init_` draws.
@@ -47,27 +49,27 @@ def variances(scheme: Scheme, fan_in: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Standard:
-    """What is known of the ordinary layers of a network.
+    """The initialization of a network's layers in standard parameterization.
 
     Attributes:
-        schemes: Of each layer for which a scheme is given, by its id.
-        given: Whether `standard=` was given at all.
+        schemes: The scheme of each layer for which one is given, by the layer's id.
+        given: Whether the caller passed `standard=`.
     """
 
     schemes: Mapping[int, Scheme] = field(default_factory=dict)
     given: bool = False
 
     def of(self, module: nn.Module) -> Scheme | None:
-        """The scheme of a layer; None if nothing was said of it."""
+        """Return the scheme of a layer; None if there is none."""
         return self.schemes.get(id(module))
 
 
 def checked_standard(standard: Any, model: nn.Module) -> Standard:
-    """What `standard=` says of the layers of a network.
+    """Check the argument `standard=`, and return the schemes of a network's layers.
 
     Raises:
-        TypeError: It is of none of the forms.
-        ValueError: A scheme is unknown, or a name is none of a module with ordinary layers.
+        TypeError: It has none of the possible forms.
+        ValueError: A scheme is unknown, or a name is not that of a module with such layers.
     """
     if standard is None:
         return Standard()
@@ -76,7 +78,7 @@ def checked_standard(standard: Any, model: nn.Module) -> Standard:
         scheme = _checked_scheme("standard", standard)
         return Standard({id(m): scheme for m in layers.values()}, True)
     schemes: dict[int, Scheme] = {}
-    # A name of a part stands for the layers in it; the longer name is the more particular one.
+    # The name of a module stands for all layers in it. Longer names come later and prevail.
     for name in sorted(standard, key=lambda n: len(n) if isinstance(n, str) else 0):
         scheme = _checked_scheme(f"standard[{name!r}]", standard[name])
         found = [m for n, m in layers.items() if n == name or name == "" or _is_in(n, name)]

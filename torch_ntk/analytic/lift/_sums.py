@@ -1,4 +1,4 @@
-"""Sums of branches: allowed where there is no covariance between them."""
+"""Sums of branches, which must be uncorrelated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._values import Data, Value
 
 
 def add(b: Builder, x: Value, y: Value) -> Value:
-    """The sum of two values without covariance between them, or of maps over positions of one."""
-    if not _alike(x, y):
+    """Return the sum of two uncorrelated values, or of linear maps of one value's positions."""
+    if not _same_shape(x, y):
         raise b.refusal(
             f"a sum of features of shapes {x.shape} and {y.shape} with channels on axes "
             f"{x.axis + 1} and {y.axis + 1}",
@@ -21,36 +21,33 @@ def add(b: Builder, x: Value, y: Value) -> Value:
             "Permute or average one of them first.",
         )
     one, two = x.unflattened, y.unflattened
-    if one is not None and two is not None and _alike(one, two):
+    if one is not None and two is not None and _same_shape(one, two):
         return b.flatten(add(b, one, two))
-    fresh = _fresh(x, y) or _fresh(y, x)
-    found = None if fresh else sum_of_maps(b, x, y)
+    uncorrelated = _has_separate_layers(x, y) or _has_separate_layers(y, x)
+    found = None if uncorrelated else sum_of_maps(b, x, y)
     if found is not None:
         return found
     if x.terms is not None or y.terms is not None:
         known = [v.terms[1] for v in (x, y) if v.terms is not None]
         random = (v if v.terms is None else v.terms[0] for v in (x, y))
         return add_known(b, add(b, *random), functools.reduce(sum_of_known, known))
-    if not fresh:
+    if not uncorrelated:
         raise b.refusal(
             "a sum of values that are not independent",
             "Neither ends in a layer of its own after the point where they part, so there is a "
             "covariance between them that the recursion does not carry.",
             "Put an NTK layer at the end of one of the branches.",
         )
-    return b.step(
-        WeightedSum((1.0, 1.0)),
-        (x, y),
-        gaussian=x.gaussian and y.gaussian,
-        sources=x.sources | y.sources if x.centred and y.centred else frozenset(),
-    )
+    sources = x.sources | y.sources if x.centred and y.centred else frozenset[int]()
+    made = b.step(WeightedSum((1.0, 1.0)), (x, y))
+    return replace(made, gaussian=x.gaussian and y.gaussian, sources=sources)
 
 
 def add_known(b: Builder, x: Value, known: Data) -> Value:
-    """The sum of features and known ones, `[1 or N, …]` of the shape of a sample.
+    """Return the sum of random features and a known tensor `[1 or N, …]` of the same shape.
 
-    Both terms are kept apart: known features may be added to known ones, and have a known mean over
-    channels.
+    The result stores both terms, because further known tensors can be added to the known term, and
+    a normalization needs its mean over channels.
     """
     random, before = x.terms or (x, None)
     if before is not None:
@@ -59,20 +56,20 @@ def add_known(b: Builder, x: Value, known: Data) -> Value:
 
 
 def sum_of_known(x: Data, y: Data) -> Data:
-    """`x + y`."""
+    """Return `x + y` of two known values."""
     first = x.first + y.first
     same = x.first is x.second and y.first is y.second
     return Data(first, first if same else x.second + y.second)
 
 
-def _alike(x: Value, y: Value) -> bool:
+def _same_shape(x: Value, y: Value) -> bool:
     return x.shape == y.shape and x.axis == y.axis
 
 
-def _fresh(a: Value, b: Value) -> bool:
-    """Whether a is a sum of outputs of layers that b knows nothing of.
+def _has_separate_layers(a: Value, b: Value) -> bool:
+    """Whether a is a sum of outputs of layers on which b does not depend.
 
-    Then both E[a b] and the products of their gradients vanish: each term holds one of those
-    layers' weights exactly once, and these are independent and of zero mean.
+    Then E[a b] and the products of their gradients are 0: each term contains exactly one of those
+    layers' weights, and these are independent and have zero mean.
     """
     return a.centred and not (a.sources & b.ancestors)

@@ -1,33 +1,51 @@
-"""What is known of a value while a network is read: its shape, and whether it is Gaussian."""
+"""The values of nodes while a network is read: known data, and random features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 Units: TypeAlias = int | tuple[int, ...] | None
-"""Which units of a layer channels are: from an offset on, each by itself, or not known."""
+"""The units of a layer that some channels are: an offset (channel c is unit offset + c), the unit
+of each channel, or None if this is not known."""
 
 Matrices: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
-"""Makes `[1 or N, S_out, S_in]` for x1 and for x2: only where sums of maps need them."""
+"""Makes the matrices `[1 or N, S_out, S_in]` of a linear map of positions, for x1 and for x2.
+
+They are made only if a sum of maps needs them."""
+
+
+class Layout(NamedTuple):
+    """The axes of the samples of a value.
+
+    Attributes:
+        channels: The number of channels.
+        spatial: The sizes of the axes of positions: none, `(L,)`, `(P, Q)` or `(D, P, Q)`.
+        axis: The index of the channels among the axes of a sample: 0 for `[N, C, …]`.
+    """
+
+    channels: int
+    spatial: tuple[int, ...] = ()
+    axis: int = 0
 
 
 def two_axes(spatial: tuple[int, ...]) -> tuple[int, int]:
-    """Axes of positions as the two of a state: all after the first are one; (1, 1) for a vector."""
+    """Return the two axes that states have: the first one, and the others joined."""
     return (spatial[0] if spatial else 1), math.prod(spatial[1:])
 
 
 @dataclass(frozen=True)
 class Data:
-    """Something computed from the inputs without any random weight: it is simply known.
+    """A known value: one that depends on the inputs, but on no random weights.
 
     Attributes:
-        first: It for x1: a tensor, or a number, a shape.
-        second: It for x2; the same object as `first` if x2 is x1 or it does not depend on them.
+        first: The value for x1: a tensor, a number or a shape.
+        second: The value for x2; the same object as `first` if x2 is x1, or if the value does not
+            depend on the inputs.
     """
 
     first: Any
@@ -35,39 +53,48 @@ class Data:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether it is a batch of features rather than a number or a shape."""
+        """Whether the value is a tensor, and not a number or a shape."""
         return isinstance(self.first, Tensor)
+
+    def map(self, function: Callable[[Any], Any]) -> Data:
+        """Return a function of the value, which is computed once if both sides are the same."""
+        first = function(self.first)
+        return Data(first, first if self.second is self.first else function(self.second))
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """Random features, whose distribution is known in the limit.
+    """Random features, the result of a step.
+
+    The attributes state what the rules for later nodes must know of the features' distribution.
 
     Attributes:
-        step: The number of the step that makes them.
-        channels: Features at each position, in the given network.
-        spatial: Axes of positions: none, `(L,)`, `(P, Q)` or `(D, P, Q)`.
-        gaussian: Whether the features are jointly Gaussian of zero mean, of one law for all:
-            what an elementwise activation needs.
-        sources: The layers whose outputs they are sums of, with no activation in between.
-        ancestors: All layers before them.
-        unflattened: The value before positions were made features, if they were.
-        alike: Whether all channels have one law, so that any group of them represents all.
-        gained: Whether a trained gain of a normalization is in it, with no layer after.
-        ungained: For the value of such a normalization itself, the same with the gain left out
-            of the tangent kernel.
-        by_gain: Whether it is one that a gain was left out of.
-        axis: The place of the channels among the axes of a sample: 0 for `[N, C, …]`.
-        roots: The last layers before it, with which of their units its channels are: an offset, a
-            tuple of them all, or None if that is not known. Values are independent channel by
-            channel where no channel is of one unit in both.
-        taps: Where several positions have become channels (`F.unfold`), the value with them as
+        step: The index of the step.
+        channels: The number of features at each position, in the given network.
+        spatial: The sizes of the axes of positions: none, `(L,)`, `(P, Q)` or `(D, P, Q)`.
+        gaussian: Whether the features are jointly Gaussian with zero mean, and all channels have
+            the same distribution. An elementwise activation needs this.
+        sources: The layers of which the features are sums of outputs, if there is no activation
+            after these layers.
+        ancestors: All layers on which the features depend.
+        unflattened: The value before it was flattened, if it was.
+        alike: Whether all channels have the same distribution, so that the kernel of a part of
+            them is the kernel of all.
+        gained: Whether the features contain a trained gain of a normalization, with no layer
+            after it.
+        ungained: For the result of such a normalization, the value whose tangent kernel does not
+            contain the derivatives with respect to the gain.
+        by_gain: Whether this value is the `ungained` of another.
+        axis: The index of the channels among the axes of a sample: 0 for `[N, C, …]`.
+        roots: The last layers before the value, and the units of each that its channels are. Two
+            values are independent channel by channel if no channel is the same unit in both.
+        taps: If positions have become channels (`F.unfold`), the value that still has them as
             positions, `[C, taps, …]`.
-        multiple: The value that it is a constant multiple of, and the factor.
-        image: The value that it is a linear map over positions of, and what makes the matrices.
-        terms: The random and the known features that it is the sum of, if it is such a sum.
-        undropped: The Gaussian value before dropout with its probability to keep, and whether
-            channels have one mask for all positions.
+        multiple: A value and a factor, if the features are a constant multiple of that value.
+        image: A value and its matrices, if the features are a linear map of that value's positions.
+        terms: A random and a known value, if the features are their sum.
+        undropped: For the result of a dropout: the Gaussian value before it, the probability of
+            keeping an entry, and whether a channel has one mask for all positions.
     """
 
     step: int
@@ -90,17 +117,22 @@ class Value:
     undropped: tuple[Value, float, bool] | None = None
 
     @property
+    def layout(self) -> Layout:
+        """The channels, the axes of positions, and the index of the channels' axis."""
+        return Layout(self.channels, self.spatial, self.axis)
+
+    @property
     def root(self) -> tuple[Value, float]:
-        """What it is a multiple of, and the factor; itself and 1 if nothing else."""
+        """The value of which this is a multiple, and the factor; by default itself and 1."""
         return self.multiple or (self, 1.0)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of a sample."""
         return (*self.spatial[: self.axis], self.channels, *self.spatial[self.axis :])
 
     def same(self, other: Value) -> bool:
-        """Whether it is known to be the same features in the same arrangement."""
+        """Whether the features are known to be those of `other`, in the same arrangement."""
         if self is other:
             return True
         if any(units is None for _, units in self.roots):
@@ -110,36 +142,37 @@ class Value:
 
     @property
     def positions(self) -> tuple[int, int]:
-        """As the two axes that states have."""
+        """The sizes of the two axes of positions of the step's states."""
         return two_axes(self.spatial)
 
     @property
     def centred(self) -> bool:
-        """Whether nothing but sums of layers' outputs is in it."""
+        """Whether the features are sums of layers' outputs and thus have zero mean."""
         return bool(self.sources)
 
 
 @dataclass(eq=False)
 class Elementwise:
-    """A function of a Gaussian value, entry by entry, that has not become a step yet.
+    """An elementwise function of a Gaussian value that has not become a step yet.
 
-    Functions of functions of one value, and their sums and products, are again one function of
-    it: `x * torch.sigmoid(x)` is one activation.
+    Compositions, sums and products of functions of the same value are again a function of it. So
+    `x * torch.sigmoid(x)` becomes one activation.
 
     Attributes:
         base: The Gaussian value.
-        function: What is done to each entry.
-        known: What names the function for a lookup of its closed form; None if it was composed.
-        factor: A constant in front.
-        flat: Whether positions were made features afterwards.
-        node: Where it was written, for messages.
-        made: The value that it has become.
-        unscaled: The same without the factor, if it was written so.
+        function: The function.
+        lookup: The argument with which `dual_activation` finds its dual functions; None if the
+            function itself is looked up.
+        factor: A constant factor.
+        flat: Whether the result is flattened.
+        node: The name of the node, for messages.
+        made: The result as a value, once there is a step for it.
+        unscaled: The function without the factor, if it exists in the network.
     """
 
     base: Value
     function: Callable[[Tensor], Tensor]
-    known: Any = None
+    lookup: Any = None
     factor: float = 1.0
     flat: bool = False
     node: str = ""
@@ -148,17 +181,17 @@ class Elementwise:
 
     @property
     def alike(self) -> bool:
-        """Whether all channels have one law; a Gaussian value's have."""
+        """Whether all channels have the same distribution, as those of the base have."""
         return self.base.alike
 
     @property
     def axis(self) -> int:
-        """The place of the channels among the axes of a sample."""
+        """The index of the channels among the axes of a sample."""
         return 0 if self.flat else self.base.axis
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of a sample."""
         if not self.flat:
             return self.base.shape
         size = 1
@@ -167,14 +200,14 @@ class Elementwise:
         return (size,)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The function of the entries of the base."""
+        """Return the function, with its factor, of entries of the base."""
         y = self.function(x)
         return y if self.factor == 1 else y * self.factor
 
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Channels of several values side by side.
+    """The concatenated channels of several values.
 
     Attributes:
         parts: The values.
@@ -184,21 +217,21 @@ class Joined:
 
     @property
     def alike(self) -> bool:
-        """Not the channels of different values."""
+        """False, since channels of different values may have different distributions."""
         return False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of a sample."""
         shape = list(self.parts[0].shape)
         shape[self.axis] = sum(p.shape[self.axis] for p in self.parts)
         return tuple(shape)
 
     @property
     def axis(self) -> int:
-        """The place of the channels among the axes of a sample."""
+        """The index of the channels among the axes of a sample."""
         return self.parts[0].axis
 
 
 Features: TypeAlias = Value | Elementwise | Joined
-"""Random features in any of their forms."""
+"""Random features: a value, a function of one that is no step yet, or several concatenated."""
