@@ -51,29 +51,29 @@ def test_agrees_with_autograd(case: Case, oracle) -> None:
             break
 
 
-WAYS = {
-    "mlp": "Forward",
-    "gru": "Forward",
-    "weight_norm_hook": "Forward",
-    "gradient_stopped_by_no_grad": "Plain",
-    "function_of_the_old_kind": "Plain",
-    "counts_in_a_tensor": "Plain",
-    "embedding_bag": "Forward",
-    "embedding_bag_max": "Formed",
+METHODS = {
+    "mlp": "FunctionalProducts",
+    "gru": "FunctionalProducts",
+    "weight_norm_hook": "FunctionalProducts",
+    "gradient_stopped_by_no_grad": "PlainProducts",
+    "function_of_the_old_kind": "PlainProducts",
+    "counts_in_a_tensor": "PlainProducts",
+    "embedding_bag": "FunctionalProducts",
+    "embedding_bag_max": "DenseProducts",
 }
 
 
-@pytest.mark.parametrize("name", list(WAYS))
-def test_the_way_that_a_model_allows(name: str) -> None:
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_method_that_a_model_allows(name: str) -> None:
     case = by_name(name)
     theta = NTKOperator(case.build(), case.inputs(4))
     theta @ torch.ones(theta.shape[0], dtype=theta.dtype)
-    assert type(theta._map.left._ways[0]).__name__ == WAYS[name]
+    assert type(theta._map.left._methods[0]).__name__ == METHODS[name]
 
 
 BLOCKS = [
     (name, output, 1 if (i + k) % 2 else 16)
-    for i, name in enumerate(WAYS)
+    for i, name in enumerate(METHODS)
     for k, output in enumerate(OUTPUTS)
     if (i + k) % 4 < 2 or name == "mlp"
 ]
@@ -101,7 +101,7 @@ def test_sizes_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products.sizes(7) == (7, 40)
     monkeypatch.setattr(_products, "_CPU_BYTES", 1)
     assert products.sizes(7) == (1, 1)
-    need = products._ways[0].bytes_per_sample(products._fn, products._forward)
+    need = products._methods[0].bytes_per_sample(products._fn, products._forward)
     monkeypatch.setattr(_products, "_CPU_BYTES", 2 * 16 * need * 3)
     vectors, samples = products.sizes(7)
     assert 1 <= vectors <= 3

@@ -1,4 +1,4 @@
-"""The empirical kernel as a linear operator that is never formed."""
+"""The empirical kernel as a linear operator, whose matrix is not formed."""
 
 from ._jacobian import JacobianOperator as JacobianOperator
 from ._lanczos import Eigenpairs as Eigenpairs

@@ -1,4 +1,4 @@
-"""The Jacobian of the outputs by the parameters as a linear operator."""
+"""The Jacobian of the outputs with respect to the parameters, as a linear operator."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 
 class JacobianOperator:
-    """`J = ∂f(x1)/∂θ` `[D, P]`, of which `Θ = J Jᵀ`; made by `NTKOperator.jacobian`.
+    """The Jacobian `J = ∂f(x1)/∂θ` `[D, P]` with `Θ = J Jᵀ`; `NTKOperator.jacobian` returns it.
 
-    Of an operator with a `precondition` it is the same J, without that. Row `n·O + i` is the
-    gradient of output i of sample n. The columns are the P entries of the selected parameters, in
-    the order of `parameters` and each in row-major order, as
-    `torch.nn.utils.parameters_to_vector` puts them. Every product is compared with plain backward
-    passes of the model, as those of the kernel are.
+    A `precondition` of the operator does not change J. Row `n·O + i` is the gradient of output i of
+    sample n. The columns are the P entries of the selected parameters, in the order of
+    `parameters` and each in row-major order, as in `torch.nn.utils.parameters_to_vector`. Every
+    product is compared with plain backward passes of the model, as products with the kernel are.
 
     Example:
         >>> import torch
@@ -50,35 +49,35 @@ class JacobianOperator:
 
     @property
     def parameters(self) -> dict[str, torch.Size]:
-        """Names and shapes of the parameters; a complex one has its two parts on a last axis."""
+        """The names and shapes of the parameters; a complex one has a last axis of 2."""
         return {plain_name(n): p.shape for n, p in self._kernel.fn.params.items()}
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(D, P)`, or `(P, D)` of the transpose."""
+        """`(D, P)`, or `(P, D)` if this is the transpose."""
         size = sum(p.numel() for p in self._kernel.fn.params.values())
         rows = self._kernel.left.size
         return (size, rows) if self._is_transposed else (rows, size)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors that it multiplies."""
+        """The dtype of the vectors that it multiplies."""
         return self._kernel.fn.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the vectors that it multiplies."""
+        """The device of the vectors that it multiplies."""
         return self._kernel.fn.device
 
     @property
     def T(self) -> JacobianOperator:
-        """`Jᵀ`, whose products are vectors `[P]` or matrices `[P, M]`."""
+        """The transpose `Jᵀ`, whose products are vectors `[P]` or matrices `[P, M]`."""
         other = copy.copy(self)
         other._is_transposed = not self._is_transposed
         return other
 
     def __repr__(self) -> str:
-        """Sizes and kind."""
+        """Return the shape and dtype."""
         return f"JacobianOperator(shape={self.shape}, dtype={self.dtype})"
 
     @overload
@@ -90,11 +89,14 @@ class JacobianOperator:
     def __matmul__(
         self, other: Tensor | Mapping[str, Tensor] | NDArray[Any]
     ) -> Tensor | NDArray[Any]:
-        """`J w` of a vector `[P]`, a matrix `[P, M]` or `{name: tensor}`; or `Jᵀ v` of `[D]`.
+        """Return `J w` for a vector `[P]`, a matrix `[P, M]` or `{name: tensor}`.
+
+        The transpose returns `Jᵀ v` for a vector `[D]` or a matrix `[D, M]`.
 
         Raises:
-            TypeError: Not a tensor, an array of real numbers or a mapping, or of another dtype.
-            ValueError: Another length, names or shapes, another device, NaN or infinity.
+            TypeError: The operand is not a tensor, an array of real numbers or a mapping, or has
+                another dtype.
+            ValueError: Its length, names, shapes or device differ, or it is not finite.
         """
         if isinstance(other, Mapping):
             other = self._flat(other)
@@ -112,11 +114,11 @@ class JacobianOperator:
         return torch.cat([g.reshape(len(g), -1) for g in found.values()], dim=1).T
 
     def by_name(self, vector: Tensor) -> Parameters:
-        """A vector `[P]` as `{name: tensor}`, each in the shape of its parameter.
+        """Return a vector `[P]` as `{name: tensor}`, each in the shape of its parameter.
 
         Raises:
-            TypeError: Not a tensor.
-            ValueError: Of another shape.
+            TypeError: `vector` is not a tensor.
+            ValueError: It has another shape.
         """
         size = self.shape[0 if self._is_transposed else 1]
         if check_tensor("vector", vector).shape != (size,):
@@ -126,7 +128,7 @@ class JacobianOperator:
         return {n: v.reshape(s) for (n, s), v in zip(shapes.items(), parts, strict=True)}
 
     def _flat(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The vector `[P]` of `{name: tensor}`."""
+        """Return `{name: tensor}` as a vector `[P]`."""
         if self._is_transposed:
             raise type_error("v", "a vector [D] or a matrix [D, M] for the transpose", named)
         shapes = self.parameters
@@ -145,5 +147,5 @@ class JacobianOperator:
         return torch.cat([named[n].detach().reshape(-1) for n in shapes])
 
     def to_scipy(self) -> LinearOperator:
-        """A `scipy.sparse.linalg.LinearOperator` of float64, for `lsqr`, `svds` and the like."""
+        """Return a `scipy.sparse.linalg.LinearOperator` of float64, for `lsqr` or `svds`."""
         return as_scipy(self, self.T)

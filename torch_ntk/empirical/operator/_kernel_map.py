@@ -28,16 +28,16 @@ from ..structured import StructuredMethod, UseRecorder
 from ._products import Advance, Products
 
 Form = Literal["full", "trace", "mean", "pseudo"]
-_TOGETHER = 32  # samples whose kernel is formed for the sake of its diagonal
+_TOGETHER = 32  # samples in a block of which the kernel is formed to read its diagonal
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the caller wants of every evaluation.
+    """The caller's settings for every evaluation.
 
     Attributes:
-        memory: Bytes that one may take; None follows from what is free.
-        batch_size: Samples per block; None follows from the memory.
+        memory: The bytes that an evaluation may take; None chooses from the free memory.
+        batch_size: The number of samples per block; None chooses from the memory.
         check: Whether results are compared with plain backward passes.
         progress: Whether to show a progress bar over samples.
         training: Whether modules keep their training flags.
@@ -52,17 +52,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class KernelMap:
-    """`Θ(x1, x2)`, known by products with the Jacobians of both sides.
+    """The kernel `Θ(x1, x2)`, given by products with the Jacobians of both sets of samples.
 
     Attributes:
         fn: The function whose kernel it is.
-        forward: What one forward pass does and costs.
-        recorder: How that pass uses the parameters.
+        forward: The shapes and costs of one forward pass.
+        recorder: The uses of the parameters in that pass.
         left: The Jacobian of the samples of the rows.
-        right: That of the columns; the same object where the kernel is symmetric.
-        outputs: O, the number of outputs of a sample; of a coupled batch, of a row.
-        form: What is kept of the output indices.
-        settings: See there.
+        right: The Jacobian of the samples of the columns; the same object if the kernel is
+            symmetric.
+        outputs: O, the number of outputs of a sample, or of a row of a coupled batch.
+        form: Which of the outputs' indices the matrix has, as `output` of `empirical_ntk`.
+        settings: The caller's settings.
         precondition: √P of the kernel `J(x1) P J(x2)ᵀ`.
     """
 
@@ -78,27 +79,27 @@ class KernelMap:
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether both sides are the same samples."""
+        """Whether x1 and x2 are the same samples."""
         return self.left is self.right
 
     @property
     def is_sum(self) -> bool:
-        """Whether it is a sum over outputs of the kernels of each."""
+        """Whether the matrix is a sum of the kernels of the single outputs."""
         return self.form in ("trace", "mean")
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The matrix's."""
+        """The shape of the matrix."""
         return self._samples if self.is_sum else (self.left.size, self.right.size)
 
     @property
     def transposed(self) -> KernelMap:
-        """`Θ(x2, x1)`."""
+        """The kernel `Θ(x2, x1)`."""
         return replace(self, left=self.right, right=self.left)
 
     @contextmanager
     def evaluating(self, held: int = 0) -> Iterator[None]:
-        """The model as it is to be evaluated, while `held` bytes stand beside."""
+        """A context in which the model can be evaluated while `held` bytes are in use."""
         fn, memory = self.fn, self.settings.memory
         batch = self.left.x.value
         with (
@@ -115,7 +116,7 @@ class KernelMap:
 
     @contextmanager
     def bar(self, samples: int) -> Iterator[Advance]:
-        """A progress bar over so many samples; advance it."""
+        """Show a progress bar; the function that it gives takes numbers of finished samples."""
         from tqdm.auto import tqdm  # slow to import
 
         hide = not self.settings.progress
@@ -129,7 +130,7 @@ class KernelMap:
             yield advance
 
     def multiply(self, matrix: Tensor) -> Tensor:
-        """`[D2, M]` to `[D1, M]`.
+        """Return the product `[D1, M]` with a matrix `[D2, M]`.
 
         Raises:
             ValueError: The product is not finite.
@@ -146,11 +147,11 @@ class KernelMap:
             return check_finite("product", result, NOT_FINITE)
 
     def _vectors(self, count: int) -> int:
-        """How many of `count` vectors are in memory at once."""
+        """Return how many of `count` vectors are in memory at once."""
         return min(side.sizes(count)[0] for side in (self.left, self.right))
 
     def _one_by_one(self, v: Tensor, advance: Advance) -> Tensor:
-        """`J1 P (J2ᵀ v)` as `[c, N1·O]`, of `v` `[c, N2·O]`."""
+        """Return `J1 P (J2ᵀ v)` as `[c, N1·O]`, for `v` `[c, N2·O]`."""
         result = v.new_empty(len(v), self.left.size)
         for a, b in ranges(0, len(v), self._vectors(len(v))):
             total = self.right.transpose(v[a:b], advance)
@@ -158,7 +159,10 @@ class KernelMap:
         return result
 
     def _summed(self, v: Tensor, advance: Advance) -> Tensor:
-        """`Σ_i J1_i P (J2_iᵀ v)` as `[N1, c]`, of `v` `[N2, c]`, J_i the Jacobian of output i."""
+        """Return `Σ_i J1_i P (J2_iᵀ v)` as `[N1, c]`, for v `[N2, c]`.
+
+        J_i is the Jacobian of output i.
+        """
         (n1, n2), count, o = self.shape, v.shape[1], self.outputs
         result = v.new_zeros(n1, count)
         for a, b in ranges(0, count * o, self._vectors(count * o)):
@@ -172,7 +176,7 @@ class KernelMap:
         return result
 
     def pull(self, v: Tensor) -> Parameters:
-        """`J1ᵀ v` as `{name: [c, ...]}`, of `v` `[c, N1·O]`."""
+        """Return `J1ᵀ v` as `{name: [c, ...]}`, for `v` `[c, N1·O]`."""
         parts = []
         with self.evaluating():
             size, _ = self.left.sizes(len(v))
@@ -183,7 +187,7 @@ class KernelMap:
         return {n: check_finite("product", g, NOT_FINITE) for n, g in found.items()}
 
     def push(self, w: Parameters) -> Tensor:
-        """`J1 w` as `[c, N1·O]`, of `w` `{name: [c, ...]}`."""
+        """Return `J1 w` as `[c, N1·O]`, for `w` `{name: [c, ...]}`."""
         count = len(next(iter(w.values())))
         parts = []
         with self.evaluating():
@@ -195,7 +199,7 @@ class KernelMap:
         return check_finite("product", torch.cat(parts), NOT_FINITE)
 
     def squared_norms(self, v: Tensor) -> Tensor:
-        """`‖P^½ J1ᵀ v‖²` `[c]`, of `v` `[c, N1·O]`, for half of the price of a product."""
+        """Return `‖P^½ J1ᵀ v‖²`, `[c]`, for v `[c, N1·O]`, at half the cost of a product."""
         with self.evaluating():
             turns = -(-len(v) // self.left.sizes(len(v))[0])
             with self.bar(turns * len(self.left.x)) as advance:
@@ -206,8 +210,8 @@ class KernelMap:
     def diagonal(self) -> Tensor:
         """The diagonal `[D]`, by a backward pass for each output of each sample.
 
-        Kernels of a few samples have it, among entries that are not needed. A coupled batch is one
-        sample: there they are squared norms of the gradients of single outputs.
+        It is read from the kernels of blocks of a few samples. A coupled batch is a single sample,
+        for which the squared norm of the gradient of each output is computed.
         """
         if self.fn.coupled:
             found = torch.cat([self._squared_norms_of_rows(a, b) for a, b in self._rows()])
@@ -228,13 +232,13 @@ class KernelMap:
         return ranges(0, self.left.size, _TOGETHER)
 
     def _squared_norms_of_rows(self, start: int, stop: int) -> Tensor:
-        """`‖P^½ J1ᵀ e‖²` for unit vectors e."""
+        """Return `‖P^½ J1ᵀ e‖²` for the unit vectors e from `start` to `stop`."""
         e = torch.zeros(stop - start, self.left.size, dtype=self.fn.dtype, device=self.fn.device)
         e[:, start:stop].fill_diagonal_(1.0)
         return self.squared_norms(e)
 
     def dense(self) -> Tensor:
-        """The matrix.
+        """Return the matrix.
 
         Raises:
             ValueError: It does not fit in memory.
@@ -260,11 +264,11 @@ class KernelMap:
 
     @property
     def _samples(self) -> tuple[int, int]:
-        """N1 and N2."""
+        """N1 and N2; for coupled batches, their numbers of rows."""
         return self.left.size // self.outputs, self.right.size // self.outputs
 
     def _job(self) -> tuple[KernelJob, UseRecorder]:
-        """The dense kernel; of coupled batches, that of both as one sample."""
+        """Return the job of the dense kernel; coupled batches are joined to one sample."""
         fn, settings, form = self.fn, self.settings, self.form
         x1, forward, recorder = self.left.x, self.forward, self.recorder
         x2 = None if self.is_symmetric else self.right.x
@@ -278,11 +282,12 @@ class KernelMap:
         return job, recorder
 
     def is_dense_cheaper(self) -> bool:
-        """Whether the matrix takes fewer operations than the products of a Lanczos method.
+        """Whether forming the matrix takes fewer operations than the products of a Lanczos method.
 
-        With F the operations of a forward pass, a product takes about 5 F N, O times as much where
-        outputs are summed, and the method 40 of them; the matrix takes 2 F N for each output, and
-        what the plan counts for its contractions. A coupled batch is one sample of N·O outputs.
+        With F the operations of a forward pass, a product takes about 5 F N operations, O times as
+        many if outputs are summed, and the method needs about 40 products. The matrix takes 2 F N
+        operations for each output, and those that the plan counts for its contractions. A coupled
+        batch is one sample with N·O outputs.
         """
         size, n, o = self.shape[0], len(self.left.x), self.forward.outputs
         if 3 * 8 * size**2 > budget(self.fn.device):

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues of a symmetric operator, each with its residual."""
+"""The largest or smallest eigenvalues of a symmetric operator, each with its residual."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-_DEFAULT_VECTORS = 20  # the least that ARPACK keeps
+_DEFAULT_VECTORS = 20  # the size of ARPACK's smallest basis
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues at one end of the spectrum of a kernel; all tensors are on the CPU.
 
-    `values, vectors = theta.eigsh(k)` takes it apart as that of SciPy.
+    As with SciPy, it can be unpacked: `values, vectors = theta.eigsh(k)`.
 
     Attributes:
-        values: `[k]`, float64, from the end inwards: the largest (or the smallest) first.
+        values: `[k]`, float64, with the largest (or the smallest) first.
         vectors: `[D, k]`, float64, of norm 1.
-        residuals: `[k]`, `‖Θv - λv‖ / |λ|`, from products made for this purpose after the
-            eigenvalues were found. Each λ lies within `residual·|λ|` of an eigenvalue of Θ.
-        rounding: The absolute error that rounding alone may make, `D·eps·λ_max`: a smallest
-            eigenvalue below it only says that the kernel is singular to working precision.
+        residuals: `[k]`, `‖Θv - λv‖ / |λ|`, from products that are computed after the eigenvalues.
+            Each λ lies within `residual·|λ|` of an eigenvalue of Θ.
+        rounding: The absolute error that rounding alone may cause, `D·eps·λ_max`. If the smallest
+            eigenvalue is below it, the kernel is singular to working precision.
     """
 
     values: Tensor
@@ -49,7 +49,7 @@ class Eigenpairs:
 def extreme(
     operator: SymmetricProduct, k: int, which: str, tol: float | None, max_products: int
 ) -> Eigenpairs:
-    """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals."""
+    """Return the `k` largest ("LA") or smallest ("SA") eigenvalues, with verified residuals."""
     check_choice("which", which, ("LA", "SA"), "A kernel has no negative eigenvalues.")
     check_positive_int("k", k)
     check_positive_int("max_products", max_products)
@@ -61,7 +61,7 @@ def extreme(
         raise value_error("k", f"at most {size}, the size of the operator", k)
     if which == "SA":
         _check_smallest(operator)
-    # With few dimensions ARPACK would build a basis of about all of the space anyway.
+    # In few dimensions ARPACK's basis would span most of the space.
     few = size <= 2 * max(2 * k + 1, _DEFAULT_VECTORS)
     if which == "SA" or few or operator.is_dense_cheaper():
         values, vectors = torch.linalg.eigh(operator.to_dense().double().cpu())
@@ -114,9 +114,9 @@ def _for_scipy(operator: SymmetricProduct) -> LinearOperator:
 def _largest(
     operator: LinearOperator, k: int, tolerance: float, max_products: int
 ) -> tuple[Tensor, Tensor]:
-    """The `k` largest eigenpairs by ARPACK's implicitly restarted Lanczos method.
+    """Return the `k` largest eigenpairs by ARPACK's implicitly restarted Lanczos method.
 
-    The starting vector is always the same, so that the result is too.
+    The starting vector is always the same, so that the result is reproducible.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh  # slow to import
 

@@ -21,19 +21,19 @@ from torch import Tensor
 from ..._checks import value_error
 from ...memory import budget, size_in_words
 
-_FEWEST = 5  # steps between two looks at whether more are needed
+_FEWEST = 5  # the smallest number of steps between two tests of convergence
 
 
 class LanczosQuadrature:
-    """Rules for several vectors z at once, which share products.
+    """Quadrature rules for several vectors z at once, which share products.
 
-    The basis is kept and orthogonalized anew in every step: without that, the method finds copies
-    of eigenvalues that it has found before, after as few as twenty steps on a kernel.
+    Each new vector is orthogonalized against the whole basis, which is stored: without that, the
+    method finds copies of known eigenvalues after as few as twenty steps on a kernel.
 
     Args:
-        multiply: `A v` of a matrix `[D, K]`.
-        z: Vectors `[D, K]`, float64.
-        max_steps: m is at most so many, and at most D.
+        multiply: Returns `A v` for a matrix v `[D, K]`.
+        z: The vectors `[D, K]`, float64.
+        max_steps: The largest number m of steps, which is also at most D.
 
     Raises:
         ValueError: The basis does not fit in memory.
@@ -50,7 +50,7 @@ class LanczosQuadrature:
                 f"{size_in_words(need)} together",
                 "Or lower `max_products`.",
             )
-        # `[K, m, D]`; memory that is not written to yet is not taken.
+        # `[K, m, D]`; the operating system provides its memory only when it is written.
         self._basis = torch.empty(z.shape[1], self._most, len(z), dtype=z.dtype, device=z.device)
         self._next = (z / z.norm(dim=0)).T
         self._alpha: list[Tensor] = []
@@ -58,11 +58,11 @@ class LanczosQuadrature:
 
     @property
     def steps(self) -> int:
-        """How many nodes a rule has so far."""
+        """The number of steps so far, which is the number of nodes."""
         return len(self._alpha)
 
     def advance(self) -> bool:
-        """Make some steps, a quarter of those before; whether more are possible."""
+        """Make a quarter as many steps as before; return whether more are possible."""
         for _ in range(max(_FEWEST, self.steps // 4)):
             if self.steps == self._most:
                 break
@@ -79,13 +79,13 @@ class LanczosQuadrature:
             inner = torch.bmm(known, w[:, :, None])
             w = w - torch.bmm(inner.mT, known)[:, 0]
         beta = w.norm(dim=1)
-        # The space of z is exhausted: what is left is rounding, and has no weight in the rule.
+        # The Krylov space of z is exhausted: the rest is rounding, and has no weight in the rule.
         done = beta <= w.shape[1] * torch.finfo(w.dtype).eps * size
         self._beta.append(torch.where(done, 0.0, beta))
         self._next = torch.where(done[:, None], 0.0, w / beta[:, None])
 
     def rule(self) -> tuple[Tensor, Tensor]:
-        """Nodes and weights `[K, m]`; the weights of a vector sum to 1."""
+        """Return the nodes and weights, `[K, m]` each; a vector's weights sum to 1."""
         alpha = torch.stack(self._alpha, dim=1)
         tridiagonal = torch.diag_embed(alpha)
         if self.steps > 1:

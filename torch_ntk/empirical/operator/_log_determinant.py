@@ -1,13 +1,13 @@
-r"""`log det (Θ + μ)`, exactly by the dense matrix or estimated by Lanczos quadrature.
+r"""`log det (Θ + μ)`, exactly from the dense matrix or estimated by Lanczos quadrature.
 
 With a Nyström approximation `P = U (λ̂ + μ) Uᵀ + c (1 - U Uᵀ)`, whose determinant is known,
 
     log det (Θ + μ) = log det P + tr log B,     B = P^{-1/2} (Θ + μ) P^{-1/2},
 
-and only the second term is estimated. B is close to a multiple of the identity where P is close to
-Θ + μ, so that both the variance of the estimate and the number of Lanczos steps fall (Wenger et
-al., "Preconditioning for scalable Gaussian process hyperparameter optimization", 2022). c is the
-mean of the eigenvalues that are left, which the trace tells.
+and only the second term is estimated. If P is close to Θ + μ, B is close to a multiple of the
+identity, so that the variance of the estimate and the number of Lanczos steps are small (Wenger et
+al., "Preconditioning for scalable Gaussian process hyperparameter optimization", 2022). The number
+c is the mean of the remaining eigenvalues, which follows from the trace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ._nystroem import sketch
 from ._stochastic_trace import TraceEstimate, mean_and_error, signs
 from ._symmetric_product import SymmetricProduct
 
-_SHARE = 0.05  # of the standard error that more Lanczos steps may change
+_SHARE = 0.05  # converged when more Lanczos steps change less than this part of the standard error
 
 
 def log_determinant(
@@ -34,10 +34,10 @@ def log_determinant(
     max_products: int,
     generator: torch.Generator | None,
 ) -> TraceEstimate:
-    """The logarithm of the determinant and its standard error.
+    """Return the logarithm of the determinant and its standard error.
 
     Raises:
-        TypeError, ValueError: A wrong argument, or a determinant that is 0 to working precision.
+        TypeError, ValueError: An argument is wrong, or the determinant is 0 to working precision.
         RuntimeError: The quadrature did not converge.
     """
     if check_positive_int("n_samples", n_samples) < 2:
@@ -103,7 +103,7 @@ def _fits(product: SymmetricProduct) -> bool:
 
 
 def _singular(product: SymmetricProduct, diag_reg: object, largest: float) -> Exception:
-    """The error for a determinant that is 0 as far as can be told."""
+    """Return the error for a determinant that is 0 to working precision."""
     floor = product.size * product.eps * largest
     remedy = "Raise it."
     if product.dtype != torch.float64:

@@ -1,12 +1,12 @@
-"""A kernel's largest eigenvalues, roughly, from one product with a few random vectors.
+"""A low-rank approximation of a kernel, from its product with a few random vectors.
 
 For a test matrix Ω `[D, r]` the Nyström approximation of a positive semidefinite Θ is
 
     Θ⟨Ω⟩ = (ΘΩ) (Ωᵀ Θ Ω)⁺ (ΘΩ)ᵀ = U diag(λ̂) Uᵀ ≼ Θ,
 
-the best one from below whose range is that of ΘΩ. With it, conjugate gradients and quadratures see
-a matrix whose largest eigenvalues have been taken out (Frangella, Tropp and Udell, "Randomized
-Nyström preconditioning", 2023).
+which has the range of ΘΩ and approximates the largest eigenvalues of Θ. As a preconditioner it
+removes these eigenvalues, on which the convergence of conjugate gradients and of quadratures
+depends (Frangella, Tropp and Udell, "Randomized Nyström preconditioning", 2023).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 from ...memory import budget
 from ._symmetric_product import SymmetricProduct
 
-_FIRST = 8  # vectors of the first sketch; each further one doubles their number
+_FIRST = 8  # vectors in the first sketch; each further sketch doubles their number
 _MOST = 256
 
 
 @dataclass(frozen=True)
 class Nystroem:
-    """`U diag(λ̂) Uᵀ`, and what takes its place on the complement of U.
+    """The approximation `U diag(λ̂) Uᵀ`.
 
     Attributes:
-        values: λ̂ `[r]`, positive, descending.
-        vectors: U `[D, r]`, orthonormal.
-        products: How many vectors were multiplied for it.
+        values: λ̂ `[r]`, positive and descending.
+        vectors: U `[D, r]`, with orthonormal columns.
+        products: The number of vectors that were multiplied by Θ.
     """
 
     values: Tensor
@@ -40,11 +40,11 @@ class Nystroem:
 
     @property
     def smallest(self) -> float:
-        """λ̂_r, about the largest eigenvalue of what is left; 0 of a zero matrix."""
+        """λ̂_r, an estimate of the largest remaining eigenvalue; 0 for a zero matrix."""
         return float(self.values[-1]) if len(self.values) else 0.0
 
     def power(self, exponent: float, shift: float, rest: float, v: Tensor) -> Tensor:
-        """`P^exponent v` with `P = U (λ̂ + shift) Uᵀ + rest · (1 - U Uᵀ)`."""
+        """Return `P^exponent v` with `P = U (λ̂ + shift) Uᵀ + rest · (1 - U Uᵀ)`."""
         inner = self.vectors.T @ v
         outside = math.pow(rest, exponent)
         scale = (self.values + shift).pow(exponent) - outside
@@ -58,18 +58,18 @@ def sketch(
     columns: int,
     generator: torch.Generator,
 ) -> Nystroem:
-    """An approximation of as many vectors as pay for themselves.
+    """Return an approximation of a rank at which more vectors would not reduce the work.
 
-    With κ = 1 + λ̂_r/shift, conjugate gradients and quadratures then take no more than about
-    ½ √κ ln(2/tolerance) products of each column: as soon as these are fewer than the vectors that
-    have been multiplied, more vectors cannot help.
+    With κ = 1 + λ̂_r/shift, conjugate gradients and quadratures need about ½ √κ ln(2/tolerance)
+    products of each column. If these are fewer than the vectors that the sketch has multiplied,
+    more vectors cannot reduce the total.
 
     Args:
-        product: Θ.
-        shift: What is added to its diagonal.
-        tolerance: Relative, of what is computed with the approximation.
-        columns: Vectors that will be multiplied in every step.
-        generator: Of the random vectors.
+        product: The matrix Θ.
+        shift: The number μ that is added to its diagonal.
+        tolerance: The relative tolerance of the computation that uses the approximation.
+        columns: The number of vectors that this computation multiplies in every step.
+        generator: The generator of the random vectors.
     """
     size = product.size
     fitting = budget(torch.device("cpu")) // (4 * 8 * size)  # Ω, ΘΩ, U, and room to work in
@@ -94,9 +94,10 @@ def sketch(
 
 
 def _approximation(omega: Tensor, y: Tensor, eps: float) -> Nystroem:
-    """From Ω with orthonormal columns and ΘΩ.
+    """Return the approximation for Ω with orthonormal columns and `y = ΘΩ`.
 
-    Directions in which ΩᵀΘΩ is no more than rounding are left out: they would be divided by it.
+    Directions in which ΩᵀΘΩ is as small as rounding errors are left out, since the formula divides
+    by it.
     """
     inner = omega.T @ y
     h, v = torch.linalg.eigh(0.5 * (inner + inner.T))

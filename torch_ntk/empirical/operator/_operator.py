@@ -47,39 +47,39 @@ if TYPE_CHECKING:
 class NTKOperator:
     r"""The empirical NTK between the samples `x1` and `x2` as a linear operator `[D1, D2]`.
 
-    A product is `Θ v = J(x1) (J(x2)ᵀ v)`: one backward pass over the samples `x2` and one
-    forward-mode pass over the samples `x1`, in blocks, whose memory grows neither with the number
-    of samples nor with `N·P`. Entry `n·O + i` of a vector belongs to output i of sample n
-    (D = N·O) for `output="full"`, entry n to sample n (D = N) otherwise; `"trace"` and `"mean"`
-    take O such pairs of passes, `"probed"` one for each probe. Without `x2` the operator is
+    A product is `Θ v = J(x1) (J(x2)ᵀ v)`: a backward pass over the samples `x2` and a forward-mode
+    pass over the samples `x1`. Both are in blocks, so that their memory grows neither with the
+    number of samples nor with `N·P`. For `output="full"` entry `n·O + i` of a vector belongs to
+    output i of sample n (D = N·O), otherwise entry n to sample n (D = N). `"trace"` and `"mean"`
+    need O such pairs of passes, and `"probed"` one for each probe. Without `x2` the operator is
     symmetric, and has eigenvalues and a trace. With `precondition` it is `J(x1) P J(x2)ᵀ`.
 
-    The operator is a snapshot: parameters, buffers and samples are copied once, when it is made,
-    and training that goes on afterwards does not change it. The module's code and its other
-    attributes are the caller's: if they change the outputs of the first sample, the next product
-    raises. Nothing of the evaluation can be seen afterwards, as with `torch_ntk.empirical_ntk`.
+    The operator is a snapshot: it copies parameters, buffers and samples once, and further training
+    of the model does not change it. It uses the module's code and other attributes; if a change of
+    these changes the outputs of the first sample, the next product raises an error. As with
+    `torch_ntk.empirical_ntk`, an evaluation does not change the state of the model.
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
         x1: A batch of N1 samples.
-        x2: A batch of N2 samples of the same kind; None means x2 = x1.
+        x2: A batch of N2 samples with the same structure; None means x2 = x1.
         output: `"full"`, `"trace"`, `"mean"`, `"pseudo"` or `"probed"`, as in
-            `torch_ntk.empirical_ntk`; the last is the estimate itself, a kernel too, whose
-            standard error is found there.
+            `torch_ntk.empirical_ntk`. `"probed"` is the estimate itself, which is a kernel, too;
+            its standard error comes from `torch_ntk.empirical_ntk`.
         params: As in `torch_ntk.empirical_ntk`.
-        batch_size: Samples per block; None chooses from the memory.
-        dtype: `torch.float32` or `torch.float64` to compute in; None is the model's own, and
-            float32 for a half-precision model.
-        max_memory: Bytes that a product may take, as an integer or like `"2GB"`; None follows
-            from what is free.
-        progress: Show a progress bar over samples.
+        batch_size: The number of samples per block; None chooses from the memory.
+        dtype: The dtype of the computation, `torch.float32` or `torch.float64`; None is the
+            model's own dtype, and float32 for a half-precision model.
+        max_memory: The bytes that a product may take, as an integer or like `"2GB"`; None chooses
+            from the free memory.
+        progress: Whether to show a progress bar over samples.
         forward_fn, coupled, training, precondition, probes, seed: As in `torch_ntk.empirical_ntk`.
         check: Whether every product is compared with plain backward passes of the model itself,
-            made once for the operator.
+            which are made once for the operator.
 
     Raises:
-        TypeError, ValueError: As `torch_ntk.empirical_ntk`; also if no way of multiplying by the
-            Jacobian agrees with the model's backward pass.
+        TypeError, ValueError: As in `torch_ntk.empirical_ntk`; also if no method for products with
+            the Jacobian agrees with the model's backward pass.
         MemoryError: A single sample does not fit in memory.
 
     References:
@@ -95,7 +95,7 @@ class NTKOperator:
         (3, 1)
     """
 
-    # NumPy must not take an operator for a scalar object.
+    # Otherwise NumPy would treat an operator as a scalar.
     __array_ufunc__ = None
 
     def __init__(
@@ -154,27 +154,27 @@ class NTKOperator:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(D1, D2)`."""
+        """The shape `(D1, D2)`."""
         return self._map.shape
 
     @property
     def outputs(self) -> int:
-        """How many rows belong to one sample: O for `output="full"`, otherwise 1."""
+        """The number of rows per sample: O for `output="full"`, otherwise 1."""
         return self._map.outputs if self.output == "full" else 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors that it multiplies."""
+        """The dtype of the vectors that it multiplies."""
         return self._map.fn.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the vectors that it multiplies."""
+        """The device of the vectors that it multiplies."""
         return self._map.fn.device
 
     @property
     def T(self) -> NTKOperator:
-        """`Θ(x2, x1)`, which shares all copies with this one; the same if there is no `x2`."""
+        """The operator `Θ(x2, x1)`, which shares all copies; without `x2` the operator itself."""
         if self._map.is_symmetric:
             return self
         other = copy.copy(self)
@@ -183,12 +183,12 @@ class NTKOperator:
 
     @property
     def jacobian(self) -> JacobianOperator:
-        """`J` `[D1, P]` of the samples `x1`, for `output="full"` and `"pseudo"`.
+        """The Jacobian `J` `[D1, P]` of the samples `x1`, for `output="full"` and `"pseudo"`.
 
-        It is the derivative itself, without the P of `precondition`.
+        It does not contain the P of `precondition`.
 
         Raises:
-            ValueError: The kernel is a sum of those of single outputs, and not `J Jᵀ`.
+            ValueError: The kernel is a sum of the kernels of single outputs, and not `J Jᵀ`.
         """
         if self._map.is_sum:
             raise value_error(
@@ -200,7 +200,7 @@ class NTKOperator:
         return JacobianOperator(self._map)
 
     def __repr__(self) -> str:
-        """Sizes and kind."""
+        """Return the shape, output and dtype."""
         return f"NTKOperator(shape={self.shape}, output={self.output!r}, dtype={self.dtype})"
 
     @overload
@@ -210,16 +210,17 @@ class NTKOperator:
     def __matmul__(self, other: NDArray[Any]) -> NDArray[Any]: ...
 
     def __matmul__(self, other: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
-        """`Θ v` of a vector `[D2]` or a matrix `[D2, M]`; an array gives an array.
+        """Return `Θ v` for a vector `[D2]` or a matrix `[D2, M]`; an array gives an array.
 
         Raises:
-            TypeError: Not a tensor or an array of real numbers, or a tensor of another dtype.
-            ValueError: Another length, another device, NaN or infinity.
+            TypeError: The operand is not a tensor or an array of real numbers, or has another
+                dtype.
+            ValueError: Its length or device differs, or it is not finite.
         """
         return multiplied(self, other, self._map.multiply)
 
     def to_dense(self) -> Tensor:
-        """The matrix `[D1, D2]`, equal to that of `torch_ntk.empirical_ntk`.
+        """Return the matrix `[D1, D2]`, equal to that of `torch_ntk.empirical_ntk`.
 
         Raises:
             ValueError: It does not fit in memory.
@@ -227,10 +228,10 @@ class NTKOperator:
         return self._map.dense()
 
     def to_scipy(self) -> LinearOperator:
-        """A `scipy.sparse.linalg.LinearOperator` of float64.
+        """Return a `scipy.sparse.linalg.LinearOperator` of float64.
 
-        Vectors are converted to this operator's `dtype`, in which products are computed, and
-        back: for the accuracy of float64 make the operator with `dtype=torch.float64`.
+        Products are computed in this operator's `dtype`, to and from which vectors are converted.
+        For the accuracy of float64 make the operator with `dtype=torch.float64`.
         """
         return as_scipy(self, self.T)
 
@@ -242,23 +243,24 @@ class NTKOperator:
         tol: float | None = None,
         max_products: int = 1000,
     ) -> Eigenpairs:
-        """The `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with verified residuals.
+        """Return the `k` largest (`"LA"`) or smallest (`"SA"`) eigenvalues, with residuals.
 
-        The largest come from ARPACK's Lanczos method and products alone, or from the dense matrix
-        where this takes fewer operations and fits in memory. The smallest do not:
-        they lie close together, where Lanczos methods converge to too large values or not at
-        all. They are taken from the dense matrix, which must therefore fit in memory, in float64.
+        The largest ones are computed by ARPACK's Lanczos method from products alone, or from the
+        dense matrix if this takes fewer operations and fits in memory. The smallest ones are close
+        together, and Lanczos methods converge to values that are too large, or not at all. So they
+        are computed from the dense matrix, which must be in float64 and fit in memory. The
+        residuals come from products after the eigenvalues were found.
 
         Args:
-            k: How many, fewer than D for `"LA"`.
-            which: Which end of the spectrum.
-            tol: Relative tolerance of the Lanczos method; None is 1e-12 in float64 and 1e-6 in
+            k: The number of eigenvalues, at most D.
+            which: The end of the spectrum.
+            tol: The relative tolerance of the Lanczos method; None is 1e-12 in float64 and 1e-6 in
                 float32.
-            max_products: About how many products the Lanczos method may take.
+            max_products: The approximate largest number of products of the Lanczos method.
 
         Raises:
-            ValueError: There is an `x2`; `k` exceeds D; the smallest are asked of an operator in
-                float32, or of one whose matrix does not fit in memory.
+            ValueError: There is an `x2`; `k` exceeds D; or the smallest eigenvalues are requested
+                from an operator that is in float32 or whose matrix does not fit in memory.
             RuntimeError: The Lanczos method did not converge.
         """
         product = self._symmetric("eigsh")
@@ -266,10 +268,10 @@ class NTKOperator:
             return extreme(product, k, which, tol, max_products)
 
     def _symmetric(self, name: str) -> SymmetricProduct:
-        """The kernel of one set of samples.
+        """Return the kernel of one set of samples.
 
         Args:
-            name: Of the method that needs it, for the error.
+            name: The name of the method that needs it, for the error.
 
         Raises:
             ValueError: The operator has an `x2`.
@@ -297,7 +299,7 @@ class NTKOperator:
         )
 
     def diagonal(self) -> Tensor:
-        """The diagonal `[D]`, exactly, by O backward passes over all samples.
+        """Return the exact diagonal `[D]`, from O backward passes over all samples.
 
         Raises:
             ValueError: There is an `x2`.
@@ -310,19 +312,20 @@ class NTKOperator:
         n_samples: int = 32,
         generator: torch.Generator | None = None,
     ) -> TraceEstimate:
-        """The trace, by default an unbiased estimate and its standard error.
+        """Return the trace, by default an unbiased estimate and its standard error.
 
-        `"hutchinson"` averages `zᵀΘz = ‖Jᵀz‖²` over random signs z, a backward pass each; its
-        error falls like `1/sqrt(n_samples)`. `"xtrace"` takes `n_samples` products, half of them
-        with random vectors and half with a basis of what came out; where the spectrum decays, as
-        that of kernels does, its error falls much faster. `"exact"` sums the diagonal, in O
-        backward passes over all samples, and has no error.
+        `"hutchinson"` averages `zᵀΘz = ‖Jᵀz‖²` over vectors z of random signs, with a backward pass
+        for each; its error decreases like `1/sqrt(n_samples)`. `"xtrace"` takes `n_samples`
+        products, half of them with random vectors and half with a basis of the results. Its error
+        decreases much faster if the spectrum decays, as that of kernels does. `"exact"` sums the
+        diagonal, from O backward passes over all samples, and its error is 0.
 
         Args:
             method: The estimator.
-            n_samples: Backward passes, or products; at least 2 and 4. Not for `"exact"`.
-            generator: Of the random numbers; None takes the same ones in every call. The
-                global generators are never used.
+            n_samples: The number of backward passes (at least 2) for `"hutchinson"`, or of
+                products (at least 4) for `"xtrace"`; `"exact"` ignores it.
+            generator: The generator of the random numbers; None draws the same numbers in every
+                call. The global generators are never used.
 
         Raises:
             ValueError: There is an `x2`; `n_samples` is too small, or for `"xtrace"` not less
@@ -348,8 +351,8 @@ class NTKOperator:
         if n_samples < 2:
             expected = "at least 2, for the error of the estimate"
             raise value_error("n_samples", expected, n_samples)
-        # The traces of the full kernel and of "trace" are the same sum over outputs, so that
-        # signs for samples and outputs serve both, with one pass for each vector.
+        # The full kernel has the same trace as "trace", so that signs for samples and outputs
+        # estimate both, with one pass for each vector.
         z = signs(n_samples, self._map.left.size, generator)
         values = self._map.squared_norms(z.to(device=self.device, dtype=self.dtype))
         return mean_and_error(values / self._map.outputs if self._map.form == "mean" else values)
@@ -364,31 +367,31 @@ class NTKOperator:
     ) -> Solution:
         r"""Solve `(Θ + diag_reg · tr Θ/D) x = y`, with a verified residual.
 
-        By conjugate gradients, preconditioned with a randomized Nyström approximation of as many
-        vectors as pay for themselves; or by the dense matrix where that takes fewer operations and
-        fits in memory. Recurrences are in float64 whatever the operator's precision. The residual
-        is computed at the end, by a product with the x that is returned. A singular kernel gives
-        the solution of least norm where there is one.
+        The method is conjugate gradients, preconditioned with a randomized Nyström approximation
+        whose rank adapts to the spectrum; or Cholesky's decomposition of the dense matrix, if that
+        takes fewer operations and fits in memory. Recurrences are in float64 for every precision
+        of the operator. The residual is computed at the end, by a product with the returned x. For
+        a singular kernel the result is the solution of least norm, if there is a solution.
 
-        `diag_reg` means what it means in `torch_ntk.predict`. Its unit, the mean of the diagonal,
-        is computed exactly, by O backward passes over all samples.
+        `diag_reg` has the meaning that it has in `torch_ntk.predict`. Its unit, the mean of the
+        diagonal, is computed exactly, by O backward passes over all samples.
 
         Args:
-            y: Right-hand sides: `[D]`, or `[D, M]` for M of them, which share products; for
-                `output="full"` also outputs `[N, O]`, which are one.
-            diag_reg: Added to the diagonal, in units of its mean.
-            tol: Of `‖Θx + μx - y‖ / ‖y‖` for every right-hand side; None is 1e-8 in float64 and
-                1e-3 in float32.
-            max_products: At most about so many products of each right-hand side.
+            y: The right-hand sides: `[D]`, or `[D, M]` for M of them, which share products; for
+                `output="full"` also a single one in the shape of the outputs, `[N, O]`.
+            diag_reg: The number that is added to the diagonal, in units of its mean.
+            tol: The tolerance of `‖Θx + μx - y‖ / ‖y‖` for every right-hand side; None is 1e-8 in
+                float64 and 1e-3 in float32.
+            max_products: The approximate largest number of products for each right-hand side.
 
         Returns:
-            x in the shape of y, the residual that was reached, and the number of products.
+            x in the shape of y, the residual, and the number of products.
 
         Raises:
             TypeError: `y` is not a tensor of floating-point numbers.
             ValueError: There is an `x2`; `y` has another shape or device; `diag_reg` or `tol` is
                 negative.
-            RuntimeError: The tolerance was not reached; the message says what was.
+            RuntimeError: The tolerance was not reached; the message states the smallest residual.
 
         References:
             Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
@@ -425,23 +428,26 @@ class NTKOperator:
         max_products: int = 200,
         generator: torch.Generator | None = None,
     ) -> TraceEstimate:
-        r"""`log det (Θ + diag_reg · tr Θ/D)` = `tr log(…)`, and its standard error.
+        r"""Return `log det (Θ + diag_reg · tr Θ/D)` = `tr log(…)`, and its standard error.
 
-        Where the dense matrix takes fewer operations, and for `diag_reg=0`, it comes from all
-        eigenvalues, and the error is 0. Otherwise a Nyström approximation gives most of it
-        exactly, and stochastic Lanczos quadrature with random signs the rest: the error is that of
-        the mean over the signs, and what the last Lanczos steps have changed.
+        If the dense matrix takes fewer operations, and for `diag_reg=0`, the result is computed
+        from all eigenvalues, and the error is 0. Otherwise a Nyström approximation gives most of
+        it exactly, and stochastic Lanczos quadrature with random signs estimates the rest. The
+        stated error is the standard error of the mean over the signs plus the change by the last
+        Lanczos steps.
 
         Args:
-            diag_reg: Added to the diagonal, in units of its mean, as in `torch_ntk.predict`.
-            n_samples: Random vectors, at least 2.
-            max_products: At most so many products of each.
-            generator: Of the random numbers; None takes the same ones in every call.
+            diag_reg: The number that is added to the diagonal, in units of its mean, as in
+                `torch_ntk.predict`.
+            n_samples: The number of random vectors, at least 2.
+            max_products: The largest number of products for each vector.
+            generator: The generator of the random numbers; None draws the same numbers in every
+                call.
 
         Raises:
-            ValueError: There is an `x2`; an eigenvalue of Θ + μ cannot be told from 0, so that the
-                logarithm is -∞ to working precision; `diag_reg` is 0 for a matrix that does not
-                fit in memory.
+            ValueError: There is an `x2`; an eigenvalue of Θ + μ is 0 up to rounding, so that the
+                logarithm is -∞ to working precision; or `diag_reg` is 0 for a matrix that does
+                not fit in memory.
             RuntimeError: The quadrature did not converge in `max_products`.
 
         References:
@@ -461,19 +467,21 @@ class NTKOperator:
         max_products: int = 400,
         generator: torch.Generator | None = None,
     ) -> SpectralDensity:
-        r"""The density of the eigenvalues, smoothed, with its standard error.
+        r"""Return the smoothed density of the eigenvalues, with its standard error.
 
-        `φ(t) = 1/D Σ_i g(t - λ_i)` with a Gaussian g of standard deviation `width`, estimated by
-        stochastic Lanczos quadrature, or computed from all eigenvalues, with error 0, where the
-        dense matrix takes fewer operations. What is closer together than `width` is one: for the
-        small eigenvalues of a kernel on a logarithmic axis take those of `to_dense()`.
+        `φ(t) = 1/D Σ_i g(t - λ_i)` with a Gaussian g of standard deviation `width` is estimated by
+        stochastic Lanczos quadrature, or computed from all eigenvalues, with error 0, if the dense
+        matrix takes fewer operations. It does not resolve eigenvalues that are closer together
+        than `width`; the small eigenvalues of a kernel, on a logarithmic axis, are best computed
+        from `to_dense()`.
 
         Args:
-            width: Standard deviation of the Gaussian; None is a hundredth of the largest
-                eigenvalue. Narrower ones take more products.
-            n_samples: Random vectors, at least 2.
-            max_products: At most so many products of each.
-            generator: Of the random numbers; None takes the same ones in every call.
+            width: The standard deviation of the Gaussian; None is a hundredth of the largest
+                eigenvalue. Smaller widths need more products.
+            n_samples: The number of random vectors, at least 2.
+            max_products: The largest number of products for each vector.
+            generator: The generator of the random numbers; None draws the same numbers in every
+                call.
 
         Raises:
             ValueError: There is an `x2`, or `width` is not positive.
@@ -492,7 +500,7 @@ class NTKOperator:
 def _with_fewer_outputs(
     fn: ModelFunction, outputs: int, output: OperatorOutput, probes: int, seed: int
 ) -> tuple[ModelFunction, int]:
-    """The function whose outputs are differentiated, and how many it has, of one with `outputs`."""
+    """Return the function that is differentiated for this `output`, and its number of outputs."""
     if output == "pseudo":
         return fn.pseudo(), 1
     if output == "probed" and probes < outputs:

@@ -1,8 +1,8 @@
-"""Whether products with a Jacobian and with its transpose are right, at nearly no cost each.
+"""Check products with a Jacobian and with its transpose, each by a few inner products.
 
 Two pairs of vectors are computed once, by plain backward passes of the user's own module over all
-samples: `g = Jᵀ u` for random u, and `z = J w` for random w. Then every product with
-the transpose must satisfy `⟨Jᵀ v, w⟩ = ⟨v, z⟩`, and every product `⟨J t, u⟩ = ⟨t, g⟩`.
+samples: `g = Jᵀ u` for random u, and `z = J w` for random w. Then every product with the
+transpose must satisfy `⟨Jᵀ v, w⟩ = ⟨v, z⟩`, and every product `⟨J t, u⟩ = ⟨t, g⟩`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ T = TypeVar("T")
 
 
 class ProductCheck:
-    """The two pairs of vectors of a model and its samples.
+    """The check of all products of a model and its samples.
 
     Args:
         fn: The function.
         x: All samples.
-        forward: What one sample costs.
-        step: Samples of a pass.
+        forward: The shapes and costs of one forward pass.
+        step: The number of samples in a pass.
 
     Raises:
-        ValueError: The gradient of all samples is not the sum of those of two halves: they depend
-            on each other.
+        ValueError: The gradient of all samples is not the sum of the gradients of two halves,
+            because the outputs of a sample depend on other samples.
     """
 
     def __init__(self, fn: ModelFunction, x: Batch, forward: Inspection, step: int) -> None:
@@ -58,14 +58,14 @@ class ProductCheck:
         Backoff(len(x), max(2, step)).run(block)
         found = [product for product in products.values() if product is not None]
         self._z = torch.cat(found) if len(found) == len(products) else None
-        # A backward pass that computes something by itself may have no second derivative, silently.
+        # A custom backward pass may lack a second derivative without raising an error.
         if self._z is not None and not self.is_product(
             {k: w[None] for k, w in self._w.items()}, self._z[None]
         ):
             self._z = None
 
     def _of_block(self, a: int, b: int) -> tuple[Parameters, Parameters, Tensor | None]:
-        """The gradient of `Σ u·f`, the sum of those of two halves, and `J w` if there is one."""
+        """Return the gradient of `Σ u·f`, the sum of those of two halves, and `J w` or None."""
         x, u = self._x[a:b], self._u[a:b]
 
         def both(found: PlainPass) -> tuple[Parameters, Tensor | None]:
@@ -79,7 +79,7 @@ class ProductCheck:
             return gradient, product
 
         gradient, product = self._pass(x, both)
-        # A part of the samples alone has other neighbours.
+        # In a random half the samples have other neighbours in the batch.
         order = signs(b - a, like=u) > 0
         if b - a > 1 and (bool(order.all()) or not bool(order.any())):
             order[0] = ~order[0]
@@ -97,13 +97,13 @@ class ProductCheck:
         return self._pass(x, of_pass)
 
     def _pass(self, x: Batch, use: Callable[[PlainPass], T]) -> T:
-        # Of single samples some operations of torch are wrong: instance_norm of one image, where
-        # the next operation's gradient has its channels innermost.
+        # Some operations of torch are wrong for single samples: the gradient of instance_norm for
+        # one image, if the gradient that it receives has its channels innermost in memory.
         around = (lambda leaves: RightOperations()) if len(x) == 1 else None
         return self._fn.exact_plain.run(x, use, around)
 
     def is_transpose(self, v: Tensor, total: Parameters) -> bool:
-        """Whether `total` `{name: [c, ...]}` is `Jᵀ v` of `v` `[c, N, O]`."""
+        """Whether `total` `{name: [c, ...]}` is `Jᵀ v` for v `[c, N, O]`."""
         terms = {k: t.reshape(len(v), -1) * self._w[k].reshape(1, -1) for k, t in total.items()}
         found = torch.stack([t.sum(1) for t in terms.values()]).sum(0)
         if self._z is None:
@@ -118,7 +118,7 @@ class ProductCheck:
         return self._close(found, products.sum((1, 2)), scale)
 
     def is_product(self, t: Parameters, result: Tensor) -> bool:
-        """Whether `result` `[c, N, O]` is `J t` of `t` `{name: [c, ...]}`."""
+        """Whether `result` `[c, N, O]` is `J t` for t `{name: [c, ...]}`."""
         terms = [d.reshape(len(result), -1) * self._g[k].reshape(1, -1) for k, d in t.items()]
         expected = torch.stack([e.sum(1) for e in terms]).sum(0)
         scale = torch.stack([e.abs().sum(1) for e in terms]).sum(0)

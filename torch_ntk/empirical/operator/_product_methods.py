@@ -1,7 +1,7 @@
-"""Products with the Jacobian of a batch and with its transpose, in three ways.
+"""Three methods for products with the Jacobian of a batch and with its transpose.
 
-The first two evaluate a batch as a batch: the sum over samples in Jᵀv is then part of the backward
-pass, and no gradient of a single sample is ever formed.
+The first two evaluate all samples of the batch together: the sum over samples in Jᵀv is then part
+of the backward pass, and the gradient of a single sample is never formed.
 """
 
 from __future__ import annotations
@@ -31,48 +31,54 @@ from ..inspect import Inspection
 T = TypeVar("T")
 
 
-class Way(ABC):
-    """How a batch is differentiated."""
+class ProductMethod(ABC):
+    """A method for products with the Jacobian `J[n]`, `[O, P]`, of each sample n of a batch."""
 
     def bytes_per_sample(self, fn: ModelFunction, forward: Inspection) -> int:
-        """Memory of one sample while one direction is multiplied."""
+        """Return the bytes that one sample takes in a product with one vector."""
         return 4 * forward.activation_bytes
 
     @abstractmethod
     def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
-        """Outputs `[n, O]`, and `Σ_n J[n]ᵀ v[c, n]` as `{name: [c, ...]}`, of `v` `[c, n, O]`."""
+        """Return the outputs `[n, O]`, and `Σ_n J[n]ᵀ v[c, n]` as `{name: [c, ...]}`.
+
+        Here v is `[c, n, O]`.
+        """
 
     @abstractmethod
     def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
-        """`J[n] w[c]` as `[c, n, O]`, of `w` `{name: [c, ...]}`."""
+        """Return `J[n] w[c]` as `[c, n, O]` for w `{name: [c, ...]}`."""
 
 
-class Forward(Way):
-    """By torch.func, several directions at once: Jw in forward mode, without a graph."""
+class FunctionalProducts(ProductMethod):
+    """Products by torch.func, for several vectors at once; Jw in forward mode, without a graph."""
 
     def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
-        """One forward pass, and a backward pass for each direction."""
+        """Make one forward pass, and a backward pass for each vector."""
         with transforming(), RightOperations():
             transformed = vjp(lambda p: fn.batch(p, x), fn.params)
             out, pull = transformed[0], transformed[1]
-            rows = _directions(lambda d: pull(d["v"])[0], {"v": v})
+            rows = _for_each(lambda d: pull(d["v"])[0], {"v": v})
         return out.detach(), rows
 
     def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
-        """One jvp for each direction."""
+        """Make a jvp for each vector."""
 
         def one(direction: Parameters) -> Parameters:
             return {"f": jvp(lambda p: fn.batch(p, x), (fn.params,), (direction,))[1]}
 
         with transforming(), RightOperations():
-            return _directions(one, w)["f"]
+            return _for_each(one, w)["f"]
 
 
-class Plain(Way):
-    """By plain backward passes of the user's own module: Jw as the derivative of `⟨Jᵀu, w⟩`."""
+class PlainProducts(ProductMethod):
+    """Products by plain backward passes of the user's own module.
+
+    Jw is the derivative of `⟨Jᵀu, w⟩` with respect to u.
+    """
 
     def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
-        """One backward pass for each direction."""
+        """Make a backward pass for each vector."""
 
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
             rows = [found.gradients(direction) for direction in v]
@@ -81,7 +87,7 @@ class Plain(Way):
         return _run(fn, x, of_pass)
 
     def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
-        """Two backward passes for each direction."""
+        """Make two backward passes for each vector."""
 
         def of_pass(found: PlainPass) -> Tensor:
             count = next(iter(w.values())).shape[0]
@@ -91,15 +97,15 @@ class Plain(Way):
         return _run(fn, x, of_pass)
 
 
-class Formed(Way):
-    """Jacobians of the samples of a block, for operations with first derivatives only."""
+class DenseProducts(ProductMethod):
+    """Products with formed Jacobians of a block, for operations with first derivatives only."""
 
     def bytes_per_sample(self, fn: ModelFunction, forward: Inspection) -> int:
-        """Those of the Jacobian, whatever the number of directions."""
+        """Return the bytes of a sample's Jacobian; the vectors add little."""
         return forward.outputs * 2 * fn.parameter_bytes + 4 * forward.activation_bytes
 
     def pull(self, fn: ModelFunction, x: Batch, v: Tensor) -> tuple[Tensor, Parameters]:
-        """Rows of the Jacobians, weighted and summed."""
+        """Return the weighted sums of the rows of the Jacobians."""
         rows = v.reshape(v.shape[0], -1)
         outputs, jacobians = plain_jacobians(fn, x, fn.params)
         return outputs, {
@@ -108,7 +114,7 @@ class Formed(Way):
         }
 
     def push(self, fn: ModelFunction, x: Batch, w: Parameters) -> Tensor:
-        """The Jacobians times each direction."""
+        """Return the Jacobians times each vector."""
         products = [
             (j @ w[k].reshape(-1, j.shape[2]).T).permute(2, 0, 1)
             for k, j in plain_jacobians(fn, x, fn.params)[1].items()
@@ -116,11 +122,15 @@ class Formed(Way):
         return torch.stack(products).sum(0)
 
 
-WAYS: tuple[type[Way], ...] = (Forward, Plain, Formed)
+PRODUCT_METHODS: tuple[type[ProductMethod], ...] = (
+    FunctionalProducts,
+    PlainProducts,
+    DenseProducts,
+)
 
 
-def _directions(one: Callable[[Parameters], Parameters], directions: Parameters) -> Parameters:
-    """`one` for every direction: at once, or one by one where vmap has no rule."""
+def _for_each(one: Callable[[Parameters], Parameters], directions: Parameters) -> Parameters:
+    """Return `one` of every direction: all at once, or one by one if vmap has no rule."""
     count = next(iter(directions.values())).shape[0]
     if count > 1:
         try:
@@ -134,7 +144,7 @@ def _directions(one: Callable[[Parameters], Parameters], directions: Parameters)
 
 
 def _run(fn: ModelFunction, x: Batch, of_pass: Callable[[PlainPass], T]) -> T:
-    """A plain pass; what autograd cannot do is what torch.func cannot do."""
+    """Use a plain pass; an operation without the derivative raises `CannotTransformError`."""
     try:
         return fn.exact_plain.run(x, of_pass)
     except (ArgumentError, MemoryError):

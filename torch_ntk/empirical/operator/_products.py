@@ -1,4 +1,4 @@
-"""A Jacobian and its transpose times vectors, in blocks of samples and of vectors."""
+"""Products of a Jacobian and its transpose with vectors, in blocks of samples and of vectors."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ...memory import Backoff, budget, check_enough, ranges
 from .._precondition import Precondition
 from ..inspect import Inspection
 from ._product_check import ProductCheck
-from ._ways import WAYS
+from ._product_methods import PRODUCT_METHODS
 
-# A CPU gains nothing from larger blocks, and the operator is there to save memory.
+# A CPU gains nothing from larger blocks, and the purpose of the operator is to save memory.
 _CPU_BYTES = 1024**3
-# Blocks below this many samples leave the machine idle: rather take fewer vectors at once.
+# Blocks of fewer samples leave the machine idle, so fewer vectors are multiplied at once instead.
 _FEW = 16
 
 T = TypeVar("T")
 Advance: TypeAlias = Callable[[int], None]
-"""Told of every number of samples that is done."""
+"""Called with the number of samples that have been processed since the last call."""
 
 
 class Products:
-    """The Jacobian of all samples as a linear map, never formed.
+    """The Jacobian of all samples as a linear map, which is not formed.
 
     Args:
         fn: The function of the parameters.
         x: All samples.
-        forward: What one sample costs.
-        batch_size: Samples per block; None follows from the memory.
+        forward: The shapes and costs of one forward pass.
+        batch_size: The number of samples per block; None chooses from the memory.
         check: Whether every product is compared with plain backward passes.
 
     Attributes:
         x: The samples.
-        size: N·O, the number of its rows; entry `n·O + i` of a vector is output i of sample n.
+        size: N·O, the number of rows; entry `n·O + i` of a vector is output i of sample n.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Products:
         self.x, self.size = x, len(x) * forward.outputs
         self._fn, self._forward = fn, forward
         self._batch_size = batch_size
-        self._ways = [way() for way in WAYS]
+        self._methods = [method() for method in PRODUCT_METHODS]
         self._check = ProductCheck(fn, x, forward, self.sizes(1)[1]) if check else None
         self._first = fn.exact_plain.run(x[:1], lambda found: found.outputs.detach())
 
     def transpose(self, v: Tensor, advance: Advance) -> Parameters:
-        """`Jᵀ v` as `{name: [c, ...]}`, of `v` `[c, N·O]`, checked."""
+        """Return `Jᵀ v` as `{name: [c, ...]}` for v `[c, N·O]`, after checking it."""
         v = v.reshape(len(v), len(self.x), self._forward.outputs)
 
         def attempt() -> Parameters:
@@ -68,7 +68,7 @@ class Products:
         return self._first_right(attempt, lambda t: check is None or check.is_transpose(v, t))
 
     def product(self, t: Parameters, advance: Advance) -> Tensor:
-        """`J t` as `[c, N·O]`, of `t` `{name: [c, ...]}`, checked."""
+        """Return `J t` as `[c, N·O]` for t `{name: [c, ...]}`, after checking it."""
 
         def attempt() -> Tensor:
             count = next(iter(t.values())).shape[0]
@@ -79,10 +79,10 @@ class Products:
         return found.reshape(len(found), self.size)
 
     def _first_right(self, attempt: Callable[[], T], is_right: Callable[[T], bool]) -> T:
-        """By the first way that gives the right result; those before it are not tried again.
+        """Return the result of the first method that gives the right one, and use it from now on.
 
-        Forward mode is not right where a forward stops gradients with `torch.no_grad()`, which
-        forward mode ignores.
+        Forward mode gives a wrong result if a forward stops gradients with `torch.no_grad()`,
+        which forward mode ignores.
         """
         failed: CannotTransformError | None = None
         while True:
@@ -92,9 +92,9 @@ class Products:
                     return found
             except CannotTransformError as error:
                 failed = failed or error
-            if len(self._ways) == 1:
+            if len(self._methods) == 1:
                 break
-            self._ways = self._ways[1:]
+            self._methods = self._methods[1:]
         if failed is not None and isinstance(failed.__cause__, Exception):
             raise failure(failed.__cause__, "multiply by the Jacobian of the model") from failed
         raise value_error(
@@ -105,7 +105,7 @@ class Products:
         )
 
     def squared_norms(self, v: Tensor, precondition: Precondition, advance: Advance) -> Tensor:
-        """`‖P^½ Jᵀ v‖²` as `[c]`, of `v` `[c, N·O]`."""
+        """Return `‖P^½ Jᵀ v‖²` as `[c]`, for v `[c, N·O]`."""
         vectors, _ = self.sizes(v.shape[0])
         rows = []
         for a, b in ranges(0, v.shape[0], vectors):
@@ -115,10 +115,10 @@ class Products:
         return torch.cat([r for r in rows if isinstance(r, Tensor)])
 
     def sizes(self, count: int) -> tuple[int, int]:
-        """How many of `count` vectors, and how many samples, are in memory at once.
+        """Return how many of `count` vectors, and how many samples, are in memory at once.
 
-        A vector takes its gradient about three times over, and every sample of a block once more
-        for each vector.
+        Each vector needs the memory of about three gradients, and each pair of a vector and a
+        sample of the block that of a sample.
         """
         n = len(self.x)
         free = budget(self._fn.device)
@@ -126,7 +126,7 @@ class Products:
             free = min(free, _CPU_BYTES)
         item = torch.finfo(self._fn.dtype).bits // 8
         gradient = 3 * item * sum(p.numel() for p in self._fn.params.values())
-        sample = max(1, self._ways[0].bytes_per_sample(self._fn, self._forward))
+        sample = max(1, self._methods[0].bytes_per_sample(self._fn, self._forward))
         check_enough(gradient + sample)
         block = min(n, self._batch_size or _FEW)
         vectors = min(count, free // (2 * gradient), free // (2 * sample * block))
@@ -138,7 +138,7 @@ class Products:
         total = {k: p.new_zeros(v.shape[0], *p.shape) for k, p in self._fn.params.items()}
 
         def block(start: int, stop: int) -> None:
-            out, gradients = self._ways[0].pull(self._fn, self.x[start:stop], v[:, start:stop])
+            out, gradients = self._methods[0].pull(self._fn, self.x[start:stop], v[:, start:stop])
             if start == 0:
                 self._check_unchanged(out[:1])
             for k, g in gradients.items():
@@ -155,14 +155,17 @@ class Products:
         )
 
         def block(start: int, stop: int) -> None:
-            result[:, start:stop] = self._ways[0].push(self._fn, self.x[start:stop], total)
+            result[:, start:stop] = self._methods[0].push(self._fn, self.x[start:stop], total)
             advance(stop - start)
 
         Backoff(n, samples).run(block)
         return result
 
     def _check_unchanged(self, out: Tensor) -> None:
-        """Parameters and buffers are copies, but the forward and its settings are the caller's."""
+        """Raise an error if the module's outputs for the first sample have changed.
+
+        Parameters and buffers are copies, but the code and other attributes are the caller's.
+        """
         if bool(self._first.isfinite().all()) and not agree([out], [self._first]):
             raise RuntimeError(
                 "The module computes something else than when this NTKOperator was made, with "

@@ -20,10 +20,10 @@ class Solution(NamedTuple):
     """The solution of a linear system with a kernel.
 
     Attributes:
-        x: In the shape of the right-hand sides, in the precision of the operator.
-        residual: The largest `‖Θx + μx - y‖ / ‖y‖` of a right-hand side, by a product that was
-            made for this purpose with the returned x.
-        products: How many vectors were multiplied by Θ in all; 0 if its matrix was factored.
+        x: The solution, in the shape of the right-hand sides and the precision of the operator.
+        residual: The largest `‖Θx + μx - y‖ / ‖y‖` of all right-hand sides, from a product with the
+            returned x.
+        products: The number of vectors that were multiplied by Θ; 0 if its matrix was factored.
     """
 
     x: Tensor
@@ -32,7 +32,7 @@ class Solution(NamedTuple):
 
 
 Inner = Callable[[Tensor, Tensor], Tensor]
-"""Of right-hand sides `[D, M]` and norms `[M]` that residuals should reach, about the solution."""
+"""Returns an approximate solution for right-hand sides `[D, M]` and target residuals `[M]`."""
 
 
 def solve(
@@ -43,24 +43,24 @@ def solve(
     max_products: int,
     factor: Callable[[float], Inner | None] | None = None,
 ) -> Solution:
-    """The solution for all columns of y `[D, M]`, float64 on the CPU, to a relative tolerance.
+    """Return the solution for all columns of y `[D, M]`, float64 on the CPU.
 
-    Whatever finds x, a direct solver or conjugate gradients, the residual is then computed by a
-    fresh product, and x is improved by the solution for that residual until it is small enough or
-    does not fall any more. This also takes out what the recurrence of conjugate gradients has lost
-    by rounding, which is much in float32.
+    A direct solver or conjugate gradients find x. Then the residual is computed by a new product,
+    and the solution for this residual is added to x, until the residual is small enough or does
+    not decrease any more (iterative refinement). This also corrects the rounding errors of the
+    recurrence of conjugate gradients, which are large in float32.
 
     Args:
-        product: Θ.
-        y: Right-hand sides.
-        diag_reg: Which gives μ.
-        tol: Of the residual.
-        max_products: Of each right-hand side.
-        factor: In place of the product's own matrix: a direct solver of `Θ + μ`, or None where that
-            has no factor, which leaves it to conjugate gradients.
+        product: The matrix Θ.
+        y: The right-hand sides.
+        diag_reg: The number that determines μ.
+        tol: The relative tolerance of the residual.
+        max_products: The largest number of products for each right-hand side.
+        factor: Returns a direct solver of `Θ + μ` for the given μ, or None if there is no factor;
+            then conjugate gradients are used.
 
     Raises:
-        TypeError, ValueError: A wrong argument.
+        TypeError, ValueError: An argument is wrong.
         RuntimeError: The tolerance was not reached.
     """
     check_positive_int("max_products", max_products)
@@ -101,11 +101,11 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Counted:
-    """Products with `Θ + μ`, counted.
+    """Products with `Θ + μ` that are counted.
 
     Attributes:
-        products: Vectors that were multiplied.
-        rounds: Times that any were.
+        products: The number of vectors that were multiplied.
+        rounds: The number of calls of `multiply`.
     """
 
     def __init__(self, product: SymmetricProduct, shift: float) -> None:
@@ -119,12 +119,12 @@ class _Counted:
 
 
 def _direct(product: SymmetricProduct, shift: float) -> Inner:
-    """By Cholesky's factor of the matrix; of a singular one by its pseudo-inverse."""
+    """Return a solver by Cholesky's factor, or by the pseudo-inverse of a singular matrix."""
     matrix = product.to_dense()
     shifted = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(shifted)
-    # Rounding can lift the last pivots of a singular matrix above zero.
+    # Rounding errors can make the last pivots of a singular matrix positive.
     if not failed and bool(factor.diagonal().min().square() > rounding):
         return lambda y, target: torch.cholesky_solve(y, factor)
     eigen = symmetric_eigen("operator", matrix, eps=product.eps, shift=shift)
@@ -133,7 +133,7 @@ def _direct(product: SymmetricProduct, shift: float) -> Inner:
 
 
 def _iterative(left: Nystroem, shift: float, counted: _Counted, max_products: int) -> Inner:
-    """By conjugate gradients with a Nyström preconditioner."""
+    """Return a solver by conjugate gradients with a Nyström preconditioner."""
     precondition = _preconditioner(left, shift)
 
     def inner(y: Tensor, target: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _iterative(left: Nystroem, shift: float, counted: _Counted, max_products: in
 
 
 def _preconditioner(left: Nystroem, shift: float) -> Callable[[Tensor], Tensor]:
-    """`P⁻¹ v`, P being the identity on the complement of what the sketch has found."""
+    """Return `v ↦ P⁻¹ v`, where P is the identity on the complement of the sketch's range."""
     rest = left.smallest + shift
     if rest == 0.0:
         return lambda v: v
@@ -157,18 +157,20 @@ def _conjugate_gradients(
     target: Tensor,
     max_products: int,
 ) -> Tensor:
-    """Each column by a recurrence of its own, while they share products (Hestenes, Stiefel 1952).
+    """Return approximate solutions by conjugate gradients (Hestenes, Stiefel 1952).
 
-    A column stops when its residual by the recurrence is half of its target, or when the matrix
-    has no curvature along its direction. The x of the smallest residual is kept: where a singular
-    system has no solution, the recurrence grows without bound.
+    Each column has its own recurrence, and all columns share products. A column stops when the
+    residual of its recurrence is half of its target, or when the matrix has no curvature along its
+    direction. The x with the smallest residual is returned, because the recurrence of a singular
+    system without a solution grows without bound.
 
     Args:
-        counted: `Θ + μ`.
-        precondition: `P⁻¹ v`.
-        y: Right-hand sides `[D, M]`.
-        target: Norms `[M]` of the residuals.
-        max_products: After so many rounds of products, counted from the first, all stop.
+        counted: The matrix `Θ + μ`.
+        precondition: Returns `P⁻¹ v`.
+        y: The right-hand sides `[D, M]`.
+        target: The norms `[M]` that the residuals should reach.
+        max_products: The number of rounds of products, counted from the first, after which all
+            columns stop.
     """
     x, r = torch.zeros_like(y), y.clone()
     z = precondition(r)

@@ -20,26 +20,27 @@ from ._lanczos_quadrature import LanczosQuadrature
 from ._stochastic_trace import signs
 from ._symmetric_product import SymmetricProduct
 
-_WIDTH = 0.01  # of the largest eigenvalue
-_PER_WIDTH = 4  # points of the grid
+_WIDTH = 0.01  # the default width, as a part of the largest eigenvalue
+_PER_WIDTH = 4  # points of the grid per width
 _MOST_POINTS = 1_000_000
-_REACH = 6.0  # widths beyond which a Gaussian is 0
-_CHANGE = 1e-3  # of the whole mass that more Lanczos steps may move
+_REACH = 6.0  # the distance, in widths, beyond which a Gaussian counts as 0
+_CHANGE = 1e-3  # converged when more Lanczos steps move less than this part of the total mass
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """How the eigenvalues of a kernel are distributed; all tensors are float64 on the CPU.
+    """The smoothed density of a kernel's eigenvalues; all tensors are float64 on the CPU.
 
     Attributes:
-        grid: Eigenvalues t `[G]`, equally spaced, beyond both ends of the spectrum.
-        density: φ(t) `[G]`, whose integral is 1.
-        standard_error: Of the density `[G]`, from the spread of the random vectors; 0 where all
-            eigenvalues have been computed.
-        width: σ, the standard deviation of the Gaussian: nothing narrower can be seen.
-        values: Nodes of the quadrature, or the eigenvalues themselves.
-        weights: Of the nodes, summing to 1: `Σ weights · f(values)` estimates `tr f(Θ) / D` for
-            smooth f.
+        grid: The arguments t `[G]`, equally spaced, from below the smallest to above the largest
+            eigenvalue.
+        density: The density φ(t) `[G]`, whose integral is 1.
+        standard_error: The standard error of the density `[G]`, from the variation between random
+            vectors; 0 if all eigenvalues have been computed.
+        width: The standard deviation σ of the Gaussian, which is the resolution of the density.
+        values: The nodes of the quadrature, or the eigenvalues themselves.
+        weights: The weights of the nodes, whose sum is 1: `Σ weights · f(values)` estimates
+            `tr f(Θ) / D` for smooth f.
     """
 
     grid: Tensor
@@ -57,10 +58,10 @@ def spectral_density(
     max_products: int,
     generator: torch.Generator | None,
 ) -> SpectralDensity:
-    """The density and its standard error.
+    """Return the density and its standard error.
 
     Raises:
-        TypeError, ValueError: A wrong argument.
+        TypeError, ValueError: An argument is wrong.
         RuntimeError: The quadrature did not converge.
     """
     if check_positive_int("n_samples", n_samples) < 2:
@@ -115,7 +116,7 @@ def _width(width: float | None, largest: float) -> float:
 
 
 def _grid(sigma: float, largest: float) -> Tensor:
-    """Points from below 0 to above the largest eigenvalue, at whole multiples of their spacing."""
+    """Return points from below 0 to above the largest eigenvalue, at multiples of their spacing."""
     step = sigma / _PER_WIDTH
     beyond = math.ceil(_REACH * _PER_WIDTH)
     last = math.ceil(max(largest, 0.0) / step) + beyond
@@ -129,7 +130,7 @@ def _grid(sigma: float, largest: float) -> Tensor:
 
 
 def _smoothed(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Tensor:
-    """`Σ_j weights[k, j] g(grid - values[k, j])` as `[K, G]`."""
+    """Return `Σ_j weights[k, j] g(grid - values[k, j])` as `[K, G]`."""
     found = torch.zeros(len(values), len(grid), dtype=torch.float64)
     for v, w in zip(values.T, weights.T, strict=True):
         found += w[:, None] * torch.exp(-0.5 * ((grid - v[:, None]) / sigma).square())

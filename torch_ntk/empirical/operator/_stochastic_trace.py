@@ -17,14 +17,14 @@ class TraceEstimate(NamedTuple):
 
 
 def signs(count: int, size: int, generator: torch.Generator | None) -> Tensor:
-    """`[count, size]` of ±1 in float64, without touching the global generators."""
+    """Return random ±1 `[count, size]` in float64; global generators are not used."""
     source = _generator(generator)
     bits = torch.randint(2, (count, size), generator=source, device=source.device)
     return bits.double().mul_(2).sub_(1)
 
 
 def on_sphere(count: int, size: int, generator: torch.Generator | None) -> Tensor:
-    """`[count, size]` of norm `sqrt(size)` with directions spread evenly."""
+    """Return random vectors `[count, size]` of norm `sqrt(size)` with uniform directions."""
     source = _generator(generator)
     normal = torch.randn(count, size, generator=source, device=source.device, dtype=torch.float64)
     return torch.nn.functional.normalize(normal).mul_(size**0.5)
@@ -35,24 +35,24 @@ def _generator(generator: torch.Generator | None) -> torch.Generator:
 
 
 def mean_and_error(values: Tensor) -> TraceEstimate:
-    """The mean of equally distributed values and its standard error."""
+    """Return the mean of identically distributed values, and its standard error."""
     error = float(values.std()) / len(values) ** 0.5
     return TraceEstimate(float(values.mean()), error)
 
 
 def xtrace(product: Callable[[Tensor], Tensor], omega: Tensor) -> TraceEstimate:
-    r"""The XTrace estimator of Epperly, Tropp and Webber, "XTrace" (2024).
+    r"""Return the XTrace estimate of Epperly, Tropp and Webber, "XTrace" (2024).
 
-    For every test vector ω_i, the trace is taken exactly on the range of the products Θω_j with
-    all *other* vectors, and estimated by ω_i on its complement; the mean over i is unbiased, and
-    the error falls with the decay of the spectrum.
+    For every test vector ω_i, the trace is computed exactly on the range of the products Θω_j with
+    all *other* vectors, and estimated by ω_i on its complement. The mean over i is unbiased, and
+    the faster the spectrum decays, the smaller is its error.
 
     With Θ[ω_1 … ω_k] = QR, the basis without i is that of Q(I - s_i s_iᵀ), where s_i is the i-th
     column of R⁻ᵀ, normalized: it is orthogonal to all columns of R but the i-th.
 
     Args:
-        product: Θ times a float64 matrix `[D, c]`.
-        omega: Test vectors `[D, k]` with k < D.
+        product: Returns Θ times a float64 matrix `[D, c]`.
+        omega: The test vectors `[D, k]` with k < D.
     """
     y = product(omega)
     q, r = torch.linalg.qr(y)
@@ -60,7 +60,7 @@ def xtrace(product: Callable[[Tensor], Tensor], omega: Tensor) -> TraceEstimate:
     rank = int((spread > spread[0] * 1e-10).sum())
     k = omega.shape[1]
     if rank < k:
-        # The range of Θ is found even without any one vector: there is nothing to leave out.
+        # Any k - 1 of the products span the range of Θ, so that no vector must be left out.
         u, _, _ = torch.linalg.svd(y, full_matrices=False)
         q = u[:, :rank]
         s = torch.zeros(rank, k, dtype=omega.dtype, device=omega.device)

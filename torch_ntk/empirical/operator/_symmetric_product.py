@@ -1,4 +1,4 @@
-"""A symmetric matrix of which algorithms know products only."""
+"""A symmetric matrix of which algorithms use only products."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..._checks import check_finite_number
 
 @dataclass(frozen=True)
 class SymmetricProduct:
-    """A symmetric positive semidefinite matrix, known by its products.
+    """A symmetric positive semidefinite matrix Θ, given by functions.
 
     Attributes:
-        size: D.
-        dtype: Of the products.
-        device: Where its dense form would be.
-        multiply: `Θ v` of a float64 matrix `[D, M]` on the CPU, likewise.
-        to_dense: The matrix.
-        diagonal: Its diagonal `[D]`.
-        is_dense_cheaper: Whether forming it takes less than some tens of products.
+        size: The number D of rows.
+        dtype: The dtype in which products are computed.
+        device: The device of the dense matrix.
+        multiply: Returns `Θ v` for a matrix v `[D, M]`; both are float64 on the CPU.
+        to_dense: Returns the matrix.
+        diagonal: Returns its diagonal `[D]`.
+        is_dense_cheaper: Returns whether forming the matrix costs less than some tens of products.
     """
 
     size: int
@@ -36,16 +36,16 @@ class SymmetricProduct:
 
     @property
     def eps(self) -> float:
-        """Relative rounding of a product."""
+        """The relative rounding error of a product."""
         return torch.finfo(self.dtype).eps
 
     @cached_property
     def trace(self) -> float:
-        """Of the matrix, exactly."""
+        """The exact trace of the matrix."""
         return float(self.diagonal().double().sum())
 
     def formed(self) -> SymmetricProduct:
-        """The same, with the matrix in float64 on the CPU, which is formed now."""
+        """Form the matrix in float64 on the CPU, and return it as such a product."""
         matrix = self.to_dense().double().cpu()
         return replace(
             self,
@@ -55,16 +55,16 @@ class SymmetricProduct:
         )
 
     def shift(self, diag_reg: object) -> float:
-        """What `diag_reg` adds to the diagonal: so many times its mean.
+        """Return the number that `diag_reg` adds to the diagonal: `diag_reg · tr Θ/D`.
 
         Raises:
-            TypeError, ValueError: Not a finite number of at least 0.
+            TypeError, ValueError: `diag_reg` is not a finite number of at least 0.
         """
         share = self.check_diag_reg(diag_reg)
         return share * self.trace / self.size if share else 0.0
 
     @staticmethod
     def check_diag_reg(diag_reg: object) -> float:
-        """Return it if it is a finite number of at least 0."""
+        """Return `diag_reg` if it is a finite number of at least 0."""
         remedy = "It is added to the kernel's diagonal in units of the diagonal's mean."
         return check_finite_number("diag_reg", diag_reg, minimum=0.0, remedy=remedy)

@@ -1,4 +1,4 @@
-"""What callers multiply with: vectors and matrices, tensors and arrays, and SciPy's interface."""
+"""Operands and results of operators: vectors, matrices, NumPy arrays and SciPy's interface."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 
 class Matrix(Protocol):
-    """What is known by its products with tensors and arrays."""
+    """A matrix that multiplies tensors and arrays, and may not be formed."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensors that it multiplies."""
+        """The dtype of the tensors that it multiplies."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Of the tensors that it multiplies."""
+        """The device of the tensors that it multiplies."""
         ...
 
 
 def multiplied(
     matrix: Matrix, other: object, product: Callable[[Tensor], Tensor]
 ) -> Tensor | NDArray[Any]:
-    """`matrix @ other`, of the kind of `other`.
+    """Return `matrix @ other`, a tensor for a tensor and an array for an array.
 
     Args:
-        matrix: What is multiplied.
+        matrix: The matrix `[D1, D2]`.
         other: A vector `[D2]` or a matrix `[D2, M]`.
-        product: `[D2, M]` to `[D1, M]`.
+        product: Multiplies a tensor `[D2, M]`, and returns `[D1, M]`.
 
     Raises:
-        TypeError: Not a tensor or an array of real numbers, or a tensor of another dtype.
-        ValueError: Another length, another device, NaN or infinity.
+        TypeError: `other` is not a tensor or an array of real numbers, or has another dtype.
+        ValueError: Its length or device differs, or it is not finite.
     """
     if isinstance(other, np.ndarray):
         if other.dtype.kind not in "fiub":
@@ -75,7 +75,7 @@ def _checked(matrix: Matrix, v: object) -> Tensor:
 
 
 def as_scipy(matrix: Any, transposed: Any) -> LinearOperator:
-    """A `LinearOperator` of float64 of what multiplies arrays, and of its transpose."""
+    """Return a `LinearOperator` of float64 with products by `matrix` and by its transpose."""
     from scipy.sparse.linalg import LinearOperator  # slow to import
 
     def by(operator: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
