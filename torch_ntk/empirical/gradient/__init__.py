@@ -1,7 +1,8 @@
-"""Gradients of a kernel by parameters and inputs: `empirical_ntk(..., differentiable=True)`.
+"""Gradients of a kernel: `empirical_ntk(..., differentiable=True)`.
 
-The kernel is computed as ever, without a graph. Its backward pass evaluates the network again,
-block by block, and differentiates `⟨W, Θ⟩`, W being the derivative of the loss by the kernel.
+The kernel is computed without a graph, as always. Its backward pass evaluates the network again,
+block by block, and differentiates `⟨W, Θ⟩` with respect to parameters and inputs, where W is the
+derivative of the loss with respect to the kernel.
 """
 
 from ._check import check_gradient as check_gradient

@@ -1,11 +1,11 @@
-"""Whether a kernel's gradient is right, found out on two samples before it is needed.
+"""Check a kernel's gradient on two samples, when the kernel is computed.
 
-For weights W = u vᵀ over pairs of a sample and an output, `⟨W, Θ⟩ = ⟨Jᵀu, Jᵀv⟩` is made of two
-plain backward passes of the user's own module, which autograd differentiates: as costly as a few
-training steps on these samples, and by other means than the gradient of a kernel. Of torch's own
-operations both have the same formulas, which are trusted. What an `autograd.Function` of the user
-does in its `backward` need not be differentiable, and torch does not notice; if there is one, the
-derivative in a random direction is compared with a difference of values.
+For weights W = u vᵀ over pairs of a sample and an output, `⟨W, Θ⟩ = ⟨Jᵀu, Jᵀv⟩` follows from two
+plain backward passes of the user's own module, which autograd differentiates. This costs as much
+as a few training steps on these samples, and is independent of the gradient of a kernel, except
+that both rely on the derivative formulas of torch's own operations. The `backward` of a user's
+`autograd.Function` need not be differentiable, which torch does not notice. If the model has one,
+the derivative in a random direction is compared with a finite difference.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ from ._kernel_gradient import KernelGradient, gradients
 
 T = TypeVar("T")
 
-_MOST_OUTPUTS = 3  # another number than that of the samples: some batching rules confuse axes
+_MOST_OUTPUTS = 3  # not the number of samples, since wrong batching rules may swap axes
 _ROUNDINGS = 1e3
-# Of a difference of values only the steps without a kink in between are right; one that is found
-# must be so close.
+# The steps of finite differences, and the relative error of the best one. Not every step needs to
+# agree, because there may be a kink of the function within it.
 _STEPS, _CLOSE_TO_DIFFERENCE = (1e-4, 1e-5, 1e-6), 1e-4
 _STEPS_IN_SINGLE, _CLOSE_IN_SINGLE = (1e-2, 1e-3), 3e-2
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """What plain backward passes give.
+    """The value and the gradients from plain backward passes.
 
     Attributes:
-        value: `⟨Jᵀu, Jᵀv⟩`.
-        gradients: By the sources; None of what is no parameter and no input.
-        has_functions: Whether an `autograd.Function` takes part.
+        value: The number `⟨Jᵀu, Jᵀv⟩`.
+        gradients: Its gradients with respect to the sources; None for a source that is neither a
+            parameter nor an input of the passes.
+        has_functions: Whether the graph contains an `autograd.Function`.
     """
 
     value: Tensor
@@ -61,14 +62,14 @@ class _Expected:
 
 
 def check_gradient(gradient: KernelGradient) -> KernelGradient:
-    """The gradient as it is to be taken: by torch.func, or by loops where that is not right.
+    """Return the gradient by torch.func if it is right, and by loops otherwise.
 
     Raises:
-        ValueError: Autograd cannot differentiate the kernel of this model, or not by all tensors
-            that require grad and that it depends on.
+        ValueError: Autograd cannot differentiate the kernel of this model, or not with respect to
+            all tensors that require grad and on which it depends.
     """
     with stage("check"):
-        small = _Small.of(gradient)
+        small = _TwoSamples.of(gradient)
         expected = small.expected()
         if expected.has_functions:
             double = small.in_double()
@@ -85,12 +86,12 @@ def check_gradient(gradient: KernelGradient) -> KernelGradient:
 
 
 @dataclass(frozen=True)
-class _Small:
-    """The same kernel for two samples, and for a few random combinations of the outputs.
+class _TwoSamples:
+    """The kernel of two samples and of a few random combinations of the outputs.
 
     Attributes:
-        gradient: Of that kernel.
-        u, v: Weights `[N, O]`.
+        gradient: The gradient of that kernel.
+        u, v: The weights, `[N, O]` each.
     """
 
     gradient: KernelGradient
@@ -98,8 +99,8 @@ class _Small:
     v: Tensor
 
     @staticmethod
-    def of(gradient: KernelGradient) -> _Small:
-        """From the whole kernel."""
+    def of(gradient: KernelGradient) -> _TwoSamples:
+        """Return it for the gradient of the whole kernel."""
         job, sources = gradient.job, gradient.sources
         several = len(job.x1) > 1 or job.x2 is not None
         x = job.x1[:1].join(job.columns[-1:]) if several else job.x1
@@ -116,12 +117,12 @@ class _Small:
         inputs = tuple(dict.fromkeys((*sources.first, *sources.second)))
         sources = replace(sources, first=inputs, second=())
         made = replace(gradient, job=job, sources=sources)
-        return _Small(made, *(signs(len(x), k, like=like) for _ in range(2)))
+        return _TwoSamples(made, *(signs(len(x), k, like=like) for _ in range(2)))
 
-    def in_double(self) -> _Small | None:
-        """The same in float64; None if the model cannot be evaluated so."""
+    def in_double(self) -> _TwoSamples | None:
+        """Return it in float64; None if the model cannot be evaluated in float64."""
         gradient = replace(self.gradient, job=self.gradient.job.in_dtype(torch.float64))
-        found = _Small(gradient, self.u.double(), self.v.double())
+        found = _TwoSamples(gradient, self.u.double(), self.v.double())
         try:
             found.expected()
         except (ArgumentError, RuntimeError) as error:
@@ -132,15 +133,15 @@ class _Small:
 
     @property
     def is_exact(self) -> bool:
-        """Whether everything is evaluated in float64."""
+        """Whether all operations are evaluated in float64."""
         job = self.gradient.job
         return {job.fn.dtype, job.forward.precision} == {torch.float64}
 
     def is_right(self, by_loops: bool, expected: _Expected) -> bool:
-        """Whether value and gradients are as expected, up to rounding."""
+        """Whether the value and the gradients are the expected ones, up to rounding."""
         job, sources = self.gradient.job, self.gradient.sources
         gradient = replace(self.gradient, by_loops=by_loops)
-        # In the precision of the evaluation: gradients come in that of the values.
+        # Gradients have the dtype of the values, which is that of the evaluation here.
         parameters = [copied(t, job.fn.dtype) for t in sources.tensors[: len(sources.names)]]
         values = [*parameters, *(job.x1.tensors[i] for i in sources.first)]
         weights = torch.einsum("ni,mj->nmij", self.u, self.v)
@@ -166,7 +167,7 @@ class _Small:
         ]
         if any(not torch.equal(f.isfinite(), w.isfinite()) for f, w in pairs):
             return False
-        # Derivatives that are not finite are what torch gives; all others must be right.
+        # Derivatives that are not finite must be so in both; all others must agree.
         pairs = [(f.nan_to_num(0, 0, 0), w.nan_to_num(0, 0, 0)) for f, w in pairs]
         sizes = [float(w.abs().max()) for _, w in pairs]
         noise = _ROUNDINGS * torch.finfo(kind).eps * max(sizes)
@@ -176,10 +177,11 @@ class _Small:
         )
 
     def expected(self) -> _Expected:
-        """By plain backward passes.
+        """Return the value and the gradients from plain backward passes.
 
         Raises:
-            ValueError: There is no second derivative, or tensors besides the sources require grad.
+            ValueError: There is no second derivative, or other tensors than the sources require
+                grad.
         """
         sources = self.gradient.sources
 
@@ -214,10 +216,10 @@ class _Small:
             ) from error
 
     def check_difference(self) -> None:
-        """Compare the derivative in a random direction with differences of the value.
+        """Compare the derivative in a random direction with finite differences.
 
         Raises:
-            ValueError: It is none of them.
+            ValueError: It agrees with none of them.
         """
         job, sources = self.gradient.job, self.gradient.sources
         given = {n: t.detach() for n, t in zip(sources.names, sources.tensors, strict=False)}
@@ -255,7 +257,7 @@ class _Small:
             )
 
     def _value(self, found: PlainPass, create_graph: bool) -> Tensor:
-        """`⟨Jᵀu, Jᵀv⟩`."""
+        """Return `⟨Jᵀu, Jᵀv⟩`."""
         job = self.gradient.job
         names = list(job.fn.params)
         left, right = (found.gradients(w, create_graph, names) for w in (self.u, self.v))
@@ -264,11 +266,11 @@ class _Small:
         return torch.stack([left[n] @ right[n] for n in names]).sum()
 
     def _run(self, use: Callable[[PlainPass, Batch], T], moved: Mapping[Any, Tensor]) -> T:
-        """What `use` makes of a plain pass and its inputs.
+        """Return the result of `use` for a plain pass and its inputs.
 
         Args:
-            use: Called with them.
-            moved: By the name of a parameter or the index of an input what is added to it.
+            use: The function that is called with the pass and its inputs.
+            moved: The tensors that are added to parameters, by name, and to inputs, by index.
         """
         job, plain = self.gradient.job, self.gradient.job.fn.exact_plain
         names = {*plain.selected, *(n for n in self.gradient.sources.names if n in plain.own)}
@@ -278,7 +280,7 @@ class _Small:
             selected={n: every[n] + moved[n] if n in moved else every[n] for n in names},
             fixed={n: t for n, t in plain.fixed.items() if n not in names},
         )
-        # All inputs require grad: a forward that differentiates by some finds them as they must be.
+        # All inputs require grad, because a forward may differentiate with respect to them.
         leaves = [
             (t + moved[i] if i in moved else t.clone()).detach().requires_grad_()
             if t.is_floating_point()
@@ -291,7 +293,7 @@ class _Small:
 
 
 def _check_reached(ends: list[Tensor], leaves: Mapping[Any, Tensor]) -> None:
-    """Raise if others than these require grad, to which no gradient of the kernel would go."""
+    """Raise an error if other tensors require grad, which would get no gradient of the kernel."""
     known = {id(t) for t in leaves.values()}
     for other in leaves_reached(*ends).values():
         if id(other) not in known:

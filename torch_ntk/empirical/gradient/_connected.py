@@ -1,4 +1,4 @@
-"""A kernel that autograd differentiates by evaluating its model again."""
+"""A kernel whose backward pass evaluates the model again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from ._kernel_gradient import KernelGradient
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a backward pass needs.
+    """The data that the backward pass of a kernel needs.
 
     Attributes:
-        gradient: Of the kernel.
-        keys: Of its parts.
-        divisor: By which products are divided in the end.
-        evaluating: Around the evaluation of the model; see `quiet`.
-        values: The parts as they were computed; empty if nothing is to be compared.
+        gradient: The gradient of the kernel.
+        keys: The keys of the kernel's parts.
+        divisor: The number by which the kernel has been divided.
+        evaluating: Makes the context in which the model is evaluated; see `quiet`.
+        values: The parts of the kernel, with which those of the backward pass are compared; empty
+            without a check.
     """
 
     gradient: KernelGradient
@@ -37,7 +38,7 @@ class Recipe:
     def gradients(
         self, tensors: tuple[Tensor, ...], weights: tuple[Tensor | None, ...], create_graph: bool
     ) -> list[Tensor | None]:
-        """By the sources, of which `tensors` are the values."""
+        """Return the gradients with respect to the sources, whose values are `tensors`."""
         kind = self.gradient.job.fn.products
         given = {k: w for k, w in zip(self.keys, weights, strict=True) if w is not None}
         with torch.set_grad_enabled(create_graph):
@@ -49,9 +50,9 @@ class Recipe:
         return found
 
     def _check_value(self, value: Tensor, weights: Kernels) -> None:
-        """Raise unless ⟨W, Θ⟩ is that of the kernel that was returned.
+        """Raise an error unless ⟨W, Θ⟩ is that of the kernel that was returned.
 
-        The model that is evaluated again may have been changed meanwhile, in what is no parameter.
+        An attribute of the model that is not a parameter may have been changed in the meantime.
         """
         job, expected, scale, close = self.gradient.job, 0.0, 0.0, 0.0
         for key, w in weights.items():
@@ -59,7 +60,7 @@ class Recipe:
             expected += float((w * kernel).sum(dtype=value.dtype))
             scale += float(w.abs().sum(dtype=value.dtype)) * float(kernel.abs().max())
             kinds = {kernel.dtype, job.fn.dtype, job.forward.precision}
-            # The entries of half precision have been rounded more than that.
+            # Entries in half precision have larger rounding errors than the computation.
             rounding = 4 * torch.finfo(kernel.dtype).eps
             close = CLOSE_IN_DOUBLE if kinds == {torch.float64} else max(CLOSE, rounding)
         if abs(float(value) - expected) > close * scale:
@@ -74,7 +75,7 @@ class Recipe:
 
 
 def connected(kernels: Kernels, recipe: Recipe) -> Kernels:
-    """The same kernels, of which autograd goes on to the sources."""
+    """Return the kernels with a graph to the sources."""
     with torch.enable_grad():
         found = _Kernel.apply(
             recipe, [kernels[k] for k in recipe.keys], *recipe.gradient.sources.tensors

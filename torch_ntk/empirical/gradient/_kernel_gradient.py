@@ -1,13 +1,13 @@
-"""The derivatives of `⟨W, Θ⟩`, W being the derivative of a loss by the entries of the kernel.
+"""The derivatives of `⟨W, Θ⟩`, where W is the derivative of a loss with respect to the kernel.
 
 With factors F of the parameters, such as their Jacobians, the kernel is a sum of products of the
-factors of two samples, and ⟨W, Θ⟩ depends on parameters and inputs through either of them. Where
-x2 is x1 both give the same derivative, but for W in place of its transpose, so that
+factors of two samples, and ⟨W, Θ⟩ depends on parameters and inputs through both factors. If x2 is
+x1, both dependences give the same derivative, with W and with its transpose, so that
 
     d⟨W, Θ(x, x)⟩ = ⟨W + Wᵀ, Σ dF(x) F(x)⟩,
 
-in which the second factor is a constant. The same holds for blocks of rows; what is kept at a time
-is the graph of one block of rows, and constant factors of one of columns.
+in which the second factor is a constant. The same holds for blocks of rows. So the memory holds
+the graph of one block of rows, and the constant factors of one block of columns.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from ..structured import ParameterUses, StructuredMethod
 from ._sources import Sources
 
 Weights = Mapping[str, Tensor]
-"""By the key of a part of the kernel W `[N1, N2, ...]`, of those parts that the loss depends on."""
+"""W `[N1, N2, ...]` by the key of a part of the kernel, for parts on which the loss depends."""
 
-# A graph keeps what a pass makes on its way, and its own backward pass as much again.
+# A graph takes the memory of a pass's intermediate results, and its backward pass the same again.
 _GRAPH = 2
 
 
 @dataclass(frozen=True)
 class KernelGradient:
-    """How a kernel is differentiated; use it within `quiet`.
+    """The gradient of a kernel, which must be computed within `quiet`.
 
     Attributes:
         job: The kernel.
-        sources: What it is differentiated by.
-        uses: Of the parameters.
-        by_loops: Whether Jacobians are taken by one backward pass per sample and output, which
-            autograd differentiates where torch.func cannot transform the model.
+        sources: The tensors with respect to which the kernel is differentiated.
+        uses: The uses of the parameters.
+        by_loops: Whether Jacobians come from one backward pass per sample and output. Autograd
+            can differentiate these also for models that torch.func cannot transform.
     """
 
     job: KernelJob
@@ -53,12 +53,13 @@ class KernelGradient:
     def of(
         self, tensors: Sequence[Tensor], weights: Weights, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """`⟨W, Θ⟩`, and its gradients.
+        """Return `⟨W, Θ⟩` and its gradients with respect to the sources.
 
         Args:
             tensors: The values of the sources.
-            weights: W.
-            create_graph: Whether the gradients are differentiated, by `tensors` and W.
+            weights: The weights W.
+            create_graph: Whether the gradients can be differentiated with respect to `tensors` and
+                W.
         """
         with RightOperations(norms=True):
             return (self._in_graph if create_graph else self._by_rows)(tensors, weights)
@@ -66,10 +67,10 @@ class KernelGradient:
     def _in_graph(
         self, tensors: Sequence[Tensor], weights: Weights
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """With the graph of everything."""
+        """Compute the gradients from one graph of all samples, so that they have a graph."""
         with torch.enable_grad():
-            # W may itself be a function of the kernel, and so of the sources; the derivative here
-            # is that by the sources alone. W does not depend on these aliases of them.
+            # W may be a function of the kernel, and so of the sources. The derivative with respect
+            # to these aliases does not include that dependence.
             tensors = [t.view_as(t) for t in tensors]
             job = self.sources.placed(self.job, tensors)
             left = self._factors(job, job.x1)
@@ -94,7 +95,7 @@ class KernelGradient:
             both = {key: w + back[key] for key, w in weights.items()}
             self._side(tensors, lambda placed: placed.x1, job.x1, both, total)
             return total.value / 2, total.gradients
-        # Rows that depend on no source are constants too.
+        # If the rows depend on no source, their factors are constants, too.
         sides = bool(sources.names or sources.first), bool(sources.names or sources.second)
         if sides[0]:
             self._side(tensors, lambda placed: placed.x1, job.x2, weights, total)
@@ -110,14 +111,14 @@ class KernelGradient:
         weights: Weights,
         total: _Total,
     ) -> None:
-        """Add what the rows contribute; the factors of the columns are constants.
+        """Add the derivatives through the factors of the rows; those of the columns are constants.
 
         Args:
             tensors: The values of the sources.
-            rows_of: The samples of the rows, in a job with these in their places.
+            rows_of: Returns the samples of the rows of a job.
             columns: The samples of the columns.
-            weights: By key `[rows, columns, ...]`.
-            total: To add to.
+            weights: The weights `[rows, columns, ...]` by key.
+            total: The sum to which the derivatives are added.
         """
         job, n = self.job, len(rows_of(self.job))
         size, kept = self._sizes()
@@ -132,7 +133,7 @@ class KernelGradient:
                 with torch.enable_grad():
                     placed = self.sources.placed(job, leaves)
                     factors = self._factors(placed, rows_of(placed)[start:stop])
-                    left = _Left(factors)
+                    left = _RowFactors(factors)
                     if right is not None:
                         others = right
                     elif stop - start == n:
@@ -149,17 +150,17 @@ class KernelGradient:
             block(c, d)
 
     def _sizes(self) -> tuple[int, int]:
-        """Samples in a block of rows, of which there is a graph, and in one of columns."""
+        """Return the numbers of samples in a block of rows, which has a graph, and of columns."""
         job = self.job
         method, available = StructuredMethod(job, self.uses), budget(job.fn.device)
         kept = method.plan.numbers_per_sample(job.fn.params, alone=False) * job.item
-        # Small blocks of rows cost little; for each block of columns all rows are evaluated anew.
+        # Small blocks of rows cost little. For each block of columns all rows are evaluated again.
         rows = within(available // 4, job.longest, _GRAPH * method.bytes_per_sample())
         columns = within(3 * available // 4, job.longest, 2 * kept)
         return job.batch_size or rows, even(job.longest, columns)
 
     def _constant(self, x: Batch, step: int) -> Factors:
-        """Factors of some samples without their graph, computed in pieces of `step`."""
+        """Return factors of some samples without a graph, computed in pieces of `step`."""
         with torch.no_grad():
             return self._laid_out(join([self._found(self.job, piece) for piece in x.split(step)]))
 
@@ -177,23 +178,26 @@ class KernelGradient:
 
 
 class _Total:
-    """The sum over blocks of rows."""
+    """The sums of values and gradients over blocks of rows."""
 
     def __init__(self, sources: int, job: KernelJob) -> None:
         self.value = torch.zeros((), dtype=job.fn.products, device=job.fn.device)
         self.gradients: list[Tensor | None] = [None] * sources
 
     def add(self, value: Tensor, gradients: Sequence[Tensor | None]) -> None:
-        """Add those of a block, all at once: a block may be tried again."""
+        """Add the value and gradients of a block at the end, since a block may be tried again."""
         self.value = self.value + value
         self.gradients = [_sum(a, b) for a, b in zip(self.gradients, gradients, strict=True)]
 
 
-class _Left:
-    """Factors of rows that are cut off from their graph, which one backward pass goes through.
+class _RowFactors:
+    """Factors of rows that are detached from their graph.
+
+    Blocks of columns add derivatives with respect to the detached factors. One backward pass
+    through the graph then gives the gradients.
 
     Attributes:
-        value: `⟨W, Θ⟩` of what was added.
+        value: The sum of `⟨W, Θ⟩` over the blocks that were added.
     """
 
     def __init__(self, factors: Factors) -> None:
@@ -216,7 +220,7 @@ class _Left:
         return self._cuts[-1]
 
     def add(self, key: str, right: Factors, weights: Tensor, job: KernelJob) -> None:
-        """Add a block of columns of one part of the kernel."""
+        """Add the derivatives of a block of columns of one part of the kernel."""
         for (own, name), (p, places) in self._factors.items():
             if own != key:
                 continue
@@ -227,7 +231,7 @@ class _Left:
                     self._sums[i] = _sum(self._sums[i], g)
 
     def gradients(self, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-        """By what the factors were computed from."""
+        """Return the gradients with respect to the tensors from which the factors were computed."""
         used = [i for i, g in enumerate(self._sums) if g is not None]
         ends = [self._ends[i] for i in used]
         return gradients(ends, leaves, [self._sums[i] for i in used])
@@ -239,7 +243,7 @@ def gradients(
     weights: Sequence[Tensor | None] | None = None,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Of the ends that depend on anything; None where they do not depend on a leaf."""
+    """Return the gradients of the ends that have a graph; None for leaves not in it."""
     tracked = [i for i, end in enumerate(ends) if end.requires_grad]
     if not tracked or not leaves:
         return [None] * len(leaves)
@@ -260,7 +264,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _looped(job: KernelJob, x: Batch) -> Factors:
-    """Jacobians of all parameters by plain backward passes, with their graph if one is recorded."""
+    """Return Jacobians by plain backward passes, with a graph if one is being recorded."""
     is_recorded, fn = torch.is_grad_enabled(), job.fn
     with torch.enable_grad():
         params = {
@@ -275,7 +279,7 @@ def _looped(job: KernelJob, x: Batch) -> Factors:
 
 
 def _rows(fn: ModelFunction, sample: Batch) -> list[Tensor]:
-    """Of one sample the Jacobians `[O, p]`."""
+    """Return the Jacobians `[O, p]` of one sample."""
     out, params = fn.single(fn.params, sample), list(fn.params.values())
     rows = [gradients([one], params, create_graph=True) for one in out]
     return [

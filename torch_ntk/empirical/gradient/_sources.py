@@ -1,4 +1,4 @@
-"""The caller's tensors that gradients of a kernel go to."""
+"""The caller's tensors with respect to which a kernel is differentiated."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .._job import KernelJob
 
 @dataclass(frozen=True)
 class Sources:
-    """Which tensors require grad.
+    """The tensors that require grad.
 
     Attributes:
-        tensors: The parameters, then those of x1, then those of x2.
-        names: Of the parameters, and of buffers that require grad.
-        first, second: The indices of the others in the batches x1 and x2.
+        tensors: The parameters (and buffers), then the tensors of x1, then those of x2.
+        names: The names of the parameters, and of buffers that require grad.
+        first, second: The indices of the tensors in the batches x1 and x2.
     """
 
     tensors: tuple[Tensor, ...]
@@ -29,7 +29,7 @@ class Sources:
     second: tuple[int, ...] = ()
 
     def placed(self, job: KernelJob, tensors: Sequence[Tensor]) -> KernelJob:
-        """The job with copies of `tensors` in their places, through which autograd goes on."""
+        """Return the job with copies of `tensors` as its sources, through which autograd goes."""
         k, m = len(self.names), len(self.names) + len(self.first)
         fn = job.fn.connected(dict(zip(self.names, tensors[:k], strict=True)))
         x1 = _put(job.x1, self.first, tensors[k:m], fn.dtype)
@@ -38,7 +38,7 @@ class Sources:
 
 
 def sources_of(job: KernelJob, x1: object, x2: object) -> Sources:
-    """The tensors that require grad among the caller's parameters and batches.
+    """Return the tensors that require grad among the caller's parameters and batches.
 
     Raises:
         ValueError: None does.
