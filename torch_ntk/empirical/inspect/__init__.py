@@ -1,4 +1,4 @@
-"""What a model does with one sample, found out before anything costly starts."""
+"""Inspect the forward pass of one sample before any costly computation."""
 
 from ._forward_check import Follower as Follower
 from ._forward_check import Inspection as Inspection

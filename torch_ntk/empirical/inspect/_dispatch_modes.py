@@ -1,4 +1,4 @@
-"""What is measured during a forward pass: every operation, as it is made."""
+"""Modes that measure every operation of a forward pass."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What is seen of the operations inside.
+    """Records the sizes and the precision of the results of operations.
 
     Attributes:
-        bytes: The sizes of everything that they return, added up.
-        largest: The size of the largest.
-        rounds: Whether float64 numbers are converted to a coarser type, as a normalization does
-            that is always computed in float32.
+        bytes: The sum of the sizes of all results.
+        largest: The size of the largest result.
+        rounds: Whether float64 numbers are converted to a lower precision, as by a normalization
+            that always computes in float32.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        # What is a view or written in place, such as the transpose of a weight, takes no memory.
+        # Views, such as the transpose of a weight, and results in place take no further memory.
         if _is_new(func):
             for t in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(t, Tensor) and t.device.type != "meta":
@@ -42,10 +42,10 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the floating-point operations of matrix products and convolutions inside.
+    """Counts the floating-point operations of matrix products and convolutions.
 
-    `FlopCounterMode` has the same formulas, but also hooks into every module call, which raises in
-    compiled submodules.
+    `FlopCounterMode` has the same formulas, but also hooks into every module call, which raises an
+    error in compiled submodules.
     """
 
     def __init__(self) -> None:

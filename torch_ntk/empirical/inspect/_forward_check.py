@@ -31,15 +31,15 @@ from ._dispatch_modes import ForwardRecord, Operations
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one sample costs.
+    """The number of outputs and the costs of one sample.
 
     Attributes:
-        outputs: Number of outputs O per sample.
-        activation_bytes: Bytes of all intermediate results of one forward pass.
-        largest_bytes: Bytes of the largest of them.
-        precision: float32 if a forward pass in float64 rounds to that on its way, as some
-            normalizations do: differences of that size then show no mistake. Else float64.
-        keeps_hooks: Whether forward hooks of the user run, as they are part of the function.
+        outputs: The number O of outputs per sample.
+        activation_bytes: The bytes of all intermediate results of one forward pass.
+        largest_bytes: The bytes of the largest intermediate result.
+        precision: float32 if a forward pass in float64 rounds to it internally, as some
+            normalizations do, so that differences of this size are no errors. Otherwise float64.
+        keeps_hooks: Whether forward hooks of the user run, because they change the outputs.
     """
 
     outputs: int
@@ -49,25 +49,25 @@ class Inspection:
     keeps_hooks: bool = False
 
     def eps(self, dtype: torch.dtype) -> float:
-        """The relative rounding of an evaluation in `dtype`."""
+        """Return the relative rounding error of an evaluation in `dtype`."""
         return max(torch.finfo(dtype).eps, torch.finfo(self.precision).eps)
 
 
 class Follower(TorchFunctionMode):
-    """Sees every function that a forward pass calls, and is told which parameters are in place."""
+    """A mode that sees every function call of a forward pass, and knows the parameters in use."""
 
     def follow(self, leaves: Parameters) -> None:
-        """Called right before the forward pass, with its parameters by name."""
+        """Set the parameters by name, right before the forward pass."""
 
     @contextlib.contextmanager
     def following(self, leaves: Parameters) -> Iterator[None]:
-        """Around the forward pass, with its parameters by name."""
+        """A context for the forward pass with these parameters, by name."""
         self.follow(leaves)
         with self:
             yield
 
     def unused(self) -> list[str]:
-        """Names of the parameters that the pass has not used."""
+        """Return the names of the parameters that the pass has not used."""
         return []
 
 
@@ -83,10 +83,10 @@ def inspect_forward(
 
     Args:
         fn: The function.
-        name: Of the argument `x`.
+        name: The name of the argument `x`.
         x: A batch.
-        follower: What else looks on.
-        differentiated: Whether derivatives by the parameters are wanted.
+        follower: A mode that observes the forward pass.
+        differentiated: Whether derivatives with respect to the parameters are needed.
 
     Raises:
         TypeError: The model does not take these inputs, or does not return one tensor.
@@ -137,14 +137,14 @@ def inspect_forward(
 
 
 def forward_operations(fn: ModelFunction, x: Batch) -> int:
-    """Floating-point operations of one forward pass of one sample."""
+    """Return the floating-point operations of one forward pass of one sample."""
     with Operations() as operations:
         fn.batch(fn.params, x[:1])
     return int(operations.count)
 
 
 def not_deterministic() -> ArgumentError:
-    """The error for outputs that change from call to call."""
+    """Return the error for outputs that change from call to call."""
     return value_error(
         "model",
         "deterministic in eval mode, or in train mode with training=True",
@@ -156,12 +156,12 @@ def not_deterministic() -> ArgumentError:
 
 
 def _has_every_parameter(fn: ModelFunction) -> bool:
-    """Whether the kernel is by all that is trained: a part of it may well have no influence."""
+    """Whether the kernel includes all trained parameters; some of them may have no influence."""
     return all(n in fn.params for n, p in fn.plain.own.items() if p.requires_grad)
 
 
 def _not_connected(fn: ModelFunction) -> ArgumentError:
-    """The error for outputs whose derivative by every parameter of the kernel is taken for 0."""
+    """Return the error for outputs that autograd connects to no parameter of the kernel."""
     names = [plain_name(n) for n in fn.params]
     of_which = repr(names[0]) if len(names) == 1 else f"{names[0]!r} … {names[-1]!r}"
     return value_error(
@@ -174,9 +174,9 @@ def _not_connected(fn: ModelFunction) -> ArgumentError:
 
 
 def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
-    """Let forward hooks of the user run if they are part of the function: they change its outputs.
+    """Keep the forward hooks of the user if they change the outputs.
 
-    To find out, they run once, without gradients and on the first sample.
+    To find this out, they run once, without gradients and on the first sample.
 
     Returns:
         Whether they run for the rest of the evaluation.
@@ -189,7 +189,7 @@ def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
 
 
 def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Tensor, bool]:
-    """The outputs, and whether autograd goes on from them."""
+    """Return the outputs, and whether autograd records them."""
 
     def used(found: PlainPass) -> tuple[Tensor, bool]:
         return found.outputs.detach(), found.outputs.requires_grad

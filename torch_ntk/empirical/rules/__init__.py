@@ -1,9 +1,8 @@
-"""Operations whose weights have structured derivatives; one file per kind of layer.
+"""Operations whose weights have structured derivatives, one file per kind of layer.
 
-A rule is registered on the exact function that is called. It returns a use, several uses (the
-scale and the shift of a normalization, or either factor of a product: those of tensors that are
-no parameters are left aside), or none. What no rule covers is not an error: such a parameter
-contributes through its own Jacobian.
+A rule is registered for the exact function that is called. It returns a use, several uses (of the
+scale and the shift of a normalization, or of both factors of a product; uses of tensors that are no
+parameters are ignored), or none. The Jacobian of a parameter without a rule is computed instead.
 """
 
 from __future__ import annotations

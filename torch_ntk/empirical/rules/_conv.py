@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,16 +16,16 @@ from .._inner_products import inner_products, takes_onednn
 from ._bias import with_bias
 from ._rule import Use, argument
 
-# Operations of a product that take as long as adding one summand to an entry of a Gram matrix.
+# Adding one summand to an entry of a Gram matrix takes as long as so many operations of a product.
 _OF_SUM = 50
 
 
 class ConvUse(Use):
-    """A convolution; its features are the patches under the filter, its positions the outputs.
+    """A convolution. Features are the patches under the filter, and positions the output pixels.
 
     Attributes:
-        channels_last: Whether a pass is made with the channels last in memory, as in two dimensions
-            on a CPU (see `_parameter_uses.perturbed`). Entries of a patch then run over them last.
+        channels_last: Whether a pass has the channels last in memory, as in two dimensions on a
+            CPU (see `_parameter_uses.perturbed`). The channel is then the last index of a patch.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ConvUse(Use):
         self.channels_last = weight.ndim == 4 and weight.device.type == "cpu"
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, G, T, a]`: patches, gathered by strided views and one copy."""
+        """Return the patches A `[N, G, T, a]`, copied once from strided views."""
         return self._patches(self._images(source))
 
     def _images(self, source: Tensor) -> Tensor:
@@ -53,23 +54,23 @@ class ConvUse(Use):
 
     def _patches(self, images: Tensor) -> Tensor:
         kernel = tuple(self.weight.shape[2:])
-        where = (kernel, self.stride, self.padding, self.dilation, self.groups)
-        return patches(images, *where, channels_last=self.channels_last)
+        window = Window(kernel, self.stride, self.padding, self.dilation)
+        return patches(images, window, self.groups, channels_last=self.channels_last)
 
     def held(self, source: Tensor) -> Tensor:
-        """Images, which are smaller than their patches unless the stride is large."""
+        """Return the images, which are smaller than their patches unless the stride is large."""
         if self.groups > 1:
             return self.features(source)
-        # A view would keep all of what it is cut from.
+        # A view would keep the whole tensor of which it is a part.
         is_part = source.untyped_storage().nbytes() > source.numel() * source.element_size()
         return self._images(source.clone() if is_part else source)
 
     def held_size(self, source: torch.Size, positions: int) -> int:
-        """Numbers of one source, or of its patches."""
+        """Return the number of entries of an image, or of its patches with groups."""
         return source.numel() if self.groups == 1 else super().held_size(source, positions)
 
     def for_gram(self) -> Use:
-        """Parts of patches, where so much is saved that their sums are worth it."""
+        """Return the use with rows of patches as features, if this saves operations."""
         taps = self.weight.shape[2]
         saved = self.inputs - self.inputs // taps
         if self.stride[0] > 1 or self.groups > 1 or saved < _OF_SUM * taps:
@@ -78,7 +79,7 @@ class ConvUse(Use):
 
     @property
     def is_direct(self) -> bool:
-        """In two dimensions on a CPU."""
+        """Whether oneDNN can compute the Jacobian: in two dimensions on a CPU."""
         kind = self.weight.dtype
         return (
             self.channels_last
@@ -88,10 +89,10 @@ class ConvUse(Use):
         )
 
     def formed(self, held: Tensor, b: Tensor) -> Tensor:
-        """By oneDNN's gradient of weights: samples are groups, and outputs are more channels.
+        """Compute the Jacobian by oneDNN's gradient of weights.
 
-        It needs no patches, which are nine times as large as images for 3x3 filters and written
-        and read again.
+        Samples become groups, and outputs become further channels. No patches are formed, which
+        would be nine times as large as images for 3x3 filters.
         """
         n, m, channels, *size = held.shape
         o, units = b.shape[1:3]
@@ -104,31 +105,31 @@ class ConvUse(Use):
         return found.reshape(n, o, -1)
 
     def places(self, size: Sequence[int]) -> tuple[int, ...]:
-        """How many places the filter has in images of this size, in each dimension."""
+        """Return how many places the filter has in images of this size, in each dimension."""
         kernel = self.weight.shape[2:]
         each = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((s + sum(p) - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in each)
 
     @property
     def steps(self) -> int:
-        """Channels, each with all taps."""
+        """The number of channels, each of which is a step with all its taps."""
         return self.weight.shape[1] if self.groups == 1 else self.inputs
 
     def narrowed(self, kept: Tensor, start: int, stop: int) -> Tensor:
-        """Patches of some channels."""
+        """Return the patches of some channels."""
         if self.groups > 1:
             return super().narrowed(kept, start, stop)
         return self._patches(kept[:, :, start:stop])
 
     def narrowed_entries(self, packed: Tensor, start: int, stop: int) -> Tensor:
-        """Those of some channels, which run last or first in a patch."""
+        """Return the entries of some channels, whose index is last or first in a patch."""
         if not self.channels_last:
             return super().narrowed_entries(packed, start, stop)
         split = packed.reshape(len(packed), -1, self.weight.shape[1])
         return split[..., start:stop].flatten(1)
 
     def unpack(self, jacobian: Tensor) -> Tensor:
-        """Entries of the weight run over the channels first."""
+        """Reorder `[N, O, G, b, a]` to the weight's layout, in which channels precede taps."""
         if not self.channels_last:
             return jacobian.flatten(2)
         channels = self.weight.shape[1]
@@ -136,12 +137,12 @@ class ConvUse(Use):
         return split.transpose(4, 5).flatten(2)
 
     def pack(self, gradient: Tensor) -> Tensor:
-        """Undoes it."""
+        """Undo `unpack`, for a gradient `[p]`."""
         split = gradient.reshape(self.groups, self.units, self.weight.shape[1], -1)
         return (split.transpose(2, 3) if self.channels_last else split).flatten(2)
 
     def applied(self, source: Tensor, vectors: Tensor) -> Tensor:
-        """Features times vectors: a convolution with these as its filters."""
+        """Return features times vectors: a convolution with the vectors as filters."""
         if self.groups > 1:
             return super().applied(source, vectors)
         channels, kernel = self.weight.shape[1], self.weight.shape[2:]
@@ -161,7 +162,7 @@ class ConvUse(Use):
         return out.permute(0, 1, 3, 2).reshape(len(images), 1, -1, len(rows))
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`."""
+        """Return B `[N, O, G, T, b]` for cotangents `[N, O, (images,) C, *out]`."""
         dims = self.weight.ndim - 2
         n, o = b.shape[:2]
         b = b.reshape(n, o, -1, self.groups, self.units, prod(b.shape[-dims:]))
@@ -171,9 +172,9 @@ class ConvUse(Use):
 class _RowsUse(ConvUse):
     """A convolution whose features are the rows of patches, each at every place in an image.
 
-    Patches of neighbouring places share their rows. With stride 1 in the first dimension the inner
-    product of the patches at i and i' is the sum of ⟨row[i + a], row[i' + a]⟩ over the taps a of
-    that dimension, so that of 3x3 filters a third of the products are left.
+    Patches at neighbouring places have rows in common. With stride 1 in the first dimension the
+    inner product of the patches at i and i' is the sum of ⟨row[i + a], row[i' + a]⟩ over the taps a
+    of that dimension. So 3x3 filters need only a third of the products.
     """
 
     def __init__(self, use: ConvUse) -> None:
@@ -184,17 +185,17 @@ class _RowsUse(ConvUse):
     def _patches(self, images: Tensor) -> Tensor:
         rest = ((1, *a[1:]) for a in (self.weight.shape[2:], self.stride, self.dilation))
         kernel, stride, dilation = rest
-        padding = ((0, 0), *self.padding[1:])
-        return patches(images, kernel, stride, padding, dilation, 1)
+        window = Window(kernel, stride, ((0, 0), *self.padding[1:]), dilation)
+        return patches(images, window, 1)
 
     @property
     def gram_width(self) -> int:
-        """Of a row, and what the sum takes."""
+        """The operations of an inner product of rows and of the sum over rows, halved."""
         taps = self.weight.shape[2]
         return self.inputs // taps + _OF_SUM * taps
 
     def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
-        """Inner products of patches, from those of their rows."""
+        """Return inner products of patches, as sums of inner products of their rows."""
         dims = self.weight.ndim - 2
         size = self.source.shape[-dims:]
         out, *rest = self.places(size)
@@ -212,36 +213,47 @@ class _RowsUse(ConvUse):
         return found.view(1, n1 * out * each, n2 * out * each)
 
 
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a filter, with a number for each dimension.
+
+    Attributes:
+        kernel: The size of the filter.
+        stride: The distance between its places.
+        padding: The numbers of zeros before and after the image.
+        dilation: The distance between its taps.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+
 def patches(
     images: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-    dilation: tuple[int, ...],
+    window: Window,
     groups: int,
     most: tuple[int, ...] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """What lies under a filter at all of its places: `[N, G, M·places, C/G·taps]`.
+    """Return the patches under a filter at all of its places, `[N, G, M·places, C/G·taps]`.
 
     Args:
-        images: `[N, M, C, *size]`.
-        kernel: Size of the filter.
-        stride: Between places.
-        padding: Zeros before and after each dimension.
-        dilation: Between taps.
-        groups: Of channels.
-        most: Places to take in each dimension; None takes all.
-        channels_last: Whether entries of a patch run over taps before channels.
+        images: The images `[N, M, C, *size]`.
+        window: The geometry of the filter.
+        groups: The number G of groups of channels.
+        most: The number of places in each dimension; None takes all.
+        channels_last: Whether the channel is the last index of a patch, and not the first.
     """
-    dims = len(kernel)
+    kernel, dims = window.kernel, len(window.kernel)
     n = images.shape[0]
     x = images.flatten(0, 1)
-    flat = [p for before_after in reversed(padding) for p in before_after]
+    flat = [p for before_after in reversed(window.padding) for p in before_after]
     x = F.pad(x, flat) if any(flat) else x
     for d in range(dims):
-        span = (kernel[d] - 1) * dilation[d] + 1
-        x = x.unfold(2 + d, span, stride[d])[..., :: dilation[d]]
+        span = (kernel[d] - 1) * window.dilation[d] + 1
+        x = x.unfold(2 + d, span, window.stride[d])[..., :: window.dilation[d]]
         if most is not None:
             x = x.narrow(2 + d, 0, most[d])
     channels, out = x.shape[1], x.shape[2 : 2 + dims]
@@ -275,7 +287,7 @@ def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Us
 
 
 def as_tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
-    """An argument that may be left out, one number, or one for each dimension."""
+    """Return an argument that may be None, one number, or one number for each dimension."""
     if value is None:
         return (default,) * dims
     if isinstance(value, int):

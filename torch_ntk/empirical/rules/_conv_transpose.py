@@ -1,7 +1,7 @@
-"""Transposed convolutions of one to three dimensions: convolutions with the roles exchanged.
+"""Transposed convolutions of one to three dimensions.
 
-Position t is that of the input, and the patch under the filter one of the output's cotangent:
-`y[co, s·t - p + d·k] += Σ_ci W[ci, co, k] x[ci, t]`.
+In contrast to a convolution, positions t are those of the input, and patches are taken from the
+output's cotangent: `y[co, s·t - p + d·k] += Σ_ci W[ci, co, k] x[ci, t]`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._bias import with_bias
-from ._conv import as_tuple, patches
+from ._conv import Window, as_tuple, patches
 from ._rule import Use, argument
 
 
 class ConvTransposeUse(Use):
-    """Its features are the inputs, its units the output channels at all places of the filter."""
+    """A transposed convolution. Features are the inputs, and units the pairs (co, k)."""
 
     def __init__(
         self,
@@ -38,33 +38,32 @@ class ConvTransposeUse(Use):
         self.units = prod(weight.shape[1:])
 
     def positions(self, result: torch.Size) -> int:
-        """Pixels of the input."""
+        """Return the number of pixels of the input."""
         return self.source.numel() // max(1, self.groups * self.inputs)
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, G, T, a]`."""
+        """Return A `[N, G, T, a]`."""
         dims = self.weight.ndim - 2
         n = source.shape[0]
         x = source.reshape(n, -1, self.groups, self.inputs, prod(source.shape[-dims:]))
         return x.permute(0, 2, 1, 4, 3).reshape(n, self.groups, -1, self.inputs)
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, G, T, b]` of `[N, O, (images,) C, *out]`: patches of the cotangent."""
+        """Return B `[N, O, G, T, b]`: patches of cotangents `[N, O, (images,) C, *out]`."""
         dims = self.weight.ndim - 2
         n, o = b.shape[:2]
         flat = b.reshape(n * o, -1, *b.shape[-dims - 1 :])
         pads = tuple((p, p) for p in self.padding)
-        kernel = tuple(self.weight.shape[2:])
-        size = tuple(self.source.shape[-dims:])
-        found = patches(flat, kernel, self.stride, pads, self.dilation, self.groups, size)
+        window = Window(tuple(self.weight.shape[2:]), self.stride, pads, self.dilation)
+        found = patches(flat, window, self.groups, tuple(self.source.shape[-dims:]))
         return found.reshape(n, o, self.groups, -1, self.units)
 
     def unpack(self, jacobian: Tensor) -> Tensor:
-        """Entries of the weight run over input channels first."""
+        """Reorder `[N, O, G, b, a]` to the weight's layout, in which a precedes b."""
         return jacobian.transpose(3, 4).flatten(2)
 
     def pack(self, gradient: Tensor) -> Tensor:
-        """Undoes it."""
+        """Undo `unpack`, for a gradient `[p]`."""
         return gradient.reshape(self.groups, self.inputs, self.units).transpose(1, 2)
 
 
@@ -76,7 +75,7 @@ def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Us
         groups = argument(args, kwargs, 6, "groups") or 1
         dilation = as_tuple(argument(args, kwargs, 7, "dilation"), dims, 1)
         use = ConvTransposeUse(source, weight, stride, padding, dilation, int(groups))
-        # The weight's cotangents are patches, the bias's are not.
+        # The bias has other cotangents than the weight, whose cotangents are patches.
         return with_bias(use, argument(args, kwargs, 2, "bias"), dims, joins=False)
 
     return conv_transpose

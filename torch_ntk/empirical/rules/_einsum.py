@@ -1,7 +1,7 @@
 """`torch.einsum` of a parameter and one other operand.
 
-Letters that the parameter shares with the other operand are features if they are summed and
-groups if they are kept; its other letters are units, the other operand's are positions.
+Letters of the parameter that the other operand has, too, are features if they are summed over, and
+groups otherwise. The parameter's other letters are units, and those of the other operand positions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MORE_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class EinsumUse(Use):
-    """`y = einsum("x,w->y")`, each of x, w, y a word without repeated letters."""
+    """`y = einsum("x,w->y")`, where each of x, w and y has no repeated letters."""
 
     def __init__(self, source: Tensor, weight: Tensor, x: str, w: str, y: str) -> None:
         self.source, self.weight = source, weight
@@ -35,7 +35,7 @@ class EinsumUse(Use):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Joined are only uses whose groups, features and units are the same axes."""
+        """Uses are joined only if their groups, features and units are the same axes."""
         places = [self.w.index(c) for c in (*self.over_groups, *self.over_features)]
         return (type(self), self.groups, self.inputs, self.units, *places)
 
@@ -43,34 +43,34 @@ class EinsumUse(Use):
         return prod(self.sizes[c] for c in letters)
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, G, T, a]`; letters of x alone are summed."""
+        """Return A `[N, G, T, a]`, summed over the letters that only x has."""
         kept = "".join([*self.over_groups, *self.over_positions, *self.over_features])
-        # Ellipses stand for the samples: every letter may already be in use.
+        # An ellipsis stands for the axis of samples, because all letters may be in use.
         a = torch.einsum(f"...{self.x}->...{kept}", source)
         return a.reshape(source.shape[0], self.groups, -1, self.inputs)
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, G, T, b]`."""
+        """Return B `[N, O, G, T, b]`."""
         order = "".join([*self.over_groups, *self.over_positions, *self.over_units])
         b = torch.einsum(f"...{self.y}->...{order}", b)
         return b.reshape(*b.shape[:2], self.groups, -1, self.units)
 
     def unpack(self, jacobian: Tensor) -> Tensor:
-        """Axes in the order of the weight's letters."""
+        """Reorder `[N, O, G, b, a]` to the order of the weight's letters."""
         order = "".join([*self.over_groups, *self.over_units, *self.over_features])
         sizes = [self.sizes[c] for c in order]
         split = jacobian.reshape(*jacobian.shape[:2], *sizes)
         return torch.einsum(f"...{order}->...{self.w}", split).flatten(2)
 
     def pack(self, gradient: Tensor) -> Tensor:
-        """Undoes it."""
+        """Undo `unpack`, for a gradient `[p]`."""
         order = "".join([*self.over_groups, *self.over_units, *self.over_features])
         found = torch.einsum(f"{self.w}->{order}", gradient.reshape(self.weight.shape))
         return found.reshape(self.groups, self.units, self.inputs)
 
 
 def einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`torch.einsum(equation, x, w)`; either of the operands may be the parameter."""
+    """Return the uses in `torch.einsum(equation, x, w)`; each operand may be the parameter."""
     equation, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
@@ -92,7 +92,7 @@ def einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def _words(equation: str, dims: Sequence[int]) -> tuple[str, str, str] | None:
-    """The letters of both operands and of the result, with letters in place of an ellipsis."""
+    """Return the letters of both operands and the result, with letters for an ellipsis; or None."""
     left, arrow, y = equation.replace(" ", "").partition("->")
     words = left.split(",")
     if len(words) != 2:

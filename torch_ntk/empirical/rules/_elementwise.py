@@ -1,8 +1,8 @@
-"""Elementwise scales and shifts: `x * w`, `x + b`, broadcast like torch does.
+"""Elementwise scales and shifts: `x * w` and `x + b`, with broadcasting.
 
-Entry k of the parameter is used at all positions t that it is broadcast over, each with its own
-feature: x[k, t] for a scale, 1 for a shift. It is a group of its own, with one feature and one
-unit, so that forming J costs next to nothing and Gram matrices gain nothing.
+Entry k of the parameter is used at all positions t over which it is broadcast. Its feature there is
+x[k, t] for a scale, and 1 for a shift. Each entry is a separate group with one feature and one
+unit, so that forming J costs very little, and Gram matrices would save nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ScaleUse(Use):
     """`y = x * w`.
 
     Args:
-        source: x, of the shape of y.
+        source: x, in the shape of y.
         weight: w.
-        along: The dimensions of y that w runs over, in the order of its own.
+        along: The dimensions of y to which the dimensions of w correspond.
     """
 
     inputs = units = 1
@@ -33,22 +33,22 @@ class ScaleUse(Use):
         self.groups = weight.numel()
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, G, T, 1]`."""
+        """Return A `[N, G, T, 1]`."""
         return self._by_entry(source.to(self.weight.dtype), 1)
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, G, T, 1]`."""
+        """Return B `[N, O, G, T, 1]`."""
         return self._by_entry(b, 2)
 
     def _by_entry(self, t: Tensor, batch: int) -> Tensor:
-        """Dimensions after the first `batch` as `[…, G, T, 1]`."""
+        """Return `t` with the dimensions after the first `batch` as `[…, G, T, 1]`."""
         own = [d + batch for d in self.along]
         others = [d for d in range(batch, t.ndim) if d not in own]
         t = t.permute(*range(batch), *own, *others)
         return t.reshape(*t.shape[:batch], self.groups, -1, 1)
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
-        """Cotangents times features, summed over positions; no copy into a product's order."""
+        """Return cotangents times features, summed over positions, without a copy."""
         b, a = b.squeeze(4), a.squeeze(3).unsqueeze(1)
         if a.stride(3) == 0 or a.shape[3] == 1:  # one feature at all positions
             return b.sum(3).mul_(a[..., 0])
@@ -56,25 +56,25 @@ class ScaleUse(Use):
 
 
 class ShiftUse(ScaleUse):
-    """`y = x + alpha * w`: its feature is alpha at every position."""
+    """`y = x + alpha * w`, whose feature is alpha at every position."""
 
     def __init__(
         self, result: Tensor, weight: Tensor, along: Sequence[int], alpha: float = 1.0
     ) -> None:
-        # One number stands for the features of a sample; `features` spreads it.
+        # A single number represents the features of a sample; `features` expands it.
         super().__init__(result.new_full((), alpha), weight, along)
         self.positions_each = result.numel() // self.groups
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, G, T, 1]`, without memory of its own."""
+        """Return A `[N, G, T, 1]` as an expanded view."""
         one = source.to(self.weight.dtype).view(-1, 1, 1, 1)
         return one.expand(-1, self.groups, self.positions_each, 1)
 
 
 def broadcast_along(weight: Tensor, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """The dimensions of `shape` that the entries of `weight` run over when it is broadcast.
+    """Return the dimensions of `shape` to which those of `weight` correspond by broadcasting.
 
-    None if it is not broadcast to that shape, or has no entries.
+    The result is None if it cannot be broadcast to that shape, or has no entries.
     """
     lead = len(shape) - weight.ndim
     if (
@@ -92,7 +92,7 @@ def _common(a: Tensor, b: Tensor) -> torch.Size:
 
 
 def scale(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`torch.mul(input, other)`; either of them may be the parameter."""
+    """Return the uses in `torch.mul(input, other)`; each factor may be the parameter."""
     a, b = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or "out" in kwargs:
         return ()
@@ -106,7 +106,7 @@ def scale(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def shift(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`torch.add(input, other, alpha=1)`; either of them may be the parameter."""
+    """Return the uses in `torch.add(input, other, alpha=1)`; each term may be the parameter."""
     a, b = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
     alpha = kwargs.get("alpha", 1)
     numbers = (bool, int, float)

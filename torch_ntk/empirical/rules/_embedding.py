@@ -1,4 +1,4 @@
-"""`F.embedding`: a linear layer on one-hot inputs that are never formed."""
+"""`F.embedding`: a linear layer on one-hot inputs, which are not formed."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ class EmbeddingUse(Use):
         self.padding = None if padding_idx is None else padding_idx % rows
 
     def features(self, source: Tensor) -> Tensor:
-        """The indices `[N, 1, T, 1]`, -1 where there is no gradient."""
+        """Return the indices `[N, 1, T, 1]`, with -1 where there is no gradient."""
         index = source.reshape(source.shape[0], 1, -1, 1).long()
         if self.padding is None:
             return index
         return torch.where(index == self.padding, -1, index)
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, 1, T, b]`."""
+        """Return B `[N, O, 1, T, b]`."""
         return b.reshape(*b.shape[:2], 1, -1, self.units)
 
     def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
-        """1 where two positions read the same row."""
+        """Return 1 for pairs of positions that read the same row, and 0 for others."""
         same = (a1 == a2.transpose(1, 2)) & (a1 >= 0)
         return same.to(self.weight.dtype)
 
     def scaled(self, b: Tensor, a: Tensor, entries: Tensor) -> Tensor:
-        """The cotangent of a position times the numbers of the row that it reads."""
+        """Return the cotangents times the entries of the row that each position reads."""
         return b * entries[a.squeeze(3).clamp(min=0)].unsqueeze(1)
 
     @property
     def packed(self) -> Hashable | None:
-        """A row for each index, as in a linear layer of the same weight."""
+        """The key of a matrix of rows, which a linear layer with the same weight has, too."""
         return ("rows", self.rows, self.units)
 
     @property
     def columns_packed(self) -> int:
-        """Of a row."""
+        """The number of entries of a row."""
         return self.units
 
     def pack(self, gradient: Tensor) -> Tensor:
-        """The rows `[1, rows, b]`."""
+        """Return a gradient as rows `[1, rows, b]`."""
         return gradient.reshape(1, self.rows, self.units)
 
     def multiplied(self, source: Tensor, b: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Products of the cotangents, added to the rows that were read."""
+        """Return products of the cotangents, added at the rows that were read."""
         index = self.features(source).flatten()
         products = (b @ vectors).reshape(len(index), -1) * (index >= 0).unsqueeze(1)
         found = products.new_zeros(self.rows, products.shape[1])
@@ -68,7 +68,7 @@ class EmbeddingUse(Use):
         return found.unsqueeze(0), torch.linalg.vector_norm(products)
 
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
-        """Cotangents added to the rows that were read."""
+        """Return the cotangents, added at the rows that were read."""
         n, o, _, t, units = b.shape
         index = a.reshape(n, 1, t, 1)
         kept = b.reshape(n, o, t, units) * (index >= 0)
@@ -77,11 +77,11 @@ class EmbeddingUse(Use):
 
 
 def embedding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
-    """`F.embedding(input, weight, padding_idx, max_norm, …, scale_grad_by_freq, sparse)`."""
+    """Return the use in `F.embedding(input, weight, padding_idx, max_norm, …)`."""
     max_norm = argument(args, kwargs, 3, "max_norm")
     by_frequency = argument(args, kwargs, 5, "scale_grad_by_freq")
     if max_norm is not None or by_frequency:
-        return None  # these change the weight, or its gradient by the batch
+        return None  # these change the weight, or make its gradient depend on the batch
     source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
     return EmbeddingUse(source, weight, argument(args, kwargs, 2, "padding_idx"))
 

@@ -1,4 +1,4 @@
-"""`F.linear(x, W)`, `x @ W`, `torch.addmm(b, x, W)` and their spellings."""
+"""`F.linear(x, W)`, `x @ W`, `torch.addmm(b, x, W)` and the methods of the same meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._rule import Use, argument
 
 
 class LinearUse(Use):
-    """`y[..., b] = Σ_a W[b, a] x[..., a]`; every leading dimension of a sample is a position."""
+    """`y[..., b] = Σ_a W[b, a] x[..., a]`; all leading dimensions of a sample are positions."""
 
     groups = 1
 
@@ -23,21 +23,21 @@ class LinearUse(Use):
         self.units, self.inputs = weight.shape
 
     def features(self, source: Tensor) -> Tensor:
-        """A `[N, 1, T, a]`."""
+        """Return A `[N, 1, T, a]`."""
         return source.reshape(source.shape[0], 1, -1, self.inputs)
 
     def cotangents(self, b: Tensor) -> Tensor:
-        """B `[N, O, 1, T, b]`."""
+        """Return B `[N, O, 1, T, b]`."""
         return b.reshape(*b.shape[:2], 1, -1, self.units)
 
     @property
     def packed(self) -> Hashable | None:
-        """An embedding's gradient is the same matrix."""
+        """The key of a matrix of rows, which an embedding with the same weight has, too."""
         return ("rows", self.units, self.inputs)
 
 
 class MatmulUse(LinearUse):
-    """`y = x @ W` with W `[a, b]`: the same with the weight transposed."""
+    """`y = x @ W` with W `[a, b]`: a linear layer with a transposed weight."""
 
     def __init__(self, source: Tensor, weight: Tensor) -> None:
         self.source, self.weight = source, weight
@@ -45,20 +45,20 @@ class MatmulUse(LinearUse):
 
     @property
     def packed(self) -> Hashable | None:
-        """The transposed matrix."""
+        """The key of a transposed matrix, which only uses of this kind have."""
         return self.kind
 
     def unpack(self, jacobian: Tensor) -> Tensor:
-        """Entries of the weight run over a first."""
+        """Reorder `[N, O, G, b, a]` to the weight's layout, in which a precedes b."""
         return jacobian.transpose(3, 4).flatten(2)
 
     def pack(self, gradient: Tensor) -> Tensor:
-        """Undoes it."""
+        """Undo `unpack`, for a gradient `[p]`."""
         return gradient.reshape(1, self.inputs, self.units).transpose(1, 2)
 
 
 def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.linear(input, weight, bias)`."""
+    """Return the uses in `F.linear(input, weight, bias)`."""
     source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
     if weight.ndim != 2:
         return ()
@@ -66,7 +66,7 @@ def linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
-    """`torch.matmul(input, other)` with a matrix on the right."""
+    """Return the use in `torch.matmul(input, other)` with a matrix on the right, or None."""
     source = argument(args, kwargs, 0, "input")
     weight = argument(args, kwargs, 1, "other")
     if weight is None:
@@ -77,7 +77,7 @@ def matmul(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
 
 
 def addmm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`torch.addmm(b, x, W)`, by which GPT-2 calls its linear layers; b a row."""
+    """Return the uses in `torch.addmm(b, x, W)` with a row b, as GPT-2 calls linear layers."""
     bias, source, weight = (
         argument(args, kwargs, i, name) for i, name in enumerate(("input", "mat1", "mat2"))
     )

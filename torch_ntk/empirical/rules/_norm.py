@@ -1,6 +1,6 @@
 """Affine parameters of batch, layer, group, instance and root-mean-square normalization.
 
-`y = x̂ * w + b` with x̂ the normalized input: a scale and a shift of one call.
+A call is `y = x̂ * w + b` with the normalized input x̂, which has a scale and a shift.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def _arguments(
 
 
 def batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.batch_norm` with running statistics; with those of the batch, samples are coupled."""
+    """Return the uses in `F.batch_norm` with running statistics.
+
+    Statistics of the batch couple the samples, and have no rule.
+    """
     names = ("input", "running_mean", "running_var", "weight", "bias", "training")
     defaults = (None,) * 5 + (False,)
     x, mean, variance, weight, bias, training = _arguments(names, args, kwargs, defaults)
@@ -46,13 +49,13 @@ def batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def instance_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.instance_norm` with the statistics of each sample or with running ones."""
+    """Return the uses in `F.instance_norm` with the statistics of each sample or running ones."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
     defaults = (None,) * 5 + (True,)
     x, mean, variance, weight, bias, own = _arguments(names, args, kwargs, defaults)
     eps = argument(args, kwargs, 7, "eps")
     eps = 1e-5 if eps is None else eps
-    if own:  # not to write to the running statistics a second time
+    if own:  # a call with running statistics would update them a second time
         x = F.instance_norm(x, eps=eps)
     else:
         x = F.instance_norm(x, mean, variance, use_input_stats=False, eps=eps)
@@ -60,7 +63,7 @@ def instance_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Us
 
 
 def group_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.group_norm`."""
+    """Return the uses in `F.group_norm`."""
     names = ("input", "num_groups", "weight", "bias", "eps")
     defaults = (None, None, None, None, 1e-5)
     x, groups, weight, bias, eps = _arguments(names, args, kwargs, defaults)
@@ -68,7 +71,7 @@ def group_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def layer_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.layer_norm`."""
+    """Return the uses in `F.layer_norm`."""
     names = ("input", "normalized_shape", "weight", "bias", "eps")
     defaults = (None, None, None, None, 1e-5)
     x, shape, weight, bias, eps = _arguments(names, args, kwargs, defaults)
@@ -77,7 +80,7 @@ def layer_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
 
 
 def rms_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.rms_norm`, which has no shift."""
+    """Return the use in `F.rms_norm`, which has no shift."""
     names = ("input", "normalized_shape", "weight")
     x, shape, weight = _arguments(names, args, kwargs, (None,) * 3)
     along = range(x.ndim - len(shape), x.ndim)

@@ -1,4 +1,4 @@
-"""`F.prelu`: a scale of what is not positive."""
+"""`F.prelu`: a scale of the negative entries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._rule import Use, argument
 
 
 def prelu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
-    """`F.prelu(input, weight)`: one number for all, or one for each channel (dimension 1)."""
+    """Return the use in `F.prelu(input, weight)`, with one weight or one per channel."""
     x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
     if weight.ndim > 1 or (weight.numel() > 1 and x.ndim < 2):
         return ()
