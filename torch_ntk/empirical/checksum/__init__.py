@@ -1,10 +1,10 @@
-"""Compare what is known of a block of samples with one plain backward pass, on every call.
+"""Compare the factors of every block of samples with one plain backward pass.
 
-For random weights u `[N, O]` of either sign, drawn anew each time, the gradient of `Σ u·f` by a
-backward pass of the user's own module with its own parameters is `Σ_{n,i} u[n, i] J[n, i]`, which
-costs little to assemble from factors: the cotangents are contracted with u first, then with the
-features. Whatever is wrong, a plan, a batching rule, a weight that is kept from before, samples
-that depend on each other, shows as a difference, parameter by parameter, with probability one.
+Random weights u `[N, O]` of both signs are drawn in every call. The gradient of `Σ u·f` by a
+backward pass of the user's own module with its own parameters must equal `Σ_{n,i} u[n, i] J[n, i]`.
+This sum is cheap to compute from factors, whose cotangents are contracted with u first. Any error
+(a wrong plan or batching rule, an outdated weight, samples that depend on each other) causes a
+difference in some parameter with probability one.
 """
 
 from ._block_check import CLOSE as CLOSE

@@ -1,4 +1,4 @@
-"""Whether the factors of a block of samples are those of the user's own module."""
+"""Check that the factors of a block of samples are those of the user's own module."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ from ..inspect import not_deterministic
 from ._signed_sums import SignedSum, SignedSums
 from ._signs import signs
 
-# Differences of so many roundings of the terms of a sum are explained by rounding.
+# Differences of at most so many rounding errors of the terms of a sum are accepted.
 _ROUNDINGS = 100.0
 # Relative differences that are accepted at once, in float64 and in float32. Between two evaluations
-# in float32 some of the many ReLUs of a network change sides, which makes a larger difference than
-# rounding alone: 1e-4 in a ResNet.
+# in float32 the inputs of some ReLUs change sign, which makes a larger difference than rounding
+# alone: 1e-4 in a ResNet.
 CLOSE_IN_DOUBLE, CLOSE = 1e-8, 1e-3
-# In large networks so many ReLUs change sides that the difference reaches several percent. Then
-# further plain passes, with parameters moved by roundings, tell how precisely the gradient is known
-# at all. Differences up to `_TIMES` as large as that are rounding, if they are no more than the
-# share `_SIDES` of the gradient.
+# In large networks so many ReLUs change that the difference reaches several percent. Then further
+# plain passes, with parameters moved by rounding errors, show how precisely the gradient is known.
+# Differences of at most `_TIMES` this error are accepted, if they are at most the fraction `_SIDES`
+# of the gradient.
 _TIMES, _SIDES = 3.0, 0.05
-# By how many times a rounding the passes move parameters. Of the few ReLUs that one rounding turns
-# another one turns others, or none. k times a rounding turns k times as many, which change the
-# gradient by √k times as much, as they are independent; of so many the size is known. ReLUs of
-# inputs that are 0 but for rounding are turned by any, however small.
+# The multiples of a rounding error by which these passes move parameters. A movement by one
+# rounding error changes only a few ReLUs, and another movement changes others or none. A movement
+# by k rounding errors changes k times as many, which change the gradient by √k times as much, since
+# they are independent; the size of this change varies little. The smallest movement is needed, too,
+# since any movement changes ReLUs whose inputs are 0 up to rounding.
 _ROUNDED_BY = (16, 1)
-# A plain pass takes so many times the memory of all results of a forward pass: what it keeps of
-# them, and the derivatives on which the backward pass is working.
+# The memory of a plain pass, relative to all results of a forward pass: those that it keeps, and
+# the derivatives in the backward pass.
 _PASS = 2
-# Bytes of a plain pass on a CPU: those of larger ones leave the caches anyway. And how many times
-# the memory of the parameters it takes at least: each comparison reads their gradients repeatedly.
+# The bytes of a plain pass on a CPU, since larger passes do not fit in the caches anyway; and its
+# least memory relative to that of the parameters, whose gradients each comparison reads repeatedly.
 _AT_ONCE, _OF_PARAMETERS = 2**28, 4
-# Attributes in which recurrent layers list their weights, anew whenever one is put in place.
+# The prefix of attributes in which recurrent layers list their weights, again after each change.
 _FLAT = "_flat_weight"
 
 
 class MismatchError(Exception):
-    """Factors of some parameters are wrong.
+    """The factors of some parameters are wrong.
 
     Attributes:
-        names: Of the parameters.
+        names: The names of these parameters.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -68,10 +69,10 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True)
 class _Expected:
-    """What plain passes over the block give: outputs `[N, O]`, and the gradient of `Σ u·f`.
+    """The results of plain passes over the block: outputs `[N, O]`, and the gradient of `Σ u·f`.
 
-    Gradients are in the form in which they are compared, `SignedSum.of_gradient`: of large weights
-    all of them together would take as much memory again as the network.
+    Gradients are in the form in which they are compared (`SignedSum.of_gradient`), because the
+    whole gradients of large weights would take as much memory as the network.
     """
 
     outputs: Tensor
@@ -80,13 +81,13 @@ class _Expected:
 
 @dataclass(frozen=True)
 class _Compared:
-    """What differs.
+    """The result of a comparison.
 
     Attributes:
-        wrong: Names of parameters.
-        errors: By how much they differ, as a share of the gradient, in what `_measured` measures.
-        sizes: Of the gradients of all parameters.
-        gradient: What they were compared with, if the differences may be rounding.
+        wrong: The names of the parameters whose gradients differ.
+        errors: The relative differences of these parameters; see `_measured`.
+        sizes: The norms of the gradients of all parameters.
+        gradient: The gradients from plain passes, if the differences may be rounding errors.
     """
 
     wrong: set[str]
@@ -96,18 +97,18 @@ class _Compared:
 
 
 class BlockCheck:
-    """Collects what a method finds out about a block of samples, and compares it.
+    """Collects a method's outputs and factors for a block of samples, and compares them.
 
     Args:
         job: The kernel.
-        side: All samples of one side of the kernel.
-        start, stop: The block.
-        close: Relative differences in float32 that are not looked at again.
-        roundings: By name what share of a gradient roundings make, as far as other blocks of the
-            same kernel have shown; what this one shows is added.
+        side: All samples of the kernel's rows, or of its columns.
+        start, stop: The range of samples of the block.
+        close: The relative difference in float32 up to which gradients are accepted.
+        roundings: The relative error of each parameter's gradient by rounding, from earlier blocks
+            of the same kernel; this block updates it.
 
     Attributes:
-        parts: Groups of outputs that were added one after the other; none if all at once.
+        parts: The groups of outputs that were added one after the other; empty if all at once.
     """
 
     def __init__(
@@ -132,22 +133,22 @@ class BlockCheck:
 
     @property
     def sums(self) -> SignedSums:
-        """Where factors are added."""
+        """The sums to which factors are added."""
         return self._sums
 
     def begin(self, part: slice) -> None:
-        """From now on these outputs are added, of the first sample on; by default all are."""
+        """Begin with another group of outputs, at the first sample; by default all are added."""
         if self.parts:
             self._outputs.append([])
         self.parts.append(part)
         self._sums.u = self._signs[:, part]
 
     def add_outputs(self, outputs: Tensor) -> None:
-        """Add the outputs `[n, O]` of the next samples, each evaluated alone."""
+        """Add the outputs `[n, O]` of the next samples, each of which was evaluated alone."""
         self._outputs[-1].append(outputs.detach())
 
     def again(self, job: KernelJob) -> BlockCheck:
-        """An empty check of the same samples in the precision of `job`, with the same signs."""
+        """Return an empty check of the same samples with the same signs, in the dtype of `job`."""
         found = BlockCheck(job, self.x.to(job.fn.dtype), 0, len(self.x))
         found._companion, found._is_made_up = self._companion, self._is_made_up
         found._signs = self._signs.to(job.fn.dtype)
@@ -157,10 +158,10 @@ class BlockCheck:
     def verify(self, in_double: Callable[[], BlockCheck]) -> None:
         """Compare outputs and gradients with plain backward passes.
 
-        A difference that may be one of rounding is looked at again in float64.
+        Differences that may come from rounding are compared again in float64.
 
         Args:
-            in_double: The check of the same block, filled by a method in float64.
+            in_double: Returns the check of the same block, filled by a method in float64.
 
         Raises:
             MismatchError: Some factors are wrong.
@@ -175,17 +176,17 @@ class BlockCheck:
             raise MismatchError(frozenset(wrong))
 
     def refuse(self, names: frozenset[str]) -> ArgumentError:
-        """The error for samples whose gradients, taken one by one, do not add up to the block's.
+        """Return the error for samples whose single gradients do not add up to that of the block.
 
         Args:
-            names: The parameters by which they do not.
+            names: The parameters for which they do not.
         """
         listed = ", ".join(repr(plain_name(n)) for n in sorted(names)[:4])
         x = self.x if self._companion is None else self.x.join(self._companion)
         return depends_on_batch(self._fn.exact_plain, x, f"derivatives by {listed}")
 
     def _wrong_in_double(self, in_double: Callable[[], BlockCheck], wrong: set[str]) -> set[str]:
-        """What is still wrong in float64; all of it, if the model cannot be evaluated so."""
+        """Return the parameters that are wrong in float64; `wrong` if it cannot be evaluated."""
         plain = self._fn.plain
         if self._fn.dtype == plain.dtype == torch.float64:
             return wrong
@@ -200,7 +201,7 @@ class BlockCheck:
             return wrong
 
     def _is_rounding(self, compared: _Compared) -> bool:
-        """Whether parameters that differ by a rounding make differences as large as these."""
+        """Whether moving parameters by rounding errors causes differences as large as these."""
         plain, known = self._fn.plain, self._roundings
         if compared.gradient is None or plain.dtype != torch.float32:
             return False
@@ -218,30 +219,31 @@ class BlockCheck:
                 share = moved / math.sqrt(times) / size
                 known[name] = max(known.get(name, 0.0), share)
             if explained():
-                return True  # another pass would only add to what is explained
+                return True
         return False
 
     def _compared(self, plain: PlainModel) -> _Compared:
-        """Names of the parameters that differ; all where the outputs do."""
+        """Compare with plain passes; if outputs differ, all parameters are wrong."""
         expected = self._expected(plain)
         every = set(self._fn.params)
         own = torch.cat([torch.cat(rows) for rows in self._outputs], dim=1)
         own = own.to(expected.outputs.dtype)
         if not bool(own.isfinite().all()) or not bool(expected.outputs.isfinite().all()):
-            # What is not finite is reported with the kernel, by its index.
+            # The check of the kernel reports entries that are not finite, with their indices.
             same = torch.equal(own.isfinite(), expected.outputs.isfinite())
             return _Compared(set() if same else every)
         precision = self._job.forward.precision
         if not agree([own], [expected.outputs], precision=precision):
             return _Compared(every)
-        # In the coarsest of the precisions.
+        # The tolerance is that of the lowest precision.
         kinds = {plain.dtype, self._fn.dtype, precision}
         coarse = torch.float64 if kinds == {torch.float64} else torch.float32
         eps = torch.finfo(coarse).eps
         close = CLOSE_IN_DOUBLE if coarse == torch.float64 else self._close
         names = list(expected.gradient)
         measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
-        # A gradient that vanishes, as that of a bias before a normalization, is rounding of others.
+        # A gradient that is 0, as that of a bias before a normalization, has the rounding errors
+        # of other gradients.
         largest = max(scale for _, scale, _ in measured)
         wrong: dict[str, float] = {}
         sizes = {n: scale for n, (_, scale, _) in zip(names, measured, strict=True)}
@@ -257,7 +259,7 @@ class BlockCheck:
         total: Parameters = {}
         outputs = []
         u = self._signs
-        if self.parts:  # outputs that nothing is known of do not count
+        if self.parts:  # other outputs do not enter the sum
             u = torch.zeros_like(u)
             for part in self.parts:
                 u[:, part] = self._signs[:, part]
@@ -272,7 +274,7 @@ class BlockCheck:
         return _Expected(every, total)
 
     def _passed(self, plain: PlainModel, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
-        """Outputs, and the gradient of `Σ u·f`, of one pass over samples and their companion."""
+        """Return outputs, and the gradient of `Σ u·f`, of samples and their companion."""
         companion = self._companion
         if companion is not None:
             x, u = x.join(companion.to(self._fn.dtype)), torch.cat([u, torch.zeros_like(u[:1])])
@@ -293,7 +295,7 @@ class BlockCheck:
             if is_out_of_memory(error):
                 raise
             if companion is not None and self._is_made_up:
-                # The samples were fine alone; nothing says that the model must take others.
+                # The model may refuse a made-up sample, although it accepts the others.
                 self._companion = None
                 return self._passed(plain, x[:-1], u[:-1])
             if isinstance(error, ArgumentError):
@@ -301,7 +303,7 @@ class BlockCheck:
             raise _no_batch(error, x) from error
 
     def _chunks(self, n: int) -> Iterator[tuple[int, int]]:
-        """At least two samples at once, and otherwise as many as the memory allows."""
+        """Return ranges of at least two samples, and of as many as the memory allows."""
         each = _PASS * self._job.forward.activation_bytes
         available, sparing = budget(self._fn.device) // 2, aim()
         available = available if sparing is None else min(available, sparing // 3)
@@ -315,11 +317,10 @@ class BlockCheck:
 def compared_together(
     job: KernelJob, pieces: Sequence[tuple[int, int]]
 ) -> list[list[tuple[int, int]]]:
-    """Consecutive pieces of samples in groups that are compared by one `BlockCheck`.
+    """Return consecutive pieces of samples in groups, one for each `BlockCheck`.
 
-    Where samples are large, few of them: what has to be looked at again in float64 is then little.
-    In every group there are two samples at least, so that it shows whether they depend on each
-    other.
+    A group has few samples if they are large, so that a comparison in float64 is small. Every group
+    has at least two samples, so that the check detects whether they depend on each other.
     """
     most = None
     if job.check and job.fn.device.type == "cpu":
@@ -339,10 +340,9 @@ def compared_together(
 
 
 def companion_of(job: KernelJob, x: Batch) -> tuple[Batch | None, bool]:
-    """A sample unlike those of a block that are all equal, and whether it is made up.
+    """Return another sample for a block of equal samples, and whether it is made up.
 
-    A sample that is accompanied by another one shows whether it depends on it; one that meets only
-    itself may not.
+    Whether samples depend on each other can be detected only with different samples in a batch.
     """
     if job.fn.coupled:
         return None, False
@@ -358,17 +358,17 @@ def companion_of(job: KernelJob, x: Batch) -> tuple[Batch | None, bool]:
 
 
 def _another(t: Tensor) -> Tensor:
-    """A sample `[1, ...]` that is unlike `t`, if it is easily made."""
+    """Return a sample `[1, ...]` that differs from `t`, if one is easily made."""
     if t.is_floating_point():
         return t / 2 if bool(t.any()) else torch.ones_like(t)
-    return t.reshape(-1).flip(0).reshape(t.shape)  # indices stay valid when they change places
+    return t.reshape(-1).flip(0).reshape(t.shape)  # indices remain valid in another order
 
 
 def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, float, float]]:
-    """For each pair the norms of the difference, of the gradient, and of the terms of the sum.
+    """Return for each pair the norms of the difference, of the gradient, and of the sum's terms.
 
-    Of a large weight only products with random vectors are compared; then these are their norms.
-    One call for all pairs: in a small network a call takes longer than its arithmetic.
+    For a large weight these are norms of products with random vectors. All pairs are computed by
+    one call, because in a small network a call takes longer than its arithmetic.
     """
     norms = torch._foreach_norm
     totals = [found.total for found, _ in pairs]
@@ -382,7 +382,7 @@ def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, fl
     ).view(3, -1)
     errors, scales, noises = sizes.tolist()
     if not math.isfinite(sum(errors)):
-        # Two that are not finite agree: what is not finite is reported with the kernel.
+        # Two results that are not finite agree; the check of the kernel reports such entries.
         for k, (total, of_gradient) in enumerate(zip(totals, projected, strict=True)):
             is_finite = bool(total.isfinite().all()), bool(of_gradient.isfinite().all())
             errors[k] = 0.0 if is_finite == (False, False) else errors[k]
@@ -403,12 +403,12 @@ def _no_batch(error: RuntimeError, x: Batch) -> ArgumentError:
 
 
 def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
-    """The error for a model whose samples alone are not what they are in the batch `x`.
+    """Return the error for a model whose samples alone differ from the same samples in a batch.
 
     Args:
         plain: The model.
         x: The batch.
-        what: Of the samples differs, if the outputs do not.
+        what: What differs, if the outputs do not.
     """
 
     def outputs(found: PlainPass) -> Tensor:
@@ -442,7 +442,7 @@ def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
 
 
 def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
-    """Names of buffers and attributes that a forward pass changes."""
+    """Return the names of buffers and attributes that a forward pass changes."""
     module = plain.model
     if not isinstance(module, nn.Module):
         return []

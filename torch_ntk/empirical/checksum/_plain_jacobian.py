@@ -1,4 +1,4 @@
-"""Jacobians by plain loops: one backward pass of the user's own module per sample and output."""
+"""Jacobians by one backward pass of the user's own module per sample and output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ...memory import is_out_of_memory
 
 
 def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[Tensor, Parameters]:
-    """Outputs `[N, O]`, and by name the Jacobians `[N, O, p]` of these parameters.
+    """Return the outputs `[N, O]`, and by name the Jacobians `[N, O, p]` of these parameters.
 
-    Right for every model that autograd can differentiate, and as slow as N·O backward passes.
+    They are right for every model that autograd can differentiate, and take N·O backward passes.
 
     Raises:
-        ValueError: Autograd cannot.
+        ValueError: Autograd cannot differentiate the model.
     """
     plain = fn.exact_plain
     wanted = list(names)
@@ -32,7 +32,7 @@ def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[
         }
 
     try:
-        # Of single samples some operations of torch are wrong.
+        # Some operations of torch are wrong for single samples.
         right = lambda leaves: RightOperations()  # noqa: E731
         each = [plain.run(x[n : n + 1], of_sample, right) for n in range(len(x))]
     except (ArgumentError, MemoryError):

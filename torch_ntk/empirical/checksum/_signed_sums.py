@@ -12,20 +12,22 @@ from ..contract import SMALL, Call
 from ..rules import Use
 from ._signs import signs
 
-# Vectors that the gradient of a large weight is multiplied by. Of a difference of norm d each sees
-# about d; that both see less than a hundredth of it happens in less than one of 10,000 calls.
+# The number of vectors by which the gradient of a large weight is multiplied. The product of a
+# difference of norm d with each vector has a norm of about d; that both are less than a hundredth
+# of it happens in less than one of 10,000 calls.
 _VECTORS = 2
 
 
 @dataclass
 class SignedSum:
-    """What is known of one parameter.
+    """The sum `Σ u J` for one parameter.
 
     Attributes:
-        total: `Σ u J`, the gradient `[p]`; or, of a large weight, what it makes of the vectors.
-        noise: The size of the terms that are summed: rounding is a multiple of `eps` of it.
-        use: With vectors, by whose layout the gradient is read.
-        vectors: `[G, a, k]`: the total is then the product `[G, b, k]` with each matrix `[b, a]`.
+        total: `Σ u J`, the gradient `[p]`; for a large weight its product with `vectors`.
+        noise: The norm of the terms of the sum; its rounding error is a multiple of `eps · noise`.
+        use: With vectors, the use whose layout the gradient has.
+        vectors: Vectors `[G, a, k]` for a large weight; the total is then the product `[G, b, k]`
+            of each matrix `[b, a]` with them.
     """
 
     total: Tensor
@@ -34,25 +36,25 @@ class SignedSum:
     vectors: Tensor | None = None
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
-        """The same of a gradient in the weight's own shape."""
+        """Return the total for a gradient in the weight's own shape."""
         gradient = gradient.to(self.total.dtype)
         if self.use is None or self.vectors is None:
             return gradient.reshape(-1)
         packed = self.use.pack(gradient.reshape(-1))
-        # One product with a vector after the other: a few columns at once take longer.
+        # Products with one vector after the other are faster than with a few columns at once.
         columns = [torch.matmul(packed, r.unsqueeze(-1)) for r in self.vectors.unbind(2)]
         return torch.cat(columns, dim=2)
 
 
 class SignedSums:
-    """Adds up `Σ u J` by parameter, over pieces of a block of samples.
+    """The sums `Σ u J` of all parameters, over pieces of a block of samples.
 
-    The gradient of a large weight is compared by what it makes of random vectors, so that it need
-    not be formed; see `Use.multiplied`.
+    For a large weight only the products of the gradient with random vectors are computed, so that
+    it is not formed; see `Use.multiplied`.
 
     Attributes:
-        u: Signs `[N, O]` of the outputs that are added.
-        sums: What is known, by the name of the parameter.
+        u: The random weights `[N, O]` of the outputs that are added.
+        sums: The sums by the name of the parameter.
     """
 
     def __init__(self, u: Tensor) -> None:
@@ -66,9 +68,9 @@ class SignedSums:
         self._add(name, SignedSum(total[0], torch.linalg.vector_norm(jacobian)))
 
     def signed(self, start: int, b: Tensor) -> Tensor:
-        """`Σ_i u[n, i] b[n, i]` of cotangents `[n, O, ...]`: `[n, 1, ...]`.
+        """Return `Σ_i u[n, i] b[n, i]`, `[n, 1, ...]`, for cotangents b `[n, O, ...]`.
 
-        They are large, and read once in the order in which they are in memory.
+        The cotangents are large, and are read once in the order in which they are in memory.
         """
         u = self.u[start : start + b.shape[0]].unsqueeze(1)
         order = sorted(range(2, b.ndim), key=lambda d: -b.stride()[d])
@@ -81,9 +83,9 @@ class SignedSums:
         """Add uses of one weight.
 
         Args:
-            name: Of the weight.
-            calls: Uses, and their stacked sources.
-            signed: The signed cotangents of each use's call, `[n, 1, ...]`.
+            name: The name of the weight.
+            calls: The uses, and their stacked sources.
+            signed: The cotangents of each use's call after `signed`, `[n, 1, ...]`.
         """
         if not calls[0][0].weight.numel():
             none = self.u.new_zeros(0)
@@ -116,10 +118,10 @@ class SignedSums:
 
 
 def _gradient(use: Use, source: Tensor, signed: Tensor) -> SignedSum:
-    """`Σ u J` `[p]` of one use, of signed cotangents `[n, G, T, b]`."""
+    """Return `Σ u J` `[p]` of one use, for its signed cotangents `[n, G, T, b]`."""
     a = use.features(source)
     n, g, t, width = a.shape
-    # Samples are more positions of one sample.
+    # The samples are treated as further positions of a single sample.
     features = a.transpose(0, 1).reshape(1, g, n * t, width)
     rows = signed.transpose(0, 1).reshape(1, 1, g, n * t, signed.shape[-1])
     total = use.jacobian(features, rows)[0, 0]

@@ -1,4 +1,4 @@
-"""From what is known of each weight for some samples to the kernel between them."""
+"""Contract the factors of each weight for some samples to the kernel between these samples."""
 
 from ._factors import SMALL as SMALL
 from ._factors import Call as Call

@@ -1,4 +1,4 @@
-"""What is known of one weight for a block of samples: its Jacobian, or the factors of that."""
+"""The factors of one weight for a block of samples: its Jacobian, or features and cotangents."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ._jacobian_pieces import Formed, Piece, whole
 F = TypeVar("F", bound="Factor")
 
 Call = tuple[Use, Tensor]
-"""A use and its sources, or what it `held` of them."""
+"""A use, and its stacked sources or what is `held` of them."""
 
-# Jacobians of at most so many columns are joined before they are contracted.
+# Jacobians with at most so many columns are joined before they are contracted.
 SMALL = 4096
 
 
 class Factor(ABC):
-    """One weight's factors for a block of samples.
+    """The factors of one weight for a block of samples.
 
-    All are stacks of matrices whose rows run over samples before all else.
+    They are stacks of matrices; the sample is the slowest index of the rows.
 
     Attributes:
         samples, outputs, positions: N, O and T.
@@ -40,33 +40,36 @@ class Factor(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the factors."""
 
     @property
     @abstractmethod
     def multiplications(self) -> float:
-        """How many a product with itself takes, about."""
+        """The approximate number of multiplications of a product with itself."""
 
     @property
     @abstractmethod
     def passes(self) -> bool:
-        """Whether what is multiplied is made for one weight at a time and not kept."""
+        """Whether features or columns are made when they are multiplied, and are not stored."""
 
     @abstractmethod
     def narrow(self, start: int, stop: int) -> Factor:
-        """The factor for the samples `start … stop`, without a copy; not of one that passes."""
+        """Return the factor for the samples `start … stop`, without a copy.
+
+        It cannot be called if the factor `passes`.
+        """
 
     @abstractmethod
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> Factor:
-        """The same for products in `dtype`, and with several others unless it is `alone`."""
+        """Return the factor prepared for products in `dtype`; with `alone`, for only one."""
 
     @abstractmethod
     def followed_by(self: F, parts: Sequence[Factor]) -> F:
-        """The factor of this block of samples and of those of `parts`, which are of its kind."""
+        """Return the factor of this block of samples followed by the blocks of `parts`."""
 
 
 Factors = dict[tuple[str, str], Factor]
-"""By key and parameter name what is known of a block of samples."""
+"""The factors of a block of samples, by the key of a kernel's part and the parameter's name."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class JacobianFactor(Factor):
 
     Attributes:
         samples, outputs: N and O.
-        pieces: The Jacobian in pieces of consecutive samples.
-        j: In place of pieces the Jacobian as `_jacobian_pieces.laid` lays it out.
+        pieces: The Jacobian in pieces of consecutive samples; empty if there is `j`.
+        j: The whole Jacobian in the layout of `_jacobian_pieces.laid`.
     """
 
     samples: int
@@ -87,18 +90,18 @@ class JacobianFactor(Factor):
 
     @staticmethod
     def of(*pieces: Tensor | Piece) -> JacobianFactor:
-        """From the Jacobian `[N, O, p]`, or from pieces of it."""
+        """Return the factor for a Jacobian `[N, O, p]`, or for pieces of it."""
         found = tuple(Formed(p) if isinstance(p, Tensor) else p for p in pieces)
         return JacobianFactor(sum(p.samples for p in found), found[0].outputs, found)
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the Jacobian."""
         return self.pieces[0].like.device if self.j is None else self.j.device
 
     @property
     def multiplications(self) -> float:
-        """How many a product with itself takes, about."""
+        """The approximate number of multiplications of a product with itself."""
         if self.j is not None:
             return float(self.j.shape[1]) * self.j.numel()
         first = self.pieces[0]
@@ -106,26 +109,26 @@ class JacobianFactor(Factor):
 
     @property
     def passes(self) -> bool:
-        """Whether columns are made for one weight at a time."""
+        """Whether the Jacobian is in pieces, whose columns are made block by block."""
         return bool(self.pieces)
 
     def whole(self, output: Output) -> Tensor:
-        """The Jacobian in one piece, laid out."""
+        """Return the Jacobian in one piece, in the layout of `_jacobian_pieces.laid`."""
         return whole(self.pieces, output) if self.j is None else self.j
 
     def narrow(self, start: int, stop: int) -> JacobianFactor:
-        """The rows of these samples."""
+        """Return the rows of these samples."""
         assert self.j is not None
         return replace(self, samples=stop - start, j=_rows_of(self.j, self.samples, start, stop))
 
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> JacobianFactor:
-        """In one piece, unless it is multiplied once, or to be converted anyway."""
+        """Return it in one piece, unless it is multiplied once or must be converted."""
         if not alone and self.pieces and self.pieces[0].dtype == dtype:
             return replace(self, j=whole(self.pieces, output), pieces=())
         return self
 
     def followed_by(self, parts: Sequence[Factor]) -> JacobianFactor:
-        """The pieces of all."""
+        """Return the pieces of all blocks."""
         every = [self, *(p for p in parts if isinstance(p, JacobianFactor))]
         pieces = tuple(piece for p in every for piece in p.pieces)
         return replace(self, samples=sum(p.samples for p in every), pieces=pieces)
@@ -133,22 +136,23 @@ class JacobianFactor(Factor):
 
 @dataclass(frozen=True)
 class GramFactor(Factor):
-    """The inputs and output cotangents of a weight, of which Gram matrices are taken.
+    """The features and cotangents of a weight, which are contracted by their Gram matrices.
 
     Attributes:
         samples, outputs, positions: N, O and T.
-        b: Cotangents: `[G, N·O·T, b]` for "full", `[G·O, N·T, b]` for "diagonal", and
-            `[G, N·T, O·b]` where the outputs are summed.
-        use: Multiplies features.
-        a: Features `[G, N·T, a]`.
-        sources: In place of `a`, for pieces of consecutive samples, the calls and what they `held`
-            of their inputs.
-        scale: By what products of features are multiplied, P of the weight.
-        shift: What a bias adds to them: its own P, as its features are 1 in the same calls and its
-            cotangents are the same.
-        between: Whether the Gram matrix of the features goes between the cotangents; see `_cost`.
+        b: The cotangents: `[G, N·O·T, b]` for "full", `[G·O, N·T, b]` for "diagonal", and
+            `[G, N·T, O·b]` if the outputs are summed.
+        use: A use, which computes Gram matrices of features.
+        a: The features `[G, N·T, a]`; None if there are `sources`.
+        sources: For each piece of consecutive samples, the calls and what is `held` of their
+            inputs.
+        scale: The P of the weight, by which products of features are multiplied.
+        shift: The P of a bias, which is added to them: in the same calls the bias has features of 1
+            and the same cotangents.
+        between: Whether the Gram matrix of the features multiplies the cotangents of one side
+            first; see `_cost`.
         is_last: Whether the cotangents of every sample are the identity matrix.
-        p: P of the entries of the weight `[G, b, a]` where that varies; see `_through_p`.
+        p: P for the entries of the weight `[G, b, a]` if it is not constant; see `_through_p`.
     """
 
     samples: int
@@ -174,15 +178,15 @@ class GramFactor(Factor):
         shift: float = 0.0,
         between: bool = False,
     ) -> GramFactor:
-        """From features `[N, G, T, a]`, or sources, and cotangents `[N, O, G, T, b]`."""
+        """Return the factor for features `[N, G, T, a]`, or sources, and B `[N, O, G, T, b]`."""
         n, o, g, t, units = b.shape
         if output == "full":
             laid = b.permute(2, 0, 1, 3, 4).reshape(g, n * o * t, units)
         elif output == "diagonal":
             laid = b.permute(2, 1, 0, 3, 4).reshape(g * o, n * t, units)
-        else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is one product over (i, b)
+        else:  # Σ_i ⟨B[n, i, t], B[m, i, s]⟩ is a single product over (i, b)
             laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
-        # Numbers that are differentiated further are the identity by chance, at this θ alone.
+        # Cotangents that will be differentiated may be the identity only at these parameters.
         is_last = g * t == 1 and units == o and not b.requires_grad
         is_last = is_last and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
         found = GramFactor(n, o, t, laid, use, None, (), scale, shift, between, is_last)
@@ -192,23 +196,23 @@ class GramFactor(Factor):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the cotangents."""
         return self.b.device
 
     @property
     def multiplications(self) -> float:
-        """How many a product with itself takes; that of the features is small beside it."""
+        """The approximate number for the Gram matrix of the cotangents, the larger one."""
         return float(self.b.shape[1]) * self.b.numel()
 
     @property
     def passes(self) -> bool:
-        """Whether features are gathered for one weight at a time."""
+        """Whether features are made from sources for one weight at a time."""
         return bool(self.sources)
 
     def narrow(self, start: int, stop: int) -> GramFactor:
-        """The rows of these samples."""
+        """Return the rows of these samples."""
         assert self.a is not None
-        # Of a kernel of few operations `replace` takes a tenth: it makes all fields anew.
+        # `replace`, which copies all fields, would take a tenth of the time of a small kernel.
         found = copy.copy(self)
         vars(found).update(
             samples=stop - start,
@@ -218,13 +222,13 @@ class GramFactor(Factor):
         return found
 
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> GramFactor:
-        """Converted once."""
+        """Return the factor converted to `dtype`."""
         a = None if self.a is None else to(self.a, dtype)
         p = None if self.p is None else to(self.p, dtype)
         return replace(self, a=a, b=to(self.b, dtype), p=p)
 
     def followed_by(self, parts: Sequence[Factor]) -> GramFactor:
-        """Features and cotangents of all."""
+        """Return the features and cotangents of all blocks."""
         every = [self, *(p for p in parts if isinstance(p, GramFactor))]
         features = [p.a for p in every if p.a is not None]
         return replace(
@@ -237,7 +241,7 @@ class GramFactor(Factor):
         )
 
     def gathered(self, dtype: torch.dtype) -> GramFactor:
-        """The same with features in place of sources."""
+        """Return the factor with features instead of sources."""
         a: Tensor | None = None
         start = 0
         for calls in self.sources:
@@ -247,7 +251,7 @@ class GramFactor(Factor):
             if len(self.sources) == 1:
                 a = to(rows, dtype)
                 break
-            if a is None:  # written piece by piece, so that all pieces never stand beside it
+            if a is None:  # written piece by piece, so that not all pieces are in memory beside it
                 length = self.samples * self.positions
                 kind = dtype if rows.is_floating_point() else rows.dtype
                 a = rows.new_empty(rows.shape[0], length, rows.shape[2], dtype=kind)
@@ -257,7 +261,7 @@ class GramFactor(Factor):
 
 
 def join(blocks: list[Factors]) -> Factors:
-    """Factors of consecutive blocks of samples as those of one block; empties `blocks`."""
+    """Return the factors of consecutive blocks as those of one block, and empty `blocks`."""
     if len(blocks) == 1:
         return blocks[0]
     names = list(blocks[0])
@@ -269,17 +273,17 @@ def join(blocks: list[Factors]) -> Factors:
 
 
 def joined_features(calls: Sequence[Call]) -> Tensor:
-    """Features `[N, G, T, a]` of the positions of all calls."""
+    """Return the features `[N, G, T, a]` at the positions of all calls."""
     return _joined([use.features(source) for use, source in calls])
 
 
 def _joined(each: Sequence[Tensor]) -> Tensor:
-    """Features `[N, G, T, a]` of several calls as those of one."""
+    """Return features `[N, G, T, a]` of several calls as those of one."""
     return each[0] if len(each) == 1 else torch.cat(list(each), dim=2)
 
 
 def _rows(a: Tensor) -> Tensor:
-    """Features `[N, G, T, a]` as `[G, N·T, a]`."""
+    """Return features `[N, G, T, a]` as `[G, N·T, a]`."""
     n, g, t, width = a.shape
     return a.transpose(0, 1).reshape(g, n * t, width)
 
@@ -290,5 +294,5 @@ def _rows_of(t: Tensor, samples: int, start: int, stop: int) -> Tensor:
 
 
 def to(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Factors in `dtype`; features that are indices stay what they are."""
+    """Return a factor in `dtype`; features that are indices keep their own dtype."""
     return t.to(dtype) if t.is_floating_point() else t

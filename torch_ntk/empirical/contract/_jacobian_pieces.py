@@ -1,12 +1,12 @@
 """Jacobians that are contracted by blocks of columns, in a buffer that stays in the cache.
 
-A kernel is the sum of products of column blocks, Θ = Σ_c J[:, c] J[:, c]ᵀ, so a Jacobian need not
-stand in memory as a whole: it is left in pieces of consecutive samples, in another precision, or
-even unformed, as the features and cotangents whose product it is,
+A kernel is the sum of products of column blocks, Θ = Σ_c J[:, c] J[:, c]ᵀ. So the whole Jacobian
+need not be in memory: it is stored in pieces of consecutive samples, in another precision, or, if
+these are smaller, as the features and cotangents of which it is the product,
 
-    J[n, o, (b, a)] = Σ_t B[n, o, t, b] A[n, t, a],
+    J[n, o, (b, a)] = Σ_t B[n, o, t, b] A[n, t, a].
 
-where these are smaller. The features are then gathered for a block of columns at a time.
+Then the features are computed for one block of columns at a time.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from .._stages import stage
 from ..rules import Use, laid_out, product
 from ._piece_sizes import limited_size, piece_sizes
 
-# Matrices of other sizes are multiplied at up to a third less speed.
+# Matrices whose size is no multiple are multiplied at up to a third less speed.
 _MULTIPLE = 8
 _MOST_BYTES = 256 * 1024**2
 
 
 class Piece(ABC):
-    """The Jacobian of some samples, of which blocks of columns are asked for.
+    """The Jacobian of some samples, which can write blocks of its columns.
 
-    Columns are counted in steps, so that every piece of a weight is divided alike.
+    Columns are counted in steps, so that all pieces of a weight are divided in the same way.
 
     Attributes:
-        like: A tensor of its kind.
+        like: A tensor with its dtype and device.
         samples, outputs: N and O.
-        width: How many steps of columns there are.
-        each: Columns in a step.
-        least: In how few steps at once the columns are too slow.
+        width: The number of steps.
+        each: The number of columns in a step.
+        least: The number of steps below which a block is slow.
     """
 
     like: Tensor
@@ -50,12 +50,12 @@ class Piece(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the entries."""
+        """The dtype of the entries."""
         return self.like.dtype
 
     @abstractmethod
     def fill(self, out: Tensor, start: int, stop: int) -> None:
-        """Write the steps `start … stop` of columns into `out` `[N, O, columns]`."""
+        """Write the columns of the steps `start … stop` into `out` `[N, O, columns]`."""
 
 
 class Formed(Piece):
@@ -75,11 +75,11 @@ class Unformed(Piece):
     """A Jacobian as a product of matrices, for the calls of one weight.
 
     Args:
-        b: Cotangents `[N, O, T, b]`, of all calls one after the other.
-        calls: Each call and what it `held` of its input.
-        scale: By what all columns are multiplied, or the numbers `[b, a]` for each of them.
-        read: Of a weight that is an embedding too: the rows that it reads `[N, S]`, -1 where there
-            is no gradient, and their cotangents `[N, O, S, a]`.
+        b: The cotangents `[N, O, T, b]` of all calls, one after the other.
+        calls: Each call and what is `held` of its input.
+        scale: The number by which all columns are multiplied, or the numbers `[b, a]` for each.
+        read: For a weight that is also an embedding: the rows that are read `[N, S]`, -1 where
+            there is no gradient, and their cotangents `[N, O, S, a]`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Unformed(Piece):
         self.least = -(-piece_sizes(b.device).features // features)
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
-        """Multiply the cotangents with some of the features, or some of them with all."""
+        """Multiply the cotangents with some features, or the cotangents of some units with all."""
         if self._is_direct:
             use, held = self._calls[0]
             out.copy_(use.formed(held, self._b[:, :, start:stop]))
@@ -131,10 +131,10 @@ class Unformed(Piece):
 
 
 def laid(j: Tensor, output: Output) -> Tensor:
-    """The Jacobian `[N, O, p]` as a stack of matrices whose products are the kernel.
+    """Return the Jacobian `[N, O, p]` as a stack of matrices whose products are the kernel.
 
-    That is `[1, N·O, p]` for `"full"`, `[O, N, p]` for `"diagonal"`, and `[1, N, O·p]` where the
-    outputs are summed: Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of the Jacobians flattened over i.
+    The stack is `[1, N·O, p]` for `"full"`, `[O, N, p]` for `"diagonal"`, and `[1, N, O·p]` if the
+    outputs are summed: Σ_i ⟨J1[n, i], J2[m, i]⟩ is the product of Jacobians flattened over i.
     """
     n, o, p = j.shape
     if output == "full":
@@ -143,7 +143,7 @@ def laid(j: Tensor, output: Output) -> Tensor:
 
 
 def whole(pieces: Sequence[Piece], output: Output) -> Tensor:
-    """All columns of formed pieces, `laid`."""
+    """Return all columns of formed pieces, in the layout of `laid`."""
     formed = [piece.j for piece in pieces if isinstance(piece, Formed)]
     assert len(formed) == len(pieces), "an unformed Jacobian is contracted by columns"
     return laid(formed[0] if len(formed) == 1 else torch.cat(formed), output)
@@ -152,12 +152,12 @@ def whole(pieces: Sequence[Piece], output: Output) -> Tensor:
 def blocks(
     sides: Sequence[Sequence[Piece]], output: Output, dtype: torch.dtype
 ) -> Iterator[list[Tensor]]:
-    """Blocks of columns of every side, `laid`, in `dtype`; valid until the next one is asked for.
+    """Yield blocks of columns of every side, `laid`, in `dtype`; the next block overwrites them.
 
     Args:
-        sides: Jacobians of the same weights for different samples, in pieces.
+        sides: The Jacobians of the same weight for one or two sets of samples, in pieces.
         output: The kernel's output.
-        dtype: Precision of the products.
+        dtype: The dtype of the products.
     """
     first = sides[0][0]
     if len(sides) == 1 == len(sides[0]) and isinstance(first, Formed) and first.dtype == dtype:
@@ -185,7 +185,7 @@ def blocks(
 
 
 def _step(width: int, least: int, size: int, columns: int) -> int:
-    """How many of `width` steps of `size` bytes a block of about so many bytes has."""
+    """Return how many of `width` steps of `size` bytes each fit in a block of `columns` bytes."""
     size = max(1, size)
     steps = max(columns // size, min(least, limited_size(_MOST_BYTES) // size), 1)
     if steps >= width:

@@ -1,4 +1,4 @@
-"""The kernel as it is added up, block of rows by block of columns."""
+"""The sum of all parameters' contributions, block of rows by block of columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._jacobian_pieces import blocks
 from ._piece_sizes import piece_sizes
 from ._products import add_, add_product_
 
-_MOST_BLOCKS = 8  # the saving of more is small
+_MOST_BLOCKS = 8  # more blocks save little
 
 
 class PairBlocks:
@@ -45,13 +45,13 @@ class PairBlocks:
     def add_block(
         self, rows: tuple[int, int], columns: tuple[int, int], left: Factors, right: Factors
     ) -> None:
-        """Write the kernels between two blocks of samples, and mirrored where x2 is x1.
+        """Write the kernels between two blocks of samples, and their transposes if x2 is x1.
 
         Args:
             rows: The samples of x1.
             columns: The samples of x2.
-            left: Factors of the rows.
-            right: Factors of the columns; emptied, so that each is freed when it is done.
+            left: The factors of the rows.
+            right: The factors of the columns, which are removed so that each is freed after use.
         """
         (a, b), (c, d) = rows, columns
         output = self._job.output
@@ -67,15 +67,15 @@ class PairBlocks:
 
 
 def _add_square(square: Tensor, parts: list[Factor], output: Output, outputs: int) -> None:
-    """Write the kernel of some samples among themselves, of which half is computed.
+    """Write the kernel of some samples among themselves, half of which is computed.
 
-    Row after row of blocks: from the diagonal to the right, all contributions while the block is
-    in the cache, then mirrored. Parts with many positions have many rows for a sample, and are
-    divided further.
+    The blocks go row by row from the diagonal to the right. All contributions are added while a
+    block is in the cache, and then it is mirrored. Factors with many positions have many rows for
+    a sample, and are divided further.
     """
     n = square.shape[0]
     rows = outputs if output == "full" else 1
-    # What is made for one weight at a time and not kept is contracted first, and all at once.
+    # Factors whose features or columns are not stored are contracted first, for all samples.
     passing = [part for part in parts if part.passes]
     kept = [part for part in parts if not part.passes]
     strips = list(ranges(0, n, _samples(n, rows, piece_sizes(square.device).rows, _blocks(parts))))
@@ -98,7 +98,7 @@ def _add_square(square: Tensor, parts: list[Factor], output: Output, outputs: in
 def _add_passing(
     total: Tensor, part: Factor, strips: list[tuple[int, int]], output: Output
 ) -> None:
-    """Add a part of which features or columns of the Jacobian are made here, and go with it."""
+    """Add a factor that `passes`, whose features or columns are made here and then freed."""
     if isinstance(part, JacobianFactor):
         n, rows = part.samples, part.outputs if output == "full" else 1
         matrices = total if output == "diagonal" else total.view(1, n * rows, n * rows)
@@ -113,13 +113,13 @@ def _add_passing(
 
 
 def _strip(total: Tensor, a: int, b: int, output: Output) -> Tensor:
-    """The samples `a … b` by `a …` of a block; see `_outputs.zeros`."""
+    """Return the samples `a … b` by `a …` of a block; see `_outputs.zeros`."""
     first, second = (1, 2) if output == "diagonal" else (0, 2 if output == "full" else 1)
     return total.narrow(first, a, b - a).narrow(second, a, total.shape[second] - a)
 
 
 def _add_strip(block: Tensor, part: Factor, a: int, b: int, output: Output) -> None:
-    """Add a part between the samples `a … b` and `a …`, from the diagonal to the right."""
+    """Add a factor between the samples `a … b` and `a …`, from the diagonal to the right."""
     n = part.samples
     rows = part.outputs if output == "full" else 1
     size = piece_sizes(block.device)
@@ -135,10 +135,11 @@ def _add_strip(block: Tensor, part: Factor, a: int, b: int, output: Output) -> N
 
 
 def _blocks(parts: Sequence[Factor]) -> int:
-    """In how many blocks of rows all products take the least time.
+    """Return the number of blocks of rows with which all products take the least time.
 
-    Of the M multiplications of a product, k blocks of rows leave (1 + 1/k) M / 2 and set up k
-    products, each worth c multiplications: the least is at k² = M / (2 c).
+    A product with M multiplications takes (1 + 1/k) M / 2 of them with k blocks of rows, because of
+    symmetry, plus the time of c multiplications to set up each block: the minimum is at
+    k² = M / (2 c).
     """
     if not parts:
         return 1
@@ -148,5 +149,5 @@ def _blocks(parts: Sequence[Factor]) -> int:
 
 
 def _samples(n: int, rows: int, least: int, most: int) -> int:
-    """Samples in a block, of `n` with so many rows each, of which `least` are worth it."""
+    """Return the samples per block, such that there are `least` rows and at most `most` blocks."""
     return max(-(-least // rows), -(-n // most))

@@ -1,4 +1,4 @@
-"""How much is worked on at once: pieces that stay in the caches of a CPU, or fill a GPU."""
+"""The sizes of the pieces of a computation, which stay in the caches of a CPU or fill a GPU."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ _FEW, _LEAST = 4, 2  # samples
 
 @dataclass(frozen=True)
 class PieceSizes:
-    """Sizes for one kind of device.
+    """The sizes for one type of device.
 
     Attributes:
-        columns: Bytes of a block of columns of a Jacobian.
-        features: Products with fewer features read the cotangents too often; blocks of columns
-            then become larger.
-        chunk: Bytes of a product over positions, before it is summed.
-        again: Bytes of what is written and read again at once.
-        rows: Products of fewer rows run below their speed.
-        overhead: Multiplications that could be made while the product of one piece of one weight
-            is set up.
-        tall: Positions of rows that are multiplied at once; fewer run below their speed.
-        backward: Bytes of a batch of a backward pass; None fills the memory.
+        columns: The bytes of a block of columns of a Jacobian.
+        features: The least number of features in a product. With fewer, the cotangents would be
+            read too often, so that blocks of columns become larger.
+        chunk: The bytes of a product over positions, before it is summed.
+        again: The bytes of an intermediate result that is written and then read.
+        rows: The number of rows below which products do not reach full speed.
+        overhead: The time to set up the product of one piece of one weight, in multiplications.
+        tall: The number of rows over positions below which products do not reach full speed.
+        backward: The bytes of a batch of a backward pass; None fills the memory.
     """
 
     columns: int
@@ -40,11 +39,11 @@ class PieceSizes:
     backward: int | None
 
     def samples(self, each: int) -> int:
-        """How many samples of `each` bytes a backward pass takes at once.
+        """Return how many samples of `each` bytes a backward pass evaluates at once.
 
-        Passes of few samples are to a large part overhead: calls, and weights that oneDNN reorders
-        for each. Samples that are large leave the caches all the same, so that a few of them go
-        together, but not of the largest, whose overhead is small.
+        A large part of passes of few samples is overhead: calls, and weights that oneDNN reorders
+        in each. Large samples do not fit in the caches anyway, so that a few of them are evaluated
+        together; but not the largest ones, whose overhead is small.
         """
         sparing = aim()
         most = self.backward if sparing is None else min(self.backward or sparing, sparing // 3)
@@ -55,8 +54,8 @@ class PieceSizes:
         return max(fitting, few, _LEAST)
 
 
-# Larger batches of a backward pass leave the caches of a CPU, and each of their tensors is mapped
-# and cleared anew by the operating system.
+# Larger batches of a backward pass do not fit in the caches of a CPU, and the operating system maps
+# and clears the memory of each of their tensors again.
 ON_CPU = PieceSizes(
     columns=8 * _MIB,
     features=64,
@@ -67,7 +66,7 @@ ON_CPU = PieceSizes(
     tall=64,
     backward=160 * _MIB,
 )
-# Every piece is a few launches, which take longer than a small product.
+# Every piece needs a few kernel launches, which take longer than a small product.
 ON_GPU = PieceSizes(
     columns=256 * _MIB,
     features=64,
@@ -81,11 +80,11 @@ ON_GPU = PieceSizes(
 
 
 def piece_sizes(device: torch.device) -> PieceSizes:
-    """The sizes for a device."""
+    """Return the sizes for a device."""
     return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 def limited_size(size: int) -> int:
-    """At most so many bytes, and less where little memory is allowed or wanted."""
+    """Return `size`, or fewer bytes if little memory is allowed or aimed at."""
     bounds = (bound // 8 for bound in (limit(), aim()) if bound is not None)
     return min(size, *bounds, size)

@@ -1,4 +1,4 @@
-"""Add what one weight contributes to a block of the kernel, in the order that was planned."""
+"""Add the contribution of one weight to a block of the kernel, in the planned order."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_(block: Tensor, p: Factor, q: Factor, output: Output) -> None:
 def _jacobians(
     p: JacobianFactor, q: JacobianFactor, output: Output, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both Jacobians whole, or in blocks of columns where they are to be converted."""
+    """Yield both whole Jacobians, or blocks of their columns if they must be converted."""
     if p.pieces and q.pieces and p.pieces[0].dtype != dtype:
         sides = [p.pieces] if p is q else [p.pieces, q.pieces]
         yield from ((found[0], found[-1]) for found in blocks(sides, output, dtype))
@@ -87,7 +87,7 @@ def _add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -
 
         Θ[n, i, m, j] = Σ_{t,b} B[n, i, t, b] Σ_s G[n, t, m, s] B[m, j, s, b]
 
-    for the full kernel. Piece by piece, so that the inner sum stays in the cache.
+    is the full kernel. It is added piece by piece, so that the inner sum stays in the cache.
     """
     item = torch.finfo(block.dtype).bits // 8
     groups, units = p.b.shape[0], p.b.shape[2]
@@ -103,11 +103,11 @@ def _add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -
 
 
 def _between(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
-    """`[n1, O, n2, O]`."""
+    """Return the contribution `[n1, O, n2, O]`."""
     n1, n2, o, t = p.samples, q.samples, p.outputs, p.positions
     ga = features_gram(p, q, dtype)
     g = ga.shape[0]
-    # The Gram matrix is small and repeated for every output; the cotangents stay as they are.
+    # The small Gram matrix is repeated for every output, so that the cotangents are not copied.
     ga = ga.view(g, n1 * t, n2, 1, t).permute(0, 2, 3, 1, 4).expand(g, n2, o, n1 * t, t)
     right = to(q.b, dtype).reshape(g * n2 * o, t, -1)
     inner = torch.bmm(ga.reshape(g * n2 * o, n1 * t, t), right)  # [(g, m, j), (n, t), b]
@@ -120,7 +120,7 @@ def _between(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
 
 
 def features_gram(p: GramFactor, q: GramFactor, dtype: torch.dtype) -> Tensor:
-    """The Gram matrix of features `[G, n1·T, n2·T]`, with P and a bias of the same calls."""
+    """Return the features' Gram matrix `[G, n1·T, n2·T]`, with P and a bias of the same calls."""
     assert p.a is not None
     assert q.a is not None
     ga = p.use.gram(to(p.a, dtype), to(q.a, dtype)).to(dtype)
@@ -144,8 +144,8 @@ def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> 
     else:
         gb = torch.bmm(left, right.transpose(1, 2))
     if output == "full" and g * t == 1:
-        # The outputs of the columns are the innermost axis: spread over it, the Gram matrix of
-        # the features multiplies long rows instead of short ones.
+        # The outputs of the columns are the innermost axis. The Gram matrix of the features is
+        # repeated along it, so that long rows are multiplied instead of short ones.
         wide = ga.view(n1, 1, n2, 1).expand(n1, 1, n2, o).reshape(n1, 1, n2 * o)
         block.view(n1, o, n2 * o).addcmul_(gb.view(n1, o, n2 * o), wide)
     elif output == "full":
@@ -159,7 +159,7 @@ def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> 
 
 
 def _add_identity_(block: Tensor, ga: Tensor, output: Output, o: int) -> None:
-    """Add what a last layer contributes, whose cotangents are the identity matrix."""
+    """Add the contribution of a last layer, whose cotangents are the identity matrix."""
     if output == "full":
         block.diagonal(dim1=1, dim2=3).add_(ga.unsqueeze(2))
     else:
@@ -167,7 +167,7 @@ def _add_identity_(block: Tensor, ga: Tensor, output: Output, o: int) -> None:
 
 
 def _add_product_(block: Tensor, gb: Tensor, ga: Tensor, dims: tuple[int, ...]) -> None:
-    """Add `gb ∘ ga` summed over groups and positions; without any, in one pass."""
+    """Add `gb ∘ ga` summed over groups and positions; in one pass if there is one of each."""
     if all(gb.shape[d] == 1 for d in dims):
         block.addcmul_(gb.squeeze(dims), ga.squeeze(dims))
     else:

@@ -1,12 +1,12 @@
-"""What one weight contributes where its P differs from entry to entry, without its Jacobian.
+"""The contribution of a weight with a P for each of its entries, without its Jacobian.
 
 With P[b, a] for the entries of the weight, features A and cotangents B, J P Jᵀ is
 
     Θ[n, i, m, j] = Σ_{t,s,b} B[n, i, t, b] D[n, t, m, s, b] B[m, j, s, b],
     D[n, t, m, s, b] = Σ_a P[b, a] A[n, t, a] A[m, s, a].
 
-For P = 1 D is the Gram matrix of the features, the same for every b. It takes T² a b operations for
-a pair of samples, where the product of Jacobians takes O² a b.
+For P = 1, D is the Gram matrix of the features for every b. D takes T² a b operations for a pair of
+samples, and the product of Jacobians takes O² a b.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_through_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) ->
 
 
 def pieces_of_pairs(p: GramFactor, q: GramFactor) -> list[tuple[int, int, int, int]]:
-    """Ranges of the samples of p and of those of q."""
+    """Return ranges of the samples of p and of those of q that fit in the cache together."""
     assert p.p is not None
     groups, units, inputs = p.p.shape
     each = p.positions**2 * (inputs + 2 * units) + p.positions * p.outputs * units
@@ -45,7 +45,7 @@ def pieces_of_pairs(p: GramFactor, q: GramFactor) -> list[tuple[int, int, int, i
 
 
 def through(p: GramFactor, q: GramFactor, output: Output, dtype: torch.dtype) -> Tensor:
-    """The contribution `[n1, O, n2, O]`, `[O, n1, n2]`, or `[n1, n2]` summed over outputs."""
+    """Return the contribution `[n1, O, n2, O]`, `[O, n1, n2]` or, summed, `[n1, n2]`."""
     assert p.a is not None
     assert q.a is not None
     assert p.p is not None
@@ -54,7 +54,7 @@ def through(p: GramFactor, q: GramFactor, output: Output, dtype: torch.dtype) ->
     both = to(p.a, dtype).unsqueeze(2) * to(q.a, dtype).unsqueeze(1)
     both, weight = both.view(g, n * t * m * t, inputs), to(p.p, dtype)
     if output not in ("full", "diagonal"):
-        # The sum over outputs comes first: Σ_i B[n, i, t, b] B[m, i, s, b] for every b.
+        # The sum over outputs is taken first: Σ_i B[n, i, t, b] B[m, i, s, b] for every b.
         left, right = (
             to(f.b, dtype).view(g, f.samples * t, o, units).permute(0, 3, 1, 2) for f in (p, q)
         )
@@ -72,7 +72,7 @@ def through(p: GramFactor, q: GramFactor, output: Output, dtype: torch.dtype) ->
 
 
 def _by_sample(f: GramFactor, output: Output, dtype: torch.dtype) -> Tensor:
-    """Cotangents `[G, n, O, T, b]` of the full kernel or its diagonal."""
+    """Return the cotangents `[G, n, O, T, b]` for the full kernel or its diagonal."""
     assert f.p is not None
     n, o, t = f.samples, f.outputs, f.positions
     g, units, _ = f.p.shape

@@ -1,12 +1,12 @@
-"""A matrix that is an embedding and a linear layer at once, as those of most language models.
+"""A weight that is both an embedding and a linear layer, as in most language models.
 
-With ids of the tokens and cotangents c of the embedding, features A and cotangents B of the layer,
-the Jacobian of the weight W `[V, d]` is
+With ids of the tokens and cotangents c of the embedding, and features A and cotangents B of the
+layer, the Jacobian of the weight W `[V, d]` is
 
-    J[n, i] = Σ_t e(id[n, t]) ⊗ c[n, i, t] + Σ_s B[n, i, s] ⊗ A[n, s],
+    J[n, i] = Σ_t e(id[n, t]) ⊗ c[n, i, t] + Σ_s B[n, i, s] ⊗ A[n, s]
 
-e being unit vectors. Neither of the two is formed, each of O·V·d numbers: besides the Gram matrices
-of either use there are the products between them,
+with unit vectors e. The two terms, of O·V·d numbers each, are not formed. The kernel consists of
+the products of the Gram matrices of each use, and of the products between the two uses,
 
     Σ_{t,s} B[m, j, s, id[n, t]] ⟨c[n, i, t], A[m, s]⟩.
 """
@@ -30,8 +30,9 @@ class TiedFactor(Factor):
     """The factors of both uses.
 
     Attributes:
-        looked_up: Of the embedding; its features are indices, -1 where there is no gradient.
-        applied: Of the linear layer.
+        looked_up: The factor of the embedding, whose features are indices, -1 where there is no
+            gradient.
+        applied: The factor of the linear layer.
     """
 
     looked_up: GramFactor
@@ -39,45 +40,45 @@ class TiedFactor(Factor):
 
     @property
     def samples(self) -> int:  # type: ignore[override]
-        """N."""
+        """The number N of samples."""
         return self.applied.samples
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """O."""
+        """The number O of outputs."""
         return self.applied.outputs
 
     @property
     def positions(self) -> int:  # type: ignore[override]
-        """Those of both uses."""
+        """The positions of both uses."""
         return self.looked_up.positions + self.applied.positions
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the factors."""
         return self.applied.device
 
     @property
     def multiplications(self) -> float:
-        """How many a product with itself takes, about."""
+        """The approximate number of multiplications of a product with itself."""
         return self.looked_up.multiplications + self.applied.multiplications
 
     @property
     def passes(self) -> bool:
-        """Both are kept."""
+        """False, since both factors are stored."""
         return False
 
     def narrow(self, start: int, stop: int) -> TiedFactor:
-        """The rows of these samples."""
+        """Return the rows of these samples."""
         return TiedFactor(self.looked_up.narrow(start, stop), self.applied.narrow(start, stop))
 
     def kept(self, dtype: torch.dtype, output: Output, alone: bool) -> TiedFactor:
-        """Converted once."""
+        """Return both factors converted to `dtype`."""
         both = (f.kept(dtype, output, alone) for f in (self.looked_up, self.applied))
         return TiedFactor(*both)
 
     def followed_by(self, parts: Sequence[Factor]) -> TiedFactor:
-        """Both uses of all."""
+        """Return both factors for all blocks."""
         tied = [p for p in parts if isinstance(p, TiedFactor)]
         return TiedFactor(
             self.looked_up.followed_by([p.looked_up for p in tied]),
@@ -89,15 +90,15 @@ def add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output, sw
     """Add the products between the embedding `p` and the linear layer `q`.
 
     Args:
-        block: As `_outputs.zeros` made it, for the samples of p and q, or of q and p.
-        p: Of the embedding.
-        q: Of the linear layer.
+        block: A block made by `_outputs.zeros`, for the samples of p and q, or of q and p.
+        p: The factor of the embedding.
+        q: The factor of the linear layer.
         output: The kernel's output.
         swap: Whether the rows of the block are the samples of q.
     """
     columns = 2 if output in ("full", "diagonal") else 1
     for m, stop, found in between(p, q, output, block.dtype):
-        if swap:  # the samples of q are the rows; outputs go with their samples
+        if swap:  # the samples of q, with their outputs, are the rows
             found = found.permute(2, 3, 0, 1) if output == "full" else found.transpose(-1, -2)
             first = columns - 2 if output == "full" else columns - 1
             block.narrow(first, m, stop - m).add_(found)
@@ -108,7 +109,7 @@ def add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output, sw
 def between(
     p: GramFactor, q: GramFactor, output: Output, dtype: torch.dtype
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """The products between the embedding and the linear layer, for some samples of q at a time.
+    """Yield the products between the embedding and the linear layer, for blocks of q's samples.
 
     Yields:
         The first of these samples, the one after the last, and `[n1, O, n2, O]`, `[O, n1, n2]` or,
@@ -146,13 +147,13 @@ def _between(
 
 
 def _index(p: GramFactor) -> Tensor:
-    """The rows that the embedding reads, `[n·T]`."""
+    """Return the rows that the embedding reads, `[n·T]`."""
     assert p.a is not None
     return p.a.reshape(-1)
 
 
 def _by_output(f: GramFactor, output: Output) -> Tensor:
-    """Cotangents `[O, n·T, b]`."""
+    """Return the cotangents `[O, n·T, b]`."""
     n, o, t = f.samples, f.outputs, f.positions
     if output == "diagonal":
         return f.b

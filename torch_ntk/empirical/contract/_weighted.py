@@ -1,8 +1,8 @@
-"""The inner product `⟨W, Θ⟩` of a block of the kernel with weights, as autograd differentiates it.
+"""The inner product `⟨W, Θ⟩` of a block of the kernel with weights, which autograd differentiates.
 
-Gradients of a kernel are derivatives of such numbers. They are made of new tensors alone, where
-`_products` adds into the block, and the weights are applied before what they are multiplied with
-is summed: of a Jacobian, `Σ W ∘ (J1 J2ᵀ)` is `⟨W J2, J1⟩`, so that the kernel itself is not formed.
+Gradients of a kernel are derivatives of such inner products. In contrast to `_products`, nothing is
+written in place. The weights are applied as early as possible: for a Jacobian, `Σ W ∘ (J1 J2ᵀ)` is
+computed as `⟨W J2, J1⟩`, so that the kernel itself is not formed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ._tied import TiedFactor, between
 
 
 def in_one_piece(factor: Factor, dtype: torch.dtype, output: Output) -> Factor:
-    """The factor as `weighted` takes it: laid out, in the precision of the products."""
+    """Return the factor as `weighted` needs it: in one piece, in the dtype of the products."""
     if isinstance(factor, JacobianFactor):
         return replace(factor, j=to(factor.whole(output), dtype), pieces=())
     return factor.kept(dtype, output, False)
 
 
 def mapped(factor: Factor, f: Callable[[Tensor], Tensor]) -> Factor:
-    """The factor with `f` of all its tensors that carry derivatives; see `in_one_piece`."""
+    """Return the factor with `f` applied to all its tensors that may have derivatives."""
     if isinstance(factor, TiedFactor):
         both = (mapped(part, f) for part in (factor.looked_up, factor.applied))
         return TiedFactor(*both)  # type: ignore[arg-type]
@@ -45,12 +45,12 @@ def mapped(factor: Factor, f: Callable[[Tensor], Tensor]) -> Factor:
 
 
 def weighted(p: Factor, q: Factor, weights: Tensor, output: Output) -> Iterator[Tensor]:
-    """Numbers whose sum is `Σ W ∘ Θ`, for what one parameter contributes to a block.
+    """Yield numbers whose sum is `Σ W ∘ Θ`, for the contribution of one parameter to a block.
 
     Args:
-        p: Of the rows.
-        q: Of the columns.
-        weights: W, in the form of the block `[n1, n2, ...]`.
+        p: The factor of the rows.
+        q: The factor of the columns.
+        weights: The weights W, in the shape of the block `[n1, n2, ...]`.
         output: The kernel's output.
     """
     if isinstance(p, TiedFactor):
@@ -80,14 +80,14 @@ def weighted(p: Factor, q: Factor, weights: Tensor, output: Output) -> Iterator[
 
 
 def _laid(weights: Tensor, output: Output) -> Tensor:
-    """Weights of a block in the order of its products; see `_outputs.zeros`."""
+    """Return the weights of a block with the axes of its products; see `_outputs.zeros`."""
     if output == "full":
         return weights.permute(0, 2, 1, 3)
     return weights.permute(2, 0, 1) if output == "diagonal" else weights
 
 
 def _columns(p: GramFactor, output: Output) -> int:
-    """Samples of the columns at once, so that what stands between them is not too large."""
+    """Return how many samples of the columns are contracted at once, which limits the memory."""
     assert p.a is not None
     if p.between:
         each = p.outputs * p.b.shape[2]
@@ -123,7 +123,7 @@ def _of_grams(p: GramFactor, q: GramFactor, weights: Tensor, output: Output) -> 
 
 
 def _between(p: GramFactor, q: GramFactor, ga: Tensor, weights: Tensor) -> Tensor:
-    """Of the full kernel, the Gram matrix of the features applied to the cotangents first."""
+    """Return `⟨W, Θ⟩` of the full kernel with the features' Gram matrix applied first."""
     n, m, o, t = p.samples, q.samples, p.outputs, p.positions
     g, units = p.b.shape[0], p.b.shape[2]
     rows = q.b.view(g, m, o, t, units).transpose(2, 3).reshape(g * m, t, o * units)
