@@ -1,17 +1,18 @@
 """Kernels of finite networks at their current parameters.
 
-The path of a call of `empirical_ntk`, in the order of the rooms:
+The steps of a call of `empirical_ntk`, each with its folder or file:
 
 1. `_empirical_ntk` checks the arguments and makes a pure function of the model (`_functional`).
-2. `inspect` runs the user's own module once on one sample: shapes, costs, randomness; the recorder
-   of `structured` looks on and sees where parameters are used.
-3. `_job` holds what every method takes; `methods` has one function for each.
-4. `structured` makes a plan from the uses and gets all cotangents in one batched backward pass;
-   `rules` know what the input and the cotangent of an operation say about its weight.
+2. `inspect` runs the user's own module once on one sample, to find shapes, costs and randomness.
+   Meanwhile the recorder of `structured` records the uses of the parameters.
+3. `_job` holds the arguments of every method; `methods` has one function for each method.
+4. `structured` makes a plan from the uses and computes all cotangents in one batched backward pass;
+   `rules` define how a weight's derivative follows from the input and the cotangent of its call.
 5. `checksum` compares the factors of each block with a plain backward pass of the module itself.
 6. `contract` multiplies factors, block of rows by block of columns; `_outputs` orders the result.
 
-`operator` is the kernel that is never formed; `_verify`, `_explain` and `_nngp` stand beside.
+`operator` multiplies by the kernel without forming it. `_verify`, `_explain` and `_nngp` are
+separate functions.
 """
 
 from ._empirical_ntk import empirical_ntk as empirical_ntk

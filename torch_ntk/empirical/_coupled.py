@@ -1,9 +1,8 @@
-"""A batch that is one input: its outputs may depend on all of it, and their rows are the samples.
+"""Coupled batches, in which the outputs of a row may depend on all rows.
 
-The nodes of a graph, the rows of a batch that batch normalization sees together, the elements of a
-set. The whole batch is then one sample of N·O outputs, whose kernel `[1, 1, N·O, N·O]` is that
-between all pairs of rows and outputs. Two batches, each coupled in itself, are one sample too, with
-the outputs of both.
+Examples are the nodes of a graph, a batch under batch normalization, and the elements of a set. The
+whole batch is evaluated as one sample with N·O outputs, whose kernel `[1, 1, N·O, N·O]` contains
+all pairs of rows and outputs. Two coupled batches are one sample, too, with the outputs of both.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ._probed import along, random_signs
 
 
 class Pair(NamedTuple):
-    """Two batches, each coupled in itself, as one sample."""
+    """Two coupled batches as one sample."""
 
     x1: Any
     x2: Any
@@ -30,16 +29,16 @@ class Pair(NamedTuple):
 
 @dataclass
 class CoupledBatches:
-    """One or two batches as one sample.
+    """One or two coupled batches as one sample.
 
     Attributes:
-        x1: The batch of the rows.
-        x2: The batch of the columns; None is `x1`.
-        output: What is kept of the output indices.
+        x1: The batch of the kernel's rows.
+        x2: The batch of the kernel's columns; None is `x1`.
+        output: The kernel's output.
         probes, seed: See `empirical_ntk`.
-        only: The only output of a row that is taken; None takes all.
-        rows: The numbers of samples in what was evaluated last.
-        outputs: O, once a batch has been evaluated.
+        only: The index of the only output of a row that is used; None uses all.
+        rows: The numbers of rows of the batches in the last evaluation.
+        outputs: The number O of outputs of a row; 0 before the first evaluation.
     """
 
     x1: object
@@ -54,13 +53,13 @@ class CoupledBatches:
 
     @property
     def sample(self) -> Any:
-        """What the model is evaluated on: every tensor has a first axis of length one."""
+        """The sample on which the model is evaluated, whose tensors have a first axis of 1."""
         sides = self.sides
         return sides[0] if len(sides) == 1 else Pair(*sides)
 
     @property
     def sides(self) -> tuple[Any, ...]:
-        """The same of each batch by itself, once if both are the same."""
+        """Each of the batches as a sample; one of them if both are the same."""
         x2 = [] if self.x2 is None or self.x2 is self.x1 else [("x2", self.x2)]
         named = [("x1", self.x1), *x2]
         return tuple(
@@ -68,7 +67,7 @@ class CoupledBatches:
         )
 
     def model(self, model: ModelLike, forward_fn: ForwardFn | None) -> tuple[ModelLike, Any]:
-        """Model and `forward_fn` that take the sample and return all outputs in one row."""
+        """Return a model and a `forward_fn` that take the sample and return outputs in one row."""
         if isinstance(model, nn.Module):
             return model, lambda net, sample: self._outputs(
                 lambda batch: call_model(net, batch, forward_fn), sample, forward_fn
@@ -82,7 +81,7 @@ class CoupledBatches:
     def _outputs(
         self, call: Callable[[Any], Any], sample: Any, forward_fn: ForwardFn | None
     ) -> Tensor:
-        """`[1, ΣN·O']`, with the outputs O' that are left of O."""
+        """Return `[1, ΣN·O']`, where O' is the number of outputs after `_left`."""
         each = []
         for one in sample if isinstance(sample, Pair) else (sample,):
             batch = Batch.coupled("batch", one).map(lambda t: t.squeeze(0))
@@ -103,7 +102,7 @@ class CoupledBatches:
         return self.output == "probed" and self.probes < self.outputs
 
     def _left(self, f: Tensor) -> Tensor:
-        """`[N, O']` of the outputs `[N, O]`."""
+        """Return the outputs or combinations that the kernel needs, `[N, O']`, from `[N, O]`."""
         if self.only is not None:
             return f[:, self.only].unsqueeze(1)
         if self.output == "pseudo":
@@ -115,14 +114,14 @@ class CoupledBatches:
         return along(f, self._signs[self.outputs])
 
     def outputs_of(self, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs `[N, O]` of both batches from those of the sample `[1, ΣN·O]`."""
+        """Return the outputs `[N, O]` of both batches, from those of the sample `[1, ΣN·O]`."""
         rows = whole.view(-1, self.outputs)
         return rows[: self.rows[0]], rows[-self.rows[-1] :]
 
     def kernel(self, whole: Tensor) -> Tensor:
-        """The kernel of the output from that of the sample `[1, 1, ΣN·O', ΣN·O']`.
+        """Return the kernel for this output, from that of the sample `[1, 1, ΣN·O', ΣN·O']`.
 
-        `[N1, N2, K]` of an estimate by K directions.
+        For an estimate by K directions it is `[N1, N2, K]`.
         """
         left = whole.shape[2] // sum(self.rows)
         n1, n2 = self.rows[0], self.rows[-1]

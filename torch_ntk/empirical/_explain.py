@@ -1,4 +1,4 @@
-"""Say how the structured method computes a model's kernel."""
+"""Explain how the structured method computes a model's kernel."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .structured import Plan, StructuredMethod, UseRecorder
 
 @dataclass(frozen=True)
 class Line:
-    """How one parameter contributes.
+    """How the contribution of one parameter is computed.
 
     Attributes:
-        parameter: Its name.
-        rule: The kind of operation that it was found in, or "own Jacobian".
-        uses: In how many calls.
-        contraction: `"gram"` for Gram matrices of inputs and of cotangents, multiplied entry by
-            entry, `"features"` for that of the inputs between the cotangents, `"jacobian"`,
-            `"pairs"` for products of inputs through a P that varies, `"tied"` for an embedding
-            that is a linear layer too, or `"joined"` for a bias that is contracted together with
-            the weight of its calls.
-        operations: Floating-point operations of its contraction for the whole kernel.
-        bytes_per_sample: What is kept of it for one sample, where all samples fit at once.
-        formed_for_p: Whether its Jacobian is formed only because P differs from entry to entry;
-            the table then has "jacobian, P".
+        parameter: The name of the parameter.
+        rule: The kind of operation in which it is used, or "own Jacobian" without a rule.
+        uses: The number of calls in which it is used.
+        contraction: `"gram"` for the entrywise product of the Gram matrices of inputs and
+            cotangents; `"features"` if the Gram matrix of the inputs multiplies the cotangents
+            first; `"jacobian"` for products of Jacobians; `"pairs"` for products of inputs with a
+            P for each entry; `"tied"` for an embedding that is also a linear layer; `"joined"` for
+            a bias that is contracted together with the weight of its calls.
+        operations: The floating-point operations of the contraction for the whole kernel.
+        bytes_per_sample: The bytes of its factors for one sample, if all samples fit in memory.
+        formed_for_p: Whether its Jacobian is formed only because P has a value for each entry; the
+            table then has "jacobian, P".
     """
 
     parameter: str
@@ -53,9 +53,9 @@ class Explanation:
     """The plan for a kernel; prints as a table.
 
     Attributes:
-        lines: One for each selected parameter, in the order of the model.
-        samples, outputs: Size of the kernel.
-        output: Which output was asked for.
+        lines: A line for each selected parameter, in the order of the model.
+        samples, outputs: The size of the kernel.
+        output: The kernel's output.
     """
 
     lines: tuple[Line, ...]
@@ -64,7 +64,7 @@ class Explanation:
     output: str
 
     def __str__(self) -> str:
-        """A table with a line for each parameter."""
+        """Return a table with a line for each parameter."""
         width = max(9, *(len(line.parameter) for line in self.lines))
         head = (
             f"{'parameter':<{width}}  {'rule':<14}{'uses':>5}  {'contraction':<12}"
@@ -92,25 +92,25 @@ def explain(
     training: bool = False,
     precondition: PreconditionLike = None,
 ) -> Explanation:
-    """How `empirical_ntk(model, x, method="structured")` would go about it.
+    """Explain how `empirical_ntk(model, x, method="structured")` computes the kernel.
 
-    Every selected parameter has exactly one line: under the rule that covers all of its uses, or
+    Every selected parameter has exactly one line, with the rule that covers all of its uses, or
     with its own Jacobian.
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        x: A batch of N samples; the counts are for the symmetric kernel of these.
+        x: A batch of N samples; the operations are those of their symmetric kernel.
         output: The kernel's output.
         params: As in `torch_ntk.empirical_ntk`.
         dtype: As in `torch_ntk.empirical_ntk`.
         forward_fn: As in `torch_ntk.empirical_ntk`.
-        coupled: Likewise; the batch is then one sample, and the counts are of its kernel between
-            all rows and outputs.
-        training: Likewise.
-        precondition: Likewise.
+        coupled: As in `torch_ntk.empirical_ntk`. The batch is then one sample, and the operations
+            are those of its kernel between all rows and outputs.
+        training: As in `torch_ntk.empirical_ntk`.
+        precondition: As in `torch_ntk.empirical_ntk`.
 
     Raises:
-        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+        TypeError, ValueError: As in `torch_ntk.empirical_ntk`.
 
     Example:
         >>> import torch
@@ -147,7 +147,7 @@ def explain(
 
 
 def _line(job: KernelJob, plan: Plan, free: Plan, name: str) -> Line:
-    """The line of a parameter, from the plan and from that for P = 1."""
+    """Return the line of a parameter, from the plan and from the plan for P = 1."""
     indices, cost = plan.groups.get(name, []), plan.costs.get(name, plan.tied.get(name))
     entries, o = job.fn.params[name].numel(), job.outputs
     rule = type(plan.uses_of(name)[0]).__name__ if indices else "own Jacobian"

@@ -1,9 +1,9 @@
 """Inner products of the rows of two matrices, by the faster of two libraries.
 
-On a CPU torch multiplies matrices of float32 by MKL, which on one core of an AMD EPYC reached 100
-GFLOP/s where convolutions, which are oneDNN's, reached 170 to 240. A convolution with a filter of a
-single pixel is a product of matrices: pixels are the rows, their channels the columns. How the two
-compare on processors of Intel has not been measured.
+On a CPU torch multiplies float32 matrices with MKL, which reached 100 GFLOP/s on one core of an AMD
+EPYC, while convolutions, computed with oneDNN, reached 170 to 240 GFLOP/s. A convolution with a
+filter of one pixel is a product of matrices, whose rows are pixels and whose columns are channels.
+The two were not compared on processors of Intel.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# torch gives oneDNN convolutions of so many images, whatever their layout; rows are divided evenly
+# torch uses oneDNN for convolutions of so many images in every layout; the rows are divided evenly
 # among them.
 _IMAGES = 16
-# Fewer rows or columns run at no more speed, or the blocks of more columns leave the caches.
+# With fewer rows or columns oneDNN is not faster, and with more columns blocks exceed the caches.
 _ROWS, _COLUMNS = 256, (64, 8192)
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """`a bᵀ` `[r, s]` of rows `[r, k]` and `[s, k]`."""
+    """Return `a bᵀ` `[r, s]` for rows `[r, k]` and `[s, k]`."""
     k = a.shape[1]
     if not (_is_convolution(a, b) and min(len(a), len(b)) >= _ROWS):
         return a @ b.T
@@ -33,7 +33,7 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def takes_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions of that kind are oneDNN's."""
+    """Whether torch computes convolutions of this dtype on this device with oneDNN."""
     if device.type != "cpu" or dtype != torch.float32:
         return False
     known = torch.backends.mkldnn

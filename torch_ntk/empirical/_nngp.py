@@ -1,4 +1,4 @@
-"""The empirical NNGP kernel: the covariance of the outputs over the output units."""
+"""The empirical NNGP kernel: the mean over output units of products of outputs."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def empirical_nngp(
 ) -> Tensor:
     """The kernel `K[n, m] = f(x1_n) · f(x2_m) / O`, `[N1, N2]`.
 
-    For a network whose last layer has independent weights it converges, as all widths and O grow,
-    to the covariance of the Gaussian process that the network is at initialization. Evaluated
-    like `torch_ntk.empirical_ntk`: in eval mode unless `training=True`, and without a trace.
+    As all widths and O grow, a network whose last layer has independent weights converges to a
+    Gaussian process at initialization, and K to its covariance. As in `torch_ntk.empirical_ntk`,
+    the model is in eval mode unless `training=True`, and its state does not change.
 
     Args:
         model: A module, or a function `f(params, x)` with `params`.
         x1: A batch of N1 samples.
         x2: A batch of N2 samples; None means x2 = x1, and the result is then exactly symmetric.
-        params: Only for a function: its parameters.
-        batch_size: Samples per forward pass; None chooses from the free memory.
+        params: The parameters, if `model` is a function.
+        batch_size: The number of samples per forward pass; None chooses from the free memory.
         dtype: `torch.float32`, `torch.float64` or None for the model's own.
         forward_fn: As in `torch_ntk.empirical_ntk`.
-        coupled: Likewise.
-        training: Likewise.
+        coupled: As in `torch_ntk.empirical_ntk`.
+        training: As in `torch_ntk.empirical_ntk`.
 
     Raises:
-        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+        TypeError, ValueError: As in `torch_ntk.empirical_ntk`.
 
     References:
         Lee et al., "Deep neural networks as Gaussian processes" (2018).
@@ -92,7 +92,7 @@ def empirical_nngp(
         model, forward_fn = batches.model(model, forward_fn)
         x1, x2 = batches.sample, None
     with evaluating_on(model, x1, forward_fn, training=training):
-        # Frozen parameters do not matter here, as nothing is differentiated.
+        # All parameters are selected, also frozen ones, since nothing is differentiated.
         fn = _function(model, x1, params, dtype, forward_fn, coupled)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
@@ -120,7 +120,7 @@ def _function(
         return model_function(model, params, dtype, forward_fn, coupled)
     if next(model.parameters(), None) is not None:
         return model_function(model, lambda name, tensor: True, dtype, forward_fn, coupled)
-    # A module without parameters has outputs all the same; the inputs say where and how precise.
+    # A module without parameters is evaluated with the device and dtype of the inputs.
     refuse_unsupported(model, coupled=coupled)
     fixed = {n: b.clone() for n, b in model.named_buffers()}
     batch = Batch.of("x1", x)
@@ -136,14 +136,14 @@ def _function(
 def _outputs(
     fn: ModelFunction, name: str, x: Batch, forward: Inspection, batch_size: int | None
 ) -> Tensor:
-    """Outputs `[N, O]`, each sample evaluated alone, and compared with batches of them."""
+    """Return outputs `[N, O]` of samples evaluated alone, after comparing them with batches."""
     out = torch.empty(len(x), forward.outputs, dtype=fn.dtype, device=fn.device)
     size = batch_size or plan(len(x), 2 * forward.activation_bytes, fn.device)
     plain = fn.exact_plain
 
     def block(start: int, stop: int) -> None:
         out[start:stop] = _alone(fn, x[start:stop])
-        first = max(0, min(start, stop - 2))  # at least two samples, if there are
+        first = max(0, min(start, stop - 2))  # at least two samples, if x has two
         own = out[first:stop]
         together = plain.run(x[first:stop], lambda found: found.outputs.detach())
         if bool(own.isfinite().all()) and not agree([own], [together], precision=forward.precision):
@@ -161,7 +161,7 @@ def _alone(fn: ModelFunction, x: Batch) -> Tensor:
         with transforming(), RightOperations():
             return fn.of_each(x, lambda sample: fn.single(fn.params, sample))
     except CannotTransformError:
-        # With gradients on, as in training: a forward may differentiate by itself.
+        # Gradients are enabled, because a forward may call autograd itself.
         own = fn.exact_plain
         each = [own.run(x[n : n + 1], lambda found: found.outputs.detach()) for n in range(len(x))]
         return torch.cat(each)

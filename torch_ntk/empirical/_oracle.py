@@ -1,4 +1,4 @@
-"""The kernel by the plainest loop there is, which shares no code with the methods."""
+"""The kernel by a plain loop over samples and outputs, which shares no code with the methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .._types import ForwardFn, ModelLike, Output, ParameterSelection
 
 @dataclass(frozen=True)
 class Loop:
-    """What the loop goes over.
+    """The samples of the loop, and how the model is evaluated on them.
 
     Attributes:
         x: The samples.
@@ -42,15 +42,15 @@ class Loop:
     training: bool = False
 
     def batches(self) -> Iterable[Batch]:
-        """What the model is called on: each sample alone, or all of a coupled batch."""
+        """Return the inputs of the calls: each sample alone, or a whole coupled batch."""
         return (self.x,) if self.coupled else self.x.split(1)
 
     def rows(self, call: Callable[[Any], Any], x: Batch, dtype: torch.dtype) -> Tensor:
-        """Outputs `[n, O]` of one of the batches.
+        """Return the outputs `[n, O]` of one of the batches.
 
-        A sample goes twice and is read once: of a single image torch's gradient of `instance_norm`
-        is wrong where the one that comes in has its channels innermost. Models that take one
-        sample only get it alone.
+        A sample is evaluated as a batch of two copies, of which the first is used: for a single
+        image torch's gradient of `instance_norm` is wrong if the gradient that it receives has its
+        channels innermost in memory. Models that accept only one sample get it alone.
         """
         if self.coupled:
             return coupled_rows_of(call(x.value), x, self.forward_fn)
@@ -61,7 +61,7 @@ class Loop:
             return rows_of(call(x.value), x, dtype, self.forward_fn)
 
     def evaluating(self, module: nn.Module) -> AbstractContextManager[None]:
-        """The module as it is to be evaluated."""
+        """A context in which the module is in the requested mode."""
         return evaluating_on(module, None, self.forward_fn, training=self.training)
 
 
@@ -72,13 +72,13 @@ def kernel_by_loops(
     params: ParameterSelection,
     roots: Iterable[Tensor],
 ) -> tuple[Tensor, int]:
-    """The kernel of the samples, in float64 where the model allows it, and O.
+    """Return the kernel of the samples, in float64 if the model allows it, and O.
 
     Args:
         model: As in `torch_ntk.empirical_ntk`.
-        loop: Its samples.
+        loop: The samples and how the model is evaluated.
         output: As in `torch_ntk.empirical_ntk`.
-        params: Likewise.
+        params: As in `torch_ntk.empirical_ntk`.
         roots: √P of each parameter, in its shape.
     """
     if isinstance(model, nn.Module):
@@ -102,7 +102,7 @@ def kernel_by_loops(
 
 
 def _of_module(module: nn.Module, names: list[str], loop: Loop) -> Tensor:
-    """Jacobians `[N, O, P]` by the module's own parameters, which are left as they were."""
+    """Return Jacobians `[N, O, P]` by the module's own parameters, whose values are restored."""
     own = dict(module.named_parameters())
     saved = [(t, t.detach().clone()) for t in (*own.values(), *module.buffers())]
     flags = {n: p.requires_grad for n, p in own.items()}
@@ -127,7 +127,7 @@ def _of_module(module: nn.Module, names: list[str], loop: Loop) -> Tensor:
 
 
 def _rows(out: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
-    """The Jacobians `[n, O, P]` of the outputs `[n, O]` of one call."""
+    """Return the Jacobians `[n, O, P]` of the outputs `[n, O]` of one call."""
     rows = []
     for f in out.reshape(-1):
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
@@ -156,20 +156,20 @@ def _contracted(j: Tensor, output: Output) -> Tensor:
 
 
 def _copied(t: Tensor, tracked: bool) -> Tensor:
-    """A copy of an input; autograd goes on to it if the forward is to differentiate by it."""
+    """Return a copy of an input, with a graph if the forward may differentiate by it."""
     return t.detach().requires_grad_().clone() if tracked else t.detach().clone()
 
 
 def _in_double(module: nn.Module, loop: Loop) -> nn.Module:
-    """A copy in float64, if it can be one; else the module itself.
+    """Return a copy of the module in float64, or the module itself if it cannot be copied.
 
-    It cannot if the copy reaches parameters of the original, through a closure or a list.
+    A copy is not usable if it still uses parameters of the original, through a closure or a list.
     """
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
     if kinds <= {torch.float64} and not any(p.is_inference() for p in module.parameters()):
         return module
     try:
-        with torch.inference_mode(False):  # autograd does not follow what is made in that mode
+        with torch.inference_mode(False):  # tensors made in inference mode have no derivatives
             twin = copy.deepcopy(module).double()
     except (RuntimeError, TypeError):
         return module

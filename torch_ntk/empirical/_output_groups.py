@@ -1,9 +1,10 @@
-"""Kernels that are sums over outputs, taken from a few of the outputs at a time.
+"""Kernels that are sums over outputs, computed for a group of outputs at a time.
 
-Of every sample the factors of all outputs are kept until its pairs with the others are multiplied:
-memory in proportion to O. `Σ_i Θ[n, m, i, i]` needs those of one output at a time. Where memory is
-short, some outputs of all samples are therefore taken together, which adds a forward pass for each
-group of outputs; blocks of samples would take each sample several times.
+The factors of a sample for all outputs are stored until they are multiplied by those of the other
+samples, which takes memory in proportion to O. But `Σ_i Θ[n, m, i, i]` needs the factors of only
+one output at a time. If memory is short, all samples are evaluated for one group of outputs after
+the other, which adds a forward pass for each group. Blocks of samples would evaluate each sample
+several times.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from .structured import StructuredMethod, UseRecorder
 
 _BY_OUTPUTS = ("trace", "mean", "diagonal")
 _METHODS = ("auto", "structured")
-_FEWEST = 4  # outputs in a group: fewer are not worth the passes of their own
-_CACHED = 8  # outputs whose passes of their own cost no more than what caches gain
-_MANY_BYTES = 2**26  # of factors that are kept, from which on that holds on a CPU
+_FEWEST = 4  # the smallest group of outputs that is worth further passes
+_CACHED = 8  # a group of outputs for which better use of the caches outweighs further passes,
+_MANY_BYTES = 2**26  # on a CPU, if the factors take more bytes than these
 
 
 def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> tuple[slice, ...]:
-    """Outputs that are taken together; none are named where all of them are.
+    """Return the groups of outputs that are computed together; empty for a single group.
 
     Args:
         job: The kernel.
-        method: As the caller wants it.
-        recorder: Of the uses of parameters in a forward pass.
+        method: The method that the caller chose.
+        recorder: The record of the uses of parameters in a forward pass.
     """
     o = job.outputs
     is_sum = job.output in _BY_OUTPUTS and job.fn.transform is None
@@ -38,7 +39,7 @@ def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> tuple[s
     elif job.fn.device.type == "cpu" and o >= 2 * _CACHED:
         most, fewest = min(most, _MANY_BYTES), _CACHED
     each = o * (job.forward.activation_bytes + job.fn.parameter_bytes)
-    if job.samples * each <= most:  # more than there can be
+    if job.samples * each <= most:  # an upper bound of the memory fits
         return ()
     plan = StructuredMethod(job, recorder.recorded()).plan
     kept = plan.numbers_per_sample(job.fn.params, alone=job.x2 is None) * job.item * job.samples

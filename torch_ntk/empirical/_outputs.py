@@ -1,4 +1,4 @@
-"""The five ways to keep the output indices of Θ[n, m, i, j], each without waste."""
+"""The five values of `output`: shapes of kernels, and operations on their output indices."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ OUTPUTS: tuple[Output, ...] = ("full", "trace", "mean", "diagonal", "pseudo")
 
 
 def shape(output: Output, n1: int, n2: int, o: int) -> tuple[int, ...]:
-    """The shape of the kernel between `n1` and `n2` samples of `o` outputs."""
+    """Return the shape of the kernel between `n1` and `n2` samples with `o` outputs."""
     if output == "full":
         return (n1, n2, o, o)
     return (n1, n2, o) if output == "diagonal" else (n1, n2)
 
 
 def row_bytes(output: Output, n2: int, o: int, dtype: torch.dtype) -> int:
-    """Memory of one row of samples while a block is added up: the block, and a copy in order."""
+    """Return the memory of a row of samples: a block that is summed, and a copy in final order."""
     return 3 * math.prod(shape(output, 1, n2, o)) * (torch.finfo(dtype).bits // 8)
 
 
 def zeros(output: Output, n1: int, n2: int, o: int, like: Tensor) -> Tensor:
-    """A block to add to, with its axes in the order in which products come out of a gemm.
+    """Return a block of zeros to which products are added, with the axes of a matrix product.
 
-    That is `[n1, O, n2, O]` for `"full"` and `[O, n1, n2]` for `"diagonal"`; `settled` brings it
-    into the order of the result once, instead of every contribution.
+    The shape is `[n1, O, n2, O]` for `"full"` and `[O, n1, n2]` for `"diagonal"`. `settled`
+    permutes the sum once, so that no contribution must be permuted.
     """
     dims: tuple[int, ...] = (n1, n2)
     if output == "full":
@@ -40,20 +40,20 @@ def zeros(output: Output, n1: int, n2: int, o: int, like: Tensor) -> Tensor:
 
 
 def settled(block: Tensor, output: Output) -> Tensor:
-    """The block in the order of `shape`."""
+    """Return the block with the axes of `shape`."""
     if output == "full":
         return block.permute(0, 2, 1, 3)
     return block.permute(1, 2, 0) if output == "diagonal" else block
 
 
 def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -> None:
-    """Add columns of the full kernel to what `output` keeps of it.
+    """Add some columns of the full kernel to a kernel with this `output`.
 
     Args:
         kernel: The block `[n, m, ...]` of the result, zero before the first call.
         products: `[m, c, n, O]`, the entries `Θ[n, m, :, first … first + c]`.
-        first: Index of the first output in `products`.
-        output: What to keep.
+        first: The index of the first output in `products`.
+        output: The kernel's output.
     """
     last = first + products.shape[1]
     if output == "full":
@@ -67,15 +67,15 @@ def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -
 
 
 def transposed(kernel: Tensor) -> Tensor:
-    """The kernel with its two samples exchanged: `Θ(x2, x1)` from `Θ(x1, x2)`."""
+    """Return `Θ(x2, x1)` from `Θ(x1, x2)`, with the samples and the outputs exchanged."""
     return kernel.permute(1, 0, 3, 2) if kernel.ndim == 4 else kernel.transpose(0, 1)
 
 
 def symmetrize_(kernel: Tensor) -> None:
     """Make `Θ(x, x)` exactly symmetric in place, by copying one triangle to the other.
 
-    A matrix product need not round entry (a, b) and entry (b, a) alike. The triangle is that of
-    the pairs (sample, output), so that the diagonal blocks of a full kernel are symmetric too.
+    A matrix product may round entries (a, b) and (b, a) differently. The triangle is that of the
+    pairs (sample, output), so that the diagonal blocks of a full kernel are symmetric, too.
     """
     pairs = kernel
     if kernel.ndim > 2:
@@ -85,11 +85,11 @@ def symmetrize_(kernel: Tensor) -> None:
 
 
 def mirror_(block: Tensor, samples: int, output: Output) -> None:
-    """Copy what stands above the diagonal of a block to below it, exactly.
+    """Copy the entries above the diagonal of a block to the entries below it.
 
     Args:
-        block: As `zeros` made it; its rows are its first columns.
-        samples: Samples of its rows.
+        block: A block made by `zeros`; its rows and its first columns have the same samples.
+        samples: The number of samples of its rows.
         output: The kernel's output.
     """
     if output == "full":
@@ -102,7 +102,7 @@ def mirror_(block: Tensor, samples: int, output: Output) -> None:
 
 
 def joined(kernels: Sequence[dict[str, Tensor]], output: Output) -> dict[str, Tensor]:
-    """The kernels, by what they are of, of all outputs from those of groups of them."""
+    """Return the kernels of all outputs, by their keys, from those of groups of outputs."""
     first, *others = kernels
     if output == "diagonal":
         return {key: torch.cat([found[key] for found in kernels], dim=2) for key in first}
@@ -113,12 +113,12 @@ def joined(kernels: Sequence[dict[str, Tensor]], output: Output) -> dict[str, Te
 
 
 def finish(kernel: Tensor, output: Output, o: int) -> Tensor:
-    """What is done once, when all parameters are summed: the division of `"mean"`."""
+    """Apply the final division of `"mean"`, after all parameters have been added."""
     return kernel.div_(o) if output == "mean" else kernel
 
 
 def advice(output: Output, o: int) -> str:
-    """A cheaper output to name in an error about memory."""
+    """Return a sentence about cheaper outputs, for an error about memory."""
     if output == "full" and o > 1:
         return (
             f"output='diagonal' is {o} times smaller, output='mean', 'trace' and 'pseudo' are "

@@ -1,4 +1,4 @@
-"""Which parameters' contributions to a kernel are returned together: `by=`."""
+"""The argument `by=`, which divides a kernel into contributions of groups of parameters."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .._functional import plain_name
 By = Literal["parameter", "module"]
 
 Keys = dict[str, str]
-"""By parameter name the key of the part that it belongs to."""
+"""The key of the part to which a parameter contributes, by the parameter's name."""
 
 Kernels = dict[str, Tensor]
-"""The parts of a kernel by their keys; a whole kernel is one part."""
+"""The parts of a kernel by their keys; a kernel that is not divided has one part."""
 
 WHOLE = "the whole kernel"
 
 
 def keys_of(names: Iterable[str], by: By | None) -> Keys:
-    """One key for all parameters, or each parameter's name, or that of the module it is in."""
+    """Return for each parameter the key of the whole kernel, its name, or its module's name."""
     if by is None:
         return dict.fromkeys(names, WHOLE)
     plain = {n: plain_name(n) for n in names}
@@ -29,5 +29,5 @@ def keys_of(names: Iterable[str], by: By | None) -> Keys:
 
 
 def distinct(keys: Keys) -> list[str]:
-    """The keys in the order of the parameters."""
+    """Return the keys in the order of the parameters."""
     return list(dict.fromkeys(keys.values()))

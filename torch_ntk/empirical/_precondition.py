@@ -1,8 +1,8 @@
 """The kernel of an optimizer: J P Jᵀ with a positive diagonal matrix P.
 
-Where steps are θ ← θ - lr P g, the outputs move by -lr J P Jᵀ ∂L/∂f. With θ = P^½ φ it is the
-kernel of the same function of φ, whose Jacobian is J P^½: every way to take a kernel serves if its
-factors are multiplied by √P, and what comes out is symmetric and positive semi-definite as before.
+If a step is θ ← θ - lr P g, the outputs change by -lr J P Jᵀ ∂L/∂f to first order. With θ = P^½ φ,
+J P Jᵀ is the kernel of the same function of φ, whose Jacobian is J P^½. So every method computes
+it, if its factors are multiplied by √P, and it is symmetric and positive semi-definite.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .._checks import check_finite, check_tensor, describe, type_error, value_error
+from .._checks import check_finite, check_tensor, describe, listed, type_error, value_error
 from .._functional import ModelFunction, plain_name
 from .._optimizers import Scale, step_scales
 from .._types import Parameters, PreconditionLike
 
 _NAME = "precondition"
-_SHOWN = 4  # names in a message
 
 
 @dataclass(frozen=True)
 class Precondition:
-    """√P, by names of parameters.
+    """The square root √P of a diagonal matrix P, by names of parameters.
 
     Attributes:
-        roots: One number for a parameter, or a tensor of its shape (of a complex one `[..., 2]`);
+        roots: A number for each parameter, or a tensor in its shape (`[..., 2]` for a complex one);
             a parameter without a root has 1.
     """
 
     roots: Mapping[str, Scale] = field(default_factory=dict)
 
     def root(self, name: str) -> Scale:
-        """√P of a parameter."""
+        """Return √P of a parameter."""
         return self.roots.get(name, 1.0)
 
     def varies(self, name: str) -> bool:
@@ -44,14 +43,14 @@ class Precondition:
         return isinstance(self.root(name), Tensor)
 
     def columns(self, name: str, j: Tensor) -> Tensor:
-        """The Jacobian `[..., p]` of a parameter times √P."""
+        """Return the Jacobian `[..., p]` of a parameter times √P."""
         root = self.root(name)
         if isinstance(root, Tensor):
             return j * root.reshape(-1)
         return j if root == 1.0 else j * root
 
     def times(self, directions: Parameters) -> Parameters:
-        """P w of directions w `{name: [c, ...]}`."""
+        """Return P w for directions w `{name: [c, ...]}`."""
         found = {}
         for name, w in directions.items():
             root = self.root(name)
@@ -60,23 +59,23 @@ class Precondition:
         return found
 
     def in_dtype(self, dtype: torch.dtype) -> Precondition:
-        """The same in another precision."""
+        """Return the same √P in another dtype."""
         roots = {n: r.to(dtype) if isinstance(r, Tensor) else r for n, r in self.roots.items()}
         return replace(self, roots=roots)
 
     @property
     def bytes(self) -> int:
-        """Memory of the roots."""
+        """The bytes of the roots."""
         tensors = [r for r in self.roots.values() if isinstance(r, Tensor)]
         return sum(r.numel() * r.element_size() for r in tensors)
 
 
 def precondition_of(given: PreconditionLike, fn: ModelFunction) -> Precondition:
-    """√P of the parameters of a function, in its precision.
+    """Return √P of the parameters of a function, in its dtype.
 
     Args:
-        given: As the caller gave it. An optimizer is asked for the caller's own parameters, by
-            their identity.
+        given: The caller's argument. The state of an optimizer is found by the identity of the
+            caller's own parameters.
         fn: The function.
 
     Raises:
@@ -103,15 +102,15 @@ def precondition_of(given: PreconditionLike, fn: ModelFunction) -> Precondition:
 def _checked(
     given: Mapping[str, Tensor], known: Parameters, fn: ModelFunction
 ) -> Iterator[tuple[str, Scale]]:
-    """P of one of the `known` parameters after the other, in float64."""
+    """Yield P of each of the `known` parameters, in float64."""
     every = {plain_name(n) for n in fn.plain.own}
     remedy = "It needs an entry for every selected parameter."
     lacking = [n for n in known if n not in given]
     if lacking:
-        raise value_error(_NAME, "given for all parameters", f"none for {_listed(lacking)}", remedy)
+        raise value_error(_NAME, "given for all parameters", f"none for {listed(lacking)}", remedy)
     unknown = [n for n in given if n not in every]
     if unknown:
-        came = f"also {_listed(unknown)}"
+        came = f"also {listed(unknown)}"
         raise value_error(_NAME, "given by the names of the model's parameters", came, remedy)
     for n, parameter in known.items():
         name = f"{_NAME}[{n!r}]"
@@ -133,7 +132,7 @@ def _checked(
 
 
 def _root(p: Scale, parameter: Tensor) -> Scale:
-    """√P in the parameter's precision; one number, if all entries are the same."""
+    """Return √P in the parameter's dtype; a single number if all entries are the same."""
     if not isinstance(p, Tensor):
         return math.sqrt(p)
     if not p.numel():
@@ -142,8 +141,3 @@ def _root(p: Scale, parameter: Tensor) -> Scale:
     if bool(least == most):
         return math.sqrt(float(least))
     return p.sqrt().to(parameter)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -4,8 +4,8 @@ For v of random signs, E[v vᵀ] is the identity, so that
 
     E[⟨J(x)ᵀ v, J(x')ᵀ v⟩] = tr(J(x) J(x')ᵀ) = Σ_i Θ[x, x', i, i]
 
-(Hutchinson 1990). The same directions for every sample make the estimate a Gram matrix: it is
-symmetric and positive semi-definite, and costs K backward passes in place of O.
+(Hutchinson 1990). Because the directions are the same for every sample, the estimate is a Gram
+matrix, which is symmetric and positive semi-definite. It costs K backward passes instead of O.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ class ProbedKernel(NamedTuple):
     """An estimate of `output="mean"`.
 
     Attributes:
-        kernel: `[N1, N2]`, unbiased.
-        standard_error: Of every entry `[N1, N2]`, from the spread of the K directions: the mean
-            kernel lies within twice that for about 19 of 20 entries (for 8 directions within 2.4
-            times, by Student's distribution). Zero where all outputs have been taken.
+        kernel: The unbiased estimate `[N1, N2]`.
+        standard_error: The standard error of every entry `[N1, N2]`, from the variation between the
+            K directions. For about 19 of 20 entries the mean kernel lies within twice this error
+            (with 8 directions within 2.4 times, by Student's distribution). It is 0 if all outputs
+            were used.
     """
 
     kernel: Tensor
     standard_error: Tensor
 
 
-_TOGETHER = 2**29  # bytes of the derivatives of directions by the outputs that are held at once
+_TOGETHER = 2**29  # bytes of the directions' derivatives by the outputs that are in memory at once
 
 
 def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFunction:
-    """The function whose K outputs are `Σ_i v[k, i] f_i / sqrt(O)` for random signs v.
+    """Return the function whose K outputs are `Σ_i v[k, i] f_i / sqrt(O)` for random signs v.
 
     Args:
         fn: A function with O outputs.
-        outputs: O.
-        probes: K.
-        seed: Of the signs, which depend on nothing else.
+        outputs: The number O.
+        probes: The number K.
+        seed: The seed of the signs, which depend only on it, on O and on K.
     """
     signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
     return fn.with_outputs(lambda out: along(out, signs))
 
 
 def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> tuple[slice, ...]:
-    """Directions that are taken together, fewer of very many outputs; none are named if all are.
+    """Return groups of directions that are computed together; empty for a single group.
 
-    Each of them has a derivative of the size of all outputs of all samples, such as the logits of a
-    vocabulary at every position.
+    Groups are small for very many outputs, because each direction has a derivative of the size of
+    all outputs of all samples, such as the logits of a vocabulary at every position.
     """
     each = samples * outputs * torch.empty((), dtype=fn.dtype).element_size()
     sparing = aim()
@@ -67,19 +68,19 @@ def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> tuple[
 
 
 def along(outputs: Tensor, directions: Tensor) -> Tensor:
-    """`Σ_i v[k, i] f_i / sqrt(O)` `[N, K]` of outputs `[N, O]`, for directions v `[K, O]`."""
+    """Return `Σ_i v[k, i] f_i / sqrt(O)` `[N, K]` of outputs `[N, O]` and directions v `[K, O]`."""
     return outputs @ directions.to(outputs).T / math.sqrt(outputs.shape[1])
 
 
 def random_signs(outputs: int, probes: int, seed: int) -> Tensor:
-    """Directions `[K, O]` of ±1, int8."""
+    """Return directions `[K, O]` of ±1, int8."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, 2, (probes, outputs), generator=generator, dtype=torch.int8)
     return 2 * drawn - 1
 
 
 def estimate(diagonal: Tensor) -> ProbedKernel:
-    """From the kernels of the combinations `[N1, N2, K]`, or the mean kernel `[N1, N2]` itself."""
+    """Return the estimate from kernels `[N1, N2, K]`, or from the mean kernel `[N1, N2]` itself."""
     if diagonal.ndim == 2:
         return ProbedKernel(diagonal, torch.zeros_like(diagonal))
     error, mean = torch.std_mean(diagonal, dim=2)

@@ -1,4 +1,4 @@
-"""Whether the result of a call fits in memory, and what stands beside it."""
+"""Check that the result of a call fits in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_fits(
     parts: int = 1,
     allowed: int | None = None,
 ) -> int:
-    """Bytes of the result, if they fit into what is free and what the caller allows."""
+    """Return the bytes of the result; raise an error if they exceed the free or allowed memory."""
     dims = shape(output, n1, n2, o)
     size = parts * math.prod(dims) * (torch.finfo(fn.products).bits // 8)
     free = free_memory(fn.device)
@@ -51,5 +51,5 @@ def check_fits(
 
 
 def held(fn: ModelFunction) -> int:
-    """Bytes that are held in any case: two copies of the parameters, and gradients to check."""
+    """Return the bytes that are always in use: copies of parameters, and gradients to check."""
     return 4 * fn.parameter_bytes

@@ -1,7 +1,7 @@
 """The stages of a kernel, as named ranges in a profile of `torch.profiler`.
 
-A range lies outside of every transform, so that all operations that a stage executes, whatever
-vmap makes of them, are found inside it. Ranges are empty calls where nobody profiles.
+A range is outside of every transform, so that it contains all operations that a stage executes,
+also those that vmap replaces. Without a profiler ranges cost almost nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Literal
 from torch.profiler import record_function
 
 Stage = Literal["inspect", "backward", "jacobian", "products", "check"]
-"""A forward pass of one sample to find out what the model does, the passes that give cotangents,
-the Jacobians that are formed of them, all products between samples, and the comparison with a plain
-backward pass."""
+"""The forward pass that inspects one sample, the passes that compute cotangents, the formation of
+Jacobians, all products between samples, and the comparison with a plain backward pass."""
 
 
 def stage(name: Stage) -> record_function:
-    """The range `torch_ntk::name`; a context manager."""
+    """Return a context manager for the range `torch_ntk::name`."""
     return record_function(f"torch_ntk::{name}")

@@ -31,17 +31,17 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 @dataclass(frozen=True)
 class Check:
-    """One method in one precision.
+    """The result of one method in one precision.
 
     Attributes:
         method: As in `torch_ntk.empirical_ntk`.
-        dtype: The precision of the computation.
-        error: Largest difference from the loop, divided by the loop's largest entry; NaN if the
+        dtype: The dtype of the computation.
+        error: The largest difference from the loop, divided by the loop's largest entry; NaN if the
             method refused the model.
-        seconds: Wall time.
-        refusal: What the method said if it refused.
-        coarse: Whether the loop itself is no better than float32: the module has parameters of that
-            precision and cannot be copied, or its forward rounds to it on its way.
+        seconds: The wall time.
+        refusal: The message of the method if it refused the model.
+        coarse: Whether the loop itself has the precision of float32, because the module has float32
+            parameters and cannot be copied, or because its forward rounds to float32.
     """
 
     method: str
@@ -53,17 +53,17 @@ class Check:
 
     @property
     def is_right(self) -> bool:
-        """Whether the error is no more than rounding (1e-9 in float64, 1e-4 in float32)."""
+        """Whether the error can be explained by rounding (1e-9 in float64, 1e-4 in float32)."""
         return self.error <= _TOLERANCE[torch.float32 if self.coarse else self.dtype]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found; prints as a table.
+    """The result of `verify`; prints as a table.
 
     Attributes:
-        checks: One entry per method and precision.
-        samples, outputs: Size of the kernel.
+        checks: An entry for each method and precision.
+        samples, outputs: The size of the kernel.
     """
 
     checks: tuple[Check, ...]
@@ -72,11 +72,11 @@ class Verification:
 
     @property
     def is_right(self) -> bool:
-        """Whether every method either agrees with the loop or refuses by name."""
+        """Whether every method agrees with the loop or refuses the model."""
         return all(c.is_right or c.refusal for c in self.checks)
 
     def __str__(self) -> str:
-        """A table with a line for each method and precision."""
+        """Return a table with a line for each method and precision."""
         lines = [
             f"kernel of {self.samples} samples and {self.outputs} outputs, "
             "against an autograd loop in float64",
@@ -106,9 +106,9 @@ def verify(
 ) -> Verification:
     """Compare every method with a plain `torch.autograd` loop on `model` itself.
 
-    The loop takes one backward pass of the module itself, with its own parameters, per sample and
-    output; it shares no code with the methods. A module in float32 is copied to float64 for it, if
-    the copy is seen to be another module with the same outputs. It is slow, so only the first
+    The loop makes one backward pass of the module itself, with its own parameters, for each sample
+    and output, and shares no code with the methods. A float32 module is copied to float64 for the
+    loop, unless the copy still uses parameters of the original. The loop is slow, so only the first
     samples are used.
 
     Args:
@@ -116,17 +116,17 @@ def verify(
         x: A batch of N samples.
         output: The kernel's output.
         params: As in `torch_ntk.empirical_ntk`.
-        samples: How many samples of `x` to use; of a coupled batch, which is one input, all are.
+        samples: The number of samples of `x` that are used; of a coupled batch all rows are used.
         forward_fn: As in `torch_ntk.empirical_ntk`.
-        coupled: Likewise.
-        training: Likewise.
-        precondition: Likewise. The loop takes P as given.
+        coupled: As in `torch_ntk.empirical_ntk`.
+        training: As in `torch_ntk.empirical_ntk`.
+        precondition: As in `torch_ntk.empirical_ntk`; the loop uses the same P.
 
     Returns:
-        The errors of every method in float64 and float32; `print` it.
+        The errors of every method in float64 and float32; `print` shows them as a table.
 
     Raises:
-        TypeError, ValueError: As `torch_ntk.empirical_ntk`.
+        TypeError, ValueError: As in `torch_ntk.empirical_ntk`.
 
     Example:
         >>> import torch
@@ -144,7 +144,7 @@ def verify(
         batches = CoupledBatches(x, None, output)
         (checked, call), sample = batches.model(model, forward_fn), batches.sample
     with evaluating_on(checked, sample, call, training=training):
-        # What is wrong with the model or its inputs is told first.
+        # Mistakes in the model or its inputs are reported before the slow loop.
         fn = model_function(checked, params, forward_fn=call, coupled=coupled)
         batch = fn.input("x", sample)
         inspect_forward(fn, "x", batch)
