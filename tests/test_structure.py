@@ -46,8 +46,8 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("_blocks", "_matrix", "_kernels", "_run"),
     ),
     "analytic/engine/fused": (
-        *("_shifts _module _threads _drivers", "_layout", "_regions _source", "_assembly"),
-        *("_pairs", "_evaluation"),
+        *("_shifts _module _threads _drivers _packed _windows", "_layout", "_region", "_reach"),
+        *("_regions _source", "_assembly", "_pairs", "_evaluation"),
     ),
     "analytic/engine/triton": ("_formulas _suitable _module", "_source", "_evaluation"),
     "empirical": (

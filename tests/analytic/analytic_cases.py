@@ -303,22 +303,37 @@ def _transposed_1d(n: int) -> nn.Module:
     return _ended(nn.Sequential(conv1d(2, n), nn.ReLU(), up, nn.ReLU(), nn.Flatten()), (2, 5), n)
 
 
-class _TwoAverages(nn.Module):
+def _two_pools(wide: Options, end: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    """Averages inside of the network, before which few displacements are needed."""
+
+    def build(n: int) -> nn.Module:
+        first = [conv(3, n, 3, **wide), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
+        second = [conv(n, n, 2, padding=1), nn.ReLU(), nn.AvgPool2d((3, 2), (2, 1))]
+        return _ended(nn.Sequential(*first, *second, end()), (3, 7, 6), n)
+
+    return build
+
+
+def _pooled_twice(n: int) -> nn.Module:
+    """One value that two averages and a stride take, and a sum of what they give."""
+    two = nn.Sequential(conv(n, n, 3, stride=2, padding=1, sigma_w=0.8), nn.ReLU(), conv(n, n, 1))
+    pools = Plus(nn.Sequential(nn.AvgPool2d(2), conv(n, n, 1)), two)
+    body = [conv(3, n, padding=1), nn.ReLU(), pools, nn.ReLU(), conv(n, n, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.Flatten(), dense(4 * n, n), nn.ReLU(), dense(n, n))
+
+
+def _two_averages(average_first: bool) -> Callable[[int], nn.Module]:
     """Averages of a value and of what a stride makes of it, which has fewer displacements."""
 
-    def __init__(self, n: int, average_first: bool) -> None:
-        super().__init__()
-        self.first = average_first
-        self.a, self.b = conv(3, n, padding=1), conv(n, n, stride=2, padding=1)
-        self.c, self.d = dense(n, n), dense(n, n)
+    def build(n: int) -> nn.Module:
+        def averaged(*layers: nn.Module) -> nn.Module:
+            return nn.Sequential(*layers, GAP(), nn.Flatten(), dense(n, n))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x))
-        if self.first:
-            early = self.c(x.mean((2, 3)))
-            return early + self.d(torch.relu(self.b(x)).mean((2, 3)))
-        late = self.d(torch.relu(self.b(x)).mean((2, 3)))
-        return late + self.c(x.mean((2, 3)))
+        one, two = averaged(), averaged(conv(n, n, stride=2, padding=1), nn.ReLU())
+        both = Plus(one, two) if average_first else Plus(two, one)
+        return nn.Sequential(conv(3, n, padding=1), nn.ReLU(), both)
+
+    return build
 
 
 def _u_net(n: int) -> nn.Module:
@@ -391,8 +406,13 @@ STRUCTURES: tuple[Net, ...] = (
     Net("frozen", (3, 5, 6), _frozen),
     Net("transposed_1d", (2, 5), _transposed_1d),
     Net("u_net", (3, 5, 6), _u_net),
-    Net("averaged_and_strided", (3, 5, 6), lambda n: _TwoAverages(n, True)),
-    Net("strided_and_averaged", (3, 5, 6), lambda n: _TwoAverages(n, False)),
+    Net("pools_flat", (3, 7, 6), _two_pools(ONE, nn.Flatten)),
+    Net("pools_gap", (3, 7, 6), _two_pools({"padding": 1, "dilation": 2}, GAP), True),
+    Net("pools_circular", (3, 7, 6), _two_pools(ONE | CIRCULAR, nn.Flatten)),
+    Net("pools_circular_gap", (3, 7, 6), _two_pools(ONE | CIRCULAR, GAP)),
+    Net("pooled_twice", (3, 6, 6), _pooled_twice),
+    Net("averaged_and_strided", (3, 5, 6), _two_averages(True)),
+    Net("strided_and_averaged", (3, 5, 6), _two_averages(False)),
     Net("local_flat", (3, 5, 6), _local(nn.Identity)),
     Net("local_gap", (3, 5, 6), _local(lambda: nn.AdaptiveAvgPool2d(1))),
     Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),

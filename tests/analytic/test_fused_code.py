@@ -213,13 +213,16 @@ def test_depth_adds_no_code(kind: str) -> None:
 
 def test_what_is_fused_is_explained() -> None:
     x = torch.randn(2, 3, 8, 8)
-    net = nn.Sequential(conv(3, 4), nn.Tanh(), nn.AvgPool2d(2), conv(4, 4), nn.ReLU(), nn.Flatten())
+    pools = [nn.AvgPool2d(2), conv(4, 4, padding=1), nn.ReLU(), nn.AvgPool2d(3, 1, 1)]
+    net = nn.Sequential(conv(3, 4), nn.Tanh(), *pools, nn.Flatten(), dense(36, 4), nn.ReLU())
     found = analytic_explain(net, x)
     assert [(s.operation, s.loop) for s in found.steps] == [
-        ("Affine", 1), ("Activation", 1), ("Pool", None), ("Affine", None), ("Activation", None),
+        ("Affine", 1), ("Activation", 1), ("Pool", 1), ("Affine", 2), ("Activation", 2),
+        ("Pool", None), ("Flatten", None), ("Affine", None), ("Activation", None),
     ]  # fmt: skip
     assert not found.fused
-    assert "no fused form" in str(found)
+    for reason in ("windows", "no fused form", "vectors, in a network with averages"):
+        assert reason in str(found)
     assert analytic_explain(nn.Sequential(dense(3, 4), nn.ReLU(), dense(4, 1)), x[:, :, 0, 0]).fused
     assert CNTK(3).explain(x).steps[0].loop == 1
     wanting = CNTK(3).explain(x.requires_grad_())

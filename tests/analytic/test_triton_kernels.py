@@ -137,9 +137,10 @@ def test_tensor_operations_take_the_place_of_a_wrong_kernel(
     ("layers", "reason"),
     [
         ([conv(2, 2, padding=1, padding_mode="circular"), nn.ReLU()], "circular padding"),
-        ([conv(2, 2, padding=1), nn.ReLU(), nn.AvgPool2d(2)], "all pairs of positions"),
+        ([conv(2, 2, padding=1), nn.ReLU(), nn.AvgPool2d(3, 1, 1)], "all pairs of positions"),
+        ([conv(2, 2, padding=1), nn.ReLU(), nn.AvgPool2d(2)], "averages over some positions"),
     ],
-    ids=["circle", "all pairs"],
+    ids=["circle", "all pairs", "windows"],
 )
 def test_regions_without_a_kernel(layers: list[nn.Module], reason: str) -> None:
     x: Tensor = torch.randn(2, 2, 4, 4, dtype=torch.float64)

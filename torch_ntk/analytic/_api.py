@@ -254,7 +254,7 @@ def analytic_explain(
         Affine            2×2     1  all pairs of positions, image by image of one displacement
         Activation        2×2     1  all pairs of positions, image by image of one displacement
         Pool              1×1     1  all pairs of positions, image by image of one displacement
-        Affine            1×1     -  it comes after an average over positions
+        Affine            1×1     -  it takes vectors, in a network with averages over positions
     """
     with _lifted(model, x1, x2, standard, training, dtype) as program:
         return explanation(program, program.known[0].x1)

@@ -56,7 +56,7 @@ def block_sizes(
         shape: Images of x1, images of x2.
         like: A tensor of the type and on the device of the computation.
     """
-    entries = _entries_per_pair(task, parts)
+    entries = parts.largest(task.program, task.plan)
     available = budget(like.device) // (2 * _ALIVE * like.element_size())
     if all(not isinstance(u, int) or task.program.steps[u].positions == (1, 1)
            for u in parts.units):  # fmt: skip
@@ -73,9 +73,9 @@ def _of_regions(
 ) -> tuple[int, int]:
     """Blocks of about a second at most, as loops need little memory for a pair."""
     work = sum(
-        math.prod(task.program.steps[i].positions) ** (1 + r.full)
+        math.prod(positions) * r.displacements(positions)
         for r in parts.regions
-        for i in r.steps
+        for positions in (task.program.steps[i].positions for i in r.steps)
     )
     most = _MOST_WORK_ON_GPU if parts.kernels else _MOST_WORK
     pairs = max(1, min(available // entries, most // max(1, work)))
@@ -109,21 +109,6 @@ def images_at_once(task: Task, like: torch.Tensor) -> int:
             of = step.operation
             each += positions if isinstance(of, Input) else of.kept_per_image(positions)
     return budget(like.device) // (4 * like.element_size() * max(1, each))
-
-
-def _entries_per_pair(task: Task, parts: Partition) -> int:
-    """Entries of the largest array for one pair of images, as single steps take and make them."""
-    most = 1
-    for unit in parts.units:
-        values = (
-            (unit, *task.program.steps[unit].inputs)
-            if isinstance(unit, int)
-            else (*unit.inputs, *unit.outside)
-        )
-        for i in values:
-            positions = math.prod(task.program.steps[i].positions)
-            most = max(most, positions**2 if task.plan.full[i] else positions)
-    return most
 
 
 def blocks(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..operations import IdenticalImages, Input, State, Variances
 from ._task import Block, Task
-from .fused import RegionEvaluation
+from .fused import RegionEvaluation, Value
 from .triton import KernelEvaluation
 
 Unit = RegionEvaluation | KernelEvaluation | int
@@ -24,7 +24,7 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
         block: For which pairs of images.
         units: The program in the order of its evaluation.
     """
-    states: dict[int, State] = {}
+    states: dict[int, Value] = {}
     last_use = {j: n for n, unit in enumerate(units) for j in taken(task, unit)}
     places = _identical(task, block)
     for n, unit in enumerate(units):
@@ -44,8 +44,10 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
         operation = task.program.steps[last].operation
         assert isinstance(operation, Input)
         states[last] = known_features(task, block, last, operation)
-    k = _covariance(states[last], block.variances(last, False))[..., 0, 0]
-    theta = states[last].ntk
+    found = states[last]
+    assert isinstance(found, State)
+    k = _covariance(found, block.variances(last, False))[..., 0, 0]
+    theta = found.ntk
     if theta is None:
         return k, None
     return k, theta[..., 0, 0] if theta.ndim else theta.expand(k.shape)
@@ -74,7 +76,7 @@ def single_step(
     task: Task,
     block: Block,
     i: int,
-    states: dict[int, State],
+    states: dict[int, Value],
     places: tuple[Tensor, Tensor] | None,
 ) -> State:
     """A step by tensor operations.
@@ -88,8 +90,8 @@ def single_step(
     """
     step = task.program.steps[i]
     assert not isinstance(step.operation, Input)
-    inputs = [states[j] for j in step.inputs]
-    variances = [block.variances(j, states[j].full) for j in step.inputs]
+    inputs = [s for j in step.inputs if isinstance(s := states[j], State)]
+    variances = [block.variances(j, s.full) for j, s in zip(step.inputs, inputs, strict=True)]
     s = step.operation.state(inputs, variances)
     if places is not None:
         rows, columns = places
@@ -103,6 +105,9 @@ def single_step(
 def known_features(task: Task, block: Block, i: int, features: Input) -> State:
     """The covariances of known features, in the form in which the program has them."""
     rows, columns = block.rows.slice, block.columns.slice
+    if block.paired:
+        s = features.within(0, rows)
+        return s if task.plan.full[i] else s.same_positions()
     if not task.plan.distance:
         return features.pairs(rows, columns, task.plan.full[i], task.ntk)
     variances = block.variances(i, False)

@@ -51,21 +51,27 @@ class Block:
     Attributes:
         rows: The images of x1.
         columns: The images of x2.
+        paired: Whether it has one column, in which each of the rows is with itself; `columns` are
+            `rows` then.
     """
 
     rows: Images
     columns: Images
+    paired: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """How many there are of either."""
-        return len(self.rows), len(self.columns)
+        return len(self.rows), 1 if self.paired else len(self.columns)
 
     def variances(self, step: int, full: bool) -> Variances | None:
         """Of the value of a step, shaped to broadcast with its state."""
         q1, q2 = self.rows.variances[step], self.columns.variances[step]
         if q1 is None or q2 is None:
             return None
+        if self.paired:
+            one = q1[:, None]
+            return (one[..., None, None], one[:, :, None, None]) if full else (one, one)
         return spread(q1, 0, full), spread(q2, 1, full)
 
 

@@ -24,18 +24,26 @@ def images(task: Task, side: int, start: int, stop: int) -> Images:
     if not task.plan.variances_need_pairs:
         return Images(start, stop, _from_variances(task, side, slice(start, stop)))
     parts = [
-        _from_pairs(task, side, slice(a, b))
-        for a, b in ranges(start, stop, _images_of_pairs(task, side))
+        _from_pairs(task, side, slice(a, b)) for a, b in ranges(start, stop, _at_once(task, side))
     ]
     joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
     return Images(start, stop, tuple(joined))
 
 
-def _images_of_pairs(task: Task, side: int) -> int:
-    """How many images may have the covariances between all of their positions in memory at once."""
-    like = task.program.known[0].both[side]
+def _at_once(task: Task, side: int) -> int:
     most = max(step.positions[0] * step.positions[1] for step in task.program.steps) ** 2
-    return max(1, min(_MOST_ENTRIES, budget(like.device) // (_ALIVE * like.element_size())) // most)
+    return images_of_pairs(task.program.known[0].both[side], most)
+
+
+def images_of_pairs(like: Tensor, entries: int) -> int:
+    """Return how many images may have values as pairs of an image with itself in memory at once.
+
+    Args:
+        like: A tensor of the type and on the device of the computation.
+        entries: Of the largest value for one image.
+    """
+    available = budget(like.device) // (_ALIVE * like.element_size())
+    return max(1, min(_MOST_ENTRIES, available) // entries)
 
 
 def _from_variances(task: Task, side: int, which: slice) -> StepVariances:

@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...memory import ranges
 from .._program import Program
-from ..operations import Input, State, at_same_positions
+from ..operations import Input, at_same_positions
 from ._evaluate import Unit, known_features, single_step, taken
 from ._task import Block, Images, Task
-from ._variances import images
-from .fused import Partition, RegionEvaluation
+from ._variances import images, images_of_pairs
+from .fused import Packed, Partition, RegionEvaluation, Value
 
 # Positions from which on loops, one image at a time, are faster than tensor operations on several.
 _POSITIONS = 256
@@ -43,6 +44,7 @@ class WithinImages:
         )
         self._own = Task(Program(steps), task.plan, False, True)
         like = self._own.program.known[0].x1
+        self._at_once = images_of_pairs(like, parts.largest(task.program, task.plan))
         self._units = [
             u if isinstance(u, int) else RegionEvaluation(self._own, u, like) for u in parts.units
         ]
@@ -51,38 +53,39 @@ class WithinImages:
         """The images from number `start` to `stop`."""
         if not self._units:
             return images(self._task, self._side, start, stop)
-        each = [self._of_one(n) for n in range(start, stop)]
+        each = [self._of_some(a, b) for a, b in ranges(start, stop, self._at_once)]
         joined = (None if of[0] is None else torch.cat(of) for of in zip(*each, strict=True))
         return Images(start, stop, tuple(joined))
 
-    def _of_one(self, n: int) -> list[Tensor | None]:
+    def _of_some(self, start: int, stop: int) -> list[Tensor | None]:
         """Unit by unit, as what comes after an average needs the variances of its result."""
         steps, plan = self._own.program.steps, self._own.plan
         found: list[Tensor | None] = [None] * len(steps)
-        states: dict[int, State] = {}
+        states: dict[int, Value] = {}
         for i, step in enumerate(steps):
             if isinstance(step.operation, Input):
-                found[i] = step.operation.variance(0, slice(n, n + 1))
+                found[i] = step.operation.variance(0, slice(start, stop))
         for unit in self._units:
             if not isinstance(unit, int):
                 for i in unit.region.fused:
                     self._add(i, found)
-            one = Images(n, n + 1, tuple(found))
-            block = Block(one, one)
+            some = Images(start, stop, tuple(found))
+            block = Block(some, some, paired=True)
             for j in taken(self._own, unit):
                 operation = steps[j].operation
                 if isinstance(operation, Input) and j not in states:
                     states[j] = known_features(self._own, block, j, operation)
+            made: dict[int, Value]
             if isinstance(unit, int):
-                place = torch.zeros(1, dtype=torch.int64)
-                made = {unit: single_step(self._own, block, unit, states, (place, place))}
+                rows = torch.arange(stop - start)
+                places = rows, torch.zeros_like(rows)
+                made = {unit: single_step(self._own, block, unit, states, places)}
             else:
                 made = unit(block, states)
             states.update(made)
             for i, s in made.items():
                 if found[i] is None:
-                    k = at_same_positions(s.nngp) if s.full else s.nngp
-                    found[i] = k[:, 0].contiguous()
+                    found[i] = _same_positions(s).contiguous()
         return [q if wanted else None for q, wanted in zip(found, plan.variances, strict=True)]
 
     def _add(self, i: int, found: list[Tensor | None]) -> None:
@@ -92,3 +95,10 @@ class WithinImages:
         inputs = [found[j] for j in step.inputs]
         if all(q is not None for q in inputs):
             found[i] = step.operation.variance([q for q in inputs if q is not None])
+
+
+def _same_positions(s: Value) -> Tensor:
+    """The variances `[n, P, Q]` of a value for pairs of an image with itself."""
+    if isinstance(s, Packed):
+        return s.same_positions
+    return (at_same_positions(s.nngp) if s.full else s.nngp)[:, 0]

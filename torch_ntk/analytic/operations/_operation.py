@@ -102,6 +102,13 @@ class Operation(ABC):
         """
         return None
 
+    def averages(self) -> tuple[Tensor, Tensor] | None:
+        """The matrices `[P_out, P_in]`, `[Q_out, Q_in]` of weights, if it averages positions only.
+
+        None for every other operation.
+        """
+        return None
+
     @property
     @abstractmethod
     def cost(self) -> float:

@@ -70,6 +70,10 @@ class Pool(Operation):
             return None
         return float(self.rows[0, 0] * self.columns[0, 0]) ** 2
 
+    def averages(self) -> tuple[Tensor, Tensor]:
+        """Its two matrices."""
+        return self.rows, self.columns
+
     @property
     def cost(self) -> float:
         """The cost of the four products."""

@@ -7,10 +7,12 @@ region for a block of pairs, which `_pairs` has as tensors.
 
 from ._assembly import Assembly as Assembly
 from ._evaluation import RegionEvaluation as RegionEvaluation
+from ._packed import Packed as Packed
+from ._packed import Value as Value
 from ._pairs import Pairs as Pairs
+from ._region import Region as Region
+from ._region import Shape as Shape
 from ._regions import Partition as Partition
-from ._regions import Region as Region
-from ._regions import Shape as Shape
 from ._regions import partition as partition
 from ._regions import unfused as unfused
 from ._source import Pass as Pass

@@ -11,7 +11,8 @@ from ....activations import Form
 from ..._program import Program
 from ...operations import Input, Operation
 from ._layout import ROUND, Filter, Place
-from ._regions import Region
+from ._packed import Extent
+from ._region import Region
 from ._source import SERIES_ROOM, TOGETHER, Coefficients, Integers, Pass, Slot, Stage
 
 LANES = 384
@@ -67,6 +68,8 @@ class Assembly:
         numbers: Numbers of formulas.
         collected: Per sum over positions its origin, half, rows, scale of rows, and width.
         stored: Per value that is needed outside its step, slot, and where it begins.
+        averaged: Per average over some positions its step, the slot of what it averages, and where
+            it begins.
         sources: Per value from outside its step, slot, and where it begins.
         inputs: Per known features origin, half, rows, scale of rows, width, channels, where the
             first of these is among the terms, from one to the next, 1/channels, and mask.
@@ -103,6 +106,7 @@ class Assembly:
         self.numbers: list[float] = []
         self.collected: list[list[int]] = []
         self.stored: list[tuple[int, Slot, int]] = []
+        self.averaged: list[tuple[int, Slot, int]] = []
         self.sources: list[tuple[int, Slot, int]] = []
         self.inputs: list[list[int]] = []
         self.loads: list[Load] = []
@@ -178,7 +182,12 @@ class Assembly:
             self.collected.append(row)
         for i in self.region.outside:
             self.stored.append((i, self._slots[i], self.states))
-            self.states += 2 * self._entries(self._slots[i].place)
+            self.states += 2 * self.extent(i).entries
+        for i in self.region.averages:
+            slot = self._slots[self._program.steps[i].inputs[0]]
+            self.averaged.append((i, slot, self.states))
+            self.states += 2 * self.extent(i).entries
+            self.sums = max(self.sums, slot.place.width + ROUND)
         last = len(self._program.steps) - 1
         if self.region.layout is None and self._form.distance and last in self.region.outside:
             self.last[last] = self._term(last, -1)
@@ -224,7 +233,7 @@ class Assembly:
                 for j in self._program.steps[i].inputs:
                     found[j] = steps[-1]
         kept = len(self._program.steps)
-        for i in self.region.collectors:
+        for i in (*self.region.collectors, *self.region.averages):
             found[self._program.steps[i].inputs[0]] = kept
         return {**found, **dict.fromkeys(self.region.outside, kept)}
 
@@ -310,7 +319,7 @@ class Assembly:
             self.loads.append(Load(i, slot))
             return
         self.sources.append((i, slot, self.external))
-        self.external += 2 * self._entries(slot.place)
+        self.external += 2 * self.extent(i).entries
 
     def _features(self, i: int) -> None:
         slot = self._slot(i)
@@ -328,10 +337,9 @@ class Assembly:
              start, self._room(place), number, self._mask(place)]
         )  # fmt: skip
 
-    def _entries(self, place: Place) -> int:
-        """Of a value for a pair of images, as it is outside."""
-        p, q = place.positions
-        return (p * q) ** 2 if self.region.full else p * q
+    def extent(self, i: int) -> Extent:
+        """What is kept outside of the value of a step."""
+        return Extent.within(self._program.steps[i].positions, self.region.kept.get(i, (0, 0)))
 
     def _number(self, numbers: Sequence[float]) -> int:
         self.numbers += numbers
@@ -361,7 +369,7 @@ class Assembly:
             terms = tuple(self._term(i, t) for t in range(fused.formula.term_count))
             stages.append(Stage(fused.formula, slots, number, terms, self._coefficients(i)))
             exact = fused.exact
-            if exact is None or layout is None or not layout.full:
+            if exact is None or layout is None:
                 same.append(stages[-1])
                 continue
             places = tuple(self._term(i, t, exact=True) for t in range(exact.term_count))

@@ -48,34 +48,45 @@ def run(addresses, code, buffer, sums, numbers, first, second, masks, lo1, lo2, 
 
 _IMAGES = """
 @loop
-def copy(inside, outside, table, inwards, room, margin, lo1, lo2, cut, dx, c1, c2, full):
+def number_of(displacement, size, count):
+    # Of the pictures that are kept, which has this displacement; see `_packed.py`. -1 for none.
+    n = displacement if displacement >= 0 else displacement + size
+    if count == size:
+        return n
+    most = (count - 1) // 2
+    if n <= most:
+        return n
+    return n - (size - count) if n >= size - most else -1
+
+
+@loop
+def copy(inside, outside, table, inwards, room, margin, lo1, lo2, cut, dx, c1, c2):
     for s in range(table.shape[0]):
         p, q, s1, s2, wide = table[s, 4], table[s, 5], table[s, 6], table[s, 7], table[s, 8]
         d = s2 * dx
+        row = number_of(s1 * (lo2 - lo1), p, table[s, 9])
         for side in range(2):
             at, start = table[s, 0] + side * table[s, 1], table[s, 2 + side]
-            for y in range(p - cut * s1):
-                y1 = lo1 * s1 + y
-                y2 = (lo2 * s1 + y) % p if c1 else lo2 * s1 + y
-                o = at + y * wide
-                if inwards:
-                    for x in range(wide):
-                        inside[o + x] = R(0.0)
-                for x in range(q):
-                    x2 = x + d
-                    j = x
-                    if c2:
-                        x2 = x2 % q
-                    elif x2 >= q:
-                        x2 -= s2 * room
-                        j = x + s2 * margin
-                        if x2 < 0:
-                            continue
-                    i = start + ((y1 * q + x) * p + y2) * q + x2 if full else start + y1 * q + x
+            if inwards:
+                for j in range(at, at + (p - cut * s1) * wide):
+                    inside[j] = R(0.0)
+            # The displacement d, and beside it d - room.
+            for after in range(1 if c2 else 2):
+                column = number_of(d - after * s2 * room, q, table[s, 10])
+                if row < 0 or column < 0:
+                    continue
+                low = max(0, s2 * room - d) if after else 0
+                high = q if after or c2 else q - d
+                shift = after * s2 * margin
+                o = start + (row * table[s, 10] + column) * p * q
+                for y in range(p - cut * s1):
+                    i, j = o + (lo1 * s1 + y) * q, at + y * wide + shift
                     if inwards:
-                        inside[o + j] = outside[i]
+                        for x in range(low, high):
+                            inside[j + x] = outside[i + x]
                     else:
-                        outside[i] = inside[o + j]
+                        for x in range(low, high):
+                            outside[i + x] = inside[j + x]
 
 
 @loop
@@ -148,30 +159,90 @@ def features(buffer, table, numbers, first, second, masks, lo1, lo2, cut, distan
 
 _DISPLACEMENTS = """
 @loop
+def targets(where, share, counts, table, spans, weights, room, margin, dx, c2):
+    # For each average what it does to a row of an image: entry where[0] is added, times share, to
+    # the result where[1], of which there are as many for each displacement as results have.
+    for s in range(table.shape[0]):
+        q, many, nr, nc = table[s, 4], table[s, 7], table[s, 12], table[s, 13]
+        span, weight, n = table[s, 9], table[s, 11], 0
+        for a in range(many):
+            for b in range(many):
+                column = number_of(b - a, many, nc)
+                if column < 0:
+                    continue
+                for after in range(2):
+                    e = dx - after * room
+                    low = max(spans[span + 2 * a], spans[span + 2 * b] - e)
+                    high = min(spans[span + 2 * a + 1], spans[span + 2 * b + 1] - e)
+                    for x in range(low, high):
+                        where[s, n, 0] = x if c2 else x + after * margin
+                        where[s, n, 1] = column * table[s, 6] * many + a
+                        share[s, n] = weights[weight + a * q + x] * weights[weight + b * q + x + e]
+                        n += 1
+        counts[s] = n
+
+
+@loop
+def average(to, buffer, sums, table, spans, weights, where, share, counts, lo1, dy):
+    for s in range(table.shape[0]):
+        c = table[s]
+        p, wide, many, across, nr, nc = c[14], c[5], c[6], c[7], c[12], c[13]
+        for a in range(many):
+            for b in range(many):
+                low = max(spans[c[8] + 2 * a], spans[c[8] + 2 * b] - dy)
+                high = min(spans[c[8] + 2 * a + 1], spans[c[8] + 2 * b + 1] - dy)
+                row = number_of(b - a, many, nr)
+                if low >= high or row < 0:
+                    continue
+                for half in range(2):
+                    line = sums[half]
+                    for j in range(wide):
+                        line[j] = R(0.0)
+                    for y in range(low, high):
+                        w = weights[c[10] + a * p + y] * weights[c[10] + b * p + y + dy]
+                        o = buffer[c[0] + half * c[1] + (y - lo1) * wide:]
+                        for j in range(wide):
+                            line[j] += w * o[j]
+                    at = c[2 + half] + (row * nc * many + a) * across
+                    for n in range(counts[s]):
+                        to[at + where[s, n, 1]] += share[s, n] * line[where[s, n, 0]]
+
+
+@loop
 def displacements(
-    begin, end, shape, addresses, code, same_code, numbers, pairs, one, two, terms, ones, masks,
-    inputs, external, sources, collected, totals, stored, states, buffer, sums, first, second, mask,
+    begin, end, shape, columns, addresses, code, same_code, numbers, pairs, one, two, terms, ones,
+    masks, inputs, external, sources, collected, totals, stored, averaged, spans, weights, states,
+    buffer, sums, first, second, mask,
 ):
     p, q, margin, c1, c2 = shape[0], shape[1], shape[2], shape[3], shape[4]
-    plain, count = shape[5], shape[6]
+    plain, count, reach, each, most = shape[5], shape[6], shape[7], shape[8], shape[9]
+    parts = (len(columns) + each - 1) // each
+    where = np.empty((len(averaged), most, 2), np.int64)
+    share, counts = np.empty((len(averaged), most), R), np.empty(len(averaged), np.int64)
     for task in range(begin, end):
-        pair, dx = task // q, task % q
-        same = pairs[pair, 2] and dx == 0
-        fill(first[:plain], one[pairs[pair, 0]], terms[:count], q, margin, dx, 0, c1, c2)
-        if same:
-            fill(first, one[pairs[pair, 0]], terms, q, margin, dx, 0, c1, c2)
-        fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, 1, c1, c2)
-        fill(mask, ones, masks, q, margin, dx, 0, c1, c2)
-        for dy in range(0 if c1 else 1 - p, p):
-            lo1 = max(0, -dy)
-            lo2 = max(0, dy)
-            cut = 0 if c1 else abs(dy)
-            copy(buffer, external[pair], sources, True, q, margin, lo1, lo2, cut, dx, c1, c2, True)
-            features(buffer, inputs, numbers, first, second, mask, lo1, lo2, cut, False)
-            table = same_code if same and dy == 0 else code
-            run(addresses, table, buffer, sums, numbers, first, second, mask, lo1, lo2, cut)
-            collect(buffer, collected, cut, totals[task])
-            copy(buffer, states[pair], stored, False, q, margin, lo1, lo2, cut, dx, c1, c2, True)
+        pair, part = task // parts, task % parts
+        for n in range(part * each, min(part * each + each, len(columns))):
+            dx = columns[n]
+            same = pairs[pair, 2] and dx == 0
+            fill(first[:plain], one[pairs[pair, 0]], terms[:count], q, margin, dx, 0, c1, c2)
+            if same:
+                fill(first, one[pairs[pair, 0]], terms, q, margin, dx, 0, c1, c2)
+            fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, 1, c1, c2)
+            fill(mask, ones, masks, q, margin, dx, 0, c1, c2)
+            targets(where, share, counts, averaged, spans, weights, q, margin, dx, c2)
+            for dy in range(0 if c1 else -reach, p if c1 else reach + 1):
+                lo1 = max(0, -dy)
+                lo2 = max(0, dy)
+                cut = 0 if c1 else abs(dy)
+                copy(buffer, external[pair], sources, True, q, margin, lo1, lo2, cut, dx, c1, c2)
+                features(buffer, inputs, numbers, first, second, mask, lo1, lo2, cut, False)
+                table = same_code if same and dy == 0 else code
+                run(addresses, table, buffer, sums, numbers, first, second, mask, lo1, lo2, cut)
+                collect(buffer, collected, cut, totals[pair, n])
+                for e in range(dy, dy - p - 1 if c1 else dy - 1, -p):
+                    average(states[pair], buffer, sums, averaged, spans, weights, where, share,
+                            counts, lo1, e)
+                copy(buffer, states[pair], stored, False, q, margin, lo1, lo2, cut, dx, c1, c2)
 """
 
 _SAME_POSITIONS = """
@@ -183,17 +254,18 @@ def prepare(begin, end, shape, images, terms, to):
 
 @loop
 def same_positions(
-    begin, end, shape, addresses, code, numbers, pairs, one, two, mask, inputs, external, sources,
-    collected, totals, stored, states, buffer, sums,
+    begin, end, shape, distance, addresses, code, same_code, numbers, pairs, one, two, mask, inputs,
+    external, sources, collected, totals, stored, states, buffer, sums,
 ):
     room, margin, c1, c2 = shape[1], shape[2], shape[3], shape[4]
     for pair in range(begin, end):
         first, second = one[pairs[pair, 0]], two[pairs[pair, 1]]
-        copy(buffer, external[pair], sources, True, room, margin, 0, 0, 0, 0, c1, c2, False)
-        features(buffer, inputs, numbers, first, second, mask, 0, 0, 0, True)
-        run(addresses, code, buffer, sums, numbers, first, second, mask, 0, 0, 0)
-        collect(buffer, collected, 0, totals[pair])
-        copy(buffer, states[pair], stored, False, room, margin, 0, 0, 0, 0, c1, c2, False)
+        copy(buffer, external[pair], sources, True, room, margin, 0, 0, 0, 0, c1, c2)
+        features(buffer, inputs, numbers, first, second, mask, 0, 0, 0, distance)
+        table = same_code if pairs[pair, 2] else code
+        run(addresses, table, buffer, sums, numbers, first, second, mask, 0, 0, 0)
+        collect(buffer, collected, 0, totals[pair, 0])
+        copy(buffer, states[pair], stored, False, room, margin, 0, 0, 0, 0, c1, c2)
 """
 
 _PRODUCT = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from ._assembly import LANES, Assembly
 from ._drivers import TOGETHER, driver, tile
 from ._layout import ROUND
 from ._module import load
+from ._packed import Value
 from ._pairs import Pairs
-from ._regions import Region, Shape
+from ._region import Region, Shape
 from ._source import Integers, Slot, code
 from ._threads import in_threads
 
@@ -26,6 +27,24 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _LINE = 64
 # Distances below this share of the norms are computed again from the differences themselves.
 _CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
+
+
+class _Averages(NamedTuple):
+    """What averages over some positions do.
+
+    Attributes:
+        table: Per average the slot of what it averages (origin, half), where K and Θ of the result
+            begin, columns and width of the slot, positions of the result, where the spans of rows
+            and of columns begin, the same for weights, kept displacements, and rows of the slot.
+        spans: Of all of them, first and last.
+        weights: Of all of them.
+        most: The largest number of entries of a row that are added, once for each result.
+    """
+
+    table: Integers
+    spans: Integers
+    weights: Array
+    most: int
 
 
 class RegionEvaluation:
@@ -47,7 +66,7 @@ class RegionEvaluation:
         self._functions = load(driver(region.shape.name.lower(), self._form.double))
         self._assemble({})
 
-    def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+    def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
         """The values that are needed outside.
 
         Args:
@@ -72,9 +91,10 @@ class RegionEvaluation:
 
     # -- images ------------------------------------------------------------------------------
 
-    def _images(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+    def _images(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
         a = self._assembly
-        pairs = self._pairs.chosen(block).numpy()
+        chosen = self._pairs.chosen(block)
+        pairs = chosen.numpy()
         terms = a.terms
         (rows, starts), (columns, _) = (
             self._pairs.terms(images, side, terms, a.length)
@@ -82,21 +102,25 @@ class RegionEvaluation:
         )
         one, two = rows.numpy(), columns.numpy()
         table = a.tables(terms, starts)
-        external = self._external(states, pairs)
+        external = self._pairs.packed(states, chosen, block, a).numpy()
         layout = self.region.layout
         assert layout is not None
-        shape = np.array(
-            [*layout.room, layout.margin, *layout.circles, a.plain_length, a.plain_terms],
-            dtype=np.int64,
-        )
         sources, stored = (
-            np.array([self._row(slot, start) for _, slot, start in which], np.int64).reshape(-1, 9)
+            np.array([self._row(*value) for value in which], np.int64).reshape(-1, 11)
             for which in (a.sources, a.stored)
         )
+        averages = self._averages()
+        columns_ = self._columns_of_displacements()
+        # All displacements of a pair add to its averages, one after the other.
+        each = len(columns_) if a.averaged else 1
+        shape = np.array(
+            [*layout.room, layout.margin, *layout.circles, a.plain_length, a.plain_terms,
+             self.region.reach[0], each, averages.most],
+            dtype=np.int64,
+        )  # fmt: skip
         inputs = np.array(a.inputs, dtype=np.int64).reshape(-1, 10)
         collected = np.array(a.collected, dtype=np.int64).reshape(-1, 5)
-        places = layout.room[1] if self.region.full else 1
-        totals = np.zeros((len(pairs) * places, len(collected), 2))
+        totals = np.zeros((len(pairs), len(columns_), len(collected), 2))
         outputs = self._empty(len(pairs), a.states)
         numbers = self._array(a.numbers)
         ones = np.ones(
@@ -104,27 +128,28 @@ class RegionEvaluation:
         )
         f = self._functions
         if self.region.full:
-            given = (shape, self._addresses, self._code.rows, self._code.same, numbers, pairs, one,
-                     two, table, ones, a.mask_table(), inputs, external, sources, collected, totals,
-                     stored, outputs)  # fmt: skip
+            given = (shape, columns_, self._addresses, self._code.rows, self._code.same, numbers,
+                     pairs, one, two, table, ones, a.mask_table(), inputs, external, sources,
+                     collected, totals, stored, *averages[:3], outputs)  # fmt: skip
             sizes = a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length, a.mask_length
-            self._in_threads("displacements", given, sizes, len(totals))
+            count = len(pairs) * -(-len(columns_) // each)
+            self._in_threads("displacements", given, sizes, count)
         else:
             laid = [self._laid_out(shape, x, table) for x in (one, two)]
             mask = self._empty(1, a.mask_length)
             f["prepare"](0, 1, shape, ones[None], a.mask_table(), mask)
-            given = (shape, self._addresses, self._code.rows, numbers, pairs, *laid, mask[0],
-                     inputs, external, sources, collected, totals, stored, outputs)  # fmt: skip
+            given = (shape, self._form.distance, self._addresses, self._code.rows, self._code.same,
+                     numbers, pairs, *laid, mask[0], inputs, external, sources, collected, totals,
+                     stored, outputs)  # fmt: skip
             self._in_threads(
                 "same_positions", given, (a.buffer + 2 * ROUND, (2, a.sums)), len(pairs)
             )
         # Displacement by displacement, so that it does not matter how many pairs there are.
-        sums = np.zeros((len(pairs), *totals.shape[1:]))
-        apart = totals.reshape(len(pairs), places, *totals.shape[1:])
-        for d in range(places):
-            sums += apart[:, d]
-        chosen, summed, whole = map(torch.from_numpy, (pairs, sums, outputs))
-        return self._pairs.states(block, chosen, summed, whole, a.stored)
+        sums = np.zeros((len(pairs), len(collected), 2))
+        for d in range(len(columns_)):
+            sums += totals[:, d]
+        found = self._pairs.states(block, chosen, torch.from_numpy(outputs), a, packed=True)
+        return {**found, **self._pairs.sums(block, chosen, torch.from_numpy(sums))}
 
     def _in_threads(
         self, name: str, given: tuple[Any, ...], rooms: Sequence[Any], count: int
@@ -143,27 +168,48 @@ class RegionEvaluation:
         in_threads(lambda i, j: f(i, j, shape, images, table, to), len(images))
         return to
 
-    def _external(self, states: Mapping[int, State], pairs: Integers) -> Array:
-        """The values from outside, one after the other for each pair."""
-        a = self._assembly
-        if not a.sources:
-            return self._empty(len(pairs), 1)
-        rows, columns = (torch.from_numpy(pairs[:, n]) for n in (0, 1))
-        parts = []
-        for step, *_ in a.sources:
-            s = states[step]
-            for x in (s.nngp, s.ntk):
-                if x is None or x.ndim == 0:
-                    x = torch.zeros_like(s.nngp)
-                parts.append(x[rows, columns].flatten(1))
-        return np.ascontiguousarray(torch.cat(parts, 1).numpy())
-
-    def _row(self, slot: Slot, start: int) -> list[int]:
+    def _row(self, step: int, slot: Slot, start: int) -> list[int]:
         """Where a value is inside and outside of the loops."""
-        p, q = slot.place.positions
-        size = (p * q) ** 2 if self.region.full else p * q
-        return [slot.origin, slot.half, start, start + size, p, q, *slot.place.scale,
-                slot.place.width]  # fmt: skip
+        extent = self._assembly.extent(step)
+        return [slot.origin, slot.half, start, start + extent.entries, *slot.place.positions,
+                *slot.place.scale, slot.place.width, *extent.displacements]  # fmt: skip
+
+    def _columns_of_displacements(self) -> Integers:
+        """The displacements along columns whose images are needed, as `_layout.py` counts them."""
+        if not self.region.full:
+            return np.zeros(1, np.int64)
+        assert self.region.layout is not None
+        reach, count = self.region.reach[1], self.region.layout.room[1]
+        # The image of d contains d - count too, and the one of 0 no other.
+        return np.array([d for d in range(count) if d <= reach or count - d <= reach], np.int64)
+
+    def _averages(self) -> _Averages:
+        """What averages over some positions do, for the loop."""
+        rows: list[list[int]] = []
+        spans: list[int] = []
+        weights: list[float] = []
+        most = 1
+        for step, slot, start in self._assembly.averaged:
+            extent = self._assembly.extent(step)
+            p, q = slot.place.positions
+            row = [slot.origin, slot.half, start, start + extent.entries, q, slot.place.width,
+                   *extent.positions]  # fmt: skip
+            both = self.region.averages[step]
+            for axis in both:
+                row.append(len(spans))
+                spans += [s for span in axis.spans for s in span]
+            for axis in both:
+                row.append(len(weights))
+                weights += [w for each in axis.weights for w in each]
+            rows.append([*row, *extent.displacements, p])
+            read = sum(b - a for a, b in both[1].spans)
+            most = max(most, read * both[1].most)
+        return _Averages(
+            np.array(rows, np.int64).reshape(-1, 15),
+            np.array([*spans, 0], np.int64),
+            self._array(weights),
+            most,
+        )
 
     def _array(self, numbers: Sequence[float]) -> Array:
         return np.array([*numbers, 0.0], dtype=np.float64).astype(self._dtype)
@@ -177,7 +223,7 @@ class RegionEvaluation:
 
     # -- vectors -----------------------------------------------------------------------------
 
-    def _vectors(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+    def _vectors(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
         a = self._assembly
         n, m = block.shape
         one = self._scalars(block.rows, 0)
@@ -204,7 +250,7 @@ class RegionEvaluation:
                  tangents)  # fmt: skip
         rooms = a.buffer + 2 * ROUND, (2, a.sums), (len(loads), TOGETHER, LANES)
         self._in_threads("vectors", given, rooms, -(-n // TOGETHER))
-        made = {}
+        made: dict[int, Value] = {}
         for i, (step, _, _) in enumerate(a.stored):
             k, t = (torch.from_numpy(of[i])[..., None, None] for of in (kernels, tangents))
             made[step] = State(
@@ -230,7 +276,7 @@ class RegionEvaluation:
         return np.ascontiguousarray(whole.detach().numpy())
 
     def _loaded(
-        self, block: Block, states: Mapping[int, State]
+        self, block: Block, states: Mapping[int, Value]
     ) -> tuple[Array, Array, Integers, Array]:
         """Features of the first vectors, of the second ones, what is loaded, and other values."""
         firsts: list[Tensor] = []
@@ -250,6 +296,7 @@ class RegionEvaluation:
                 at += channels
             else:
                 s = states[load_.step]
+                assert isinstance(s, State)
                 t = s.ntk if s.ntk is not None and s.ntk.ndim else torch.zeros_like(s.nngp)
                 rows.append([0, len(others), 0, slot.origin, slot.half, 0, 0, 0])
                 others.append(torch.stack([s.nngp[..., 0, 0], t[..., 0, 0]]))

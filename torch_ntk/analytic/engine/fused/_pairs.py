@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ...operations import Input, State
 from .._task import Block, Images, Task
-from ._assembly import Term
-from ._regions import Region
-from ._source import Slot
+from ._assembly import Assembly, Term
+from ._packed import Packed, Value
+from ._region import Region
 
 Length = Callable[[int], tuple[int, int]]
 """Of a step, how many coefficients its series has."""
@@ -39,13 +38,16 @@ class Pairs:
 
         Of a symmetric matrix, these are the pairs on and above its diagonal.
         """
+        if block.paired:
+            each = torch.arange(len(block.rows))
+            return torch.stack([each, each, torch.ones_like(each)], 1)
         rows, columns = torch.meshgrid(*(torch.arange(n) for n in block.shape), indexing="ij")
         wanted = torch.ones(block.shape, dtype=torch.bool)
         if self._task.symmetric:
             wanted = rows + block.rows.start <= columns + block.columns.start
         rows, columns = rows[wanted], columns[wanted]
         same = torch.zeros_like(rows)
-        if self._region.full:
+        if not self._task.plan.distance:
             same += self._task.identical(rows + block.rows.start, columns + block.columns.start)
         return torch.stack([rows, columns, same], 1)
 
@@ -106,25 +108,44 @@ class Pairs:
                 found[i] = max(n for n, _ in each), max(n for _, n in each)
         return found
 
-    def states(
-        self,
-        block: Block,
-        pairs: Tensor,
-        sums: Tensor,
-        outputs: Tensor,
-        stored: Sequence[tuple[int, Slot, int]],
-    ) -> dict[int, State]:
-        """What a region gives.
+    def packed(
+        self, states: Mapping[int, Value], pairs: Tensor, block: Block, assembly: Assembly
+    ) -> Tensor:
+        """The values that a region takes of some pairs, one after the other, `[n, numbers]`.
+
+        Args:
+            states: Of the values that the region takes.
+            pairs: The pairs, as `chosen` gives them.
+            block: To which they belong.
+            assembly: Of the region.
+        """
+        rows, columns = _places(block, pairs)
+        parts = []
+        for step, *_ in assembly.sources:
+            s = states[step]
+            if isinstance(s, Packed):
+                parts.append(s.values)
+                continue
+            extent = assembly.extent(step)
+            for x in (s.nngp, s.ntk):
+                if x is None or x.ndim == 0:
+                    parts.append(self._like.new_zeros(len(pairs), extent.entries))
+                else:
+                    parts.append(extent.pack(x[rows, columns], s.full))
+        if not parts:
+            return self._like.new_zeros(len(pairs), 1)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
+
+    def sums(self, block: Block, pairs: Tensor, sums: Tensor) -> dict[int, Value]:
+        """The states of sums over positions.
 
         Args:
             block: For which pairs.
             pairs: Those that were computed.
-            sums: Of them over positions, of K and Θ `[n, sums, 2]`.
-            outputs: All other values `[n, ...]`.
-            stored: Per value its step, its slot, and where it begins in `outputs`.
+            sums: Of them, of K and Θ `[n, sums, 2]`.
         """
-        rows, columns = pairs[:, 0], pairs[:, 1]
-        made = {}
+        rows, columns = _places(block, pairs)
+        made: dict[int, Value] = {}
         for n, (step, factor) in enumerate(self._region.collectors.items()):
             parts = []
             for of in (0, 1):
@@ -132,18 +153,43 @@ class Pairs:
                 part[rows, columns, 0, 0] = (sums[:, n, of] * factor).to(part)
                 parts.append(part)
             made[step] = self._state(parts[0], parts[1], False)
-        for step, slot, start in stored:
-            p, q = slot.place.positions
-            size = (p, q, p, q) if self._region.full else (p, q)
-            count = math.prod(size)
+        return made
+
+    def states(
+        self, block: Block, pairs: Tensor, outputs: Tensor, assembly: Assembly, *, packed: bool
+    ) -> dict[int, Value]:
+        """The states of all other values of a region.
+
+        Args:
+            block: For which pairs.
+            pairs: Those that were computed.
+            outputs: What the loops found of them, `[n, numbers]`.
+            assembly: Of the region.
+            packed: Whether values that only other regions take stay as they are.
+        """
+        rows, columns = _places(block, pairs)
+        made: dict[int, Value] = {}
+        for step, _, start in (*assembly.stored, *assembly.averaged):
+            extent = assembly.extent(step)
+            found = outputs[:, start : start + 2 * extent.entries]
+            if packed and step in self._region.between:
+                made[step] = Packed(found, extent)
+                continue
             parts = []
-            for of in (0, 1):
-                part = self._like.new_zeros(*block.shape, *size)
-                found = outputs[:, start + of * count : start + (of + 1) * count]
-                part[rows, columns] = found.reshape(-1, *size)
+            full = self._task.plan.full[step]
+            for of in torch.split(found, extent.entries, 1):
+                of = extent.unpack(of, full)
+                part = self._like.new_zeros(*block.shape, *of.shape[1:])
+                part[rows, columns] = of
                 parts.append(part)
-            made[step] = self._state(parts[0], parts[1], self._region.full)
+            made[step] = self._state(parts[0], parts[1], full)
         return made
 
     def _state(self, k: Tensor, t: Tensor, full: bool) -> State:
         return State(k, t if self._task.ntk else None, self._task.plan.distance, full)
+
+
+def _places(block: Block, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Where pairs are in a block."""
+    rows, columns = pairs[:, 0], pairs[:, 1]
+    return rows, torch.zeros_like(columns) if block.paired else columns

@@ -9,53 +9,19 @@ begins another, two levels up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 from ....activations import Form
 from ..._program import Program
 from ...operations import Fused, Input
 from .._plan import Plan
-from ._layout import Layout, Unsuitable, lay_out
-
-
-class Shape(Enum):
-    """What is one image in the loops of a region."""
-
-    DISPLACEMENTS = "all pairs of positions, image by image of one displacement"
-    SAME_POSITIONS = "the same position in both images, pair by pair"
-    VECTORS = "pairs of vectors, block by block"
-
-
-@dataclass
-class Region:
-    """Steps that go through fused loops together.
-
-    Attributes:
-        shape: What is one image.
-        level: See above.
-        steps: Their numbers, with those of known features, in order.
-        fused: Their fused forms.
-        collectors: Those that are sums over positions, with the factors of the sums.
-        inputs: The steps outside whose values they take.
-        outside: Those whose values are needed outside, other than collectors.
-        layout: Of their values; None for vectors.
-    """
-
-    shape: Shape
-    level: int
-    steps: list[int] = field(default_factory=list)
-    fused: dict[int, Fused] = field(default_factory=dict)
-    collectors: dict[int, float] = field(default_factory=dict)
-    inputs: tuple[int, ...] = ()
-    outside: tuple[int, ...] = ()
-    layout: Layout | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether for all pairs of positions."""
-        return self.shape is Shape.DISPLACEMENTS
+from ._layout import Unsuitable, lay_out
+from ._packed import Extent
+from ._reach import set_reaches
+from ._region import Region, Shape
+from ._windows import windows
 
 
 @dataclass(frozen=True)
@@ -76,6 +42,25 @@ class Partition:
     def regions(self) -> tuple[Region, ...]:
         """The regions."""
         return tuple(u for u in self.units if isinstance(u, Region))
+
+    def largest(self, program: Program, plan: Plan) -> int:
+        """The entries for one pair of images of the largest value that is in memory as a whole.
+
+        Args:
+            program: The network.
+            plan: In which form its values are computed.
+        """
+        most = 1
+        for unit in self.units:
+            if isinstance(unit, int):
+                for i in (unit, *program.steps[unit].inputs):
+                    positions = math.prod(program.steps[i].positions)
+                    most = max(most, positions**2 if plan.full[i] else positions)
+                continue
+            for i in (*unit.inputs, *unit.outside, *unit.averages):
+                reach = unit.kept.get(i, (0, 0))
+                most = max(most, Extent.within(program.steps[i].positions, reach).entries)
+        return most
 
 
 def unfused(program: Program, reason: str) -> Partition:
@@ -117,15 +102,16 @@ class _Division:
         inside = {i for r in regions for i in r.steps}
         found += [(n, i, i) for i, n in self._level.items() if i not in inside]
         units = tuple(u for *_, u in sorted(found, key=lambda u: u[:2]))
+        set_reaches(self._program, self._plan, units)
         return Partition(units, self._reasons)
 
     def _place(self, i: int) -> None:
         """Put a step into a region, or give it a level of its own."""
         taken = [j for j in self._steps[i].inputs if j in self._level]
         # What a region has summed over positions is there when the region is done.
-        least = [self._level[j] + (j in self._collected) for j in taken]
+        least = [self._level[j] + self._is_summed(j) for j in taken]
         base = max(least, default=0)
-        if not self._collects(i):
+        if not self._collects(i) and not self._averages(i):
             found = self._fused(i)
             if isinstance(found, str):
                 self._reasons[i] = found
@@ -133,9 +119,8 @@ class _Division:
             else:
                 self._join(i, found, base)
 
-    @property
-    def _collected(self) -> set[int]:
-        return {i for r in self._regions for i in r.collectors}
+    def _is_summed(self, i: int) -> bool:
+        return i in self._region and self._region[i].summed(i)
 
     def _collects(self, i: int) -> bool:
         step = self._steps[i]
@@ -145,11 +130,23 @@ class _Division:
         region = self._region.get(j)
         p, q = self._steps[j].positions
         factor = step.operation.collected(self._plan.full[j], p * q)  # type: ignore[union-attr]
-        if factor is None or region is None or j in region.collectors:
+        if factor is None or region is None or region.summed(j):
             return False
         if region.shape is Shape.VECTORS:
             return False
         region.collectors[i] = factor
+        self._add(region, i)
+        return True
+
+    def _averages(self, i: int) -> bool:
+        step = self._steps[i]
+        region = self._region.get(step.inputs[0])
+        if region is None or not region.full or region.summed(step.inputs[0]):
+            return False
+        found = windows(step.operation)  # type: ignore[arg-type]
+        if isinstance(found, str):
+            return False
+        region.averages[i] = found
         self._add(region, i)
         return True
 
@@ -158,15 +155,17 @@ class _Division:
         assert not isinstance(step.operation, Input)
         fused = step.operation.fused(self._form)
         if fused is None:
-            return "it has no fused form"
+            found = windows(step.operation)
+            return found if isinstance(found, str) else "what it averages comes from no loop"
         if any(plan.full[j] != plan.full[i] for j in step.inputs):
-            return "it takes the same positions of a value for all pairs of them"
+            return "it takes the same position only of a value with all pairs of positions"
         if plan.full[i]:
             return fused, Shape.DISPLACEMENTS
-        if not plan.distance:
-            return "it comes after an average over positions"
         positions = {self._steps[j].positions for j in (i, *step.inputs)}
         if positions == {(1, 1)} and fused.taps is None:
+            if not plan.distance:
+                with_ = "dropout" if self._program.random_per_image else "averages over positions"
+                return f"it takes vectors, in a network with {with_}"
             return fused, Shape.VECTORS
         return fused, Shape.SAME_POSITIONS
 
@@ -206,7 +205,7 @@ class _Division:
         """Why a step cannot be in a region, or nothing."""
         if region.shape is Shape.VECTORS:
             return ""
-        steps = [*(j for j in region.steps if j not in region.collectors), i]
+        steps = [*(j for j in region.steps if not region.summed(j)), i]
         whole = sorted(self._whole.intersection(steps))
         try:
             lay_out(self._program, steps, {**region.fused, i: fused}, region.full, whole)
@@ -223,14 +222,14 @@ class _Division:
         last = len(self._steps) - 1
         region.inputs = tuple(sorted(taken - known))
         region.outside = tuple(
-            i for i in sorted(members) if (i in users or i == last) and i not in region.collectors
+            i for i in sorted(members) if (i in users or i == last) and not region.summed(i)
         )
         region.steps = sorted(members | known)
         if region.shape is Shape.VECTORS:
             if not known and not any(self._is_nonlinear(i) for i in members):
                 self._give_up(region, members, "there is too little to do in this place")
             return
-        steps = [i for i in region.steps if i not in region.collectors]
+        steps = [i for i in region.steps if not region.summed(i)]
         whole = sorted({*region.outside, *self._whole.intersection(steps)})
         try:
             region.layout = lay_out(self._program, steps, region.fused, region.full, whole)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ....activations import Form
-from ...operations import Input, State
+from ...operations import Input
 from .._task import Block, Task
-from ..fused import Assembly, Pairs, Region
+from ..fused import Assembly, Pairs, Region, Value
 from ._module import load
 from ._source import source
 
@@ -64,7 +64,7 @@ class KernelEvaluation:
         found = (self._source, self._inputs, self._stored, self._assembly.collected, self._layout)
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
-    def __call__(self, block: Block, states: Mapping[int, State]) -> dict[int, State]:
+    def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
         """The values that are needed outside.
 
         Args:
@@ -88,7 +88,7 @@ class KernelEvaluation:
                  self._layout.margin]  # fmt: skip
         tables = (self._inputs, rows, self._source.same, a.collected, self._stored)
         if not tasks:
-            return self._pairs.states(block, pairs, totals.double().sum(1), outputs, a.stored)
+            return self._states(block, pairs, totals, outputs)
         with torch.cuda.device_of(self._like):  # type: ignore[no-untyped-call]
             load(self._source.text)[(instances,)](
                 self._like.new_zeros(instances * size),
@@ -104,7 +104,13 @@ class KernelEvaluation:
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
             )
-        return self._pairs.states(block, pairs, totals.double().sum(1), outputs, a.stored)
+        return self._states(block, pairs, totals, outputs)
+
+    def _states(
+        self, block: Block, pairs: Tensor, totals: Tensor, outputs: Tensor
+    ) -> dict[int, Value]:
+        found = self._pairs.states(block, pairs, outputs, self._assembly, packed=False)
+        return {**found, **self._pairs.sums(block, pairs, totals.double().sum(1))}
 
     def _integers(self, of: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:
         """A table in memory of the device, with at least one number."""

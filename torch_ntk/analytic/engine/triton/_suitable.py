@@ -42,6 +42,8 @@ def _problem(region: Region) -> str:
         return "its values come from tensor operations"
     if any(region.layout.circles):
         return "circular padding has no Triton kernel"
+    if region.averages:
+        return "averages over some positions have no Triton kernel"
     if region.full and region.outside:
         return "all pairs of positions are needed after it"
     if any(f.formula.series is not None for f in region.fused.values()):
