@@ -187,7 +187,6 @@ class Assembly:
             slot = self._slots[self._program.steps[i].inputs[0]]
             self.averaged.append((i, slot, self.states))
             self.states += 2 * self.extent(i).entries
-            self.sums = max(self.sums, slot.place.width + ROUND)
         last = len(self._program.steps) - 1
         if self.region.layout is None and self._form.distance and last in self.region.outside:
             self.last[last] = self._term(last, -1)

@@ -159,50 +159,62 @@ def features(buffer, table, numbers, first, second, masks, lo1, lo2, cut, distan
 
 _DISPLACEMENTS = """
 @loop
-def targets(where, share, counts, table, spans, weights, room, margin, dx, c2):
+def targets(where, share, counts, table, windows, weights, room, margin, dx, c2):
     # For each average what it does to a row of an image: entry where[0] is added, times share, to
     # the result where[1], of which there are as many for each displacement as results have.
     for s in range(table.shape[0]):
-        q, many, nr, nc = table[s, 4], table[s, 7], table[s, 12], table[s, 13]
-        span, weight, n = table[s, 9], table[s, 11], 0
-        for a in range(many):
-            for b in range(many):
-                column = number_of(b - a, many, nc)
-                if column < 0:
-                    continue
-                for after in range(2):
-                    e = dx - after * room
-                    low = max(spans[span + 2 * a], spans[span + 2 * b] - e)
-                    high = min(spans[span + 2 * a + 1], spans[span + 2 * b + 1] - e)
-                    for x in range(low, high):
+        c = table[s]
+        q, many, nc, n = c[4], c[7], c[11], 0
+        for after in range(2):
+            e = dx - after * room
+            for x in range(max(0, -e), min(q, q - e)):
+                i, j = c[9] + 2 * x, c[9] + 2 * (x + e)
+                for u in range(i, i + 2):
+                    for v in range(j, j + 2):
+                        a, b = windows[u], windows[v]
+                        column = number_of(b - a, many, nc)
+                        if a < 0 or b < 0 or column < 0:
+                            continue
                         where[s, n, 0] = x if c2 else x + after * margin
-                        where[s, n, 1] = column * table[s, 6] * many + a
-                        share[s, n] = weights[weight + a * q + x] * weights[weight + b * q + x + e]
+                        where[s, n, 1] = column * c[6] * many + a
+                        share[s, n] = weights[u] * weights[v]
                         n += 1
         counts[s] = n
 
 
 @loop
-def average(to, buffer, sums, table, spans, weights, where, share, counts, lo1, dy):
+def add_rows(lines, buffer, table, windows, weights, lo1, dy):
+    # The rows of an image with the displacement dy, to those of the results of averages.
     for s in range(table.shape[0]):
         c = table[s]
-        p, wide, many, across, nr, nc = c[14], c[5], c[6], c[7], c[12], c[13]
-        for a in range(many):
-            for b in range(many):
-                low = max(spans[c[8] + 2 * a], spans[c[8] + 2 * b] - dy)
-                high = min(spans[c[8] + 2 * a + 1], spans[c[8] + 2 * b + 1] - dy)
-                row = number_of(b - a, many, nr)
-                if low >= high or row < 0:
-                    continue
-                for half in range(2):
-                    line = sums[half]
-                    for j in range(wide):
-                        line[j] = R(0.0)
-                    for y in range(low, high):
-                        w = weights[c[10] + a * p + y] * weights[c[10] + b * p + y + dy]
-                        o = buffer[c[0] + half * c[1] + (y - lo1) * wide:]
-                        for j in range(wide):
-                            line[j] += w * o[j]
+        p, wide, many, nr = c[12], c[5], c[6], c[10]
+        for y in range(max(0, -dy), min(p, p - dy)):
+            i, j = c[8] + 2 * y, c[8] + 2 * (y + dy)
+            k, t = buffer[c[0] + (y - lo1) * wide:], buffer[c[0] + c[1] + (y - lo1) * wide:]
+            for u in range(i, i + 2):
+                for v in range(j, j + 2):
+                    a, b = windows[u], windows[v]
+                    row = number_of(b - a, many, nr)
+                    if a < 0 or b < 0 or row < 0:
+                        continue
+                    w = weights[u] * weights[v]
+                    k_line = lines[c[13] + (row * many + a) * wide:]
+                    t_line = lines[c[13] + ((nr + row) * many + a) * wide:]
+                    for x in range(wide):
+                        k_line[x] += w * k[x]
+                        t_line[x] += w * t[x]
+
+
+@loop
+def add_columns(to, lines, table, where, share, counts):
+    # What these rows have along columns, to the results.
+    for s in range(table.shape[0]):
+        c = table[s]
+        wide, many, across, nr, nc = c[5], c[6], c[7], c[10], c[11]
+        for half in range(2):
+            for row in range(nr):
+                for a in range(many):
+                    line = lines[c[13] + ((half * nr + row) * many + a) * wide:]
                     at = c[2 + half] + (row * nc * many + a) * across
                     for n in range(counts[s]):
                         to[at + where[s, n, 1]] += share[s, n] * line[where[s, n, 0]]
@@ -211,8 +223,8 @@ def average(to, buffer, sums, table, spans, weights, where, share, counts, lo1, 
 @loop
 def displacements(
     begin, end, shape, columns, addresses, code, same_code, numbers, pairs, one, two, terms, ones,
-    masks, inputs, external, sources, collected, totals, stored, averaged, spans, weights, states,
-    buffer, sums, first, second, mask,
+    masks, inputs, external, sources, collected, totals, stored, averaged, windows, weights, states,
+    buffer, sums, first, second, mask, lines,
 ):
     p, q, margin, c1, c2 = shape[0], shape[1], shape[2], shape[3], shape[4]
     plain, count, reach, each, most = shape[5], shape[6], shape[7], shape[8], shape[9]
@@ -229,7 +241,8 @@ def displacements(
                 fill(first, one[pairs[pair, 0]], terms, q, margin, dx, 0, c1, c2)
             fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, 1, c1, c2)
             fill(mask, ones, masks, q, margin, dx, 0, c1, c2)
-            targets(where, share, counts, averaged, spans, weights, q, margin, dx, c2)
+            lines[:] = R(0.0)
+            targets(where, share, counts, averaged, windows, weights, q, margin, dx, c2)
             for dy in range(0 if c1 else -reach, p if c1 else reach + 1):
                 lo1 = max(0, -dy)
                 lo2 = max(0, dy)
@@ -240,9 +253,9 @@ def displacements(
                 run(addresses, table, buffer, sums, numbers, first, second, mask, lo1, lo2, cut)
                 collect(buffer, collected, cut, totals[pair, n])
                 for e in range(dy, dy - p - 1 if c1 else dy - 1, -p):
-                    average(states[pair], buffer, sums, averaged, spans, weights, where, share,
-                            counts, lo1, e)
+                    add_rows(lines, buffer, averaged, windows, weights, lo1, e)
                 copy(buffer, states[pair], stored, False, q, margin, lo1, lo2, cut, dx, c1, c2)
+            add_columns(states[pair], lines, averaged, where, share, counts)
 """
 
 _SAME_POSITIONS = """

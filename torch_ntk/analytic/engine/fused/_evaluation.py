@@ -34,17 +34,20 @@ class _Averages(NamedTuple):
 
     Attributes:
         table: Per average the slot of what it averages (origin, half), where K and Θ of the result
-            begin, columns and width of the slot, positions of the result, where the spans of rows
-            and of columns begin, the same for weights, kept displacements, and rows of the slot.
-        spans: Of all of them, first and last.
-        weights: Of all of them.
+            begin, columns and width of the slot, positions of the result, where `windows` begin
+            for rows and for columns, kept displacements, rows of the slot, and where the rows of
+            results begin among those of all averages.
+        windows: Per position the windows that it is in, and -1 where there are fewer than two.
+        weights: Its weights in these.
         most: The largest number of entries of a row that are added, once for each result.
+        room: The number of entries of results before they are added along columns.
     """
 
     table: Integers
-    spans: Integers
+    windows: Integers
     weights: Array
     most: int
+    room: int
 
 
 class RegionEvaluation:
@@ -131,7 +134,8 @@ class RegionEvaluation:
             given = (shape, columns_, self._addresses, self._code.rows, self._code.same, numbers,
                      pairs, one, two, table, ones, a.mask_table(), inputs, external, sources,
                      collected, totals, stored, *averages[:3], outputs)  # fmt: skip
-            sizes = a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length, a.mask_length
+            sizes = (a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length,
+                     a.mask_length, averages.room)  # fmt: skip
             count = len(pairs) * -(-len(columns_) // each)
             self._in_threads("displacements", given, sizes, count)
         else:
@@ -186,30 +190,24 @@ class RegionEvaluation:
     def _averages(self) -> _Averages:
         """What averages over some positions do, for the loop."""
         rows: list[list[int]] = []
-        spans: list[int] = []
+        windows: list[int] = []
         weights: list[float] = []
-        most = 1
+        most, room = 1, 0
         for step, slot, start in self._assembly.averaged:
             extent = self._assembly.extent(step)
             p, q = slot.place.positions
             row = [slot.origin, slot.half, start, start + extent.entries, q, slot.place.width,
                    *extent.positions]  # fmt: skip
-            both = self.region.averages[step]
-            for axis in both:
-                row.append(len(spans))
-                spans += [s for span in axis.spans for s in span]
-            for axis in both:
-                row.append(len(weights))
-                weights += [w for each in axis.weights for w in each]
-            rows.append([*row, *extent.displacements, p])
-            read = sum(b - a for a, b in both[1].spans)
-            most = max(most, read * both[1].most)
-        return _Averages(
-            np.array(rows, np.int64).reshape(-1, 15),
-            np.array([*spans, 0], np.int64),
-            self._array(weights),
-            most,
-        )
+            for axis in self.region.averages[step]:
+                row.append(len(windows))
+                for position in axis.around:
+                    windows += [o for o, _ in position]
+                    weights += [w for _, w in position]
+            rows.append([*row, *extent.displacements, p, room])
+            room += 2 * extent.displacements[0] * extent.positions[0] * slot.place.width
+            most = max(most, 4 * q)
+        table = np.array(rows, np.int64).reshape(-1, 14)
+        return _Averages(table, np.array([*windows, 0], np.int64), self._array(weights), most, room)
 
     def _array(self, numbers: Sequence[float]) -> Array:
         return np.array([*numbers, 0.0], dtype=np.float64).astype(self._dtype)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ...operations import Operation
 
-# With more windows around a position, products of matrices are faster than loops.
+# The loops have room for so many windows around each position. With more of them products of
+# matrices would be faster.
 _MOST_WINDOWS = 2
+_NONE = (-1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -18,25 +20,17 @@ class Windows:
     """The windows of an average along one axis of positions.
 
     Attributes:
-        spans: Per result the first position that it reads, and one past the last.
-        weights: Per result the weights of all positions.
+        around: Per position the windows that it is in, each with its weight there; -1 in place of
+            windows that are not there.
     """
 
-    spans: tuple[tuple[int, int], ...]
-    weights: tuple[tuple[float, ...], ...]
-
-    @property
-    def most(self) -> int:
-        """The largest number of windows that have a position in common."""
-        size = len(self.weights[0])
-        return max(sum(a <= s < b for a, b in self.spans) for s in range(size))
+    around: tuple[tuple[tuple[int, float], ...], ...]
 
     def reach(self, displacement: int) -> int:
         """The largest displacement of positions that results at most `displacement` apart need."""
-        spans = [(o, a, b) for o, (a, b) in enumerate(self.spans) if a < b]
+        read = [(o, s) for s, each in enumerate(self.around) for o, _ in each if o >= 0]
         return max(
-            (b - 1 - a for o, a, _ in spans for p, _, b in spans if abs(p - o) <= displacement),
-            default=0,
+            (abs(t - s) for o, s in read for p, t in read if abs(p - o) <= displacement), default=0
         )
 
 
@@ -50,19 +44,22 @@ def windows(operation: Operation) -> tuple[Windows, Windows] | str:
     if matrices is None:
         return "it has no fused form"
     rows, columns = (_windows(m) for m in matrices)
-    if max(rows.most, columns.most) > _MOST_WINDOWS:
+    if rows is None or columns is None:
         return f"more than {_MOST_WINDOWS} of its windows have a position in common"
     return rows, columns
 
 
-def _windows(matrix: Tensor) -> Windows:
-    return _of_weights(tuple(tuple(float(w) for w in row) for row in matrix.tolist()))
+def _windows(matrix: Tensor) -> Windows | None:
+    return _of_weights(tuple(tuple(float(w) for w in row) for row in matrix.T.tolist()))
 
 
 @lru_cache(maxsize=256)
-def _of_weights(weights: tuple[tuple[float, ...], ...]) -> Windows:
-    spans = []
+def _of_weights(weights: tuple[tuple[float, ...], ...]) -> Windows | None:
+    """From the weights of each position in all results."""
+    around = []
     for row in weights:
-        read = [s for s, w in enumerate(row) if w]
-        spans.append((read[0], read[-1] + 1) if read else (0, 0))
-    return Windows(tuple(spans), weights)
+        found = [(o, w) for o, w in enumerate(row) if w]
+        if len(found) > _MOST_WINDOWS:
+            return None
+        around.append((*found, *[_NONE] * (_MOST_WINDOWS - len(found))))
+    return Windows(tuple(around))
