@@ -73,11 +73,11 @@ def mlp_kernels(
         raise value_error("sigma_w", "greater than 0", sigma_w)
     check_finite_number("sigma_b", sigma_b, minimum=0.0)
     options = checked_options(max_memory, progress)
-    lookup, function = resolve(activation)
+    resolved = resolve(activation)
     a, b = (None if x is None else x.flatten(1) for x in inputs(x1, x2, dtype))
     assert a is not None
     with evaluation_mode(a, b, None):
-        program = _program(a, b, depth, lookup, function, sigma_w, sigma_b)
+        program = _program(a, b, depth, resolved, sigma_w, sigma_b)
         nngp, ntk = run(program, options, ntk=True)
         assert ntk is not None
         return Kernels(nngp, ntk)
@@ -87,13 +87,13 @@ def _program(
     x1: Tensor,
     x2: Tensor | None,
     depth: int,
-    lookup: Any,
-    function: Callable[[Tensor], Tensor],
+    activation: tuple[Any, Callable[[Tensor], Tensor]],
     sigma_w: float,
     sigma_b: float,
 ) -> Program:
     second = x1 if x2 is None else x2
     builder = Builder(x1.dtype, (len(x1), len(second)), x2 is None)
+    lookup, function = activation
     x: Any = Data(x1, second)
     for i in range(depth):
         builder.node = f"layer {i + 1} of {depth}"

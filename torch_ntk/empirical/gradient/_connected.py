@@ -84,18 +84,18 @@ def connected(kernels: Kernels, recipe: Recipe) -> Kernels:
 
 
 class _Kernel(torch.autograd.Function):
-    """Values that are known, with the derivatives of what they were computed from."""
+    """Returns kernels that have been computed, and differentiates them with a `Recipe`."""
 
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, values: list[Tensor], *tensors: Tensor) -> Any:
-        """The values themselves."""
+        """Return the given values."""
         ctx.recipe = recipe
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)  # raises if one is written to before the backward pass
+        ctx.save_for_backward(*tensors)  # the backward pass raises an error if one was changed
         return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *weights: Tensor | None) -> Any:
-        """By the sources."""
+        """Return the derivatives with respect to the sources."""
         create_graph = torch.is_grad_enabled()
         return None, None, *ctx.recipe.gradients(ctx.saved_tensors, weights, create_graph)
