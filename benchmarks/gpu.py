@@ -5,8 +5,9 @@
 Infinite width: CNTKs of depth 21 for pairs of 32×32 images (by Triton kernels; otherwise the row
 says "by tensor operations") and an MLP, checked against the fused loops of the CPU in float64.
 Finite width: an MLP, a convolutional network and ResNet-18, with the check of every call and
-without it, beside torch.func's Jacobians, which check them too. All in full float32: TF32 is
-switched off for both. Every call is timed until the GPU is done.
+without it, beside torch.func's Jacobians, which check them too. Repeated calls replay a CUDA graph;
+whether they give what the first one gave is in the row. All in full float32: TF32 is switched off
+for both. Every call is timed until the GPU is done.
 
 Prints a table and writes JSON after each row, so that what is there stays if the machine goes. A
 row that fails says why and does not end the others; no row begins after the given minutes.
@@ -122,6 +123,7 @@ def finite(job: dict[str, Any], device: str) -> dict[str, Any]:
         "first_ms": first,
     }
     theirs = tutorial(job)
+    result["as_first"] = torch.equal(found, ours(True))  # by then by recorded operations
     if theirs is not None:
         result["error"] = error(found, theirs())
         result["torch_func_ms"] = milliseconds(theirs, device)

@@ -51,9 +51,9 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "analytic/engine/triton": ("_formulas _suitable _module", "_source", "_evaluation"),
     "empirical": (
-        "_inner_products",
+        "_inner_products _recorder",
         *(
-            "_outputs _parts _precondition _stages rules",
+            "_cuda_graph _outputs _parts _precondition _stages rules",
             "inspect",
             "_job _result_size",
             "contract",
@@ -65,6 +65,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
             "gradient methods",
             "_probed _output_groups",
             "_coupled",
+            "_repetition",
         ),
         "_empirical_ntk",
         *("_explain _nngp _oracle operator", "_verify"),

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from traces import settings, snapshot
 
 from torch_ntk import MLP, NTKOperator, empirical_ntk, explain, linearize, ntk_features
+from torch_ntk.empirical import _repetition
+from torch_ntk.empirical._cuda_graph import CudaGraph
 from torch_ntk.empirical.operator._kernel_map import KernelMap
 from torch_ntk.predict import gp_inference
 
@@ -121,6 +123,23 @@ def test_reduced_precision_would_show(make: Any, data: Any, gpu: torch.device) -
     with _backend(torch.backends.cuda.matmul, "tf32"), _backend(torch.backends.cudnn.conv, "tf32"):
         found = make().to(gpu)(data(64).to(gpu))
     assert relative_error(found.detach(), expected.detach()) > 3e-5
+
+
+def test_repeated_calls_replay_a_graph(gpu: torch.device) -> None:
+    """With other parameters and samples they give what first calls give."""
+    model, x = convolutional().to(gpu), images(8).to(gpu)
+    for _ in range(3):
+        empirical_ntk(model, x)
+    known = next(iter(_repetition._of_modules[id(model)][1].values()))
+    assert isinstance(known.recording, CudaGraph)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    others = images(8, 1).to(gpu)
+    found = empirical_ntk(model, others)
+    assert known.recording is not None  # what it gave was right
+    _repetition._of_modules.clear()
+    assert relative_error(found, empirical_ntk(model, others)) < 1e-6
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

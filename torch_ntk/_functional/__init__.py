@@ -33,6 +33,7 @@ from ._plain import PlainPass as PlainPass
 from ._quiet import after_evaluation as after_evaluation
 from ._quiet import evaluating as evaluating
 from ._quiet import forward_hooks_matter as forward_hooks_matter
+from ._quiet import has_forward_hooks as has_forward_hooks
 from ._quiet import quiet as quiet
 from ._quiet import run_forward_hooks as run_forward_hooks
 from ._quiet import settings as settings

@@ -205,6 +205,10 @@ class Form:
         """Expressions such as `path['x'][0]` by which the caller reaches the tensors, in order."""
         raise NotImplementedError
 
+    def constants(self) -> Iterator[object]:
+        """The values that are no tensors."""
+        return iter(())
+
     def is_like(self, other: Form) -> bool:
         """Whether both forms have the same containers, keys and constants."""
         raise NotImplementedError
@@ -244,6 +248,9 @@ class _Constant(Form):
     def paths(self, path: str) -> Iterator[str]:
         return iter(())
 
+    def constants(self) -> Iterator[object]:
+        yield self.value
+
     def is_like(self, other: Form) -> bool:
         return isinstance(other, _Constant) and _are_equal(self.value, other.value)
 
@@ -273,6 +280,10 @@ class _Container(Form):
         is_dataclass = not isinstance(self.empty, (Mapping, tuple, list))
         for key, part in zip(self.keys, self.parts, strict=True):
             yield from part.paths(f"{path}.{key}" if is_dataclass else f"{path}[{key!r}]")
+
+    def constants(self) -> Iterator[object]:
+        for part in self.parts:
+            yield from part.constants()
 
     def is_like(self, other: Form) -> bool:
         # The order of keys matters, as a forward may iterate over the values of a mapping.

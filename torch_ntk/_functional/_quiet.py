@@ -210,6 +210,11 @@ def forward_hooks_matter(model: nn.Module, evaluate: Callable[[], Tensor]) -> bo
     return recorder.has_value or not same
 
 
+def has_forward_hooks(model: nn.Module) -> bool:
+    """Whether there are forward hooks of the user, which do not run during the evaluation."""
+    return bool(_hooks[id(model)].of_forward)
+
+
 def run_forward_hooks(model: nn.Module) -> None:
     """Let the users' forward hooks run for the rest of the evaluation, if they change outputs."""
     _hooks[id(model)].put_forward_back()

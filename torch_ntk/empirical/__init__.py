@@ -11,6 +11,7 @@ The steps of a call of `empirical_ntk`, each with its folder or file:
 5. `checksum` compares the factors of each block with a plain backward pass of the module itself.
 6. `contract` multiplies factors, block of rows by block of columns; `_outputs` orders the result.
 
+Repeated calls execute only the operations that `_recorder` has recorded; see `_repetition`.
 `operator` multiplies by the kernel without forming it. `_verify`, `_explain` and `_nngp` are
 separate functions.
 """

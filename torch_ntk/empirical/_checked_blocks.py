@@ -14,6 +14,7 @@ from ..memory import Backoff, even, ranges
 from ._job import KernelJob
 from ._outputs import joined
 from ._parts import Kernels
+from ._recorder import is_recording, note, unrecorded
 from .checksum import CLOSE, BlockCheck, MismatchError, compared_together, plain_jacobians
 from .contract import Factor, Factors, JacobianFactor, PairBlocks, join
 
@@ -144,13 +145,17 @@ class FactorMethod(ABC):
         """Factors of consecutive pieces of samples, compared together."""
         start, waiting = pieces[0][0], self._waiting
         check = None
-        if self.job.check and waiting is None:
-            check = self._new_check(side, pieces)
-        elif self.job.check and waiting is not None:
+        if self.job.check and waiting is not None:
             check = waiting.check(self._part, side, pieces)
+        elif self.job.check or is_recording():
+            with unrecorded():
+                check = self._new_check(side, pieces)
         found = [self._all(side[a:b], a - start, alone, check) for a, b in pieces]
         if check is not None and waiting is None:
-            self._verify(check, pieces)
+            if self.job.check:
+                with unrecorded():
+                    self._verify(check, pieces)
+            note(check)
         return found
 
     def _new_check(self, side: Batch, pieces: Sequence[tuple[int, int]]) -> BlockCheck:

@@ -37,6 +37,7 @@ from ._outputs import OUTPUTS, finish
 from ._parts import WHOLE, By, Kernels, distinct, keys_of
 from ._precondition import precondition_of
 from ._probed import ProbedKernel, estimate, groups, probing
+from ._repetition import ChangedError, Repetition
 from ._result_size import check_fits, held
 from .gradient import KernelGradient, Recipe, check_gradient, connected, sources_of
 from .inspect import inspect_forward
@@ -268,7 +269,8 @@ def empirical_ntk(
             must be `Σ u J`, parameter by parameter. What differs is taken by plain autograd loops
             instead, or refused. It costs about one training step on the samples. With
             `differentiable`, the gradient of the kernel of two samples is compared with that of
-            plain backward passes too.
+            plain backward passes too. Where a call repeats an earlier one with other values,
+            outputs are compared in any case.
 
     Returns:
         The kernel, on the model's device; with `by`, the kernels of its parts.
@@ -320,12 +322,15 @@ def empirical_ntk(
             "Leave them out, or compute within torch.enable_grad().",
         )
     kept: Output | Literal["probed"] = output
+    given = forward_fn
     batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
     if batches is not None:
         model, forward_fn = batches.model(model, forward_fn)
         x1, x2, kept = batches.sample, None, "full"
 
-    def compute(dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
+    def compute(
+        dtype: torch.dtype | None, accumulate: torch.dtype | None, repeats: bool = True
+    ) -> Kernels:
         fn = model_function(model, params, dtype, forward_fn, coupled)
         fn = replace(fn, accumulate=accumulate)
         if fn.products != fn.dtype and method == "vector_product":
@@ -338,8 +343,14 @@ def empirical_ntk(
         scales = precondition_of(precondition, fn)
         a = fn.input("x1", x1)
         b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
+        settings = (method, output, by, batch_size, allowed, check, training, coupled, b is None)
+        repetition = None
+        if repeats and not differentiable:
+            repetition = Repetition(fn, a, b, scales, given, (*settings, probes, seed))
         recorder = UseRecorder(RULES if method in ("auto", "structured") else {})
-        forward = inspect_forward(fn, "x1", a, recorder)
+        known = None if repetition is None else repetition.forward
+        inspected = inspect_forward(fn, "x1", a, recorder) if known is None else known
+        forward = inspected
         keys = keys_of(fn.params, by)
         n1, n2 = len(a), len(a if b is None else b)
         outputs, form = forward.outputs, kept
@@ -363,10 +374,13 @@ def empirical_ntk(
                 gradient = check_gradient(gradient)
 
         def run(job: KernelJob) -> Kernels:
-            together = parts or output_groups(job, method, recorder)
-            return METHODS[method](replace(job, parts=together), recorder)
+            if repetition is None:
+                return METHODS[method](job, recorder)
+            return repetition.kernels(job, inspected, lambda: METHODS[method](job, recorder))
 
         with limited(left):
+            if known is None:
+                job = replace(job, parts=parts or output_groups(job, method, recorder))
             kernels = with_progress(job, progress, method == "vector_product", run)
         for key, kernel in kernels.items():
             kernels[key] = rounded(finish(kernel, form, outputs), accumulate or fn.result_dtype)
@@ -388,6 +402,8 @@ def empirical_ntk(
     with evaluating_on(model, x1, forward_fn, training=training):
         try:
             kernels = compute(dtype, accumulate)
+        except ChangedError:
+            kernels = compute(dtype, accumulate, repeats=False)
         except OnePrecisionError:
             kernels = compute(accumulate, None)
     if batches is not None:

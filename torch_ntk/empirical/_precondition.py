@@ -132,12 +132,12 @@ def _checked(
 
 
 def _root(p: Scale, parameter: Tensor) -> Scale:
-    """Return √P in the parameter's dtype; a single number if all entries are the same."""
+    """Return √P in the parameter's dtype; a single number if several entries are all the same."""
     if not isinstance(p, Tensor):
         return math.sqrt(p)
     if not p.numel():
         return 1.0
     least, most = p.aminmax()
-    if bool(least == most):
+    if p.numel() > 1 and bool(least == most):
         return math.sqrt(float(least))
     return p.sqrt().to(parameter)

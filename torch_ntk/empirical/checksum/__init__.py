@@ -10,6 +10,7 @@ difference in some parameter with probability one.
 from ._block_check import CLOSE as CLOSE
 from ._block_check import CLOSE_IN_DOUBLE as CLOSE_IN_DOUBLE
 from ._block_check import BlockCheck as BlockCheck
+from ._block_check import BlockForm as BlockForm
 from ._block_check import MismatchError as MismatchError
 from ._block_check import companion_of as companion_of
 from ._block_check import compared_together as compared_together
@@ -21,6 +22,7 @@ __all__ = [
     "CLOSE",
     "CLOSE_IN_DOUBLE",
     "BlockCheck",
+    "BlockForm",
     "MismatchError",
     "companion_of",
     "compared_together",

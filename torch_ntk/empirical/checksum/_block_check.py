@@ -25,6 +25,7 @@ from ...memory import aim, budget, even, is_out_of_memory, ranges, within
 from .._job import KernelJob
 from .._stages import stage
 from ..inspect import not_deterministic
+from ..rules import Use
 from ._signed_sums import SignedSum, SignedSums
 from ._signs import signs
 
@@ -121,6 +122,7 @@ class BlockCheck:
         roundings: dict[str, float] | None = None,
     ) -> None:
         self.x, self._close = side[start:stop], close
+        self._span, self._is_of_rows = (start, stop), side is job.x1
         self._fn, self._job = job.fn, job
         self._companion, self._is_made_up = companion_of(job, self.x)
         self._signs = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
@@ -155,6 +157,27 @@ class BlockCheck:
         found._sums = SignedSums(found._signs)
         return found
 
+    def tensors(self, of_sums: bool = True) -> list[Tensor]:
+        """The numbers that were added: outputs, and, if wanted, sums."""
+        sums = self._sums.sums.values() if of_sums else ()
+        of_outputs = [rows for part in self._outputs for rows in part]
+        return of_outputs + [t for found in sums for t in (found.total, found.noise)]
+
+    def form(self, of_sums: bool = True) -> BlockForm:
+        """The check without its samples and numbers; see `tensors`."""
+        found = self._sums.sums.items() if of_sums else ()
+        sums = {name: (known.use, known.vectors) for name, known in found}
+        pieces = sum(len(part) for part in self._outputs)
+        return BlockForm(self._span, self._is_of_rows, self._close, self._signs, pieces, sums)
+
+    def has_equal_outputs(self) -> bool:
+        """Whether the outputs are those of a plain forward pass of the user's own module."""
+        outputs: list[Tensor] = []
+        for a, b in self._chunks(len(self.x)):
+            outputs.append(self._fn.plain.run(self.x[a:b], lambda found: found.outputs.detach()))
+        expected, own = torch.cat(outputs), torch.cat(self._outputs[0])
+        return agree([own.to(expected.dtype)], [expected], precision=self._precision)
+
     def verify(self, in_double: Callable[[], BlockCheck]) -> None:
         """Compare outputs and gradients with plain backward passes.
 
@@ -174,6 +197,12 @@ class BlockCheck:
             wrong = self._wrong_in_double(in_double, wrong)
         if wrong:
             raise MismatchError(frozenset(wrong))
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """The coarser one of the precisions of the evaluation and of what the forward rounds to."""
+        kinds = {self._fn.dtype, self._job.forward.precision}
+        return torch.float64 if kinds == {torch.float64} else torch.float32
 
     def refuse(self, names: frozenset[str]) -> ArgumentError:
         """Return the error for samples whose single gradients do not add up to that of the block.
@@ -232,12 +261,10 @@ class BlockCheck:
             # The check of the kernel reports entries that are not finite, with their indices.
             same = torch.equal(own.isfinite(), expected.outputs.isfinite())
             return _Compared(set() if same else every)
-        precision = self._job.forward.precision
-        if not agree([own], [expected.outputs], precision=precision):
+        if not agree([own], [expected.outputs], precision=self._precision):
             return _Compared(every)
         # The tolerance is that of the lowest precision.
-        kinds = {plain.dtype, self._fn.dtype, precision}
-        coarse = torch.float64 if kinds == {torch.float64} else torch.float32
+        coarse = torch.float64 if plain.dtype == self._precision == torch.float64 else torch.float32
         eps = torch.finfo(coarse).eps
         close = CLOSE_IN_DOUBLE if coarse == torch.float64 else self._close
         names = list(expected.gradient)
@@ -312,6 +339,43 @@ class BlockCheck:
         if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] == 1:
             pieces[-2:] = [(pieces[-2][0], n)]
         return iter(pieces)
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """What the checks of equal blocks of samples have in common, whatever the numbers.
+
+    Attributes:
+        span: The first sample of the block, and the one after the last.
+        is_of_rows: Whether they are samples of x1.
+        close: See `BlockCheck`.
+        signs: The signs of the outputs.
+        pieces: The number of tensors of outputs.
+        sums: By the name of a parameter `use` and `vectors` of its `SignedSum`.
+    """
+
+    span: tuple[int, int]
+    is_of_rows: bool
+    close: float
+    signs: Tensor
+    pieces: int
+    sums: Mapping[str, tuple[Use | None, Tensor | None]]
+
+    @property
+    def size(self) -> int:
+        """The number of tensors in `BlockCheck.tensors`."""
+        return self.pieces + 2 * len(self.sums)
+
+    def filled(self, job: KernelJob, tensors: Sequence[Tensor]) -> BlockCheck:
+        """The check of a block of this form, with the numbers `BlockCheck.tensors`."""
+        side = job.x1 if self.is_of_rows else job.columns
+        found = BlockCheck(job, side, *self.span, self.close)
+        found._signs, found._sums = self.signs, SignedSums(self.signs)
+        found._outputs = [list(tensors[: self.pieces])]
+        numbers = iter(tensors[self.pieces :])
+        for name, (use, vectors) in self.sums.items():
+            found._sums.sums[name] = SignedSum(next(numbers), next(numbers), use, vectors)
+        return found
 
 
 def compared_together(

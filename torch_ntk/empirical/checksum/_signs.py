@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._recorder import unrecorded
+
 # One generator for the process: every call draws other numbers, and the global generators are not
 # used.
 _generator = torch.Generator().manual_seed(2018)
@@ -16,5 +18,6 @@ def signs(*shape: int, like: Tensor) -> Tensor:
     Their absolute values are between 0.5 and 1.5. With ±1 alone, opposite errors of several samples
     would cancel with a considerable probability.
     """
-    drawn = torch.rand(2, *shape, generator=_generator, dtype=torch.float64)
-    return ((drawn[0] + 0.5) * torch.where(drawn[1] < 0.5, -1.0, 1.0)).to(like)
+    with unrecorded():
+        drawn = torch.rand(2, *shape, generator=_generator, dtype=torch.float64)
+        return ((drawn[0] + 0.5) * torch.where(drawn[1] < 0.5, -1.0, 1.0)).to(like)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Output
+from .._recorder import decided
 from ..rules import Use
 from ._jacobian_pieces import Formed, Piece, whole
 
@@ -188,7 +189,9 @@ class GramFactor(Factor):
             laid = b.permute(2, 0, 3, 1, 4).reshape(g, n * t, o * units)
         # Cotangents that will be differentiated may be the identity only at these parameters.
         is_last = g * t == 1 and units == o and not b.requires_grad
-        is_last = is_last and bool((b.view(n, o, o) == torch.eye(o).to(b)).all())
+        if is_last:
+            identity = torch.eye(o, dtype=b.dtype, device=b.device)
+            is_last = decided((b.view(n, o, o) == identity).all())
         found = GramFactor(n, o, t, laid, use, None, (), scale, shift, between, is_last)
         if isinstance(a, Tensor):
             return replace(found, a=_rows(a))

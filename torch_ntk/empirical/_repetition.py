@@ -1,0 +1,266 @@
+"""Repeated calls of `empirical_ntk` for one module, as a training makes them.
+
+The second call of a form records its operations, and all further ones execute only these. What
+they give is compared with a plain pass of the user's own module, as in every call. If it differs,
+because the module has become another function, the call is computed as if it were the first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import ArgumentError
+from .._functional import Batch, ModelFunction, has_forward_hooks
+from .._types import ForwardFn
+from ..memory import budget, is_out_of_memory
+from ._cuda_graph import CudaGraph
+from ._job import KernelJob
+from ._parts import Kernels
+from ._precondition import Precondition
+from ._recorder import Recorder, Recording
+from .checksum import BlockForm, MismatchError
+from .inspect import Inspection
+
+# Forms of calls that are known of one module. The one that was used least recently is forgotten.
+_FORMS = 8
+# Attributes of a module that are compared otherwise.
+_TENSORS = ("_parameters", "_buffers", "_modules")
+_PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
+_CONTAINERS = (list, tuple, set, frozenset)
+
+
+class ChangedError(Exception):
+    """The recorded operations are no longer those of the call."""
+
+
+class _InDoubleError(Exception):
+    """A comparison is to be made in float64, for which there is no recording."""
+
+
+@dataclass
+class _Known:
+    """What is known of calls of one form.
+
+    Attributes:
+        batches: Batches of this form, without samples.
+        keys: The keys of the kernels.
+        forward: What the forward pass does and costs.
+        recording: The operations, which return the kernels and the numbers of the checks.
+        blocks: The checks.
+        is_refused: Whether the operations cannot be recorded.
+    """
+
+    batches: tuple[Batch, ...]
+    keys: tuple[str, ...] = ()
+    forward: Inspection | None = None
+    recording: Recording | CudaGraph | None = None
+    blocks: tuple[BlockForm, ...] = ()
+    is_refused: bool = False
+
+
+_of_modules: dict[int, tuple[weakref.ref[nn.Module], OrderedDict[Hashable, _Known]]] = {}
+"""What is known, by the `id` of a module and by the form of the call."""
+
+
+class Repetition:
+    """One call, and what is known from earlier ones.
+
+    Args:
+        fn: The function.
+        x1, x2: The samples.
+        scales: √P.
+        forward_fn: The argument of the caller.
+        settings: The other arguments on which it depends which operations are executed.
+    """
+
+    def __init__(
+        self,
+        fn: ModelFunction,
+        x1: Batch,
+        x2: Batch | None,
+        scales: Precondition,
+        forward_fn: ForwardFn | None,
+        settings: tuple[Hashable, ...],
+    ) -> None:
+        self._known: _Known | None = None
+        self._is_first = False
+        batches = (x1,) if x2 is None else (x1, x2)
+        module = fn.module
+        constants = [value for batch in batches for value in batch.form.constants()]
+        if module is None or has_forward_hooks(module) or {*map(type, constants)} - _PLAIN:
+            return
+        forms = _forms(module)
+        key = (settings, _of_callable(forward_fn), _form(fn, module, batches, scales))
+        known = forms.get(key)
+        if known is None or not all(
+            a.form.is_like(b.form) for a, b in zip(known.batches, batches, strict=True)
+        ):
+            self._is_first = True
+            known = forms[key] = _Known(tuple(b.with_tensors(()) for b in batches))
+            while len(forms) > _FORMS:
+                forms.popitem(last=False)
+        forms.move_to_end(key)
+        self._known = known
+
+    @property
+    def forward(self) -> Inspection | None:
+        """What the forward pass does and costs, if the operations are known."""
+        known = self._known
+        return None if known is None or known.recording is None else known.forward
+
+    def kernels(
+        self, job: KernelJob, forward: Inspection, compute: Callable[[], Kernels]
+    ) -> Kernels:
+        """The kernels of the call.
+
+        Args:
+            job: The kernel to be computed.
+            forward: What the forward pass of the model does and costs.
+            compute: Computes it.
+
+        Raises:
+            ChangedError: They are not what the recorded operations give, or memory has become
+                less than these need.
+        """
+        known = self._known
+        if known is None or known.is_refused or self._is_first:
+            return compute()
+        if known.recording is None:
+            known.forward = forward
+            return _recorded(known, job, compute)
+        if known.recording.peak > budget(job.fn.device):
+            raise ChangedError
+        found = _repeated(known, known.recording, job)
+        if found is None:
+            known.recording, known.is_refused = None, True
+            raise ChangedError
+        return found
+
+
+def _recorded(known: _Known, job: KernelJob, compute: Callable[[], Kernels]) -> Kernels:
+    """The kernels; their operations are known afterwards, if they can be recorded."""
+    known.is_refused = True
+    if job.parts or job.forward.keeps_hooks:
+        return compute()
+    inputs = _inputs(job)
+    recorder = Recorder(inputs)
+    with recorder:
+        kernels = compute()
+    checks = recorder.noted
+    numbers = [t for check in checks for t in check.tensors(job.check)]
+    recording = recorder.recording([*kernels.values(), *numbers])
+    if recording is not None and checks:
+        known.keys, known.blocks = tuple(kernels), tuple(check.form(job.check) for check in checks)
+        is_on_gpu = job.fn.device.type == "cuda"
+        known.recording = CudaGraph.of(recording, inputs) if is_on_gpu else recording
+        known.is_refused = False
+    return kernels
+
+
+def _repeated(known: _Known, recording: Recording | CudaGraph, job: KernelJob) -> Kernels | None:
+    """The kernels by the recorded operations; None if these are not those of the call."""
+    found, conditions = recording(_inputs(job))
+    if conditions and tuple(torch.stack(conditions).tolist()) != recording.decided:
+        return None
+    kernels = dict(zip(known.keys, found, strict=False))
+    numbers = found[len(kernels) :]
+    for block in known.blocks:
+        check = block.filled(job, numbers[: block.size])
+        numbers = numbers[block.size :]
+        try:
+            if not job.check and not check.has_equal_outputs():
+                return None
+            if job.check:
+                check.verify(_in_double)
+        except (MismatchError, _InDoubleError):
+            return None
+        except (ArgumentError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None  # the first pass of a new call reports it
+    job.advance(len(job.x1))
+    return kernels
+
+
+def _in_double() -> Any:
+    raise _InDoubleError
+
+
+def _inputs(job: KernelJob) -> list[Tensor]:
+    """All tensors whose values may be others in the next call."""
+    fn, roots = job.fn, job.precondition.roots.values()
+    tensors = [*fn.params.values(), *fn.fixed.values(), *job.x1.tensors]
+    if job.x2 is not None:
+        tensors += job.x2.tensors
+    return tensors + [root for root in roots if isinstance(root, Tensor)]
+
+
+def _forms(module: nn.Module) -> OrderedDict[Hashable, _Known]:
+    """What is known of a module."""
+    number = id(module)
+    known = _of_modules.get(number)
+    if known is not None and known[0]() is module:
+        return known[1]
+    forms: OrderedDict[Hashable, _Known] = OrderedDict()
+
+    def forget(gone: weakref.ref[nn.Module]) -> None:
+        if number in _of_modules and _of_modules[number][0] is gone:
+            del _of_modules[number]
+
+    _of_modules[number] = weakref.ref(module, forget), forms
+    return forms
+
+
+def _form(
+    fn: ModelFunction, module: nn.Module, batches: Sequence[Batch], scales: Precondition
+) -> Hashable:
+    """Everything but the values of tensors from which it follows which operations are executed.
+
+    What cannot be seen here, such as a number in a closure, changes outputs or gradients, which
+    are compared.
+    """
+    tensors = [*fn.params.items(), *fn.fixed.items()]
+    samples = [t for batch in batches for t in batch.tensors]
+    return (
+        (fn.dtype, fn.products, fn.result_dtype, fn.device),
+        tuple((name, t.shape, t.stride(), t.dtype) for name, t in tensors),
+        tuple((t.shape, t.stride(), t.dtype) for t in samples),
+        tuple((n, isinstance(r, Tensor) or r) for n, r in scales.roots.items()),
+        tuple((name, type(m), _attributes(m)) for name, m in module.named_modules()),
+        (torch.get_num_threads(), torch.get_default_dtype(), torch.backends.mkldnn.enabled),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _attributes(module: nn.Module) -> Hashable:
+    """The attributes of a module but for its tensors and submodules."""
+    own = vars(module)
+    return tuple(own), tuple([_value(v) for k, v in own.items() if k not in _TENSORS])
+
+
+def _of_callable(f: Callable[..., Any] | None) -> Hashable:
+    """The code of a function and what it has captured; which object it is of other callables."""
+    if isinstance(f, FunctionType):
+        captured = [_value(v) for v in inspect.getclosurevars(f).nonlocals.values()]
+        return f.__code__, tuple(captured), _value(f.__defaults__)
+    return None if f is None else id(f)
+
+
+def _value(value: Any) -> Hashable:
+    """The value of what is plain, and otherwise which objects there are."""
+    if value.__class__ in _PLAIN:
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, dict):
+        return tuple([(k if k.__class__ in _PLAIN else id(k), id(v)) for k, v in value.items()])
+    if isinstance(value, _CONTAINERS):
+        return tuple([v if v.__class__ in _PLAIN else id(v) for v in value])
+    return id(value)
