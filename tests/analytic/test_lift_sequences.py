@@ -371,7 +371,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "empty mask": (
         after_embedding(attention(), lambda m, h: m(h, ~LONG[:, 1:])),
-        "a mask of all positions.*nothing to look at",
+        "a mask of all positions.*could get attention",
     ),
     "called twice": (after_embedding(attention(), lambda m, h: m(m(h))), "second use"),
     "times first": (
@@ -382,7 +382,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         after_embedding(
             NTKRNN(4, 4, batch_first=True, **DOUBLE), lambda m, h: m(h, torch.ones(1, 2, 4))[0]
         ),
-        "given hidden states.*Leave them out",
+        "given hidden states.*Omit them",
     ),
     "ordinary": (
         after_embedding(nn.RNN(4, 4, batch_first=True, **DOUBLE), lambda m, h: m(h)[0]),

@@ -116,8 +116,8 @@ def test_modules_keep_their_flags() -> None:
 # ruff: noqa: E501
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "alpha": (nn.Sequential(dense(4, 3), nn.AlphaDropout(0.1)), "AlphaDropout during training.*nn.Dropout"),
-    "everything": (nn.Sequential(dense(4, 3), nn.Dropout(1.0)), "dropout of everything"),
-    "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Sigmoid()), "not 0 at 0 after dropout at '2'.*dropout after it"),
+    "everything": (nn.Sequential(dense(4, 3), nn.Dropout(1.0)), "dropout with p=1"),
+    "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Sigmoid()), "not 0 at 0 after dropout at '2'.*dropout after the function"),
     "twice": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Dropout(0.1), nn.ReLU()), "not Gaussian"),
     "batch norm": (nn.Sequential(dense(4, 3), nn.BatchNorm1d(3).double()), "nn.BatchNorm1d"),
 }  # fmt: skip

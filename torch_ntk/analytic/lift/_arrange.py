@@ -105,8 +105,8 @@ def _arranged(b: Builder, x: Features, new: Arrangement, what: str) -> Features:
             return v
         raise b.refusal(
             what,
-            "Its input has positions as features already, and they have kernels of their own.",
-            "Do it before flattening.",
+            "Its input is flattened, and features from different positions have different kernels.",
+            "Apply it before the flattening.",
         )
     if new.units:
         return _as_positions(b, v, new, operation, what)
@@ -142,8 +142,8 @@ def _as_positions(b: Builder, v: Value, new: Arrangement, operation: Gather, wha
     if not (v.gaussian and v.alike) or v.gained:
         raise b.refusal(
             f"{what}, which makes positions of channels",
-            "They are independent of each other for the outputs of layers only.",
-            "Do it before the activation, or after another layer.",
+            "Channels are independent only if they are outputs of a layer.",
+            "Apply it before the activation, or after another layer.",
         )
     if not (operation.trivial and operation.positions == v.positions):
         v = b.linear_step(operation, v, new.spatial)
@@ -205,14 +205,14 @@ def _check_channels(b: Builder, new: Arrangement, v: Value, what: str) -> None:
     if len(new.channels) < v.channels and not v.alike:
         raise b.refusal(
             f"{what} that takes some channels of several kinds",
-            "The channels have different kernels, and only their mean is known.",
-            "Take them apart before they are joined, or put an NTK layer between.",
+            "The channels have different kernels, and only the mean of these is known.",
+            "Apply it to the parts before they are joined, or put an NTK layer between.",
         )
     if len(set(new.channels)) < len(new.channels):
         raise b.refusal(
             f"{what} that repeats channels",
             "Equal channels are not independent.",
-            "Leave each channel once.",
+            "Use each channel once.",
         )
 
 
@@ -240,7 +240,7 @@ def _analysed(
         raise b.refusal(
             f"{what} of samples {shape}",
             f"{error}.",
-            "Mend the call: it fails on samples of this shape.",
+            "Correct the call: it fails on samples of this shape.",
         ) from error
     channels, positions = shape[axis], math.prod(shape) // shape[axis]
     per_sample = channels * positions
@@ -249,18 +249,18 @@ def _analysed(
     if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[0] != 2 or 0 in out.shape:
         raise b.refusal(
             what,
-            "It does not keep the samples on their axis, or leaves nothing.",
-            "Keep axis 0 as it is.",
+            "Its result does not have the samples on axis 0, or is empty.",
+            "Do not change axis 0.",
         )
     entries = out.round().long().cpu() - 1
     zero = entries < 0
     own = torch.arange(2).view(2, *[1] * (out.ndim - 1))
     if bool(((entries // per_sample != own) & ~zero).any()):
-        raise b.refusal(what, "It mixes the samples of a batch.", "Keep axis 0 as it is.")
+        raise b.refusal(what, "It mixes the samples of a batch.", "Do not change axis 0.")
     entries, zero = entries[0] % per_sample, zero[0]
     if bool(zero.all()):
         raise b.refusal(
-            what, "Nothing is left of its input but zeros.", "Take positions that are in the input."
+            what, "All entries of its result are zeros.", "Select positions that are in the input."
         )
     c, s = entries // positions, entries % positions
     at = _channel_axis(b, c, zero, axis, shape, what)
@@ -293,7 +293,7 @@ def _channel_axis(
         raise b.refusal(
             f"{what}, which puts channels on several axes",
             "The features of a position must stay on one axis.",
-            "Keep the axis of the channels whole, and split those of positions.",
+            "Split axes of positions, and not the axis of the channels.",
         )
     # There is one channel. Its axis has length 1, and is where it was before if that has, too.
     if c.ndim == 1 and c.numel() == math.prod(shape):

@@ -94,7 +94,7 @@ class Builder:
                     f"the second use of the parameters that {self._uses[id(parameter)]!r} uses",
                     "Two uses of the same weights are not independent, and the recursion for "
                     "infinite width holds for independent layers only.",
-                    "Give each place a layer with parameters of its own.",
+                    "Use a separate layer, with its own parameters, at each place.",
                 )
         self._uses.update({id(p): self.node for p in parameters})
         self._keep.extend(parameters)
@@ -210,7 +210,7 @@ class Builder:
         raise self.refusal(
             f"{type(features).__name__} as the input of {what}",
             "It is not a batch of features.",
-            "Pass one tensor, an item of what this is.",
+            "Pass a tensor, for instance one of its items.",
         )
 
     def _activated(self, e: Elementwise) -> Value:
@@ -223,8 +223,8 @@ class Builder:
         except ArgumentError as error:
             self.node = e.node or self.node
             raise self.refusal(
-                "a function that is no elementwise activation",
-                "It has no dual functions that can be computed.",
+                "a function that is not an elementwise activation",
+                "Its dual functions cannot be computed.",
                 str(error),
             ) from error
         v = self.step(Activation(dual), (base,))
@@ -277,7 +277,7 @@ class Builder:
         if not 2 <= tensor.ndim <= 5 or tensor.shape[0] not in (1, self.samples[side]):
             raise self.refusal(
                 f"a tensor of shape {tuple(tensor.shape)}",
-                "Known features must be [N, C], or have up to three axes of positions besides.",
+                "Known features must have the shape [N, C] with at most three axes of positions.",
                 "Flatten the axes of positions to at most three, and keep the samples on axis 0.",
             )
         if tensor.numel() == 0:
@@ -316,7 +316,7 @@ class Builder:
             raise self.refusal(
                 f"{what} on samples of shape {tuple(features.shape)} with channels on axis "
                 f"{features.axis + 1}",
-                "It takes axis 1 for that of the channels.",
+                "It needs the channels on axis 1.",
                 "Permute the axes to [N, C, …] first.",
             )
 
@@ -346,8 +346,8 @@ class Builder:
         if factor == 0 or not math.isfinite(factor):
             raise self.refusal(
                 f"a factor of {factor}",
-                "The network's output would not depend on it.",
-                "Leave the branch out.",
+                "The network's output would not depend on the features, or not be finite.",
+                "Remove the branch.",
             )
         if isinstance(features, Elementwise):
             unscaled = features if features.factor == 1 else features.unscaled

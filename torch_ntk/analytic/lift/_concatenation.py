@@ -29,8 +29,8 @@ def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
         where = "positions" if place == channels else "channels or other positions"
         raise b.refusal(
             f"a concatenation of features of different {where}",
-            "They must agree.",
-            "Make them of one shape, but for the axis of the concatenation.",
+            "Their shapes must agree except on the axis of the concatenation.",
+            "Bring them to such shapes first.",
         )
     if place == channels:
         return _channels(b, tensors, like.axis)

@@ -97,8 +97,8 @@ def _after_dropout(
     if bool(function(torch.zeros_like(some)).any()):
         raise b.refusal(
             "an elementwise function that is not 0 at 0 after dropout",
-            "What is dropped becomes a constant, with which features have no zero mean.",
-            "Put the dropout after it.",
+            "Dropped entries become a constant, so that features do not have zero mean.",
+            "Put the dropout after the function.",
         )
     scaled: Callable[[Tensor], Tensor] = lambda t: keep * function(t / keep)  # noqa: E731
     if torch.allclose(scaled(some), function(some), rtol=1e-12, atol=0):  # as with ReLU
@@ -114,11 +114,11 @@ def _without_gain(b: Builder, v: Value) -> Value:
     """
     if v.gained and v.ungained is None:
         raise b.refusal(
-            "an elementwise function after a trained gain of a normalization with something in "
-            "between",
-            "What the gain adds to the tangent kernel, the product of the normalized features "
-            "channel by channel, is not independent of the function's slope there.",
-            "Put the function right after the normalization, or freeze the gain, "
+            "an elementwise function after a trained gain of a normalization with another "
+            "operation in between",
+            "The gain's contribution to the tangent kernel, the product of the normalized features "
+            "channel by channel, is not independent of the function's derivative there.",
+            "Put the function directly after the normalization, or freeze the gain, "
             "norm.weight.requires_grad_(False).",
         )
     return v if v.ungained is None else v.ungained
@@ -175,8 +175,8 @@ def pointwise(
     ):
         raise b.refusal(
             f"{what}, an elementwise function of two features",
-            "Only functions of one Gaussian value, the output of an NTK layer, are known.",
-            "Put what varies through one layer, or write it as sums and products.",
+            "Only functions of one Gaussian value, the output of an NTK layer, are supported.",
+            "Make both functions of the same layer's output, or use sums and products.",
         )
     constants = [None if is_random(a) else constant(b, a, what) for a in arguments]
 
@@ -202,8 +202,8 @@ def constant(b: Builder, x: Any, what: str) -> Any:
             return x.first.reshape(())
         raise b.refusal(
             f"{what} with a known tensor of shape {tuple(x.first.shape)}",
-            "An activation is one function for all entries.",
-            "Give it a number.",
+            "An activation must be the same function for all entries.",
+            "Pass a number.",
         )
     return x.first if isinstance(x, Data) else x
 
@@ -234,8 +234,8 @@ def combine(
         return product(b, x, y)
     raise b.refusal(
         "a quotient of features",
-        "Its expectation need not exist.",
-        "Divide by a number, or write a function of one value.",
+        "Its expectation may not exist.",
+        "Divide by a number, or use a function of one value.",
     )
 
 

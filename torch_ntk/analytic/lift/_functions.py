@@ -35,7 +35,7 @@ Rule = Callable[..., Any]
 
 # The largest power for which closed forms are used: the coefficients of higher ones are large.
 _LARGEST_POWER = 12
-_NO_MEAN = "Features with a constant have no zero mean."
+_NO_MEAN = "Features with an added constant do not have zero mean."
 
 
 def _arithmetic(operation: Callable[[Any, Any], Any], name: str) -> Rule:
@@ -203,7 +203,7 @@ def _dropout(one_mask: bool) -> Rule:
             raise b.refusal(
                 "F.dropout that is active in eval mode too",
                 "Its masks are random even when the network is evaluated.",
-                "Give it training=self.training, or use nn.Dropout; the limit with masks is "
+                "Pass training=self.training, or use nn.Dropout; the limit with masks is "
                 "analytic_ntk(..., training=True).",
             )
         return dropped(b, x, p, one_mask) if training else x
@@ -216,15 +216,15 @@ def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
     if p == 0:
         return x  # type: ignore[no-any-return]
     if p == 1:
-        raise b.refusal("dropout of everything", "Nothing is left.", "Use p < 1.")
+        raise b.refusal("dropout with p=1", "It drops all features.", "Use p < 1.")
     if isinstance(x, Joined):
         return Joined(tuple(b.value(dropped(b, part, p, one_mask)) for part in x.parts))
     v = b.value(x, "a dropout")
     if one_mask and v.unflattened is not None:
         raise b.refusal(
-            "dropout of channels after flattening",
-            "Do it before flattening.",
-            "Or use nn.Dropout, which drops entries one by one.",
+            "dropout of channels after a flattening",
+            "The flattened features are no channels.",
+            "Put it before the flattening, or use nn.Dropout, which drops single features.",
         )
     if v.unflattened is not None:
         return b.flatten(b.value(dropped(b, v.unflattened, p)))
@@ -253,7 +253,7 @@ def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
         raise b.refusal(
             f"a gated linear unit over axis {dim}",
             "Its halves must be channels.",
-            "Move the channels to this axis, or say the axis that they are on.",
+            "Move the channels to this axis, or pass the axis of the channels.",
         )
     what = "a gated linear unit"
     value = rearranged(b, x, lambda t: t.chunk(2, dim)[0], what)
@@ -267,7 +267,7 @@ def _masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Features:
         raise b.refusal(
             "masked_fill with another value than 0, or a mask of features",
             _NO_MEAN,
-            "Fill with 0, by a mask that comes with the batch.",
+            "Fill with 0, with a mask that is part of the batch.",
         )
     kept = Data(*(~t.bool() for t in (mask.first, mask.second)))
     return combine(b, x, kept, operator.mul, "mul")
@@ -289,7 +289,7 @@ def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
             raise b.refusal(
                 "torch.where with a known mask and another value than 0",
                 _NO_MEAN,
-                "Put 0 in the place of what is left out.",
+                "Use 0 for the other value.",
             )
         mask = condition if kept is x else Data(~condition.first, ~condition.second)
         return combine(b, kept, mask, operator.mul, "mul")

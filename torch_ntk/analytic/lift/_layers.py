@@ -60,7 +60,7 @@ def convolution(b: Builder, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Any) -
             raise b.refusal(
                 f"{what} on {shape[1:]} positions",
                 "The kernel is larger than the padded image.",
-                "Take a smaller kernel, or more padding.",
+                "Use a smaller kernel, or more padding.",
             )
     return _with_taps(b, module, x, found, what)
 
@@ -91,7 +91,7 @@ def transposed_convolution(
         raise b.refusal(
             f"{what} on {shape[1:]} positions",
             "Its padding leaves no output.",
-            "Take less padding, or a larger input.",
+            "Use less padding, or a larger input.",
         )
     return _with_taps(b, module, x, found, what)
 
@@ -130,7 +130,7 @@ def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any
         raise b.refusal(
             f"{what} with output_size={size}",
             f"{error}.",
-            "Choose a size in this range, or leave it out.",
+            "Choose a size in this range, or omit it.",
         ) from error
 
 
@@ -142,7 +142,7 @@ def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
         raise b.refusal(
             f"{what} on samples of shape {shape}",
             f"It needs channels and {axes} {'axis' if axes == 1 else 'axes'} of positions.",
-            "Reshape the samples, or take the layer for their axes.",
+            "Reshape the samples, or use the layer for their number of axes.",
         )
     b.channels_first(x, what)
     _check_channels(b, what, module.in_channels, shape[0])
@@ -206,14 +206,16 @@ def _refusal_of_ordinary(b: Builder, module: nn.Module) -> ValueError:
     what = f"nn.{type(module).__name__}"
     if b.standard.given:
         return b.refusal(
-            what, "`standard` says nothing of it.", "Add its name to the mapping, or '' for all."
+            what,
+            "`standard` says nothing of it.",
+            "Add its name to the mapping, or '' for all layers.",
         )
     return b.refusal(
         what,
         "In the standard parameterization the tangent kernel diverges as the width grows.",
         "Use torch_ntk.ntk_parameterize(model), or NTKLinear and NTKConv layers; or, for the "
-        "kernel at the widths that the network has, standard='torch' if its layers are drawn by "
-        "default, else another standard=.",
+        "kernel at the network's own widths, standard='torch' if its layers have their default "
+        "initialization, and otherwise another standard=.",
     )
 
 
@@ -226,7 +228,7 @@ def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
         raise b.refusal(
             f"{what} on {came} features",
             f"It takes {expected}.",
-            "Build it for the features that come.",
+            f"Build it for {came} features.",
         )
 
 
@@ -237,7 +239,7 @@ def _check_groups(b: Builder, what: str, module: nn.Module, x: Any) -> None:
         where = "the inputs" if isinstance(x, Data) else "channels of several kinds"
         raise b.refusal(
             f"{what} with groups on {where}",
-            "Each group sees other channels, and their kernels differ from group to group.",
+            "Each group has other channels as inputs, so that the kernels of the groups differ.",
             "Use groups=1 here.",
         )
 
@@ -247,8 +249,8 @@ def _check_padding(b: Builder, what: str, mode: str, padding: int, size: int) ->
     if (mode == "circular" and padding > size) or (mode == "reflect" and padding >= size):
         raise b.refusal(
             f"{what} with {mode} padding of {padding} on an axis of {size} positions",
-            "There is nothing so far inside that it could repeat.",
-            "Pad less, or use larger images.",
+            "The image has too few positions for this padding.",
+            "Use less padding, or larger images.",
         )
 
 

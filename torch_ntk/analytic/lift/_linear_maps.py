@@ -87,8 +87,8 @@ def matrix_product(b: Builder, x: Any, y: Any) -> Value:
         raise b.refusal(
             f"a product with a matrix of shape {tuple(matrix.first.shape)} on samples of shape "
             f"{v.shape}",
-            f"It is over {size} positions, and there are {positions}.",
-            f"Give it as [{positions}, {positions}] or, one for each sample, "
+            f"It multiplies {size} positions, and there are {positions}.",
+            f"Pass a matrix [{positions}, {positions}] or, one for each sample, "
             f"[N, {positions}, {positions}].",
         )
     functions = _by_sample(matrix, axes, lambda m: (lambda t: m @ t) if left else (lambda t: t @ m))
@@ -103,7 +103,7 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
     if len(operands) != 2 or len(random) != 1 or "..." in equation or "->" not in equation:
         raise b.refusal(
             what,
-            "Only a product of features and one known tensor, with '->', is read.",
+            "Only a product of features and one known tensor, with '->', is supported.",
             "Write it with '->' and two operands, or as a matmul.",
         )
     inputs, result = equation.replace(" ", "").split("->")
@@ -115,8 +115,8 @@ def summed_product(b: Builder, equation: Any, operands: Sequence[Any]) -> Value:
     if not channel or not result.startswith(mine[0]) or channel in theirs or channel not in result:
         raise b.refusal(
             what,
-            "It mixes samples or channels, or features have another number of axes.",
-            "Only positions may be summed over.",
+            "It mixes samples or channels, or has another number of axes than the features.",
+            "Sum over positions only.",
         )
 
     def of(m: Tensor) -> Linear:
@@ -162,8 +162,8 @@ def _product(b: Builder, v: Value, functions: Any, matrix: Data, axis: int) -> V
         if matrix.first is not matrix.second:
             raise b.refusal(
                 what,
-                "It depends on the inputs, and is no matrix for each sample.",
-                "Give it an axis of samples, [N, …].",
+                "It depends on the inputs, but is not a matrix for each sample.",
+                "Add an axis of samples, [N, …].",
             )
         return mapped(b, v, functions, what, axis)
     for side, found in enumerate(functions):
@@ -181,7 +181,7 @@ def folded_back(b: Builder, x: Any, fold: Linear) -> Value:
     v = b.value(x, "F.fold")
     if v.taps is None:
         raise b.refusal(
-            "F.fold of features that F.unfold has not made",
+            "F.fold of features that are not a result of F.unfold",
             "Channels that become positions are not independent of each other.",
             "Use NTKConvTranspose2d, or F.interpolate.",
         )
@@ -202,8 +202,8 @@ def _weights(b: Builder, v: Value, t: Tensor, side: int, what: str) -> Tensor:
         raise b.refusal(
             f"{what} with a known tensor of shape {tuple(t.shape)} on samples of shape {shape}",
             "Known factors may differ between samples and positions, but not between channels, "
-            "which become infinitely many.",
-            "Give it one entry on the axis of channels, as a mask [N, 1, T] has.",
+            "whose number tends to infinity.",
+            "Use a tensor with one entry on the axis of channels, such as a mask [N, 1, T].",
         ) from error
     return spread.to(b.dtype).reshape(samples, *v.positions)
 
@@ -234,8 +234,8 @@ def _matrix(
     if bool(nothing.any()):
         raise b.refusal(
             what,
-            "It adds a constant, with which features have no zero mean.",
-            "Write the constant as a term of its own after a layer, layer(x) + c.",
+            "It adds a constant, so that features do not have zero mean.",
+            "Write the constant as a separate term after a layer, layer(x) + c.",
         )
     spatial = tuple(n for i, n in enumerate(out.shape[1:]) if i != axis)
     return out.reshape(count, -1).T, spatial
@@ -292,8 +292,8 @@ def sum_of_maps(b: Builder, x: Value, y: Value) -> Value | None:
     if not bool(first.any()):
         raise b.refusal(
             "a sum that is 0",
-            "The network's output would not depend on it.",
-            "Leave the terms out.",
+            "The network's output would not depend on its terms.",
+            "Remove both terms.",
         )
     if len(first) == len(second) == 1:
         return apply_matrix(b, base, first[0], x.spatial, x.axis)

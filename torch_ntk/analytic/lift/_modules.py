@@ -58,7 +58,7 @@ def _average(b: Builder, m: Any, x: Any) -> Features:
         raise b.refusal(
             "average pooling with divisor_override and windows of different sizes",
             "Their weights are not products over the axes.",
-            "Leave divisor_override out, or pad so that all windows are of one size.",
+            "Omit divisor_override, or use a padding with which all windows have the same size.",
         )
     sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * axes
     return _positions.average(b, x, pools, math.prod(sizes) / divisor)
@@ -76,7 +76,7 @@ def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
         raise b.refusal(
             f"{what} on samples of shape {tuple(x.shape)}",
             f"It needs {axes} axes of positions.",
-            "Put it before the positions become features, or reshape the samples.",
+            "Put it before the flattening, or reshape the samples.",
         )
 
 
@@ -98,7 +98,7 @@ def _alpha_dropout(b: Builder, m: Any, x: Any) -> Features:
     if m.training and m.p > 0:
         raise b.refusal(
             f"{type(m).__name__} during training",
-            "It replaces features by a constant, with which they have no zero mean.",
+            "It replaces features by a constant, so that they do not have zero mean.",
             "Use nn.Dropout, or call eval() on it.",
         )
     return x  # type: ignore[no-any-return]
@@ -171,8 +171,8 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
         (
             "It couples the samples of a batch during training, and its running statistics are "
-            "no part of the limit.",
-            "Leave it out, or use LayerNorm or GroupNorm.",
+            "not part of the limit.",
+            "Remove it, or use LayerNorm or GroupNorm.",
         ),
     ),
     **dict.fromkeys(
@@ -205,13 +205,14 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
     **dict.fromkeys(
         (nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
         (
-            "It uses the same weights at every step, and its gates multiply what depends on them.",
+            "It uses the same weights at every step, and its gates multiply values that depend on "
+            "these weights.",
             "Use NTKRNN, whose limit is known.",
         ),
     ),
     **dict.fromkeys(
         (nn.Embedding, nn.EmbeddingBag),
-        ("Its rows have no width to grow.", "Pass the embedded inputs."),
+        ("Its rows have no width that could grow.", "Pass the embedded inputs."),
     ),
     **dict.fromkeys(
         (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
@@ -228,17 +229,17 @@ REFUSED: dict[type[nn.Module], tuple[str, str]] = {
         ),
     ),
     nn.Bilinear: (
-        "There is no such layer in NTK parameterization here.",
-        "Multiply two branches that end in layers of their own.",
+        "This package has no such layer in NTK parameterization.",
+        "Multiply two branches that end in separate layers.",
     ),
 }
 
 UNKNOWN = (
-    "Nothing is known of its infinite-width limit.",
+    "Its infinite-width limit is not known.",
     "Networks may be built from NTK layers, elementwise activations, average pooling, sums, "
-    "products of independent branches, concatenation, LayerNorm, GroupNorm, and whatever moves "
-    "positions or mixes them by a known matrix. If it is an elementwise activation of "
-    "yours, make its dual known with torch_ntk.activations.register_dual.",
+    "products of independent branches, concatenation, LayerNorm, GroupNorm, and operations that "
+    "move positions or mix them by a known matrix. If it is your own elementwise activation, "
+    "register its dual functions with torch_ntk.activations.register_dual.",
 )
 
 _NTK_LAYERS: tuple[type[nn.Module], ...] = NTK_TYPES
@@ -261,6 +262,6 @@ def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
         if kind is not layer and issubclass(kind, layer):
             return (
                 f"It is a subclass of {layer.__name__} and may compute something else.",
-                f"Use {layer.__name__} itself; put what is added into a module around it.",
+                f"Use {layer.__name__} itself, and put the additions into a module around it.",
             )
     return UNKNOWN

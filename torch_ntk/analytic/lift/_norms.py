@@ -45,8 +45,8 @@ def normalized_shape(
     if shape != v.shape:
         raise b.refusal(
             f"layer normalization over {shape} of samples {v.shape}",
-            "Only over all features of a sample, or over the channels where they are on the last "
-            "axis, its statistics have a limit here.",
+            "Its statistics have a limit only over all features of a sample, or over channels on "
+            "the last axis.",
             f"Normalize over {v.shape}, or use GroupNorm.",
         )
     inner = v.unflattened if v.unflattened is not None else v

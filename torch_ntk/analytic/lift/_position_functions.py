@@ -80,8 +80,8 @@ def _index(b: Builder, x: Any, index: Any) -> Any:
     if first is not Ellipsis and first != slice(None):
         raise b.refusal(
             "an index of the batch",
-            "It takes some of the samples.",
-            "Take the samples out of the batch before the call.",
+            "It selects some of the samples.",
+            "Select the samples before the call.",
         )
     return rearranged(b, x, lambda t: t[index], "an index")
 
@@ -92,7 +92,7 @@ def _expand(b: Builder, x: Any, *sizes: Any) -> Features:
         raise b.refusal(
             f"expand to {tuple(wanted)}",
             "Samples must stay on the first axis.",
-            "Keep axis 0 as it is, with -1.",
+            "Use -1 for axis 0.",
         )
     return rearranged(b, x, lambda t: t.expand(2, *wanted[1:]), "expand")
 
@@ -143,7 +143,9 @@ def _nth(function: Callable[..., Any], arguments: tuple[Any, ...], i: int, t: Te
 def _pad(b: Builder, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Features:
     if mode == "constant" and value not in (None, 0):
         raise b.refusal(
-            f"padding with {value}", "Features with a constant have no zero mean.", "Pad with 0."
+            f"padding with {value}",
+            "Features with a constant do not have zero mean.",
+            "Pad with 0.",
         )
     return rearranged(b, x, lambda t: F.pad(t, list(plain(pad)), mode), f"{mode} padding")
 
@@ -211,8 +213,8 @@ def _convolved(function: Callable[..., Tensor]) -> Rule:
         ):
             raise b.refusal(
                 name,
-                "It is a map over positions only where it does the same to each channel.",
-                "Give it one known kernel for all channels, [C, 1, …] with groups=C, and no bias; "
+                "It is a map of positions only if it does the same to each channel.",
+                "Use one known kernel for all channels, [C, 1, …] with groups=C, and no bias; "
                 "or use an NTKConv layer.",
             )
         kernel, options = kernels[:1].to(b.dtype), plain((stride, padding, dilation))

@@ -35,7 +35,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
         raise b.refusal(
             f"an average over {len(pools)} axes of samples of shape {v.shape}",
             "It needs channels and as many axes of positions.",
-            "Put it before the positions become features.",
+            "Put it before the flattening.",
         )
     matrices: list[Tensor] = []
     spatial: list[int] = []
@@ -47,7 +47,7 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
             raise b.refusal(
                 f"an average over positions {v.spatial}",
                 f"{error}.",
-                "Take windows that lie in the padded input.",
+                "Use windows that lie in the padded input.",
             ) from error
         matrices.append(matrix.contiguous())
         spatial.append(matrix.shape[0])
@@ -108,8 +108,8 @@ def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Feat
     if not axes or axes & {0, channels}:
         raise b.refusal(
             f"a {'sum' if total else 'mean'} over axes {sorted(axes)}",
-            f"Only positions can be averaged, and channels, axis {channels}, become infinitely "
-            "many.",
+            f"Only positions can be averaged; the number of channels, axis {channels}, tends to "
+            "infinity.",
             "Average over axes of positions; a layer mixes channels.",
         )
     places = [i for i in range(1, len(shape) + 1) if i != channels]
@@ -162,8 +162,8 @@ def squeezed(b: Builder, x: Any, dims: Sequence[int] | None) -> Features:
     if any(d in (0, x.axis + 1) for d in which):
         raise b.refusal(
             "a squeeze of the batch or of the channels",
-            "Both must stay.",
-            "Name an axis of positions, x.squeeze(2); the only output may be squeezed at the end.",
+            "The result must have both axes.",
+            "Squeeze an axis of positions, x.squeeze(2); a single output may be squeezed last.",
         )
     return rearranged(b, x, lambda t: t.squeeze(which), "a squeeze")
 

@@ -32,8 +32,8 @@ def product(b: Builder, x: Any, y: Any) -> Value:
     if first.shape != second.shape or first.axis != second.axis:
         raise b.refusal(
             f"a product of features of shapes {first.shape} and {second.shape}",
-            "Only values of one shape, and gates of one position, can be multiplied in the limit.",
-            "Bring both to one shape, or the gate to one position.",
+            "Only values of the same shape, and gates with one position, can be multiplied.",
+            "Bring both to the same shape, or the gate to one position.",
         )
     shared = _shared(first, second)
     if shared is not None or not (first.roots and second.roots):
@@ -41,7 +41,7 @@ def product(b: Builder, x: Any, y: Any) -> Value:
             "a product of values that are not independent",
             "The same units of one layer may come last before both."
             if shared is not None
-            else "One of them is no value of random layers, and has a fixed number of channels.",
+            else "One of them comes from no random layer, and its number of channels is fixed.",
             "Put an NTK layer at the end of one of the branches; a product of functions of one "
             "value may be written as one function of it.",
         )
@@ -49,7 +49,7 @@ def product(b: Builder, x: Any, y: Any) -> Value:
         raise b.refusal(
             "a product of values that both have channels of several kinds",
             "Only the means of their kernels are known.",
-            "Multiply before joining.",
+            "Multiply the parts before they are joined.",
         )
     made = b.step(Product(), (first, second))
     # Every term of the product contains each weight of these layers once.
@@ -110,7 +110,7 @@ def with_known(
         if not bool(torch.isfinite(_floating(t)).all()):
             raise b.refusal(
                 f"a {name} with a known tensor that is not finite",
-                "It has 0 or NaN.",
+                "It contains infinite or NaN entries; a divisor may contain 0.",
                 "Mask those entries, or clamp the divisor.",
             )
     return weighted(b, random, known, "a product")

@@ -212,13 +212,13 @@ class _Reader:
                 "model",
                 "a network with a layer of random weights",
                 "one whose output depends on no random weights",
-                "There is no kernel to take the limit of. Give it a layer, NTKLinear or NTKConv.",
+                "It has no kernel. Add a layer, NTKLinear or NTKConv.",
             )
         raise type_error(
             "model",
             "a function to one tensor",
             f"one whose output is {type(output).__name__}",
-            "Wrap it so that it returns the tensor whose kernel is meant.",
+            "Wrap it so that it returns the tensor whose kernel you need.",
         )
 
     def _of(self, argument: Any) -> Any:
@@ -294,7 +294,7 @@ class _Reader:
         if isinstance(found, nn.Parameter):
             raise self._builder.refusal(
                 f"the parameter {target!r} used directly",
-                "Only the weights of NTK layers have a known law.",
+                "Only the weights of layers have a known distribution.",
                 "Use NTKLinear or NTKConv, or register it as a buffer if it is a constant.",
             )
         return Data(found, found)
@@ -333,8 +333,8 @@ def _changed(module: nn.Module) -> bool:
 def _refusal_of_change(builder: Builder, module: nn.Module) -> ValueError:
     return builder.refusal(
         f"{type(module).__name__} with a forward hook or a replaced forward",
-        "It may compute something else than its class says.",
-        "Remove the hook for the time of this call.",
+        "It may compute something else than its class does.",
+        "Remove the hook during this call.",
     )
 
 

@@ -27,8 +27,8 @@ def self_attention(
         raise b.refusal(
             f"{what} on the inputs themselves",
             "Its heads have as many features as the inputs, which do not grow with the width, so "
-            "where it looks stays random and the outputs are no Gaussian values.",
-            "Give the size of its heads, head_dim=, or put an NTKLinear before it.",
+            "that its attention weights stay random and its outputs are not Gaussian.",
+            "Pass the size of its heads, head_dim=, or put an NTKLinear before it.",
         )
     if module.scaling == "sqrt" and module.attention != "identity":
         raise b.refusal(
@@ -73,7 +73,9 @@ def recurrent(
         )
     if hx is not None:
         raise b.refusal(
-            f"{what} with given hidden states", "It is read from states of 0.", "Leave them out."
+            f"{what} with given hidden states",
+            "Its kernel is known for initial states of 0.",
+            "Omit them.",
         )
     length = _sequence(b, what, x, module.input_size)[0]
     ends: list[Features] = []
@@ -129,7 +131,7 @@ def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
         raise b.refusal(
             f"{what} on {shape[1]} features",
             f"It takes {features}.",
-            "Build it for the features that come.",
+            f"Build it for {shape[1]} features.",
         )
     return shape
 
@@ -153,8 +155,8 @@ def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
         if bool(side.bool().all(1).any()):
             raise b.refusal(
                 f"{what} with a mask of all positions of a sample",
-                "There is nothing to look at.",
-                "Leave at least one position False, or leave the sample out.",
+                "No position is left that could get attention.",
+                "Leave at least one position False, or omit the sample.",
             )
         sides.append((~side.bool()).to(b.dtype).expand(b.samples[n], -1).unsqueeze(-1))
     return b.sample_data(sides[0], sides[1])

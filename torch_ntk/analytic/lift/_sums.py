@@ -17,7 +17,7 @@ def add(b: Builder, x: Value, y: Value) -> Value:
         raise b.refusal(
             f"a sum of features of shapes {x.shape} and {y.shape} with channels on axes "
             f"{x.axis + 1} and {y.axis + 1}",
-            "Only values of one shape can be added in the limit.",
+            "Only values of the same shape can be added.",
             "Permute or average one of them first.",
         )
     one, two = x.unflattened, y.unflattened
@@ -34,8 +34,8 @@ def add(b: Builder, x: Value, y: Value) -> Value:
     if not uncorrelated:
         raise b.refusal(
             "a sum of values that are not independent",
-            "Neither ends in a layer of its own after the point where they part, so there is a "
-            "covariance between them that the recursion does not carry.",
+            "Neither ends in a separate layer after the point where they branch, so that they have "
+            "a covariance that the recursion does not contain.",
             "Put an NTK layer at the end of one of the branches.",
         )
     sources = x.sources | y.sources if x.centred and y.centred else frozenset[int]()
