@@ -46,7 +46,7 @@ def run(addresses, code, buffer, sums, numbers, first, second, masks, lo1, lo2, 
 
 """
 
-_IMAGES = """
+_NUMBER = """
 @loop
 def number_of(displacement, size, count):
     # Of the pictures that are kept, which has this displacement; see `_packed.py`. -1 for none.
@@ -58,7 +58,9 @@ def number_of(displacement, size, count):
         return n
     return n - (size - count) if n >= size - most else -1
 
+"""
 
+_IMAGES = """
 @loop
 def copy(inside, outside, table, inwards, room, margin, lo1, lo2, cut, dx, c1, c2):
     for s in range(table.shape[0]):
@@ -157,7 +159,7 @@ def features(buffer, table, numbers, first, second, masks, lo1, lo2, cut, distan
 
 """
 
-_DISPLACEMENTS = """
+_AVERAGES = """
 @loop
 def targets(where, share, counts, table, windows, weights, room, margin, dx, c2):
     # For each average what it does to a row of an image: entry where[0] is added, times share, to
@@ -220,6 +222,11 @@ def add_columns(to, lines, table, where, share, counts):
                         to[at + where[s, n, 1]] += share[s, n] * line[where[s, n, 0]]
 
 
+"""
+
+# Lines that end with this are left out where nothing is averaged, as they take long to compile.
+_ONLY_WITH_AVERAGES = "  # averages"
+_DISPLACEMENTS = """
 @loop
 def displacements(
     begin, end, shape, columns, addresses, code, same_code, numbers, pairs, one, two, terms, ones,
@@ -242,7 +249,7 @@ def displacements(
             fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, 1, c1, c2)
             fill(mask, ones, masks, q, margin, dx, 0, c1, c2)
             lines[:] = R(0.0)
-            targets(where, share, counts, averaged, windows, weights, q, margin, dx, c2)
+            targets(where, share, counts, averaged, windows, weights, q, margin, dx, c2)  # averages
             for dy in range(0 if c1 else -reach, p if c1 else reach + 1):
                 lo1 = max(0, -dy)
                 lo2 = max(0, dy)
@@ -252,10 +259,10 @@ def displacements(
                 table = same_code if same and dy == 0 else code
                 run(addresses, table, buffer, sums, numbers, first, second, mask, lo1, lo2, cut)
                 collect(buffer, collected, cut, totals[pair, n])
-                for e in range(dy, dy - p - 1 if c1 else dy - 1, -p):
-                    add_rows(lines, buffer, averaged, windows, weights, lo1, e)
+                for e in range(dy, dy - p - 1 if c1 else dy - 1, -p):  # averages
+                    add_rows(lines, buffer, averaged, windows, weights, lo1, e)  # averages
                 copy(buffer, states[pair], stored, False, q, margin, lo1, lo2, cut, dx, c1, c2)
-            add_columns(states[pair], lines, averaged, where, share, counts)
+            add_columns(states[pair], lines, averaged, where, share, counts)  # averages
 """
 
 _SAME_POSITIONS = """
@@ -483,12 +490,23 @@ def tile(double: bool) -> Tile:
     return Tile(4, 3, (32 if features.get("avx") else 16) // size)
 
 
-def driver(name: str, double: bool) -> str:
-    """The source of the loops around passes: `displacements`, `same_positions` or `vectors`."""
+def driver(name: str, double: bool, *, averages: bool = False) -> str:
+    """Return the source of the loops around passes.
+
+    Args:
+        name: `displacements`, `same_positions` or `vectors`.
+        double: Whether numbers are float64; float32 otherwise.
+        averages: Whether there are averages over some positions.
+    """
     bits = 64 if double else 32
-    around = _AROUND[name]
+    around = (_AVERAGES if averages else "") + _AROUND[name]
+    if not averages:
+        lines = around.splitlines(keepends=True)
+        around = "".join(s for s in lines if not s.rstrip().endswith(_ONLY_WITH_AVERAGES))
     if name == "vectors":
         t = tile(double)
         number = "Double" if double else "Float"
         around = around.format(**t._asdict(), columns=t.columns, number=number, bits=bits)
+    else:
+        around = _NUMBER + around
     return HEAD.format(bits=bits, cache="{cache}") + _RUN + around

@@ -66,7 +66,8 @@ class RegionEvaluation:
         self._form = Form(task.plan.distance, like.dtype == torch.float64)
         columns = len(task.program.known[0].both[1])
         self._spread = -(-(columns + LANES + ROUND) // ROUND) * ROUND
-        self._functions = load(driver(region.shape.name.lower(), self._form.double))
+        loops = driver(region.shape.name.lower(), self._form.double, averages=bool(region.averages))
+        self._functions = load(loops)
         self._assemble({})
 
     def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
