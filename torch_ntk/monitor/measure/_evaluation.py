@@ -454,6 +454,9 @@ class Evaluation:
         if self.max_memory is not None:
             return self.max_memory
         free = free_memory(device)
+        # A multiple of an eighth of a power of 2, so that it is seldom another one than at the
+        # last measurement, whose operations are then executed again.
+        free -= free % (1 << max(0, free.bit_length() - 4))
         passed = 2 * (self._differentiated + 1) * self.held
         least = _LEAST_COPIES * self._copy(network) + 2 * passed
         return max(1, free // _SHARE, min(free // 2, least))
