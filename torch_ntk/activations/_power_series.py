@@ -9,8 +9,6 @@ from torch import Tensor
 
 # Terms that together cannot add more than this share of the sum are left out.
 _NEGLIGIBLE = 1e-17
-# Entries that are worked on at once, so that they stay in the cache.
-_AT_ONCE = 1 << 15
 
 
 class PowerSeries(torch.autograd.Function):
@@ -56,20 +54,9 @@ def _series(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if 0 in shape or a.shape[-1] == 0:
         return c.new_zeros(shape)
     last, step = _needed(_largest(a) * _largest(b))
-    c, a, b = c.expand(shape), a.expand(*shape, -1), b.expand(*shape, -1)
-    if not shape:
-        return _horner(c, a, b, last, step)
-    rows = max(1, _AT_ONCE * shape[0] // c.numel())
-    c_blocks, a_blocks, b_blocks = (torch.split(t, rows) for t in (c, a, b))
-    blocks = zip(c_blocks, a_blocks, b_blocks, strict=True)
-    return torch.cat([_horner(x, y, z, last, step) for x, y, z in blocks])
-
-
-def _horner(c: Tensor, a: Tensor, b: Tensor, last: int, step: int) -> Tensor:
-    """Σ over j = last, last - step, ... ≥ 0."""
     base = c if step == 1 else c * c
-    total = a[..., last] * b[..., last]
-    for j in range(last - step, -1, -step):
+    total = c.new_zeros(shape)
+    for j in range(last, -1, -step):
         total.mul_(base).addcmul_(a[..., j], b[..., j])
     return total.mul_(c) if last % step else total
 
