@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..._functional import Batch, call_model, tensor_of
+from ..._functional import Batch, call_model, tensor_of, unwrap
 from ..._types import ForwardFn as ForwardFn
 from ..._types import ParameterSelection
 from ...empirical._coupled import CoupledBatches
@@ -108,9 +108,7 @@ def adapted(
     """
     if forward_fn is None:
         return network
-    # A compiled module would be compiled again for every transformation of a measurement.
-    original = getattr(network, "_orig_mod", None)
-    inner = original if isinstance(original, nn.Module) else network
+    inner = unwrap(network)
     if isinstance(before, AdaptedNetwork) and before.network is inner:
         return before
     return AdaptedNetwork(inner, forward_fn)
