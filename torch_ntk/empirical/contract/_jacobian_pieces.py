@@ -92,27 +92,13 @@ class Unformed(Piece):
         use = calls[0][0]
         self.samples, self.outputs = b.shape[:2]
         self._calls, self._scale, self._read = calls, scale, read
-        self._is_direct = use.is_direct and len(calls) == 1
-        if self._is_direct:  # some of the units at a time
-            self.like = self._b = b.transpose(2, 3).contiguous()
-            self._calls = [(use, calls[0][1].contiguous())]
-            self.width, self.each, self.least = b.shape[3], use.inputs, 1
-            return
         features = use.inputs // use.steps
         self.like = self._b = laid_out(b)
         self.width, self.each = use.steps, b.shape[3] * features
         self.least = -(-piece_sizes(b.device).features // features)
 
     def fill(self, out: Tensor, start: int, stop: int) -> None:
-        """Multiply the cotangents with some features, or the cotangents of some units with all."""
-        if self._is_direct:
-            use, held = self._calls[0]
-            out.copy_(use.formed(held, self._b[:, :, start:stop]))
-            if isinstance(self._scale, Tensor):
-                out.mul_(self._scale[start:stop].flatten())
-            elif self._scale != 1.0:
-                out.mul_(self._scale)
-            return
+        """Multiply the cotangents with some features."""
         found = [use.narrowed(held, start, stop).squeeze(1) for use, held in self._calls]
         a = found[0] if len(found) == 1 else torch.cat(found, dim=1)
         shape = (self.samples, self.outputs, self._b.shape[3], a.shape[2])

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
-from .._inner_products import inner_products, takes_onednn
+from .._inner_products import inner_products
 from ._bias import with_bias
 from ._rule import Use, argument
 
@@ -76,33 +75,6 @@ class ConvUse(Use):
         if self.stride[0] > 1 or self.groups > 1 or saved < _OF_SUM * taps:
             return self
         return _RowsUse(self)
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether oneDNN can compute the Jacobian: in two dimensions on a CPU."""
-        kind = self.weight.dtype
-        return (
-            self.channels_last
-            and self.groups == 1
-            and takes_onednn(torch.device("cpu"), kind)
-            and all(before == after for before, after in self.padding)
-        )
-
-    def formed(self, held: Tensor, b: Tensor) -> Tensor:
-        """Compute the Jacobian by oneDNN's gradient of weights.
-
-        Samples become groups, and outputs become further channels. No patches are formed, which
-        would be nine times as large as images for 3x3 filters.
-        """
-        n, m, channels, *size = held.shape
-        o, units = b.shape[1:3]
-        x = held.transpose(0, 1).reshape(m, n * channels, *size)
-        places = b.reshape(*b.shape[:3], m, *self.places(size))
-        g = places.permute(3, 0, 1, 2, 4, 5).flatten(1, 3)
-        shape = (n * o * units, *self.weight.shape[1:])
-        padding = [before for before, _ in self.padding]
-        found: Tensor = conv2d_weight(x, shape, g, self.stride, padding, self.dilation, n)  # type: ignore[no-untyped-call]
-        return found.reshape(n, o, -1)
 
     def places(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return how many places the filter has in images of this size, in each dimension."""

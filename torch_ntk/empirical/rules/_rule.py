@@ -120,20 +120,6 @@ class Use(ABC):
         each = self.inputs // self.steps
         return packed[:, start * each : stop * each]
 
-    @property
-    def is_direct(self) -> bool:
-        """Whether `formed` computes Jacobians from sources, faster than from features."""
-        return False
-
-    def formed(self, held: Tensor, b: Tensor) -> Tensor:
-        """Return the Jacobian for some units, `[N, O, units·inputs]`, in the weight's own order.
-
-        Args:
-            held: What is `held` of the sources.
-            b: The cotangents of these units, `[N, O, units, T]`.
-        """
-        raise NotImplementedError
-
     def jacobian(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the Jacobian `[N, O, p]` with respect to the flattened weight."""
         return self.unpack(self._product(a, b))

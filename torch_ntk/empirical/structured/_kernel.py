@@ -238,7 +238,6 @@ class StructuredMethod(FactorMethod):
         # Several uses of one weight of a kind are more positions of one use.
         use = calls[0][0]
         b = rows[0] if len(rows) == 1 else torch.cat(rows, dim=3)
-        o = b.shape[1]
         rows.clear()
         p: Tensor | None = None
         if isinstance(root, Tensor) and plan.is_gram(name):
@@ -263,27 +262,14 @@ class StructuredMethod(FactorMethod):
             between = plan.costs[name].contraction == "features"
             factor = GramFactor.of(a, b, use, self.job.output, scale, shift, between)
             return factor if p is None else replace(factor, p=p)
-        is_direct = use.is_direct and len(calls) == 1
         if is_late:
-            scales: float | Tensor = root
-            if isinstance(root, Tensor):
-                scales = root.reshape(use.units, -1) if is_direct else use.pack(root)[0]
-            b = b[:, :, 0]
-            if is_direct and self.job.output in ("trace", "mean"):
-                # Sums over outputs are sums over more units, of which blocks are made.
-                b = b.transpose(1, 2).flatten(2).unsqueeze(1)
-                scales = scales.repeat(o, 1) if isinstance(scales, Tensor) else scales
-            return JacobianFactor.of(Unformed(b, calls, scales))
+            scales = use.pack(root)[0] if isinstance(root, Tensor) else root
+            return JacobianFactor.of(Unformed(b[:, :, 0], calls, scales))
         with stage("jacobian"):
-            if is_direct:
-                j = use.formed(use.held(calls[0][1]), b[:, :, 0].transpose(2, 3))
-                entries = root
-            else:
-                j = use.columns(joined_features(calls), b)
-                entries = use.in_columns(root) if isinstance(root, Tensor) else root
-            if isinstance(entries, Tensor):
-                return j * entries.flatten()
-            return j if entries == 1.0 else j * entries
+            j = use.columns(joined_features(calls), b)
+            if isinstance(root, Tensor):
+                return j * use.in_columns(root).flatten()
+            return j if root == 1.0 else j * root
 
     def _tied(self, calls: list[Call], rows: list[Tensor], root: float) -> TiedFactor:
         """The factor of an embedding that is a linear layer too; empties `rows`."""
