@@ -51,7 +51,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "analytic/engine/triton": ("_formulas _suitable _module", "_source", "_evaluation"),
     "empirical": (
-        "_inner_products _recorder",
+        "_recorder",
         *(
             "_cuda_graph _outputs _parts _precondition _stages rules",
             "inspect",

@@ -1,4 +1,4 @@
-"""Factors of convolutions, and what oneDNN computes in float32 on a CPU, against float64."""
+"""Factors of convolutions: Jacobians of them, and Gram matrices of patches."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ from small_pieces import in_pieces
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.empirical import _inner_products
-from torch_ntk.empirical._inner_products import inner_products
 from torch_ntk.empirical.rules import _conv
 from torch_ntk.empirical.structured import _kernel, _plan
-
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN"
-)
-
-
-@needs_onednn
-@pytest.mark.parametrize("rows", [256, 261])
-def test_inner_products_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    a, b = torch.randn(2 * rows, 70)[::2], torch.randn(70, 300).T
-    convolved: list[int] = []
-    convolve = _inner_products.F.conv2d
-    monkeypatch.setattr(
-        _inner_products.F, "conv2d", lambda *args: convolved.append(1) or convolve(*args)
-    )
-    assert relative_error(inner_products(a, b), a.double() @ b.double().T) < 1e-6
-    assert convolved
-    found = inner_products(a.double(), b.double())
-    assert relative_error(found, a.double() @ b.double().T) < 1e-15
-    assert convolved == [1]
 
 
 class OfTwoImages(nn.Module):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..._types import Output
 from ...memory import ranges
-from .._inner_products import inner_products
 from ._factors import Factor, GramFactor, JacobianFactor, to
 from ._jacobian_pieces import blocks
 from ._piece_sizes import limited_size, piece_sizes
@@ -139,10 +138,7 @@ def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> 
         _add_identity_(block, ga[0], output, o)
         return
     left, right = to(p.b, block.dtype), to(q.b, block.dtype)
-    if len(left) == 1:
-        gb = inner_products(left[0], right[0]).unsqueeze(0)
-    else:
-        gb = torch.bmm(left, right.transpose(1, 2))
+    gb = torch.bmm(left, right.transpose(1, 2))
     if output == "full" and g * t == 1:
         # The outputs of the columns are the innermost axis. The Gram matrix of the features is
         # repeated along it, so that long rows are multiplied instead of short ones.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._inner_products import inner_products
 from ._bias import with_bias
 from ._rule import Use, argument
 
@@ -172,7 +171,7 @@ class _RowsUse(ConvUse):
         size = self.source.shape[-dims:]
         out, *rest = self.places(size)
         each = prod(rest)
-        rows = inner_products(a1[0], a2[0])
+        rows = a1[0] @ a2[0].T
         rows = rows.view(-1, size[0], each, rows.shape[1] // (size[0] * each), size[0], each)
         n1, n2 = rows.shape[0], rows.shape[3]
         found = rows.new_zeros(n1, out, each, n2, out, each)

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._inner_products import inner_products
-
 # Products sample by sample begin at so many positions, and multiplications for a sample.
 _LONG, _LARGE = 128, 4 * 1024**2
 # Matrices whose number of columns is no multiple, such as 27, are multiplied at half the speed.
@@ -90,8 +88,6 @@ class Use(ABC):
 
     def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
         """Return inner products of `[G, n1·T, a]` and `[G, n2·T, a]`, `[G, n1·T, n2·T]`."""
-        if len(a1) == 1:
-            return inner_products(a1[0], a2[0]).unsqueeze(0)
         return torch.bmm(a1, a2.transpose(1, 2))
 
     def for_gram(self) -> Use:
