@@ -220,6 +220,8 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "noise": (after(lambda x: F.rrelu(x, training=True)), VECTOR, r"rrelu|deterministic"),
     "active dropout": (after(lambda x: F.dropout(x, 0.5)), VECTOR, r"dropout.*training=self\.training"),
     "log": (after(torch.log), VECTOR, "finite"),
+    "rounded": (after(lambda x: x.to(torch.int64).double()), VECTOR, "conversion of features to torch.int64 at 'to'"),
+    "truth values": (after(lambda x: x.type_as(torch.tensor(True)) * 1.0), VECTOR, "conversion of features to torch.bool"),
     "jump": (after(torch.sign), VECTOR, r"not an elementwise activation at 'sign"),
     "a branch times itself, elsewhere": (Written(lambda m, x: (lambda y: y[:, :, :, :2] * y[:, :, :, 3:])(torch.relu(m.a(x))), True), IMAGE, r"product of values that are not independent at 'mul'.*NTK layer"),
     "two features": (Written(lambda m, x: (lambda y: torch.maximum(y, m.b(y)))(m.a(x))), VECTOR, "maximum, an elementwise function of two"),

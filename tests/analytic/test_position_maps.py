@@ -191,6 +191,14 @@ def test_a_graph_for_each_sample() -> None:
     torch.testing.assert_close(itself, analytic_ntk(net, one, copied), rtol=1e-10, atol=0)
 
 
+def test_a_graph_beside_several() -> None:
+    """A block of one sample, as the last tile of a kernel has it."""
+    net, x = Graph(3), torch.randn(3, 4, 3, dtype=torch.float64)
+    a = torch.rand(3, 4, 4, dtype=torch.float64)
+    each = [analytic_ntk(net, (x[n : n + 1], a[n : n + 1]), (x, a)) for n in range(3)]
+    torch.testing.assert_close(torch.cat(each), analytic_ntk(net, (x, a)), rtol=1e-10, atol=0)
+
+
 def test_one_graph_for_all_samples_is_that_graph_for_each() -> None:
     wanted = load("graph")
     a, x = wanted["pattern1"][0], wanted["x1"]
@@ -440,6 +448,7 @@ WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "stacked samples": (lambda h, a: torch.stack([h, h]), A6, "stack along axis 0.*write their sum"),
     "parts of other shapes": (lambda h, a: torch.cat([h, h[:, 1:]], 2), A6, "different positions"),
     "channels on other axes": (lambda h, a: h[:, :4] + h[:, 1:5].mT, A6, r"channels on axes 2 and 1"),
+    "zeros with more positions": (lambda h, a: torch.where(a[:, :, :1] > 0, h, torch.zeros(3, 2, 6, 4)), A6, "zeros of another shape"),
     "convolution of tokens": (lambda h, a: F.interpolate(h, scale_factor=2), A6, r"channels on axis 2.*Permute"),
 }  # fmt: skip
 
@@ -450,6 +459,27 @@ def test_what_is_refused(name: str) -> None:
     x = torch.randn(2, 6, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=rf"(?s)`model` must be.*({text})"):
         analytic_ntk(Written(forward), (x, a))
+
+
+def test_positions_that_a_batch_chooses() -> None:
+    """The same ones for x1 and x2: the rule reads a function once for both."""
+    x1, x2 = torch.randn(2, 2, 6, 3, dtype=torch.float64)
+    first, second = (torch.tensor([[k, k + 1]]).expand(2, -1) for k in (0, 2))
+    chosen, fixed = (Written(f) for f in (lambda h, i: h[:, i[0]], lambda h, i: h[:, :2]))
+    found, wanted = (analytic_ntk(n, (x1, first), (x2, first.clone())) for n in (chosen, fixed))
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+    for net in (chosen, Written(lambda h, i: h.index_select(1, i[0]))):
+        with pytest.raises(ValueError, match="an argument that differs between x1 and x2"):
+            analytic_ntk(net, (x1, first), (x2, second))
+
+
+def test_zeros_as_a_tensor() -> None:
+    x, a = torch.randn(2, 6, 3, dtype=torch.float64), A6.tril()
+    zeros = Written(lambda h, a: torch.where(a[:, 2, :, None] > 0, h, torch.zeros(6, 1)).flatten(1))
+    masked = Written(lambda h, a: (h * (a[:, 2, :, None] > 0)).flatten(1))
+    torch.testing.assert_close(
+        analytic_ntk(zeros, (x, a)), analytic_ntk(masked, (x, a)), rtol=1e-14, atol=0
+    )
 
 
 def test_what_a_batch_must_be() -> None:

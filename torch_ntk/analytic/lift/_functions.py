@@ -143,10 +143,10 @@ def _flatten(b: Builder, x: Any, start_dim: int = 0, end_dim: int = -1) -> Featu
 
 
 def _view(b: Builder, x: Any, *sizes: Any, shape: Any = None) -> Features:
-    found = shape if shape is not None else sizes
+    found = _position_functions.plain(b, shape if shape is not None else sizes, samples=True)
     if len(found) == 1 and isinstance(found[0], (tuple, list)):
         found = found[0]
-    return _positions.viewed(b, x, [_first(s) for s in found])
+    return _positions.viewed(b, x, found)
 
 
 def _reduce(total: bool) -> Rule:
@@ -241,8 +241,7 @@ def _layer_norm(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> Features:
-    weight, bias = (_first(p) for p in (weight, bias))
-    shape = _position_functions.plain(normalized_shape)
+    shape, weight, bias = _position_functions.plain(b, (normalized_shape, weight, bias))
     return _norms.normalized_shape(b, x, tuple(shape), weight, bias, eps)
 
 
@@ -263,7 +262,7 @@ def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
 
 
 def _masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Features:
-    if _first(value) != 0 or not isinstance(mask, Data):
+    if not _is_zero(value) or not isinstance(mask, Data):
         raise b.refusal(
             "masked_fill with another value than 0, or a mask of features",
             _NO_MEAN,
@@ -277,29 +276,52 @@ def _neg(b: Builder, x: Any) -> Features:
     return combine(b, x, -1.0, operator.mul, "mul")
 
 
-def _first(x: Any) -> Any:
-    return x.first if isinstance(x, Data) else x
+def _is_zero(x: Any) -> bool:
+    """Whether a number, or a known value for x1 and for x2, is 0."""
+    sides = (x.first, x.second) if isinstance(x, Data) else (x,)
+    return not any(bool(torch.as_tensor(side).any()) for side in sides)
+
+
+def _fits(x: Any, features: Any) -> bool:
+    """Whether x broadcasts to the shape of the features, and does not extend it."""
+    if not isinstance(x, Data) or not x.is_tensor:
+        return True
+    sizes, samples = tuple(x.first.shape), tuple(features.shape)
+    if len(sizes) > 1 + len(samples):
+        return False
+    sizes = sizes if len(sizes) <= len(samples) else sizes[1:]
+    ends = samples[len(samples) - len(sizes) :]
+    return all(s in (1, n) for s, n in zip(sizes, ends, strict=True))
 
 
 def _where(b: Builder, condition: Any, x: Any, y: Any) -> Features:
     """Select between functions of one value, or apply a known mask that puts 0 elsewhere."""
     if isinstance(condition, Data) and isinstance(condition.first, Tensor):
         kept, other = (x, y) if is_random(x) else (y, x)
-        if is_random(other) or _first(other) != 0:
+        if is_random(other) or not _is_zero(other) or not _fits(other, kept):
             raise b.refusal(
-                "torch.where with a known mask and another value than 0",
+                "torch.where with a known mask and another value than 0, or zeros of another shape",
                 _NO_MEAN,
                 "Use 0 for the other value.",
             )
-        mask = condition if kept is x else Data(~condition.first, ~condition.second)
+        mask = condition if kept is x else condition.map(operator.invert)
         return combine(b, kept, mask, operator.mul, "mul")
     return pointwise(b, torch.where, (condition, x, y), "torch.where")
 
 
-def _cast(b: Builder, x: Any, *_: Any, **__: Any) -> Features:
+def _cast(b: Builder, x: Any, *args: Any, **named: Any) -> Features:
     """Ignore a change of precision; truth values become 0 and 1."""
     if isinstance(x, Elementwise) and x(torch.zeros(1, dtype=torch.float64)).dtype == torch.bool:
         return pointwise(b, lambda t: t.double(), (x,), "a cast")
+    for target in (*args, *named.values()):
+        target = target.first if isinstance(target, Data) else target
+        kind = target.dtype if isinstance(target, Tensor) else target
+        if isinstance(kind, torch.dtype) and not kind.is_floating_point:
+            raise b.refusal(
+                f"a conversion of features to {kind}",
+                "Its result has no derivative.",
+                "Convert them to a floating-point type.",
+            )
     return x  # type: ignore[no-any-return]
 
 

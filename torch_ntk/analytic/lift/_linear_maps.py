@@ -151,7 +151,8 @@ def _check_contracted(b: Builder, v: Value, axis: int, what: str) -> None:
 
 def _by_sample(matrix: Data, axes: int, of: Callable[[Tensor], Linear]) -> Any:
     """Return the map `of` a known matrix, or one for each sample of x1 and of x2."""
-    if matrix.first.ndim < axes or matrix.first.shape[0] == 1:
+    is_one = matrix.first is matrix.second and matrix.first.shape[0] == 1
+    if matrix.first.ndim < axes or is_one:
         return of(matrix.first)
     return tuple([of(m) for m in t.split(1)] for t in (matrix.first, matrix.second))
 

@@ -23,15 +23,42 @@ from ._values import Data, Features
 Rule = Callable[..., Any]
 
 
-def plain(x: Any) -> Any:
-    """Return arguments, or containers of them, with known values replaced by those for x1."""
+def plain(b: Builder, x: Any, samples: bool = False) -> Any:
+    """Return arguments, or containers of them, without the `Data` around known values.
+
+    Args:
+        b: The builder that collects steps.
+        x: The arguments.
+        samples: Whether numbers of samples may be among them, which differ between x1 and x2.
+
+    Raises:
+        ValueError: A known value differs between x1 and x2.
+    """
     if isinstance(x, Data):
+        if not _is_one(b, x, samples):
+            raise b.refusal(
+                "an argument that differs between x1 and x2",
+                "The operation would not be the same for all samples.",
+                "Use a constant.",
+            )
         return x.first
     if isinstance(x, slice):
-        return slice(plain(x.start), plain(x.stop), plain(x.step))
+        return slice(*(plain(b, a, samples) for a in (x.start, x.stop, x.step)))
     if isinstance(x, (tuple, list)):
-        return type(x)(plain(a) for a in x)
+        return type(x)(plain(b, a, samples) for a in x)
     return x
+
+
+def _is_one(b: Builder, x: Data, samples: bool) -> bool:
+    """Whether a known value is the same for x1 and x2, up to the numbers of samples."""
+    first, second = x.first, x.second
+    if first is second:
+        return True
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if samples and isinstance(first, tuple) and first and second:
+        return first[1:] == second[1:] and _is_one(b, Data(first[0], second[0]), samples)
+    return bool(first == second) or (samples and (first, second) == b.samples)
 
 
 def _mover(function: Callable[..., Tensor], name: str, *dims: int | str) -> Rule:
@@ -47,7 +74,7 @@ def _mover(function: Callable[..., Tensor], name: str, *dims: int | str) -> Rule
     """
 
     def rule(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
-        args, kwargs = plain(args), {k: plain(v) for k, v in kwargs.items()}
+        args, kwargs = plain(b, args), {k: plain(b, v) for k, v in kwargs.items()}
         for d in dims:
             if isinstance(d, str):
                 found = kwargs.get(d)
@@ -75,7 +102,7 @@ def _method(name: str, *dims: int | str) -> Rule:
 def _index(b: Builder, x: Any, index: Any) -> Any:
     if isinstance(x, (tuple, list, dict)):
         return x[index]
-    index = plain(index)
+    index = plain(b, index)
     first = index[0] if isinstance(index, tuple) and index else index
     if first is not Ellipsis and first != slice(None):
         raise b.refusal(
@@ -87,7 +114,8 @@ def _index(b: Builder, x: Any, index: Any) -> Any:
 
 
 def _expand(b: Builder, x: Any, *sizes: Any) -> Features:
-    wanted = plain(sizes[0] if len(sizes) == 1 and isinstance(plain(sizes[0]), tuple) else sizes)
+    wanted = plain(b, sizes, samples=True)
+    wanted = wanted[0] if len(wanted) == 1 and isinstance(wanted[0], tuple) else wanted
     if len(wanted) != 1 + len(x.shape) or wanted[0] not in (-1, *b.samples):
         raise b.refusal(
             f"expand to {tuple(wanted)}",
@@ -103,7 +131,7 @@ def _expand_as(b: Builder, x: Any, other: Any) -> Features:
 
 
 def _repeat(b: Builder, x: Any, *counts: Any) -> Features:
-    wanted = plain(counts[0] if len(counts) == 1 and isinstance(counts[0], tuple) else counts)
+    wanted = plain(b, counts[0] if len(counts) == 1 and isinstance(counts[0], tuple) else counts)
     if len(wanted) != 1 + len(x.shape) or wanted[0] != 1:
         raise b.refusal(
             f"repeat by {tuple(wanted)}",
@@ -117,7 +145,7 @@ def _split(function: Callable[..., Any], name: str) -> Rule:
     """Return the rule of a function like `torch.chunk`, which returns several tensors."""
 
     def rule(b: Builder, x: Any, how: Any = None, dim: int = 0) -> tuple[Features, ...]:
-        how, dim = plain(how), plain(dim)
+        how, dim = plain(b, how), plain(b, dim)
         if name == "unbind":
             how, dim = None, (how if how is not None else dim)
         _check_axis(b, x, dim, name)
@@ -147,12 +175,13 @@ def _pad(b: Builder, x: Any, pad: Any, mode: str = "constant", value: Any = None
             "Features with a constant do not have zero mean.",
             "Pad with 0.",
         )
-    return rearranged(b, x, lambda t: F.pad(t, list(plain(pad)), mode), f"{mode} padding")
+    amounts = list(plain(b, pad))
+    return rearranged(b, x, lambda t: F.pad(t, amounts, mode), f"{mode} padding")
 
 
 def _interpolate(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
     b.channels_first(x, "F.interpolate")
-    args, kwargs = plain(args), {k: plain(v) for k, v in kwargs.items()}
+    args, kwargs = plain(b, args), {k: plain(b, v) for k, v in kwargs.items()}
     return mapped(b, x, lambda t: F.interpolate(t, *args, **kwargs), "F.interpolate")
 
 
@@ -208,7 +237,7 @@ def _convolved(function: Callable[..., Tensor]) -> Rule:
             kernels is None
             or not (weight.second is kernels or torch.equal(weight.second, kernels))
             or bias is not None
-            or (plain(groups), *kernels.shape[:2]) != (channels, channels, 1)
+            or (plain(b, groups), *kernels.shape[:2]) != (channels, channels, 1)
             or not bool((kernels == kernels[:1]).all())
         ):
             raise b.refusal(
@@ -217,7 +246,7 @@ def _convolved(function: Callable[..., Tensor]) -> Rule:
                 "Use one known kernel for all channels, [C, 1, …] with groups=C, and no bias; "
                 "or use an NTKConv layer.",
             )
-        kernel, options = kernels[:1].to(b.dtype), plain((stride, padding, dilation))
+        kernel, options = kernels[:1].to(b.dtype), plain(b, (stride, padding, dilation))
         return mapped(b, x, lambda t: function(t, kernel, None, *options), name)
 
     return rule
