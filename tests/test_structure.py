@@ -67,7 +67,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
             "_coupled",
             "_repetition",
         ),
-        "_empirical_ntk",
+        *("_computation", "_empirical_ntk"),
         *("_explain _nngp _oracle operator", "_verify"),
     ),
     "features": (

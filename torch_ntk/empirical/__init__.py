@@ -2,7 +2,7 @@
 
 The steps of a call of `empirical_ntk`, each with its folder or file:
 
-1. `_empirical_ntk` checks the arguments and makes a pure function of the model (`_functional`).
+1. `_empirical_ntk` checks the arguments, and `_computation` makes a pure function of the model.
 2. `inspect` runs the user's own module once on one sample, to find shapes, costs and randomness.
    Meanwhile the recorder of `structured` records the uses of the parameters.
 3. `_job` holds the arguments of every method; `methods` has one function for each method.

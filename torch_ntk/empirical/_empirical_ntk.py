@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal, get_args, overload
 
@@ -13,13 +11,10 @@ from torch import Tensor
 from .._checks import (
     check_bool,
     check_choice,
-    check_finite,
     check_positive_int,
     describe,
-    has_finite_sum,
     value_error,
 )
-from .._functional import Batch, ModelFunction, evaluating_on, model_function
 from .._types import (
     BatchLike,
     ForwardFn,
@@ -29,26 +24,12 @@ from .._types import (
     ParameterSelection,
     PreconditionLike,
 )
-from ..memory import in_bytes, limited
+from ..memory import in_bytes
+from ._computation import Computation
 from ._coupled import CoupledBatches
-from ._job import KernelJob
-from ._output_groups import output_groups
-from ._outputs import OUTPUTS, finish
-from ._parts import WHOLE, By, Kernels, distinct, keys_of
-from ._precondition import precondition_of
-from ._probed import ProbedKernel, estimate, groups, probing
-from ._repetition import ChangedError, Repetition
-from ._result_size import check_fits, held
-from .gradient import KernelGradient, Recipe, check_gradient, connected, sources_of
-from .inspect import inspect_forward
-from .methods import METHODS, OnePrecisionError
-from .rules import RULES
-from .structured import UseRecorder
-
-NOT_FINITE = (
-    "The outputs or gradients of these samples are not finite: look for sqrt(0), log(0) or a "
-    "division of zero in the forward, or, after an overflow, use dtype=torch.float64."
-)
+from ._outputs import OUTPUTS
+from ._parts import WHOLE, By
+from ._probed import ProbedKernel, estimate
 
 
 @overload
@@ -321,93 +302,37 @@ def empirical_ntk(
             "True within torch.no_grad() or torch.inference_mode()",
             "Leave them out, or compute within torch.enable_grad().",
         )
-    kept: Output | Literal["probed"] = output
-    given = forward_fn
-    batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
-    if batches is not None:
-        model, forward_fn = batches.model(model, forward_fn)
-        x1, x2, kept = batches.sample, None, "full"
-
-    def compute(
-        dtype: torch.dtype | None, accumulate: torch.dtype | None, repeats: bool = True
-    ) -> Kernels:
-        fn = model_function(model, params, dtype, forward_fn, coupled)
-        fn = replace(fn, accumulate=accumulate)
-        if fn.products != fn.dtype and method == "vector_product":
-            raise value_error(
-                "accumulate",
-                "None for method='vector_product'",
-                str(accumulate),
-                "It never forms the products: compute all in dtype=torch.float64.",
-            )
-        scales = precondition_of(precondition, fn)
-        a = fn.input("x1", x1)
-        b = None if x2 is None or x2 is x1 else second_input(fn, a, x2)
-        settings = (method, output, by, batch_size, allowed, check, training, coupled, b is None)
-        repetition = None
-        if repeats and not differentiable:
-            repetition = Repetition(fn, a, b, scales, given, (*settings, probes, seed))
-        recorder = UseRecorder(RULES if method in ("auto", "structured") else {})
-        known = None if repetition is None else repetition.forward
-        inspected = inspect_forward(fn, "x1", a, recorder) if known is None else known
-        forward = inspected
-        keys = keys_of(fn.params, by)
-        n1, n2 = len(a), len(a if b is None else b)
-        outputs, form = forward.outputs, kept
-        parts: tuple[slice, ...] = ()
-        if form == "probed":
-            form = "diagonal" if probes < outputs else "mean"
-            if probes < outputs:
-                fn = probing(fn, outputs, probes, seed)
-                forward = replace(forward, outputs=probes)
-                if not differentiable:
-                    parts = groups(fn, outputs, probes, max(n1, n2))
-        size = check_fits(fn, form, n1, n2, forward.outputs, len(distinct(keys)), allowed)
-        if form == "pseudo":
-            fn, forward = fn.pseudo(), replace(forward, outputs=1)
-        job = KernelJob(fn, a, b, form, forward, keys, batch_size, check, scales)
-        left = None if allowed is None else allowed - size - held(fn) - scales.bytes
-        gradient: KernelGradient | None = None
-        if differentiable:
-            gradient = KernelGradient(job, sources_of(job, x1, x2), recorder.recorded())
-            if check:
-                gradient = check_gradient(gradient)
-
-        def run(job: KernelJob) -> Kernels:
-            if repetition is None:
-                return METHODS[method](job, recorder)
-            return repetition.kernels(job, inspected, lambda: METHODS[method](job, recorder))
-
-        with limited(left):
-            if known is None:
-                job = replace(job, parts=parts or output_groups(job, method, recorder))
-            kernels = with_progress(job, progress, method == "vector_product", run)
-        for key, kernel in kernels.items():
-            kernels[key] = rounded(finish(kernel, form, outputs), accumulate or fn.result_dtype)
-            check_kernel(kernels[key], a, b)
-        if gradient is None:
-            return kernels
-
-        @contextlib.contextmanager
-        def evaluating() -> Iterator[None]:
-            keep = forward.keeps_hooks
-            around = evaluating_on(model, a.value, forward_fn, keep, training=training)
-            with around, limited(left):
-                yield
-
-        divisor = outputs if form == "mean" else 1
-        values = {key: kernel.clone() for key, kernel in kernels.items()} if check else {}
-        return connected(kernels, Recipe(gradient, tuple(kernels), divisor, evaluating, values))
-
-    with evaluating_on(model, x1, forward_fn, training=training):
-        try:
-            kernels = compute(dtype, accumulate)
-        except ChangedError:
-            kernels = compute(dtype, accumulate, repeats=False)
-        except OnePrecisionError:
-            kernels = compute(accumulate, None)
-    if batches is not None:
-        kernels = {key: batches.kernel(whole) for key, whole in kernels.items()}
+    computation = Computation(
+        model=model,
+        x1=x1,
+        x2=x2,
+        output=output,
+        method=method,
+        params=params,
+        by=by,
+        batch_size=batch_size,
+        max_memory=allowed,
+        progress=progress,
+        forward_fn=forward_fn,
+        probes=probes,
+        seed=seed,
+        coupled=coupled,
+        training=training,
+        precondition=precondition,
+        differentiable=differentiable,
+        check=check,
+        given=(forward_fn, output),
+    )
+    if coupled:
+        batches = CoupledBatches(x1, x2, output, probes, seed)
+        one, call = batches.model(model, forward_fn)
+        computation = replace(
+            computation, model=one, x1=batches.sample, x2=None, output="full", forward_fn=call
+        )
+        whole = computation.kernels(dtype, accumulate)
+        kernels = {key: batches.kernel(kernel) for key, kernel in whole.items()}
+    else:
+        kernels = computation.kernels(dtype, accumulate)
     if output != "probed":
         return kernels if by is not None else kernels[WHOLE]
     probed = {key: estimate(kernel) for key, kernel in kernels.items()}
@@ -438,55 +363,3 @@ def check_accumulate(accumulate: object) -> None:
     if accumulate not in (None, torch.float64):
         came = str(accumulate) if isinstance(accumulate, torch.dtype) else describe(accumulate)
         raise value_error("accumulate", "None or torch.float64", came)
-
-
-def check_kernel(kernel: Tensor, x1: Batch, x2: Batch | None) -> None:
-    """Raise if entries are not finite, with the inputs' names where they are not."""
-    if has_finite_sum(kernel):
-        return
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            x.check_finite(name, "Remove or impute those entries.")
-    check_finite("kernel", kernel, NOT_FINITE)
-
-
-def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
-    """The samples `x2` as they are computed with."""
-    b = fn.input("x2", x2)
-    if not fn.coupled and not b.is_like(a):
-        raise value_error(
-            "x2",
-            f"of samples like x1's, {a}",
-            str(b),
-            "Both are inputs of the same model; only their number may differ.",
-        )
-    return b
-
-
-def with_progress(
-    job: KernelJob, show: bool, over_columns: bool, run: Callable[[KernelJob], Kernels]
-) -> Kernels:
-    """What `run` makes of the job, with a progress bar over its samples."""
-    from tqdm.auto import tqdm  # slow to import
-
-    total = len(job.columns if over_columns else job.x1)
-    with tqdm(
-        total=total, desc="empirical NTK", unit="sample", disable=not show, leave=False
-    ) as bar:
-
-        def advance(samples: int) -> None:
-            bar.update(samples)
-
-        return run(replace(job, advance=advance))
-
-
-def rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """The kernel in `dtype`."""
-    if kernel.dtype == dtype:
-        return kernel
-    found = kernel.to(dtype)
-    if has_finite_sum(kernel):
-        check_finite(
-            "kernel", found, f"Its entries exceed the range of {dtype}; use dtype=torch.float32."
-        )
-    return found

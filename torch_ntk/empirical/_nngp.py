@@ -28,8 +28,9 @@ from .._functional import (
 )
 from .._types import BatchLike, ForwardFn, ModelLike, Parameters, ParameterSelection
 from ..memory import Backoff, plan
+from ._computation import rounded, second_input
 from ._coupled import CoupledBatches
-from ._empirical_ntk import check_coupled, rounded, second_input
+from ._empirical_ntk import check_coupled
 from .checksum import depends_on_batch
 from .inspect import Inspection, inspect_forward
 

@@ -33,7 +33,8 @@ from .._types import (
     PreconditionLike,
 )
 from .._version import __version__
-from ..empirical._empirical_ntk import NOT_FINITE, check_coupled, rounded
+from ..empirical._computation import NOT_FINITE, rounded
+from ..empirical._empirical_ntk import check_coupled
 from ..empirical._job import KernelJob
 from ..empirical._parts import WHOLE, By, distinct, keys_of
 from ..empirical._precondition import precondition_of

@@ -15,8 +15,8 @@ from ..._checks import check_finite
 from ..._functional import ModelFunction, evaluating_on
 from ..._types import Parameters
 from ...memory import budget, limited, ranges
+from .._computation import NOT_FINITE
 from .._coupled import Pair
-from .._empirical_ntk import NOT_FINITE
 from .._job import KernelJob
 from .._outputs import finish
 from .._parts import WHOLE, keys_of

@@ -20,8 +20,9 @@ from ..._functional import ModelFunction, evaluating_on, model_function
 from ..._types import BatchLike, ForwardFn, ModelLike, ParameterSelection, PreconditionLike
 from ...linalg import as_float64
 from ...memory import in_bytes, limited
+from .._computation import second_input
 from .._coupled import CoupledBatches
-from .._empirical_ntk import check_coupled, check_probes, second_input
+from .._empirical_ntk import check_coupled, check_probes
 from .._precondition import precondition_of
 from .._probed import probing
 from ..inspect import inspect_forward
