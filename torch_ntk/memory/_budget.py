@@ -29,7 +29,7 @@ def free_memory(device: torch.device) -> int:
         share = torch.cuda.get_per_process_memory_fraction(device)
         unreserved = max(0, min(free, int(share * total) - reserved))
         return int(unreserved + reserved - torch.cuda.memory_allocated(device))
-    # Small kernels ask for it several times, and reading it takes as long as their products.
+    # Small kernels ask for it several times, which would take an eighth of their time.
     return _free_on_machine(int(time.monotonic() / _READ_AGAIN_AFTER))
 
 

@@ -19,7 +19,8 @@ from ._jacobian_pieces import blocks
 from ._piece_sizes import piece_sizes
 from ._products import add_, add_product_
 
-_MOST_BLOCKS = 8  # more blocks save little
+# More blocks save little. With a single one kernels of MLPs and CNNs take 6 to 24 % longer.
+_MOST_BLOCKS = 8
 
 
 class PairBlocks:
