@@ -7,17 +7,19 @@ from torch import Tensor
 
 from ._formula import polynomial
 
-# arcsin(√z) / √z on [0, 1/4] by its Chebyshev series. The nearest singularity, z = 1, is so far
-# away that the coefficients of the series fall by a factor 7 + √48 each: errors of 5e-9 and 2e-16.
+# arcsin(√z) / √(z (1 - z)) on [0, 1/4] by its Chebyshev series. The nearest singularity, z = 1, is
+# so far away that the coefficients of the series fall by a factor 7 + √48 each: errors of 7e-9 and
+# 1e-16.
 _ARCSINE = {
     False: (
-        0.999999995983738, 0.16666782005775338, 0.07494696687423973, 0.045520635631714566,
-        0.02399399965364759, 0.04241737375979984,
+        1.0, 0.6666642348188259, 0.5334850556245776, 0.4536271829762203, 0.4445011087629926,
+        0.16380240317445421, 0.845690609215189,
     ),
     True: (
-        1.0, 0.16666666666664942, 0.07500000000385201, 0.044642856805998936, 0.03038195969768514,
-        0.022371749733164054, 0.01735977964134998, 0.01388484282640208, 0.012170138592391726,
-        0.0065293020047365695, 0.019513468251252167, -0.016187392271599134, 0.03187962140081284,
+        1.0, 0.6666666666667365, 0.5333333333153877, 0.45714285895727874, 0.4063491108383584,
+        0.3694113723128051, 0.3409314093424643, 0.3190944164343365, 0.2916228121043443,
+        0.3360922430609982, 0.031496634295149754, 0.9863873169230363, -1.1254700163784694,
+        1.5612972009753123,
     ),
 }  # fmt: skip
 
@@ -37,19 +39,17 @@ def acute_angle(double: bool) -> tuple[str, ...]:
 
     With `e` = 1 - x given too, both are relatively accurate where the angle is small:
 
-        acute = 2 arcsin √(e/2),       sine = 2 √(e/2) √(1 - e/2)   for x > 1/2,
-        acute = π/2 - arcsin x,        sine = √(1 - x²)             otherwise,
+        sine = √(e (2 - e)),
+        acute = arcsin(sine) = 2 arcsin √(e/2) = sine · R(e/2)     for x > 1/2,
+        acute = π/2 - arcsin x = π/2 - x · sine · R(x²)            otherwise,
 
-    so that one polynomial serves both, and two square roots are all that is not a sum or product.
+    with R(z) = arcsin(√z) / √(z (1 - z)). Its argument is the smaller one of e/2 and x², so that
+    one polynomial serves both, and one square root is all that is not a sum or product.
     """
     return (
-        "small = e < 0.5",
-        "half = 0.5 * e",
-        "root = sqrt(half)",
-        "z = half if small else x * x",
+        "sine = sqrt(e * (2.0 - e))",
+        "z = min(0.5 * e, x * x)",
         *polynomial("ratio", _ARCSINE[double], "z"),
-        "arcsine = (root if small else x) * ratio",
-        "other = sqrt(1.0 - z)",
-        "acute = arcsine + arcsine if small else 1.5707963267948966 - arcsine",
-        "sine = (root + root) * other if small else other",
+        "arc = sine * ratio",
+        "acute = arc if e < 0.5 else 1.5707963267948966 - x * arc",
     )

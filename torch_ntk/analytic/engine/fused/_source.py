@@ -358,17 +358,21 @@ def _margins(w: _Writer, layout: Layout, place: Place) -> None:
     if layout.circles[0]:
         w(
             "for y in range(top, 0):",
-            "    for j in range(-side, wide - side):",
-            "        buffer[o + y * wide + j] = buffer[o + (y + there) * wide + j]",
+            "    to, other = buffer[o + y * wide - side:], buffer[o + (y + there) * wide - side:]",
+            "    for j in range(wide):",
+            "        to[j] = other[j]",
             "for y in range(there, last + 1):",
-            "    for j in range(-side, wide - side):",
-            "        buffer[o + y * wide + j] = buffer[o + (y - there) * wide + j]",
+            "    to, other = buffer[o + y * wide - side:], buffer[o + (y - there) * wide - side:]",
+            "    for j in range(wide):",
+            "        to[j] = other[j]",
             depth=2,
         )
     else:
         w(
-            "for m in range(o + there * wide, o + (last + 1) * wide + side):",
-            "    buffer[m] = R(0.0)",
+            # From there on: an index that could count from the end has no vectors.
+            "below = buffer[o + there * wide:]",
+            "for j in range((last + 1 - there) * wide + side):",
+            "    below[j] = R(0.0)",
             depth=2,
         )
 
