@@ -9,7 +9,6 @@ from small_pieces import in_pieces
 from torch import Tensor, nn
 
 from torch_ntk import empirical_ntk
-from torch_ntk.empirical.rules import _conv
 from torch_ntk.empirical.structured import _kernel, _plan
 
 
@@ -54,21 +53,13 @@ def test_jacobians_of_convolutions(
 @pytest.mark.parametrize(
     ("contraction", "output"), [("gram", "mean"), ("gram", "diagonal"), ("features", "full")]
 )
-def test_gram_matrices_of_patches_are_sums_over_their_rows(
+def test_gram_matrices_of_patches(
     contraction: str, output: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_plan, "cheapest", lambda found: found[contraction])
     monkeypatch.setattr(_plan.Plan, "is_late", lambda self, name: late and name != "last.weight")
-    monkeypatch.setattr(_conv, "_OF_SUM", 0)
     in_pieces(monkeypatch, chunk=30000, rows=16)
     monkeypatch.setattr(_kernel.StructuredMethod, "_samples_of_piece", lambda self: 3)
-    gram, kernels = _conv._RowsUse.gram, set()
-
-    def noted(self: _conv._RowsUse, a1: Tensor, a2: Tensor) -> Tensor:
-        kernels.add(self.weight.shape[2:])
-        return gram(self, a1, a2)
-
-    monkeypatch.setattr(_conv._RowsUse, "gram", noted)
     torch.manual_seed(0)
     model, x = OfTwoImages().double(), torch.randn(7, 4, 6, 5, dtype=torch.float64)
     kernel = empirical_ntk(model, x, output=output, method="structured")
@@ -76,4 +67,3 @@ def test_gram_matrices_of_patches_are_sums_over_their_rows(
     assert relative_error(kernel, reduced(contract_full(j, j), output)) < 1e-12
     other = empirical_ntk(model, x[:4], x[4:], output=output, method="structured")
     assert relative_error(other, kernel[:4, 4:]) < 1e-12
-    assert (3, 3) in kernels

@@ -14,9 +14,6 @@ from torch.nn import functional as F
 from ._bias import with_bias
 from ._rule import Use, argument
 
-# Adding one summand to an entry of a Gram matrix takes as long as so many operations of a product.
-_OF_SUM = 50
-
 
 class ConvUse(Use):
     """A convolution. Features are the patches under the filter, and positions the output pixels.
@@ -66,20 +63,6 @@ class ConvUse(Use):
     def held_size(self, source: torch.Size, positions: int) -> int:
         """Return the number of entries of an image, or of its patches with groups."""
         return source.numel() if self.groups == 1 else super().held_size(source, positions)
-
-    def for_gram(self) -> Use:
-        """Return the use with rows of patches as features, if this saves operations."""
-        taps = self.weight.shape[2]
-        saved = self.inputs - self.inputs // taps
-        if self.stride[0] > 1 or self.groups > 1 or saved < _OF_SUM * taps:
-            return self
-        return _RowsUse(self)
-
-    def places(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Return how many places the filter has in images of this size, in each dimension."""
-        kernel = self.weight.shape[2:]
-        each = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
-        return tuple((s + sum(p) - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in each)
 
     @property
     def steps(self) -> int:
@@ -138,50 +121,6 @@ class ConvUse(Use):
         n, o = b.shape[:2]
         b = b.reshape(n, o, -1, self.groups, self.units, prod(b.shape[-dims:]))
         return b.permute(0, 1, 3, 2, 5, 4).reshape(n, o, self.groups, -1, self.units)
-
-
-class _RowsUse(ConvUse):
-    """A convolution whose features are the rows of patches, each at every place in an image.
-
-    Patches at neighbouring places have rows in common. With stride 1 in the first dimension the
-    inner product of the patches at i and i' is the sum of ⟨row[i + a], row[i' + a]⟩ over the taps a
-    of that dimension. So 3x3 filters need only a third of the products.
-    """
-
-    def __init__(self, use: ConvUse) -> None:
-        where = (use.stride, use.padding, use.dilation, use.groups)
-        super().__init__(use.source, use.weight, *where)
-        self.name, self.channels_last = use.name, use.channels_last
-
-    def _patches(self, images: Tensor) -> Tensor:
-        rest = ((1, *a[1:]) for a in (self.weight.shape[2:], self.stride, self.dilation))
-        kernel, stride, dilation = rest
-        window = Window(kernel, stride, ((0, 0), *self.padding[1:]), dilation)
-        return patches(images, window, 1)
-
-    @property
-    def gram_width(self) -> int:
-        """The operations of an inner product of rows and of the sum over rows, halved."""
-        taps = self.weight.shape[2]
-        return self.inputs // taps + _OF_SUM * taps
-
-    def gram(self, a1: Tensor, a2: Tensor) -> Tensor:
-        """Return inner products of patches, as sums of inner products of their rows."""
-        dims = self.weight.ndim - 2
-        size = self.source.shape[-dims:]
-        out, *rest = self.places(size)
-        each = prod(rest)
-        rows = a1[0] @ a2[0].T
-        rows = rows.view(-1, size[0], each, rows.shape[1] // (size[0] * each), size[0], each)
-        n1, n2 = rows.shape[0], rows.shape[3]
-        found = rows.new_zeros(n1, out, each, n2, out, each)
-        for tap in range(self.weight.shape[2]):
-            off = tap * self.dilation[0] - self.padding[0][0]
-            start, stop = max(0, -off), min(out, size[0] - off)
-            if start < stop:
-                of_taps = rows[:, start + off : stop + off, :, :, start + off : stop + off]
-                found[:, start:stop, :, :, start:stop] += of_taps
-        return found.view(1, n1 * out * each, n2 * out * each)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,6 @@ class Use(ABC):
         """Return inner products of `[G, n1·T, a]` and `[G, n2·T, a]`, `[G, n1·T, n2·T]`."""
         return torch.bmm(a1, a2.transpose(1, 2))
 
-    def for_gram(self) -> Use:
-        """Return the use with features whose inner products cost less, for a weight's only call."""
-        return self
-
     def held(self, source: Tensor) -> Tensor:
         """Return the part of stacked sources that factors store, for `narrowed`."""
         return self.features(source)

@@ -245,9 +245,6 @@ class StructuredMethod(FactorMethod):
                 p = use.pack(root.square())
             else:
                 b = use.scaled(b, joined_features(calls), root)
-        if plan.is_gram(name) and len(calls) == 1 and not isinstance(root, Tensor):
-            use = use.for_gram()
-            calls = [(use, calls[0][1])]
         is_late = alone and plan.is_late(name)
         if is_late:
             calls = [(use, use.held(source)) for use, source in calls]

@@ -147,8 +147,7 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
             tied[name] = cost
         if len({use.kind for use in own}) == 1:
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
-            one = own[0].for_gram() if len(own) == 1 and not varies else own[0]
-            found = contraction_costs(job, one, sum(positions))
+            found = contraction_costs(job, own[0], sum(positions))
             if varies and not own[0].has_one_feature:
                 # No Gram matrix has P in it that differs from entry to entry.
                 found = {k: cost for k, cost in found.items() if k in ("jacobian", "pairs")}
