@@ -292,6 +292,32 @@ def test_decision_by_values() -> None:
         assert torch.allclose(empirical_ntk(model, x), expected, rtol=1e-12)
 
 
+class Tangents(nn.Module):
+    """Its forward takes a forward-mode derivative, in which some tensors are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of a batch."""
+
+        def energy(x: Tensor) -> Tensor:
+            return torch.addcmul(self.layer.bias, self.layer(x).sin(), x, value=0.5)
+
+        tangent: Tensor = torch.func.jvp(energy, (x,), (torch.ones_like(x),))[1]
+        return tangent
+
+
+@pytest.mark.parametrize("method", ["auto", "vector_product"])
+def test_forward_mode_is_not_recorded(method: Any, repeated: list[bool]) -> None:
+    """Torch would end the process."""
+    model, x = Tangents().double(), torch.randn(4, 3, dtype=torch.float64)
+    kernels = [empirical_ntk(model, x, method=method) for _ in range(3)]
+    assert all(torch.equal(k, kernels[0]) for k in kernels)
+    assert not repeated
+
+
 def test_forward_that_begins_to_fail() -> None:
     """The error is that of a first call."""
     model, x = Scaled().double(), torch.randn(4, 3, dtype=torch.float64)

@@ -45,6 +45,10 @@ class _Instruction:
     writes: bool = False
 
 
+class NotRecordedError(BaseException):
+    """The operations cannot be executed while they are recorded; nobody else may catch it."""
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that records the operations on tensors that are executed in it.
 
@@ -93,6 +97,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._efficientzerotensor.default:
+            # Forward-mode derivatives have such tensors. Within a dispatch mode torch reads their
+            # memory, which they do not have.
+            raise NotRecordedError
         if _pauses or self.reason or func.namespace == "profiler":
             return func(*args, **kwargs)
         if not _UNPREDICTABLE.isdisjoint(func.tags) and not _is_gathering(func, args):
