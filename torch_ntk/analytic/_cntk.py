@@ -177,7 +177,7 @@ class CNTK(nn.Module):
         if self.padding == "valid":
             return taps(size, self.kernel_size)
         mode = self.padding
-        return taps(size, self.kernel_size, padding=(total // 2, total - total // 2), mode=mode)  # type: ignore[arg-type]
+        return taps(size, self.kernel_size, padding=(total // 2, total - total // 2), mode=mode)
 
     def _units(self, x: Tensor) -> float:
         if self.scaling == "mean":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -57,6 +57,7 @@ class Taps:
 ONE = Taps(1, ((0,),))
 
 
+@lru_cache(maxsize=256)
 def taps(
     size: int,
     kernel: int,
@@ -86,6 +87,7 @@ def taps(
     )
 
 
+@lru_cache(maxsize=256)
 def transposed_taps(
     size: int,
     kernel: int,

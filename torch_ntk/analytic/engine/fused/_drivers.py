@@ -91,29 +91,6 @@ def copy(inside, outside, table, inwards, room, margin, lo1, lo2, cut, dx, c1, c
                             outside[i + x] = inside[j + x]
 
 
-@loop
-def fill(to, source, table, room, margin, dx, second, circle_rows, circle_columns):
-    to[:] = R(0.0)
-    for t in range(table.shape[0]):
-        at, start, p, q = table[t, 0], table[t, 1], table[t, 2], table[t, 3]
-        s2, wide = table[t, 4], table[t, 5]
-        d = s2 * dx
-        shift = d if second else 0
-        for copy in range(2 if circle_rows else 1):
-            for y in range(p):
-                o = at + (copy * p + y) * wide
-                i = start + y * q
-                if circle_columns:
-                    for x in range(q):
-                        to[o + x] = source[i + (x + shift) % q]
-                    continue
-                for x in range(q - d):
-                    to[o + x] = source[i + x + shift]
-                if d:
-                    for x in range(max(0, s2 * room - d), q):
-                        to[o + x + s2 * margin] = source[i + (x + d - s2 * room if second else x)]
-
-
 @total
 def sum_of(a, count):
     s = R(0.0)
@@ -228,6 +205,29 @@ def add_columns(to, lines, table, where, share, counts):
 _ONLY_WITH_AVERAGES = "  # averages"
 _DISPLACEMENTS = """
 @loop
+def fill(to, source, table, room, margin, dx, second, circle_rows, circle_columns):
+    to[:] = R(0.0)
+    for t in range(table.shape[0]):
+        at, start, p, q = table[t, 0], table[t, 1], table[t, 2], table[t, 3]
+        s2, wide = table[t, 4], table[t, 5]
+        d = s2 * dx
+        shift = d if second else 0
+        for copy in range(2 if circle_rows else 1):
+            for y in range(p):
+                o = at + (copy * p + y) * wide
+                i = start + y * q
+                if circle_columns:
+                    for x in range(q):
+                        to[o + x] = source[i + (x + shift) % q]
+                    continue
+                for x in range(q - d):
+                    to[o + x] = source[i + x + shift]
+                if d:
+                    for x in range(max(0, s2 * room - d), q):
+                        to[o + x + s2 * margin] = source[i + (x + d - s2 * room if second else x)]
+
+
+@loop
 def displacements(
     begin, end, shape, columns, addresses, code, same_code, numbers, pairs, one, two, terms, ones,
     masks, inputs, external, sources, collected, totals, stored, averaged, windows, weights, states,
@@ -266,12 +266,6 @@ def displacements(
 """
 
 _SAME_POSITIONS = """
-@loop
-def prepare(begin, end, shape, images, terms, to):
-    for n in range(begin, end):
-        fill(to[n], images[n], terms, shape[1], shape[2], 0, 0, 0, shape[4])
-
-
 @loop
 def same_positions(
     begin, end, shape, distance, addresses, code, same_code, numbers, pairs, one, two, mask, inputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from ...operations import FEW_CHANNELS, Input, State
 from .._task import Block, Images, Task
 from ._assembly import LANES, Assembly
 from ._drivers import TOGETHER, driver, tile
-from ._layout import ROUND
+from ._layout import ROUND, Place
 from ._module import load
 from ._packed import Value
 from ._pairs import Pairs
@@ -98,63 +99,69 @@ class RegionEvaluation:
     def _images(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
         a = self._assembly
         chosen = self._pairs.chosen(block)
-        pairs = chosen.numpy()
-        terms = a.terms
-        (rows, starts), (columns, _) = (
-            self._pairs.terms(images, side, terms, a.length)
-            for side, images in enumerate((block.rows, block.columns))
-        )
-        one, two = rows.numpy(), columns.numpy()
-        table = a.tables(terms, starts)
+        columns = self._columns_of_displacements()
+        totals = np.zeros((len(chosen), len(columns), len(a.collected), 2))
+        outputs = self._empty(len(chosen), a.states)
         external = self._pairs.packed(states, chosen, block, a).numpy()
-        layout = self.region.layout
-        assert layout is not None
         sources, stored = (
             np.array([self._row(*value) for value in which], np.int64).reshape(-1, 11)
             for which in (a.sources, a.stored)
         )
+        inputs = np.array(a.inputs, dtype=np.int64).reshape(-1, 10)
+        collected = np.array(a.collected, dtype=np.int64).reshape(-1, 5)
+        values = inputs, external, sources, collected, totals, stored, outputs
+        if self.region.full:
+            self._at_displacements(block, chosen.numpy(), columns, values)
+        else:
+            self._at_same_positions(block, chosen.numpy(), values)
+        # Displacement by displacement, so that it does not matter how many pairs there are.
+        sums = np.zeros((len(chosen), len(a.collected), 2))
+        for d in range(len(columns)):
+            sums += totals[:, d]
+        found = self._pairs.states(block, chosen, torch.from_numpy(outputs), a, packed=True)
+        return {**found, **self._pairs.sums(block, chosen, torch.from_numpy(sums))}
+
+    def _at_displacements(
+        self, block: Block, pairs: Integers, columns: Integers, values: tuple[Any, ...]
+    ) -> None:
+        """Go over all displacements of some pairs that are needed, along `columns` in these."""
+        a, layout = self._assembly, self.region.layout
+        assert layout is not None
+        (one, starts), (two, _) = (
+            self._pairs.terms(images, side, a.terms, a.length)
+            for side, images in enumerate((block.rows, block.columns))
+        )
         averages = self._averages()
-        columns_ = self._columns_of_displacements()
         # All displacements of a pair add to its averages, one after the other.
-        each = len(columns_) if a.averaged else 1
+        each = len(columns) if a.averaged else 1
         shape = np.array(
             [*layout.room, layout.margin, *layout.circles, a.plain_length, a.plain_terms,
              self.region.reach[0], each, averages.most],
             dtype=np.int64,
         )  # fmt: skip
-        inputs = np.array(a.inputs, dtype=np.int64).reshape(-1, 10)
-        collected = np.array(a.collected, dtype=np.int64).reshape(-1, 5)
-        totals = np.zeros((len(pairs), len(columns_), len(collected), 2))
-        outputs = self._empty(len(pairs), a.states)
-        numbers = self._array(a.numbers)
-        ones = np.ones(
-            max((p * q for p, q in (m.positions for m in a.masks)), default=1), one.dtype
+        ones = self._empty(max((math.prod(m.positions) for m in a.masks), default=1)) + 1
+        *before, outputs = values
+        given = (shape, columns, self._addresses, self._code.rows, self._code.same,
+                 self._array(a.numbers), pairs, one.numpy(), two.numpy(),
+                 a.tables(a.terms, starts), ones, a.mask_table(), *before, *averages[:3],
+                 outputs)  # fmt: skip
+        sizes = (a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length, a.mask_length,
+                 averages.room)  # fmt: skip
+        count = len(pairs) * -(-len(columns) // each)
+        self._in_threads("displacements", given, sizes, count)
+
+    def _at_same_positions(self, block: Block, pairs: Integers, values: tuple[Any, ...]) -> None:
+        """Go over some pairs, at the same position in both images."""
+        a, layout = self._assembly, self.region.layout
+        assert layout is not None
+        one, two = (
+            self._laid_out(images, side) for side, images in enumerate((block.rows, block.columns))
         )
-        f = self._functions
-        if self.region.full:
-            given = (shape, columns_, self._addresses, self._code.rows, self._code.same, numbers,
-                     pairs, one, two, table, ones, a.mask_table(), inputs, external, sources,
-                     collected, totals, stored, *averages[:3], outputs)  # fmt: skip
-            sizes = (a.buffer + 2 * ROUND, (2, a.sums), a.term_length, a.plain_length,
-                     a.mask_length, averages.room)  # fmt: skip
-            count = len(pairs) * -(-len(columns_) // each)
-            self._in_threads("displacements", given, sizes, count)
-        else:
-            laid = [self._laid_out(shape, x, table) for x in (one, two)]
-            mask = self._empty(1, a.mask_length)
-            f["prepare"](0, 1, shape, ones[None], a.mask_table(), mask)
-            given = (shape, self._form.distance, self._addresses, self._code.rows, self._code.same,
-                     numbers, pairs, *laid, mask[0], inputs, external, sources, collected, totals,
-                     stored, outputs)  # fmt: skip
-            self._in_threads(
-                "same_positions", given, (a.buffer + 2 * ROUND, (2, a.sums)), len(pairs)
-            )
-        # Displacement by displacement, so that it does not matter how many pairs there are.
-        sums = np.zeros((len(pairs), len(collected), 2))
-        for d in range(len(columns_)):
-            sums += totals[:, d]
-        found = self._pairs.states(block, chosen, torch.from_numpy(outputs), a, packed=True)
-        return {**found, **self._pairs.sums(block, chosen, torch.from_numpy(sums))}
+        shape = np.array([*layout.room, layout.margin, *layout.circles], dtype=np.int64)
+        given = (shape, self._form.distance, self._addresses, self._code.rows, self._code.same,
+                 self._array(a.numbers), pairs, one, two, self._mask(), *values)  # fmt: skip
+        sizes = a.buffer + 2 * ROUND, (2, a.sums)
+        self._in_threads("same_positions", given, sizes, len(pairs))
 
     def _in_threads(
         self, name: str, given: tuple[Any, ...], rooms: Sequence[Any], count: int
@@ -167,11 +174,32 @@ class RegionEvaluation:
 
         in_threads(work, count)
 
-    def _laid_out(self, shape: Integers, images: Array, table: Integers) -> Array:
-        to = self._empty(len(images), self._assembly.term_length)
-        f = self._functions["prepare"]
-        in_threads(lambda i, j: f(i, j, shape, images, table, to), len(images))
+    def _laid_out(self, images: Images, side: int) -> Array:
+        """The terms of some images where loops over the same positions read them, `[n, length]`."""
+        a = self._assembly
+        to = self._empty(len(images), a.term_length)
+        for t, value in zip(
+            a.terms, self._pairs.each_term(images, side, a.terms, a.length), strict=True
+        ):
+            self._lay_out(to, t.start, t.place, value)
         return to
+
+    def _mask(self) -> Array:
+        """The masks of all places, in the same way."""
+        a = self._assembly
+        to: Array = self._empty(1, a.mask_length)
+        for place, row in zip(a.masks, a.mask_table(), strict=True):
+            self._lay_out(to, row[0], place, self._like.new_ones(1, *place.positions))
+        return to.reshape(-1)
+
+    def _lay_out(self, to: Array, start: int, place: Place, value: Tensor) -> None:
+        """Put `[n, P, Q]` where a place begins, twice where the rows close in a circle."""
+        assert self.region.layout is not None
+        p, q = place.positions
+        for copy in range(2 if self.region.layout.circles[0] else 1):
+            at = start + copy * p * place.width
+            rows = torch.from_numpy(to[:, at : at + p * place.width])
+            rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
 
     def _row(self, step: int, slot: Slot, start: int) -> list[int]:
         """Where a value is inside and outside of the loops."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,20 +56,21 @@ class Pairs:
         self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
     ) -> tuple[Tensor, list[int]]:
         """The terms of some images, one after the other, and where each begins."""
-        parts: list[Tensor] = []
-        starts, size = [], 0
+        parts = [v.flatten(1) for v in self.each_term(images, side, terms, length)]
+        starts = itertools.accumulate((part.shape[1] for part in parts), initial=0)
+        whole = torch.cat(parts, 1) if parts else self._like.new_zeros(len(images), 1)
+        return whole.detach().contiguous(), list(starts)[:-1]
+
+    def each_term(
+        self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
+    ) -> Iterator[Tensor]:
+        """The terms of some images, `[n, P, Q]` each."""
         values: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         for t in terms:
             key = t.step, t.exact
             if key not in values:
                 values[key] = self.values(images, side, t.step, t.exact, length(t.step))
-            part = values[key][t.index].flatten(1)
-            parts.append(part)
-            starts.append(size)
-            size += part.shape[1]
-        n = len(images)
-        whole = torch.cat(parts, 1) if parts else self._like.new_zeros(n, 1)
-        return whole.detach().contiguous(), starts
+            yield values[key][t.index]
 
     def values(
         self, images: Images, side: int, step: int, exact: bool, length: tuple[int, int]
