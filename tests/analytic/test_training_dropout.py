@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import conv, conv1d, dense
+from small_nets import Function, conv, conv1d, dense
 from torch import Tensor, nn
 
 from torch_ntk import Erf, analytic_kernels, analytic_nngp, analytic_ntk
@@ -113,12 +113,26 @@ def test_modules_keep_their_flags() -> None:
     assert all(m.training for m in net.modules())
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Dropout(0.25), lambda: Function(lambda x: F.dropout(x, 0.25))]
+)
+def test_dropout_of_inputs(make: Callable[[], nn.Module]) -> None:
+    """K(x, x) of the first layer is that of inputs divided by 1 - p, and no mask is drawn."""
+    x = torch.randn(3, 4, dtype=torch.float64)
+    scaled = (x @ x.T / 4).clone()
+    scaled.diagonal().div_(0.75)
+    net = nn.Sequential(make(), dense(4, 3, 1.5, 0.5))
+    found = analytic_nngp(net, x, training=True)
+    torch.testing.assert_close(found, 2.25 * scaled + 0.25, rtol=1e-12, atol=0)
+
+
 # ruff: noqa: E501
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "alpha": (nn.Sequential(dense(4, 3), nn.AlphaDropout(0.1)), "AlphaDropout during training.*nn.Dropout"),
     "everything": (nn.Sequential(dense(4, 3), nn.Dropout(1.0)), "dropout with p=1"),
     "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Sigmoid()), "not 0 at 0 after dropout at '2'.*dropout after the function"),
     "twice": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Dropout(0.1), nn.ReLU()), "not Gaussian"),
+    "noise": (nn.Sequential(Function(lambda x: x + torch.randn_like(x)), dense(4, 3)), "draws random numbers"),
     "batch norm": (nn.Sequential(dense(4, 3), nn.BatchNorm1d(3).double()), "nn.BatchNorm1d"),
 }  # fmt: skip
 

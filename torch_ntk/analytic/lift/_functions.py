@@ -33,6 +33,10 @@ from ._values import Data, Elementwise, Features, Joined
 
 Rule = Callable[..., Any]
 
+_CHANNEL_DROPOUTS = (F.dropout1d, F.dropout2d, F.dropout3d)
+DROPOUT_FUNCTIONS = frozenset({F.dropout, *_CHANNEL_DROPOUTS})
+"""Functions that a rule reads even if their input is known, because they are random."""
+
 # The largest power for which closed forms are used: the coefficients of higher ones are large.
 _LARGEST_POWER = 12
 _NO_MEAN = "Features with an added constant do not have zero mean."
@@ -355,7 +359,7 @@ RULES: dict[Any, Rule] = {
     **_position_functions.FUNCTIONS,
     torch.squeeze: _squeeze,
     F.dropout: _dropout(False),
-    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d), _dropout(True)),
+    **dict.fromkeys(_CHANNEL_DROPOUTS, _dropout(True)),
     F.layer_norm: _layer_norm,
     F.glu: _glu,
     torch.masked_fill: _masked_fill,

@@ -112,6 +112,14 @@ def _activation(b: Builder, m: Any, x: Any) -> Features:
     return activation(b, x, m, m)
 
 
+DROPOUTS: frozenset[type[nn.Module]] = frozenset(
+    {
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+        *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+    }
+)
+"""Modules that a rule reads even if their input is known, because they may be random."""
+
 MODULES: dict[type[nn.Module], ModuleRule] = {
     ntk.NTKLinear: _layers.dense,
     ntk.NTKConv1d: _layers.convolution,

@@ -18,9 +18,9 @@ from ..._functional import Batch
 from ...activations._lookup import is_registered, registered_functions
 from .._program import Program
 from ._builder import Builder
-from ._functions import ATTRIBUTES, METHOD_RULES, function_rule
+from ._functions import ATTRIBUTES, DROPOUT_FUNCTIONS, METHOD_RULES, function_rule
 from ._in_place import overwritten, read_later
-from ._modules import REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
+from ._modules import DROPOUTS, REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
 from ._standard import Standard
 from ._values import Data, Elementwise, Joined, Value
 
@@ -236,7 +236,7 @@ class _Reader:
             return self._call_module(node, args, kwargs, random)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        if not random:
+        if not random and node.target not in DROPOUT_FUNCTIONS:
             return self._known(_callable(node), args, kwargs)
         if node.op == "call_method":
             rule = METHOD_RULES.get(str(node.target))
@@ -281,7 +281,7 @@ class _Reader:
             raise _refusal_of_change(self._builder, module)
         rule = module_rule(kind)
         trained = next(module.parameters(), None) is not None
-        if rule is not None and (random or trained):
+        if rule is not None and (random or trained or kind in DROPOUTS):
             return rule(self._builder, module, *args, **kwargs)
         if random or trained:
             raise self._builder.refusal(kind.__name__, *why_unknown(kind))
@@ -303,11 +303,33 @@ class _Reader:
         """Call a function of known values, for x1 and for x2."""
         leaves = [a for a in _leaves((args, kwargs)) if isinstance(a, Data)]
         first = _side(args, 0), _side(kwargs, 0)
-        one = function(*first[0], **first[1])
-        if all(a.first is a.second for a in leaves):
-            return Data(one, one) if isinstance(one, Tensor) else one
-        second = _side(args, 1), _side(kwargs, 1)
-        return Data(one, function(*second[0], **second[1]))
+        with _without_randomness(self._builder):
+            one = function(*first[0], **first[1])
+            if all(a.first is a.second for a in leaves):
+                return Data(one, one) if isinstance(one, Tensor) else one
+            second = _side(args, 1), _side(kwargs, 1)
+            return Data(one, function(*second[0], **second[1]))
+
+
+@contextlib.contextmanager
+def _without_randomness(builder: Builder) -> Iterator[None]:
+    """A context in which drawing random numbers raises an error."""
+
+    def states() -> list[Tensor]:
+        cuda = builder.device.type == "cuda"
+        return [
+            torch.get_rng_state(),
+            *([torch.cuda.get_rng_state(builder.device)] if cuda else []),
+        ]
+
+    before = states()
+    yield
+    if not all(map(torch.equal, before, states())):
+        raise builder.refusal(
+            "a forward that draws random numbers",
+            "The kernel would be another one in every call.",
+            "Draw them before the call and pass them in the batch; use nn.Dropout for dropout.",
+        )
 
 
 def _device(x: Tensor | Batch) -> torch.device:
