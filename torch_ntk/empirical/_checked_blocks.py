@@ -1,4 +1,4 @@
-"""The loop of every method that is made of factors: compute, compare, multiply, block by block."""
+"""The loop of methods with factors: compute, check and multiply factors, block by block."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .contract import Factor, Factors, JacobianFactor, PairBlocks, join
 
 
 class FactorMethod(ABC):
-    """A kernel from factors of its parameters for blocks of samples.
+    """A method that computes a kernel from factors of its parameters for blocks of samples.
 
-    Rows are taken in blocks whose factors are kept, and columns are streamed past them in smaller
-    ones, so that the factors of a sample are computed about N/(2·size) + 1 times. Whatever is
-    computed is compared with a plain backward pass; parameters whose factors are wrong have their
-    Jacobians taken by plain loops instead, and the kernel is computed anew.
+    The factors of a block of rows are stored while those of smaller blocks of columns are computed
+    one after the other, so that the factors of a sample are computed about N/(2·size) + 1 times.
+    All factors are compared with a plain backward pass. If factors of some parameters are wrong,
+    plain loops compute their Jacobians, and the kernel is computed again.
 
-    Where some outputs are taken together, this is done for each group of them by a method of its
-    own. Only the comparison is of all: a plain pass takes as long for some outputs as for all.
+    If outputs are divided into groups, each group has its own method. Only the check is for all
+    outputs together, since a plain pass for some outputs takes as long as for all.
 
     Attributes:
         job: The kernel.
-        by_loops: Names of the parameters whose Jacobians are taken by plain loops.
+        by_loops: The names of the parameters whose Jacobians plain loops compute.
         close: See `BlockCheck`.
     """
 
@@ -47,34 +47,34 @@ class FactorMethod(ABC):
 
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
-        """Samples in a block of rows, and in a piece that is computed at once."""
+        """Return the samples in a block of rows, and in a piece that is computed at once."""
 
     @abstractmethod
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
-        """Factors of the parameters that are not taken by loops.
+        """Return the factors of the parameters that plain loops do not compute.
 
         Args:
             x: Consecutive samples of a block.
-            start: Index of the first one in the block.
-            alone: Whether the samples meet only those of their own block: what is large need not
-                be made before it is multiplied.
-            check: Told what is found out.
+            start: The index of the first one in the block.
+            alone: Whether the samples are multiplied only with those of their own block, so that
+                large factors need not be made before they are multiplied.
+            check: The check to which outputs and factors are added; None without a check.
         """
 
     @abstractmethod
     def without(self, names: frozenset[str]) -> FactorMethod | None:
-        """The method that does these parameters in another way; None if there is none left."""
+        """Return the method that computes these parameters in another way, or None."""
 
     @abstractmethod
     def of_job(self, job: KernelJob) -> FactorMethod:
-        """The same method for another job of the same function, in another precision perhaps."""
+        """Return the method for another job of the same function, perhaps in another dtype."""
 
     def kernel(self) -> Kernels:
-        """The kernels of the job.
+        """Return the kernels of the job.
 
         Raises:
-            ValueError: The model is no function of one sample at a time.
-            MemoryError: Not even one sample fits.
+            ValueError: The outputs of a sample depend on other samples.
+            MemoryError: A single sample does not fit in memory.
         """
         method: FactorMethod = self
         while True:
@@ -92,7 +92,7 @@ class FactorMethod(ABC):
             return self._of_blocks(*self.sizes())
         waiting = _Waiting(self)
         own = [self._of_outputs(part, waiting) for part in parts]
-        sizes = own[0].sizes()  # of the largest group; samples are divided alike for all
+        sizes = own[0].sizes()  # those of the largest group, which all groups use
         own[-1].job = replace(own[-1].job, advance=self.job.advance)
         found = [method._of_blocks(*sizes) for method in own]
         for check, pieces in waiting.checks.values():
@@ -100,7 +100,7 @@ class FactorMethod(ABC):
         return joined(found, self.job.output)
 
     def _of_outputs(self, part: slice, waiting: _Waiting) -> FactorMethod:
-        """The method for some of the outputs, whose checks wait for the others."""
+        """Return the method for some outputs, whose checks wait for the other groups."""
         job = replace(self.job.of_outputs(part), advance=lambda samples: None)
         own = self.of_job(job)
         own._waiting, own._part = waiting, part
@@ -129,10 +129,10 @@ class FactorMethod(ABC):
         return results.kernels
 
     def checked(self, side: Batch, start: int, stop: int, step: int, alone: bool) -> Factors:
-        """Factors of the samples `start … stop`, computed in pieces and compared.
+        """Return the factors of the samples `start … stop`, computed in pieces and checked.
 
         Raises:
-            MismatchError: They are wrong, which another method may mend; see `without`.
+            MismatchError: They are wrong; another method may compute them correctly (`without`).
         """
         found: list[Factors] = []
         for pieces in compared_together(self.job, list(ranges(start, stop, step))):
@@ -142,7 +142,7 @@ class FactorMethod(ABC):
     def _compared(
         self, side: Batch, pieces: Sequence[tuple[int, int]], alone: bool
     ) -> list[Factors]:
-        """Factors of consecutive pieces of samples, compared together."""
+        """Return the factors of consecutive pieces of samples, after checking them together."""
         start, waiting = pieces[0][0], self._waiting
         check = None
         if self.job.check and waiting is not None:
@@ -159,16 +159,16 @@ class FactorMethod(ABC):
         return found
 
     def _new_check(self, side: Batch, pieces: Sequence[tuple[int, int]]) -> BlockCheck:
-        """An empty one of these pieces."""
+        """Return an empty check of these pieces."""
         start, stop = pieces[0][0], pieces[-1][1]
         return BlockCheck(self.job, side, start, stop, self.close, self._roundings)
 
     def _verify(self, check: BlockCheck, pieces: Sequence[tuple[int, int]]) -> None:
-        """Compare what was computed of these pieces of samples.
+        """Check the outputs and factors of these pieces of samples.
 
         Raises:
-            MismatchError: It is wrong, which another method may mend.
-            ValueError: It is wrong by plain loops: samples depend on each other.
+            MismatchError: They are wrong; another method may compute them correctly.
+            ValueError: They are wrong even by plain loops: samples depend on each other.
         """
         start = pieces[0][0]
 
@@ -192,7 +192,7 @@ class FactorMethod(ABC):
             raise
 
     def _all(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
-        """Factors of all parameters."""
+        """Return the factors of all parameters."""
         if self.by_loops >= set(self.job.fn.params):
             found: Factors = {}
         else:
@@ -209,7 +209,7 @@ class FactorMethod(ABC):
         return found
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
-        """The factor of a parameter with this Jacobian `[N, O, p]`."""
+        """Return the factor of a parameter with this Jacobian `[N, O, p]`."""
         return JacobianFactor.of(jacobian)
 
 
@@ -217,11 +217,11 @@ class _Waiting:
     """Checks of blocks of samples that wait until all groups of outputs have been computed.
 
     Args:
-        method: Of all outputs.
+        method: The method for all outputs.
 
     Attributes:
-        checks: By the side and the block of samples the check and the pieces of the block. Blocks
-            become others where memory runs out; each check is of the outputs that it was told of.
+        checks: The check and the pieces of each block, by the side and the pieces. Blocks change
+            when memory runs out; each check compares the outputs that were added to it.
     """
 
     def __init__(self, method: FactorMethod) -> None:
@@ -232,7 +232,7 @@ class _Waiting:
         ] = {}
 
     def check(self, part: slice, side: Batch, pieces: Sequence[tuple[int, int]]) -> BlockCheck:
-        """The check of these pieces, which is next told of the outputs `part`."""
+        """Return the check of these pieces, to which the outputs `part` are added next."""
         key = (side is self._method.job.x1, tuple(pieces))
         if key not in self.checks:
             self.checks[key] = self._method._new_check(side, pieces), pieces

@@ -36,10 +36,10 @@ NOT_FINITE = (
 
 @dataclass(frozen=True)
 class Computation:
-    """A kernel that is to be computed, by the arguments of `empirical_ntk`.
+    """The arguments of `empirical_ntk`, after checks, and the computation of the kernel.
 
-    For coupled batches `model`, `x1`, `forward_fn` and `output` are those of the one sample that
-    the batches are; `given` has `forward_fn` and `output` of the caller.
+    For coupled batches `model`, `x1`, `forward_fn` and `output` are those of the single sample that
+    represents the batches; `given` contains the caller's `forward_fn` and `output`.
     """
 
     model: Any
@@ -63,11 +63,11 @@ class Computation:
     given: tuple[ForwardFn | None, str]
 
     def kernels(self, dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
-        """The parts of the kernel.
+        """Return the parts of the kernel.
 
         Args:
-            dtype: The floating type of the evaluation; None is the model's own.
-            accumulate: That of sums over parameters; None is that of the evaluation.
+            dtype: The dtype of the evaluation; None is the model's own.
+            accumulate: The dtype of sums over parameters; None is that of the evaluation.
         """
         with evaluating_on(self.model, self.x1, self.forward_fn, training=self.training):
             for repeats in (not self.differentiable, False):
@@ -83,7 +83,7 @@ class Computation:
     def _computed(
         self, dtype: torch.dtype | None, accumulate: torch.dtype | None, repeats: bool
     ) -> Kernels:
-        """`kernels`, where operations of earlier calls may be executed if `repeats`."""
+        """Return the `kernels`; with `repeats`, recorded operations may be executed."""
         fn = model_function(self.model, self.params, dtype, self.forward_fn, self.coupled)
         fn = replace(fn, accumulate=accumulate)
         if fn.products != fn.dtype and self.method == "vector_product":
@@ -133,14 +133,14 @@ class Computation:
 
     @property
     def _settings(self) -> tuple[Hashable, ...]:
-        """The arguments, but for tensors and functions, on which the operations depend."""
+        """The arguments that determine the operations, except tensors and functions."""
         return (
             *(self.method, self.output, self.given[1], self.by, self.batch_size, self.max_memory),
             *(self.probes, self.seed, self.coupled, self.training, self.check, self.x2 is None),
         )
 
     def _reduced(self, job: KernelJob) -> tuple[KernelJob, int]:
-        """The job with the output reduction, and the bytes of its result."""
+        """Return the job with the output reduction, and the bytes of its result."""
         fn, forward, output = job.fn, job.forward, self.output
         parts: tuple[slice, ...] = ()
         if output == "probed":
@@ -157,11 +157,11 @@ class Computation:
         return replace(job, fn=fn, forward=forward, output=output, parts=parts), size
 
     def _connected(self, kernels: Kernels, gradient: KernelGradient, left: int | None) -> Kernels:
-        """The kernels with their autograd graph.
+        """Return the kernels with an autograd graph.
 
         Args:
-            kernels: Their values.
-            gradient: Of the kernels.
+            kernels: The values of the kernels.
+            gradient: The gradient of the kernels.
             left: The bytes that the backward pass may use.
         """
         job = gradient.job
@@ -179,7 +179,7 @@ class Computation:
 
 
 def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
-    """The samples `x2` as they are computed with."""
+    """Return the samples `x2` for the computation, after comparing their structure with x1."""
     b = fn.input("x2", x2)
     if not fn.coupled and not b.is_like(a):
         raise value_error(
@@ -194,7 +194,7 @@ def second_input(fn: ModelFunction, a: Batch, x2: object) -> Batch:
 def with_progress(
     job: KernelJob, show: bool, over_columns: bool, run: Callable[[KernelJob], Kernels]
 ) -> Kernels:
-    """What `run` makes of the job, with a progress bar over its samples."""
+    """Return the result of `run` for the job, with a progress bar over its samples."""
     from tqdm.auto import tqdm  # slow to import
 
     total = len(job.columns if over_columns else job.x1)
@@ -209,7 +209,7 @@ def with_progress(
 
 
 def check_kernel(kernel: Tensor, x1: Batch, x2: Batch | None) -> None:
-    """Raise if entries are not finite, with the inputs' names where they are not."""
+    """Raise an error if entries are not finite; it names the inputs if these are not."""
     if has_finite_sum(kernel):
         return
     for name, x in (("x1", x1), ("x2", x2)):
@@ -219,7 +219,7 @@ def check_kernel(kernel: Tensor, x1: Batch, x2: Batch | None) -> None:
 
 
 def rounded(kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """The kernel in `dtype`."""
+    """Return the kernel in `dtype`, in which it must be finite."""
     if kernel.dtype == dtype:
         return kernel
     found = kernel.to(dtype)

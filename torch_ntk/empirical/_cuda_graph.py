@@ -1,4 +1,4 @@
-"""Recorded operations as a CUDA graph: one launch in place of one for each operation."""
+"""Recorded operations as a CUDA graph, with a single launch instead of one for each operation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from ..memory import budget
 from ._recorder import Recording
 
-# A graph keeps the memory of all its results. It may be this share of what is free.
+# A graph keeps the memory of all its results, at most the free memory divided by this number.
 _SHARE = 8
 
 
 @dataclass(frozen=True)
 class CudaGraph:
-    """A captured recording.
+    """A recording as a captured graph.
 
     Attributes:
         recording: The operations.
-        graph: What has been captured of them.
+        graph: The graph that contains them.
         inputs: The tensors that the graph reads.
         results, conditions: The tensors that it writes.
     """
@@ -34,7 +34,7 @@ class CudaGraph:
 
     @property
     def peak(self) -> int:
-        """No new memory, but for copies of the results."""
+        """The bytes of copies of the results, the only memory that a call allocates."""
         return sum(t.numel() * t.element_size() for t in self.results)
 
     @property
@@ -44,9 +44,9 @@ class CudaGraph:
 
     @staticmethod
     def of(recording: Recording, inputs: Sequence[Tensor]) -> Recording | CudaGraph:
-        """The graph, or the recording itself if that is large or cannot be captured.
+        """Return the graph, or the recording itself if it is large or cannot be captured.
 
-        Operations that wait for the device, or that copy from the memory of the host, cannot.
+        Operations that wait for the device, or copy from the host's memory, cannot be captured.
         """
         kept = recording.peak + sum(t.numel() * t.element_size() for t in inputs)
         device = inputs[0].device
@@ -56,7 +56,7 @@ class CudaGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
             try:
-                # Libraries allocate what they need in a first execution, outside of the graph.
+                # In the first execution libraries allocate their memory, outside of the graph.
                 aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 aside.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(aside):
@@ -69,7 +69,7 @@ class CudaGraph:
         return CudaGraph(recording, graph, static, results, conditions)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """As `Recording.__call__`. The results are new tensors."""
+        """Return the results and conditions as new tensors; see `Recording.__call__`."""
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
         return [t.clone() for t in self.results], [t.clone() for t in self.conditions]

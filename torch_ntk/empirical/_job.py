@@ -1,4 +1,4 @@
-"""One kernel to be computed: what every method takes."""
+"""`KernelJob`: a kernel to be computed, the argument of every method."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class KernelJob:
         fn: The function and its parameters.
         x1: The N1 samples of the rows.
         x2: The N2 samples of the columns; None means x1.
-        output: What is kept of the output indices.
-        forward: What one forward pass does and costs.
-        keys: Which parameters' contributions are returned together.
-        batch_size: Samples per block as the caller wants them; None follows from the memory.
+        output: The kernel's output.
+        forward: The shapes and costs of one forward pass.
+        keys: The key of each parameter; contributions with the same key are added up.
+        batch_size: The caller's number of samples per block; None chooses from the memory.
         check: Whether every block is compared with a plain backward pass.
         precondition: √P of the kernel J P Jᵀ.
-        advance: Told of every number of samples that is done.
-        parts: Outputs that are taken together, if not all are; see `_output_groups`.
+        advance: Called with the number of samples that have been finished since the last call.
+        parts: Groups of outputs that are computed one after the other; see `_output_groups`.
     """
 
     fn: ModelFunction
@@ -48,7 +48,7 @@ class KernelJob:
 
     @property
     def outputs(self) -> int:
-        """O, the number of outputs of a sample."""
+        """The number O of outputs of a sample."""
         return self.forward.outputs
 
     @property
@@ -58,33 +58,33 @@ class KernelJob:
 
     @property
     def longest(self) -> int:
-        """The larger number of samples of the two sides."""
+        """The larger number of samples of x1 and x2."""
         return max(len(self.x1), len(self.columns))
 
     @property
     def samples(self) -> int:
-        """How many samples' Jacobians take part."""
+        """The number of samples whose derivatives are needed."""
         return len(self.x1) + (0 if self.x2 is None else len(self.x2))
 
     @property
     def pairs(self) -> float:
-        """How many pairs of samples are computed; half of them where the kernel is symmetric."""
+        """The number of pairs of samples that are computed: half of them in a symmetric kernel."""
         pairs = len(self.x1) * len(self.columns)
         return pairs / 2 if self.x2 is None else float(pairs)
 
     @property
     def item(self) -> int:
-        """Bytes of a number in the precision of the evaluation."""
+        """The bytes of a number in the dtype of the evaluation."""
         return torch.finfo(self.fn.dtype).bits // 8
 
     def empty_kernels(self) -> Kernels:
-        """Zeros for every part of the kernel, in the precision of the products."""
+        """Return zeros for every part of the kernel, in the dtype of the products."""
         dims = shape(self.output, len(self.x1), len(self.columns), self.outputs)
         like = torch.zeros((), dtype=self.fn.products, device=self.fn.device)
         return {key: like.new_zeros(dims) for key in distinct(self.keys)}
 
     def of_outputs(self, part: slice) -> KernelJob:
-        """The kernel of some of the outputs."""
+        """Return the job for some of the outputs."""
         forward = replace(self.forward, outputs=part.stop - part.start)
         earlier = self.fn.transform
 
@@ -95,7 +95,7 @@ class KernelJob:
         return replace(self, fn=fn, forward=forward, parts=())
 
     def in_dtype(self, dtype: torch.dtype) -> KernelJob:
-        """The same evaluated in another precision."""
+        """Return the job for an evaluation in another dtype."""
         x2 = None if self.x2 is None else self.x2.to(dtype)
         fn, scales = self.fn.in_dtype(dtype), self.precondition.in_dtype(dtype)
         return replace(self, fn=fn, x1=self.x1.to(dtype), x2=x2, precondition=scales)

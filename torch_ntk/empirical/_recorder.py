@@ -1,8 +1,8 @@
 """The operations of a computation, recorded once and executed again with other values.
 
-Python and the transforms of torch.func take longer than the arithmetic of a small network. What
-they execute in the end is a list of operations on plain tensors. The list is the same for every
-computation of the same form, and gives the same numbers to the last digit.
+In a small network Python and the transforms of torch.func take longer than the arithmetic. In the
+end they execute a list of operations on plain tensors, which is the same for every computation of
+the same form, and gives the same numbers to the last digit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations whose results are random, or have numbers or shapes that follow from values.
+# Operations whose results are random, or are numbers or have shapes that depend on values.
 _UNPREDICTABLE = {
     torch.Tag.data_dependent_output,
     torch.Tag.dynamic_output_shape,
@@ -30,7 +30,7 @@ _pauses = 0
 
 @dataclass(frozen=True)
 class _Instruction:
-    """One operation, whose arguments and result have places in a list of values.
+    """An operation whose arguments and result have indices ("places") in a list of values.
 
     Attributes:
         call: The operation, which takes all arguments by position.
@@ -60,7 +60,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         reason: Why the operations cannot be executed again, or "".
-        noted: What has been passed to `note`.
+        noted: The values that were passed to `note`.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
@@ -71,8 +71,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: list[Any] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._instructions: list[_Instruction] = []
-        # By the place of a tensor that of the one whose memory it has, and by the place of that
-        # one its bytes.
+        # The place of the tensor that owns a tensor's memory, by the tensor's place; and the bytes
+        # of that memory, by the owner's place.
         self._owners: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._memory = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Record nothing more."""
+        """Stop recording."""
         global _active
         _active = None
         super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]
@@ -135,10 +135,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def recording(self, outputs: Sequence[Tensor]) -> Recording | None:
-        """The recorded operations as a function of the inputs, which returns `outputs`.
+        """Return the recorded operations as a function of the inputs that returns `outputs`.
 
-        Operations on whose results nothing depends are left out. None if the operations cannot be
-        executed again, for the `reason`.
+        Operations whose results are not used are left out. The result is None if the operations
+        cannot be executed again; `reason` states why.
         """
         results = [self._place(t) for t in outputs]
         decisions = [self._place(t) for t, _ in self._conditions]
@@ -183,7 +183,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _peak(self, kept: Sequence[_Instruction], last: dict[int, int]) -> int:
-        """The bytes of all results that exist at the same time, at most."""
+        """Return the largest number of bytes of results that exist at the same time."""
         ends: dict[int, int] = {}
         for place, k in last.items():
             owner = self._owners.get(place)
@@ -213,7 +213,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._instructions.append(_Instruction(call, tuple(arguments), result, writes))
 
     def _check_written(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Refuse an operation that writes to a tensor which existed before."""
+        """Refuse an operation that writes to a tensor that existed before."""
         for k, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 given = args[k] if k < len(args) else kwargs.get(argument.name)
@@ -232,12 +232,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return place
 
     def _place_of(self, t: Tensor) -> int | None:
-        """The place of a tensor that is known."""
+        """Return the place of a tensor, or None if it has none."""
         known = self._known.get(id(t))  # another tensor may have had the same id
         return known[1] if known is not None and known[0]() is t else None
 
     def _place(self, value: Any) -> int:
-        """The place of an argument."""
+        """Return the place of an argument, which is added if it is new."""
         if isinstance(value, Tensor):
             place = self._place_of(value)
             if place is not None:
@@ -256,7 +256,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._constant(value)
 
     def _result(self, out: Tensor, given: Sequence[Any]) -> int:
-        """The place of a result, which is an argument if the operation is done in place."""
+        """Return the place of a result; it is that of an argument for an operation in place."""
         place = self._place_of(out)
         if place is not None:
             return place
@@ -279,11 +279,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class _Step:
-    """An instruction that is executed.
+    """An instruction in the form in which it is executed.
 
     Attributes:
         call: The operation.
-        arguments: Takes the arguments from the list of values.
+        arguments: Returns the arguments from the list of values.
         result: The place of the result.
         freed: The places of values that are not used afterwards.
     """
@@ -296,16 +296,16 @@ class _Step:
 
 @dataclass(frozen=True)
 class Recording:
-    """Recorded operations, as a function of tensors of the shapes of the inputs.
+    """Recorded operations as a function of tensors with the shapes of the inputs.
 
     Attributes:
-        values: The constants at their places, and None at those of variables.
+        values: The constants at their places, and None at the places of variables.
         inputs: The places of the inputs.
         steps: The operations.
-        results: The places of what is returned.
-        decisions: The places of the conditions of `decided`.
+        results: The places of the results of the function.
+        decisions: The places of the conditions in `decided`.
         decided: The truth values that these conditions must have.
-        peak: The bytes of all results that exist at the same time, at most.
+        peak: The largest number of bytes of results that exist at the same time.
     """
 
     values: list[Any]
@@ -317,7 +317,7 @@ class Recording:
     peak: int
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The results, and the conditions, for other values of the inputs."""
+        """Return the results and the conditions for other values of the inputs."""
         values = list(self.values)
         for place, t in zip(self.inputs, inputs, strict=True):
             values[place] = t
@@ -335,7 +335,7 @@ def is_recording() -> bool:
 
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
-    """A context whose operations are not recorded; what they return is constant."""
+    """A context whose operations are not recorded, so that their results are constants."""
     global _pauses
     _pauses += 1
     try:
@@ -345,15 +345,15 @@ def unrecorded() -> Iterator[None]:
 
 
 def note(value: object) -> None:
-    """Give a value to the active recorder, if there is one."""
+    """Append a value to `noted` of the active recorder, if there is one."""
     if _active is not None:
         _active.noted.append(value)
 
 
 def decided(condition: Tensor) -> bool:
-    """The truth value of a tensor, on which it depends which operations follow.
+    """Return the truth value of a tensor that determines which operations follow.
 
-    A recording holds for inputs for which the condition has the same value.
+    A recording is valid for inputs with which the condition has the same value.
     """
     with unrecorded():
         value = bool(condition)
@@ -367,14 +367,14 @@ def _is_dense(t: Tensor) -> bool:
 
 
 def _is_gathering(func: Any, args: Sequence[Any]) -> bool:
-    """Whether entries are taken at indices, which fix the shape of the result, not by a mask."""
+    """Whether the operation indexes by integers, which fix the shape, and not by a mask."""
     if func is not torch.ops.aten.index.Tensor:
         return False
     return all(t is None or t.dtype in (torch.int32, torch.int64) for t in args[1])
 
 
 def _getter(places: tuple[int, ...]) -> Callable[[list[Any]], Sequence[Any]]:
-    """A function that takes the values at some places from a list."""
+    """Return a function that returns the values at some places of a list."""
     if len(places) > 1:
         return operator.itemgetter(*places)
     return lambda values: [values[p] for p in places]
@@ -385,7 +385,7 @@ def _listed(*values: Any) -> list[Any]:
 
 
 def _named(func: Callable[..., Any], n: int, names: tuple[str, ...]) -> Callable[..., Any]:
-    """`func` with its named arguments after the `n` others."""
+    """Return `func` as a function whose keyword arguments follow its `n` positional ones."""
 
     def call(*values: Any) -> Any:
         return func(*values[:n], **dict(zip(names, values[n:], strict=True)))

@@ -1,7 +1,7 @@
-"""Repeated calls of `empirical_ntk` for one module, as a training makes them.
+"""Repeated calls of `empirical_ntk` for one module, as during a training.
 
-The second call of a form records its operations, and all further ones execute only these. What
-they give is compared with a plain pass of the user's own module, as in every call. If it differs,
+The second call of one form records its operations, and all further calls execute only these. As in
+every call, the result is compared with a plain pass of the user's own module. If it differs,
 because the module has become another function, the call is computed as if it were the first.
 """
 
@@ -30,30 +30,30 @@ from ._recorder import NotRecordedError, Recorder, Recording
 from .checksum import BlockForm, MismatchError
 from .inspect import Inspection
 
-# Forms of calls that are known of one module. The one that was used least recently is forgotten.
+# The number of forms of calls that are stored for a module; the least recently used one is removed.
 _FORMS = 8
-# Attributes of a module that are compared otherwise.
+# Attributes of a module that are compared in another way.
 _TENSORS = ("_parameters", "_buffers", "_modules")
 _PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
 _CONTAINERS = (list, tuple, set, frozenset)
 
 
 class ChangedError(Exception):
-    """The recorded operations are no longer those of the call."""
+    """The recorded operations differ from those that the call needs."""
 
 
 class _InDoubleError(Exception):
-    """A comparison is to be made in float64, for which there is no recording."""
+    """A comparison in float64 is needed, for which there is no recording."""
 
 
 @dataclass
 class _Known:
-    """What is known of calls of one form.
+    """The data that are stored for calls of one form.
 
     Attributes:
         batches: Batches of this form, without samples.
         keys: The keys of the kernels.
-        forward: What the forward pass does and costs.
+        forward: The shapes and costs of the forward pass.
         recording: The operations, which return the kernels and the numbers of the checks.
         blocks: The checks.
         is_refused: Whether the operations cannot be recorded.
@@ -68,18 +68,18 @@ class _Known:
 
 
 _of_modules: dict[int, tuple[weakref.ref[nn.Module], OrderedDict[Hashable, _Known]]] = {}
-"""What is known, by the `id` of a module and by the form of the call."""
+"""The stored data, by the `id` of a module and by the form of the call."""
 
 
 class Repetition:
-    """One call, and what is known from earlier ones.
+    """A call, and the data from earlier calls of the same form.
 
     Args:
         fn: The function.
         x1, x2: The samples.
         scales: √P.
-        forward_fn: The argument of the caller.
-        settings: The other arguments on which it depends which operations are executed.
+        forward_fn: The caller's argument.
+        settings: The other arguments that determine which operations are executed.
     """
 
     def __init__(
@@ -113,23 +113,23 @@ class Repetition:
 
     @property
     def forward(self) -> Inspection | None:
-        """What the forward pass does and costs, if the operations are known."""
+        """The shapes and costs of the forward pass, if there is a recording; else None."""
         known = self._known
         return None if known is None or known.recording is None else known.forward
 
     def kernels(
         self, job: KernelJob, forward: Inspection, compute: Callable[[], Kernels]
     ) -> Kernels:
-        """The kernels of the call.
+        """Return the kernels of the call.
 
         Args:
             job: The kernel to be computed.
-            forward: What the forward pass of the model does and costs.
-            compute: Computes it.
+            forward: The shapes and costs of the forward pass of the model.
+            compute: The function that computes the kernels without a recording.
 
         Raises:
-            ChangedError: They are not what the recorded operations give, or memory has become
-                less than these need.
+            ChangedError: The recorded operations give other kernels, or need more memory than
+                there is now.
         """
         known = self._known
         if known is None or known.is_refused or self._is_first:
@@ -147,7 +147,7 @@ class Repetition:
 
 
 def _recorded(known: _Known, job: KernelJob, compute: Callable[[], Kernels]) -> Kernels:
-    """The kernels; their operations are known afterwards, if they can be recorded."""
+    """Compute the kernels, and store a recording of the operations if there can be one."""
     known.is_refused = True
     if job.parts or job.forward.keeps_hooks:
         return compute()
@@ -170,7 +170,7 @@ def _recorded(known: _Known, job: KernelJob, compute: Callable[[], Kernels]) -> 
 
 
 def _repeated(known: _Known, recording: Recording | CudaGraph, job: KernelJob) -> Kernels | None:
-    """The kernels by the recorded operations; None if these are not those of the call."""
+    """Return the kernels from the recorded operations; None if these are not right."""
     found, conditions = recording(_inputs(job))
     if conditions and tuple(torch.stack(conditions).tolist()) != recording.decided:
         return None
@@ -199,7 +199,7 @@ def _in_double() -> Any:
 
 
 def _inputs(job: KernelJob) -> list[Tensor]:
-    """All tensors whose values may be others in the next call."""
+    """Return all tensors whose values may differ in the next call."""
     fn, roots = job.fn, job.precondition.roots.values()
     tensors = [*fn.params.values(), *fn.fixed.values(), *job.x1.tensors]
     if job.x2 is not None:
@@ -208,7 +208,7 @@ def _inputs(job: KernelJob) -> list[Tensor]:
 
 
 def _forms(module: nn.Module) -> OrderedDict[Hashable, _Known]:
-    """What is known of a module."""
+    """Return the data that are stored for a module, by the form of the call."""
     number = id(module)
     known = _of_modules.get(number)
     if known is not None and known[0]() is module:
@@ -226,10 +226,10 @@ def _forms(module: nn.Module) -> OrderedDict[Hashable, _Known]:
 def _form(
     fn: ModelFunction, module: nn.Module, batches: Sequence[Batch], scales: Precondition
 ) -> Hashable:
-    """Everything but the values of tensors from which it follows which operations are executed.
+    """Return everything, except values of tensors, that determines which operations are executed.
 
-    What cannot be seen here, such as a number in a closure, changes outputs or gradients, which
-    are compared.
+    A change that is not visible here, such as that of a number in a closure, changes outputs or
+    gradients, which are compared.
     """
     tensors = [*fn.params.items(), *fn.fixed.items()]
     samples = [t for batch in batches for t in batch.tensors]
@@ -245,13 +245,13 @@ def _form(
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    """The attributes of a module but for its tensors and submodules."""
+    """Return the attributes of a module except its tensors and submodules."""
     own = vars(module)
     return tuple(own), tuple([_value(v) for k, v in own.items() if k not in _TENSORS])
 
 
 def _of_callable(f: Callable[..., Any] | None) -> Hashable:
-    """The code of a function and what it has captured; which object it is of other callables."""
+    """Return the code of a function and its captured values, or the id of another callable."""
     if isinstance(f, FunctionType):
         captured = [_value(v) for v in inspect.getclosurevars(f).nonlocals.values()]
         return f.__code__, tuple(captured), _value(f.__defaults__)
@@ -259,7 +259,7 @@ def _of_callable(f: Callable[..., Any] | None) -> Hashable:
 
 
 def _value(value: Any) -> Hashable:
-    """The value of what is plain, and otherwise which objects there are."""
+    """Return plain values themselves, and the ids of other objects."""
     if value.__class__ in _PLAIN:
         return value  # type: ignore[no-any-return]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The ways in which a kernel is computed; each takes a job and returns its kernels."""
+"""The methods that compute a kernel: functions of a job that return its kernels."""
 
 from __future__ import annotations
 

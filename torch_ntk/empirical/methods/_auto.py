@@ -1,4 +1,4 @@
-"""Which method `"auto"` takes, from counts of operations and bytes."""
+"""The choice of the method for `"auto"`, from numbers of operations and bytes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ._vector_product import by_vector_products
 
 
 class OnePrecisionError(Exception):
-    """Products over parameters cannot be added up in a precision of their own here."""
+    """This method cannot add up products over parameters in another precision."""
 
 
 def by_structure(job: KernelJob, recorder: UseRecorder) -> Kernels:
-    """The kernels by the structured method.
+    """Return the kernels by the structured method.
 
-    A model whose operations torch.func cannot transform at all, or whose uses of its parameters
-    depend on the sample, has its kernel taken by the Jacobian method.
+    The Jacobian method is used for a model whose operations torch.func cannot transform, or whose
+    uses of its parameters depend on the sample.
     """
     return _structured(StructuredMethod(job, recorder.recorded()))
 
@@ -36,15 +36,15 @@ def _structured(method: StructuredMethod) -> Kernels:
 
 
 def by_auto(job: KernelJob, recorder: UseRecorder) -> Kernels:
-    """The kernels by the structured method, or by another where that one does not fit.
+    """Return the kernels by the structured method, or by another if that one does not fit.
 
-    It does not fit if a parameter that no rule covers is so large that its Jacobian for a single
-    sample exceeds the memory. Products with vectors never form a Jacobian; where they are refused,
-    the Jacobian method is left.
+    It does not fit if the Jacobian of a parameter without a rule exceeds the memory for a single
+    sample. Products with vectors never form a Jacobian; if they are refused, the Jacobian method is
+    used.
 
     Raises:
-        OnePrecisionError: The structured method does not fit, and products of more precision than
-            the network's are wanted: then the network is to be evaluated in that precision.
+        OnePrecisionError: The structured method does not fit, and products have a higher precision
+            than the network. The network must then be evaluated in that precision.
     """
     method = StructuredMethod(job, recorder.recorded())
     one = method if not job.parts else method.of_job(job.of_outputs(job.parts[0]))
@@ -61,12 +61,12 @@ def by_auto(job: KernelJob, recorder: UseRecorder) -> Kernels:
 
 
 def choose(job: KernelJob) -> str:
-    """`"jacobian"` or `"vector_product"`, whichever needs fewer operations and fits in memory.
+    """Return `"jacobian"` or `"vector_product"`: the one with fewer operations that fits in memory.
 
     With F the operations of one forward pass and P the number of parameters, Jacobians take
     2 F O per sample and their contraction 2 P O² per pair of samples ("full"; 2 P O for
     "trace", "mean" and "diagonal"). Products with vectors take 2 F O per column sample and then
-    3 F O per pair: less where the weights are many and each is used once.
+    3 F O per pair, which is less for many weights that are used once each.
     """
     o, n1, n2 = job.outputs, len(job.x1), len(job.columns)
     p = sum(t.numel() for t in job.fn.params.values())
@@ -79,5 +79,5 @@ def choose(job: KernelJob) -> str:
     recurrent = module is not None and any(
         isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in module.modules()
     )
-    # Forward-mode through a recurrent cell runs sample by sample, far from these counts.
+    # Forward mode evaluates a recurrent cell sample by sample, for which these counts do not hold.
     return "jacobian" if fits and (recurrent or by_jacobian <= by_product) else "vector_product"

@@ -1,6 +1,6 @@
-"""The Jacobian method: per-sample Jacobians and their contraction.
+"""The Jacobian method: the Jacobian of each sample, and the contraction of Jacobians.
 
-Θ[n, m, i, j] = Σ_p J1[n, i, p] · J2[m, j, p], one parameter tensor after the other.
+Θ[n, m, i, j] = Σ_p J1[n, i, p] · J2[m, j, p] is computed for one parameter after the other.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..contract import Factors
 
 
 def jacobians(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
-    """Outputs `[N, O]`, and Jacobians `[N, O, p]` of all samples of `x` by parameter name.
+    """Return the outputs `[N, O]`, and by parameter name the Jacobians `[N, O, p]`, of all samples.
 
-    All samples at once under vmap; if an operation has no batching rule (GRU, data-dependent
-    control flow) or cannot be transformed (an autograd.Function of the old kind), by plain loops.
+    They are computed at once under vmap; or by plain loops if an operation has no batching rule
+    (GRU, data-dependent control flow) or cannot be transformed (an old-style autograd.Function).
 
     Raises:
         ValueError: Autograd cannot differentiate the model.
@@ -53,7 +53,7 @@ def _batched(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
     with transforming(), RightOperations():
         jac, out = fn.of_each(x, of_sample)
     n, o = len(x), out.shape[-1]
-    # Some batching rules mistake one axis for another.
+    # Some batching rules confuse axes.
     shapes = {k: (n, o, *p.shape) for k, p in fn.params.items()}
     if out.shape != (n, o) or any(j.is_sparse or j.shape != shapes[k] for k, j in jac.items()):
         raise CannotTransformError("vmap changes the shape of a Jacobian")
@@ -61,10 +61,10 @@ def _batched(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
 
 
 def jacobian_bytes(job: KernelJob) -> int:
-    """Memory that one sample's Jacobian takes while it is computed and contracted.
+    """Return the memory that one sample's Jacobian takes while it is computed and contracted.
 
-    The Jacobian stands twice (as it is gathered from the backward pass and as it is used), and
-    the batched backward pass holds each activation once per output.
+    There are two copies of the Jacobian (the result of the backward pass, and the factor), and the
+    batched backward pass stores each activation once per output.
     """
     size = sum(p.numel() for p in job.fn.params.values()) * job.item
     activations = job.forward.activation_bytes
@@ -72,27 +72,27 @@ def jacobian_bytes(job: KernelJob) -> int:
 
 
 class JacobianMethod(FactorMethod):
-    """Factors that are the Jacobians of all parameters."""
+    """Computes the Jacobians of all parameters as factors."""
 
     def sizes(self) -> tuple[int, int]:
-        """From the memory that is free."""
+        """Choose the sizes from the free memory."""
         job, longest = self.job, self.job.longest
         each = jacobian_bytes(job)
-        check_enough(each + each // 2 if longest > 1 else each)  # a row is kept, a column computed
+        check_enough(each + each // 2 if longest > 1 else each)  # a row, and a column beside it
         row = row_bytes(job.output, longest, job.outputs, job.fn.products)
         fits = plan(longest, each + row, job.fn.device)
         return job.batch_size or fits, job.batch_size or max(1, fits // 4)
 
     def without(self, names: frozenset[str]) -> JacobianMethod | None:
-        """These parameters by plain loops."""
+        """Return the method with plain loops for these parameters."""
         return JacobianMethod(self.job, self.by_loops | names)
 
     def of_job(self, job: KernelJob) -> JacobianMethod:
-        """The same for another job."""
+        """Return the method for another job."""
         return JacobianMethod(job, self.by_loops)
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
-        """All Jacobians but those that are taken by loops."""
+        """Return the Jacobians of all parameters that plain loops do not compute."""
         outputs, found = jacobians(self.job.fn, x)
         if check is not None:
             check.add_outputs(outputs)

@@ -1,7 +1,7 @@
 """Kernel columns as products with vectors: a vjp for each column, then one jvp for all rows.
 
-Column (m, j) of the kernel is J1 · (J2[m]ᵀ e_j): the inner vector is a vjp of sample m, the
-outer product a jvp of every sample of x1 in that direction. A sample's Jacobian is never
+Column (m, j) of the kernel is J1 (J2[m]ᵀ e_j): the vector in parentheses is a vjp of sample m, and
+the product with J1 a jvp of every sample of x1 in that direction. A sample's Jacobian is never
 formed (Novak et al. 2022).
 """
 
@@ -33,7 +33,7 @@ from ..inspect import not_deterministic
 
 
 def by_vector_products(job: KernelJob) -> Kernels:
-    """The kernels of the job.
+    """Return the kernels of the job.
 
     Raises:
         ValueError: Autograd cannot differentiate the model, or its samples depend on each other.
@@ -47,7 +47,7 @@ def by_vector_products(job: KernelJob) -> Kernels:
     symmetric = job.x2 is None
 
     def columns(start: int, stop: int) -> None:
-        top = start if symmetric else 0  # above stands what was mirrored
+        top = start if symmetric else 0  # the rows above are mirrored entries
         for result in results.values():
             result[top:, start:stop] = 0
         for i, k in ranges(0, o, blocks.cut(outputs)):
@@ -55,7 +55,7 @@ def by_vector_products(job: KernelJob) -> Kernels:
             directions = job.precondition.times(directions)
             products.note_size(directions)
             for key, result in results.items():
-                # A part of the kernel is the derivative along a part of the direction.
+                # A part of the kernel is the derivative along the direction of its parameters.
                 own = {
                     n: v if job.keys[n] == key else torch.zeros_like(v)
                     for n, v in directions.items()
@@ -76,33 +76,34 @@ def by_vector_products(job: KernelJob) -> Kernels:
 
 
 class _VectorProducts:
-    """Directions `J2ᵀ e` of samples of x2, and products `J1 w` with samples of x1, checked.
+    """Directions `J2ᵀ e` of samples of x2, and products `J1 w` for samples of x1, with checks.
 
-    Directions are compared with the gradient of their signed sum by a plain backward pass, and
-    products by the identity `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` with such a gradient for random weights u.
+    The sum of directions with random weights is compared with the gradient by a plain backward
+    pass. Products are compared by the identity `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` with such a gradient for
+    random weights u.
     """
 
     def __init__(self, job: KernelJob) -> None:
         self._job, self._fn = job, job.fn
         self._ways = [self._pushed, self._twice, self._formed]
-        self._largest = 0.0  # norm of a direction: rounding of parts is a multiple of eps of it
+        self._largest = 0.0  # norm of a direction; rounding errors are a multiple of eps times it
         self._adjoint: tuple[int, int, Tensor, Parameters] | None = None
 
     def check_determined(self, start: int, stop: int) -> None:
-        """Raise if the outputs of the first sample change from call to call."""
+        """Raise an error if the first sample's outputs change from call to call."""
         plain, first = self._fn.exact_plain, self._job.x1[:1]
         twice = [plain.run(first, lambda found: found.outputs.detach()) for _ in range(2)]
         if not agree(twice[:1], twice[1:], precision=self._job.forward.precision):
             raise not_deterministic()
 
     def sizes(self) -> tuple[int, int, int]:
-        """Samples of x1, samples of x2, and outputs of these at once."""
+        """Return how many samples of x1, samples of x2 and outputs are computed at once."""
         job, fn, o = self._job, self._fn, self._job.outputs
         activations = job.forward.activation_bytes
         # One vjp of one sample: the direction, and the activations of its backward pass.
         per_column = 2 * fn.parameter_bytes + 2 * activations
         check_enough(per_column + 4 * activations)
-        # Rows share the memory with the columns: as many directions as one block of rows allows.
+        # Rows and columns share the memory: as many directions as fit beside a block of rows.
         rows = job.batch_size or plan(len(job.x1), 4 * activations, fn.device)
         n2 = len(job.columns)
         at_once = plan(n2 * o, per_column + 2 * rows * activations, fn.device)
@@ -110,7 +111,10 @@ class _VectorProducts:
         return rows, samples, max(1, min(o, at_once // samples))
 
     def directions(self, start: int, stop: int, basis: Tensor) -> Parameters:
-        """The vjps of samples `start … stop` with every row of `basis` [c, O]: `[m·c, ...]`."""
+        """Return the vjps of samples `start … stop` with the rows of `basis` `[c, O]`.
+
+        They are `{name: [m·c, ...]}`.
+        """
         fn, x = self._fn, self._job.columns[start:stop]
         n, c = len(x), basis.shape[0]
         try:
@@ -132,7 +136,7 @@ class _VectorProducts:
         return found
 
     def note_size(self, directions: Parameters) -> None:
-        """Remember how large directions are."""
+        """Store the norm of the largest direction."""
         self._largest = max(self._largest, _norm(directions))
 
     def _pulled(self, sample: Batch, basis: Tensor) -> tuple[Tensor, Parameters]:
@@ -141,24 +145,25 @@ class _VectorProducts:
         return outputs, vmap(lambda e: pull(e)[0])(basis)
 
     def _are_right(self, outputs: Tensor, found: Parameters, x: Batch, basis: Tensor) -> bool:
-        """Whether outputs `[n, O]` and directions are those of a plain pass over all samples."""
+        """Whether outputs `[n, O]` and directions agree with a plain pass over all samples."""
         if not self._job.check:
             return True
         u = signs(len(x), basis.shape[0], like=basis)
         together, expected = self._plain_pass(x, u @ basis)
         flat = u.reshape(-1)
         own = {k: torch.tensordot(flat, v, dims=1) for k, v in found.items()}
-        # The caller is told of what is not finite with the kernel.
+        # The check of the kernel reports entries that are not finite.
         precision = self._job.forward.precision
         same = agree([outputs], [together[: len(x)].to(outputs)], precision=precision)
         same = same and agree(own.values(), (expected[k] for k in own), precision=precision)
         return same or not _are_finite(expected)
 
     def _plain_pass(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
-        """Outputs, and the gradient of `Σ u·f`, of the samples beside another one.
+        """Return outputs, and the gradient of `Σ u·f`, of the samples in a batch with another one.
 
-        It shows samples that depend on each other, and operations that are wrong for a single one:
-        torch's gradient of `instance_norm` is, where the next operation's is not contiguous.
+        This detects samples that depend on each other, and operations that are wrong for a single
+        sample: torch's gradient of `instance_norm` is, if the gradient that it gets is not
+        contiguous.
         """
         other, made_up = companion_of(self._job, x)
         if other is not None:
@@ -166,7 +171,7 @@ class _VectorProducts:
                 return self._of_batch(x.join(other), torch.cat([u, torch.zeros_like(u[:1])]))
             except (ArgumentError, RuntimeError):
                 if not made_up:
-                    raise  # of one that is made up, nothing says that it must be taken
+                    raise  # a model may refuse a sample that is made up
         return self._of_batch(x, u)
 
     def _of_batch(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
@@ -177,11 +182,11 @@ class _VectorProducts:
         return outputs, {n: g.to(self._fn.dtype) for n, g in gradient.items()}
 
     def along(self, start: int, stop: int, w: Parameters) -> Tensor:
-        """`J w` of the samples `start … stop` of x1 in each of `c` directions: `[c, n, O]`.
+        """Return `J w` `[c, n, O]` of the samples `start … stop` of x1 in each of c directions.
 
-        In forward mode; by two plain backward passes where that has no derivative or another one
-        (it does not stop at `torch.no_grad()`); from Jacobians where nothing can be differentiated
-        twice. Ways that were wrong are not tried again.
+        Forward mode computes it; or two plain backward passes, if forward mode has no derivative
+        or a wrong one (it ignores `torch.no_grad()`); or Jacobians, if an operation has no second
+        derivative. A method that was wrong is not tried again.
         """
         x = self._job.x1[start:stop]
         while True:
@@ -211,7 +216,7 @@ class _VectorProducts:
         return found
 
     def _twice(self, x: Batch, w: Parameters) -> Tensor:
-        """By two plain backward passes for each direction."""
+        """Return `J w` by two plain backward passes for each direction."""
         c = next(iter(w.values())).shape[0]
 
         def of_pass(found: PlainPass) -> Tensor:
@@ -222,7 +227,7 @@ class _VectorProducts:
             return self._fn.exact_plain.run(x, of_pass).to(self._fn.dtype)
 
     def _formed(self, x: Batch, w: Parameters) -> Tensor:
-        """From Jacobians by plain loops."""
+        """Return `J w` from Jacobians by plain loops."""
         _, jacobians = plain_jacobians(self._fn, x, self._fn.params)
         products = [
             (j @ w[k].reshape(-1, j.shape[2]).T).permute(2, 0, 1) for k, j in jacobians.items()

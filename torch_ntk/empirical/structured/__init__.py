@@ -1,4 +1,4 @@
-"""The structured method: per weight the cheapest contraction of its inputs and cotangents."""
+"""The structured method: contract each weight's inputs and cotangents in the cheapest order."""
 
 from ._kernel import StructuredMethod as StructuredMethod
 from ._parameter_uses import ParameterUses as ParameterUses

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def channels_last(weight: Tensor) -> Tensor:
-    """The weight of a convolution with the channels innermost in memory.
+    """Return the weight of a convolution with the channels innermost in memory.
 
-    oneDNN follows the layout of the weight; with channels innermost it is up to five times as fast
-    where they are few, and patches are gathered by whole rows. The strides tell, even of a weight
-    with a single tap.
+    oneDNN uses the layout of the weight. With few channels it is up to five times as fast if these
+    are innermost, and patches are copied in whole rows. The strides determine the layout, even if
+    the weight has a single tap.
     """
     _, c, h, w = weight.shape
     if weight.stride() == (c * h * w, 1, w * c, c):

@@ -1,4 +1,4 @@
-"""How many operations each order of contracting one weight takes.
+"""The numbers of operations of the orders in which one weight can be contracted.
 
 With features A[n, t, a] and cotangents B[n, i, t, b] of one weight, summed over groups,
 
@@ -13,8 +13,9 @@ kernel"). A pair of samples takes about
     "jacobian"   O² a b                     and forming J takes T O a b for each sample;
     "pairs"      T² (a b + O b) + T O² b    where P differs from entry to entry: see `_through_p`.
 
-Many positions call for J, a single one for Gram matrices, and few for the form in between. A weight
-that is an embedding and a linear layer is "tied": Gram matrices of either, and products between.
+With many positions J is cheapest, with a single one Gram matrices, and with a few the second form.
+A weight that is both an embedding and a linear layer is "tied": the kernel is the sum of Gram
+matrices of each use and of products between the two uses.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ from ..rules import Use
 
 Contraction = Literal["gram", "features", "jacobian", "pairs", "tied"]
 
-# Memory traffic per entry, in FLOP equivalents: of a Jacobian or of a Gram matrix, and of what is
-# multiplied in small pieces.
+# Memory traffic per entry, in FLOP equivalents: of a Jacobian or a Gram matrix, and of tensors that
+# are multiplied in small pieces.
 _TRAFFIC = 100.0
 _IN_PIECES = 200.0
-# What an operation of a product in float64 takes, in those of float32.
+# The time of an operation of a product in float64, relative to float32.
 _DOUBLE = 2.0
-# What an operation with a Jacobian takes on a CPU in float32, in those of a large Gram matrix: its
-# products are of small matrices, one for each sample, and then of one row for each sample.
+# The time of an operation with a Jacobian on a CPU in float32, relative to a large Gram matrix: its
+# products have small matrices, one for each sample, and then one row for each sample.
 _SMALL_PRODUCTS = 2.0
 
 
 @dataclass(frozen=True)
 class ContractionCost:
-    """One order of contraction and what it takes.
+    """The cost of one order of contraction.
 
     Attributes:
-        contraction: Its name.
-        operations: Floating-point operations for the whole kernel.
-        size: Numbers kept per sample.
-        effort: Operations with memory traffic and precision weighed in.
+        contraction: The name of the order.
+        operations: The floating-point operations for the whole kernel.
+        size: The number of entries that are stored per sample.
+        effort: The operations, weighted by precision, plus memory traffic in FLOP equivalents.
     """
 
     contraction: Contraction
@@ -63,8 +64,8 @@ def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, Con
 
     Args:
         job: The kernel.
-        use: The first use; all have the same sizes.
-        t: Positions T.
+        use: The first use; all uses have the same sizes.
+        t: The number T of positions.
     """
     o, output, samples, pairs = job.outputs, job.output, job.samples, job.pairs
     price = 1.0 if job.fn.products == job.fn.dtype else _DOUBLE
@@ -98,5 +99,5 @@ def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, Con
 
 
 def cheapest(found: Mapping[Contraction, ContractionCost]) -> ContractionCost:
-    """That of the least effort; of equal ones the first of `contraction_costs`."""
+    """Return the cost with the least effort; of equal ones the first of `contraction_costs`."""
     return min(found.values(), key=lambda cost: cost.effort)

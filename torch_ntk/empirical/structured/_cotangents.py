@@ -17,13 +17,13 @@ from ._parameter_uses import ParameterUses, perturbed
 
 @dataclass(frozen=True)
 class Cotangents:
-    """What one batched backward pass gives for N samples and all O outputs.
+    """The results of one batched backward pass for N samples and all O outputs.
 
     Attributes:
-        outputs: `[N, O]`.
-        of_calls: Derivatives of the outputs by the result of each call, `[N, O, ...]`.
-        of_rest: Jacobians of the parameters without rules, `[N, O, ...]` by name.
-        sources: Inputs of the uses, `[N, ...]`.
+        outputs: The outputs `[N, O]`.
+        of_calls: The derivatives of the outputs by the result of each call, `[N, O, ...]`.
+        of_rest: The Jacobians of the parameters without rules, `[N, O, ...]`, by name.
+        sources: The inputs of the uses, `[N, ...]`.
     """
 
     outputs: Tensor
@@ -33,16 +33,16 @@ class Cotangents:
 
 
 def cotangents(fn: ModelFunction, planned: ParameterUses, x: Batch, o: int) -> Cotangents:
-    """For all samples of `x` and all outputs.
+    """Return the cotangents for all samples of `x` and all outputs.
 
-    All at once under vmap; sample by sample where an operation has no batching rule, or one that
-    returns other shapes.
+    They are computed at once under vmap; or sample by sample if an operation has no batching rule,
+    or one that returns wrong shapes.
 
     Args:
         fn: The function.
         planned: The uses of its parameters.
         x: The samples.
-        o: O.
+        o: The number O of outputs.
 
     Raises:
         UsesChangedError: The model makes other calls than planned.
@@ -68,8 +68,8 @@ def cotangents(fn: ModelFunction, planned: ParameterUses, x: Batch, o: int) -> C
 def _of_sample(
     fn: ModelFunction, planned: ParameterUses, sample: Batch, loop: bool = False
 ) -> tuple[Any, ...]:
-    """One sample's outputs, cotangents, Jacobians of the rest, and sources."""
-    # Zeros without a layout of their own: results keep theirs, and nothing is read.
+    """Return one sample's outputs, cotangents, Jacobians of the rest, and sources."""
+    # Expanded zeros have no layout, so that results keep theirs, and take no memory.
     zero = torch.zeros((), dtype=fn.dtype, device=fn.device)
     zeros = tuple(zero.expand(s) for s in planned.shapes)
     rest = {n: fn.params[n] for n in planned.rest}
@@ -96,7 +96,7 @@ def _stacked(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
 def _are_of_shape(
     found: tuple[Any, ...], fn: ModelFunction, planned: ParameterUses, n: int, o: int
 ) -> bool:
-    """Whether all shapes are as they must be: some batching rules mistake one axis for another."""
+    """Whether all shapes are right: some batching rules confuse axes."""
     _, of_calls, of_rest, sources = found
     return (
         not any(j.is_sparse for j in of_rest.values())

@@ -1,7 +1,7 @@
-"""The structured method: per weight the cheapest contraction of its inputs and cotangents.
+"""The structured method: contract each weight's inputs and cotangents in the cheapest order.
 
-The cotangents of all uses come from one batched backward pass that computes no weight gradient;
-a parameter that no rule covers has its own Jacobian taken in the same pass.
+The cotangents of all uses come from one batched backward pass that computes no gradient of their
+weights. The same pass computes the Jacobians of parameters that no rule covers.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from ._cotangents import Cotangents, cotangents
 from ._parameter_uses import ParameterUses
 from ._plan import Plan, make_plan
 
-# Results of the largest size on which a backward pass works at once.
+# How many results of the largest size a backward pass needs in memory at once.
 _AT_WORK = 4
-# Times as many bytes as caches hold that a backward pass of small results may read and write.
+# A backward pass of small results may read and write so many times the bytes of the caches.
 _MORE = 4
 _JOINED = "(joined)"
-"""In place of the names of joined parameters; a parameter's name has no such characters."""
+"""Replaces the names of joined parameters; a parameter's name has no parentheses."""
 
 
 class StructuredMethod(FactorMethod):
-    """Factors by the rules of the operations in which parameters are used.
+    """Computes factors by the rules of the operations in which parameters are used.
 
     Args:
         job: The kernel.
-        uses: Of its parameters.
-        by_loops: Names of the parameters whose Jacobians are taken by plain loops.
+        uses: The uses of its parameters.
+        by_loops: The names of the parameters whose Jacobians plain loops compute.
         innermost: Whether convolutions on a CPU run with their channels innermost in memory.
     """
 
@@ -68,18 +68,18 @@ class StructuredMethod(FactorMethod):
         self._fn = replace(job.fn, params=self.plan.laid_out(job.fn.params))
 
     def bytes_per_sample(self) -> int:
-        """Memory of one sample's factors, and of the batched backward pass that makes them."""
+        """Return the memory of one sample's factors and of its batched backward pass."""
         job = self.job
         kept = self.plan.numbers_per_sample(job.fn.params, alone=False) * job.item
         return 2 * kept + self._backward_bytes()
 
     def _backward_bytes(self) -> int:
-        """Memory of one sample's batched backward pass.
+        """Return the memory of one sample's batched backward pass.
 
-        What the forward pass keeps, the cotangents of calls and the Jacobians of the rest, which
-        are kept for every output, and about four results of the size of the largest, on which the
-        pass is just working. Cotangents of all results at once, read and written, are more than
-        there are, but a bound where results are few.
+        It consists of the results that the forward pass stores, of the cotangents of calls and the
+        Jacobians of the rest for every output, and of about four results of the largest size. The
+        cotangents of all results, read and written, are an upper bound, which is smaller if there
+        are few results.
         """
         job, uses = self.job, self.plan.uses
         kept = sum(shape.numel() for shape in uses.shapes)
@@ -89,14 +89,14 @@ class StructuredMethod(FactorMethod):
         return min(at_work + 2 * forward.activation_bytes, self._passed_bytes())
 
     def _passed_bytes(self) -> int:
-        """What one sample's batched backward pass reads and writes of results and cotangents."""
+        """Return the bytes that one sample's backward pass reads and writes."""
         return 2 * (self.job.outputs + 1) * self.job.forward.activation_bytes
 
     def _samples_of_piece(self) -> int:
-        """Samples of a backward pass that stay in the caches, or each of whose results does.
+        """Return a number of samples whose backward pass, or each of its results, fits in cache.
 
-        A pass of many small operations, such as the steps of a recurrent layer, is mostly calls:
-        some more samples leave the caches, but that costs less than more passes.
+        A pass of many small operations, such as the steps of a recurrent layer, is mostly overhead
+        of calls. Then a few more samples exceed the caches, but cost less than more passes.
         """
         pieces, passed = piece_sizes(self.job.fn.device), max(1, self._passed_bytes())
         fitting = pieces.samples(passed)
@@ -109,13 +109,13 @@ class StructuredMethod(FactorMethod):
         return max(fitting, small)
 
     def sizes(self) -> tuple[int, int]:
-        """From the memory that is free, and from the caches."""
+        """Choose the sizes from the free memory and from the caches."""
         job, plan, params = self.job, self.plan, self.job.fn.params
         available, longest = budget(job.fn.device), job.longest
         row = row_bytes(job.output, longest, job.outputs, job.fn.products)
         kept = plan.numbers_per_sample(params, alone=False) * job.item + row
         size = within(available, longest, 2 * kept)
-        if job.x2 is None:  # all at once, if only what is left of Jacobians unformed is kept
+        if job.x2 is None:  # all at once, if the factors of unformed Jacobians fit
             kept = plan.numbers_per_sample(params, alone=True) * job.item + row
             kept += plan.largest_features() * (torch.finfo(job.fn.products).bits // 8)
             size = longest if within(available, longest, 2 * kept) == longest else size
@@ -126,27 +126,27 @@ class StructuredMethod(FactorMethod):
         return job.batch_size or size, job.batch_size or step
 
     def without(self, names: frozenset[str]) -> StructuredMethod | None:
-        """First in the usual layout, then by plain loops.
+        """Return the method with the usual layout, or then with plain loops for these parameters.
 
-        Some operations of torch are wrong for channels that are innermost: instance_norm returns
-        wrong gradients for a single image of that layout.
+        Some operations of torch are wrong if channels are innermost in memory: instance_norm
+        returns wrong gradients for a single image with that layout.
         """
         names = frozenset() if self.plan.channels_last else names
         return self._with(self.job, self.by_loops | names, innermost=False)
 
     def of_job(self, job: KernelJob) -> StructuredMethod:
-        """The same uses in another job."""
+        """Return the method for another job with the same uses."""
         return self._with(job, self.by_loops, self._innermost)
 
     def _with(self, job: KernelJob, by_loops: frozenset[str], innermost: bool) -> StructuredMethod:
         return StructuredMethod(job, self._uses, by_loops, innermost)
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
-        """From the cotangents of all uses.
+        """Return the factors, from the cotangents of all uses; see `FactorMethod.factors`.
 
         Raises:
             UsesChangedError: The model uses its parameters in another way than planned.
-            CannotTransformError: torch.func cannot differentiate it.
+            CannotTransformError: torch.func cannot differentiate the model.
         """
         plan, job = self.plan, self.job
         keys, o = job.keys, job.outputs
@@ -155,7 +155,7 @@ class StructuredMethod(FactorMethod):
         sources, of_rest = found.sources, found.of_rest
         del found
         factors: Factors = {}
-        joined: dict[str, list[Tensor]] = {}  # by key; many small products take longer than one
+        joined: dict[str, list[Tensor]] = {}  # small Jacobians by key, multiplied by one product
 
         def add(name: str, jacobian: Tensor) -> None:
             if jacobian.shape[2] <= SMALL or name in of_rest:
@@ -169,7 +169,7 @@ class StructuredMethod(FactorMethod):
             rows = self._cotangents_of(name, b)
             calls = [(use, sources[i]) for use, i in zip(plan.uses_of(name), indices, strict=True)]
             for call in plan.done_after(name):
-                b[call] = None  # as soon as may be: they are large
+                b[call] = None  # freed as soon as possible, because cotangents are large
             made = self._factor(name, calls, rows, alone)
             if isinstance(made, Tensor):
                 add(name, made)
@@ -183,7 +183,7 @@ class StructuredMethod(FactorMethod):
         return factors
 
     def backward(self, x: Batch, start: int, check: BlockCheck | None) -> Cotangents:
-        """Cotangents of a piece of a block, of which the check is told; see `factors`."""
+        """Return the cotangents of a piece of a block, and add them to the check."""
         with stage("backward"):
             found = cotangents(self._fn, self.plan.uses, x, self.job.outputs)
         if check is not None:
@@ -193,7 +193,7 @@ class StructuredMethod(FactorMethod):
         return found
 
     def _check_uses(self, check: BlockCheck, start: int, found: Cotangents) -> None:
-        """Tell the check of all parameters, of the samples from `start` on."""
+        """Add all parameters, for the samples from `start` on, to the check."""
         for name, jacobian in found.of_rest.items():
             flat = jacobian.reshape(len(jacobian), self.job.outputs, -1)
             check.sums.add_jacobian(name, start, flat)
@@ -203,24 +203,24 @@ class StructuredMethod(FactorMethod):
             check.sums.add_uses(name, calls, [signed[self.plan.call_of(i)] for i in indices])
 
     def _indexed(self, name: str) -> list[tuple[Use, int]]:
-        """The uses of a parameter and their indices."""
+        """Return the uses of a parameter and their indices."""
         return list(zip(self.plan.uses_of(name), self.plan.groups[name], strict=True))
 
     def _cotangents_of(self, name: str, b: list[Tensor | None]) -> list[Tensor]:
-        """Cotangents `[N, O, G, T, b]` of every use of a parameter."""
+        """Return the cotangents `[N, O, G, T, b]` of every use of a parameter."""
         of_calls = [(use, b[self.plan.call_of(i)]) for use, i in self._indexed(name)]
         return [use.cotangents(c) for use, c in of_calls if c is not None]
 
     def _factor(
         self, name: str, calls: list[Call], rows: list[Tensor], alone: bool
     ) -> Factor | Tensor:
-        """The factor of one weight, or its Jacobian `[N, O, p]`; empties `rows`.
+        """Return the factor of one weight, or its Jacobian `[N, O, p]`; `rows` is emptied.
 
         Args:
-            name: Of the weight.
+            name: The name of the weight.
             calls: Its uses and their sources.
-            rows: Cotangents of the uses.
-            alone: See `factors`.
+            rows: The cotangents of the uses.
+            alone: See `FactorMethod.factors`.
         """
         plan, precondition = self.plan, self.job.precondition
         root = precondition.root(name)
@@ -235,7 +235,7 @@ class StructuredMethod(FactorMethod):
             with stage("jacobian"):
                 each = [u.jacobian(u.features(s), c) for (u, s), c in zip(calls, rows, strict=True)]
                 return precondition.columns(name, torch.stack(each).sum(0))
-        # Several uses of one weight of a kind are more positions of one use.
+        # Uses of a weight with the same kind are treated as further positions of one use.
         use = calls[0][0]
         b = rows[0] if len(rows) == 1 else torch.cat(rows, dim=3)
         rows.clear()
@@ -269,7 +269,7 @@ class StructuredMethod(FactorMethod):
             return j if root == 1.0 else j * root
 
     def _tied(self, calls: list[Call], rows: list[Tensor], root: float) -> TiedFactor:
-        """The factor of an embedding that is a linear layer too; empties `rows`."""
+        """Return the factor of an embedding that is also a linear layer; `rows` is emptied."""
         output = self.job.output
         both = (
             GramFactor.of(joined_features(own), b, own[0][0], output, root**2)
@@ -279,7 +279,7 @@ class StructuredMethod(FactorMethod):
 
 
 def _by_kind(calls: list[Call], rows: list[Tensor]) -> list[tuple[list[Call], Tensor]]:
-    """Calls and cotangents as an embedding, and those as a linear layer; empties `rows`."""
+    """Return the calls and cotangents as an embedding, and those as a linear layer."""
     both = []
     for looked_up in (True, False):
         own = [k for k, (u, _) in enumerate(calls) if isinstance(u, EmbeddingUse) is looked_up]

@@ -1,7 +1,7 @@
-"""Find where a model uses its parameters, by the identity of the parameter.
+"""Find the calls in which a model uses its parameters, by the identity of the parameter.
 
-A use is seen where the operation is called (`F.linear`, `F.conv2d`, `x @ w`, …), so functional
-code, tied weights and layers that are called several times need no case of their own.
+Uses are found in the calls of operations (`F.linear`, `F.conv2d`, `x @ w`, …), so functional code,
+tied weights and layers that are called several times are not special cases.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class UsesChangedError(Exception):
 
 @dataclass(frozen=True)
 class ParameterUses:
-    """How each selected parameter is covered, exactly once.
+    """The uses of each selected parameter, which is covered exactly once.
 
     Attributes:
-        uses: Calls that a rule understands, in the order in which they are made.
-        calls: Index of the call that each use is in; a call may use several parameters.
-        shapes: Shape of what each call returns for one sample.
-        rest: Names of all other parameters; they contribute through their own Jacobian.
+        uses: The uses that rules have found, in the order of the calls.
+        calls: For each use the index of its call; a call may use several parameters.
+        shapes: For each call the shape of its result for one sample.
+        rest: The names of all other parameters, whose Jacobians are computed.
     """
 
     uses: tuple[Use, ...]
@@ -49,7 +49,7 @@ class ParameterUses:
     rest: tuple[str, ...]
 
     def without(self, names: set[str]) -> ParameterUses:
-        """The same with the parameters `names` among the rest."""
+        """Return the uses with the parameters `names` among the rest."""
         keep = [i for i, use in enumerate(self.uses) if use.name not in names]
         calls = sorted({self.calls[i] for i in keep})
         moved = {use.name for use in self.uses} & names
@@ -61,23 +61,23 @@ class ParameterUses:
         )
 
     def in_dtype(self, dtype: torch.dtype) -> ParameterUses:
-        """The same for an evaluation in `dtype`; they may have been recorded in another one."""
+        """Return the uses for an evaluation in `dtype`, in which they may not be recorded."""
         return replace(self, uses=tuple(use.in_dtype(dtype) for use in self.uses))
 
     def groups(self) -> dict[str, list[int]]:
-        """By weight name the indices of its uses."""
+        """Return the indices of each weight's uses, by its name."""
         found: dict[str, list[int]] = {}
         for i, use in enumerate(self.uses):
             found.setdefault(use.name, []).append(i)
         return found
 
     def convolutions(self) -> set[str]:
-        """Names of the weights that are better with channels innermost in memory."""
+        """Return the names of the weights for which channels innermost are faster."""
         return {u.name for u in self.uses if isinstance(u, ConvUse) and u.channels_last}
 
 
 class _Tracker(Follower):
-    """Calls `self.seen` for every call that returns tensors and has a tracked parameter in it."""
+    """Calls `self.seen` for every call that returns tensors and has a tracked parameter."""
 
     def __init__(self, rules: Mapping[Any, Rule] = RULES) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Tracker(Follower):
     ) -> Any:
         kwargs = kwargs or {}
         if self._packed.takes(func, args):
-            with self:  # again: what a recurrent layer is made of is seen too
+            with self:  # so that the operations inside of a recurrent layer are tracked, too
                 packed = self._packed.call(func, args, kwargs)
             if packed is not None:
                 return packed
@@ -117,7 +117,7 @@ class _Tracker(Follower):
         if rule is not None and isinstance(out, Tensor) and not out.is_complex():
             try:
                 given = rule(args, kwargs)
-            except Exception as error:  # whatever it is, it is ours
+            except Exception as error:  # any error is a mistake of the rule
                 name = getattr(func, "__name__", str(func))
                 raise RuleError(
                     f"The rule for {name!r} fails on the arguments that the model gives it "
@@ -127,22 +127,22 @@ class _Tracker(Follower):
             uses = [given] if isinstance(given, Use) else list(given or ())
         # A rule names every tensor that may be a weight; one that is used twice is not linear.
         uses = [u for u in uses if found.count(self._names.get(id(u.weight), "")) == 1]
-        uses = [u for u in uses if u.weight.numel()]  # what has no entries needs no rule
+        uses = [u for u in uses if u.weight.numel()]  # a weight without entries needs no rule
         for use in uses:
             use.found(self._names[id(use.weight)])
         return self.seen(uses, found, out)
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What a call returns."""
+        """Make the call, and return its result."""
         return func(*args, **kwargs)
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
-        """What the call is to return, with what was found of it."""
+        """Return the result of a call whose uses and tracked parameters are given."""
         raise NotImplementedError
 
 
 class UseRecorder(_Tracker):
-    """Lists the uses, and the parameters that are used in any other way."""
+    """Records the uses, and the parameters that are used in another way."""
 
     def __init__(self, rules: Mapping[Any, Rule] = RULES) -> None:
         super().__init__(rules)
@@ -152,12 +152,12 @@ class UseRecorder(_Tracker):
         self._others: set[str] = set()
 
     def follow(self, leaves: Parameters) -> None:
-        """Begin anew: a forward pass may be tried twice."""
+        """Forget earlier uses, since a forward pass may be tried twice, and track parameters."""
         super().follow(leaves)
         self._uses, self._calls, self._shapes, self._others = [], [], [], set()
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
-        """The call's own result."""
+        """Record the uses, and return the call's own result."""
         if uses:
             self._uses.extend(use.without_source() for use in uses)
             self._calls.extend([len(self._shapes)] * len(uses))
@@ -167,15 +167,15 @@ class UseRecorder(_Tracker):
         return out
 
     def unused(self) -> list[str]:
-        """Names of the parameters that no call has used."""
+        """Return the names of the parameters that no call has used."""
         used = {use.name for use in self._uses} | self._others
         return [n for n in self._names.values() if n not in used]
 
     def recorded(self) -> ParameterUses:
-        """The uses of all parameters in the pass that was followed.
+        """Return the uses of all parameters in the pass that was followed.
 
-        A parameter is covered by rules only if *every* call that it appears in is understood; one
-        other call puts it with the rest, and so does no call at all.
+        A parameter is covered by rules only if there is a rule for *every* call in which it
+        appears. Otherwise, or if it appears in no call, it belongs to the rest.
         """
         every = list(self._names.values())
         unused = tuple(n for n in every if n not in {use.name for use in self._uses})
@@ -184,7 +184,7 @@ class UseRecorder(_Tracker):
 
 
 class _Perturber(_Tracker):
-    """Adds a variable to the result of every planned call, and keeps the inputs of its uses."""
+    """Adds a variable to the result of every planned call, and stores the inputs of its uses."""
 
     def __init__(self, planned: ParameterUses, added: Sequence[Tensor]) -> None:
         super().__init__()
@@ -193,11 +193,11 @@ class _Perturber(_Tracker):
         self._call = -1
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What a call returns, by operations that are right under vmap."""
+        """Make the call with operations that are right under vmap, and return its result."""
         return call_right(func, args, kwargs)
 
     def seen(self, uses: list[Use], found: list[str], out: Any) -> Any:
-        """The result of the call, and the variable of its cotangent."""
+        """Return the sum of the call's result and the variable of its cotangent."""
         first = len(self.sources)
         planned = self._planned.uses[first : first + len(uses)]
         self._call += 1
@@ -221,7 +221,7 @@ def perturbed(
     rest: Parameters,
     x: Batch,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs `[O]` with `added[k]` put onto the result of the k-th call, and the uses' inputs.
+    """Return the outputs `[O]` with `added[k]` added to the k-th call's result, and uses' inputs.
 
     ∂f/∂added[k] is the cotangent of the uses in the k-th call.
 

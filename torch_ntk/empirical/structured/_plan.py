@@ -1,4 +1,4 @@
-"""The plan of the structured method: which uses there are, and how each weight is contracted."""
+"""The plan of the structured method: the uses of parameters, and the contraction of each weight."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from ._parameter_uses import ParameterUses
 
 @dataclass(frozen=True)
 class Plan:
-    """How every parameter contributes to a kernel.
+    """How the contribution of every parameter to a kernel is computed.
 
     Attributes:
         uses: The uses of all parameters, and the rest.
-        outputs: O.
-        groups: By weight name the indices of its uses.
-        costs: By weight name the order of contraction; absent where the uses of one weight are of
-            different kinds, which only its Jacobian joins.
-        tied: The same for a weight that is an embedding and a linear layer: "tied", its uses
-            contracted with each other, or "jacobian" for one whose P varies.
-        biases: By weight name that of the bias which is contracted with it.
-        channels_last: Names of the convolutions' weights that a pass has with their channels
-            innermost in memory.
+        outputs: The number O of outputs.
+        groups: The indices of each weight's uses, by its name.
+        costs: The order of contraction of each weight, by its name. A weight whose uses have
+            different kinds has none, because only their Jacobians can be added.
+        tied: The order for a weight that is both an embedding and a linear layer: "tied", or
+            "jacobian" if its P varies.
+        biases: The name of the bias that is contracted together with a weight, by the weight's
+            name.
+        channels_last: The names of the convolutions' weights that have their channels innermost in
+            memory during a pass.
     """
 
     uses: ParameterUses
@@ -42,7 +43,7 @@ class Plan:
     channels_last: frozenset[str]
 
     def laid_out(self, params: Parameters) -> Parameters:
-        """The parameters, with weights of convolutions in the layout that every pass wants."""
+        """Return the parameters, with weights of convolutions in the layout of the passes."""
         return {n: channels_last(p) if n in self.channels_last else p for n, p in params.items()}
 
     def is_gram(self, name: str) -> bool:
@@ -50,26 +51,26 @@ class Plan:
         return name in self.costs and self.costs[name].contraction != "jacobian"
 
     def is_joined(self, name: str) -> bool:
-        """Whether this is a bias that is contracted with its weight."""
+        """Whether this is a bias that is contracted together with its weight."""
         return name in self.biases.values()
 
     def uses_of(self, name: str) -> list[Use]:
-        """The uses of this weight."""
+        """Return the uses of this weight."""
         return [self.uses.uses[i] for i in self.groups[name]]
 
     def call_of(self, i: int) -> int:
-        """The call that the i-th use is in."""
+        """Return the index of the call of the i-th use."""
         return self.uses.calls[i]
 
     def _positions_of(self, i: int) -> int:
         return self.uses.uses[i].positions(self.uses.shapes[self.uses.calls[i]])
 
     def positions(self, name: str) -> int:
-        """How many positions the uses of this weight have together."""
+        """Return the number of positions of all uses of this weight."""
         return sum(self._positions_of(i) for i in self.groups[name])
 
     def is_late(self, name: str) -> bool:
-        """Whether less is kept of this weight if its Jacobian or its features are made last."""
+        """Whether making this weight's Jacobian or features as late as possible saves memory."""
         if name not in self.costs and name not in self.tied:
             return False
         use = self.uses_of(name)[0]
@@ -90,7 +91,7 @@ class Plan:
         return total
 
     def largest_features(self) -> int:
-        """Numbers of one sample's features, where they are gathered last and for all samples."""
+        """Return the largest number of features per sample that are made late."""
         late = [n for n in self.groups if self.is_gram(n) and not self.is_joined(n)]
         sizes = [
             self.positions(n) * self.uses_of(n)[0].groups * self.uses_of(n)[0].inputs
@@ -100,7 +101,7 @@ class Plan:
         return max(sizes, default=0)
 
     def done_after(self, name: str) -> set[int]:
-        """Calls whose cotangents no weight after this one asks for."""
+        """Return the calls whose cotangents no weight after this one needs."""
         asking = [n for n in self.groups if not self.is_joined(n)]
         after = asking[asking.index(name) + 1 :]
         own, later = (
@@ -109,12 +110,12 @@ class Plan:
         return own - later
 
     def size(self, name: str, entries: int, alone: bool) -> int:
-        """How many numbers are kept of one sample for a parameter with so many entries.
+        """Return how many numbers of one sample are stored for a parameter.
 
         Args:
-            name: Of the parameter.
-            entries: Its size.
-            alone: Whether Jacobians and features are made last where that is less.
+            name: The name of the parameter.
+            entries: The number of its entries.
+            alone: Whether Jacobians and features are made late if that saves memory.
         """
         if self.is_joined(name):
             return 0
@@ -125,7 +126,7 @@ class Plan:
         return self.costs[name].size if self.is_gram(name) else self.outputs * entries
 
     def numbers_per_sample(self, params: Parameters, alone: bool) -> int:
-        """How many numbers all factors of one sample are; see `size`."""
+        """Return the number of entries of all factors of one sample; see `size`."""
         return sum(self.size(n, p.numel(), alone) for n, p in params.items())
 
 
@@ -133,8 +134,8 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
     """Choose the contraction of each weight.
 
     Args:
-        job: The kernel. Parameters with different keys are contracted apart.
-        uses: Of its parameters.
+        job: The kernel. Parameters with different keys are contracted separately.
+        uses: The uses of its parameters.
         innermost: Whether convolutions on a CPU run with their channels innermost in memory.
     """
     groups = uses.groups()
@@ -149,9 +150,9 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
             positions = [uses.uses[i].positions(uses.shapes[uses.calls[i]]) for i in indices]
             found = contraction_costs(job, own[0], sum(positions))
             if varies and not own[0].has_one_feature:
-                # No Gram matrix has P in it that differs from entry to entry.
+                # A Gram matrix cannot contain a P that varies within the weight.
                 found = {k: cost for k, cost in found.items() if k in ("jacobian", "pairs")}
-            # A contraction over no positions at all is not worth a form of its own.
+            # A weight that is used at no position needs no other form.
             costs[name] = cheapest(found) if sum(positions) else found["jacobian"]
     grams = {n for n, cost in costs.items() if cost.contraction != "jacobian"}
     biases = {
@@ -159,7 +160,7 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
         for weight, bias in _biases(uses, groups)
         if weight in grams
         and job.keys[weight] == job.keys[bias]
-        # They share their cotangents, which take the P of neither.
+        # They share their cotangents, which cannot be multiplied by the P of one of them.
         and not job.precondition.varies(weight)
         and not job.precondition.varies(bias)
     }
@@ -170,9 +171,10 @@ def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Pl
 def _cost_of_tied(
     job: KernelJob, uses: list[Use], shapes: list[torch.Size], varies: bool
 ) -> ContractionCost | None:
-    """What an embedding takes that is a linear layer too; where P `varies`, by its Jacobian.
+    """Return the cost of a weight that is both an embedding and a linear layer.
 
-    None if the weight is used in any other way, or if its Jacobian takes less.
+    If its P `varies`, this is the cost of its Jacobian. The result is None if the weight is used in
+    any other way, or if its Jacobian costs less.
     """
     looked_up = [u for u in uses if type(u) is EmbeddingUse]
     applied = [u for u in uses if type(u) is LinearUse]
@@ -197,7 +199,7 @@ def _cost_of_tied(
 
 
 def _biases(uses: ParameterUses, groups: Mapping[str, list[int]]) -> Iterator[tuple[str, str]]:
-    """Pairs of a weight and a bias that are used together, once in every call of either."""
+    """Yield pairs of a weight and a bias that are each used once in the same calls."""
     for bias, indices in groups.items():
         own = [uses.uses[i] for i in indices]
         joins = {use.joins if isinstance(use, BiasUse) else None for use in own}
