@@ -97,7 +97,7 @@ class Computation:
         x1 = fn.input("x1", self.x1)
         x2 = None if self.x2 is None or self.x2 is self.x1 else second_input(fn, x1, self.x2)
         repetition = None
-        if repeats:
+        if repeats and self.method != "vector_product":
             repetition = Repetition(fn, x1, x2, scales, self.given[0], self._settings)
         recorder = UseRecorder(RULES if self.method in ("auto", "structured") else {})
         known = None if repetition is None else repetition.forward

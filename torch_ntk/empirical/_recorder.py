@@ -344,6 +344,12 @@ def unrecorded() -> Iterator[None]:
         _pauses -= 1
 
 
+def refuse_recording() -> None:
+    """Abort a recording: what follows has forward-mode derivatives, or nothing to compare."""
+    if _active is not None:
+        raise NotRecordedError
+
+
 def note(value: object) -> None:
     """Append a value to `noted` of the active recorder, if there is one."""
     if _active is not None:

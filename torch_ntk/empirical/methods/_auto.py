@@ -9,6 +9,7 @@ from ..._functional import CannotTransformError
 from ...memory import budget
 from .._job import KernelJob
 from .._parts import Kernels
+from .._recorder import refuse_recording
 from ..inspect import forward_operations
 from ..structured import StructuredMethod, UseRecorder, UsesChangedError
 from ._jacobian import JacobianMethod, jacobian_bytes
@@ -53,6 +54,7 @@ def by_auto(job: KernelJob, recorder: UseRecorder) -> Kernels:
     if job.fn.products != job.fn.dtype:
         raise OnePrecisionError
     if choose(job) == "vector_product":
+        refuse_recording()
         try:
             return by_vector_products(job)
         except ArgumentError:
