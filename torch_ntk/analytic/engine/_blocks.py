@@ -71,7 +71,7 @@ def block_sizes(
 def _of_regions(
     task: Task, parts: Partition, shape: tuple[int, int], available: int, entries: int
 ) -> tuple[int, int]:
-    """Blocks of about a second at most, as loops need little memory for a pair."""
+    """Return blocks that take about a second, as loops need little memory for a pair."""
     work = sum(
         math.prod(positions) * r.displacements(positions)
         for r in parts.regions
@@ -94,13 +94,13 @@ def _of_regions(
 
 
 def _coefficients(region: Region, step: int) -> int:
-    """How many coefficients the series of a step has at most."""
+    """Return the largest number of coefficients of a series; 0 without one."""
     fused = region.fused.get(step)
     return 0 if fused is None or fused.formula.series is None else fused.formula.series.most
 
 
 def images_at_once(task: Task, like: torch.Tensor) -> int:
-    """How many images of a side may have their variances in memory: half of the budget for all."""
+    """Return how many images may have variances in memory, for half of the budget."""
     steps = zip(task.program.steps, task.plan.variances, strict=True)
     each = 0
     for step, needed in steps:
@@ -114,7 +114,7 @@ def images_at_once(task: Task, like: torch.Tensor) -> int:
 def blocks(
     task: Task, parts: Partition, sizes: BlockSizes, shape: tuple[int, int]
 ) -> Iterator[Block]:
-    """The blocks of the matrix; of a symmetric one, those that reach its upper half."""
+    """Yield the blocks of the matrix; of a symmetric one, those of its upper half."""
     first = WithinImages(task, parts, 0)
     second = first if task.symmetric else WithinImages(task, parts, 1)
     for a, b in ranges(0, shape[0], sizes.images):

@@ -54,7 +54,7 @@ def with_kernels(program: Program, like: Tensor) -> Partition:
 
 
 def _problem(program: Program, parts: Partition, like: Tensor) -> str:
-    """What is wrong with the kernels of a program, or nothing."""
+    """Return what is wrong with the kernels of a program, or an empty string."""
     small = _two_images(program)
     options = Options(None, False)
     try:
@@ -75,7 +75,7 @@ def _problem(program: Program, parts: Partition, like: Tensor) -> str:
 
 
 def _two_images(program: Program) -> Program:
-    """The program for two random images, as those at hand may be equal, 0 or not finite."""
+    """Return the program for two random images: given ones may be equal or not finite."""
     steps = []
     generator = torch.Generator().manual_seed(0)
     for step in program.steps:

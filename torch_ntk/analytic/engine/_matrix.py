@@ -61,7 +61,7 @@ def matrix(
 
 
 def _new_pairs(block: Block, symmetric: bool) -> int:
-    """How many pairs a block adds to what is done; of a symmetric matrix, to its upper half."""
+    """Return how many new pairs a block has; of a symmetric matrix, in its upper half."""
     one, two = block.rows, block.columns
     if not symmetric:
         return len(one) * len(two)
@@ -74,7 +74,7 @@ def _new_pairs(block: Block, symmetric: bool) -> int:
 
 
 def _put(whole: Tensor | None, part: Tensor, block: Block, shape: tuple[int, int]) -> Tensor:
-    """The matrix with a block in its place; it is the block itself if that is everything."""
+    """Return the matrix with a block in its place; the block itself if it is everything."""
     if block.shape == shape and part.is_contiguous():
         return part
     if whole is None:

@@ -10,7 +10,7 @@ from ...memory import in_bytes
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller says about a computation; none of it changes the result.
+    """Options of a caller for a computation; none of them changes the result.
 
     Attributes:
         max_memory: Bytes that the blocks may take together; None chooses from what is free.

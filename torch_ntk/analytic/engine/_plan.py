@@ -1,4 +1,4 @@
-"""What of each value must be computed, found before anything is."""
+"""Find which part of each value the network depends on, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..operations import Input
 
 @dataclass(frozen=True)
 class Plan:
-    """In which form the values of a program are computed.
+    """The form in which each value of a program is computed.
 
     Attributes:
         full: Per step, whether for all pairs of positions, because an average over positions
@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def variances_need_pairs(self) -> bool:
-        """Whether variances can only be had from the covariances within each image."""
+        """Whether variances depend on the covariances between positions of an image."""
         return any(v and m for v, m in zip(self.variances, self.mixed, strict=True))
 
 
@@ -55,7 +55,7 @@ def plan(program: Program) -> Plan:
 
 
 def _variances(program: Program, distance: bool) -> list[bool]:
-    """Of which values the variances are needed: of all if covariances are kept as distances.
+    """Return per value whether its variances are needed: all for distances.
 
     They are computed step by step, so those of a step's inputs are needed as well.
     """

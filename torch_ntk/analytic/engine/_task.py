@@ -1,4 +1,4 @@
-"""What is evaluated, and for which images."""
+"""A computation, and blocks of the pairs of images that it is for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..operations import Variances, spread
 from ._plan import Plan
 
 StepVariances: TypeAlias = tuple[Tensor | None, ...]
-"""Per step the variances of its value in some images `[n, P, Q]`, or None where not needed."""
+"""Per step the variances of its value in some images, `[n, P, Q]`; None if not needed."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many there are of either."""
+        """The numbers of rows and of columns."""
         return len(self.rows), 1 if self.paired else len(self.columns)
 
     def variances(self, step: int, full: bool) -> Variances | None:
-        """Of the value of a step, shaped to broadcast with its state."""
+        """Return the variances of a value, shaped to broadcast with its state."""
         q1, q2 = self.rows.variances[step], self.columns.variances[step]
         if q1 is None or q2 is None:
             return None
@@ -77,7 +77,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Task:
-    """What is evaluated, for whatever block.
+    """A computation, independent of the block of pairs.
 
     Attributes:
         program: The network.
@@ -92,7 +92,7 @@ class Task:
     symmetric: bool
 
     def identical(self, first: Tensor, second: Tensor) -> Tensor:
-        """Which of some pairs are an image with itself, or with an exact copy of it.
+        """Return which of some pairs are an image with itself, or with an exact copy.
 
         Args:
             first: Numbers of images of the first side.

@@ -60,7 +60,7 @@ def _from_variances(task: Task, side: int, which: slice) -> StepVariances:
 
 
 def _from_pairs(task: Task, side: int, which: slice) -> StepVariances:
-    """By way of the covariances between all positions of each image, `[n, 1, P, Q, P', Q']`."""
+    """Compute them by the covariances between all positions, `[n, 1, P, Q, P', Q']`."""
     plan = task.plan
     states: dict[int, State] = {}
     found: list[Tensor | None] = []

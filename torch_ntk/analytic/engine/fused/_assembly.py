@@ -24,7 +24,7 @@ _VECTOR = Place((LANES // ROUND, ROUND), (1, 1), ROUND, 0, LANES + ROUND)
 
 @dataclass(frozen=True)
 class Term:
-    """What a formula needs of an image: one number for each of its positions.
+    """Numbers of an image that a formula uses, one for each position.
 
     Attributes:
         step: Of which step; of known features it is a channel.
@@ -59,7 +59,7 @@ class Load:
 
 
 class Assembly:
-    """What a region is evaluated with, whatever the images.
+    """The passes of a region and the places of all values in memory, for any images.
 
     Attributes:
         region: What is evaluated.
@@ -125,7 +125,7 @@ class Assembly:
     # -- what loops are given ----------------------------------------------------------------
 
     def tables(self, terms: Sequence[Term], starts: Sequence[int]) -> Integers:
-        """Per term where it goes, where it comes from, its positions, scale and width."""
+        """Return per term where it goes, where it comes from, its positions, scale and width."""
         rows = [
             [t.start, s, *t.place.positions, t.place.scale[1], t.place.width]
             for t, s in zip(terms, starts, strict=True)
@@ -134,26 +134,26 @@ class Assembly:
 
     @property
     def plain_terms(self) -> int:
-        """How many terms are not for equal values."""
+        """The number of terms that belong to formulas for different values."""
         return sum(not t.exact for t in self.terms)
 
     @property
     def plain_length(self) -> int:
-        """Room for these terms of an image."""
+        """The length of these terms of an image."""
         return max(1, self._ends[0])
 
     @property
     def term_length(self) -> int:
-        """Room for all terms of an image."""
+        """The length of all terms of an image."""
         return max(1, *self._ends)
 
     @property
     def mask_length(self) -> int:
-        """Room for all masks."""
+        """The length of all masks."""
         return max(1, sum(self._room(p) for p in self.masks))
 
     def mask_table(self) -> Integers:
-        """As `tables`, of the masks."""
+        """Return the rows of `tables` for the masks."""
         starts = np.cumsum([0, *(self._room(p) for p in self.masks)])
         terms = [Term(0, 0, p, int(s), False) for p, s in zip(self.masks, starts, strict=False)]
         return self.tables(terms, [0] * len(terms))
@@ -193,7 +193,7 @@ class Assembly:
         self.terms.sort(key=lambda t: t.exact)  # without changing the order otherwise
 
     def _chains(self) -> list[list[int]]:
-        """Steps, each with those after it that alone take its value and have no filter."""
+        """Return chains of steps: each with those after it that alone take its value."""
         region, steps = self.region, self._program.steps
         users = [j for s in steps for j in s.inputs]
         ends: dict[int, list[int]] = {}
@@ -215,7 +215,7 @@ class Assembly:
         return sorted(ends.values(), key=lambda c: c[-1])
 
     def _goes_on(self, chain: list[int]) -> bool:
-        """Whether more may be done in the same pass: a nonlinear operation ends it.
+        """Return whether the pass may contain further steps: a nonlinear operation ends it.
 
         Otherwise the code of networks without filters would grow with their depth.
         """
@@ -225,7 +225,7 @@ class Assembly:
         )
 
     def _last_uses(self, chains: list[list[int]]) -> dict[int, int]:
-        """Per value the end of the chain that takes it last; the values of sums stay."""
+        """Return per value the end of the last chain that takes it; values of sums stay."""
         found: dict[int, int] = {}
         for steps in chains:
             for i in steps:
@@ -240,7 +240,7 @@ class Assembly:
         return _VECTOR if self.region.layout is None else self.region.layout.places[i]
 
     def _slot(self, i: int) -> Slot:
-        """Room for the value of a step."""
+        """Reserve memory for the value of a step."""
         place = self._place(i)
         free = self._free.setdefault((place.width, place.above, place.length), [])
         if free:
@@ -260,7 +260,7 @@ class Assembly:
         return (copies * place.positions[0] + 1) * place.width + 2 * ROUND
 
     def _term(self, step: int, index: int, *, exact: bool = False) -> tuple[int, int]:
-        """Where a term of a step is in those of the first and of the second image."""
+        """Add a term of a step, and return where it is in those of either image."""
         place = self._place(step)
         if self.region.layout is None:
             start = len(self.terms)
@@ -284,7 +284,7 @@ class Assembly:
             self._ends[1] += count * self._room(self._place(i))
 
     def length(self, i: int) -> tuple[int, int]:
-        """How many odd and even coefficients there are in the series of a step, with zeros."""
+        """Return the number of odd and of even coefficients of a series, zeros included."""
         fused = self.region.fused.get(i)
         if fused is None or fused.formula.series is None:
             return 0, 0
@@ -292,7 +292,7 @@ class Assembly:
         return odd, even
 
     def _coefficients(self, i: int) -> Coefficients | None:
-        """Where the coefficients of the series of a step are."""
+        """Return the places of the coefficients of a series; None if the step has none."""
         lengths = self.length(i)
         if not any(lengths):
             return None
@@ -304,7 +304,7 @@ class Assembly:
         return Coefficients(start, steps, (lengths[0] // TOGETHER, lengths[1] // TOGETHER))
 
     def _mask(self, place: Place) -> int:
-        """Where the mask of a place is."""
+        """Return where the mask of a place begins."""
         if self.region.layout is None:
             return 0
         if place not in self.masks:
@@ -337,7 +337,7 @@ class Assembly:
         )  # fmt: skip
 
     def extent(self, i: int) -> Extent:
-        """What is kept outside of the value of a step."""
+        """Return which displacements of a value are kept outside of the loop."""
         return Extent.within(self._program.steps[i].positions, self.region.kept.get(i, (0, 0)))
 
     def _number(self, numbers: Sequence[float]) -> int:
@@ -386,6 +386,6 @@ class Assembly:
 
 
 def _reads_first(taps: Filter) -> bool:
-    """Whether a filter has read everything before anything is written; see `_source.py`."""
+    """Return whether a filter reads everything before it writes anything; see `_source.py`."""
     several = len(taps.rows.shifts) > 1 and len(taps.columns.shifts) > 1
     return several or taps.strides != (1, 1)

@@ -454,7 +454,7 @@ _AROUND = {
 
 
 class Tile(NamedTuple):
-    """How many sums of products are in registers at once.
+    """The sums of products that are in registers at once.
 
     Attributes:
         rows: First vectors.
@@ -474,7 +474,7 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=2)
 def tile(double: bool) -> Tile:
-    """As many sums as the registers of this processor hold, next to what is multiplied."""
+    """Return the largest tile that the registers of this processor hold, beside its factors."""
     from llvmlite import binding  # type: ignore[import-untyped]  # slow to import
 
     features = binding.get_host_cpu_features()

@@ -31,7 +31,7 @@ _CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
 
 
 class _Averages(NamedTuple):
-    """What averages over some positions do.
+    """Averages over some positions as tables for the loop.
 
     Attributes:
         table: Per average the slot of what it averages (origin, half), where K and Θ of the result
@@ -72,7 +72,7 @@ class RegionEvaluation:
         self._assemble({})
 
     def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
-        """The values that are needed outside.
+        """Return the values that are needed outside.
 
         Args:
             block: For which pairs.
@@ -175,7 +175,7 @@ class RegionEvaluation:
         in_threads(work, count)
 
     def _laid_out(self, images: Images, side: int) -> Array:
-        """The terms of some images where loops over the same positions read them, `[n, length]`."""
+        """Return the terms of some images as loops over the same positions read them."""
         a = self._assembly
         to = self._empty(len(images), a.term_length)
         for t, value in zip(
@@ -185,7 +185,7 @@ class RegionEvaluation:
         return to
 
     def _mask(self) -> Array:
-        """The masks of all places, in the same way."""
+        """Return the masks of all places in the same form."""
         a = self._assembly
         to: Array = self._empty(1, a.mask_length)
         for place, row in zip(a.masks, a.mask_table(), strict=True):
@@ -202,7 +202,7 @@ class RegionEvaluation:
             rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
 
     def _row(self, step: int, slot: Slot, start: int) -> list[int]:
-        """Where a value is inside and outside of the loops."""
+        """Return where a value is inside and outside of the loops."""
         extent = self._assembly.extent(step)
         return [slot.origin, slot.half, start, start + extent.entries, *slot.place.positions,
                 *slot.place.scale, slot.place.width, *extent.displacements]  # fmt: skip
@@ -217,7 +217,7 @@ class RegionEvaluation:
         return np.array([d for d in range(count) if d <= reach or count - d <= reach], np.int64)
 
     def _averages(self) -> _Averages:
-        """What averages over some positions do, for the loop."""
+        """Return the averages over some positions as tables for the loop."""
         rows: list[list[int]] = []
         windows: list[int] = []
         weights: list[float] = []
@@ -286,7 +286,7 @@ class RegionEvaluation:
         return made
 
     def _scalars(self, images: Images, side: int) -> Array:
-        """The terms of some vectors, `[n, terms]`."""
+        """Return the terms of some vectors, `[n, terms]`."""
         parts = []
         values: dict[int, tuple[Tensor, ...]] = {}
         for t in self._assembly.terms:
@@ -337,7 +337,7 @@ class RegionEvaluation:
         )
 
     def _rows(self, parts: Sequence[Tensor], n: int) -> Array:
-        """Features of first vectors, with rows of zeros up to a whole number of tiles."""
+        """Return features of first vectors, with zeros up to a whole number of tiles."""
         whole = _beside(parts, self._like.new_zeros(n, 1))
         short = -n % TOGETHER
         if short:
@@ -345,7 +345,7 @@ class RegionEvaluation:
         return whole.contiguous().numpy()
 
     def _columns(self, parts: Sequence[Tensor], m: int) -> Array:
-        """Of second vectors, `[tiles, channels, vectors of a tile]`."""
+        """Return features of second vectors as `[tiles, channels, vectors of a tile]`."""
         width = tile(self._form.double).columns
         whole = _beside(parts, self._like.new_zeros(m, 1))
         to = aligned((-(-m // width), whole.shape[1], width), self._dtype)

@@ -80,7 +80,7 @@ def folder() -> Path | None:
 
 
 def _is_ours_alone(path: Path) -> bool:
-    """Whether nobody else can write it: Numba would run whatever is put there."""
+    """Return whether nobody else can write a path: Numba runs whatever is put there."""
     if not hasattr(os, "getuid"):
         return True  # profiles of Windows are private
     found = path.lstat()
@@ -108,7 +108,7 @@ def _written(source: str) -> Path | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All at once. With a fixed time, as Numba takes a later one for another content."""
+    """Write a file at once, with a fixed time: Numba takes a later one for new content."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

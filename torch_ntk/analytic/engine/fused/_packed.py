@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Extent:
-    """What is kept of a value.
+    """The positions and displacements at which a value is kept.
 
     Attributes:
         positions: `(P, Q)`.
@@ -34,7 +34,7 @@ class Extent:
 
     @classmethod
     def within(cls, positions: Pair, reach: Pair) -> Extent:
-        """All displacements that are at most `reach`."""
+        """Return the extent with all displacements that are at most `reach`."""
         rows, columns = (min(n, 2 * r + 1) for n, r in zip(positions, reach, strict=True))
         return cls(positions, (rows, columns))
 
@@ -81,7 +81,7 @@ Value = State | Packed
 
 @lru_cache(maxsize=32)
 def _order(extent: Extent) -> Tensor:
-    """Where each entry is in `[P, Q, P, Q]`."""
+    """Return where each kept entry is in `[P, Q, P, Q]`."""
     (p, q), counts = extent.positions, extent.displacements
     y, x = torch.arange(p)[:, None], torch.arange(q)
     down, right = (_displacements(n) for n in counts)
@@ -90,6 +90,6 @@ def _order(extent: Extent) -> Tensor:
 
 
 def _displacements(count: int) -> Tensor:
-    """The displacements with the numbers 0 … count."""
+    """Return the displacements with the numbers 0 … count - 1."""
     numbers = torch.arange(count)
     return torch.where(numbers > count // 2, numbers - count, numbers)

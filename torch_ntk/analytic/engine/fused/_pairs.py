@@ -15,7 +15,7 @@ from ._packed import Packed, Value
 from ._region import Region
 
 Length = Callable[[int], tuple[int, int]]
-"""Of a step, how many coefficients its series has."""
+"""From a step to the number of odd and of even coefficients of its series."""
 
 
 def _nothing(_: int) -> tuple[int, int]:
@@ -55,7 +55,7 @@ class Pairs:
     def terms(
         self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
     ) -> tuple[Tensor, list[int]]:
-        """The terms of some images, one after the other, and where each begins."""
+        """Return the terms of some images, one after the other, and where each begins."""
         parts = [v.flatten(1) for v in self.each_term(images, side, terms, length)]
         starts = itertools.accumulate((part.shape[1] for part in parts), initial=0)
         whole = torch.cat(parts, 1) if parts else self._like.new_zeros(len(images), 1)
@@ -64,7 +64,7 @@ class Pairs:
     def each_term(
         self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
     ) -> Iterator[Tensor]:
-        """The terms of some images, `[n, P, Q]` each."""
+        """Yield the terms of some images, `[n, P, Q]` each."""
         values: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
         for t in terms:
             key = t.step, t.exact
@@ -75,7 +75,7 @@ class Pairs:
     def values(
         self, images: Images, side: int, step: int, exact: bool, length: tuple[int, int]
     ) -> tuple[Tensor, ...]:
-        """All terms of a step in some images, `[n, P, Q]` each.
+        """Return all terms of a step in some images, `[n, P, Q]` each.
 
         Args:
             images: Which images.
@@ -100,7 +100,7 @@ class Pairs:
         return tuple(v.to(self._like.dtype).expand(len(images), p, q) for v in found)
 
     def lengths(self, block: Block) -> dict[int, tuple[int, int]]:
-        """How many coefficients the series of every step need for the pairs of a block."""
+        """Return how many coefficients each series needs for the pairs of a block, by step."""
         found = {}
         for i, fused in self._region.fused.items():
             if (series := fused.formula.series) is not None:
@@ -113,7 +113,7 @@ class Pairs:
     def packed(
         self, states: Mapping[int, Value], pairs: Tensor, block: Block, assembly: Assembly
     ) -> Tensor:
-        """The values that a region takes of some pairs, one after the other, `[n, numbers]`.
+        """Return the values that a region takes of some pairs, one after the other, `[n, numbers]`.
 
         Args:
             states: Of the values that the region takes.
@@ -139,7 +139,7 @@ class Pairs:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
 
     def sums(self, block: Block, pairs: Tensor, sums: Tensor) -> dict[int, Value]:
-        """The states of sums over positions.
+        """Return the states of sums over positions.
 
         Args:
             block: For which pairs.
@@ -160,7 +160,7 @@ class Pairs:
     def states(
         self, block: Block, pairs: Tensor, outputs: Tensor, assembly: Assembly, *, packed: bool
     ) -> dict[int, Value]:
-        """The states of all other values of a region.
+        """Return the states of all other values of a region.
 
         Args:
             block: For which pairs.
@@ -192,6 +192,6 @@ class Pairs:
 
 
 def _places(block: Block, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Where pairs are in a block."""
+    """Return the rows and columns of a block in which pairs are."""
     rows, columns = pairs[:, 0], pairs[:, 1]
     return rows, torch.zeros_like(columns) if block.paired else columns

@@ -11,7 +11,7 @@ from ._windows import Windows
 
 
 class Shape(Enum):
-    """What is one image in the loops of a region."""
+    """The pictures that loops go over one by one."""
 
     DISPLACEMENTS = "all pairs of positions, image by image of one displacement"
     SAME_POSITIONS = "the same position in both images, pair by pair"
@@ -52,14 +52,14 @@ class Region:
 
     @property
     def full(self) -> bool:
-        """Whether for all pairs of positions."""
+        """Whether values have all pairs of positions."""
         return self.shape is Shape.DISPLACEMENTS
 
     def summed(self, i: int) -> bool:
-        """Whether a step is a sum over positions of what the loop has found."""
+        """Return whether a step is a sum over positions of a value of the loop."""
         return i in self.collectors or i in self.averages
 
     def displacements(self, positions: Pair) -> int:
-        """The number of displacements at which a value with these positions is computed."""
+        """Return the number of displacements at which a value of this size is computed."""
         p, q = (min(n, 2 * r + 1) for n, r in zip(positions, self.reach, strict=True))
         return p * q

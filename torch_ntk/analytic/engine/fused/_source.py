@@ -63,25 +63,25 @@ image, at scale 1, and how many rows less than these it has."""
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a value is: its covariances from `origin` on, its tangent kernel `half` later."""
+    """The memory of a value: covariances from `origin` on, the tangent kernel `half` later."""
 
     place: Place
     start: int
 
     @property
     def origin(self) -> int:
-        """Of the entry in the first row and column."""
+        """The place of the entry in the first row and column."""
         return self.start + self.place.above
 
     @property
     def half(self) -> int:
-        """From covariances to tangent kernels."""
+        """The distance from a covariance to its tangent kernel."""
         return self.place.length
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Where the coefficients of a series are.
+    """The places of the coefficients of a series among the terms of images.
 
     Attributes:
         starts: Where they begin in the terms of the first and of the second image.

@@ -27,7 +27,7 @@ class Windows:
     around: tuple[tuple[tuple[int, float], ...], ...]
 
     def reach(self, displacement: int) -> int:
-        """The largest displacement of positions that results at most `displacement` apart need."""
+        """Return the largest displacement that results at most `displacement` apart depend on."""
         read = [(o, s) for s, each in enumerate(self.around) for o, _ in each if o >= 0]
         return max(
             (abs(t - s) for o, s in read for p, t in read if abs(p - o) <= displacement), default=0
@@ -35,7 +35,7 @@ class Windows:
 
 
 def windows(operation: Operation) -> tuple[Windows, Windows] | str:
-    """The windows of an operation that is an average, along either axis; else why there are none.
+    """Return the windows of an average along either axis, or why an operation has none.
 
     Args:
         operation: Any operation without a fused form.
@@ -55,7 +55,7 @@ def _windows(matrix: Tensor) -> Windows | None:
 
 @lru_cache(maxsize=256)
 def _of_weights(weights: tuple[tuple[float, ...], ...]) -> Windows | None:
-    """From the weights of each position in all results."""
+    """Return the windows from the weights of each position in all results."""
     around = []
     for row in weights:
         found = [(o, w) for o, w in enumerate(row) if w]

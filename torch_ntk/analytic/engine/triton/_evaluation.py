@@ -60,7 +60,7 @@ class KernelEvaluation:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that the kernel depends on but the samples and numbers of formulas."""
+        """A hash of all that the kernel depends on, except samples and numbers of formulas."""
         found = (self._source, self._inputs, self._stored, self._assembly.collected, self._layout)
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
@@ -118,7 +118,7 @@ class KernelEvaluation:
         return table.flatten().to(self._like.device)
 
     def _instances(self) -> int:
-        """How many program instances the device holds at once."""
+        """Return how many program instances the device holds at once."""
         if self._like.device.type != "cuda":
             return _INSTANCES  # in Triton's interpreter
         of = torch.cuda.get_device_properties(self._like.device)

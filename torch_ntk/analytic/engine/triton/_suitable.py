@@ -1,4 +1,4 @@
-"""Which regions have a kernel, and on which devices."""
+"""Decide which regions have a kernel, and on which devices."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..fused import Partition, Region, Shape
 
 
 def unusable(device: torch.device) -> str:
-    """Why there are no kernels on a device, or nothing."""
+    """Return why there are no kernels on a device, or an empty string."""
     if device.type != "cuda":
         return f"fused loops are for the CPU and for CUDA, not for {device.type}"
     return "" if find_spec("triton") else "Triton is not installed"
 
 
 def suitable(program: Program, parts: Partition) -> Partition:
-    """The same with single steps in place of regions that have no kernel."""
+    """Return a partition with single steps in place of regions that have no kernel."""
     units: list[Region | int] = []
     reasons = dict(parts.reasons)
     for unit in parts.units:
@@ -35,7 +35,7 @@ def suitable(program: Program, parts: Partition) -> Partition:
 
 
 def _problem(region: Region) -> str:
-    """Why a region has no kernel, or nothing."""
+    """Return why a region has no kernel, or an empty string."""
     if region.shape is Shape.VECTORS or region.layout is None:
         return "tensor operations take pairs of vectors on a GPU"
     if region.inputs:
