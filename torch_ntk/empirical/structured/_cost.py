@@ -24,8 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from .._job import KernelJob
 from ..rules import Use
 
@@ -37,9 +35,6 @@ _TRAFFIC = 100.0
 _IN_PIECES = 200.0
 # The time of an operation of a product in float64, relative to float32.
 _DOUBLE = 2.0
-# The time of an operation with a Jacobian on a CPU in float32, relative to a large Gram matrix: its
-# products have small matrices, one for each sample, and then one row for each sample.
-_SMALL_PRODUCTS = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,10 +73,7 @@ def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, Con
 
     gram = 2.0 * places * (use.gram_width + per_pair * b + entries)
     forming, contracted = 2.0 * samples * o * use.forming(t), 2.0 * pairs * per_pair * size
-    small = 1.0
-    if job.fn.device.type == "cpu" and job.fn.dtype == torch.float32:
-        small = _SMALL_PRODUCTS
-    by_jacobian = small * (forming + price * contracted) + _TRAFFIC * samples * o * size
+    by_jacobian = forming + price * contracted + _TRAFFIC * samples * o * size
     found = [
         ContractionCost("gram", gram, kept, price * gram + _TRAFFIC * places * entries),
         ContractionCost("jacobian", forming + contracted, o * size, by_jacobian),
