@@ -109,8 +109,9 @@ def analytic_kernels(
 
     Raises:
         ValueError: The network has no such limit (`nn.Linear` without `standard=`, batch
-            normalization, max pooling, weights used twice, …); the message names the node, the
-            reason and a remedy. Or the inputs are not finite.
+            normalization, max pooling, weights used twice, …), or samples depend on each other
+            (`x - x.mean(0)`); the message names the node, the reason and a remedy. Or the inputs
+            are not finite.
         TypeError: The network cannot be traced, or an argument has a wrong type.
 
     References:

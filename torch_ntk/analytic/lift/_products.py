@@ -12,6 +12,7 @@ from torch import Tensor
 from ..operations import Product
 from ._arrange import rearranged
 from ._builder import Builder
+from ._coupling import coupled
 from ._linear_maps import weighted
 from ._values import Data, Units, Value
 
@@ -104,6 +105,8 @@ def with_known(
             "Multiply by a bounded function of them, torch.sigmoid for example.",
         )
     known, random = (x, y) if isinstance(x, Data) else (y, x)
+    if not known.is_tensor:
+        raise coupled(f"a {name} with a number at {b.node!r} that differs between x1 and x2")
     if name == "div":
         known = Data(*(1 / _floating(t) for t in (known.first, known.second)))
     for t in (known.first, known.second):

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from ..._functional import Batch
 from ...activations._lookup import is_registered, registered_functions
 from .._program import Program
 from ._builder import Builder
+from ._coupling import coupled, refuse_coupled
 from ._functions import ATTRIBUTES, DROPOUT_FUNCTIONS, METHOD_RULES, function_rule
 from ._in_place import overwritten, read_later
 from ._modules import DROPOUTS, REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
 from ._standard import Standard
-from ._values import Data, Elementwise, Joined, Value
-
-_RANDOM = (Value, Elementwise, Joined)
+from ._values import RANDOM, Data, leaves, side
 
 
 class _Tracer(fx.Tracer):
@@ -141,7 +140,7 @@ def _recording(function: Any) -> Any:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         kwargs = {**named, **kwargs}
-        for argument in _leaves((args, kwargs)):
+        for argument in leaves((args, kwargs)):
             if isinstance(argument, fx.Proxy):
                 return argument.tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)
@@ -166,9 +165,31 @@ class _Reader:
             if node.op == "placeholder":
                 continue
             if node.op == "output":
-                return self._output(self._of(node.args[0]))
+                made = self._output(self._of(node.args[0]))
+                samples = self._builder.samples
+                refuse_coupled(self._graph, self._values, x, samples, self._evaluated)
+                return made
             self._values[node] = self._node(node)
         raise AssertionError("a graph ends with its output")
+
+    def _evaluated(self, x: Any, samples: int, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+        """Return the values of all nodes, of which some known ones are evaluated for a batch x."""
+        b = self._builder
+        builder = Builder(b.dtype, (samples, samples), True, b.standard, b.training, b.device)
+        other = _Reader(self._module, self._graph, builder)
+        other._values.update(self._values)
+        other._take(x)
+        with torch.no_grad():
+            for node in nodes:
+                builder.node = _label(node)
+                try:
+                    other._values[node] = other._node(node)
+                except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    raise coupled(
+                        f"{node.name!r}, computed from the inputs, which fails for a batch of "
+                        f"{samples} copies of one sample: {error}".rstrip(". ")
+                    ) from error
+        return other._values
 
     def _take(self, x: Any) -> None:
         """Assign the entries of the batch to the arguments of the forward."""
@@ -205,7 +226,7 @@ class _Reader:
                 )
 
     def _output(self, output: Any) -> Program:
-        if isinstance(output, _RANDOM):
+        if isinstance(output, RANDOM):
             return self._builder.program(output)
         if isinstance(output, Data):
             raise value_error(
@@ -229,7 +250,7 @@ class _Reader:
         args, kwargs = self._of(node.args), self._of(node.kwargs)
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
-        random = any(isinstance(a, _RANDOM) for a in _leaves((args, kwargs)))
+        random = any(isinstance(a, RANDOM) for a in leaves((args, kwargs)))
         if self._writes(node):
             args, kwargs = _copied(args), _copied(kwargs)
         if node.op == "call_module":
@@ -301,13 +322,13 @@ class _Reader:
 
     def _known(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of known values, for x1 and for x2."""
-        leaves = [a for a in _leaves((args, kwargs)) if isinstance(a, Data)]
-        first = _side(args, 0), _side(kwargs, 0)
+        given = [a for a in leaves((args, kwargs)) if isinstance(a, Data)]
+        first = side(args, 0), side(kwargs, 0)
         with _without_randomness(self._builder):
             one = function(*first[0], **first[1])
-            if all(a.first is a.second for a in leaves):
+            if all(a.first is a.second for a in given):
                 return Data(one, one) if isinstance(one, Tensor) else one
-            second = _side(args, 1), _side(kwargs, 1)
+            second = side(args, 1), side(kwargs, 1)
             return Data(one, function(*second[0], **second[1]))
 
 
@@ -368,22 +389,6 @@ def _signature_fails(rule: Any, args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _leaves(arguments: Any) -> list[Any]:
-    found: list[Any] = []
-    stack = [arguments]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, (tuple, list)):
-            stack.extend(item)
-        elif isinstance(item, slice):
-            stack.extend((item.start, item.stop, item.step))
-        else:
-            found.append(item)
-    return found
-
-
 def _copied(arguments: Any) -> Any:
     """Return arguments with copies of their known tensors, which may then be overwritten."""
     if isinstance(arguments, Data) and arguments.is_tensor:
@@ -395,18 +400,6 @@ def _copied(arguments: Any) -> Any:
     return arguments
 
 
-def _side(arguments: Any, side: int) -> Any:
-    if isinstance(arguments, Data):
-        return arguments.first if side == 0 else arguments.second
-    if isinstance(arguments, dict):
-        return {k: _side(v, side) for k, v in arguments.items()}
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(_side(a, side) for a in arguments)
-    if isinstance(arguments, slice):
-        return slice(*(_side(a, side) for a in (arguments.start, arguments.stop, arguments.step)))
-    return arguments
-
-
 def _is_returned(node: fx.Node) -> bool:
     return [user.op for user in node.users] == ["output"]
 
@@ -414,9 +407,9 @@ def _is_returned(node: fx.Node) -> bool:
 def _takes_the_only_feature(node: fx.Node, args: Any, kwargs: Any) -> bool:
     """Whether the node makes `[N]` of outputs `[N, 1]`, as a final `squeeze(-1)` does."""
     x, *others = args
-    if not isinstance(x, _RANDOM) or tuple(x.shape) != (1,):
+    if not isinstance(x, RANDOM) or tuple(x.shape) != (1,):
         return False
-    if any(isinstance(a, (*_RANDOM, Data)) for a in _leaves((others, kwargs))):
+    if any(isinstance(a, (*RANDOM, Data)) for a in leaves((others, kwargs))):
         return False
     try:
         made = _callable(node)(torch.arange(3.0)[:, None], *others, **kwargs)

@@ -235,3 +235,36 @@ class Joined:
 
 Features: TypeAlias = Value | Elementwise | Joined
 """Random features: a value, a function of one that is no step yet, or several concatenated."""
+
+RANDOM = (Value, Elementwise, Joined)
+"""The classes of random features."""
+
+
+def leaves(arguments: Any) -> list[Any]:
+    """Return the items of nested containers and slices."""
+    found: list[Any] = []
+    stack = [arguments]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (tuple, list)):
+            stack.extend(item)
+        elif isinstance(item, slice):
+            stack.extend((item.start, item.stop, item.step))
+        else:
+            found.append(item)
+    return found
+
+
+def side(arguments: Any, which: int) -> Any:
+    """Return arguments for x1 (0) or for x2 (1), without the `Data` around known values."""
+    if isinstance(arguments, Data):
+        return arguments.first if which == 0 else arguments.second
+    if isinstance(arguments, dict):
+        return {k: side(v, which) for k, v in arguments.items()}
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(side(a, which) for a in arguments)
+    if isinstance(arguments, slice):
+        return slice(*(side(a, which) for a in (arguments.start, arguments.stop, arguments.step)))
+    return arguments

@@ -1,0 +1,142 @@
+"""The check that what is computed from the inputs is computed for each sample by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..._checks import value_error
+from ._values import RANDOM, Data, leaves, side
+
+Values = Mapping[fx.Node, Any]
+"""The values of nodes."""
+
+Evaluate = Callable[[Any, int, Sequence[fx.Node]], Values]
+"""Evaluates nodes that do not depend on random weights for a batch of a number of samples."""
+
+# The numbers of samples may be sizes in these functions, which keep the samples on axis 0.
+_TAKE_SIZES = {"view", "reshape", "expand", torch.reshape}
+
+# Relative to the largest entry: more than rounding in float32, in which a forward may compute.
+_TOLERANCE = 1e-5
+
+
+def refuse_coupled(
+    graph: fx.Graph, values: Values, x: Any, samples: tuple[int, int], evaluate: Evaluate
+) -> None:
+    """Raise an error if what a network computes from its inputs couples the samples of a batch.
+
+    Three samples of the batch are evaluated by themselves, as batches of two copies of one sample
+    (with a single copy, functions such as `squeeze` would do something else). What layers and other
+    functions of random features take must be what the whole batch gave. A network that computes
+    nothing from its inputs before the first layer is not evaluated.
+
+    Args:
+        graph: The graph of the network.
+        values: The values of its nodes for the whole batch.
+        x: The batch, with a `Data` for each tensor.
+        samples: The numbers of samples of x1 and x2.
+        evaluate: A function that evaluates nodes.
+    """
+    nodes, taken = _known(graph, values)
+    if not taken:
+        return
+    same = all(a.first is a.second for a in leaves(x) if isinstance(a, Data))
+    for which in (0,) if same else (0, 1):
+        n = samples[which]
+        copies = 2 if n != 2 else 3  # another number than n, on which nothing may depend
+        for i in sorted({0, n // 2, n - 1}):
+            own = evaluate(_copies(x, which, i, copies), copies, nodes)
+            for node in taken:
+                whole, alone = side(values[node], which), side(own[node], 0)
+                if not _agree(whole, alone, i, copies, n):
+                    raise coupled(
+                        f"{node.name!r}, computed from the inputs, whose value for a sample "
+                        "depends on the rest of the batch or on its size"
+                    )
+
+
+def coupled(what: str) -> ValueError:
+    """Return the error that refuses a network which couples the samples of a batch."""
+    return value_error(
+        "model",
+        "a function of one sample at a time",
+        what,
+        "A kernel of two samples must not depend on other samples, because it is computed in "
+        "blocks. Compute statistics of the data once, before the call, and register them as "
+        "buffers.",
+    )
+
+
+def _known(graph: fx.Graph, values: Values) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return the nodes that are computed from the inputs, or from the number of samples.
+
+    Returns:
+        All these nodes, and those of which functions of random features take the values.
+    """
+    varying: set[fx.Node] = set()
+    nodes: list[fx.Node] = []
+    random: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node not in values:
+            continue
+        if any(isinstance(a, RANDOM) for a in leaves(values[node])):
+            random.add(node)
+        elif any(i in varying or i in random for i in node.all_input_nodes):
+            nodes.append(node)
+            varying.add(node)
+        elif node.op == "placeholder":
+            varying.add(node)
+    return nodes, [n for n in nodes if any(_takes(u, values[n]) for u in n.users if u in random)]
+
+
+def _takes(user: fx.Node, value: Any) -> bool:
+    """Whether a node takes a value by more than the number of samples that it may have."""
+    parts = leaves(side(value, 0))
+    if any(isinstance(a, Tensor) for a in parts):
+        return True
+    return user.target not in _TAKE_SIZES and any(isinstance(a, (int, float)) for a in parts)
+
+
+def _copies(x: Any, which: int, sample: int, count: int) -> Any:
+    """Return copies of one sample of x1 or of x2 as a batch, with a `Data` for each tensor."""
+    if isinstance(x, Data):
+        copies = (x.first, x.second)[which].detach()[[sample] * count]
+        return Data(copies, copies)
+    if isinstance(x, Mapping):
+        return {k: _copies(v, which, sample, count) for k, v in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(_copies(v, which, sample, count) for v in x)
+    return x
+
+
+def _agree(whole: Any, alone: Any, sample: int, copies: int, n: int) -> bool:
+    """Whether values of copies of one sample are those of this sample in a batch of n samples."""
+    pairs = list(zip(leaves(whole), leaves(alone), strict=False))
+    if len(leaves(alone)) != len(pairs):
+        return False
+    return all(
+        _same_tensors(a, b, sample, copies, n)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        else bool(a == b)
+        for a, b in pairs
+    )
+
+
+def _same_tensors(whole: Tensor, alone: Tensor, sample: int, copies: int, n: int) -> bool:
+    whole = whole.detach()
+    if alone.shape == whole.shape:  # without an axis of samples
+        wanted = whole
+    elif whole.shape[:1] == (n,) and alone.shape == (copies, *whole.shape[1:]):
+        wanted = whole[sample].expand_as(alone)
+    else:
+        return False
+    if torch.equal(alone, wanted):
+        return True
+    if not whole.is_floating_point():
+        return False
+    largest = float(whole.abs().nan_to_num(posinf=0.0).max())
+    return torch.allclose(alone, wanted, rtol=0, atol=_TOLERANCE * largest, equal_nan=True)
