@@ -142,6 +142,10 @@ BETWEEN: dict[str, tuple[nn.Module, Callable[[Net, Tensor], Tensor]]] = {
         nn.Sequential(nn.AvgPool2d(2, 1, 1), RELU),
         lambda m, x: F.relu(F.avg_pool2d(x, 2, stride=1, padding=1)),
     ),
+    "F.avg_pool2d(divisor_override)": (
+        nn.Sequential(nn.AvgPool2d(2, divisor_override=3), RELU),
+        lambda m, x: F.relu(F.avg_pool2d(x, 2, divisor_override=3)),
+    ),
 }
 
 

@@ -160,29 +160,6 @@ def _reduce(total: bool) -> Rule:
     return rule
 
 
-def _avg_pool(axes: int) -> Rule:
-    def rule(
-        b: Builder,
-        x: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-    ) -> Features:
-        pools = _positions.window(kernel_size, stride, padding, ceil_mode, count_include_pad, axes)
-        return _positions.average(b, x, pools)
-
-    return rule
-
-
-def _adaptive_pool(axes: int) -> Rule:
-    def rule(b: Builder, x: Any, output_size: Any) -> Features:
-        return _positions.average(b, x, _positions.adaptive(output_size, axes))
-
-    return rule
-
-
 def _squeeze(b: Builder, x: Any, dim: Any = None) -> Features:
     dims = [dim] if isinstance(dim, int) else dim
     return _positions.squeezed(b, x, dims)
@@ -350,12 +327,12 @@ RULES: dict[Any, Rule] = {
     torch.reshape: _view,
     torch.mean: _reduce(False),
     torch.sum: _reduce(True),
-    F.avg_pool1d: _avg_pool(1),
-    F.avg_pool2d: _avg_pool(2),
-    F.avg_pool3d: _avg_pool(3),
-    F.adaptive_avg_pool1d: _adaptive_pool(1),
-    F.adaptive_avg_pool2d: _adaptive_pool(2),
-    F.adaptive_avg_pool3d: _adaptive_pool(3),
+    F.avg_pool1d: functools.partial(_positions.average_pooled, axes=1),
+    F.avg_pool2d: functools.partial(_positions.average_pooled, axes=2),
+    F.avg_pool3d: functools.partial(_positions.average_pooled, axes=3),
+    F.adaptive_avg_pool1d: functools.partial(_positions.adaptively_pooled, axes=1),
+    F.adaptive_avg_pool2d: functools.partial(_positions.adaptively_pooled, axes=2),
+    F.adaptive_avg_pool3d: functools.partial(_positions.adaptively_pooled, axes=3),
     **_position_functions.FUNCTIONS,
     torch.squeeze: _squeeze,
     F.dropout: _dropout(False),

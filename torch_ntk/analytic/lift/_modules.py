@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,38 +45,13 @@ _POOLED_AXES: dict[type[nn.Module], int] = {
 
 
 def _average(b: Builder, m: Any, x: Any) -> Features:
-    axes = _POOLED_AXES[type(m)]
-    _check_axes(b, type(m).__name__, x, axes)
-    pools = _positions.window(
-        m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, axes
-    )
     divisor = getattr(m, "divisor_override", None)
-    if divisor is None:
-        return _positions.average(b, x, pools)
-    if m.ceil_mode or not m.count_include_pad:
-        raise b.refusal(
-            "average pooling with divisor_override and windows of different sizes",
-            "Their weights are not products over the axes.",
-            "Omit divisor_override, or use a padding with which all windows have the same size.",
-        )
-    sizes = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * axes
-    return _positions.average(b, x, pools, math.prod(sizes) / divisor)
+    windows = m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor
+    return _positions.average_pooled(b, x, *windows, axes=_POOLED_AXES[type(m)])
 
 
 def _adaptive(b: Builder, m: Any, x: Any) -> Features:
-    axes = _POOLED_AXES[type(m)]
-    _check_axes(b, type(m).__name__, x, axes)
-    return _positions.average(b, x, _positions.adaptive(m.output_size, axes))
-
-
-def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
-    b.channels_first(x, what)
-    if len(x.shape) != 1 + axes:
-        raise b.refusal(
-            f"{what} on samples of shape {tuple(x.shape)}",
-            f"It needs {axes} axes of positions.",
-            "Put it before the flattening, or reshape the samples.",
-        )
+    return _positions.adaptively_pooled(b, x, m.output_size, axes=_POOLED_AXES[type(m)])
 
 
 # Outside of `training=True` every module is in eval mode, in which dropout does nothing.

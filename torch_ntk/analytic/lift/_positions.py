@@ -68,7 +68,49 @@ def average(b: Builder, x: Any, pools: Sequence[AxisPool | None], factor: float 
     return replace(made, image=(v, both))
 
 
-def window(
+def average_pooled(
+    b: Builder,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    axes: int,
+) -> Value:
+    """Return `F.avg_pool1d`, `F.avg_pool2d` or `F.avg_pool3d` of features."""
+    _check_axes(b, f"avg_pool{axes}d", x, axes)
+    pools = _windows(kernel_size, stride, padding, ceil_mode, count_include_pad, axes)
+    if divisor_override is None:
+        return average(b, x, pools)
+    if ceil_mode or not count_include_pad:
+        raise b.refusal(
+            "average pooling with divisor_override and windows of different sizes",
+            "Their weights are not products over the axes.",
+            "Omit divisor_override, or use a padding with which all windows have the same size.",
+        )
+    return average(b, x, pools, math.prod(_tuple(kernel_size, axes)) / divisor_override)
+
+
+def adaptively_pooled(b: Builder, x: Any, output_size: Any, *, axes: int) -> Value:
+    """Return `F.adaptive_avg_pool1d` to `F.adaptive_avg_pool3d` of features."""
+    _check_axes(b, f"adaptive_avg_pool{axes}d", x, axes)
+    return average(b, x, adaptive(output_size, axes))
+
+
+def _check_axes(b: Builder, what: str, x: Any, axes: int) -> None:
+    b.channels_first(x, what)
+    if len(x.shape) != 1 + axes:
+        raise b.refusal(
+            f"{what} on samples of shape {tuple(x.shape)}",
+            f"It needs {axes} axes of positions.",
+            "Put it before the flattening, or reshape the samples.",
+        )
+
+
+def _windows(
     kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, axes: int
 ) -> list[AxisPool]:
     """Return the averages of `nn.AvgPool1d`, `nn.AvgPool2d` or `nn.AvgPool3d`, one per axis."""
