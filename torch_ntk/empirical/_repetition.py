@@ -1,6 +1,6 @@
 """Repeated calls of `empirical_ntk` for one module, as during a training.
 
-The second call of one form records its operations, and all further calls execute only these. As in
+The third call of one form records its operations, and all further calls execute only these. As in
 every call, the result is compared with a plain pass of the user's own module. If it differs,
 because the module has become another function, the call is computed as if it were the first.
 """
@@ -30,6 +30,9 @@ from ._recorder import NotRecordedError, Recorder, Recording
 from .checksum import BlockForm, MismatchError
 from .inspect import Inspection
 
+# Recording takes up to as long as a call, of which every further one saves a tenth to a third. Who
+# calls twice, as for two sets of samples of one shape, does not pay for it.
+_BEFORE = 2
 # The number of forms of calls that are stored for a module; the least recently used one is removed.
 _FORMS = 8
 # Attributes of a module that are compared in another way.
@@ -52,6 +55,7 @@ class _Known:
 
     Attributes:
         batches: Batches of this form, without samples.
+        calls: The number of calls so far.
         keys: The keys of the kernels.
         forward: The shapes and costs of the forward pass.
         recording: The operations, which return the kernels and the numbers of the checks.
@@ -60,6 +64,7 @@ class _Known:
     """
 
     batches: tuple[Batch, ...]
+    calls: int = 0
     keys: tuple[str, ...] = ()
     forward: Inspection | None = None
     recording: Recording | CudaGraph | None = None
@@ -92,7 +97,6 @@ class Repetition:
         settings: tuple[Hashable, ...],
     ) -> None:
         self._known: _Known | None = None
-        self._is_first = False
         batches = (x1,) if x2 is None else (x1, x2)
         module = fn.module
         constants = [value for batch in batches for value in batch.form.constants()]
@@ -104,11 +108,11 @@ class Repetition:
         if known is None or not all(
             a.form.is_like(b.form) for a, b in zip(known.batches, batches, strict=True)
         ):
-            self._is_first = True
             known = forms[key] = _Known(tuple(b.with_tensors(()) for b in batches))
             while len(forms) > _FORMS:
                 forms.popitem(last=False)
         forms.move_to_end(key)
+        known.calls += 1
         self._known = known
 
     @property
@@ -132,7 +136,7 @@ class Repetition:
                 there is now.
         """
         known = self._known
-        if known is None or known.is_refused or self._is_first:
+        if known is None or known.is_refused or known.calls <= _BEFORE:
             return compute()
         if known.recording is None:
             known.forward = forward

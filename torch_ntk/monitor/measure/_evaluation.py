@@ -52,7 +52,6 @@ _METHODS = ("auto", "structured", "jacobian", "vector_product")
 # outputs of a block together are at most `_MOST_OUTPUTS`.
 _BLOCK, _LEAST = 16, 4
 _SMALL_BLOCK, _LARGE_BLOCK, _MOST_OUTPUTS = 2**24, 2**26, 2**22
-_LONG_CALL = 0.2  # seconds
 _SHARE = 4  # a kernel takes at most this fraction, 1 / 4, of the free memory
 # The bytes that a kernel should take if that costs little time are `_AIM` and 16 copies of the
 # parameters, where the copies count up to a bound.
@@ -273,14 +272,10 @@ class Evaluation:
             theta @ one
             return (time.perf_counter() - started) / 2 * len(one)
         few = probe.first(2)
-        times: list[float] = []
-        # The first call imports and plans, the second one records its operations. In a large
-        # network this is little, and the third call is not needed.
-        while len(times) < 2 or (len(times) < 3 and times[-1] < _LONG_CALL):
-            started = time.perf_counter()
-            self.kernel(network, names, few)
-            times.append(time.perf_counter() - started)
-        return min(times[1:]) * len(probe) / len(few)
+        self.kernel(network, names, few)  # without the time for imports and plans
+        started = time.perf_counter()
+        self.kernel(network, names, few)
+        return (time.perf_counter() - started) * len(probe) / len(few)
 
     def seconds_of_step(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
         """An estimate of the seconds of a training step on the probe: three forward passes."""
