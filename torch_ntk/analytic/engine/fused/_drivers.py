@@ -1,6 +1,9 @@
 """The code around the passes: over displacements, over pairs, and over pairs of vectors.
 
 It is the same for all networks. A pass is called by its address, so that it is compiled alone.
+
+Users wait for Numba at their first call. So functions that only other loops call have no entry for
+Python, and flags are variables: for each constant Numba would compile a function of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +21,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 R = np.float{bits}
-loop = njit(nogil=True, error_model="numpy", fastmath={{"nsz", "contract", "arcp"}}, cache={cache})
-total = njit(nogil=True, error_model="numpy", fastmath={{"nsz", "reassoc"}}, cache={cache})
+FLAGS = {{"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "cache": {cache}}}
+FAST = {{"nsz", "contract", "arcp"}}
+loop = njit(fastmath=FAST, **FLAGS)
+# Only other loops call these.
+part = njit(fastmath=FAST, no_cpython_wrapper=True, **FLAGS)
+total = njit(fastmath={{"nsz", "reassoc"}}, no_cpython_wrapper=True, **FLAGS)
 
 
 @intrinsic
@@ -37,7 +44,7 @@ def call(context, address, a, b, c, d, e, f, g, h, i, j, k):
 '''
 
 _RUN = """
-@loop
+@part
 def run(addresses, code, buffer, sums, numbers, first, second, masks, lo1, lo2, cut):
     for i in range(code.shape[0]):
         call(addresses[code[i, 0]], code[i, 1:].ctypes.data, buffer.ctypes.data, sums.ctypes.data,
@@ -47,7 +54,7 @@ def run(addresses, code, buffer, sums, numbers, first, second, masks, lo1, lo2, 
 """
 
 _NUMBER = """
-@loop
+@part
 def number_of(displacement, size, count):
     # Of the pictures that are kept, which has this displacement; see `_packed.py`. -1 for none.
     n = displacement if displacement >= 0 else displacement + size
@@ -61,7 +68,7 @@ def number_of(displacement, size, count):
 """
 
 _IMAGES = """
-@loop
+@part
 def copy(inside, outside, table, inwards, room, margin, lo1, lo2, cut, dx, c1, c2):
     for s in range(table.shape[0]):
         p, q, s1, s2, wide = table[s, 4], table[s, 5], table[s, 6], table[s, 7], table[s, 8]
@@ -99,7 +106,7 @@ def sum_of(a, count):
     return s
 
 
-@loop
+@part
 def collect(buffer, table, cut, totals):
     for s in range(table.shape[0]):
         at, half, wide = table[s, 0], table[s, 1], table[s, 4]
@@ -108,7 +115,7 @@ def collect(buffer, table, cut, totals):
             totals[s, 1] += sum_of(buffer[at + half + y * wide:], wide)
 
 
-@loop
+@part
 def features(buffer, table, numbers, first, second, masks, lo1, lo2, cut, distance):
     for s in range(table.shape[0]):
         c = table[s]
@@ -137,7 +144,7 @@ def features(buffer, table, numbers, first, second, masks, lo1, lo2, cut, distan
 """
 
 _AVERAGES = """
-@loop
+@part
 def targets(where, share, counts, table, windows, weights, room, margin, dx, c2):
     # For each average what it does to a row of an image: entry where[0] is added, times share, to
     # the result where[1], of which there are as many for each displacement as results have.
@@ -161,7 +168,7 @@ def targets(where, share, counts, table, windows, weights, room, margin, dx, c2)
         counts[s] = n
 
 
-@loop
+@part
 def add_rows(lines, buffer, table, windows, weights, lo1, dy):
     # The rows of an image with the displacement dy, to those of the results of averages.
     for s in range(table.shape[0]):
@@ -184,7 +191,7 @@ def add_rows(lines, buffer, table, windows, weights, lo1, dy):
                         t_line[x] += w * t[x]
 
 
-@loop
+@part
 def add_columns(to, lines, table, where, share, counts):
     # What these rows have along columns, to the results.
     for s in range(table.shape[0]):
@@ -204,7 +211,7 @@ def add_columns(to, lines, table, where, share, counts):
 # Lines that end with this are left out where nothing is averaged, as they take long to compile.
 _ONLY_WITH_AVERAGES = "  # averages"
 _DISPLACEMENTS = """
-@loop
+@part
 def fill(to, source, table, room, margin, dx, second, circle_rows, circle_columns):
     to[:] = R(0.0)
     for t in range(table.shape[0]):
@@ -233,35 +240,36 @@ def displacements(
     masks, inputs, external, sources, collected, totals, stored, averaged, windows, weights, states,
     buffer, sums, first, second, mask, lines,
 ):
+    yes, no = np.int64(1), np.int64(0)
     p, q, margin, c1, c2 = shape[0], shape[1], shape[2], shape[3], shape[4]
     plain, count, reach, each, most = shape[5], shape[6], shape[7], shape[8], shape[9]
     parts = (len(columns) + each - 1) // each
-    where = np.empty((len(averaged), most, 2), np.int64)
-    share, counts = np.empty((len(averaged), most), R), np.empty(len(averaged), np.int64)
+    where = np.empty((len(averaged), most, 2), np.int64)  # averages
+    share = np.empty((len(averaged), most), R)  # averages
+    counts = np.empty(len(averaged), np.int64)  # averages
     for task in range(begin, end):
         pair, part = task // parts, task % parts
         for n in range(part * each, min(part * each + each, len(columns))):
             dx = columns[n]
             same = pairs[pair, 2] and dx == 0
-            fill(first[:plain], one[pairs[pair, 0]], terms[:count], q, margin, dx, 0, c1, c2)
-            if same:
-                fill(first, one[pairs[pair, 0]], terms, q, margin, dx, 0, c1, c2)
-            fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, 1, c1, c2)
-            fill(mask, ones, masks, q, margin, dx, 0, c1, c2)
-            lines[:] = R(0.0)
+            some = terms if same else terms[:count]
+            fill(first, one[pairs[pair, 0]], some, q, margin, dx, no, c1, c2)
+            fill(second, two[pairs[pair, 1]], terms[:count], q, margin, dx, yes, c1, c2)
+            fill(mask, ones, masks, q, margin, dx, no, c1, c2)
+            lines[:] = R(0.0)  # averages
             targets(where, share, counts, averaged, windows, weights, q, margin, dx, c2)  # averages
             for dy in range(0 if c1 else -reach, p if c1 else reach + 1):
                 lo1 = max(0, -dy)
                 lo2 = max(0, dy)
                 cut = 0 if c1 else abs(dy)
-                copy(buffer, external[pair], sources, True, q, margin, lo1, lo2, cut, dx, c1, c2)
+                copy(buffer, external[pair], sources, yes, q, margin, lo1, lo2, cut, dx, c1, c2)
                 features(buffer, inputs, numbers, first, second, mask, lo1, lo2, cut, False)
                 table = same_code if same and dy == 0 else code
                 run(addresses, table, buffer, sums, numbers, first, second, mask, lo1, lo2, cut)
                 collect(buffer, collected, cut, totals[pair, n])
                 for e in range(dy, dy - p - 1 if c1 else dy - 1, -p):  # averages
                     add_rows(lines, buffer, averaged, windows, weights, lo1, e)  # averages
-                copy(buffer, states[pair], stored, False, q, margin, lo1, lo2, cut, dx, c1, c2)
+                copy(buffer, states[pair], stored, no, q, margin, lo1, lo2, cut, dx, c1, c2)
             add_columns(states[pair], lines, averaged, where, share, counts)  # averages
 """
 
@@ -271,15 +279,16 @@ def same_positions(
     begin, end, shape, distance, addresses, code, same_code, numbers, pairs, one, two, mask, inputs,
     external, sources, collected, totals, stored, states, buffer, sums,
 ):
+    yes, no = np.int64(1), np.int64(0)
     room, margin, c1, c2 = shape[1], shape[2], shape[3], shape[4]
     for pair in range(begin, end):
         first, second = one[pairs[pair, 0]], two[pairs[pair, 1]]
-        copy(buffer, external[pair], sources, True, room, margin, 0, 0, 0, 0, c1, c2)
+        copy(buffer, external[pair], sources, yes, room, margin, 0, 0, 0, 0, c1, c2)
         features(buffer, inputs, numbers, first, second, mask, 0, 0, 0, distance)
         table = same_code if pairs[pair, 2] else code
         run(addresses, table, buffer, sums, numbers, first, second, mask, 0, 0, 0)
         collect(buffer, collected, 0, totals[pair, 0])
-        copy(buffer, states[pair], stored, False, room, margin, 0, 0, 0, 0, c1, c2)
+        copy(buffer, states[pair], stored, no, room, margin, 0, 0, 0, 0, c1, c2)
 """
 
 _PRODUCT = """
@@ -347,7 +356,7 @@ def product(context, to, a, b, count, to_row, a_row):
 """
 
 _VECTORS = """
-@loop
+@part
 def squares(to, a, b, m, width, share):
     for start in range(0, width, {columns}):
         part, some = to[start:], b[(m + start) // {columns}]
@@ -361,7 +370,7 @@ def squares(to, a, b, m, width, share):
             part[j] = part[j] * share
 
 
-@loop
+@part
 def distances(to, tile, a, b, m, q1, q2, share, width, close):
     near = 0
     for j in range(width):
@@ -379,7 +388,7 @@ def distances(to, tile, a, b, m, q1, q2, share, width, close):
             to[j] = d * share
 
 
-@loop
+@part
 def covariances(to, d, q1, q2, width):
     # What is 0 in one image has a covariance of 0, without rounding.
     for j in range(width):
