@@ -190,8 +190,10 @@ def test_a_subclass_without_a_registration_is_refused() -> None:
 def test_one_with_a_trained_parameter_is_refused() -> None:
     """Its parameter is a part of the empirical kernel, of which the limit knows nothing."""
     net = nn.Sequential(dense(4, 6), Trained(), dense(6, 2))
-    with pytest.raises(ValueError, match=r"not trained.*omega"):
-        analytic_ntk(net, torch.randn(2, 4))
+    after = nn.Sequential(net[0], nn.Tanh(), *net[1:])  # where it is a part of one activation
+    for one in (net, after):
+        with pytest.raises(ValueError, match=r"Trained whose omega is trained at"):
+            analytic_ntk(one, torch.randn(2, 4))
     frozen = analytic_ntk(nn.Sequential(net[0], net[1].requires_grad_(False), net[2]), torch.eye(4))
     wanted = by_quadrature(torch.eye(4, dtype=torch.float64), 1.5)[1]
     torch.testing.assert_close(frozen, wanted, rtol=1e-10, atol=0)

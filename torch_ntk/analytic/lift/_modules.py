@@ -83,6 +83,13 @@ def _flatten(b: Builder, m: nn.Flatten, x: Any) -> Features:
 
 
 def _activation(b: Builder, m: Any, x: Any) -> Features:
+    trained = [name for name, p in m.named_parameters() if p.requires_grad]
+    if trained:
+        raise b.refusal(
+            f"{type(m).__name__} whose {', '.join(trained)} is trained",
+            "The limit has no place for a trained parameter of an activation.",
+            "Freeze it with requires_grad_(False).",
+        )
     return activation(b, x, m, m)
 
 
