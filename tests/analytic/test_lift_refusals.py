@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "index": (after(lambda x: x[:, 0]), VECTOR, r"an index that leaves no axis of channels.*x\[:, :1\]"),
     "cat of samples": (after(lambda x: torch.cat([x, x], 0)), VECTOR, "axis 0"),
     "zero factor": (after(lambda x: 0 * x), VECTOR, "factor of 0"),
-    "PReLU": (after(nn.PReLU(dtype=torch.float64)), VECTOR, r"not an elementwise activation at '1'.*trained"),
+    "PReLU": (after(nn.PReLU(dtype=torch.float64)), VECTOR, r"slope is trained at '1'"),
     "noise": (after(lambda x: F.rrelu(x, training=True)), VECTOR, r"rrelu|deterministic"),
     "active dropout": (after(lambda x: F.dropout(x, 0.5)), VECTOR, r"dropout.*training=self\.training"),
     "log": (after(torch.log), VECTOR, "finite"),

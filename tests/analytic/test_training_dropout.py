@@ -128,7 +128,7 @@ def test_dropout_of_inputs(make: Callable[[], nn.Module]) -> None:
 
 # ruff: noqa: E501
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "alpha": (nn.Sequential(dense(4, 3), nn.AlphaDropout(0.1)), "AlphaDropout during training.*nn.Dropout"),
+    "alpha": (nn.Sequential(dense(4, 3), nn.AlphaDropout(0.1)), "alpha dropout during training.*nn.Dropout"),
     "everything": (nn.Sequential(dense(4, 3), nn.Dropout(1.0)), "dropout with p=1"),
     "before an activation": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Sigmoid()), "not 0 at 0 after dropout at '2'.*dropout after the function"),
     "twice": (nn.Sequential(dense(4, 3), nn.Dropout(0.1), nn.Dropout(0.1), nn.ReLU()), "not Gaussian"),

@@ -33,8 +33,10 @@ from ._values import Data, Elementwise, Features, Joined
 
 Rule = Callable[..., Any]
 
+_DROPOUTS = (F.dropout, torch.dropout)
 _CHANNEL_DROPOUTS = (F.dropout1d, F.dropout2d, F.dropout3d)
-DROPOUT_FUNCTIONS = frozenset({F.dropout, *_CHANNEL_DROPOUTS})
+_ALPHA_DROPOUTS = (F.alpha_dropout, F.feature_alpha_dropout)
+DROPOUT_FUNCTIONS = frozenset({*_DROPOUTS, *_CHANNEL_DROPOUTS, *_ALPHA_DROPOUTS})
 """Functions that a rule reads even if their input is known, because they are random."""
 
 # The largest power for which closed forms are used: the coefficients of higher ones are large.
@@ -180,16 +182,39 @@ def _dropout(one_mask: bool) -> Rule:
     def rule(
         b: Builder, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Features:
-        if training and p > 0 and not b.training:
-            raise b.refusal(
-                "F.dropout that is active in eval mode too",
-                "Its masks are random even when the network is evaluated.",
-                "Pass training=self.training, or use nn.Dropout; the limit with masks is "
-                "analytic_ntk(..., training=True).",
-            )
-        return dropped(b, x, p, one_mask) if training else x
+        if not (training and p > 0):
+            return x  # type: ignore[no-any-return]
+        _check_follows_mode(b, "F.dropout")
+        if one_mask:
+            b.channels_first(x, "a dropout of channels")
+        return dropped(b, x, p, one_mask)
 
     return rule
+
+
+def alpha_dropout(
+    b: Builder, x: Any, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Features:
+    """Read `F.alpha_dropout` and `F.feature_alpha_dropout`, which have no limit during training."""
+    if training and p > 0:
+        _check_follows_mode(b, "F.alpha_dropout")
+        raise b.refusal(
+            "alpha dropout during training",
+            "It replaces features by a constant, so that they do not have zero mean.",
+            "Use nn.Dropout, or put it into eval mode.",
+        )
+    return x  # type: ignore[no-any-return]
+
+
+def _check_follows_mode(b: Builder, what: str) -> None:
+    """Raise an error for an active dropout although all modules are in eval mode."""
+    if not b.training:
+        raise b.refusal(
+            f"{what} that is active in eval mode too",
+            "Its masks are random even when the network is evaluated.",
+            "Pass training=self.training, or use nn.Dropout; the limit with masks is "
+            "analytic_ntk(..., training=True).",
+        )
 
 
 def dropped(b: Builder, x: Any, p: float, one_mask: bool = False) -> Features:
@@ -224,6 +249,44 @@ def _layer_norm(
 ) -> Features:
     shape, weight, bias = _position_functions.plain(b, (normalized_shape, weight, bias))
     return _norms.normalized_shape(b, x, tuple(shape), weight, bias, eps)
+
+
+def _rms_norm(
+    b: Builder, x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> Features:
+    shape, weight = _position_functions.plain(b, (normalized_shape, weight))
+    return _norms.rms_norm(b, x, tuple(shape), weight, eps)
+
+
+def _group_norm(
+    b: Builder, x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Features:
+    weight, bias = _position_functions.plain(b, (weight, bias))
+    return _norms.group_norm(b, x, num_groups, weight, bias, eps)
+
+
+def _prelu(b: Builder, x: Any, weight: Any) -> Features:
+    """Read `F.prelu` and `nn.PReLU` with one slope, which is frozen."""
+    slopes = _position_functions.plain(b, weight)
+    if not isinstance(slopes, Tensor):
+        raise b.refusal(
+            "a PReLU whose slope is not a known tensor",
+            "It must be the same function for all entries.",
+            "Pass a buffer with one number, or use F.leaky_relu.",
+        )
+    if slopes.numel() != 1:
+        raise b.refusal(
+            f"a PReLU of {slopes.numel()} slopes",
+            "Channels must have one distribution.",
+            "Use nn.PReLU(1).",
+        )
+    if slopes.requires_grad:
+        raise b.refusal(
+            "a PReLU whose slope is trained",
+            "The limit has no place for a trained slope.",
+            "Freeze it with requires_grad_(False), or use nn.LeakyReLU.",
+        )
+    return _leaky(b, x, float(slopes))
 
 
 def _glu(b: Builder, x: Any, dim: int = -1) -> Features:
@@ -313,11 +376,17 @@ _NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], tuple[Any, ...]]] = {
     "div": (operator.truediv, (operator.truediv, operator.itruediv, torch.div, torch.true_divide)),
 }
 
+_IN_PLACE: dict[Any, Callable[..., Any]] = {
+    F.relu_: F.relu, F.elu_: F.elu, F.celu_: F.celu, F.selu_: F.selu, F.rrelu_: F.rrelu,
+    F.hardtanh_: F.hardtanh,
+}  # fmt: skip
+
 RULES: dict[Any, Rule] = {
     **{f: _elementwise_rule(f) for f in FUNCTIONS},
     **{f: _arithmetic(op, name) for name, (op, keys) in _NUMBERS.items() for f in keys},
     torch.where: _where,
-    F.leaky_relu: _leaky,
+    **{in_place: _elementwise_rule(f) for in_place, f in _IN_PLACE.items()},
+    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), _leaky),
     F.gelu: _gelu,
     torch.cat: concatenated,
     torch.concat: concatenated,
@@ -335,14 +404,26 @@ RULES: dict[Any, Rule] = {
     F.adaptive_avg_pool3d: functools.partial(_positions.adaptively_pooled, axes=3),
     **_position_functions.FUNCTIONS,
     torch.squeeze: _squeeze,
-    F.dropout: _dropout(False),
+    **dict.fromkeys(_DROPOUTS, _dropout(False)),
     **dict.fromkeys(_CHANNEL_DROPOUTS, _dropout(True)),
-    F.layer_norm: _layer_norm,
+    **dict.fromkeys(_ALPHA_DROPOUTS, alpha_dropout),
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm), _rms_norm),
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),
+    F.prelu: _prelu,
     F.glu: _glu,
     torch.masked_fill: _masked_fill,
     operator.neg: _neg,
     torch.neg: _neg,
 }
+
+TAKE_PARAMETERS = frozenset(
+    {
+        *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm),
+        *(F.group_norm, torch.group_norm, F.batch_norm, F.instance_norm, F.prelu, "prelu"),
+    }
+)
+"""Functions that may take parameters, which are read or refused as the modules with these."""
 
 METHOD_RULES: dict[str, Rule] = {
     **_position_functions.METHODS,
@@ -355,6 +436,7 @@ METHOD_RULES: dict[str, Rule] = {
     "mean": _reduce(False),
     "sum": _reduce(True),
     "squeeze": _squeeze,
+    "prelu": _prelu,
     **dict.fromkeys(("float", "double", "to", "type_as"), _cast),
     "where": lambda b, x, condition, y: _where(b, condition, x, y),
     "masked_fill": _masked_fill,

@@ -14,7 +14,7 @@ from ...nn._inventory import NTK_TYPES
 from . import _layers, _norms, _position_functions, _positions, _sequences
 from ._builder import Builder
 from ._elementwise import activation
-from ._functions import RULES, dropped
+from ._functions import RULES, alpha_dropout
 from ._own_activations import OWN
 from ._values import Features
 
@@ -58,24 +58,15 @@ def _adaptive(b: Builder, m: Any, x: Any) -> Features:
 
 
 def _dropout(b: Builder, m: Any, x: Any) -> Features:
-    return dropped(b, x, m.p) if m.training else x
+    return RULES[F.dropout](b, x, m.p, m.training)  # type: ignore[no-any-return]
 
 
 def _channel_dropout(b: Builder, m: Any, x: Any) -> Features:
-    if not m.training:
-        return x  # type: ignore[no-any-return]
-    b.channels_first(x, type(m).__name__)
-    return dropped(b, x, m.p, one_mask=True)
+    return RULES[F.dropout2d](b, x, m.p, m.training)  # type: ignore[no-any-return]
 
 
 def _alpha_dropout(b: Builder, m: Any, x: Any) -> Features:
-    if m.training and m.p > 0:
-        raise b.refusal(
-            f"{type(m).__name__} during training",
-            "It replaces features by a constant, so that they do not have zero mean.",
-            "Use nn.Dropout, or call eval() on it.",
-        )
-    return x  # type: ignore[no-any-return]
+    return alpha_dropout(b, x, m.p, m.training)
 
 
 def _flatten(b: Builder, m: nn.Flatten, x: Any) -> Features:
@@ -136,10 +127,13 @@ MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.AdaptiveAvgPool3d: _adaptive,
     **_position_functions.MODULES,
     nn.GLU: lambda b, m, x: RULES[F.glu](b, x, m.dim),
-    nn.LayerNorm: _norms.layer_norm,
-    nn.RMSNorm: _norms.rms_norm,
-    nn.GroupNorm: _norms.group_norm,
+    nn.LayerNorm: lambda b, m, x: _norms.normalized_shape(
+        b, x, tuple(m.normalized_shape), m.weight, m.bias, m.eps
+    ),
+    nn.RMSNorm: lambda b, m, x: _norms.rms_norm(b, x, tuple(m.normalized_shape), m.weight, m.eps),
+    nn.GroupNorm: lambda b, m, x: _norms.group_norm(b, x, m.num_groups, m.weight, m.bias, m.eps),
     **dict.fromkeys(ACTIVATIONS, _activation),
+    nn.PReLU: lambda b, m, x: RULES[F.prelu](b, x, m.weight),
 }
 
 # Why other modules have no limit, and a remedy, by exact type.
@@ -234,6 +228,19 @@ UNKNOWN = (
 _NTK_LAYERS: tuple[type[nn.Module], ...] = NTK_TYPES
 
 
+# Functions without a rule whose modules are refused, by name: torch has each of them several times.
+_AS_MODULES: dict[str, type[nn.Module]] = {
+    "batch_norm": nn.BatchNorm2d,
+    "instance_norm": nn.InstanceNorm2d,
+    "local_response_norm": nn.LocalResponseNorm,
+    "scaled_dot_product_attention": nn.MultiheadAttention,
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), nn.Softmax),
+    **{f"{kind}max_pool{n}d": nn.MaxPool2d for kind in ("", "adaptive_") for n in (1, 2, 3)},
+    **{f"fractional_max_pool{n}d": nn.MaxPool2d for n in (2, 3)},
+    **{f"lp_pool{n}d": nn.LPPool2d for n in (1, 2, 3)},
+}
+
+
 def module_rule(kind: type[nn.Module]) -> ModuleRule | None:
     """Return the rule for modules of this exact type, which may be one from `register_dual`."""
     return _activation if is_registered(kind) else MODULES.get(kind)
@@ -254,3 +261,8 @@ def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
                 f"Use {layer.__name__} itself, and put the additions into a module around it.",
             )
     return UNKNOWN
+
+
+def why_unknown_function(name: str) -> tuple[str, str]:
+    """Return why a function or method without a rule is refused, and a remedy."""
+    return REFUSED[_AS_MODULES[name]] if name in _AS_MODULES else UNKNOWN

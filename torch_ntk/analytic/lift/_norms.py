@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..operations import Normalization
 from ._builder import Builder
@@ -15,17 +15,10 @@ from ._sums import add_known
 from ._values import Value
 
 
-def layer_norm(b: Builder, module: nn.LayerNorm, x: Any) -> Value:
-    """Read `nn.LayerNorm`; see `normalized_shape`."""
-    shape = tuple(module.normalized_shape)
-    return normalized_shape(b, x, shape, module.weight, module.bias, module.eps)
-
-
-def rms_norm(b: Builder, module: nn.RMSNorm, x: Any) -> Value:
-    """Read `nn.RMSNorm`, a layer normalization that subtracts no mean and adds no shift."""
-    eps = torch.finfo(b.dtype).eps if module.eps is None else module.eps
-    shape = tuple(module.normalized_shape)
-    return normalized_shape(b, x, shape, module.weight, None, eps, less_mean=False)
+def rms_norm(b: Builder, x: Any, shape: tuple[int, ...], weight: Any, eps: float | None) -> Value:
+    """Read `F.rms_norm`, a layer normalization that subtracts no mean and adds no shift."""
+    eps = torch.finfo(b.dtype).eps if eps is None else eps
+    return normalized_shape(b, x, shape, weight, None, eps, less_mean=False)
 
 
 def normalized_shape(
@@ -62,24 +55,30 @@ def normalized_shape(
     return b.flatten(made) if inner.spatial and not v.spatial else made
 
 
-def group_norm(b: Builder, module: nn.GroupNorm, x: Any) -> Value:
-    """Read `nn.GroupNorm`. In the limit all groups have the same statistics."""
+def group_norm(b: Builder, x: Any, groups: int, weight: Any, bias: Any, eps: float) -> Value:
+    """Read `F.group_norm`. In the limit all groups have the same statistics."""
     b.channels_first(x, "a group normalization")
     v = b.value(x, "a group normalization")
-    if module.num_groups == module.num_channels:
+    if v.channels % groups:
+        raise b.refusal(
+            f"group normalization of {v.channels} channels in {groups} groups",
+            "All groups have as many channels.",
+            "Choose a divisor of the number of channels.",
+        )
+    if groups == v.channels:
         raise b.refusal(
             "group normalization with one channel per group",
             "The statistics of a single channel stay random however wide the network is.",
             "Use fewer groups.",
         )
-    if module.num_groups > 1 and not v.gaussian:
+    if groups > 1 and not v.gaussian:
         raise b.refusal(
             "group normalization of features that are not Gaussian",
             "Groups of them may differ.",
             "Normalize the output of an NTK layer, or use one group.",
         )
     v = _less_mean(b, v, range(len(v.shape)))
-    return _normalize(b, v, module.weight, module.bias, module.eps)
+    return _normalize(b, v, weight, bias, eps)
 
 
 def _less_mean(b: Builder, v: Value, axes: Iterable[int]) -> Value:

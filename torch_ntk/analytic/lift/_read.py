@@ -19,9 +19,23 @@ from ...activations._lookup import is_registered, registered_functions
 from .._program import Program
 from ._builder import Builder
 from ._coupling import coupled, refuse_coupled
-from ._functions import ATTRIBUTES, DROPOUT_FUNCTIONS, METHOD_RULES, function_rule
+from ._functions import (
+    ATTRIBUTES,
+    DROPOUT_FUNCTIONS,
+    METHOD_RULES,
+    TAKE_PARAMETERS,
+    function_rule,
+)
 from ._in_place import overwritten, read_later
-from ._modules import DROPOUTS, REFUSED, UNKNOWN, module_rule, stands_alone, why_unknown
+from ._modules import (
+    DROPOUTS,
+    REFUSED,
+    UNKNOWN,
+    module_rule,
+    stands_alone,
+    why_unknown,
+    why_unknown_function,
+)
 from ._standard import Standard
 from ._values import RANDOM, Data, leaves, side
 
@@ -250,13 +264,13 @@ class _Reader:
         args, kwargs = self._of(node.args), self._of(node.kwargs)
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
-        random = any(isinstance(a, RANDOM) for a in leaves((args, kwargs)))
+        random = any(isinstance(a, (*RANDOM, nn.Parameter)) for a in leaves((args, kwargs)))
         if self._writes(node):
             args, kwargs = _copied(args), _copied(kwargs)
         if node.op == "call_module":
             return self._call_module(node, args, kwargs, random)
         if node.op == "get_attr":
-            return self._attribute(str(node.target))
+            return self._attribute(node)
         if not random and node.target not in DROPOUT_FUNCTIONS:
             return self._known(_callable(node), args, kwargs)
         if node.op == "call_method":
@@ -269,7 +283,7 @@ class _Reader:
         if _is_returned(node) and _takes_the_only_feature(node, args, kwargs):
             return args[0]
         if rule is None:
-            raise self._builder.refusal(f"{_named(node)}", *UNKNOWN)
+            raise self._builder.refusal(_named(node), *why_unknown_function(_named(node)))
         try:
             return rule(self._builder, *args, **kwargs)
         except TypeError as error:
@@ -308,11 +322,14 @@ class _Reader:
             raise self._builder.refusal(kind.__name__, *why_unknown(kind))
         return self._known(module, args, kwargs)
 
-    def _attribute(self, target: str) -> Data:
+    def _attribute(self, node: fx.Node) -> Data | nn.Parameter:
+        target = str(node.target)
         found: Any = self._module
         for part in target.split("."):
             found = getattr(found, part)
         if isinstance(found, nn.Parameter):
+            if all(user.target in TAKE_PARAMETERS for user in node.users):
+                return found
             raise self._builder.refusal(
                 f"the parameter {target!r} used directly",
                 "Only the weights of layers have a known distribution.",
