@@ -1,4 +1,4 @@
-"""What elementwise activations do to covariances in networks of infinite width.
+"""The dual functions of activations, by which covariances change in networks of infinite width.
 
 `dual_activation` finds the dual functions of an activation; a new closed form is a subclass of
 `DualActivation`, made known by `register_dual`.

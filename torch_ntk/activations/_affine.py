@@ -1,4 +1,4 @@
-"""Straight lines, the identity among them."""
+"""The dual functions of affine activations a x + b, to which the identity belongs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DualAffine(DualActivation):
     Args:
         slope: a.
         offset: b.
-        name: For messages.
+        name: The name in messages.
 
     Example:
         >>> k = torch.tensor([0.5])
@@ -29,20 +29,20 @@ class DualAffine(DualActivation):
         self.offset = offset
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = a² q + b² and E[φ'(u)²] = a²."""
+        """Return E[φ(u)²] = a² q + b² and E[φ'(u)²] = a²."""
         return self.slope**2 * q + self.offset**2, torch.full_like(q, self.slope**2)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         k, _, _ = torch.broadcast_tensors(k, q1, q2)  # type: ignore[no-untyped-call]
         return self.slope**2 * k + self.offset**2, torch.full_like(k, self.slope**2)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(φ(u) - φ(v))²] = a² d, and κ̇."""
+        """Return E[(φ(u) - φ(v))²] = a² d, and κ̇ = a²."""
         d, _, _ = torch.broadcast_tensors(d, q1, q2)  # type: ignore[no-untyped-call]
         return self.slope**2 * d, torch.full_like(d, self.slope**2)
 
     def fused(self, form: Form) -> Formula:
-        """A line, of distances without the offset."""
+        """Return statements for a² k + b², or for a² d, since b cancels in a distance."""
         offset = 0.0 if form.distance else self.offset**2
         return Formula(("k = p0 * k0 + p1", "t = p0 * t0"), (self.slope**2, offset))

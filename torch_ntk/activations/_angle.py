@@ -1,4 +1,4 @@
-"""The angle whose cosine is known, of tensors and for fused loops."""
+"""The arc cosine with the sine of its angle, for tensors and as statements for fused loops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ._formula import polynomial
 
-# arcsin(√z) / √(z (1 - z)) on [0, 1/4] by its Chebyshev series. The nearest singularity, z = 1, is
-# so far away that the coefficients of the series fall by a factor 7 + √48 each: errors of 7e-9 and
-# 1e-16.
+# Coefficients of powers of z for arcsin(√z) / √(z (1 - z)) on [0, 1/4], from its Chebyshev series;
+# `True` stands for float64. The nearest singularity, z = 1, is so far away that the coefficients
+# of the series fall by a factor 7 + √48 each, so the errors are 7e-9 and 1e-16.
 _ARCSINE = {
     False: (
         1.0, 0.6666642348188259, 0.5334850556245776, 0.4536271829762203, 0.4445011087629926,
@@ -23,28 +23,29 @@ _ARCSINE = {
     ),
 }  # fmt: skip
 
-# Keeps the square root below from an infinite derivative at ±1, where it is given as 0; far below
-# what changes a value.
-_LEAST = 1e-36
+# 1 - c² is raised to at least this before its square root is taken. The derivative of the root by
+# c, which is infinite at c = ±1, is then 0 there, and no value changes beyond rounding.
+_SMALLEST_SQUARED_SINE = 1e-36
 
 
 def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
-    """arccos(c) and √(1 - c²) for cosines from -1 to 1."""
-    sine = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
+    """Return arccos(c) and √(1 - c²) for cosines c from -1 to 1, in the shape of c."""
+    sine = ((1.0 - c) * (1.0 + c)).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
     return torch.atan2(sine, c), sine
 
 
 def acute_angle(double: bool) -> tuple[str, ...]:
-    """Statements for the angle `acute` in [0, π/2] with cosine `x`, and for its `sine`.
+    """Return statements for the angle `acute` in [0, π/2] with cosine `x`, and for its `sine`.
 
-    With `e` = 1 - x given too, both are relatively accurate where the angle is small:
+    They also read `e` = 1 - x, which the caller has to compute with small relative error; then both
+    results have small relative errors for small angles, too:
 
         sine = √(e (2 - e)),
         acute = arcsin(sine) = 2 arcsin √(e/2) = sine · R(e/2)     for x > 1/2,
         acute = π/2 - arcsin x = π/2 - x · sine · R(x²)            otherwise,
 
-    with R(z) = arcsin(√z) / √(z (1 - z)). Its argument is the smaller one of e/2 and x², so that
-    one polynomial serves both, and one square root is all that is not a sum or product.
+    with R(z) = arcsin(√z) / √(z (1 - z)). In both cases z is the smaller one of e/2 and x², so
+    one polynomial serves both, and the only operation besides sums and products is a square root.
     """
     return (
         "sine = sqrt(e * (2.0 - e))",

@@ -1,4 +1,4 @@
-"""What an infinitely wide layer does to the covariance of its inputs, as an interface."""
+"""The interface of dual functions: how an activation changes covariances and tangent kernels."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class DualActivation(ABC):
     block and layer.
 
     Attributes:
-        name: For messages and reports, for example `"relu"`.
+        name: The name in messages and reports, for example `"relu"`.
     """
 
     name: str
 
     @abstractmethod
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] and E[φ'(u)²] for u of variance q; both in the shape of `q`."""
+        """Return E[φ(u)²] and E[φ'(u)²] for u of variance q, both in the shape of `q`."""
 
     @abstractmethod
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇.
+        """Return κ and κ̇ from covariances.
 
         Args:
             k: Covariances of u and v, |k| ≤ √(q1 q2) up to rounding.
@@ -53,13 +53,13 @@ class DualActivation(ABC):
         """
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(φ(u) - φ(v))²] and κ̇ from E[(u - v)²].
+        """Return E[(φ(u) - φ(v))²] and κ̇ from E[(u - v)²].
 
         A covariance in float64 fixes the correlation to 1e-16, and so the angle between two
-        nearly equal inputs only to 1e-8. Activations with a kink depend on that angle; for these
-        this form keeps what the covariance has lost. Here it goes through `pair`, and so is
-        accurate to the rounding of κ, which is enough for smooth activations; a subclass may keep
-        the relative accuracy of d.
+        nearly equal inputs only to 1e-8. The kernels of activations with a kink
+        depend on that angle, and the distance d determines it more accurately. This implementation
+        calls `pair`, so its absolute error is the rounding error of κ, which is small enough for
+        smooth activations; subclasses may return it with the relative accuracy of d.
 
         Args:
             d: E[(u - v)²] = q1 + q2 - 2k, computed without that subtraction.
@@ -71,18 +71,19 @@ class DualActivation(ABC):
         """
         kappa, slope = self.pair((q1 + q2 - d) / 2, q1, q2)
         distance = self.diagonal(q1)[0] + self.diagonal(q2)[0] - 2 * kappa
-        # No rounding where u = v; the derivative by d is κ̇ there as elsewhere.
+        # The distance is exactly 0 where u = v; its derivative by d is κ̇ there as elsewhere.
         return torch.where(d > 0, distance.clamp(min=0), slope.detach() * d), slope
 
     def fused(self, form: Form) -> Formula | None:
-        """The same functions for fused loops on a CPU, or None if there is no such form.
+        """Return the dual functions as statements for fused loops on a CPU, or None.
 
-        Without one, networks are evaluated by tensor operations from here on: slower, and with
-        the same result. It is used only if it is defined where `pair` and `diagonal` are, or in a
-        subclass: what a subclass computes otherwise is not that of its parent.
+        Without statements, networks are evaluated by tensor operations from this activation on,
+        which is slower and has the same result. The method is used only if the class that defines
+        it is the one that defines `pair` and `diagonal`, or a subclass of it: a subclass with a
+        `pair` of its own does not compute what its parent's statements do.
 
         Args:
-            form: For which loop.
+            form: The kind of loop for which the statements are written.
         """
         return None
 

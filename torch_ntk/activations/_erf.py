@@ -1,4 +1,4 @@
-"""The error function."""
+"""The dual functions of the error function."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ._angle import acute_angle
 from ._dual import DualActivation
 from ._formula import Form, Formula, by_covariance
 
-# √(1 - c²) is at least 1/√(1 + 4q); below this, variances exceed the inverse precision.
-_LEAST = 1e-8
+# √(1 - c²) is at least 1/√(1 + 4q), so it is smaller than this only for variances beyond the
+# inverse of the precision.
+_SMALLEST_SINE = 1e-8
 
 
 class DualErf(DualActivation):
@@ -30,12 +31,12 @@ class DualErf(DualActivation):
     name = "erf"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = (2/π) arctan(2q / √(1 + 4q)) and E[φ'(u)²] = (4/π) / √(1 + 4q)."""
+        """Return E[φ(u)²] = (2/π) arctan(2q/√(1 + 4q)) and E[φ'(u)²] = (4/π)/√(1 + 4q)."""
         root = torch.sqrt(1 + 4 * q)
         return torch.atan(2 * q / root) * (2 / math.pi), (4 / math.pi) / root
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         d = ((1 + 2 * q1) + 2 * q2) + 4 * (q1 * q2 - k * k)
         # D is at least 1; rounding takes it below only where the variances exceed the inverse
         # precision. (The bound is not 1, at which `clamp` would lose the derivative.)
@@ -43,9 +44,9 @@ class DualErf(DualActivation):
         return torch.atan(2 * k / root) * (2 / math.pi), (4 / math.pi) / root
 
     def fused(self, form: Form) -> Formula:
-        """By the arcsine of Williams' form, `c = 2k r1 r2` with the terms `r = 1/√(1 + 2q)`.
+        """Return statements for Williams' form, the arcsine of c = 2k r1 r2 with r = 1/√(1 + 2q).
 
-        √D = √(1 - c²) / (r1 r2), as D = (1 + 2 q1)(1 + 2 q2) (1 - c²).
+        The term of an image is r. As D = (1 + 2 q1)(1 + 2 q2) (1 - c²), √D = √(1 - c²) / (r1 r2).
         """
         lines = (
             "both = a0 * b0",
@@ -57,7 +58,7 @@ class DualErf(DualActivation):
             "k = p0 * (angle if c > 0.0 else -angle)",
             "t = t0 * (2.0 * p0 * both / max(sine, p1))",
         )
-        formula = Formula(lines, (2 / math.pi, _LEAST), _inverse_roots)
+        formula = Formula(lines, (2 / math.pi, _SMALLEST_SINE), _inverse_roots)
         return by_covariance(formula, self.diagonal) if form.distance else formula
 
 

@@ -1,4 +1,4 @@
-"""The exponential function."""
+"""The dual functions of the exponential function."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ class DualExp(DualActivation):
         self.rate = rate
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = a² exp(2 b² q), and b² times that."""
+        """Return E[φ(u)²] = a² exp(2 b² q) and E[φ'(u)²] = b² E[φ(u)²]."""
         value = self.scale**2 * torch.exp(2 * self.rate**2 * q)
         return value, self.rate**2 * value
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         value = self.scale**2 * torch.exp(self.rate**2 * (k + (q1 / 2 + q2 / 2)))
         return value, self.rate**2 * value
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """With b = 1, E[(φ(u) - φ(v))²] = a² [gap² + 2 exp(q1 + q2) (1 - exp(-d/2))], and κ̇.
+        """Return E[(φ(u) - φ(v))²] and κ̇ without loss of digits for small d.
 
-        The gap is exp q1 - exp q2; another b multiplies the variances and d by b².
+        For b = 1, E[(φ(u) - φ(v))²] = a² [gap² + 2 exp(q1 + q2) (1 - exp(-d/2))] with the gap
+        exp q1 - exp q2. For other b the variances and d are first multiplied by b².
         """
         square, factor = self.rate**2, self.scale**2
         d, q1, q2 = square * d, square * q1, square * q2
@@ -47,7 +48,7 @@ class DualExp(DualActivation):
         return factor * distance, factor * square * torch.exp(q1 + q2 - d / 2)
 
     def fused(self, form: Form) -> Formula:
-        """The same expressions with the terms b² q and exp(b² q) - 1."""
+        """Return statements for the same formulas, with the terms b² q and exp(b² q) - 1."""
         square = self.rate**2
         numbers = (square, self.scale**2, square * self.scale**2)
 

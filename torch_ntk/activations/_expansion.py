@@ -1,4 +1,4 @@
-"""Hermite coefficients of an activation as a fused loop sums them, by variance."""
+"""The sums over Hermite coefficients of `DualQuadrature`, as statements for fused loops."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from torch import Tensor
 
 from ._formula import Form, Formula, Series, by_covariance
 from ._hermite import Moments, hermite_moments
-from ._panels import Panels, Parts
+from ._panels import Components, Panels
 from ._rectifier import roots
 
-# Coefficients that are tried first.
-_FIRST = 64
-# Coefficients whose squares together are below these shares, by their part of κ̇, are left out. The
-# other image may have large ones if its variance is larger: roots of these are what κ̇ may miss.
+# The number of coefficients that is tried first.
+_FIRST_TERMS = 64
+# The last coefficients are left out if together they contribute less than this share of κ̇ of equal
+# arguments; `True` stands for float64. As the other image, with a larger variance, may have large
+# coefficients there, the relative error of κ̇ may be the square root of this share.
 _NEGLIGIBLE = {True: 1e-20, False: 1e-12}
-# A rest of this share of the whole is rounding.
+# A remainder below this share of the whole sum is rounding error.
 ROUNDING = 1e-14
-# The last coefficients, by which it is judged whether there are enough.
-_LAST = 16
-_FIRST_AND_LAST, _ODD, _EVEN, _RESTS = 0, 1, 2, 3
+# The number of last coefficients that must be negligible for a table to be long enough.
+_LAST_TERMS = 16
+# The components that are interpolated, by their index; see `_interpolated_values`.
+_FIRST_AND_LAST, _ODD, _EVEN, _REMAINDERS = 0, 1, 2, 3
 
 
 class HermiteExpansion:
-    """The sums of `DualQuadrature` for fused loops.
+    """The sums of `DualQuadrature` as a `Formula`, with coefficients interpolated by variance.
 
     By E[g'(z) h_j(z)] = √(j+1) E[g(z) h_{j+1}(z)] the coefficients of κ̇ are those of the derivative
-    of κ. So with α_j = a_j / √q, which stay finite for q = 0, there is one set for both:
+    of κ. So κ and κ̇ share one set of coefficients α_j = a_j / √q, which are finite for q = 0:
 
         κ = a_0 a_0' + √(q q') S(c),    κ̇ = S'(c),    S(c) = Σ_{j ≥ 1} α_j α_j' c^j,
 
-    taken at few variances and interpolated between them (`Panels`). Where the coefficients fall too
-    slowly, all `terms` of them are there, and the rests of both sums as in `DualQuadrature`.
+    where a' and α' belong to the variance q'. The coefficients are computed at few variances and
+    interpolated between them (`Panels`). Where they fall too slowly to be cut off, all `terms`
+    of them are used, together with the remainders of both sums as in `DualQuadrature`.
 
     Args:
-        values: Of f and f', `[2, ...]` at the entries of a tensor.
-        kinks: Where f bends.
+        values: A function that returns f and f', `[2, ...]`, at the entries of a tensor.
+        kinks: The points where f' jumps.
         at_zero: f(0) and f'(0).
-        terms: How many terms the sums have at most.
-        rests: From variances `[M]` and coefficients `[2, M, terms]` of f and of f' to what is
-            missing from both sums of squares, `[2, M, 2]`, for j = `terms` and the next, and to
-            the whole sums `[2, M]`.
+        terms: The largest number of terms of the sums.
+        remainders: A function of variances `[M]` and coefficients `[2, M, terms]` of f and of f'.
+            It returns the remainders `[2, M, 2]` of both sums of squares over the degrees of the
+            parity of j = `terms`, and of the next j, and the whole sums `[2, M]`.
     """
 
     def __init__(
@@ -51,28 +54,33 @@ class HermiteExpansion:
         kinks: Tensor,
         at_zero: Tensor,
         terms: int,
-        rests: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        remainders: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> None:
         self._values, self._kinks, self._at_zero = values, kinks, at_zero
-        self._terms, self._rests = terms, rests
-        self._panels = {True: Panels(self._of_double), False: Panels(self._of_single)}
+        self._terms, self._remainders = terms, remainders
+        self._panels = {
+            True: Panels(self._values_for_double),
+            False: Panels(self._values_for_single),
+        }
 
     def formula(self, form: Form, diagonal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Formula:
-        """Both sums for a fused loop.
+        """Return the formula that sums κ and κ̇.
 
         Args:
-            form: For which loop.
-            diagonal: `DualActivation.diagonal`.
+            form: The kind of loop for which the statements are written.
+            diagonal: The method `DualActivation.diagonal` of the activation.
         """
         panels = self._panels[form.double]
 
         def scalars(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
             (q,) = variances
             flat = q.flatten().to(torch.float64)
-            head, rests = panels(flat, _FIRST_AND_LAST, 2), panels(flat, _RESTS, 6)
+            head, remainders = panels(flat, _FIRST_AND_LAST, 2), panels(flat, _REMAINDERS, 6)
             head[flat <= 0, 0] = self._at_zero[0]
-            whole = rests[:, 4:].repeat_interleave(2, 1)
-            missing = torch.where(rests[:, :4] > ROUNDING, rests[:, :4] * whole, 0.0).sqrt()
+            whole = remainders[:, 4:].repeat_interleave(2, 1)
+            missing = torch.where(
+                remainders[:, :4] > ROUNDING, remainders[:, :4] * whole, 0.0
+            ).sqrt()
             others = torch.cat([head, missing], 1).to(q.dtype).T.reshape(6, *q.shape)
             return (*roots(variances), *others.unbind(0))
 
@@ -98,27 +106,30 @@ class HermiteExpansion:
         formula = Formula(lines, (), scalars, series)
         return by_covariance(formula, diagonal) if form.distance else formula
 
-    def _of_double(self, q: Tensor) -> Parts:
-        return self._parts(q, _NEGLIGIBLE[True])
+    def _values_for_double(self, q: Tensor) -> Components:
+        return self._interpolated_values(q, _NEGLIGIBLE[True])
 
-    def _of_single(self, q: Tensor) -> Parts:
-        return self._parts(q, _NEGLIGIBLE[False])
+    def _values_for_single(self, q: Tensor) -> Components:
+        return self._interpolated_values(q, _NEGLIGIBLE[False])
 
-    def _parts(self, q: Tensor, negligible: float) -> Parts:
-        """What is interpolated, for variances `[M]` of one panel.
+    def _interpolated_values(self, q: Tensor, negligible: float) -> Components:
+        """Return the values that `Panels` interpolates, at variances `[M]` of one panel.
 
-        These are a_0 and α_J; α_j of odd and of even j > 0; the rests of κ at j = J and the next
-        and of κ̇, as shares of κ and κ̇ of equal values, and these.
+        The four components are a_0 and α_J `[M, 2]`; α_j of all odd j; α_j of all even j > 0; and
+        `[M, 6]`: the remainders of κ for the parities of j = J and of the next j, the same two of
+        κ̇, each as a share of the whole sum, and the whole sums of κ and of κ̇.
         """
-        ends, rests = q.new_zeros(len(q), 2), q.new_zeros(len(q), 6)
-        terms = min(_FIRST, self._terms)
+        ends, remainders = q.new_zeros(len(q), 2), q.new_zeros(len(q), 6)
+        terms = min(_FIRST_TERMS, self._terms)
         while True:
             table = hermite_moments(q, self._values, self._kinks, terms + 1)
             share = table[0].square() * torch.arange(terms + 1, dtype=q.dtype)
             share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
-            # One for each parity: what it and all higher ones add.
+            # For each parity and each j: the sum of the shares of j and of all higher degrees.
             rest = [share[:, n::2].flip(1).cumsum(1).flip(1).amax(0) for n in (1, 2)]
-            enough = bool(share[:, -_LAST:].sum(1).amax() <= negligible) and terms > _LAST
+            enough = (
+                bool(share[:, -_LAST_TERMS:].sum(1).amax() <= negligible) and terms > _LAST_TERMS
+            )
             if enough or terms == self._terms:
                 break
             terms = min(2 * terms, self._terms)
@@ -126,25 +137,25 @@ class HermiteExpansion:
         ends[:, 0] = table[0, :, 0]
         if not enough:
             ends[:, 1] = scaled[:, -1]
-            missing, whole = self._rests(q, table[..., :-1])
+            missing, whole = self._remainders(q, table[..., :-1])
             shares = missing / whole.clamp(min=torch.finfo(q.dtype).tiny).unsqueeze(-1)
-            rests[:, :2], rests[:, 2:4] = shares
-            rests[:, 4:] = whole.T
+            remainders[:, :2], remainders[:, 2:4] = shares
+            remainders[:, 4:] = whole.T
         odd, even = (
             scaled[:, n::2][:, : int((r > negligible).sum())]
             for n, r in zip((1, 2), rest, strict=True)
         )
-        return ends, odd, even, rests
+        return ends, odd, even, remainders
 
 
-def rest_roots(rest: Tensor, whole: Tensor) -> Tensor:
-    """The roots of what a sum of squares lacks, `[..., 2]`; 0 where that is rounding."""
+def remainder_roots(rest: Tensor, whole: Tensor) -> Tensor:
+    """Return the roots of remainders `[..., 2]`, with 0 in place of rounding errors of `whole`."""
     nothing = rest <= ROUNDING * whole.unsqueeze(-1)
     return rest.masked_fill(nothing, 1.0).sqrt().masked_fill(nothing, 0.0)
 
 
 def _power(n: int) -> tuple[str, ...]:
-    """Statements for `power`, the n-th power of c, by squares."""
+    """Return statements that assign cⁿ to `power`, by repeated squaring."""
     lines = ["square = c", "power = 1.0"]
     while n:
         if n % 2:

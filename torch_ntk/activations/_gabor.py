@@ -1,4 +1,4 @@
-"""A wave in a Gaussian window."""
+"""The dual functions of a Gabor function, a sine wave in a Gaussian window."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class DualGabor(DualActivation):
     name = "gabor"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """`pair` at k = q."""
+        """Return E[φ(u)²] and E[φ'(u)²]: `pair` at k = q1 = q2 = q."""
         return self.pair(q, q, q)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         s = 1 + (q1 + q2)
         d = (1 + 2 * (q1 + q2)) + 4 * (q1 * q2 - k * k)
         inverse = 1 / d
         root = torch.rsqrt(d) / 2
         n_plus, n_minus = (s + 2 * k) * inverse, (s - 2 * k) * inverse
-        # The mean of both exponents in front: their difference is 2k/D.
+        # The factor exp((N₊ + N₋)/(4D) - 1/2) is taken out of e₊ and e₋.
         mean = torch.exp(s * inverse / 2 - 0.5)
         up, down = torch.exp(k * inverse), torch.exp(-k * inverse)
         value = mean * root * 2 * torch.sinh(k * inverse)

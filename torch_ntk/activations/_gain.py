@@ -1,4 +1,4 @@
-"""The dual of u φ'(u): what a trained gain in front of an activation adds to the kernel."""
+"""The dual of u φ'(u), by which a trained gain before an activation contributes to the kernel."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class DualGain(DualQuadrature):
     """ψ(u) = u f'(u), the derivative of f(g u) by a gain g = 1.
 
     For features y_c = φ(g_c u_c) the tangent kernel by the gains g, averaged over channels, is
-    E[u φ'(u) v φ'(v)], which is κ of ψ. The second of the two functions is E[f'(u) f'(v)], not
-    that of ψ', which nothing asks for and which does not exist where f has a kink.
+    E[u φ'(u) v φ'(v)], which is κ of ψ. In place of E[ψ'(u) ψ'(v)], which is
+    not needed and does not exist if f has a kink, the second function is E[f'(u) f'(v)].
 
     Args:
-        f: As in `DualQuadrature`.
-        name: For messages.
+        f: The activation, as in `DualQuadrature`.
+        name: The name of f in messages.
 
     Raises:
-        TypeError, ValueError: As `DualQuadrature`.
+        TypeError, ValueError: `f` is refused for the reasons that `DualQuadrature` names.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], name: str | None = None) -> None:
@@ -39,19 +39,19 @@ class DualGain(DualQuadrature):
         return torch.stack([x * slope, slope])
 
     def fused(self, form: Form) -> None:
-        """None: the second function is not the derivative of the first."""
+        """Return None: fused sums require that the second function is the dual of ψ'."""
         return
 
 
 def gain_dual(dual: DualActivation, f: Callable[[Tensor], Tensor]) -> DualActivation:
-    """The dual of ψ(u) = u f'(u).
+    """Return the dual functions of ψ(u) = u f'(u).
 
     Args:
-        dual: The dual of f.
-        f: The function itself.
+        dual: The dual functions of f.
+        f: The activation itself.
     """
     if isinstance(dual, DualRectifier):
-        return dual  # on either half-line u φ'(u) = φ(u)
+        return dual  # u f'(u) = f(u) for both signs of u
     if isinstance(dual, DualAffine):
         return DualAffine(dual.slope, name=dual.name)
     return DualGain(f, dual.name)

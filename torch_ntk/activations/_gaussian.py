@@ -1,4 +1,4 @@
-"""Gaussian bumps, and those that grow."""
+"""The dual functions of a exp(b x²), a Gaussian function for negative b."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .._checks import value_error
 from ._dual import DualActivation
 from ._formula import Form, Formula, by_covariance
 
-# D is that small only where an expectation hardly exists, and outside of images.
-_LEAST = 1e-8
+# D is smaller than this only where the expectation is about to diverge, and outside of images.
+_SMALLEST_DETERMINANT = 1e-8
 
 
 class DualGaussian(DualActivation):
@@ -36,26 +36,26 @@ class DualGaussian(DualActivation):
         self.rate = rate
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """`pair` at k = q, where D = 1 - 4b q."""
+        """Return E[φ(u)²] and E[φ'(u)²]: `pair` at k = q1 = q2 = q, where D = 1 - 4b q."""
         self._check(q)
         root = torch.rsqrt(1 - 4 * self.rate * q)
         return self.scale**2 * root, (2 * self.scale * self.rate) ** 2 * q * root**3
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         self._check(q1)
         self._check(q2)
         b = self.rate
-        # In this form nothing is subtracted from products of variances that are nearly equal.
+        # Unlike in the definition of D, nothing is added to q1 q2 before k² is subtracted from it.
         d = (1 - 2 * b * (q1 + q2)) + (2 * b) ** 2 * (q1 * q2 - k * k)
         root = torch.rsqrt(d)
         return self.scale**2 * root, (2 * self.scale * b) ** 2 * k * root**3
 
     def fused(self, form: Form) -> Formula:
-        """The same expressions."""
+        """Return statements for the same formulas; the term of an image is q."""
         lines = (
             "d = (1.0 - 2.0 * p0 * (a0 + b0)) + 4.0 * p0 * p0 * (a0 * b0 - k0 * k0)",
-            f"root = 1.0 / sqrt(max(d, {_LEAST!r}))",
+            f"root = 1.0 / sqrt(max(d, {_SMALLEST_DETERMINANT!r}))",
             "k = p1 * root",
             "t = t0 * (4.0 * p0 * p0 * p1 * k0 * (root * root * root))",
         )

@@ -1,4 +1,4 @@
-"""The Gaussian error linear unit."""
+"""The dual functions of the Gaussian error linear unit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from ._dual import DualActivation
 from ._formula import Form, Formula, by_covariance
 
 _PER_TURN = 1 / (2 * math.pi)
-# √(1 - c²) is at least 1/√(1 + 2q); below this, variances exceed the inverse precision.
-_LEAST = 1e-8
+# √(1 - c²) is at least 1/√(1 + 2q), so it is smaller than this only for variances beyond the
+# inverse of the precision.
+_SMALLEST_SINE = 1e-8
 
 
 class DualGELU(DualActivation):
@@ -36,22 +37,23 @@ class DualGELU(DualActivation):
     name = "gelu"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] and E[φ'(u)²]: `pair` at k = q, where Δ = 1 + 2q."""
-        return _dual(q, q.square(), 1 + 2 * q, (1 - q) / (1 + q))
+        """Return E[φ(u)²] and E[φ'(u)²]: `pair` at k = q1 = q2 = q, where Δ = 1 + 2q."""
+        return _kappa_and_slope(q, q.square(), 1 + 2 * q, (1 - q) / (1 + q))
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         product = q1 * q2
         h = 1 / (1 + q1) - q2 / (1 + q2)
         delta = ((1 + q1) + q2) + (product - k * k)
         # Δ is at least 1; rounding takes it below only where the variances exceed the inverse
         # precision. (The bound is not 1, at which `clamp` would lose the derivative.)
-        return _dual(k, product, delta.clamp(min=0.5), h)
+        return _kappa_and_slope(k, product, delta.clamp(min=0.5), h)
 
     def fused(self, form: Form) -> Formula:
-        """A as an arcsine, of `c = k r1 r2` with the terms `r = 1/√(1 + q)`, q and w.
+        """Return statements in which A is the arcsine of c = k r1 r2 with r = 1/√(1 + q).
 
-        √Δ = √(1 - c²) / (r1 r2), as Δ = (1 + q1)(1 + q2) (1 - c²).
+        The terms of an image are r, q and w. As Δ = (1 + q1)(1 + q2) (1 - c²),
+        √Δ = √(1 - c²) / (r1 r2).
         """
         lines = (
             "both = a0 * b0",
@@ -68,7 +70,7 @@ class DualGELU(DualActivation):
             "slope = angle + k0 * inverse * (1.0 + 2.0 * h + n * inverse * inverse)",
             "t = t0 * (0.25 + slope * p0)",
         )
-        formula = Formula(lines, (_PER_TURN, _LEAST), _terms)
+        formula = Formula(lines, (_PER_TURN, _SMALLEST_SINE), _terms)
         return by_covariance(formula, self.diagonal) if form.distance else formula
 
 
@@ -77,7 +79,7 @@ def _terms(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return 1.0 / torch.sqrt(1 + q), q, q / (1 + q)
 
 
-def _dual(k: Tensor, product: Tensor, delta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _kappa_and_slope(k: Tensor, product: Tensor, delta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     root = torch.rsqrt(delta)
     ratio = k * root
     angle = torch.atan(ratio)

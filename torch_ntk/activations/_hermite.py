@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Nodes per panel, and where panels begin and end: in z, for the Gaussian and the polynomials, and
-# in x = √q z, where most activations bend. Kinks of the activation are added to the latter.
+# The nodes of the quadrature in each panel. Panels end at multiples of `_PANEL` in z, due to the
+# Gaussian and the polynomials, and at `_EDGES_IN_X` in x = √q z, where most activations bend.
+# They also end at the kinks of the activation.
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
 _PANEL = 0.5
 _REACH = 12.0
 _EDGES_IN_X = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-# Variances whose nodes are in memory at once, and how many polynomials of them: 4 MB.
+# The numbers of variances and of polynomials whose values at all nodes are in memory at once, 4 MB.
 _ROWS_AT_ONCE = 24
 _DEGREES = 32
 
@@ -26,17 +27,17 @@ Moments = Callable[[Tensor], Tensor]
 def hermite_moments(
     q: Tensor, moments: Moments, kinks: Tensor, terms: int, *, finer: bool = False
 ) -> Tensor:
-    """E[g(√q z) h_j(z)] for j < terms, with h_j the orthonormal Hermite polynomials.
+    """Return E[g(√q z) h_j(z)] for j < terms, with the orthonormal Hermite polynomials h_j.
 
     Args:
         q: Positive variances `[M]`, float64.
         moments: The functions g.
-        kinks: Where they bend, so that a panel ends there.
-        terms: How many polynomials.
-        finer: Twice as many panels, which reach out to 20 standard deviations.
+        kinks: The points where the functions or their derivatives jump; panels end there.
+        terms: The number of polynomials.
+        finer: Whether to use panels of half the width that reach out to 20 standard deviations.
 
     Returns:
-        `[G, M, terms]`.
+        The coefficients `[G, M, terms]`.
     """
     parts = [_moments(rows, moments, kinks, terms, finer) for rows in torch.split(q, _ROWS_AT_ONCE)]
     return torch.cat(parts, dim=1)
@@ -55,13 +56,13 @@ def _moments(q: Tensor, moments: Moments, kinks: Tensor, terms: int, finer: bool
     z = (centre + width * _NODES.to(q.device)).flatten(1)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     weight = (width * _WEIGHTS.to(q.device)).flatten(1) * density
-    # h_j is even or odd, as j is: half of the nodes are enough. Without the value at 0, of which
-    # h_0 alone has a share, small variances leave small numbers, accurate to their own size.
+    # h_j is even or odd, as j is, so nodes z > 0 suffice. The value at 0 contributes to h_0 only;
+    # it is subtracted first, so that other coefficients keep small relative errors for small q.
     right, left = moments(root * z), moments(-root * z)
     middle = (right[..., :1] + left[..., :1]) / 2
     parts = [((p * weight).transpose(0, 1)) for p in (right + left - 2 * middle, right - left)]
     result = q.new_empty(len(right), len(q), terms)
-    for first, h in _polynomials(z, terms):
+    for first, h in _hermite_polynomials(z, terms):
         last = first + len(h)
         for parity, part in enumerate(parts):  # `first` is even
             made = part @ h[parity::2].permute(1, 2, 0)
@@ -70,12 +71,12 @@ def _moments(q: Tensor, moments: Moments, kinks: Tensor, terms: int, finer: bool
     return result
 
 
-def _polynomials(z: Tensor, terms: int) -> Iterator[tuple[int, Tensor]]:
-    """h_0..h_{terms-1} at `z` `[M, Z]`: some at a time, `[degrees, M, Z]`, after the first of them.
+def _hermite_polynomials(z: Tensor, terms: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield h_0 … h_{terms-1} at `z` `[M, Z]`, some degrees at a time.
 
-    The same memory is written again for those that follow.
+    Each item is the first degree and the values `[degrees, M, Z]`. All items use the same memory.
     """
-    h = z.new_empty(_DEGREES + 2, *z.shape)  # the last two of the degrees before come first
+    h = z.new_empty(_DEGREES + 2, *z.shape)  # the last two degrees of the item before come first
     h[2] = 1.0
     for first in range(0, terms, _DEGREES):
         if first:

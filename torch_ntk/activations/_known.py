@@ -1,4 +1,4 @@
-"""The activations of `torch` that are recognized, and how each gets its dual functions."""
+"""The activations of `torch` that are recognized, and the dual functions of each."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def _prelu(module: nn.PReLU) -> DualActivation:
 
 
 def _rrelu(module: nn.RReLU) -> DualActivation:
-    _check_evaluates(module, "draws its slope")
+    _check_evaluation_mode(module, "draws its slope")
     return DualRectifier(1.0, (module.lower + module.upper) / 2, "rrelu")
 
 
 def _dropout(module: nn.Module) -> DualActivation:
-    _check_evaluates(module, "drops entries")
+    _check_evaluation_mode(module, "drops entries")
     return _identity()
 
 
 def _hardsigmoid(x: Tensor) -> Tensor:
-    """In place of torch's, whose derivative is 1/6 in single precision whatever the type."""
+    """Return min(max(x + 3, 0), 6)/6. The derivative of torch's own is rounded to float32."""
     return F.relu6(x + 3) / 6
 
 
-def _check_evaluates(module: nn.Module, what: str) -> None:
+def _check_evaluation_mode(module: nn.Module, what: str) -> None:
     if module.training:
         came = f"{type(module).__name__} in training mode, which {what} at random"
         remedy = "Call .eval() on it first."
@@ -85,7 +85,7 @@ def _check_evaluates(module: nn.Module, what: str) -> None:
 
 
 def _option(activation: Any, name: str, default: Any) -> Any:
-    """A keyword that a `functools.partial` binds; the default for a bare function."""
+    """Return the value of a keyword that a `functools.partial` binds, or else the default."""
     if isinstance(activation, functools.partial):
         return activation.keywords.get(name, default)
     return default
@@ -127,10 +127,10 @@ NAMES: dict[str, Callable[[], DualActivation]] = {
         for name, f in _SMOOTH_OR_PIECEWISE.items()
     },
 }
-"""By the names that a user may give."""
+"""Functions that make dual functions, by the names that `dual_activation` takes."""
 
 WITHOUT_FORMULA = frozenset(_SMOOTH_OR_PIECEWISE.values())
-"""Functions that are integrated."""
+"""Functions whose dual functions have no closed form here and are computed by quadrature."""
 
 MODULES: dict[type[nn.Module], Factory] = {
     nn.ReLU: _relu,
@@ -144,7 +144,7 @@ MODULES: dict[type[nn.Module], Factory] = {
         (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout
     ),
 }
-"""By the exact type of a module; a module of another type is called, which serves `nn.Tanh`."""
+"""Factories by the exact type of a module. Other modules, such as `nn.Tanh`, are called."""
 
 FUNCTIONS: dict[Any, Factory] = {
     **dict.fromkeys(
@@ -162,7 +162,7 @@ FUNCTIONS: dict[Any, Factory] = {
     **dict.fromkeys((torch.exp, torch.Tensor.exp), lambda _: DualExp()),
     **dict.fromkeys((torch.square, torch.Tensor.square), lambda _: DualSquare()),
 }
-"""By identity of a function; another function is called."""
+"""Factories by the identity of a function. Functions that are not listed are called."""
 
 _MIXES = "which mixes the entries of a sample"
 NOT_ELEMENTWISE: dict[Any, str] = dict.fromkeys(
@@ -173,4 +173,4 @@ NOT_ELEMENTWISE: dict[Any, str] = dict.fromkeys(
     ),
     _MIXES,
 )
-"""What is called an activation elsewhere, and why it is none here."""
+"""Functions that are not elementwise, although they are often called activations, and why."""

@@ -1,4 +1,4 @@
-"""From an activation, as a user names or builds it, to its dual functions."""
+"""`dual_activation`: the dual functions of an activation that a user names or builds."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ _REMEDY = (
 
 _registered: dict[Any, Callable[[Any], DualActivation]] = {}
 
-# What was made of activations of torch: all layers and all calls share its coefficients.
-_made: dict[Any, DualActivation] = {}
-_MOST_MADE = 16
+# Dual functions of activations of torch without a closed form, by `_torch_key`, so that all layers
+# and calls share their coefficients.
+_shared_duals: dict[Any, DualActivation] = {}
+_MOST_SHARED = 16
 
 
 def dual_activation(activation: ActivationLike) -> DualActivation:
-    """The dual functions of an activation.
+    """Return the dual functions of an activation.
 
     ReLU, leaky ReLU, PReLU (one frozen slope), RReLU (in evaluation mode), the absolute value,
     erf, GELU, sine, cosine, the exponential, the square and the identity have closed forms. Any
-    other elementwise function is called: if its values are those of two straight lines that meet
-    in 0, it is taken for what it is, else it goes through `DualQuadrature`, whose `error` says how
-    exact it is.
+    other elementwise function is called: if its values are a₊ x for positive and a₋ x for negative
+    x, the result is a `DualRectifier`, which is exact; otherwise it is a `DualQuadrature`, whose
+    method `error` returns a bound of its relative error.
 
     Args:
         activation: A name (`"relu"`, `"tanh"`, ...), a module, a function of one tensor, or a
@@ -48,9 +49,9 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
             negative_slope=0.2)`).
 
     Raises:
-        TypeError: It is no activation, or a class instead of an instance.
-        ValueError: The name is unknown; or it mixes entries, is random, has parameters that are
-            trained, jumps, or is not finite on [-3, 3].
+        TypeError: `activation` is no activation, or a class instead of an instance.
+        ValueError: The name is unknown; or the activation mixes entries, is random, has parameters
+            that are trained, jumps, or is not finite on [-3, 3].
 
     Example:
         >>> dual_activation("relu")
@@ -63,13 +64,13 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
     if isinstance(activation, str):
         return NAMES[check_choice("activation", activation, tuple(NAMES), _REMEDY)]()
     _check_callable(activation)
-    key = _key(activation)
+    key = _table_key(activation)
     if key in NOT_ELEMENTWISE:
         name = getattr(key, "__name__", describe(activation))
         raise value_error("activation", _EXPECTED, f"{name}, {NOT_ELEMENTWISE[key]}", _REMEDY)
     factory = _registered.get(key) or MODULES.get(key) or FUNCTIONS.get(key)
     if key in _registered and isinstance(activation, nn.Module):
-        _check_not_trained(activation)  # the factories of this package look themselves
+        _check_not_trained(activation)  # the factories of this package check this themselves
     if factory is not None:
         made: Any = factory(activation)
         if not isinstance(made, DualActivation):
@@ -78,15 +79,15 @@ def dual_activation(activation: ActivationLike) -> DualActivation:
         return made
     if isinstance(activation, nn.Module):
         _check_not_trained(activation)
-    known = _of_torch(activation)
+    known = _torch_key(activation)
     if known is None:
-        return _by_values(activation)
-    shared = _made.get(known)
+        return _dual_from_values(activation)
+    shared = _shared_duals.get(known)
     if shared is None:
-        shared = _by_values(copy.deepcopy(activation))
-        for old in list(_made)[: max(0, len(_made) - _MOST_MADE + 1)]:
-            _made.pop(old, None)
-        _made[known] = shared
+        shared = _dual_from_values(copy.deepcopy(activation))
+        for old in list(_shared_duals)[: max(0, len(_shared_duals) - _MOST_SHARED + 1)]:
+            _shared_duals.pop(old, None)
+        _shared_duals[known] = shared
     return shared
 
 
@@ -95,9 +96,9 @@ def register_dual(
 ) -> None:
     """Have `dual_activation` use `factory` for a module type or a function.
 
-    So do `analytic_ntk` and the like, where a network calls such a module, or calls such a
-    function that its forward finds as a global name or that one of its modules has as an
-    attribute. A function reached in another way is read by what it calls.
+    `analytic_ntk` and the other functions for infinite width then use it, too, for modules of this
+    type in a network. They use it for a function if the network's forward calls it by a global
+    name or as an attribute of a module; a function that is called in another way is traced into.
 
     Args:
         key: A class of modules, matched exactly (not its subclasses), or a function, matched by
@@ -128,30 +129,33 @@ def register_dual(
 
 
 def is_registered(key: Any) -> bool:
-    """Whether `register_dual` was told of this class of modules or function."""
+    """Return whether `register_dual` has registered this class of modules or function."""
     return type(key).__hash__ is not None and key in _registered
 
 
 def registered_functions() -> tuple[Callable[..., Any], ...]:
-    """The functions, and not the classes of modules, that `register_dual` was told of."""
+    """Return the functions that `register_dual` has registered, without the classes of modules."""
     return tuple(key for key in _registered if not isinstance(key, type))
 
 
-def _by_values(activation: Callable[[Tensor], Tensor]) -> DualActivation:
+def _dual_from_values(activation: Callable[[Tensor], Tensor]) -> DualActivation:
     expansion = DualQuadrature(activation)
     slopes = half_lines(activation)
     return expansion if slopes is None else DualRectifier(*slopes, expansion.name)
 
 
-def _of_torch(activation: Any) -> Any:
-    """What tells an activation of torch, with its settings, from all others; None if it is none."""
+def _torch_key(activation: Any) -> Any:
+    """Return a key that is equal for equal activations of torch; None for any other activation.
+
+    For a function it is the function, and for a module its class and settings.
+    """
     if not isinstance(activation, nn.Module):
-        return activation if _key(activation) in WITHOUT_FORMULA else None
+        return activation if _table_key(activation) in WITHOUT_FORMULA else None
     own = dict(vars(activation))
     if type(activation).__module__ != nn.Tanh.__module__ or any(
         own[name] for name in own if name[0] == "_" and isinstance(own[name], dict)
     ):
-        return None  # it has hooks or parts
+        return None  # it has hooks, parameters, buffers or submodules
     settings = {
         name: own[name] for name in own if name[0] != "_" and name not in ("training", "inplace")
     }
@@ -160,8 +164,8 @@ def _of_torch(activation: Any) -> Any:
     return (type(activation), *sorted(settings.items()))
 
 
-def _key(activation: Any) -> Any:
-    """The key of an activation in the tables: a type, a function, or None."""
+def _table_key(activation: Any) -> Any:
+    """Return the key of an activation in the tables of factories: a type, a function, or None."""
     if isinstance(activation, nn.Module):
         return type(activation)
     if isinstance(activation, functools.partial):

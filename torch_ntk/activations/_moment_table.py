@@ -1,4 +1,4 @@
-"""Hermite coefficients by variance: computed once for each, and differentiable."""
+"""A table of Hermite coefficients by variance, which are computed once and differentiable."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ._hermite import Moments, hermite_moments
 
-# Numbers that a table keeps at most (32 MB). A kernel that is computed in blocks asks for the
-# same variances again and again, and a set of coefficients takes a millisecond.
+# The largest number of coefficients that a table stores (32 MB). A kernel that is computed in
+# blocks uses the same variances repeatedly, and the coefficients of one take a millisecond.
 _KEPT = 1 << 22
 
 
 class MomentTable:
-    """E[g(√q z) h_j(z)] for some functions g, kept for the variances last asked for.
+    """E[g(√q z) h_j(z)] for some functions g, stored for the variances of previous calls.
 
     Args:
-        moments: Values `[G, ...]` of the functions at the entries of a tensor `[...]`.
-        kinks: Where they bend.
+        moments: A function that returns the values `[G, ...]` of all g at the entries of a tensor.
+        kinks: The points where they or their derivatives jump.
     """
 
     def __init__(self, moments: Moments, kinks: Tensor) -> None:
@@ -28,16 +28,16 @@ class MomentTable:
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, q: Tensor, terms: int) -> Tensor:
-        """Coefficients `[G, M, terms]` of positive variances `[M]`, differentiable in `q`."""
+        """Return coefficients `[G, M, terms]` at variances q > 0 `[M]`, differentiable by q."""
         result: Tensor = _Coefficients.apply(q, self, terms)[0]
         return result
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is kept is no part of a copy or a pickle."""
+        """Return the state of a copy or a pickle, which does not contain stored coefficients."""
         return {**self.__dict__, "_kept": None}
 
     def rows(self, q: Tensor, terms: int) -> Tensor:
-        """The same for distinct variances in rising order, without derivatives."""
+        """Return coefficients for distinct variances in ascending order, without derivatives."""
         # Tensors of a caller's inference mode must not be kept for later.
         with torch.inference_mode(False), torch.no_grad():
             return self._rows(q.clone(), terms)
@@ -62,19 +62,19 @@ class MomentTable:
 
 
 class _Coefficients(torch.autograd.Function):
-    """Coefficients `[G, M, terms]` and their derivatives by q, without derivatives of g.
+    """Coefficients `[G, M, terms]`, whose derivatives by q do not use derivatives of g.
 
-    For any g, kinks included,
+    For any g, also one with kinks,
 
         d/dq E[g(√q z) h_j(z)] = (j E[g h_j] + √((j+1)(j+2)) E[g h_{j+2}]) / (2q).
     """
 
     @staticmethod
     def forward(q: Tensor, table: MomentTable, terms: int) -> tuple[Tensor, Tensor]:
-        # Variances often repeat: normalized inputs, all places of a periodic image.
+        # Variances are often equal: of normalized inputs, or at all positions of a periodic image.
         distinct, places = torch.unique(q, return_inverse=True)
         rows = table.rows(distinct, terms + 2)
-        return rows[:, places, :-2], _rise(rows, distinct)[:, places]
+        return rows[:, places, :-2], _derivatives_by_variance(rows, distinct)[:, places]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -84,14 +84,14 @@ class _Coefficients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, rise = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            rise = _rise(ctx.table(q, ctx.terms + 2), q)
-        return (gradient * rise).sum(dim=(0, 2)), None, None
+        q, derivatives = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the result is to be differentiated again
+            derivatives = _derivatives_by_variance(ctx.table(q, ctx.terms + 2), q)
+        return (gradient * derivatives).sum(dim=(0, 2)), None, None
 
 
-def _rise(table: Tensor, q: Tensor) -> Tensor:
-    """The derivatives by q of all but the last two columns of `table`."""
+def _derivatives_by_variance(table: Tensor, q: Tensor) -> Tensor:
+    """Return the derivatives by q of coefficients `[..., M, J]` except for the last two degrees."""
     j = torch.arange(table.shape[-1] - 2, dtype=q.dtype, device=q.device)
     higher = ((j + 1) * (j + 2)).sqrt() * table[..., 2:]
     return (j * table[..., :-2] + higher) / (2 * q).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Polynomials: monomials and Hermite polynomials among them."""
+"""The dual functions of polynomials, and the coefficients of Hermite polynomials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ._dual import DualActivation
 from ._formula import Form, Formula, by_covariance
 
-# Up to this degree loops have a statement for each power.
+# The largest degree for which fused loops get a statement for each power.
 _MOST_WRITTEN_OUT = 12
 
 
@@ -22,11 +22,11 @@ class DualPolynomial(DualActivation):
 
         κ = Σ_n m_n(q1) m_n(q2) kⁿ / n!,    κ̇ = Σ_{n ≥ 1} m_n(q1) m_n(q2) kⁿ⁻¹ / (n-1)!,
 
-    Mehler's formula; it is finite here. E[u^(2j)] = (2j-1)!! qʲ.
+    which is Mehler's formula, here a finite sum. The means follow from E[u^(2j)] = (2j-1)!! qʲ.
 
     Args:
         coefficients: c_0, c_1, ….
-        name: For messages.
+        name: The name in messages.
 
     Example:
         >>> one = torch.ones(1)
@@ -42,12 +42,12 @@ class DualPolynomial(DualActivation):
         )
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """`pair` at k = q."""
+        """Return E[φ(u)²] and E[φ'(u)²]: `pair` at k = q1 = q2 = q."""
         return self.pair(q, q, q)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`. Horner's rule in k."""
-        products = [_at(m, q1) * _at(m, q2) for m in self._means]
+        """Return κ and κ̇ by Horner's rule in k; see `DualActivation.pair`."""
+        products = [_polynomial_at(m, q1) * _polynomial_at(m, q2) for m in self._means]
         nothing = torch.zeros_like(k * q1 * q2)
         value, slope = nothing, nothing
         for n in reversed(range(len(products))):
@@ -57,7 +57,10 @@ class DualPolynomial(DualActivation):
         return value, slope
 
     def fused(self, form: Form) -> Formula | None:
-        """Horner's rule in k, with the terms m_n(q) / √n!; None beyond a moderate degree."""
+        """Return statements for Horner's rule in k, or None for large degrees.
+
+        The terms of an image are m_n(q) / √n!.
+        """
         last = len(self._means) - 1
         if last > _MOST_WRITTEN_OUT:
             return None
@@ -71,7 +74,8 @@ class DualPolynomial(DualActivation):
         def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
             q = variances[0]
             return tuple(
-                _at(m, q) / math.sqrt(math.factorial(n)) for n, m in enumerate(self._means)
+                _polynomial_at(m, q) / math.sqrt(math.factorial(n))
+                for n, m in enumerate(self._means)
             )
 
         formula = Formula((*lines, "k = value", "t = t0 * slope"), terms=terms)
@@ -79,7 +83,13 @@ class DualPolynomial(DualActivation):
 
 
 def hermite_coefficients(degree: int) -> tuple[float, ...]:
-    """Of 1, x, x², … in the polynomial h_n = He_n / √n!, orthonormal for a standard Gaussian."""
+    """Return the coefficients of 1, x, x², … in the Hermite polynomial h_n = He_n / √n!.
+
+    These polynomials are orthonormal: E[h_m(z) h_n(z)] = δ_mn for a standard Gaussian z.
+
+    Args:
+        degree: n.
+    """
     last, now = [0.0], [1.0]
     for n in range(degree):
         # He_{n+1} = x He_n - n He_{n-1}
@@ -91,7 +101,7 @@ def hermite_coefficients(degree: int) -> tuple[float, ...]:
 
 
 def _mean_of_derivative(coefficients: Sequence[float], n: int) -> tuple[float, ...]:
-    """E[φ⁽ⁿ⁾(u)] as coefficients of 1, q, q², …."""
+    """Return the coefficients of 1, q, q², … in E[φ⁽ⁿ⁾(u)], from those of φ."""
     found: list[float] = []
     for i, c in enumerate(coefficients):
         if i >= n and (i - n) % 2 == 0:
@@ -99,7 +109,7 @@ def _mean_of_derivative(coefficients: Sequence[float], n: int) -> tuple[float, .
     return tuple(found) or (0.0,)
 
 
-def _at(coefficients: Sequence[float], q: Tensor) -> Tensor:
+def _polynomial_at(coefficients: Sequence[float], q: Tensor) -> Tensor:
     value = torch.full_like(q, coefficients[-1])
     for c in reversed(coefficients[:-1]):
         value = value * q + c

@@ -1,4 +1,4 @@
-"""A power series whose coefficients are products of one factor per side."""
+"""Power series Σ_j a_j b_j c^j for all pairs of samples, with memory-saving derivatives."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Terms that together cannot add more than this share of the sum are left out.
+# A term is negligible if a bound of it is below this share of the sum of the bounds of all terms.
 _NEGLIGIBLE = 1e-17
 
 
 class PowerSeries(torch.autograd.Function):
-    """Σ_j a_j b_j c^j for |c| ≤ 1, by Horner's rule, with derivatives that keep no intermediates.
+    """Σ_j a_j b_j c^j for |c| ≤ 1, by Horner's rule, without storing intermediate sums.
 
     `a` and `b` are `[..., J]`; without their last dimension they broadcast against `c`.
     """
 
     @staticmethod
     def forward(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The sum, in the broadcast shape."""
+        """Return the sum in the broadcast shape."""
         return _series(c, a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        """Keep the arguments."""
+        """Save the arguments for the backward pass."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Derivatives by `c`, `a` and `b`, which can be differentiated again."""
+        """Return the gradients by `c`, `a` and `b`, which can be differentiated again."""
         c, a, b = ctx.saved_tensors
         by_c = by_a = by_b = None
         if ctx.needs_input_grad[0]:
@@ -53,7 +53,7 @@ def _series(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
     )
     if 0 in shape or a.shape[-1] == 0:
         return c.new_zeros(shape)
-    last, step = _needed(_largest(a) * _largest(b))
+    last, step = _last_and_step(_largest(a) * _largest(b))
     base = c if step == 1 else c * c
     total = c.new_zeros(shape)
     for j in range(last, -1, -step):
@@ -61,8 +61,11 @@ def _series(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total.mul_(c) if last % step else total
 
 
-def _needed(bounds: Tensor) -> tuple[int, int]:
-    """The last term that counts, and whether every term does (1) or every second (2)."""
+def _last_and_step(bounds: Tensor) -> tuple[int, int]:
+    """Return the index of the last term that is summed, and the step between terms: 1 or 2.
+
+    The step is 2 if all terms of the other parity are negligible, as for odd or even activations.
+    """
     counts = (bounds > _NEGLIGIBLE * bounds.sum()).nonzero().flatten()
     if not len(counts):
         return 0, 1

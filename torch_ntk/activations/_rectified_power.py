@@ -1,4 +1,4 @@
-"""Powers of the positive part."""
+"""The dual functions of powers of the positive part, max(x, 0)ⁿ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DualRectifiedPower(DualActivation):
 
     (Cho and Saul 2009, "Kernel Methods for Deep Learning"). In c = cos θ,
     J_n = A_n(c) sin θ + B_n(c) (π - θ) with polynomials that follow from J_0 = π - θ and
-    ∂J_n/∂c = n² J_{n-1}, which is Price's theorem; see `_angular`.
+    ∂J_n/∂c = n² J_{n-1}, which is Price's theorem; see `_angular_coefficients`.
 
     Args:
         power: n.
@@ -34,13 +34,13 @@ class DualRectifiedPower(DualActivation):
         self.power = power
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = (2n-1)!! qⁿ/2 and E[φ'(u)²] = n² (2n-3)!! qⁿ⁻¹/2."""
+        """Return E[φ(u)²] = (2n-1)!! qⁿ/2 and E[φ'(u)²] = n² (2n-3)!! qⁿ⁻¹/2."""
         n = self.power
         below = math.prod(range(1, 2 * n - 2, 2)) / 2
         return (2 * n - 1) * below * q**n, n**2 * below * q ** (n - 1)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         n = self.power
         safe1, root1 = positive_and_root(q1)
         safe2, root2 = positive_and_root(q2)
@@ -52,7 +52,7 @@ class DualRectifiedPower(DualActivation):
         return value / (2 * math.pi), slope * (n**2 / (2 * math.pi))
 
     def fused(self, form: Form) -> Formula:
-        """The same functions with the terms √q and 1/√q."""
+        """Return statements for the same formulas; the terms of an image are √q and 1/√q."""
         n = self.power
         lines = (
             "r = a0 * b0",
@@ -61,8 +61,8 @@ class DualRectifiedPower(DualActivation):
             "e = 1.0 - x",
             *acute_angle(form.double),
             "rest = acute if c < 0.0 else 3.141592653589793 - acute",
-            *_angular_lines("value", n),
-            *_angular_lines("slope", n - 1),
+            *_angular_statements("value", n),
+            *_angular_statements("slope", n - 1),
             f"k = p0 * value * {' * '.join(['r'] * n)}",
             f"t = t0 * (p1 * slope * {' * '.join(['r'] * (n - 1))})",
         )
@@ -71,22 +71,22 @@ class DualRectifiedPower(DualActivation):
         return by_covariance(formula, self.diagonal) if form.distance else formula
 
 
-def _angular_lines(target: str, n: int) -> list[str]:
-    """Statements for J_n."""
+def _angular_statements(target: str, n: int) -> list[str]:
+    """Return statements that assign J_n(θ) to `target`."""
     parts = []
-    for name, coefficients in zip(("of_sine", "of_angle"), _angular(n), strict=True):
+    for name, coefficients in zip(("of_sine", "of_angle"), _angular_coefficients(n), strict=True):
         parts.append(f"{name} = {coefficients[-1]!r} + 0.0 * c")
         parts += [f"{name} = {name} * c + {x!r}" for x in reversed(coefficients[:-1])]
     return [*parts, f"{target} = of_sine * sine + of_angle * rest"]
 
 
 def _angular_function(n: int, c: Tensor, sine: Tensor, rest: Tensor) -> Tensor:
-    """J_n."""
-    with_sine, with_angle = _angular(n)
-    return _at(with_sine, c) * sine + _at(with_angle, c) * rest
+    """Return J_n(θ) from cos θ, sin θ and π - θ."""
+    with_sine, with_angle = _angular_coefficients(n)
+    return _polynomial_at(with_sine, c) * sine + _polynomial_at(with_angle, c) * rest
 
 
-def _at(coefficients: tuple[float, ...], c: Tensor) -> Tensor:
+def _polynomial_at(coefficients: tuple[float, ...], c: Tensor) -> Tensor:
     value = torch.full_like(c, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value = value * c + coefficient
@@ -94,10 +94,10 @@ def _at(coefficients: tuple[float, ...], c: Tensor) -> Tensor:
 
 
 @cache
-def _angular(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Coefficients of A_n and B_n.
+def _angular_coefficients(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the coefficients of the polynomials A_n and B_n.
 
-    With s = sin θ, ∂s/∂c = -c/s and ∂(π - θ)/∂c = 1/s, so ∂J_n/∂c = n² J_{n-1} asks for
+    With s = sin θ, ∂s/∂c = -c/s and ∂(π - θ)/∂c = 1/s, so ∂J_n/∂c = n² J_{n-1} requires
 
         B_n' = n² B_{n-1},    (1 - c²) A_n' - c A_n = n² (1 - c²) A_{n-1} - B_n.
 
@@ -105,10 +105,10 @@ def _angular(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     if n == 0:
         return (0.0,), (1.0,)
-    a, b = _angular(n - 1)
+    a, b = _angular_coefficients(n - 1)
     start = float(math.prod(range(n - 1, 0, -2))) ** 2
     now = [0.0 if n % 2 else start, *(n**2 * x / (i + 1) for i, x in enumerate(b))]
-    # The right side, coefficient by coefficient; of the left it is (i+1) A_{i+1} - i A_{i-1}.
+    # The coefficients of the right side; those of the left side are (i+1) A_{i+1} - i A_{i-1}.
     right = [0.0] * (len(now) + 2)
     for i, x in enumerate(a):
         right[i] += n**2 * x

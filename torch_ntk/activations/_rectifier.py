@@ -1,4 +1,4 @@
-"""Two half-lines that meet in 0: ReLU, leaky ReLU, the absolute value."""
+"""The dual functions of ReLU, leaky ReLU, the absolute value, and all a₊ max(x,0) + a₋ min(x,0)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ._angle import acute_angle
 from ._dual import DualActivation
 from ._formula import Form, Formula
 
-# The least 1 - c² is kept at, so that its square root has a finite derivative. The root, 1e-18,
-# vanishes beside the rounding of π in float64 too, and 1 - c² is either 0 or above 1e-16: no
-# value changes, and `clamp` gives the derivative 0 where the true one is infinite.
-_LEAST = 1e-36
+# 1 - c² is raised to at least this before its square root is taken, so that the root has a finite
+# derivative: `clamp` makes it 0 where the true one is infinite. No value changes, since 1 - c² is
+# either 0 or above 1e-16, and the root, 1e-18, is below the rounding error of π in float64.
+_SMALLEST_SQUARED_SINE = 1e-36
 
-# Products of two variances within this range have all their digits.
+# Products of two variances in this range have all their digits: they do not under- or overflow.
 _RANGE = {
     dtype: (torch.finfo(dtype).tiny / torch.finfo(dtype).eps, torch.finfo(dtype).max)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,7 +46,7 @@ class DualRectifier(DualActivation):
     Args:
         positive: The slope a₊ on the positive side.
         negative: The slope a₋ on the negative side.
-        name: For messages.
+        name: The name in messages.
 
     Example:
         >>> relu = DualRectifier(1.0, 0.0, "relu")
@@ -62,39 +62,40 @@ class DualRectifier(DualActivation):
         self._product = positive * negative
         self._mean_square = (positive**2 + negative**2) / 2
         self._at_zero = ((positive + negative) / 2) ** 2
-        self._bend = (positive - negative) ** 2 / (2 * math.pi)
+        self._kink_factor = (positive - negative) ** 2 / (2 * math.pi)
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = q (a₊² + a₋²)/2 and E[φ'(u)²] = (a₊² + a₋²)/2."""
+        """Return E[φ(u)²] = q (a₊² + a₋²)/2 and E[φ'(u)²] = (a₊² + a₋²)/2."""
         value = self._mean_square * q
         slope = torch.full_like(q, self._mean_square)
         return value, slope.masked_fill(_is_zero(q), self._at_zero)
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         safe1, root1 = positive_and_root(q1)
         safe2, root2 = positive_and_root(q2)
-        # √(q q) is q exactly, which √q √q is not: equal arguments have correlation 1. Where the
-        # product leaves the range of the type, √q √q does not.
+        # √(q q) is exactly q, and √q √q is not. So equal arguments have correlation 1, except where
+        # the product leaves the range of the type and √q √q is used.
         product = safe1 * safe2
         least, most = _RANGE[k.dtype]
         inside = (product > least) & (product < most)
         r = torch.where(inside, product, 1.0).sqrt()
         r = torch.where(inside, r, safe1.sqrt() * safe2.sqrt())
         c = (k / r).clamp(-1.0, 1.0)
-        s = ((1.0 - c) * (1.0 + c)).clamp(min=_LEAST).sqrt()
-        slope = torch.atan2(s, -c) * self._bend
+        s = ((1.0 - c) * (1.0 + c)).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
+        slope = torch.atan2(s, -c) * self._kink_factor
         if self._product:
             slope = slope + self._product
-        return k * slope + (root1 * self._bend) * root2 * s, slope
+        return k * slope + (root1 * self._kink_factor) * root2 * s, slope
 
     def fused(self, form: Form) -> Formula:
-        """With the terms √q and 1/√q of either image; see `pair` and `pair_from_distance`.
+        """Return statements for the formulas of `pair` or of `pair_from_distance`.
 
-        `sin θ - θ cos θ` is left as a difference: its error, of the order of eps θ, is one of eps
-        in the angle.
+        The terms of an image are √q and 1/√q. Unlike in `pair_from_distance`, sin θ - θ cos θ is
+        computed by a subtraction. Its error, of the order of eps θ, has the effect of an error of
+        the order of eps in the angle.
         """
-        numbers = (self._bend, self._product, self._mean_square)
+        numbers = (self._kink_factor, self._product, self._mean_square)
         angle = acute_angle(form.double)
         if not form.distance:
             lines = (
@@ -112,8 +113,8 @@ class DualRectifier(DualActivation):
             "r = a0 * b0",
             "scale = 0.5 * (a1 * b1)",
             "between = a0 - b0",
-            # Where a variance is 0, the angle is a right one by convention. 1 - cos θ is 0 or 2
-            # where it differs from that by its own rounding only: see `_snapped`.
+            # Where a variance is 0, the angle is π/2 by convention. 1 - cos θ is set to 0 or 2
+            # if it differs from them by rounding only; see `_parallel_or_opposite`.
             "excess = (k0 - between * between) * scale if r > 0.0 else 1.0",
             f"rounding = {rounding!r} * (k0 * scale)",
             "excess = 0.0 if excess < rounding else excess",
@@ -131,7 +132,7 @@ class DualRectifier(DualActivation):
         return Formula(lines, numbers, roots)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(φ(u) - φ(v))²] and κ̇, with d's relative accuracy for nearly equal arguments.
+        """Return E[(φ(u) - φ(v))²] and κ̇, as accurate relative to d as d itself.
 
         With 1 - cos θ = (d - (√q1 - √q2)²) / (2r),
 
@@ -145,9 +146,9 @@ class DualRectifier(DualActivation):
         positive = r > 0
         twice = 2 * torch.where(positive, r, 1.0)
         excess = (d - (root1 - root2).square()) / twice
-        excess = _snapped(torch.where(positive, excess, 1.0), d / twice)
-        near = excess.clamp(min=_LEAST).sqrt()
-        far = (2.0 - excess).clamp(min=_LEAST).sqrt()
+        excess = _parallel_or_opposite(torch.where(positive, excess, 1.0), d / twice)
+        near = excess.clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
+        far = (2.0 - excess).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
         theta = 2 * torch.atan2(near, far)
         square = theta.square()
         series = torch.full_like(theta, _SERIES[0])
@@ -159,19 +160,20 @@ class DualRectifier(DualActivation):
             near * far - theta * (1.0 - excess),
         )
         linear = self._mean_square * d
-        distance = (linear - (2 * self._bend) * r * lag).clamp(min=0.0)
+        distance = (linear - (2 * self._kink_factor) * r * lag).clamp(min=0.0)
         # At d = 0 `clamp` would lose the derivative.
-        return torch.where(d > 0, distance, linear), self._mean_square - self._bend * theta
+        return torch.where(d > 0, distance, linear), self._mean_square - self._kink_factor * theta
 
 
-def _snapped(excess: Tensor, size: Tensor) -> Tensor:
-    """1 - cos θ in [0, 2], and 0 or 2 where it differs from that by its own rounding only.
+def _parallel_or_opposite(excess: Tensor, size: Tensor) -> Tensor:
+    """Return 1 - cos θ, set to 0 or 2 where it differs from them by rounding only.
 
-    So an input and its multiples are parallel in every layer, and not at an angle of 1e-8.
+    So an input and its multiples are exactly parallel in every layer, while rounding errors would
+    put an angle of 1e-8 between them.
 
     Args:
-        excess: 1 - cos θ as a difference.
-        size: The first of its two terms.
+        excess: 1 - cos θ, which was computed as a difference.
+        size: The minuend of that difference, which determines the rounding error.
     """
     rounding = (16 * torch.finfo(excess.dtype).eps) * size
     excess = torch.where(excess < rounding, 0.0 * excess, excess)
@@ -179,19 +181,19 @@ def _snapped(excess: Tensor, size: Tensor) -> Tensor:
 
 
 def _is_zero(q: Tensor) -> Tensor:
-    """Where a variance is 0 or has lost digits to underflow; never at NaN."""
+    """Return where a variance is 0 or has lost digits to underflow; False for NaN."""
     return q <= torch.finfo(q.dtype).tiny
 
 
 def positive_and_root(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance with 1 in place of 0, and its root; the derivative of either at 0 is 0."""
+    """Return q with variances of 0 replaced by 1, and √q; both have derivative 0 at q = 0."""
     zero = _is_zero(q)
     positive = q.masked_fill(zero, 1.0)
     return positive, positive.sqrt().masked_fill(zero, 0.0)
 
 
 def roots(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """√q and 1/√q; 0 for both where the variance is 0."""
+    """Return the terms √q and 1/√q of a formula; both are 0 where the variance is 0."""
     (q,) = variances
     positive, root = positive_and_root(q)
     return root, (1.0 / positive.sqrt()).masked_fill(_is_zero(q), 0.0)

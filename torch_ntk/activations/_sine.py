@@ -1,4 +1,4 @@
-"""Sine and cosine."""
+"""The dual functions of the sine and the cosine."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class DualSin(DualActivation):
     name = "sin"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[sin² u] = (1 - exp(-2q))/2 and E[cos² u] = (1 + exp(-2q))/2."""
+        """Return E[sin² u] = (1 - exp(-2q))/2 and E[cos² u] = (1 + exp(-2q))/2."""
         decay = torch.expm1(-2 * q) / 2
         return -decay, 1 + decay
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         return _sinh_and_cosh(k, q1, q2)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(sin u - sin v)²] = E[(1 - cos(u - v))(1 + cos(u + v))], and κ̇."""
-        difference, product = _parts(d, q1, q2)
+        """Return E[(sin u - sin v)²] = E[(1 - cos(u - v))(1 + cos(u + v))], and κ̇."""
+        difference, product = _parts_of_distance(d, q1, q2)
         slope = _sinh_and_cosh((q1 + q2 - d) / 2, q1, q2)[1]
         return _not_negative(difference + product), slope
 
     def fused(self, form: Form) -> Formula:
-        """See `_formula`."""
+        """Return statements for the same formulas; see `_formula`."""
         return _formula(form, odd=True)
 
 
@@ -53,30 +53,31 @@ class DualCos(DualActivation):
     name = "cos"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[cos² u] = (1 + exp(-2q))/2 and E[sin² u] = (1 - exp(-2q))/2."""
+        """Return E[cos² u] = (1 + exp(-2q))/2 and E[sin² u] = (1 - exp(-2q))/2."""
         decay = torch.expm1(-2 * q) / 2
         return 1 + decay, -decay
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         odd, even = _sinh_and_cosh(k, q1, q2)
         return even, odd
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(cos u - cos v)²] = E[(1 - cos(u - v))(1 - cos(u + v))], and κ̇."""
-        difference, product = _parts(d, q1, q2)
+        """Return E[(cos u - cos v)²] = E[(1 - cos(u - v))(1 - cos(u + v))], and κ̇."""
+        difference, product = _parts_of_distance(d, q1, q2)
         slope = _sinh_and_cosh((q1 + q2 - d) / 2, q1, q2)[0]
         return _not_negative(difference - product), slope
 
     def fused(self, form: Form) -> Formula:
-        """See `_formula`."""
+        """Return statements for the same formulas; see `_formula`."""
         return _formula(form, odd=False)
 
 
 def _formula(form: Form, odd: bool) -> Formula:
-    """The formula of the sine (`odd`) or of the cosine, with the terms q and exp(-q) - 1.
+    """Return the formula of the sine (`odd`) or of the cosine.
 
-    As `pair` and `pair_from_distance` of both: `same` and `opposite` are exp(±k - (q1 + q2)/2) - 1.
+    The terms of an image are q and, for distances, exp(-q) - 1. The expressions are those of `pair`
+    and `pair_from_distance`; `same` and `opposite` are exp(±k - (q1 + q2)/2) - 1.
     """
     same_and_opposite = (
         "x = cross - middle",
@@ -110,7 +111,7 @@ def _terms(variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _sinh_and_cosh(k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(-(q1 + q2)/2) times sinh k and cosh k.
+    """Return exp(-(q1 + q2)/2) sinh k and exp(-(q1 + q2)/2) cosh k.
 
     Both exponents are at most 0, so nothing overflows where sinh k alone would; `expm1` keeps the
     relative accuracy of the sine where the variances are small.
@@ -121,13 +122,17 @@ def _sinh_and_cosh(k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
     return half_same - half_opposite, 1 + (half_same + half_opposite)
 
 
-def _parts(d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-    """E[1 - cos(u - v)] and E[(1 - cos(u - v)) cos(u + v)], as accurate as d where it is small."""
+def _parts_of_distance(d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E[1 - cos(u - v)] and E[(1 - cos(u - v)) cos(u + v)].
+
+    Both are as accurate relative to d as d itself. Their sum is E[(sin u - sin v)²] and their
+    difference is E[(cos u - cos v)²].
+    """
     difference = -torch.expm1(-d / 2)
     gap = (torch.expm1(-q1) - torch.expm1(-q2)).square() / 2
     return difference, torch.exp(d / 2 - (q1 + q2)) * difference - gap
 
 
 def _not_negative(distance: Tensor) -> Tensor:
-    """Without negative rounding; unlike that of `clamp`, the derivative at 0 is kept."""
+    """Return the distance, with 0 for negative values; `clamp` would lose the derivative at 0."""
     return torch.where(distance < 0, 0.0, distance)

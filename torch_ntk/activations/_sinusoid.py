@@ -1,4 +1,4 @@
-"""Sinusoids of any amplitude, frequency and phase."""
+"""The dual functions of sinusoids of any amplitude, frequency and phase."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class DualSinusoid(DualActivation):
         self._half = amplitude**2 / 2
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """a²/2 (1 - C exp(-2Q)) and a² b²/2 (1 + C exp(-2Q))."""
+        """Return E[φ(u)²] = a²/2 (1 - C exp(-2Q)) and E[φ'(u)²] = a² b²/2 (1 + C exp(-2Q))."""
         decay = torch.expm1(-2 * self.frequency**2 * q)
         value = (1 - self._cosine) - self._cosine * decay
         slope = (1 + self._cosine) + self._cosine * decay
         return self._half * value, self._half * self.frequency**2 * slope
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         square = self.frequency**2
         k, m = square * k, square * (q1 / 2 + q2 / 2)
         # Both exponents are at most 0; `expm1` keeps small differences of the two.
@@ -57,9 +57,11 @@ class DualSinusoid(DualActivation):
         return self._half * value, self._half * square * slope
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(φ(u) - φ(v))²] = a² [1 - exp(-D/2) - C/2 (gap² - 2 exp(-Q1 - Q2) (exp(D/2) - 1))].
+        """Return E[(φ(u) - φ(v))²] and κ̇ without loss of digits for small d.
 
-        Here D = b² d, and the gap is exp(-Q1) - exp(-Q2): nothing is lost where d is small.
+        With D = b² d and the gap exp(-Q1) - exp(-Q2), E[(φ(u) - φ(v))²] is
+
+            a² [1 - exp(-D/2) - C/2 (gap² - 2 exp(-Q1 - Q2) (exp(D/2) - 1))].
         """
         square = self.frequency**2
         slope = self.pair((q1 + q2 - d) / 2, q1, q2)[1]
@@ -71,7 +73,7 @@ class DualSinusoid(DualActivation):
         return 2 * self._half * torch.where(distance < 0, 0.0, distance), slope
 
     def fused(self, form: Form) -> Formula:
-        """The same expressions with the terms Q and exp(-Q) - 1."""
+        """Return statements for the same formulas, with the terms Q and exp(-Q) - 1."""
         square = self.frequency**2
         numbers = (square, self._cosine, self._half, self._half * square)
 

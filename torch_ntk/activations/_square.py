@@ -1,4 +1,4 @@
-"""The square."""
+"""The dual functions of the square."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class DualSquare(DualActivation):
     name = "square"
 
     def diagonal(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """E[φ(u)²] = 3 q² and E[φ'(u)²] = 4 q."""
+        """Return E[φ(u)²] = 3 q² and E[φ'(u)²] = 4 q."""
         return 3 * q.square(), 4 * q
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """κ and κ̇; see `DualActivation.pair`."""
+        """Return κ and κ̇ in the broadcast shape; see `DualActivation.pair`."""
         value = q1 * q2 + 2 * k.square()
         return value, (4 * k).expand_as(value)
 
     def pair_from_distance(self, d: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """E[(u - v)² (u + v)²] = d (2 q1 + 2 q2 - d) + 2 (q1 - q2)², and κ̇."""
+        """Return E[(u - v)² (u + v)²] = d (2 q1 + 2 q2 - d) + 2 (q1 - q2)², and κ̇."""
         total = 2 * (q1 + q2) - d
         distance = d * total + 2 * (q1 - q2).square()
         return distance, 2 * (total - (q1 + q2))
 
     def fused(self, form: Form) -> Formula:
-        """Polynomials in k, q1 and q2."""
+        """Return statements for the same polynomials; the term of an image is its variance q."""
         if not form.distance:
             lines: tuple[str, ...] = ("k = a0 * b0 + 2.0 * k0 * k0", "t = t0 * (4.0 * k0)")
             return Formula(lines, terms=tuple)
