@@ -70,8 +70,8 @@ class PackedSample:
     """
 
     def __init__(self) -> None:
-        # By the `id` of packed data: the data, which is kept alive so that no other tensor gets
-        # this `id`, and the mask `[T]` of the times within its length.
+        # The mask `[T]` of the times within the length of packed data, by the `id` of the data. The
+        # data is stored, too, so that no other tensor gets its `id` in the meantime.
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def takes(self, func: Any, args: Sequence[Any]) -> bool:

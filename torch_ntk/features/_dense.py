@@ -22,7 +22,7 @@ _SLAB = 256  # features that are drawn together
 
 
 class DenseProjection(Projection):
-    """`kind="gaussian"` and `"rademacher"`.
+    """The projection for `kind="gaussian"` and `kind="rademacher"`.
 
     Args:
         name, shape, settings: As in `Projection`.
@@ -44,7 +44,7 @@ class DenseProjection(Projection):
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _slabs(self, like: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """For some features at a time their slice, u `[k, joint, rows]` and v `[k, columns]`."""
+        """Yield slices of k features with their u `[k, joint, rows]` and v `[k, columns]`."""
         for part, start in enumerate(range(0, self.dim, _SLAB)):
             k = min(_SLAB, self.dim - start)
             drawn = self._drawn.get(part)
@@ -60,7 +60,7 @@ class DenseProjection(Projection):
             yield slice(start, start + k), u.view(k, self.joint, self.rows) / self.dim**0.5, v
 
     def _draw(self, generator: torch.Generator, k: int, n: int) -> Tensor:
-        """Random entries `[k, n]`; ones if n = 1."""
+        """Return random entries `[k, n]`, or ones if n = 1."""
         if n == 1:
             return torch.ones(k, 1, dtype=torch.int8, device=self.device)
         if self._normal:
@@ -78,14 +78,14 @@ class DenseProjection(Projection):
         return dim * (joint * rows + size // max(1, rows))
 
     def by_factors(self, use: Use, b: Tensor) -> bool:
-        """Compares the numbers of multiplications for one sample."""
+        """Whether `of_factors` takes fewer multiplications for a sample than `of_jacobian`."""
         _, o, _, t, units = b.shape
         factors = t * (use.inputs + o * units + o) * self.dim
         formed = o * self.rows * self.columns * (t + self.dim)
         return factors < formed
 
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """By one product for inputs and one for cotangents."""
+        """Return features from one product with the inputs and one with the cotangents."""
         n, o, t, units = b.shape
         left = o // self.joint
         rows = b.reshape(n, left, self.joint, t, units).transpose(2, 3).reshape(n, left, t, -1)
@@ -100,7 +100,7 @@ class DenseProjection(Projection):
         return found
 
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
-        """By the entries of u for these rows."""
+        """Return features from those entries of u that belong to these rows."""
         n, o, t, units = b.shape
         left = o // self.joint
         b = (b * (index >= 0).view(n, 1, t, 1)).reshape(n, left, self.joint, t, units)
@@ -111,7 +111,7 @@ class DenseProjection(Projection):
         return found
 
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
-        """By products with the Jacobian, its columns in the order of the weight."""
+        """Return features from products with the Jacobian, with columns in the weight's order."""
         n, left = len(jacobian), jacobian.shape[1] // self.joint
         if use is not None and use.is_matrix:
             place = self.places(use).long()

@@ -43,7 +43,7 @@ def _features(factor: JacobianFactor) -> Tensor:
 
 
 class StructuredFeatures(StructuredMethod):
-    """Projects the inputs and cotangents of every use."""
+    """The method that projects inputs and cotangents of each use of a parameter."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class StructuredFeatures(StructuredMethod):
         return StructuredFeatures(job, self._uses, self._projections, by_loops, innermost)
 
     def sizes(self) -> tuple[int, int]:
-        """Sizes that fit in memory with a backward pass and the largest Jacobian that is formed."""
+        """Return sizes with which a backward pass and the largest Jacobian fit in memory."""
         job = self.job
         formed = max((self._formed(n, p.numel()) for n, p in job.fn.params.items()), default=0)
         each = self._backward_bytes() + 3 * job.outputs * formed * job.item
@@ -101,12 +101,12 @@ class StructuredFeatures(StructuredMethod):
         return factors
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
-        """The projection of a Jacobian."""
+        """Return the projection of a Jacobian."""
         return JacobianFactor.of(self._projections[name].of_jacobian(jacobian))
 
 
 class JacobianFeatures(JacobianMethod):
-    """Projects the Jacobians of all parameters, if their uses are not known."""
+    """The method that projects Jacobians, for networks whose uses of parameters are not known."""
 
     def __init__(
         self, job: KernelJob, projections: Projections, by_loops: frozenset[str] = frozenset()
@@ -122,15 +122,15 @@ class JacobianFeatures(JacobianMethod):
         return self.job.batch_size or step, self.job.batch_size or step
 
     def without(self, names: frozenset[str]) -> JacobianMethod:
-        """The same method, with plain loops for these parameters."""
+        """Return this method with plain loops for the parameters of these names."""
         return JacobianFeatures(self.job, self._projections, self.by_loops | names)
 
     def of_job(self, job: KernelJob) -> JacobianMethod:
-        """The same for another job."""
+        """Return this method for another job."""
         return JacobianFeatures(job, self._projections, self.by_loops)
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
-        """The projection of a Jacobian."""
+        """Return the projection of a Jacobian."""
         return JacobianFactor.of(self._projections[name].of_jacobian(jacobian))
 
 
@@ -164,7 +164,7 @@ class Features:
         self.size = self._method.sizes()[0]
 
     def of(self, block: Batch) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The first sample's number and the features `[n, O', dim]` by key, for parts of it."""
+        """Yield the index of the first sample and features `[n, O', dim]` by key, for each part."""
         size, small = self._method.sizes()
         backoff = Backoff(len(block), size, within=small)
         done: list[tuple[int, dict[str, Tensor]]] = []

@@ -299,7 +299,7 @@ class _Results:
         self._found[name][first : first + len(rows)] = rows
 
     def read(self) -> dict[str, Tensor]:
-        """All features."""
+        """Return the features of all samples, by name."""
         return self._found
 
 

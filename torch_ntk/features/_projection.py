@@ -69,7 +69,7 @@ class Projection(ABC):
     Args:
         name: The name of the parameter.
         shape: The shape of the parameter.
-        settings: What it has in common with the projections of other parameters.
+        settings: The settings that the projections of all parameters share.
     """
 
     # Jacobians with more entries are never formed if the uses of the weight are known.

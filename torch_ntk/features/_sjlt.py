@@ -47,8 +47,8 @@ _SKETCHES = 4
 # Nanoseconds per number on one core: for a Fourier transform, for a sketch, for writing it in
 # another order, and for a multiplication in a product of matrices.
 _TRANSFORMED, _SKETCHED, _WRITTEN, _MULTIPLIED = 3.0, 0.4, 3.0, 0.02
-# How many numbers are transformed at once, and for how many entries of a Jacobian their features
-# are stored.
+# The number of values that are transformed at once, and the largest number of entries of a Jacobian
+# whose features are stored.
 _AT_ONCE, _MOST_PLACES = 4 * 1024**2, 8 * 1024**2
 
 
@@ -86,12 +86,12 @@ class SparseProjection(Projection):
 
     @cached_property
     def _tables(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Features and signs of rows `[sketches, joint · rows]` and `[sketches, columns]`."""
+        """The features and signs of rows `[sketches, joint · rows]` and of columns."""
         drawn = self.generator()
         return self._draw(drawn, self.joint * self.rows), self._draw(drawn, self.columns)
 
     def _draw(self, generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
-        """Random features and signs `[sketches, n]`; feature 0 and sign 1 if n = 1."""
+        """Return random features and signs `[sketches, n]`, or feature 0 and sign 1 if n = 1."""
         shape = (self._sketches, n)
         if n == 1:
             return torch.zeros(shape, dtype=torch.int32), torch.ones(shape, dtype=torch.int8)
@@ -101,12 +101,12 @@ class SparseProjection(Projection):
 
     @staticmethod
     def numbers(shape: Sequence[int], joint: int) -> int:
-        """How many features and signs are drawn for a parameter; each takes five bytes."""
+        """The number of pairs of a feature and a sign that are drawn; each takes five bytes."""
         rows = shape[0] if len(shape) else 1
         return _SKETCHES * (joint * rows + torch.Size(shape).numel() // max(1, rows))
 
     def by_factors(self, use: Use, b: Tensor) -> bool:
-        """Compares the estimated times for one sample."""
+        """Whether `of_factors` takes less time for a sample than `of_jacobian`, by an estimate."""
         _, o, _, t, units = b.shape
         left = o // self.joint
         sketched = t * (use.inputs + o * units) * self._sketches
@@ -116,7 +116,7 @@ class SparseProjection(Projection):
         return factors < formed or self.rows * self.columns > self.most_formed
 
     def of_factors(self, sides: Sides, a: Tensor, b: Tensor) -> Tensor:
-        """By products of Fourier transforms, summed over positions."""
+        """Return features from products of Fourier transforms, which are summed over positions."""
         n, o, t, units = b.shape
         left = o // self.joint
         of_units, of_inputs = self._sketches_of(sides, b)
@@ -145,7 +145,7 @@ class SparseProjection(Projection):
         return transformed
 
     def of_rows(self, index: Tensor, b: Tensor) -> Tensor:
-        """Entry by entry, for the entries of the rows that have a gradient."""
+        """Return features by adding single entries, of the rows that have a gradient."""
         n, o, t, units = b.shape
         left = o // self.joint
         found = b.new_zeros(n, left, self._sketches, self._m)
@@ -164,7 +164,7 @@ class SparseProjection(Projection):
         return found.reshape(n, left, self.dim).div_(self._sketches**0.5)
 
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
-        """By a sketch of its entries."""
+        """Return features as a sketch of the entries of the Jacobian."""
         n, o, p = jacobian.shape
         left = o // self.joint
         if not p:

@@ -28,12 +28,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def plan(n: int, bytes_per_sample: int, device: torch.device) -> int:
-    """Samples per block so that a block of `bytes_per_sample` each stays within the budget."""
+    """Return the number of samples per block with which a block stays within the budget."""
     return within(budget(device), n, bytes_per_sample)
 
 
 def within(available: int, n: int, bytes_per_sample: int) -> int:
-    """How many of `n` samples fit in `available` bytes; at least 1, which is then tried."""
+    """Return how many of `n` samples fit in `available` bytes, but at least 1."""
     return max(1, min(n, available // max(1, bytes_per_sample)))
 
 

@@ -16,7 +16,9 @@ _aim: ContextVar[int | None] = ContextVar("aim", default=None)
 
 
 def in_bytes(max_memory: int | str) -> int:
-    """A number of bytes, given as an integer or like `"500MB"` (powers of 1000), `"2 GiB"` (1024).
+    """Return a size in bytes that is given as an integer or as a text with a unit.
+
+    The unit of `"500MB"` is a power of 1000, and that of `"2 GiB"` is a power of 1024.
 
     Raises:
         TypeError: `max_memory` is neither an integer nor a string.
@@ -49,7 +51,7 @@ def size_in_words(size: int) -> str:
 
 @contextlib.contextmanager
 def limited(size: int | None) -> Iterator[None]:
-    """Within it, `limit()` is `size`, the bytes that all blocks of a computation may take."""
+    """A context in which `limit()` is `size`, the memory for all blocks of a computation."""
     token = _limit.set(size)
     try:
         yield
@@ -64,10 +66,10 @@ def limit() -> int | None:
 
 @contextlib.contextmanager
 def aiming_at(size: int) -> Iterator[None]:
-    """Within it, `aim()` is `size`.
+    """A context in which `aim()` is `size`.
 
-    A computation keeps to about so many bytes where that costs little time. Unlike a limit it is
-    no reason to refuse a computation, nor to compute anything twice.
+    A computation stays near this number of bytes where that costs little time. Unlike for a limit,
+    no computation is refused for it, and nothing is computed twice.
     """
     token = _aim.set(size)
     try:
@@ -77,7 +79,7 @@ def aiming_at(size: int) -> Iterator[None]:
 
 
 def aim() -> int | None:
-    """The bytes to which a computation keeps if that costs little time, or None."""
+    """The bytes that a computation should not exceed if that costs little time, or None."""
     return _aim.get()
 
 

@@ -88,5 +88,5 @@ class ABReLU(nn.Module):
         return self.negative * input.clamp(max=0) + self.positive * input.clamp(min=0)
 
     def extra_repr(self) -> str:
-        """The numbers, for `repr`."""
+        """The arguments of the constructor, for `repr`."""
         return f"negative={self.negative:g}, positive={self.positive:g}"

@@ -167,7 +167,7 @@ class NTKSelfAttention(nn.Module):
             draw_normal_(weight)
 
     def forward(self, input: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """`[..., T, embed_dim]` to `[..., T, out_dim]`."""
+        """Map `[..., T, embed_dim]` to `[..., T, out_dim]`."""
         keys = self._heads(input, self.key_weight, self.sigma_key)
         query_weight = self.query_weight
         if query_weight is None:

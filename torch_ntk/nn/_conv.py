@@ -62,7 +62,7 @@ class _NTKConvNd(ScaledConvNd):
         self.sigma_w, self.sigma_b = sigma_w, sigma_b
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
         if sums_in_float16(self.weight):
             weight, bias = self.weight * self.weight_scale, self._scaled_bias()
             return self._conv_forward(input, weight, bias)

@@ -132,7 +132,7 @@ class NTKConvLocal2d(nn.Module):
             draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[N, in_channels, H, W]` (or without N) to `[N, out_channels, P, Q]`."""
+        """Map `[N, in_channels, H, W]` (or without N) to `[N, out_channels, P, Q]`."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             self._check(input)
         rows, columns = self.padding

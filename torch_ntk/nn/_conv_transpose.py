@@ -116,7 +116,7 @@ class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
         # TorchScript compiles no function that is passed, so each class calls its own.
         added = self._added(input, output_size)
         if sums_in_float16(self.weight):
@@ -176,7 +176,7 @@ class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
         # TorchScript compiles no function that is passed, so each class calls its own.
         added = self._added(input, output_size)
         if sums_in_float16(self.weight):
@@ -229,7 +229,7 @@ class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """`[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
+        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
         # TorchScript compiles no function that is passed, so each class calls its own.
         added = self._added(input, output_size)
         if sums_in_float16(self.weight):

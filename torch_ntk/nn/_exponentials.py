@@ -35,7 +35,7 @@ class Exp(nn.Module):
         return self.scale * torch.exp(self.rate * input)
 
     def extra_repr(self) -> str:
-        """The numbers, for `repr`."""
+        """The arguments of the constructor, for `repr`."""
         return f"scale={self.scale:g}, rate={self.rate:g}"
 
 
@@ -67,5 +67,5 @@ class Gaussian(nn.Module):
         return self.scale * torch.exp(self.rate * input.square())
 
     def extra_repr(self) -> str:
-        """The numbers, for `repr`."""
+        """The arguments of the constructor, for `repr`."""
         return f"scale={self.scale:g}, rate={self.rate:g}"

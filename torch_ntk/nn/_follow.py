@@ -107,7 +107,7 @@ class Uses:
 
 
 class _LayerTracer(fx.Tracer):
-    """Does not trace into layers, modules of `torch.nn`, and parts that cannot be traced."""
+    """A tracer that does not enter layers, modules of `torch.nn`, and untraceable parts."""
 
     def __init__(self, closed: set[nn.Module]) -> None:
         super().__init__()

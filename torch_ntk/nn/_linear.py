@@ -103,7 +103,7 @@ class NTKLinear(nn.Linear):
             draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
+        """Map `[..., in_features]` to `[..., out_features]`."""
         if sums_in_float16(self.weight):
             bias = None if self.bias is None else self.bias * self.sigma_b
             return F.linear(input, self.weight * self.weight_scale, bias)

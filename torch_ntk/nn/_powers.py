@@ -48,7 +48,7 @@ class Polynomial(nn.Module):
         return value
 
     def extra_repr(self) -> str:
-        """The numbers, for `repr`."""
+        """The arguments of the constructor, for `repr`."""
         return str(self.coefficients)
 
 

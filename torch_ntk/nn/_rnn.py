@@ -129,7 +129,7 @@ class NTKRNN(nn.RNN):
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The outputs at all times, and the last hidden states."""
+        """Return the outputs at all times, and the last hidden states."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             given: object = input
             if isinstance(given, PackedSequence):
@@ -147,7 +147,7 @@ class NTKRNN(nn.RNN):
 
     @torch.jit.unused
     def _packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        """The same for packed sequences of several lengths, the longest first, as in `nn.RNN`."""
+        """Return what `forward` returns for packed sequences, the longest first, as in `nn.RNN`."""
         data, sizes, order, back = packed
         self._check_states(hx, (int(sizes[0]),))
         if hx is not None and order is not None:
@@ -202,7 +202,10 @@ class NTKRNN(nn.RNN):
         backwards: bool,
         sizes: list[int] | None,
     ) -> tuple[Tensor, Tensor]:
-        """One direction of one layer: all hidden states, with the axes of x, and the last ones."""
+        """Run one direction of one layer.
+
+        It returns all hidden states, with the axes of x, and the last ones.
+        """
         driving, memory = weights[0], weights[1]
         driven = _scaled(x, driving, weight_scale(self.sigma_u, driving.shape[1]))
         for bias in weights[2:]:

@@ -37,7 +37,7 @@ class Sinusoid(nn.Module):
         return self.amplitude * torch.sin(self.frequency * input + self.phase)
 
     def extra_repr(self) -> str:
-        """The numbers, for `repr`."""
+        """The arguments of the constructor, for `repr`."""
         return f"amplitude={self.amplitude:g}, frequency={self.frequency:g}, phase={self.phase:g}"
 
 
@@ -66,7 +66,7 @@ class RBF(Sinusoid):
         self.gamma = float(gamma)
 
     def extra_repr(self) -> str:
-        """The number, for `repr`."""
+        """The argument of the constructor, for `repr`."""
         return f"gamma={self.gamma:g}"
 
 

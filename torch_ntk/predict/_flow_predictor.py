@@ -20,7 +20,8 @@ from ._ode import Flow, Tolerances, solve
 from ._predictor import read_test
 from ._times import Time, read_times
 
-# In memory at once: the Hessian, two products, the Jacobian that they give, and its LU factors.
+# The number of matrices that are in memory at the same time: the Hessian, two products, the
+# Jacobian that they give, and its LU factors.
 _MATRICES = 6
 
 

@@ -19,11 +19,11 @@ class FlowDynamics:
     rate: float
 
     def reach(self, times: Tensor) -> Tensor:
-        """c·t."""
+        """c·t: a mode decays by exp(-c·t·λ)."""
         return self.rate * times
 
     def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(-cλt) and (1 - exp(-cλt))/λ, which is c·t at λ = 0."""
+        """The decay exp(-cλt) and the gain (1 - exp(-cλt))/λ, which is c·t at λ = 0."""
         reach = self.reach(times)[:, None]
         exponent = -reach * values
         gain = torch.where(values == 0.0, reach, -torch.expm1(exponent) / values)

@@ -23,7 +23,7 @@ class Dynamics(Protocol):
     """How the residual of one eigenmode changes with time, as a function of its eigenvalue λ."""
 
     def reach(self, times: Tensor) -> Tensor:
-        """The time in which a slow mode decays by exp(-reach · λ), `[T]`."""
+        """The numbers r `[T]` such that a slow mode has decayed by exp(-r λ) at these times."""
         ...
 
     def evolve(self, values: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class Modes:
         )
 
     def rotate(self, columns: Tensor) -> Tensor:
-        """Vᵀ x."""
+        """Vᵀ x, the coordinates of columns x `[D, C]` in the eigenmodes."""
         return self.eigen.vectors.mT @ columns
 
     def project(self, kernel: Tensor, eps: float) -> Tensor:

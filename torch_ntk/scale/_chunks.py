@@ -59,7 +59,7 @@ class Chunks:
             dtype=self._dtype,
             compressors=[Crc32cCodec()],
             filters=[],
-            # So that other programs that read the array see which chunks are missing.
+            # NaN shows other programs that read the array which chunks are missing.
             fill_value=np.nan if self._dtype.kind == "f" else 0,
         )
 

@@ -54,7 +54,7 @@ class Job:
 
     @property
     def folder(self) -> Folder:
-        """The store."""
+        """The folder of the store."""
         if self._folder is None:
             self._folder = Folder(self.path)
         return self._folder

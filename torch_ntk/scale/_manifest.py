@@ -75,7 +75,7 @@ class Manifest:
 
     @property
     def grid(self) -> Grid:
-        """The tiles."""
+        """The division of the matrix into tiles."""
         width = self.columns if self.kind == "features" else self.tile
         shape = (self.x1.shape[0], self.columns)
         return Grid(shape, (self.tile, width), self.kind == "kernel" and self.x2 is None)

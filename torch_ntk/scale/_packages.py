@@ -12,17 +12,17 @@ _REMEDY = (
 
 
 def zarr() -> Any:
-    """Zarr, the format of a store."""
+    """The package `zarr`, which implements the format of a store."""
     return _package("zarr")
 
 
 def dask_array() -> Any:
-    """Dask's arrays."""
+    """The module `dask.array`."""
     return _package("dask.array")
 
 
 def distributed() -> Any:
-    """Dask's scheduler for several processes and machines."""
+    """The package `distributed`, Dask's scheduler for several processes and machines."""
     return _package("distributed")
 
 

@@ -64,7 +64,7 @@ class TileStore:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The path of the folder that contains the store."""
         return self._folder.path
 
     @property
@@ -275,7 +275,7 @@ class Reader:
 
     @property
     def folder(self) -> Folder:
-        """The store."""
+        """The folder of the store."""
         if self._folder is None:
             self._folder = Folder(self._path, self._first)
         return self._folder
