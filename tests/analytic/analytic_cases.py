@@ -322,6 +322,15 @@ def _pooled_twice(n: int) -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), dense(4 * n, n), nn.ReLU(), dense(n, n))
 
 
+def _borders(n: int) -> nn.Module:
+    """Layers that read one value beyond its borders, each in a way of its own."""
+    wide = conv(n, n, padding=2, dilation=2, padding_mode="replicate")
+    body = [conv(3, n, padding=1, padding_mode="reflect"), nn.ReLU()]
+    body += [Plus(conv(n, n, padding=1), wide), nn.Tanh()]
+    body += [conv(n, n, (2, 3), stride=2, padding=1, padding_mode="circular"), nn.ReLU()]
+    return _ended(nn.Sequential(*body, conv(n, n, padding=1), nn.Flatten()), (3, 5, 6), n)
+
+
 def _two_averages(average_first: bool) -> Callable[[int], nn.Module]:
     """Averages of a value and of what a stride makes of it, which has fewer displacements."""
 
@@ -418,6 +427,7 @@ STRUCTURES: tuple[Net, ...] = (
     Net("three_axes_flat", (2, 3, 2, 3), _three_axes(nn.Identity)),
     Net("three_axes_gap", (2, 3, 2, 3), _three_axes(lambda: nn.AdaptiveAvgPool3d(1))),
     Net("three_axes_pool", (2, 3, 2, 3), _three_axes(lambda: nn.AvgPool3d(2, 1))),
+    Net("borders", (3, 5, 6), _borders),
     Net("scaled", (3, 5, 6), _scaled),
 )
 

@@ -136,7 +136,7 @@ def test_tensor_operations_take_the_place_of_a_wrong_kernel(
 @pytest.mark.parametrize(
     ("layers", "reason"),
     [
-        ([conv(2, 2, padding=1, padding_mode="circular"), nn.ReLU()], "circular padding"),
+        ([conv(2, 2, padding=1, padding_mode="circular"), nn.ReLU()], "circular, reflected"),
         ([conv(2, 2, padding=1), nn.ReLU(), nn.AvgPool2d(3, 1, 1)], "all pairs of positions"),
         ([conv(2, 2, padding=1), nn.ReLU(), nn.AvgPool2d(2)], "averages over some positions"),
     ],

@@ -256,7 +256,7 @@ class Assembly:
 
     def _room(self, place: Place) -> int:
         layout = self.region.layout
-        copies = 2 if layout is not None and layout.circles[0] and layout.full else 1
+        copies = 2 if layout is not None and layout.circles[0] else 1
         return (copies * place.positions[0] + 1) * place.width + 2 * ROUND
 
     def _term(self, step: int, index: int, *, exact: bool = False) -> tuple[int, int]:

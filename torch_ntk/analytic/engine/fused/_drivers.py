@@ -280,15 +280,15 @@ def same_positions(
     external, sources, collected, totals, stored, states, buffer, sums,
 ):
     yes, no = np.int64(1), np.int64(0)
-    room, margin, c1, c2 = shape[1], shape[2], shape[3], shape[4]
+    room, margin = shape[1], shape[2]
     for pair in range(begin, end):
         first, second = one[pairs[pair, 0]], two[pairs[pair, 1]]
-        copy(buffer, external[pair], sources, yes, room, margin, 0, 0, 0, 0, c1, c2)
+        copy(buffer, external[pair], sources, yes, room, margin, 0, 0, 0, 0, 0, 0)
         features(buffer, inputs, numbers, first, second, mask, 0, 0, 0, distance)
         table = same_code if pairs[pair, 2] else code
         run(addresses, table, buffer, sums, numbers, first, second, mask, 0, 0, 0)
         collect(buffer, collected, 0, totals[pair, 0])
-        copy(buffer, states[pair], stored, no, room, margin, 0, 0, 0, 0, c1, c2)
+        copy(buffer, states[pair], stored, no, room, margin, 0, 0, 0, 0, 0, 0)
 """
 
 _PRODUCT = """

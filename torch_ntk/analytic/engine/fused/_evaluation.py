@@ -157,7 +157,7 @@ class RegionEvaluation:
         one, two = (
             self._laid_out(images, side) for side, images in enumerate((block.rows, block.columns))
         )
-        shape = np.array([*layout.room, layout.margin, *layout.circles], dtype=np.int64)
+        shape = np.array([*layout.room, layout.margin], dtype=np.int64)
         given = (shape, self._form.distance, self._addresses, self._code.rows, self._code.same,
                  self._array(a.numbers), pairs, one, two, self._mask(), *values)  # fmt: skip
         sizes = a.buffer + 2 * ROUND, (2, a.sums)
@@ -193,13 +193,10 @@ class RegionEvaluation:
         return to.reshape(-1)
 
     def _lay_out(self, to: Array, start: int, place: Place, value: Tensor) -> None:
-        """Put `[n, P, Q]` where a place begins, twice where the rows close in a circle."""
-        assert self.region.layout is not None
+        """Put `[n, P, Q]` where a place begins."""
         p, q = place.positions
-        for copy in range(2 if self.region.layout.circles[0] else 1):
-            at = start + copy * p * place.width
-            rows = torch.from_numpy(to[:, at : at + p * place.width])
-            rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
+        rows = torch.from_numpy(to[:, start : start + p * place.width])
+        rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
 
     def _row(self, step: int, slot: Slot, start: int) -> list[int]:
         """Return where a value is inside and outside of the loops."""

@@ -15,7 +15,9 @@ Rows are not shared: the displacement dy has P - |dy| of them. This keeps exactl
 next to the zeros. On an axis that closes in a circle there are no zeros. The margins show the other
 side of the image, and images of dy and dy - P are one.
 
-Networks of which only the same position in both images is needed are the displacement 0.
+Networks of which only the same position in both images is needed are the displacement 0. Before a
+filter reads them, its margins can show any positions: those of circular, reflected and replicated
+borders.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Layout:
         full: Whether for all pairs of positions; for the same positions otherwise.
         room: `(P, Q)` of the displacements, not smaller than any value's positions by its scale.
         margin: Columns of zeros by the side of an image, at scale 1.
-        circles: Whether the axes close in a circle.
+        circles: Whether the axes close in a circle, in a layout of displacements.
+        bordered: Whether each filter fills the margins that it reads, since some show positions.
         places: Per step.
         filters: Per step that has one.
     """
@@ -88,6 +91,7 @@ class Layout:
     room: Pair
     margin: int
     circles: tuple[bool, bool]
+    bordered: bool
     places: Mapping[int, Place]
     filters: Mapping[int, Filter]
 
@@ -112,7 +116,7 @@ def lay_out(
     Raises:
         Unsuitable: There is none; it says why.
     """
-    filters = _filters(fused, steps)
+    filters = _filters(fused, steps, full)
     scales = _scales(program, steps, filters, whole if full else ())
     values = {i: program.steps[i].positions for i in scales}
     room = (
@@ -120,9 +124,10 @@ def lay_out(
         max(-(-q // scales[i][1]) for i, (_, q) in values.items()),
     )
     circles = (
-        any(f.rows.wraps for f in filters.values()),
-        any(f.columns.wraps for f in filters.values()),
+        full and any(f.rows.wraps for f in filters.values()),
+        full and any(f.columns.wraps for f in filters.values()),
     )
+    bordered = not full and not all(s.pads_with_zeros for f in filters.values() for s in f)
     for axis in (0, 1):
         if circles[axis] and not (
             all(values[i][axis] == scales[i][axis] * room[axis] for i in values)
@@ -142,7 +147,7 @@ def lay_out(
         for i, s in scales.items():
             if s == scale:
                 places[i] = Place(values[i], scale, width, above, length)
-    return Layout(full, room, margin, circles, places, filters)
+    return Layout(full, room, margin, circles, bordered, places, filters)
 
 
 @dataclass
@@ -154,14 +159,19 @@ class _Reach:
     columns: int
 
 
-def _filters(fused: Mapping[int, Fused], steps: Sequence[int]) -> dict[int, Filter]:
+def _filters(fused: Mapping[int, Fused], steps: Sequence[int], full: bool) -> dict[int, Filter]:
     found = {}
     for i in steps:
         if i not in fused or fused[i].taps is None:
             continue
         rows, columns = (shifts(t) for t in fused[i].taps)  # type: ignore[union-attr]
         if rows is None or columns is None:
-            raise Unsuitable("taps at varying distances (reflected, replicated or transposed)")
+            raise Unsuitable("taps at varying distances (transposed)")
+        if full and not all(s.wraps or s.pads_with_zeros for s in (rows, columns)):
+            raise Unsuitable(
+                "reflected or replicated borders, or circular ones that change the number of "
+                "positions: covariances at different displacements mix in them"
+            )
         found[i] = Filter(rows, columns)
     return found
 
@@ -199,4 +209,6 @@ def _reach(
         last = (positions[i][0] - 1) * f.rows.stride + max(rows)
         r.rows = max(r.rows, last + 1)
         r.columns = max(r.columns, *(abs(s) for s in f.columns.shifts or (0,)))
+        beyond = positions[j][1] - 1
+        r.columns = max(r.columns, *(max(-e, e - beyond) for e, _ in f.columns.borders), 0)
     return found

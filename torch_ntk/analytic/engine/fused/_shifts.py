@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from ...operations import Taps
@@ -14,53 +16,50 @@ class Shifts(NamedTuple):
     Attributes:
         stride: Step between outputs.
         shifts: One for each tap that reads anything; they may repeat.
+        borders: The positions outside of the axis that are read, each with the position that is
+            there in place of it; -1 for a zero.
         wraps: Whether the axis closes in a circle: what is read is meant modulo its size.
     """
 
     stride: int
     shifts: tuple[int, ...]
+    borders: tuple[tuple[int, int], ...]
     wraps: bool
+
+    @property
+    def pads_with_zeros(self) -> bool:
+        """Whether there are only zeros outside of the axis."""
+        return all(shown < 0 for _, shown in self.borders)
 
 
 @lru_cache(maxsize=256)
 def shifts(taps: Taps) -> Shifts | None:
     """The filter of `taps`, or None if its taps have no constant distances.
 
-    Outside of an axis that is no circle, all taps must read zeros: those of reflected borders do
-    not, and neither do those of transposed convolutions.
+    Those of transposed convolutions have none.
     """
-    for wraps in (False, True):
-        for stride in range(1, taps.size_in + 1):
-            found = [_shift(taps, sources, stride, wraps) for sources in taps.sources]
-            if _all_constant(found):
-                return Shifts(stride, tuple(s for s in found if isinstance(s, int)), wraps)
-            if taps.size_out == 1 or (wraps and stride * taps.size_out > taps.size_in):
-                break
+    steps = {t - s for each in taps.sources for s, t in pairwise(each) if 0 <= s < t}
+    for stride in sorted({1, *steps}):
+        borders: dict[int, int] = {}
+        read = [each for each in taps.sources if any(s >= 0 for s in each)]
+        found = [_shift(each, taps.size_in, stride, borders) for each in read]
+        if all(s is not None for s in found):
+            wraps = (
+                bool(borders)
+                and taps.size_in == stride * taps.size_out
+                and all(s >= 0 and (e - s) % taps.size_in == 0 for e, s in borders.items())
+            )
+            each_shift = tuple(s for s in found if s is not None)
+            return Shifts(stride, each_shift, tuple(sorted(borders.items())), wraps)
     return None
 
 
-def _all_constant(found: list[int | str]) -> bool:
-    return _VARIES not in found
-
-
-_NOTHING, _VARIES = "reads nothing", "varies"
-
-
-def _shift(taps: Taps, sources: tuple[int, ...], stride: int, wraps: bool) -> int | str:
-    """The distance of one tap."""
-    size = taps.size_in
-    read = [(o, s) for o, s in enumerate(sources) if s >= 0]
-    if not read:
-        return _NOTHING
-    o, s = read[0]
-    shift = s - stride * o
-    if wraps:
-        if len(read) < len(sources) or size != stride * len(sources):
-            return _VARIES
-        shift %= size
-        shift = shift if shift <= size // 2 else shift - size
-        return shift if all((stride * o + shift - s) % size == 0 for o, s in read) else _VARIES
-    wanted = tuple(
-        stride * o + shift if 0 <= stride * o + shift < size else -1 for o in range(len(sources))
-    )
-    return shift if wanted == sources else _VARIES
+def _shift(sources: tuple[int, ...], size: int, stride: int, borders: dict[int, int]) -> int | None:
+    """The distance of one tap, which adds the positions outside that it reads to `borders`."""
+    counts = Counter(s - stride * o for o, s in enumerate(sources) if s >= 0)
+    for shift in sorted(counts, key=lambda n: (counts[n], n), reverse=True):
+        reads = [(stride * o + shift, s) for o, s in enumerate(sources)]
+        if all(s == (e if 0 <= e < size else borders.get(e, s)) for e, s in reads):
+            borders.update((e, s) for e, s in reads if not 0 <= e < size)
+            return shift
+    return None

@@ -202,6 +202,9 @@ def _written(layout: Layout | None, p: Pass) -> Written:
     at, half = w.integer(p.to.origin), w.integer(p.to.half)
     w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]")
     out = ["k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]"]
+    if layout is not None and layout.bordered:
+        # In the margins formulas get what filters put there, and any number may result.
+        out = [f"{of}_out[j] = {of} if mask[j] > R(0.0) else R(0.0)" for of in "kt"]
     if p.stages[0].series is not None:
         _with_series(w, p.stages[0], out, vectors=layout is None)
         return "\n".join(w.lines), w.row
@@ -320,7 +323,7 @@ def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter) -> list[str]
         f"last = (rows - 1) * {w.integer(taps.rows.stride)} + {w.integer(max(rows))}",
         f"side = {w.integer(place.scale[1] * layout.margin)}",
     )
-    _margins(w, layout, place)
+    _margins(w, layout, place, taps)
     if taps.strides != (1, 1):
         return _strided(w, taps)
     if len(rows) == 1 or len(columns) == 1:
@@ -342,9 +345,12 @@ def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter) -> list[str]
     return [_sum(of, len(rows)) for of in "kt"]
 
 
-def _margins(w: _Writer, layout: Layout, place: Place) -> None:
-    """Zeros after the last row, or the other side of an axis that closes in a circle."""
+def _margins(w: _Writer, layout: Layout, place: Place, taps: Filter) -> None:
+    """Zeros after the last row, or the positions that the margins show."""
     w("for o in (at, at + half):")
+    if layout.bordered:
+        _borders(w, taps)
+        return
     if layout.circles[1]:
         across = w.integer(place.positions[1])
         w(
@@ -375,6 +381,27 @@ def _margins(w: _Writer, layout: Layout, place: Place) -> None:
             "    below[j] = R(0.0)",
             depth=2,
         )
+
+
+def _borders(w: _Writer, taps: Filter) -> None:
+    """Entries of all rows from their columns, then whole rows, from tables of integers."""
+    columns, rows = taps.columns.borders, taps.rows.borders
+    c = len(w.row)
+    r = c + 2 * len(columns)
+    w.row += [n for both in (*columns, *rows) for n in both]
+    w(
+        "for y in range(there):",
+        "    m = o + y * wide",
+        f"    for i in range({c}, {r}, 2):",
+        "        shown = row[i + 1]",
+        "        buffer[m + row[i]] = buffer[m + shown] if shown >= 0 else R(0.0)",
+        f"for i in range({r}, {len(w.row)}, 2):",
+        "    to, shown = buffer[o + row[i] * wide - side:], row[i + 1]",
+        "    other = buffer[o + max(shown, 0) * wide - side:]",
+        "    for j in range(wide):",
+        "        to[j] = other[j] if shown >= 0 else R(0.0)",
+        depth=2,
+    )
 
 
 def _sum(of: str, count: int) -> str:
