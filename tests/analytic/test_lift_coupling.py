@@ -92,8 +92,13 @@ def test_functions_of_the_batch_are_refused(name: str) -> None:
     if name != "a fixed number of samples":
         with pytest.raises(ValueError, match=REFUSAL):
             analytic_ntk(net, samples(2))
-    with pytest.raises(ValueError, match=REFUSAL):  # x2 alone has more than one sample
-        analytic_ntk(Written(COUPLED["mean"]), samples(1), samples(5, 1))
+
+
+@pytest.mark.parametrize("numbers", [(1, 5), (1, 1), (5, 1)])
+def test_two_sets_are_refused(numbers: tuple[int, int]) -> None:
+    x1, x2 = (samples(n, i) for i, n in enumerate(numbers))
+    with pytest.raises(ValueError, match=REFUSAL):
+        analytic_ntk(Written(COUPLED["mean"]), x1, x2)
 
 
 @pytest.mark.parametrize("name", SEPARATE)
@@ -104,6 +109,10 @@ def test_functions_of_single_samples_are_read(name: str, dtype: torch.dtype) -> 
     part = analytic_ntk(net, x[:2], dtype=dtype)
     near = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(whole[:2, :2], part, rtol=near, atol=near)
+    if name != "squeeze":
+        torch.testing.assert_close(
+            whole[:1, :1], analytic_ntk(net, x[:1], dtype=dtype), rtol=near, atol=near
+        )
     other = analytic_ntk(net, torch.cat((x, y)), dtype=dtype)[:5, 5:]
     torch.testing.assert_close(analytic_ntk(net, x, y, dtype=dtype), other, rtol=near, atol=near)
 
@@ -145,6 +154,7 @@ def _of_net(a: Tensor, b: Tensor) -> Tensor:
     return analytic_ntk(Written(COUPLED["mean"]), a, None if a is b else b)
 
 
-def test_tiles_of_a_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tile", [1, 4])
+def test_tiles_of_a_store(tmp_path: Path, tile: int) -> None:
     with pytest.raises(ValueError, match=REFUSAL):
-        compute_kernel(_of_net, samples(6), store=tmp_path / "k", tile=4, progress=False)
+        compute_kernel(_of_net, samples(6), store=tmp_path / "k", tile=tile, progress=False)

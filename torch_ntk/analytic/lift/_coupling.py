@@ -31,8 +31,9 @@ def refuse_coupled(
 
     Three samples of the batch are evaluated by themselves, as batches of two copies of one sample
     (with a single copy, functions such as `squeeze` would do something else). What layers and other
-    functions of random features take must be what the whole batch gave. A network that computes
-    nothing from its inputs before the first layer is not evaluated.
+    functions of random features take must be what the whole batch gave. If the batch has only one
+    sample, the copy has the entries of the sample in reverse. A network that computes nothing from
+    its inputs before the first layer is not evaluated.
 
     Args:
         graph: The graph of the network.
@@ -104,7 +105,10 @@ def _takes(user: fx.Node, value: Any) -> bool:
 def _copies(x: Any, which: int, sample: int, count: int) -> Any:
     """Return copies of one sample of x1 or of x2 as a batch, with a `Data` for each tensor."""
     if isinstance(x, Data):
-        copies = (x.first, x.second)[which].detach()[[sample] * count]
+        whole = (x.first, x.second)[which].detach()
+        copies = whole[[sample] * count]
+        if len(whole) == 1 and whole.is_floating_point():
+            copies[1:] = copies[1:].flip(tuple(range(1, copies.ndim)))
         return Data(copies, copies)
     if isinstance(x, Mapping):
         return {k: _copies(v, which, sample, count) for k, v in x.items()}
@@ -131,7 +135,7 @@ def _same_tensors(whole: Tensor, alone: Tensor, sample: int, copies: int, n: int
     if alone.shape == whole.shape:  # without an axis of samples
         wanted = whole
     elif whole.shape[:1] == (n,) and alone.shape == (copies, *whole.shape[1:]):
-        wanted = whole[sample].expand_as(alone)
+        wanted, alone = whole[sample], alone[0]
     else:
         return False
     if torch.equal(alone, wanted):
