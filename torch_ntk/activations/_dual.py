@@ -56,10 +56,10 @@ class DualActivation(ABC):
         """Return E[(φ(u) - φ(v))²] and κ̇ from E[(u - v)²].
 
         A covariance in float64 fixes the correlation to 1e-16, and so the angle between two
-        nearly equal inputs only to 1e-8. The kernels of activations with a kink
-        depend on that angle, and the distance d determines it more accurately. This implementation
-        calls `pair`, so its absolute error is the rounding error of κ, which is small enough for
-        smooth activations; subclasses may return it with the relative accuracy of d.
+        nearly equal inputs only to 1e-8. The kernels of activations with a kink depend on that
+        angle, and the distance d determines it more accurately. This implementation calls `pair`,
+        so its absolute error is the rounding error of κ, which is small enough for smooth
+        activations; subclasses may return the distance with the relative accuracy of d.
 
         Args:
             d: E[(u - v)²] = q1 + q2 - 2k, computed without that subtraction.

@@ -170,7 +170,12 @@ class DualQuadrature(DualActivation):
         return min(self.terms, _STEP * (needed // _STEP + 1))
 
     def _coefficients(self, kind: str, q: Tensor, terms: int) -> Tensor:
-        """Return coefficients `[2, M, terms]` of one kind for f and f', at variances `[M]`."""
+        """Return E[g(√q z) h_j(z)] for j < terms at variances `[M]`, as `[2, M, terms]`.
+
+        The two functions g are f(x) and f'(x) for the kinds `"values"` and `"ends"`, f(x)² and
+        f'(x)² for `"squares"`, and f(x) f(-x) and f'(x) f'(-x) for `"mirrored"`.
+        The variances for `"ends"` have to be positive.
+        """
         zero = q <= 0
         found = self._tables[kind](q.masked_fill(zero, 1.0), terms)
         at_zero = found.new_zeros(2, 1, terms)
@@ -179,6 +184,7 @@ class DualQuadrature(DualActivation):
         return torch.where(zero.unsqueeze(-1), at_zero, found)
 
     def _both_squares(self, q: Tensor) -> tuple[Tensor]:
+        """Return E[f(u)²] and E[f'(u)²] at variances `[M]` as one component `[M, 2]`."""
         return (hermite_moments(q, self._squares, self._kinks, 1)[..., 0].T,)
 
     def _remainders(self, q: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
