@@ -13,18 +13,23 @@ from ...operations import Taps
 class Shifts(NamedTuple):
     """A filter along one axis of positions: tap a of output o reads `stride · o + shifts[a]`.
 
+    That of a transposed convolution reads `(o + shifts[a]) / up` where this is a position, and
+    a zero otherwise.
+
     Attributes:
         stride: Step between outputs.
         shifts: One for each tap that reads anything; they may repeat.
         borders: The positions outside of the axis that are read, each with the position that is
             there in place of it; -1 for a zero.
         wraps: Whether the axis closes in a circle: what is read is meant modulo its size.
+        up: Step between the outputs of neighbouring inputs.
     """
 
     stride: int
     shifts: tuple[int, ...]
     borders: tuple[tuple[int, int], ...]
     wraps: bool
+    up: int = 1
 
     @property
     def pads_with_zeros(self) -> bool:
@@ -34,10 +39,7 @@ class Shifts(NamedTuple):
 
 @lru_cache(maxsize=256)
 def shifts(taps: Taps) -> Shifts | None:
-    """The filter of `taps`, or None if its taps have no constant distances.
-
-    Those of transposed convolutions have none.
-    """
+    """The filter of `taps`, or None if its taps have no constant distances."""
     steps = {t - s for each in taps.sources for s, t in pairwise(each) if 0 <= s < t}
     for stride in sorted({1, *steps}):
         borders: dict[int, int] = {}
@@ -51,7 +53,7 @@ def shifts(taps: Taps) -> Shifts | None:
             )
             each_shift = tuple(s for s in found if s is not None)
             return Shifts(stride, each_shift, tuple(sorted(borders.items())), wraps)
-    return None
+    return _transposed(taps)
 
 
 def _shift(sources: tuple[int, ...], size: int, stride: int, borders: dict[int, int]) -> int | None:
@@ -62,4 +64,18 @@ def _shift(sources: tuple[int, ...], size: int, stride: int, borders: dict[int, 
         if all(s == (e if 0 <= e < size else borders.get(e, s)) for e, s in reads):
             borders.update((e, s) for e, s in reads if not 0 <= e < size)
             return shift
+    return None
+
+
+def _transposed(taps: Taps) -> Shifts | None:
+    read = [[(o, s) for o, s in enumerate(each) if s >= 0] for each in taps.sources]
+    steps = {p - o for each in read for (o, s), (p, t) in pairwise(each) if t == s + 1}
+    for up in sorted(steps - {1}):
+        found = [up * each[0][1] - each[0][0] for each in read if each]
+        wanted = [[divmod(o + shift, up) for o in range(taps.size_out)] for shift in found]
+        if [each for each in read if each] == [
+            [(o, s) for o, (s, rest) in enumerate(each) if not rest and 0 <= s < taps.size_in]
+            for each in wanted
+        ]:
+            return Shifts(1, tuple(found), (), False, up)
     return None
