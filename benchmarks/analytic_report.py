@@ -71,8 +71,8 @@ computed, of 27 and 9.
 
 Dense layers and activations behind an average are evaluated by tensor operations, a thousandth of
 the time of the last network and a hundredth of that of the first. Not in loops are also averages
-with more than two windows around a position and, where covariances between different positions are
-needed, transposed convolutions and reflected or replicated borders. `analytic_explain` names them.
+with more than two windows around a position, transposed convolutions, and reflected or replicated
+borders where covariances between different positions are needed. `analytic_explain` names them.
 
 ## Activations without a closed form
 

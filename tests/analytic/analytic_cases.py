@@ -345,18 +345,6 @@ def _two_averages(average_first: bool) -> Callable[[int], nn.Module]:
     return build
 
 
-def _decoder(n: int) -> nn.Module:
-    """Transposed layers that leave gaps, or add many inputs, before and after others."""
-
-    def up(kernel: Any, **options: Any) -> list[nn.Module]:
-        return [ntk.NTKConvTranspose2d(n, n, kernel, **options, **SCALES), nn.ReLU()]
-
-    body = [conv(3, n, stride=2, padding=1), nn.ReLU(), *up((2, 5), stride=(3, 2), padding=(0, 1))]
-    body += [conv(n, n, padding=1), nn.ReLU(), *up(3, stride=2, padding=1, output_padding=1)]
-    body += [*up((1, 3), stride=(1, 2), padding=(0, 4)), *up(1, stride=2), conv(n, n, padding=1)]
-    return _ended(nn.Sequential(*body, nn.ReLU(), nn.Flatten()), (3, 5, 6), n)
-
-
 def _u_net(n: int) -> nn.Module:
     inner = nn.Sequential(
         conv(n, n, 2, stride=2),
@@ -426,7 +414,6 @@ STRUCTURES: tuple[Net, ...] = (
     Net("pooled_apart", (3, 3, 3), _pooled_apart),
     Net("frozen", (3, 5, 6), _frozen),
     Net("transposed_1d", (2, 5), _transposed_1d),
-    Net("decoder", (3, 5, 6), _decoder),
     Net("u_net", (3, 5, 6), _u_net),
     Net("pools_flat", (3, 7, 6), _two_pools(ONE, nn.Flatten)),
     Net("pools_gap", (3, 7, 6), _two_pools({"padding": 1, "dilation": 2}, GAP), True),

@@ -13,16 +13,7 @@ from ...operations import Input, Operation
 from ._layout import ROUND, Filter, Place
 from ._packed import Extent
 from ._region import Region
-from ._source import (
-    SERIES_ROOM,
-    TOGETHER,
-    Coefficients,
-    Integers,
-    Pass,
-    Slot,
-    Stage,
-    transposed_room,
-)
+from ._source import SERIES_ROOM, TOGETHER, Coefficients, Integers, Pass, Slot, Stage
 
 LANES = 384
 """Pairs of vectors that go through a network together: whole registers of any processor."""
@@ -363,10 +354,7 @@ class Assembly:
             read = self._slots[j], layout.filters[first]
             taps = read[1]
             rows = taps.rows.shifts
-            if taps.transposed:
-                wide, tall = self._place(first), read[0].place.positions[0]
-                self.sums = max(self.sums, transposed_room(wide) + tall * wide.width)
-            elif rows:
+            if rows:
                 tall = taps.rows.stride * self._place(first).positions[0] + max(rows) - min(rows)
                 self.sums = max(self.sums, (tall + 1) * self._place(first).width + 2 * ROUND)
         stages, same = [], []
@@ -400,4 +388,4 @@ class Assembly:
 def _reads_first(taps: Filter) -> bool:
     """Return whether a filter reads everything before it writes anything; see `_source.py`."""
     several = len(taps.rows.shifts) > 1 and len(taps.columns.shifts) > 1
-    return several or taps.transposed or taps.strides != (1, 1)
+    return several or taps.strides != (1, 1)

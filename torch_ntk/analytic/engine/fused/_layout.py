@@ -22,10 +22,8 @@ borders.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple
 
 from ..._program import Program
@@ -50,8 +48,7 @@ class Place:
     Attributes:
         positions: `(P, Q)`.
         scale: By how much its displacements are larger than those of the last value, on either
-            axis: the product of the strides that follow. With transposed convolutions it is the
-            number of its positions, in units that make it whole for every value.
+            axis: the product of the strides that follow.
         width: Entries from one row to the next.
         above: Entries before the first row, which are 0 where the axis is no circle.
         length: All entries.
@@ -74,11 +71,6 @@ class Filter(NamedTuple):
     def strides(self) -> Pair:
         """Steps between outputs."""
         return self.rows.stride, self.columns.stride
-
-    @property
-    def transposed(self) -> bool:
-        """Whether there are steps between the outputs of neighbouring inputs."""
-        return (self.rows.up, self.columns.up) != (1, 1)
 
 
 @dataclass(frozen=True)
@@ -174,17 +166,13 @@ def _filters(fused: Mapping[int, Fused], steps: Sequence[int], full: bool) -> di
             continue
         rows, columns = (shifts(t) for t in fused[i].taps)  # type: ignore[union-attr]
         if rows is None or columns is None:
-            raise Unsuitable("taps at varying distances")
+            raise Unsuitable("taps at varying distances (transposed)")
         if full and not all(s.wraps or s.pads_with_zeros for s in (rows, columns)):
             raise Unsuitable(
                 "reflected or replicated borders, or circular ones that change the number of "
                 "positions: covariances at different displacements mix in them"
             )
         found[i] = Filter(rows, columns)
-        if full and found[i].transposed:
-            raise Unsuitable(
-                "a transposed convolution, with displacements that no covariance of its input has"
-            )
     return found
 
 
@@ -195,22 +183,15 @@ def _scales(
     whole: Sequence[int],
 ) -> dict[int, Pair]:
     """The scale of every value, from the last to the first."""
-    one = Fraction(1), Fraction(1)
-    scales = dict.fromkeys(whole, one)
+    scales: dict[int, Pair] = dict.fromkeys(whole, (1, 1))
     for i in reversed(steps):
-        scale = scales.setdefault(i, one)
-        wanted = scale
-        if i in filters:
-            rows, columns = filters[i]
-            wanted = (
-                scale[0] * rows.stride / rows.up,
-                scale[1] * columns.stride / columns.up,
-            )
+        scale = scales.setdefault(i, (1, 1))
+        stride = filters[i].strides if i in filters else (1, 1)
         for j in program.steps[i].inputs:
+            wanted = scale[0] * stride[0], scale[1] * stride[1]
             if scales.setdefault(j, wanted) != wanted:
                 raise Unsuitable("strides that differ between branches")
-    p, q = (math.lcm(*(s[axis].denominator for s in scales.values())) for axis in (0, 1))
-    return {i: (int(s[0] * p), int(s[1] * q)) for i, s in scales.items()}
+    return scales
 
 
 def _reach(
@@ -221,8 +202,6 @@ def _reach(
 ) -> dict[int, _Reach]:
     found: dict[int, _Reach] = {}
     for i, f in filters.items():
-        if f.transposed:  # it reads no zeros
-            continue
         (j,) = program.steps[i].inputs
         r = found.setdefault(j, _Reach(0, 0, 0))
         rows = f.rows.shifts or (0,)

@@ -198,7 +198,7 @@ def _written(layout: Layout | None, p: Pass) -> Written:
     inside: list[str] = []
     if p.read is not None:
         assert layout is not None
-        inside += _filtered(w, layout, *p.read, place)
+        inside += _filtered(w, layout, *p.read)
     at, half = w.integer(p.to.origin), w.integer(p.to.half)
     w(f"k_out = buffer[{at}:]", f"t_out = buffer[{at} + {half}:]")
     out = ["k_out[j] = k * mask[j]", "t_out[j] = t * mask[j]"]
@@ -308,7 +308,7 @@ def typed(line: str) -> str:
     return re.sub(r"(?<![\w.])(\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+)", r"R(\1)", line)
 
 
-def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter, to: Place) -> list[str]:
+def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter) -> list[str]:
     """Fill the margins of what is read; the sums over the taps as `k0` and `t0`."""
     place = slot.place
     rows, columns = taps.rows.shifts, taps.columns.shifts
@@ -319,10 +319,6 @@ def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter, to: Place) -
         f"half = {w.integer(slot.half)}",
         f"wide = {w.integer(place.width)}",
         f"there = max({w.integer(place.positions[0])} - cut * {w.integer(place.scale[0])}, 0)",
-    )
-    if taps.transposed:
-        return _transposed(w, place, to, taps)
-    w(
         f"top = {w.integer(min(rows))}",
         f"last = (rows - 1) * {w.integer(taps.rows.stride)} + {w.integer(max(rows))}",
         f"side = {w.integer(place.scale[1] * layout.margin)}",
@@ -426,55 +422,6 @@ def _strided(w: _Writer, taps: Filter) -> list[str]:
         total = " + ".join(f"{of}_{n}[i]" for n in range(len(pairs)))
         w(f"{of}_row[x] = {total}", depth=3)
     return ["k0 = k_sum[j]", "t0 = t_sum[j]"]
-
-
-def _transposed(w: _Writer, place: Place, to: Place, taps: Filter) -> list[str]:
-    """Add inputs to their outputs, along columns and then, from behind the result, along rows."""
-    across, down = taps.columns.up, taps.rows.up
-    begin = len(w.row)
-    for shift in taps.columns.shifts:
-        first = max(0, -(-shift // across))
-        last = min(place.positions[1] - 1, (to.positions[1] - 1 + shift) // across)
-        w.row += [first, across * first - shift, last + 1 - first]
-    middle = len(w.row)
-    w.row += taps.rows.shifts
-    end = len(w.row)
-    w(
-        f"behind = {w.integer(transposed_room(to))}",
-        f"across, down = {w.integer(across)}, {w.integer(down)}",
-        "k_behind, t_behind = k_sum[behind:], t_sum[behind:]",
-        "for y in range(there):",
-        "    k_row, t_row = k_behind[y * width:], t_behind[y * width:]",
-        "    for x in range(width):",
-        "        k_row[x] = R(0.0)",
-        "        t_row[x] = R(0.0)",
-        f"    for i in range({begin}, {middle}, 3):",
-        "        k_to, t_to = k_row[row[i + 1]:], t_row[row[i + 1]:]",
-        "        o = at + y * wide + row[i]",
-        "        k_from, t_from = buffer[o:], buffer[o + half:]",
-        "        for x in range(row[i + 2]):",
-        "            k_to[across * x] += k_from[x]",
-        "            t_to[across * x] += t_from[x]",
-        "for y in range(rows):",
-        "    k_row, t_row = k_sum[y * width:], t_sum[y * width:]",
-        "    for x in range(width):",
-        "        k_row[x] = R(0.0)",
-        "        t_row[x] = R(0.0)",
-        f"    for i in range({middle}, {end}):",
-        "        n = (y + row[i]) // down",
-        "        if n * down != y + row[i] or n < 0 or n >= there:",
-        "            continue",
-        "        k_line, t_line = k_behind[n * width:], t_behind[n * width:]",
-        "        for x in range(width):",
-        "            k_row[x] += k_line[x]",
-        "            t_row[x] += t_line[x]",
-    )
-    return ["k0 = k_sum[j]", "t0 = t_sum[j]"]
-
-
-def transposed_room(to: Place) -> int:
-    """Return where the sums along columns begin, behind those along rows."""
-    return (to.positions[0] + 1) * to.width + ROUND
 
 
 def module(body: str, double: bool) -> str:

@@ -42,8 +42,6 @@ def _problem(region: Region) -> str:
         return "its values come from tensor operations"
     if any(region.layout.circles) or region.layout.bordered:
         return "circular, reflected or replicated padding has no Triton kernel"
-    if any(f.transposed for f in region.layout.filters.values()):
-        return "transposed convolutions have no Triton kernel"
     if region.averages:
         return "averages over some positions have no Triton kernel"
     if region.full and region.outside:
