@@ -49,18 +49,18 @@ takes 1.6 ns per entry and layer in float32 at depth 4, and 1.9 to 2.0 times as 
 CNTK-V takes 2.1 ns for 96 images with 96 others. A layer of CNTK-GAP is about 80 instructions on
 registers of 512 bits for 16 entries, 53 of them in the formula of ReLU, and a processor that
 executes such a register in two halves needs 70 cycles for them: loops are limited by arithmetic.
-The formula has one square root; with the three that it had, a layer took a tenth longer. A layer of
-CNTK-V is 100 instructions, because distances are kept, and a fifth of its time prepares variances
-and their roots in every image. The order of pairs, which decides from which cache these come, does
-not matter.
+The formula has one square root; with the three that it had, and margins cleared one by one, a layer
+took a tenth longer. A layer of CNTK-V is 100 instructions, because distances are kept, and a fifth
+of its time prepares variances and their roots in every image. The order of pairs, which decides
+from which cache these come, does not matter.
 
 ## Average pooling inside of a network
 
-20 images of 32×32 in seconds of the processor, one thread. Each row was measured before and after
-the averages of a network went through fused loops. *Two pools, dense head* is like LeNet: two
-convolutions of 5×5, each with ReLU and 2×2 average pooling, and three dense layers. Without global
-average pooling only displacements up to 3 before the first pool and up to 1 before the second are
-computed, of 27 and 9.
+20 images of 32×32 in seconds of the processor, one thread, before and after the averages of a
+network went through fused loops, one after the other on a machine with other work. *Two pools,
+dense head* is like LeNet: two convolutions of 5×5, each with ReLU and 2×2 average pooling, and
+three dense layers. Without global average pooling only displacements up to 3 before the first pool
+and up to 1 before the second are computed, of 27 and 9.
 
 | network | float32, before | now | float64, before | now |
 |---|---|---|---|---|
