@@ -1,4 +1,4 @@
-"""A region as passes: which steps go together, and where their values are."""
+"""Assembly of a region: which steps share a pass, and where their values are in memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Load:
-    """A value of vectors with which a region begins.
+    """An inner product of vectors that a region of vectors takes as input.
 
     Attributes:
         step: Its step.
@@ -90,7 +90,7 @@ class Assembly:
         in_place: bool = True,
         lengths: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
-        """Assemble.
+        """Divide the steps into passes and assign memory to all values.
 
         Args:
             program: The network.
@@ -139,17 +139,17 @@ class Assembly:
 
     @property
     def plain_length(self) -> int:
-        """The length of these terms of an image."""
+        """The number of entries that these terms have for one image."""
         return max(1, self._ends[0])
 
     @property
     def term_length(self) -> int:
-        """The length of all terms of an image."""
+        """The number of entries that all terms have for one image."""
         return max(1, *self._ends)
 
     @property
     def mask_length(self) -> int:
-        """The length of all masks."""
+        """The number of entries of all masks together."""
         return max(1, sum(self._room(p) for p in self.masks))
 
     def mask_table(self) -> Integers:
@@ -272,7 +272,7 @@ class Assembly:
         return start, start
 
     def _count_terms(self) -> None:
-        """Terms for equal values come after all others."""
+        """Count the terms; those of formulas for equal values come after all others."""
         for i in self.region.steps:
             operation = self._program.steps[i].operation
             if isinstance(operation, Input):

@@ -477,7 +477,7 @@ class Tile(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Second vectors."""
+        """The number of second vectors."""
         return self.vectors * self.lanes
 
 

@@ -1,4 +1,4 @@
-"""A region for a block of pairs of images: arrays for its loops, and states from what they give."""
+"""Evaluation of a region for a block of pairs: its loops fill arrays, which become states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
 
 
 class _Averages(NamedTuple):
-    """Averages over some positions as tables for the loop.
+    """The averages over positions of a region, as tables that the loop reads.
 
     Attributes:
         table: Per average the slot of what it averages (origin, half), where K and Θ of the result
@@ -52,7 +52,7 @@ class _Averages(NamedTuple):
 
 
 class RegionEvaluation:
-    """Evaluates a region.
+    """A function that evaluates a region for a block of pairs of images.
 
     Args:
         task: What is evaluated.
@@ -151,7 +151,7 @@ class RegionEvaluation:
         self._in_threads("displacements", given, sizes, count)
 
     def _at_same_positions(self, block: Block, pairs: Integers, values: tuple[Any, ...]) -> None:
-        """Go over some pairs, at the same position in both images."""
+        """Evaluate some pairs at the same position in both images."""
         a, layout = self._assembly, self.region.layout
         assert layout is not None
         one, two = (
@@ -193,7 +193,7 @@ class RegionEvaluation:
         return to.reshape(-1)
 
     def _lay_out(self, to: Array, start: int, place: Place, value: Tensor) -> None:
-        """Put `[n, P, Q]` where a place begins."""
+        """Copy `[n, P, Q]` into memory, from the first entry of a place on."""
         p, q = place.positions
         rows = torch.from_numpy(to[:, start : start + p * place.width])
         rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
@@ -355,14 +355,14 @@ class RegionEvaluation:
 
 
 def _beside(parts: Sequence[Tensor], otherwise: Tensor) -> Tensor:
-    """Features of several inputs side by side."""
+    """Return the features of several inputs, concatenated."""
     if not parts:
         return otherwise
     return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
 
 
 def aligned(shape: int | Sequence[int], dtype: type) -> Array:
-    """Zeros that begin with a line of the cache, so that no register is read from two of them."""
+    """Return zeros that begin at a cache line, so that no register is read from two of them."""
     size = np.dtype(dtype).itemsize
     count = int(np.prod(shape))
     whole: Array = np.zeros(count + _LINE // size, dtype)

@@ -38,12 +38,12 @@ Pair = tuple[int, int]
 
 
 class Unsuitable(Exception):
-    """Why some steps cannot be laid out together."""
+    """Raised with the reason why some steps cannot have one layout."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How one value is laid out.
+    """The layout of one value in memory.
 
     Attributes:
         positions: `(P, Q)`.
@@ -69,7 +69,7 @@ class Filter(NamedTuple):
 
     @property
     def strides(self) -> Pair:
-        """Steps between outputs."""
+        """The distances between neighbouring outputs, in positions of the input."""
         return self.rows.stride, self.columns.stride
 
 
@@ -103,7 +103,7 @@ def lay_out(
     full: bool,
     whole: Sequence[int],
 ) -> Layout:
-    """The layout of some steps and of what they take.
+    """Return the layout of the values of some steps and of their inputs.
 
     Args:
         program: The network.
@@ -182,7 +182,7 @@ def _scales(
     filters: Mapping[int, Filter],
     whole: Sequence[int],
 ) -> dict[int, Pair]:
-    """The scale of every value, from the last to the first."""
+    """Return the scale of every value; it is found from the last value to the first."""
     scales: dict[int, Pair] = dict.fromkeys(whole, (1, 1))
     for i in reversed(steps):
         scale = scales.setdefault(i, (1, 1))

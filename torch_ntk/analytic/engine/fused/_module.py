@@ -1,4 +1,4 @@
-"""From source code to compiled functions, kept on disk between processes.
+"""Compilation of generated source code; compiled functions are stored on disk.
 
 Numba keeps what it has compiled beside the source file of a function, so generated code needs one.
 It is written to a folder of the user's own, under the hash of what it contains. The code that is
@@ -91,7 +91,7 @@ def _is_ours_alone(path: Path) -> bool:
 
 
 def _written(source: str) -> Path | None:
-    """A file with just this content, or None."""
+    """Write a file with exactly this content, and return its path; None if that fails."""
     where = folder()
     if where is None:
         return None

@@ -1,4 +1,4 @@
-"""Values outside of the loops over displacements: only those displacements that are needed.
+"""Values between regions, stored only at the displacements that are needed.
 
 The covariances of a value between all pairs of positions (p, p') are `[dy, dx, P, Q]` for each pair
 of images, with a picture of the first positions for each displacement. The displacement p' - p has
@@ -58,7 +58,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Packed:
-    """A value that goes from one region to others.
+    """A value that one region computes and others take.
 
     Attributes:
         values: Of every pair K and Θ, `[pairs, 2 · entries]`.

@@ -1,4 +1,4 @@
-"""Pairs of images as tensors: what a region takes of them, and states of what it gives."""
+"""Pairs of images as tensors: the inputs of a region, and the states that it returns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _nothing(_: int) -> tuple[int, int]:
 
 
 class Pairs:
-    """The pairs of blocks, for one region.
+    """The pairs of images of a block, for one region.
 
     Args:
         task: What is evaluated.

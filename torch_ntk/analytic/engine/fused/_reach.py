@@ -1,4 +1,4 @@
-"""How far apart positions are whose covariances a network depends on.
+"""The largest displacements between positions whose covariances the result depends on.
 
 After the last average of a network often only the same position in both images is needed. Before
 it, the covariances of positions within a window are, and so on to the front: the displacements of
@@ -55,7 +55,7 @@ def set_reaches(program: Program, plan: Plan, units: Sequence[Region | int]) -> 
 
 
 def _reach(region: Region, needed: dict[int, Pair]) -> Pair:
-    """The largest displacement in a region that anything depends on."""
+    """Return the largest displacement in a region that anything later depends on."""
     assert region.layout is not None
     p, q = region.layout.room
     if region.collectors:

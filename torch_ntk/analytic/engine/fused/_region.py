@@ -11,7 +11,7 @@ from ._windows import Windows
 
 
 class Shape(Enum):
-    """The pictures that loops go over one by one."""
+    """What one image is that the loops of a region process one after the other."""
 
     DISPLACEMENTS = "all pairs of positions, image by image of one displacement"
     SAME_POSITIONS = "the same position in both images, pair by pair"

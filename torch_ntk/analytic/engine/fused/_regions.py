@@ -40,7 +40,7 @@ class Partition:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions."""
+        """The regions of the partition, in order."""
         return tuple(u for u in self.units if isinstance(u, Region))
 
     def largest(self, program: Program, plan: Plan) -> int:
@@ -64,7 +64,7 @@ class Partition:
 
 
 def unfused(program: Program, reason: str) -> Partition:
-    """Every step for itself."""
+    """Return the partition in which every step is evaluated alone."""
     steps = [i for i, s in enumerate(program.steps) if not isinstance(s.operation, Input)]
     return Partition(tuple(steps), dict.fromkeys(steps, reason))
 
@@ -106,7 +106,7 @@ class _Division:
         return Partition(units, self._reasons)
 
     def _place(self, i: int) -> None:
-        """Put a step into a region, or give it a level of its own."""
+        """Add a step to a region, or leave it as a single step."""
         taken = [j for j in self._steps[i].inputs if j in self._level]
         # What a region has summed over positions is there when the region is done.
         least = [self._level[j] + self._is_summed(j) for j in taken]
@@ -202,7 +202,7 @@ class _Division:
         return not self._problem(region, i, fused)
 
     def _problem(self, region: Region, i: int, fused: Fused) -> str:
-        """Why a step cannot be in a region, or nothing."""
+        """Return why a step cannot be in a region, or an empty string."""
         if region.shape is Shape.VECTORS:
             return ""
         steps = [*(j for j in region.steps if not region.summed(j)), i]
@@ -214,7 +214,7 @@ class _Division:
         return ""
 
     def _finish(self, region: Region) -> None:
-        """Find out what goes into a region and out of it; without a layout, give it up."""
+        """Find the inputs and outputs of a region; a region that has no layout is dissolved."""
         members = set(region.steps)
         taken = {j for i in members for j in self._steps[i].inputs} - members
         known = {j for j in taken if isinstance(self._steps[j].operation, Input)}

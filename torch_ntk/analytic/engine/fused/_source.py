@@ -96,7 +96,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Stage:
-    """One formula of a pass.
+    """One formula that a pass evaluates.
 
     Attributes:
         formula: What is done.
@@ -247,7 +247,7 @@ def _typed(lines: Sequence[str]) -> list[str]:
 
 
 def _with_series(w: _Writer, stage: Stage, out: list[str], vectors: bool) -> None:
-    """A formula around a series, block by block of entries, as sums of all coefficients need room.
+    """Write a formula with a series in blocks of entries, since the sums of all need memory.
 
     With y = c², `S = c A(y) + y B(y)` and `S' = A + 2y A' + 2c (B + y B')` by Horner's rule for A,
     of the odd coefficients, and for B, of the even ones. What is there of a block in `k_sum`: c
@@ -288,7 +288,7 @@ def _with_series(w: _Writer, stage: Stage, out: list[str], vectors: bool) -> Non
 
 
 def _horner(w: _Writer, groups: str, vectors: bool) -> None:
-    """Several coefficients at once, so that the sums stay in registers for them."""
+    """Write a Horner scheme for several coefficients at once, whose sums stay in registers."""
     w(f"for g in range({groups}):", depth=2)
     for n in range(TOGETHER):
         first = f"first[at1 + {n} * step1{']' if vectors else ':]'}"
@@ -304,7 +304,7 @@ def _horner(w: _Writer, groups: str, vectors: bool) -> None:
 
 @lru_cache(maxsize=1024)
 def typed(line: str) -> str:
-    """A statement with every number in the type of the loop."""
+    """Return a statement in which every number has the floating type of the loop."""
     return re.sub(r"(?<![\w.])(\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+)", r"R(\1)", line)
 
 
@@ -346,7 +346,7 @@ def _filtered(w: _Writer, layout: Layout, slot: Slot, taps: Filter) -> list[str]
 
 
 def _margins(w: _Writer, layout: Layout, place: Place, taps: Filter) -> None:
-    """Zeros after the last row, or the positions that the margins show."""
+    """Write the statements that fill the margins: with zeros, or with positions of the image."""
     w("for o in (at, at + half):")
     if layout.bordered:
         _borders(w, taps)
@@ -384,7 +384,7 @@ def _margins(w: _Writer, layout: Layout, place: Place, taps: Filter) -> None:
 
 
 def _borders(w: _Writer, taps: Filter) -> None:
-    """Entries of all rows from their columns, then whole rows, from tables of integers."""
+    """Write the statements that copy columns of every row, then whole rows, by integer tables."""
     columns, rows = taps.columns.borders, taps.rows.borders
     c = len(w.row)
     r = c + 2 * len(columns)
