@@ -270,6 +270,23 @@ def test_change_that_cannot_be_seen(only_gradients: bool, repeated: list[bool]) 
     assert repeated == [True, False]  # and then no more is tried
 
 
+def test_call_that_has_captured_a_variable_without_a_value(repeated: list[bool]) -> None:
+    """Its code may never read the variable; what else it has captured is compared."""
+    factor = 2.0
+
+    def call(net: nn.Module, x: Tensor) -> Any:
+        return net(factor * x) if factor else later
+
+    model, x = convolutions(), images(4)
+    kernels = [empirical_ntk(model, x, forward_fn=call) for _ in range(4)]
+    factor = 3.0
+    found = empirical_ntk(model, x, forward_fn=call)
+    assert torch.equal(found, first_call(model, x, forward_fn=call))
+    assert not torch.equal(found, kernels[0])
+    assert repeated == [True]  # another factor is another form
+    later = None
+
+
 def test_decision_by_values() -> None:
     """Whether cotangents are the identity is decided anew by their values."""
 

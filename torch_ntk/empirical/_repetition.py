@@ -7,12 +7,11 @@ because the module has become another function, the call is computed as if it we
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -257,9 +256,17 @@ def _attributes(module: nn.Module) -> Hashable:
 def _of_callable(f: Callable[..., Any] | None) -> Hashable:
     """Return the code of a function and its captured values, or the id of another callable."""
     if isinstance(f, FunctionType):
-        captured = [_value(v) for v in inspect.getclosurevars(f).nonlocals.values()]
-        return f.__code__, tuple(captured), _value(f.__defaults__)
+        captured = tuple([_captured(cell) for cell in f.__closure__ or ()])
+        return f.__code__, captured, _value(f.__defaults__), _value(f.__kwdefaults__)
     return None if f is None else id(f)
+
+
+def _captured(cell: CellType) -> Hashable:
+    """Return the value of a captured variable as `_value` does, or None if it has none."""
+    try:
+        return _value(cell.cell_contents)
+    except ValueError:  # the variable is not assigned, or is deleted
+        return None
 
 
 def _value(value: Any) -> Hashable:
