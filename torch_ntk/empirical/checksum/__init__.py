@@ -14,7 +14,7 @@ from ._block_check import BlockForm as BlockForm
 from ._block_check import MismatchError as MismatchError
 from ._block_check import companion_of as companion_of
 from ._block_check import compared_together as compared_together
-from ._block_check import depends_on_batch as depends_on_batch
+from ._dependent_samples import depends_on_batch as depends_on_batch
 from ._plain_jacobian import plain_jacobians as plain_jacobians
 from ._signs import signs as signs
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..._checks import ArgumentError, value_error
 from ..._functional import (
@@ -15,17 +15,15 @@ from ..._functional import (
     CannotTransformError,
     PlainModel,
     PlainPass,
-    after_evaluation,
     agree,
-    call_with,
     plain_name,
 )
 from ..._types import Parameters
 from ...memory import aim, budget, even, is_out_of_memory, ranges, within
 from .._job import KernelJob
 from .._stages import stage
-from ..inspect import not_deterministic
 from ..rules import Use
+from ._dependent_samples import depends_on_batch
 from ._signed_sums import SignedSum, SignedSums
 from ._signs import signs
 
@@ -52,8 +50,6 @@ _PASS = 2
 # The bytes of a plain pass on a CPU, since larger passes do not fit in the caches anyway; and its
 # least memory relative to that of the parameters, whose gradients each comparison reads repeatedly.
 _AT_ONCE, _OF_PARAMETERS = 2**28, 4
-# The prefix of attributes in which recurrent layers list their weights, again after each change.
-_FLAT = "_flat_weight"
 
 
 class MismatchError(Exception):
@@ -464,68 +460,3 @@ def _no_batch(error: RuntimeError, x: Batch) -> ArgumentError:
         "that loops over the rows of its input. If outputs depend on the whole batch, such as "
         "similarities between samples: coupled=True.",
     )
-
-
-def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
-    """Return the error for a model whose samples alone differ from the same samples in a batch.
-
-    Args:
-        plain: The model.
-        x: The batch.
-        what: What differs, if the outputs do not.
-    """
-
-    def outputs(found: PlainPass) -> Tensor:
-        return found.outputs.detach()
-
-    changing = state_that_changes(plain, x)
-    if changing:
-        listed = ", ".join(repr(n) for n in changing[:4])
-        return value_error(
-            "model",
-            "a function of its inputs and parameters alone",
-            f"a forward that changes its own state ({listed}), on which {what} depend",
-            "Freeze it before (an observer of quantization, a state that a recurrent network "
-            "keeps for the next call), or pass it in with the inputs.",
-        )
-    together = [plain.run(x, outputs) for _ in range(2)]
-    alone = [torch.cat([plain.run(s, outputs) for s in x.split(1)]) for _ in range(2)]
-    if not agree(together[:1], together[1:]) or not agree(alone[:1], alone[1:]):
-        return not_deterministic()
-    if not agree(alone[:1], together[:1]):
-        what = "outputs"
-    return value_error(
-        "model",
-        "a function of one sample at a time",
-        f"{what} of a sample that change with the other samples of its batch",
-        "Replace statistics over the batch (batch normalization without running "
-        "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
-        "dimension the model takes for the batch (batch_first=True). If the batch is meant as one "
-        "input, such as the nodes of a graph: coupled=True of empirical_ntk.",
-    )
-
-
-def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
-    """Return the names of buffers and attributes that a forward pass changes."""
-    module = plain.model
-    if not isinstance(module, nn.Module):
-        return []
-    buffers = {n: b.clone() for n, b in module.named_buffers()}
-    attributes = {n: dict(vars(m)) for n, m in module.named_modules()}
-    fixed = {n: t for n, t in plain.fixed.items() if n not in buffers}
-    try:
-        values = {**fixed, **plain.selected, **buffers}
-        call_with(module, values, x.to(plain.dtype).clone().value, plain.forward_fn)
-    except RuntimeError:
-        return []
-    finally:
-        changed = [
-            f"{n}.{name}".lstrip(".")
-            for n, m in module.named_modules()
-            for name, value in vars(m).items()
-            if attributes[n].get(name, value) is not value
-            and not (isinstance(m, torch.nn.RNNBase) and name.startswith(_FLAT))
-        ]
-        after_evaluation(module)
-    written = [n for n, b in buffers.items() if not torch.equal(b, plain.fixed[n])]
-    return [plain_name(n) for n in (*written, *changed)]
