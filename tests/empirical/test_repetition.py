@@ -197,6 +197,10 @@ def _frozen(model: Scaled) -> None:
     model.first.weight.requires_grad_(False)
 
 
+def _last_ones_frozen(model: Scaled) -> None:
+    model.last.requires_grad_(False)
+
+
 def _another_layer(model: Scaled) -> None:
     model.last = nn.Sequential(nn.Tanh(), model.last)
 
@@ -217,6 +221,7 @@ CHANGES = [
     _only_gradients,
     _buffer,
     _frozen,
+    _last_ones_frozen,
     _another_layer,
     _hook_that_counts,
     _another_method,
@@ -235,6 +240,20 @@ def test_module_that_has_changed(change: Callable[[Scaled], None], check: bool) 
     expected = first_call(model, x, check=check)
     for _ in range(4):
         assert torch.equal(empirical_ntk(model, x, check=check), expected)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_each_call_selects_its_own_parameters(check: bool) -> None:
+    """Calls that differ only in where the selected parameters end are of different forms."""
+    torch.manual_seed(0)
+    model, x = Scaled().double(), torch.randn(4, 3, dtype=torch.float64)
+    parts = empirical_ntk(model, x, by="parameter")
+    names = [name for name, _ in model.named_parameters()]
+    for chosen in (names, names[:1], names[:3], names, names[1:]):
+        expected = sum(parts[name] for name in chosen)
+        for _ in range(4):
+            found = empirical_ntk(model, x, params=chosen, check=check)
+            assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 FACTOR = [1.0]

@@ -234,11 +234,13 @@ def _form(
     A change that is not visible here, such as that of a number in a closure, changes outputs or
     gradients, which are compared.
     """
-    tensors = [*fn.params.items(), *fn.fixed.items()]
     samples = [t for batch in batches for t in batch.tensors]
     return (
         (fn.dtype, fn.products, fn.result_dtype, fn.device),
-        tuple((name, t.shape, t.stride(), t.dtype) for name, t in tensors),
+        *(
+            tuple((name, t.shape, t.stride(), t.dtype) for name, t in tensors.items())
+            for tensors in (fn.params, fn.fixed)
+        ),
         tuple((t.shape, t.stride(), t.dtype) for t in samples),
         tuple((n, isinstance(r, Tensor) or r) for n, r in scales.roots.items()),
         tuple((name, type(m), _attributes(m)) for name, m in module.named_modules()),
