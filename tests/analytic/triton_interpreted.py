@@ -1,11 +1,14 @@
 """Kernels in Triton's interpreter beside tensor operations; prints the errors as JSON.
 
+    TRITON_INTERPRET=1 python triton_interpreted.py GROUP
+
 A process of its own: `TRITON_INTERPRET=1` must be there before Triton is imported.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 
 import torch
@@ -28,34 +31,49 @@ def same(**options: object) -> nn.Module:
     return conv(2, 2, padding=1, **options)
 
 
+Case = tuple[nn.Module, tuple[int, int], tuple[torch.dtype, ...]]
+DOUBLE, BOTH = (torch.float64,), (torch.float64, torch.float32)
 DEEP = [same(), nn.ReLU(), same(), nn.ReLU(), same(sigma_b=0.0), nn.ReLU()]
-NETS: dict[str, tuple[nn.Module, tuple[int, int]]] = {
-    "average": (averaged(same(), nn.ReLU(), same()), (3, 2)),
-    "average, erf, even filter": (averaged(conv(2, 2, 2), Erf(), same(sigma_b=0.0)), (3, 2)),
-    "average, stride, sum": (averaged(same(stride=2), nn.ReLU(), Plus(same())), (4, 3)),
-    "flat": (flat(*DEEP, positions=30), (5, 6)),
-    "flat, erf": (flat(same(), Erf(), same(), positions=12), (4, 3)),
-    "flat, sine": (flat(same(), Sin(), same(), positions=12), (4, 3)),
-    "flat, stride, sum": (
-        flat(same(stride=(2, 1)), nn.ReLU(), Plus(same()), same(stride=2), nn.GELU(), positions=6),
-        (5, 6),
-    ),
-}
-IN_BOTH = ("average, stride, sum", "flat")  # the code differs in types and polynomials only
+# The code for the two types differs in types and polynomials only.
+NETS: dict[str, dict[str, Case]] = {
+    "closed forms": {
+        "average": (averaged(same(), nn.ReLU(), same()), (3, 2), DOUBLE),
+        "average, erf, even filter": (
+            averaged(conv(2, 2, 2), Erf(), same(sigma_b=0.0)), (3, 2), DOUBLE,
+        ),
+        "average, stride, sum": (
+            averaged(same(stride=2), nn.ReLU(), Plus(same())), (4, 3), BOTH,
+        ),
+        "flat": (flat(*DEEP, positions=30), (5, 6), BOTH),
+        "flat, erf": (flat(same(), Erf(), same(), positions=12), (4, 3), DOUBLE),
+        "flat, sine": (flat(same(), Sin(), same(), positions=12), (4, 3), DOUBLE),
+        "flat, stride, sum": (
+            flat(same(stride=(2, 1)), nn.ReLU(), Plus(same()), same(stride=2), nn.GELU(),
+                 positions=6),
+            (5, 6), DOUBLE,
+        ),
+    },
+    # Smooth ones have few coefficients; those of a kink are all needed, with their remainder.
+    "series": {
+        "average, softplus": (averaged(same(), nn.Softplus(), same()), (2, 2), DOUBLE),
+        "flat, tanh twice": (
+            flat(same(), nn.Tanh(), same(stride=2), nn.Tanh(), positions=4), (4, 3), BOTH,
+        ),
+        "flat, elu, sum": (flat(same(), nn.ELU(), Plus(same()), positions=6), (2, 3), BOTH),
+    },
+}  # fmt: skip
 
 
 def main() -> None:
     warnings.simplefilter("error")
     _run.unusable = lambda device: ""  # also on the CPU, where the interpreter is
     generator = torch.Generator().manual_seed(0)
-    for name, (net, size) in NETS.items():
+    for name, (net, size, dtypes) in NETS[sys.argv[1]].items():
         x1, x2 = torch.randn(2, 1, 2, *size, generator=generator, dtype=torch.float64)
-        x2 = torch.cat([x2, x1])  # a copy, which the kernel has exactly
-        for dtype in (torch.float64, torch.float32):
-            if dtype == torch.float32 and name not in IN_BOTH:
-                continue
+        x2 = torch.cat([2 * x2, x1])  # a copy, which the kernel has exactly
+        for dtype in dtypes:
             with torch.no_grad():
-                how = str(analytic_explain(net, x1, x2, dtype=dtype))
+                how = analytic_explain(net, x1, x2, dtype=dtype)
                 found = analytic_kernels(net, x1, x2, dtype=dtype)
             # There are neither kernels nor loops where derivatives are wanted.
             wanted = analytic_kernels(net, x1.clone().requires_grad_(), x2)
@@ -63,7 +81,10 @@ def main() -> None:
                 float(((one - two).abs().max() / two.abs().max()).detach())
                 for one, two in zip(found, wanted, strict=True)
             )
-            print(json.dumps([name, str(dtype), "in a Triton kernel" in how, error]), flush=True)
+            # A vector is for tensor operations: see `_suitable.py`.
+            images = [step for step in how.steps if step.positions != (1, 1)]
+            in_kernel = all("in a Triton kernel" in step.how for step in images)
+            print(json.dumps([name, str(dtype), in_kernel, error]), flush=True)
 
 
 if __name__ == "__main__":

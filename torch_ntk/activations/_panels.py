@@ -50,7 +50,7 @@ class Panels:
 
         Without positive finite variances these are the widths at a variance of 1.
         """
-        some = q[_positive_and_finite(q)]
+        some = q[_positive_and_finite(q)].cpu()
         found = [tuple(p.shape[1] for p in series) for _, _, series in self._panels_of(some)]
         if not found:
             found = [tuple(p.shape[1] for p in self._series(1, 0, 0))]

@@ -36,14 +36,22 @@ class KernelEvaluation:
     def __init__(self, task: Task, region: Region, like: Tensor) -> None:
         assert region.layout is not None
         self.region = region
-        self._like, self._layout = like, region.layout
+        self._task, self._like, self._layout = task, like, region.layout
         self._pairs = Pairs(task, region, like)
-        form = Form(task.plan.distance, like.dtype == torch.float64)
-        self._assembly = a = Assembly(task.program, region, form, in_place=False)
+        self._form = Form(task.plan.distance, like.dtype == torch.float64)
+        self._assemble({})
+
+    def _assemble(self, lengths: dict[int, tuple[int, int]]) -> None:
+        """Make the tables for series with so many coefficients; the code is the same for all."""
+        task, region = self._task, self.region
+        self._lengths = lengths
+        self._assembly = a = Assembly(
+            task.program, region, self._form, in_place=False, lengths=lengths
+        )
         sizes = [math.prod(t.place.positions) for t in a.terms]
         starts = itertools.accumulate([0, *sizes])
         where = {t.start: s for t, s in zip(a.terms, starts, strict=False)}
-        self._source = source(a, where, form.double)
+        self._source = source(a, where, self._form.double)
         known = [i for i in region.steps if isinstance(task.program.steps[i].operation, Input)]
         self._inputs = []
         for i, row in zip(known, a.inputs, strict=True):
@@ -71,10 +79,12 @@ class KernelEvaluation:
             block: For which pairs.
             states: Not used: nothing comes from outside.
         """
+        if (lengths := self._pairs.lengths(block)) != self._lengths:
+            self._assemble(lengths)
         a, full = self._assembly, self.region.full
         pairs = self._pairs.chosen(block).to(self._like.device)
-        one, _ = self._pairs.terms(block.rows, 0, a.terms)
-        two, _ = self._pairs.terms(block.columns, 1, a.terms)
+        one, _ = self._pairs.terms(block.rows, 0, a.terms, a.length)
+        two, _ = self._pairs.terms(block.columns, 1, a.terms, a.length)
         p, q = self._layout.room
         images = q * (2 * p - 1) if full else 1
         tasks = len(pairs) * images

@@ -2,15 +2,17 @@
 
 As on a CPU, what differs between passes of one kind stands in a row of integers, so that layers of
 one kind share their code. Entries of an image go through a pass in blocks; a filter reads its taps
-from memory, with zeros in place of what is outside. All threads meet after each pass.
+from memory, with zeros in place of what is outside. All threads meet after each pass. The sums of a
+series stay in registers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..fused import Assembly, Pass, Stage
+from ..fused import TOGETHER, Assembly, Pass, Place, Stage
 from ._formulas import translated
 
 _POSITIONS = """\
@@ -185,7 +187,7 @@ class _Kernel:
         ]
         self._filter(w, p)
         for n, stage in enumerate(p.stages):
-            self._stage(w, stage, n)
+            self._stage(w, stage, n, place)
         lines = [
             *w.head,
             "for _j0 in range(0, _rows * _width, BLOCK):",
@@ -225,8 +227,9 @@ class _Kernel:
                     "t0 += tl.load(_p + _half_in, mask=_reads, other=0.0)",
                 ]
 
-    def _stage(self, w: _Writer, stage: Stage, n: int) -> None:
-        given, values = [], []
+    def _stage(self, w: _Writer, stage: Stage, n: int, place: Place) -> None:
+        given: list[str] = []
+        values: list[str] = []
         for i, slot in enumerate(stage.inputs):
             given += [f"k{i}", f"t{i}"]
             if slot is None:
@@ -251,10 +254,59 @@ class _Kernel:
             ):
                 w.head.append(f"{name}{n}_{i} = {image} + {w.integer(self._starts[start])}")
                 values.append(f"tl.load({name}{n}_{i} + {at}, mask=_valid, other=0.0)")
-        lines = [*translated(stage.formula.lines, self._double), "return k, t"]
-        body = f"({', '.join(given)}):\n{_indented(lines, 1)}\n"
-        number = self._formulas.setdefault(body, len(self._formulas))
-        w.inside.append(f"k, t = formula_{number}({', '.join(values)})")
+        if stage.series is not None:
+            self._series(w, stage, n, place, dict(zip(given, values, strict=True)))
+            given, values = [*given, "value", "slope"], [*values, "value", "slope"]
+        call = self._function(given, values, stage.formula.lines, "k, t")
+        w.inside.append(f"k, t = {call}")
+
+    def _series(
+        self, w: _Writer, stage: Stage, n: int, place: Place, given: dict[str, str]
+    ) -> None:
+        """The sum over coefficients and its derivative, as `value` and `slope`.
+
+        With y = c², `S = c A(y) + y B(y)` and `S' = A + 2y A' + 2c (B + y B')` by Horner's rule for
+        A, of the odd coefficients, and for B, of the even ones.
+        """
+        series, of = stage.series, stage.formula.series
+        assert series is not None
+        assert of is not None
+        bits = 64 if self._double else 32
+        names, values = list(given), list(given.values())
+        for name, image, start in zip("ab", ("first", "second"), series.starts, strict=True):
+            w.head.append(f"{name}{n} = {image} + {w.integer(self._starts[start])}")
+        counts = [w.integer(TOGETHER * g) for g in series.groups]
+        w.head += [
+            f"apart{n} = {w.integer(math.prod(place.positions))}",
+            f"odd{n} = {counts[0]}",
+            f"even{n} = {counts[1]}",
+        ]
+        w.inside += [f"c = {self._function(names, values, of.before, 'c')}", "y = c * c"]
+        for first, last in (("0", f"odd{n}"), (f"odd{n}", f"odd{n} + even{n}")):
+            w.inside += [
+                f"s, d = tl.zeros([BLOCK], tl.float{bits}), tl.zeros([BLOCK], tl.float{bits})",
+                f"for i in range({first}, {last}):",
+                f"    a = tl.load(a{n} + i * apart{n} + _i1, mask=_valid, other=0.0)",
+                f"    b = tl.load(b{n} + i * apart{n} + _i2, mask=_valid, other=0.0)",
+                "    d = d * y + s",
+                "    s = s * y + a * b",
+                *(
+                    ["value = c * s", "slope = s + 2.0 * (y * d)"]
+                    if first == "0"
+                    else ["value += y * s", "slope += 2.0 * (c * (s + y * d))"]
+                ),
+            ]
+        around = [*names, "c", "value", "slope"], [*values, "c", "value", "slope"]
+        w.inside.append(f"value, slope = {self._function(*around, of.after, 'value, slope')}")
+
+    def _function(
+        self, names: list[str], values: list[str], lines: tuple[str, ...], result: str
+    ) -> str:
+        """A call of a function of its own for statements, which every pass that has them shares."""
+        body = "\n".join([*translated(lines, self._double), f"return {result}"])
+        written = f"({', '.join(names)}):\n{_indented(body.splitlines(), 1)}\n"
+        number = self._formulas.setdefault(written, len(self._formulas))
+        return f"formula_{number}({', '.join(values)})"
 
 
 def _indented(lines: Sequence[str], depth: int) -> str:

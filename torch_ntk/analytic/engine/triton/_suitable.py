@@ -46,6 +46,4 @@ def _problem(region: Region) -> str:
         return "averages over some positions have no Triton kernel"
     if region.full and region.outside:
         return "all pairs of positions are needed after it"
-    if any(f.formula.series is not None for f in region.fused.values()):
-        return "activations without a closed form have no Triton kernel"
     return ""
