@@ -150,6 +150,20 @@ def test_with_a_preconditioner_that_changes(repeated: list[bool]) -> None:
     assert repeated == [True, True]
 
 
+def test_preconditioner_of_ones_in_another_place(repeated: list[bool]) -> None:
+    """A P of ones is a number, and not one of the tensors that are inputs of the operations."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    x = images(5).flatten(1)[:, :3]
+    generator = torch.Generator().manual_seed(1)
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    p = torch.rand(3, 3, generator=generator, dtype=torch.float64) + 0.5
+    for options in ({**ones, "0.weight": p}, {**ones, "2.weight": p}, ones):
+        for _ in range(4):
+            found = empirical_ntk(model, x, precondition=options)
+            assert torch.equal(found, first_call(model, x, precondition=options))
+    assert repeated == [True] * 3
+
+
 class Scaled(nn.Module):
     """A network with everything that may change its function between two calls."""
 
