@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from .._checks import check_choice, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    NormalParameters,
     check_bias,
     check_dtype,
     check_sigma_b,
     check_sigma_w,
     check_size,
-    draw_normal_,
     scale_and_shift,
     sums_in_float16,
     weight_scale,
@@ -27,7 +27,7 @@ ATTENTIONS = ("softmax", "identity", "relu", "abs")
 SCALINGS = ("linear", "sqrt")
 
 
-class NTKSelfAttention(nn.Module):
+class NTKSelfAttention(NormalParameters):
     r"""Self-attention in NTK parameterization, with an infinite-width limit.
 
     With `C = embed_dim`, H heads of size d, which is `C / H` by default, and `W ~ N(0, 1)`, the
@@ -160,11 +160,6 @@ class NTKSelfAttention(nn.Module):
         scales = {name: weight_scale(sigma, self.embed_dim) for name, sigma in sigmas.items()}
         out = weight_scale(self.sigma_out, self.out_weight.shape[1])
         return {**scales, "out_weight": out, "bias": self.sigma_b}
-
-    def reset_parameters(self) -> None:
-        """Draw new weights and biases from N(0, 1)."""
-        for weight in self.parameters(recurse=False):
-            draw_normal_(weight)
 
     def forward(self, input: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Map `[..., T, embed_dim]` to `[..., T, out_dim]`."""

@@ -70,37 +70,14 @@ class _NTKConvNd(ScaledConvNd):
 
 
 class NTKConv1d(_NTKConvNd, nn.Conv1d):
-    r"""`nn.Conv1d` in NTK parameterization.
+    r"""`nn.Conv1d` in NTK parameterization: `NTKConv2d` with one spatial axis.
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
-    `fan_in = in_channels / groups · kernel_size[0]`. Positions that the padding adds count in
-    `fan_in`, as in the infinite-width limit. Source: Arora et al. 2019, "On Exact Computation
-    with an Infinitely Wide Neural Net", section 4.
-
-    The other arguments, attributes and shapes are those of `nn.Conv1d`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Size of the kernel.
-        stride: Step between positions.
-        padding: Positions added on either side, or `"same"` or `"valid"`.
-        dilation: Spacing of the kernel's points.
-        groups: Number of blocks of channels that do not mix.
-        bias: Whether the layer adds `sigma_b · b`.
-        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
-        device: The device of the parameters.
-        dtype: The real floating-point dtype of the parameters.
-        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
-        sigma_b: Standard deviation of the scaled bias; at least 0.
+    `fan_in = in_channels / groups · kernel_size[0]`. Arguments, errors and source are those of
+    `NTKConv2d`, the attributes those of `nn.Conv1d`.
 
     Shape:
         `[N, in_channels, L]` or `[in_channels, L]`.
-
-    Raises:
-        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
-            `in_channels` is 0, or `nn.Conv1d` refuses its arguments.
     """
 
 
@@ -108,8 +85,11 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
     r"""`nn.Conv2d` in NTK parameterization.
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
-    `fan_in = in_channels / groups · kernel_size[0] · kernel_size[1]`. Source: Arora et al. 2019,
-    "On Exact Computation with an Infinitely Wide Neural Net", section 4.
+    `fan_in = in_channels / groups · kernel_size[0] · kernel_size[1]`. Positions that the padding
+    adds count in `fan_in`, as in the infinite-width limit. Source: Arora et al. 2019, "On Exact
+    Computation with an Infinitely Wide Neural Net", section 4.
+
+    The attributes and the shapes of weights are those of `nn.Conv2d`.
 
     Args:
         in_channels: Channels of the input.
@@ -144,32 +124,12 @@ class NTKConv2d(_NTKConvNd, nn.Conv2d):
 
 
 class NTKConv3d(_NTKConvNd, nn.Conv3d):
-    r"""`nn.Conv3d` in NTK parameterization.
+    r"""`nn.Conv3d` in NTK parameterization: `NTKConv2d` with three spatial axes.
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
-    `fan_in = in_channels / groups · prod(kernel_size)`; the arguments are those of `NTKConv2d`
-    with three spatial axes.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Size of the kernel, one number or three.
-        stride: Step between positions.
-        padding: Positions added on either side, or `"same"` or `"valid"`.
-        dilation: Spacing of the kernel's points.
-        groups: Number of blocks of channels that do not mix.
-        bias: Whether the layer adds `sigma_b · b`.
-        padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
-        device: The device of the parameters.
-        dtype: The real floating-point dtype of the parameters.
-        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
-        sigma_b: Standard deviation of the scaled bias; at least 0.
+    `fan_in = in_channels / groups · prod(kernel_size)`. Arguments, errors and source are those of
+    `NTKConv2d`, the attributes those of `nn.Conv3d`.
 
     Shape:
         `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`.
-
-    Raises:
-        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
-            `in_channels` is 0, or `nn.Conv3d` refuses its arguments.
     """

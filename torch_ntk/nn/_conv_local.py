@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from .._checks import type_error, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    NormalParameters,
     check_bias,
     check_dtype,
     check_sigma_b,
     check_sigma_w,
     check_size,
-    draw_normal_,
     scale_and_shift,
     sums_in_float16,
     weight_scale,
 )
 
 
-class NTKConvLocal2d(nn.Module):
+class NTKConvLocal2d(NormalParameters):
     r"""A convolution with separate weights for each position, in NTK parameterization.
 
     At every output position p, where `x_p` is the patch of the input under the kernel,
@@ -125,11 +125,6 @@ class NTKConvLocal2d(nn.Module):
     def weight_scale(self) -> float:
         """The factor `sigma_w / sqrt(fan_in)` before the sum."""
         return weight_scale(self.sigma_w, self.fan_in)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights and biases from N(0, 1)."""
-        for parameter in self.parameters(recurse=False):
-            draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `[N, in_channels, H, W]` (or without N) to `[N, out_channels, P, Q]`."""

@@ -69,66 +69,43 @@ class _NTKConvTransposeNd(ScaledConvNd, _ConvTransposeNd):
         )
         self.sigma_w, self.sigma_b = sigma_w, sigma_b
 
-    def _added(self, input: Tensor, output_size: list[int] | None) -> list[int]:
-        """The `output_padding` of each axis with which the output has this size."""
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
         stride, padding, kernel_size = self.stride, self.padding, self.kernel_size
         axes = len(self.kernel_size)
-        return self._output_padding(
+        # The `output_padding` of each axis with which the output has this size.
+        added = self._output_padding(
             input, output_size, stride, padding, kernel_size, axes, self.dilation
         )
+        if sums_in_float16(self.weight):
+            weight = self.weight * self.weight_scale
+            return self._transposed(input, weight, self._scaled_bias(), added)
+        return self._scaled(self._transposed(input, self.weight, None, added))
+
+    def _transposed(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, added: list[int]
+    ) -> Tensor:
+        """Call the function for the number of axes; TorchScript compiles none that is passed."""
+        raise NotImplementedError
 
 
 class NTKConvTranspose1d(_NTKConvTransposeNd, nn.ConvTranspose1d):
-    r"""`nn.ConvTranspose1d` in NTK parameterization.
+    r"""`nn.ConvTranspose1d` in NTK parameterization: `NTKConvTranspose2d` with one spatial axis.
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
-    `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
-    1 most outputs sum over fewer inputs, because zeros are inserted between the inputs; these zeros
-    count in `fan_in`, like the positions that a convolution's padding adds. The weight is that of
-    `nn.ConvTranspose1d`, `[in_channels, out_channels / groups, *kernel_size]`.
-
-    The other arguments, attributes and shapes are those of `nn.ConvTranspose1d`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Size of the kernel.
-        stride: Step between the outputs of neighbouring inputs.
-        padding: Positions left out on either side of the output.
-        output_padding: Positions added on one side of the output.
-        groups: Number of blocks of channels that do not mix.
-        bias: Whether the layer adds `sigma_b · b`.
-        dilation: Spacing of the kernel's points.
-        padding_mode: `"zeros"`.
-        device: The device of the parameters.
-        dtype: The real floating-point dtype of the parameters.
-        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
-        sigma_b: Standard deviation of the scaled bias; at least 0.
+    `fan_in = in_channels / groups · kernel_size[0]`. Arguments and errors are those of
+    `NTKConvTranspose2d`, the attributes those of `nn.ConvTranspose1d`.
 
     Shape:
-        `[N, in_channels, L]` or `[in_channels, L]`; `output_size` in the call chooses
-        among the sizes that the stride leaves open, as in `nn.ConvTranspose1d`.
-
-    Raises:
-        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
-            `in_channels` is 0, or `nn.ConvTranspose1d` refuses its arguments.
+        `[N, in_channels, L]` or `[in_channels, L]`, as in `nn.ConvTranspose1d`.
     """
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
-        # TorchScript compiles no function that is passed, so each class calls its own.
-        added = self._added(input, output_size)
-        if sums_in_float16(self.weight):
-            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
-            return F.conv_transpose1d(
-                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
-            )
-        weight, bias = self.weight, None
-        output = F.conv_transpose1d(
+    def _transposed(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, added: list[int]
+    ) -> Tensor:
+        return F.conv_transpose1d(
             input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
         )
-        return self._scaled(output)
 
 
 class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
@@ -175,70 +152,28 @@ class NTKConvTranspose2d(_NTKConvTransposeNd, nn.ConvTranspose2d):
         torch.Size([1, 4, 10, 10])
     """
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
-        # TorchScript compiles no function that is passed, so each class calls its own.
-        added = self._added(input, output_size)
-        if sums_in_float16(self.weight):
-            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
-            return F.conv_transpose2d(
-                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
-            )
-        weight, bias = self.weight, None
-        output = F.conv_transpose2d(
+    def _transposed(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, added: list[int]
+    ) -> Tensor:
+        return F.conv_transpose2d(
             input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
         )
-        return self._scaled(output)
 
 
 class NTKConvTranspose3d(_NTKConvTransposeNd, nn.ConvTranspose3d):
-    r"""`nn.ConvTranspose3d` in NTK parameterization.
+    r"""`nn.ConvTranspose3d` in NTK parameterization: `NTKConvTranspose2d` with three spatial axes.
 
     `y = sigma_w / sqrt(fan_in) · (W ⋆ᵀ x) + sigma_b · b` with `W, b ~ N(0, 1)` and
-    `fan_in = in_channels / groups · prod(kernel_size)`, as for a convolution. With a stride above
-    1 most outputs sum over fewer inputs, because zeros are inserted between the inputs; these zeros
-    count in `fan_in`, like the positions that a convolution's padding adds. The weight is that of
-    `nn.ConvTranspose3d`, `[in_channels, out_channels / groups, *kernel_size]`.
-
-    The other arguments, attributes and shapes are those of `nn.ConvTranspose3d`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Size of the kernel, one number or three.
-        stride: Step between the outputs of neighbouring inputs.
-        padding: Positions left out on either side of the output.
-        output_padding: Positions added on one side of the output.
-        groups: Number of blocks of channels that do not mix.
-        bias: Whether the layer adds `sigma_b · b`.
-        dilation: Spacing of the kernel's points.
-        padding_mode: `"zeros"`.
-        device: The device of the parameters.
-        dtype: The real floating-point dtype of the parameters.
-        sigma_w: Standard deviation of the scaled weights times `sqrt(fan_in)`; above 0.
-        sigma_b: Standard deviation of the scaled bias; at least 0.
+    `fan_in = in_channels / groups · prod(kernel_size)`. Arguments and errors are those of
+    `NTKConvTranspose2d`, the attributes those of `nn.ConvTranspose3d`.
 
     Shape:
-        `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`; `output_size` in the call chooses
-        among the sizes that the stride leaves open, as in `nn.ConvTranspose3d`.
-
-    Raises:
-        TypeError: An argument has the wrong type, or `dtype` is complex or integer.
-        ValueError: `sigma_w` is not a finite number above 0, `sigma_b` not one of at least 0,
-            `in_channels` is 0, or `nn.ConvTranspose3d` refuses its arguments.
+        `[N, in_channels, D, H, W]` or `[in_channels, D, H, W]`, as in `nn.ConvTranspose3d`.
     """
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Map `[N, in_channels, ...]` (or without N) to `[N, out_channels, ...]`."""
-        # TorchScript compiles no function that is passed, so each class calls its own.
-        added = self._added(input, output_size)
-        if sums_in_float16(self.weight):
-            weight, bias = self.weight * self.weight_scale, self._scaled_bias()
-            return F.conv_transpose3d(
-                input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
-            )
-        weight, bias = self.weight, None
-        output = F.conv_transpose3d(
+    def _transposed(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, added: list[int]
+    ) -> Tensor:
+        return F.conv_transpose3d(
             input, weight, bias, self.stride, self.padding, added, self.groups, self.dilation
         )
-        return self._scaled(output)

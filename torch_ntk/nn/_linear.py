@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._scaling import (
+    NormalParameters,
     check_bias,
     check_dtype,
     check_sigma_b,
     check_sigma_w,
     check_size,
-    draw_normal_,
     scale_and_shift,
     sums_in_float16,
     weight_scale,
 )
 
 
-class NTKLinear(nn.Linear):
+class NTKLinear(NormalParameters, nn.Linear):
     r"""`nn.Linear` in NTK parameterization.
 
     `y = sigma_w / sqrt(in_features) · x Wᵀ + sigma_b · b`, with every entry of `W` and `b` drawn
@@ -96,11 +96,6 @@ class NTKLinear(nn.Linear):
     def weight_scale(self) -> float:
         """The factor `sigma_w / sqrt(fan_in)` before `x Wᵀ`."""
         return weight_scale(self.sigma_w, self.fan_in)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights and biases from N(0, 1)."""
-        for parameter in self.parameters(recurse=False):
-            draw_normal_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `[..., in_features]` to `[..., out_features]`."""

@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 from .._checks import check_choice, value_error
 from ._scaled_conv import Device
 from ._scaling import (
+    NormalParameters,
     check_bias,
     check_dtype,
     check_sigma_b,
     check_sigma_w,
     check_size,
-    draw_normal_,
     sums_in_float16,
     weight_scale,
 )
@@ -26,7 +26,7 @@ from ._scaling import (
 NONLINEARITIES = ("tanh", "relu", "erf")
 
 
-class NTKRNN(nn.RNN):
+class NTKRNN(NormalParameters, nn.RNN):
     r"""`nn.RNN` in NTK parameterization.
 
     With n = `hidden_size`, m inputs, the nonlinearity φ and `h_0 = 0`,
@@ -120,11 +120,6 @@ class NTKRNN(nn.RNN):
     def parameter_scales(self) -> dict[str, float]:
         """The factors by which the parameters are multiplied, by name."""
         return rnn_scales(self, self.sigma_w, self.sigma_u, self.sigma_b)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights and biases from N(0, 1)."""
-        for parameter in self.parameters(recurse=False):
-            draw_normal_(parameter)
 
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: Tensor | None = None

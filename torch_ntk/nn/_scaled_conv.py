@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from ._scaling import draw_normal_, scale_and_shift, weight_scale
+from ._scaling import NormalParameters, scale_and_shift, weight_scale
 
 Device: TypeAlias = torch.device | str | int | None
 """The device of a layer's parameters."""
 
 
-class ScaledConvNd(_ConvNd):
-    """Draws the parameters and applies the scales.
+class ScaledConvNd(NormalParameters, _ConvNd):
+    """Applies the scales.
 
     A subclass sets `sigma_w` and `sigma_b`, and has a layer of `torch.nn` as its second base.
     """
@@ -36,11 +36,6 @@ class ScaledConvNd(_ConvNd):
     def weight_scale(self) -> float:
         """The factor `sigma_w / sqrt(fan_in)` before the convolution."""
         return weight_scale(self.sigma_w, self.fan_in)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights and biases from N(0, 1)."""
-        for parameter in self.parameters(recurse=False):
-            draw_normal_(parameter)
 
     def _scaled_bias(self) -> Tensor | None:
         bias = self.bias

@@ -25,7 +25,7 @@ import operator
 from typing import Literal, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import check_bool, check_finite_number, describe, type_error, value_error
 
@@ -141,3 +141,12 @@ def draw_normal_(
     else:
         drawn = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         tensor.copy_(drawn.normal_(0.0, std, generator=generator))
+
+
+class NormalParameters(nn.Module):
+    """A layer whose own parameters are drawn from N(0, 1)."""
+
+    def reset_parameters(self) -> None:
+        """Draw new weights and biases from N(0, 1)."""
+        for parameter in self.parameters(recurse=False):
+            draw_normal_(parameter)
