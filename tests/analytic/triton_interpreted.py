@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import Any
 
 import torch
 from small_nets import Plus, conv, dense
@@ -27,8 +28,12 @@ def averaged(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense(2, 1))
 
 
-def same(**options: object) -> nn.Module:
+def same(**options: Any) -> nn.Module:
     return conv(2, 2, padding=1, **options)
+
+
+def around(kernel: int | tuple[int, int] = 3, **options: Any) -> nn.Module:
+    return conv(2, 2, kernel, **{"padding": 1, **options}, padding_mode="circular")
 
 
 Case = tuple[nn.Module, tuple[int, int], tuple[torch.dtype, ...]]
@@ -60,6 +65,37 @@ NETS: dict[str, dict[str, Case]] = {
             flat(same(), nn.Tanh(), same(stride=2), nn.Tanh(), positions=4), (4, 3), BOTH,
         ),
         "flat, elu, sum": (flat(same(), nn.ELU(), Plus(same()), positions=6), (2, 3), BOTH),
+    },
+    "borders": {
+        "average, circles, stride": (
+            averaged(
+                around(stride=(2, 1)), nn.ReLU(), around(), nn.ReLU(), around(5, padding=2)
+            ),
+            (4, 3), DOUBLE,
+        ),
+        "average, a circle of rows": (
+            averaged(around((3, 2), padding=(1, 0)), Erf(), around((3, 1), padding=(1, 0))),
+            (3, 3), BOTH,
+        ),
+        "average, a circle of columns": (
+            averaged(around((2, 3), padding=(0, 1)), nn.ReLU(), around((1, 3), padding=(0, 1))),
+            (3, 2), DOUBLE,
+        ),
+        "flat, circles": (
+            flat(around(), nn.ReLU(), around(5, padding=2, stride=2), positions=4), (4, 3), DOUBLE,
+        ),
+        "flat, all at once": (
+            flat(
+                same(padding_mode="reflect"),
+                nn.ReLU(),
+                same(stride=2),
+                nn.GELU(),
+                Plus(conv(2, 2, padding=2, dilation=2, padding_mode="replicate")),
+                around((1, 3), padding=(0, 1)),
+                positions=9,
+            ),
+            (5, 6), BOTH,
+        ),
     },
 }  # fmt: skip
 

@@ -86,7 +86,9 @@ class KernelEvaluation:
         one, _ = self._pairs.terms(block.rows, 0, a.terms, a.length)
         two, _ = self._pairs.terms(block.columns, 1, a.terms, a.length)
         p, q = self._layout.room
-        images = q * (2 * p - 1) if full else 1
+        # The displacements dy and dy - p are one image where rows close in a circle.
+        above = 0 if self._layout.circles[0] else p - 1
+        images = q * (p + above) if full else 1
         tasks = len(pairs) * images
         size = a.buffer + _SPARE
         instances = min(tasks, self._instances())
@@ -94,7 +96,7 @@ class KernelEvaluation:
         outputs = self._like.new_zeros(len(pairs), a.states)
         rows = self._source.rows
         shape = [tasks, size, one.shape[1], len(rows[0]), len(self._inputs), len(rows),
-                 len(a.collected), len(self._stored), a.states, p, q,
+                 len(a.collected), len(self._stored), a.states, p + above, above, q,
                  self._layout.margin]  # fmt: skip
         tables = (self._inputs, rows, self._source.same, a.collected, self._stored)
         if not tasks:

@@ -2,8 +2,8 @@
 
 As on a CPU, what differs between passes of one kind stands in a row of integers, so that layers of
 one kind share their code. Entries of an image go through a pass in blocks; a filter reads its taps
-from memory, with zeros in place of what is outside. All threads meet after each pass. The sums of a
-series stay in registers.
+from memory, with zeros or positions of the image in place of what is outside. All threads meet
+after each pass. The sums of a series stay in registers.
 """
 
 from __future__ import annotations
@@ -15,17 +15,34 @@ from dataclasses import dataclass, field
 from ..fused import TOGETHER, Assembly, Pass, Place, Stage
 from ._formulas import translated
 
-_POSITIONS = """\
-_y = _j // _width
-_x = _j % _width
-_inside = _y < _rows
+_COLUMNS = {
+    False: """\
 _x0 = _x - _s2 * margin
 _after = (_d > 0) & (_x0 >= tl.maximum(0, _s2 * room - _d)) & (_x0 < _q)
 _valid = _inside & ((_x < _q - _d) | _after)
-_i1 = (lo1 * _s1 + _y) * _q + tl.where(_after, _x0, _x)
-_i2 = (lo2 * _s1 + _y) * _q + tl.where(_after, _x0 + _d - _s2 * room, _x + _d)"""
-"""Of entries `_j` of a value: row and column in its layout, whether there is anything, and at which
-positions of the first and second image; see `fused/_layout.py`."""
+_x1 = tl.where(_after, _x0, _x)
+_x2 = tl.where(_after, _x0 + _d - _s2 * room, _x + _d)""",
+    True: """\
+_valid = _inside & (_x < _q)
+_x1 = _x
+_x2 = around(_x + _d, _q)""",
+}
+_ROWS = {
+    False: "_y2 = lo2 * _s1 + _y",
+    True: "_y2 = around(lo2 * _s1 + _y, _rows)",
+}
+
+
+def _positions(circles: tuple[bool, bool]) -> list[str]:
+    """Statements about the entries `_j` of a value; see `fused/_layout.py`.
+
+    They assign row and column in its layout, whether there is anything, and at which positions of
+    the first and second image. On an axis that closes in a circle the second one begins again.
+    """
+    lines = ["_y = _j // _width", "_x = _j % _width", "_inside = _y < _rows"]
+    lines += [*_COLUMNS[circles[1]].split("\n"), _ROWS[circles[0]]]
+    return [*lines, "_i1 = (lo1 * _s1 + _y) * _q + _x1", "_i2 = _y2 * _q + _x2"]
+
 
 _GIVEN = "buffer, numbers, first, second, lo1, lo2, cut, dx, room, margin"
 
@@ -37,6 +54,11 @@ import triton.language as tl
 @triton.jit
 def power_of_two(n):
     return ((n.to(tl.int{bits}) + {bias}) << {mantissa}).to(tl.float{bits}, bitcast=True)
+
+
+@triton.jit
+def around(at, size):
+    return tl.where(at < size, at, at - size)
 
 
 @triton.jit
@@ -70,17 +92,18 @@ def kernel(buffers, shape, numbers, pairs, ones, twos, inputs, code, same_code, 
                                  tl.load(shape + 3))
     inputs_n, passes, collectors = tl.load(shape + 4), tl.load(shape + 5), tl.load(shape + 6)
     stored_n, outputs_n = tl.load(shape + 7), tl.load(shape + 8)
-    p, room, margin = tl.load(shape + 9), tl.load(shape + 10), tl.load(shape + 11)
+    rows_n, above = tl.load(shape + 9), tl.load(shape + 10)
+    room, margin = tl.load(shape + 11), tl.load(shape + 12)
     buffer = buffers + tl.program_id(0).to(tl.int64) * size
     for turn in range(0, tl.cdiv(tasks - tl.program_id(0), tl.num_programs(0))):
         task = tl.program_id(0) + turn * tl.num_programs(0)
         if FULL:
-            pair = task // (room * (2 * p - 1))
-            dx = task // (2 * p - 1) % room
-            dy = task % (2 * p - 1) - (p - 1)
+            pair = task // (room * rows_n)
+            dx = task // rows_n % room
+            dy = task % rows_n - above
         else:
             pair, dx, dy = task, 0, 0
-        lo1, lo2, cut = tl.maximum(0, -dy), tl.maximum(0, dy), tl.abs(dy)
+        lo1, lo2, cut = tl.maximum(0, -dy), tl.maximum(0, dy), {cut}
         first = ones + tl.load(pairs + 3 * pair).to(tl.int64) * terms
         second = twos + tl.load(pairs + 3 * pair + 1).to(tl.int64) * terms
         same = (tl.load(pairs + 3 * pair + 2) != 0) & (dx == 0) & (dy == 0)
@@ -144,14 +167,31 @@ class _Writer:
     head: list[str] = field(default_factory=list)
     inside: list[str] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
+    tables: dict[int, list[int]] = field(default_factory=dict)
 
     def integer(self, value: int) -> str:
         self.row.append(int(value))
         return f"tl.load(row + {len(self.row) - 1})"
 
+    def table(self, values: list[int]) -> str:
+        """Where in the row several integers begin, after all others."""
+        self.tables[len(self.row)] = values
+        return self.integer(0)
+
+    def whole_row(self) -> list[int]:
+        """The integers, with those of tables at the end."""
+        row = [*self.row]
+        for at, values in self.tables.items():
+            row[at] = len(row)
+            row += values
+        return row
+
 
 class _Kernel:
     def __init__(self, assembly: Assembly, starts: dict[int, int], double: bool) -> None:
+        layout = assembly.region.layout
+        assert layout is not None
+        self._layout, self._positions = layout, _positions(layout.circles)
         self._starts, self._double = starts, double
         self._formulas: dict[str, int] = {}
         self._kinds: dict[str, int] = {}
@@ -164,11 +204,13 @@ class _Kernel:
             for n in self._kinds.values()
         )
         head = _HEAD.format(
-            bits=bits, bias=bias, mantissa=mantissa, positions=_indented(_POSITIONS.split("\n"), 2)
+            bits=bits, bias=bias, mantissa=mantissa, positions=_indented(self._positions, 2)
         )
         formulas = [f"@triton.jit\ndef formula_{n}{s}\n" for s, n in self._formulas.items()]
         passes = [f"@triton.jit\ndef pass_{n}{s}\n" for s, n in self._kinds.items()]
-        text = head + "\n\n".join([*formulas, *passes]) + _KERNEL.format(calls=calls, bits=bits)
+        cut = "0" if layout.circles[0] else "tl.abs(dy)"
+        kernel = _KERNEL.format(calls=calls, bits=bits, cut=cut)
+        text = head + "\n\n".join([*formulas, *passes]) + kernel
         self.source = Source(text, rows, same)
 
     def _pass(self, p: Pass) -> list[int]:
@@ -192,12 +234,12 @@ class _Kernel:
             *w.head,
             "for _j0 in range(0, _rows * _width, BLOCK):",
             "    _j = _j0 + tl.arange(0, BLOCK)",
-            *("    " + line for line in (*_POSITIONS.split("\n"), *w.inside)),
+            *("    " + line for line in (*self._positions, *w.inside)),
             "    tl.store(_out + _j, tl.where(_valid, k, 0.0), mask=_inside)",
             "    tl.store(_out + _half + _j, tl.where(_valid, t, 0.0), mask=_inside)",
         ]
         body = f"(row, {_GIVEN}, BLOCK: tl.constexpr):\n{_indented(lines, 1)}\n"
-        return [self._kinds.setdefault(body, len(self._kinds)), *w.row]
+        return [self._kinds.setdefault(body, len(self._kinds)), *w.whole_row()]
 
     def _filter(self, w: _Writer, p: Pass) -> None:
         """The sums over the taps as `k0` and `t0`."""
@@ -215,17 +257,50 @@ class _Kernel:
             f"_right = {w.integer(taps.columns.stride)}",
         ]
         w.inside += [f"{of}0 = tl.zeros([BLOCK], tl.float{bits})" for of in "kt"]
-        for r in taps.rows.shifts:
+        # Columns first: all rows read the same ones.
+        columns = self._read(w, 1, "_right * _x", p)
+        w.inside += [f"_rx{n} = {at}" for n, at in enumerate(columns)]
+        for at in self._read(w, 0, "_down * _y", p):
             w.inside += [
-                f"_ry = _down * _y + ({r})",
+                f"_ry = {at}",
+                "_line = _at + _ry * _wide",
                 "_reads = _inside & (_ry >= 0) & (_ry < _there)",
             ]
-            for c in taps.columns.shifts:
+            for n in range(len(columns)):
+                there = f"_reads & (_rx{n} >= 0)" if self._layout.bordered else "_reads"
                 w.inside += [
-                    f"_p = _at + _ry * _wide + _right * _x + ({c})",
-                    "k0 += tl.load(_p, mask=_reads, other=0.0)",
-                    "t0 += tl.load(_p + _half_in, mask=_reads, other=0.0)",
+                    f"k0 += tl.load(_line + _rx{n}, mask={there}, other=0.0)",
+                    f"t0 += tl.load(_line + _rx{n} + _half_in, mask={there}, other=0.0)",
                 ]
+
+    def _read(self, w: _Writer, axis: int, start: str, p: Pass) -> list[str]:
+        """Which rows or columns the taps read, from where the first position reads on.
+
+        Where there are borders, these are the positions that they show, and -1 for zeros. On an
+        axis that closes in a circle the result has `size / stride` positions, so that taps at
+        shifts below `size` go around once at most.
+        """
+        assert p.read is not None
+        slot, filters = p.read
+        taps, size = filters[axis], slot.place.positions[axis]
+        if self._layout.circles[axis]:
+            w.head.append(f"_size{axis} = {w.integer(size)}")
+            found = []
+            for n, shift in enumerate(taps.shifts):
+                w.head.append(f"_shift{axis}_{n} = {w.integer(shift % size)}")
+                found.append(f"around({start} + _shift{axis}_{n}, _size{axis})")
+            return found
+        if not self._layout.bordered:
+            return [f"{start} + ({shift})" for shift in taps.shifts]
+        low = min(taps.shifts, default=0)
+        high = taps.stride * (p.to.place.positions[axis] - 1) + max(taps.shifts, default=0)
+        shown = dict(taps.borders)
+        reads = [at if 0 <= at < size else shown.get(at, -1) for at in range(low, high + 1)]
+        w.head.append(f"_shown{axis} = row + {w.table(reads)}")
+        return [
+            f"tl.load(_shown{axis} + {start} + {shift - low}, mask=_valid, other=-1)"
+            for shift in taps.shifts
+        ]
 
     def _stage(self, w: _Writer, stage: Stage, n: int, place: Place) -> None:
         given: list[str] = []

@@ -40,8 +40,6 @@ def _problem(region: Region) -> str:
         return "tensor operations take pairs of vectors on a GPU"
     if region.inputs:
         return "its values come from tensor operations"
-    if any(region.layout.circles) or region.layout.bordered:
-        return "circular, reflected or replicated padding has no Triton kernel"
     if region.averages:
         return "averages over some positions have no Triton kernel"
     if region.full and region.outside:
