@@ -212,9 +212,10 @@ def test_depth_adds_no_code(kind: str) -> None:
 
 
 def test_what_is_fused_is_explained() -> None:
-    x = torch.randn(2, 3, 8, 8)
-    pools = [nn.AvgPool2d(2), conv(4, 4, padding=1), nn.ReLU(), nn.AvgPool2d(3, 1, 1)]
-    net = nn.Sequential(conv(3, 4), nn.Tanh(), *pools, nn.Flatten(), dense(36, 4), nn.ReLU())
+    x = torch.randn(2, 3, 30, 30)
+    pools = [nn.AvgPool2d(2), conv(4, 4, padding=1), nn.ReLU(), nn.AvgPool2d(9, 1, 4)]
+    end = [nn.Flatten(), dense(4 * 14 * 14, 4), nn.ReLU()]
+    net = nn.Sequential(conv(3, 4), nn.Tanh(), *pools, *end)
     found = analytic_explain(net, x)
     assert [(s.operation, s.loop) for s in found.steps] == [
         ("Affine", 1), ("Activation", 1), ("Pool", 1), ("Affine", 2), ("Activation", 2),

@@ -11,7 +11,7 @@ from covariance_oracle import kernels
 from small_nets import Plus, conv, dense
 from torch import Tensor, nn
 
-from torch_ntk import CNTK, analytic_kernels, mlp_kernels
+from torch_ntk import CNTK, analytic_explain, analytic_kernels, mlp_kernels
 from torch_ntk.activations import (
     DualAffine,
     DualExp,
@@ -186,6 +186,41 @@ def test_a_value_that_a_layer_reads_late(pooled: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+# Window, step, padding along both axes, and how many windows then have a position in common.
+WINDOWS = {
+    "three": ((3, 3), (1, 1), (0, 0), (3, 3)),
+    "three and zeros": ((3, 3), (1, 1), (1, 1), (3, 3)),
+    "three by two steps": ((3, 3), (2, 2), (1, 1), (2, 2)),
+    "one axis": ((1, 4), (1, 1), (0, 2), (1, 4)),
+    "different axes": ((5, 2), (2, 1), (2, 0), (3, 2)),
+    "apart": ((1, 2), (2, 3), (0, 0), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_averages_whose_windows_overlap(name: str, pooled: bool) -> None:
+    window, step, padding, most = WINDOWS[name]
+    pool = nn.AvgPool2d(window, step, padding)
+    body = [conv(2, 4, padding=1), nn.ReLU(), pool, conv(4, 4, 2, padding=1), nn.ReLU()]
+    x = torch.randn(3, 2, 7, 8, dtype=torch.float64)
+    size = nn.Sequential(*body)(x).shape[1:].numel()
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if pooled else [nn.Flatten(), dense(size, 4)]
+    net = nn.Sequential(*body, *end)
+    assert analytic_explain(net, x).steps[2].loop == 1
+    with evaluation_mode(x, None, None):
+        program = read(net, x, None, x.dtype)
+        parts = fused.partition(program, plan(program), double=True)
+    (windows,) = parts.regions[0].averages.values()
+    assert tuple(w.most for w in windows) == most
+    other = torch.randn(2, *x.shape[1:], dtype=torch.float64)
+    for second in (None, other):
+        got = analytic_kernels(net, x, second)
+        wanted = plain(lambda a, b: analytic_kernels(net, a, b), x, second)
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
 JOBS: dict[str, tuple[Callable[[Tensor, Tensor | None], Tensor], tuple[int, ...]]] = {
     "gap": (CNTK(3, pooling="gap", sigma_b=0.1), (2, 6, 5)),
     "gap, float32": (CNTK(3, pooling="gap", dtype=torch.float32), (2, 6, 5)),
@@ -201,7 +236,7 @@ JOBS: dict[str, tuple[Callable[[Tensor, Tensor | None], Tensor], tuple[int, ...]
 
 
 def _pool_inside() -> nn.Module:
-    end = [nn.AvgPool2d(2, 1), conv(4, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    end = [nn.AvgPool2d(3, 1, 1), conv(4, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(conv(2, 4), nn.ReLU(), *end)
 
 

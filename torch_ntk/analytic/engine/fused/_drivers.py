@@ -150,13 +150,13 @@ def targets(where, share, counts, table, windows, weights, room, margin, dx, c2)
     # the result where[1], of which there are as many for each displacement as results have.
     for s in range(table.shape[0]):
         c = table[s]
-        q, many, nc, n = c[4], c[7], c[11], 0
+        q, many, nc, most, n = c[4], c[7], c[11], c[15], 0
         for after in range(2):
             e = dx - after * room
             for x in range(max(0, -e), min(q, q - e)):
-                i, j = c[9] + 2 * x, c[9] + 2 * (x + e)
-                for u in range(i, i + 2):
-                    for v in range(j, j + 2):
+                i, j = c[9] + most * x, c[9] + most * (x + e)
+                for u in range(i, i + most):
+                    for v in range(j, j + most):
                         a, b = windows[u], windows[v]
                         column = number_of(b - a, many, nc)
                         if a < 0 or b < 0 or column < 0:
@@ -173,12 +173,12 @@ def add_rows(lines, buffer, table, windows, weights, lo1, dy):
     # The rows of an image with the displacement dy, to those of the results of averages.
     for s in range(table.shape[0]):
         c = table[s]
-        p, wide, many, nr = c[12], c[5], c[6], c[10]
+        p, wide, many, nr, most = c[12], c[5], c[6], c[10], c[14]
         for y in range(max(0, -dy), min(p, p - dy)):
-            i, j = c[8] + 2 * y, c[8] + 2 * (y + dy)
+            i, j = c[8] + most * y, c[8] + most * (y + dy)
             k, t = buffer[c[0] + (y - lo1) * wide:], buffer[c[0] + c[1] + (y - lo1) * wide:]
-            for u in range(i, i + 2):
-                for v in range(j, j + 2):
+            for u in range(i, i + most):
+                for v in range(j, j + most):
                     a, b = windows[u], windows[v]
                     row = number_of(b - a, many, nr)
                     if a < 0 or b < 0 or row < 0:

@@ -36,9 +36,10 @@ class _Averages(NamedTuple):
     Attributes:
         table: Per average the slot of what it averages (origin, half), where K and Θ of the result
             begin, columns and width of the slot, positions of the result, where `windows` begin
-            for rows and for columns, kept displacements, rows of the slot, and where the rows of
-            results begin among those of all averages.
-        windows: Per position the windows that it is in, and -1 where there are fewer than two.
+            for rows and for columns, kept displacements, rows of the slot, where the rows of
+            results begin among those of all averages, and how many windows each position has,
+            along rows and along columns.
+        windows: Per position the windows that it is in, and -1 where it is in fewer than others.
         weights: Its weights in these.
         most: The largest number of entries of a row that are added, once for each result.
         room: The number of entries of results before they are added along columns.
@@ -229,10 +230,11 @@ class RegionEvaluation:
                 for position in axis.around:
                     windows += [o for o, _ in position]
                     weights += [w for _, w in position]
-            rows.append([*row, *extent.displacements, p, room])
+            around = [axis.most for axis in self.region.averages[step]]
+            rows.append([*row, *extent.displacements, p, room, *around])
             room += 2 * extent.displacements[0] * extent.positions[0] * slot.place.width
-            most = max(most, 4 * q)
-        table = np.array(rows, np.int64).reshape(-1, 14)
+            most = max(most, q * around[1] ** 2)
+        table = np.array(rows, np.int64).reshape(-1, 16)
         return _Averages(table, np.array([*windows, 0], np.int64), self._array(weights), most, room)
 
     def _array(self, numbers: Sequence[float]) -> Array:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...operations import Operation
 
-# The loops have room for so many windows around each position. With more of them products of
-# matrices would be faster.
-_MOST_WINDOWS = 2
+# Each entry is added once for every pair of windows around its two positions, along either axis.
+# With more windows than these, products of matrices are faster in networks with global pooling.
+_MOST_WINDOWS = 8
 _NONE = (-1, 0.0)
 
 
@@ -21,10 +21,15 @@ class Windows:
 
     Attributes:
         around: Per position the windows that it is in, each with its weight there; -1 in place of
-            windows that are not there.
+            windows that are not there, so that all positions have as many.
     """
 
     around: tuple[tuple[tuple[int, float], ...], ...]
+
+    @property
+    def most(self) -> int:
+        """The largest number of windows that have a position in common."""
+        return len(self.around[0])
 
     def reach(self, displacement: int) -> int:
         """Return the largest displacement that results at most `displacement` apart depend on."""
@@ -56,10 +61,8 @@ def _windows(matrix: Tensor) -> Windows | None:
 @lru_cache(maxsize=256)
 def _of_weights(weights: tuple[tuple[float, ...], ...]) -> Windows | None:
     """Return the windows from the weights of each position in all results."""
-    around = []
-    for row in weights:
-        found = [(o, w) for o, w in enumerate(row) if w]
-        if len(found) > _MOST_WINDOWS:
-            return None
-        around.append((*found, *[_NONE] * (_MOST_WINDOWS - len(found))))
-    return Windows(tuple(around))
+    around = [[(o, w) for o, w in enumerate(row) if w] for row in weights]
+    most = max(1, *(len(each) for each in around))
+    if most > _MOST_WINDOWS:
+        return None
+    return Windows(tuple((*each, *[_NONE] * (most - len(each))) for each in around))
