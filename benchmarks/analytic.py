@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DOCS, HERE, best, environment, peak_memory, version, worker, write_json
+from common import HERE, best, environment, peak_memory, version, worker, write_json
 
 SCRIPT = Path(__file__).resolve()
 # Pairs of images per call. The peer's time per pair does not fall with more.
@@ -136,25 +136,19 @@ def line(row: dict[str, Any]) -> str:
 
 def growth() -> dict[str, list[dict[str, Any]]]:
     """How the time grows with depth, with the side of the images, and with their number."""
-    series: dict[str, list[dict[str, Any]]] = {"depth": [], "side": [], "samples": []}
-    for depth in (3, 6, 11, 21):
-        series["depth"].append(_point("gap", depth, 32, "depth", depth))
-    for side in (8, 16, 32):
-        series["side"].append(_point("gap", 4, side, "side", side))
-    for n in (500, 1000, 2000):
-        job = {"net": "mlp", "depth": 4, "n": n}
-        point = {"samples": n}
-        for who in ("ours", "peer"):
-            found = worker(SCRIPT, {"who": who, **job})
-            point[who] = None if found is None else 1e3 * found["seconds"]
-        series["samples"].append(point)
-        print(point, flush=True)
-    return series
+    image = {"net": "cntk", "pooling": "gap"}
+    axes: dict[str, dict[int, dict[str, Any]]] = {
+        "depth": {n: {**image, "depth": n, "side": 32} for n in (3, 6, 11, 21)},
+        "side": {n: {**image, "depth": 4, "side": n} for n in (8, 16, 32)},
+        "samples": {n: {"net": "mlp", "depth": 4, "n": n} for n in (500, 1000, 2000)},
+    }
+    return {
+        axis: [_point(axis, size, job) for size, job in jobs.items()] for axis, jobs in axes.items()
+    }
 
 
-def _point(pooling: str, depth: int, side: int, axis: str, at: int) -> dict[str, Any]:
-    job = {"net": "cntk", "pooling": pooling, "depth": depth, "side": side}
-    point: dict[str, Any] = {axis: at}
+def _point(axis: str, size: int, job: dict[str, Any]) -> dict[str, Any]:
+    point: dict[str, Any] = {axis: size}
     for who in ("ours", "peer"):
         found = worker(SCRIPT, {"who": who, **job})
         point[who] = None if found is None else 1e3 * found["seconds"]
@@ -191,7 +185,7 @@ def main() -> None:
     write_json(HERE / "analytic.json", result)
     from analytic_report import report  # draws: not in the processes that are measured
 
-    report(result, DOCS)
+    report(result)
 
 
 def core_hours(result: dict[str, Any]) -> dict[str, float | None]:

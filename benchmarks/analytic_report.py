@@ -5,11 +5,9 @@ python benchmarks/analytic_report.py      # again, from benchmarks/analytic.json
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from common import DOCS, HERE
+from common import DOCS, HERE, read_json
 from figures import growth_figure
 
 AXES = {
@@ -90,13 +88,11 @@ three with three), most of them for coefficients, one set for each variance.
 """.splitlines()
 
 
-def report(result: dict[str, Any], docs: Path) -> None:
-    """Write `benchmarks/analytic.md` and its figure below `docs`."""
-    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
-    (docs / "images").mkdir(parents=True, exist_ok=True)
+def report(result: dict[str, Any]) -> None:
+    """Write the page and its figure."""
     figure = growth_figure(result["growth"], AXES, "neural-tangents")
-    figure.savefig(docs / "images" / "benchmark-analytic.png", dpi=150)
-    (docs / "benchmarks" / "analytic.md").write_text(page(result), encoding="utf-8")
+    figure.savefig(DOCS / "images" / "benchmark-analytic.png", dpi=150)
+    (DOCS / "benchmarks" / "analytic.md").write_text(page(result), encoding="utf-8")
 
 
 def page(result: dict[str, Any]) -> str:
@@ -143,4 +139,4 @@ def page(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    report(json.loads((HERE / "analytic.json").read_text(encoding="utf-8")), DOCS)
+    report(read_json(HERE / "analytic.json"))

@@ -23,22 +23,27 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 
 
-def best(run: Callable[[], object], repeats: int = 20, seconds: float = 15.0) -> float:
+def best(run: Callable[[], object], repeats: int = 20, most: float = 15.0) -> float:
     """The shortest of some runs in seconds, after one that does not count.
 
     Args:
         run: What is timed.
         repeats: At most so many runs.
-        seconds: No further run is started after this time.
+        most: No further run is started after these seconds.
     """
     run()
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < repeats and (not times or time.perf_counter() - begin < seconds):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+    while len(times) < repeats and (not times or time.perf_counter() - begin < most):
+        times.append(seconds(run))
     return min(times)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """That one run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def peak_memory() -> int:
@@ -81,13 +86,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def worker(script: Path, job: dict[str, Any], python: str | None = None) -> dict[str, Any] | None:
+def worker(script: Path, job: dict[str, Any]) -> dict[str, Any] | None:
     """Run one job of a script in a process of its own; what it prints as JSON in its last line.
 
     None if the job says that something is missing.
     """
     done = subprocess.run(
-        [python or sys.executable, str(script), "--job", json.dumps(job)],
+        [sys.executable, str(script), "--job", json.dumps(job)],
         capture_output=True,
         text=True,
         cwd=HERE.parent,
@@ -96,6 +101,11 @@ def worker(script: Path, job: dict[str, Any], python: str | None = None) -> dict
         raise RuntimeError(f"{job} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] | None = json.loads(done.stdout.strip().splitlines()[-1])
     return result
+
+
+def read_json(path: Path) -> Any:
+    """A result that `write_json` has written."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

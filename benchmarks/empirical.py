@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DOCS, HERE, best, environment, peak_memory, version, worker, write_json
+from common import HERE, best, environment, peak_memory, read_json, version, worker, write_json
 from empirical_account import account, lines, operations
 from empirical_nets import NAMES
 from empirical_ways import MAKERS, WHO, is_on_gpu
@@ -82,7 +82,7 @@ def on_gpu(run: Callable[[], Any], is_account: bool) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     waited()
     memory = torch.cuda.max_memory_allocated() - before
-    return {"memory": memory, "seconds": best(waited, seconds=2.0)}
+    return {"memory": memory, "seconds": best(waited, most=2.0)}
 
 
 WAYS = ("STRUCTURED_DERIVATIVES", "JACOBIAN_CONTRACTION")
@@ -178,7 +178,7 @@ def main() -> None:
         print(json.dumps(measure(json.loads(args.job))))
         return
     if args.accounts:
-        result = json.loads((HERE / "empirical.json").read_text(encoding="utf-8"))
+        result = read_json(HERE / "empirical.json")
         for row in result["rows"]:
             row["account"] = accounted(row)
             print(line(row), flush=True)
@@ -221,7 +221,7 @@ def finish(result: dict[str, Any]) -> None:
     write_json(HERE / "empirical.json", result)
     from empirical_report import report  # draws: not in the processes that are measured
 
-    report(result, DOCS)
+    report(result)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ python benchmarks/empirical_report.py      # again, from benchmarks/empirical.js
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from common import DOCS, HERE
+from common import DOCS, HERE, read_json
 from empirical_account import STAGES
 from empirical_ways import WHO
 from figures import growth_figure
@@ -23,13 +21,11 @@ AXES = {
 TIMES = (10, 20, 50, 100, 200, 500)
 
 
-def report(result: dict[str, Any], docs: Path) -> None:
-    """Write `benchmarks/empirical.md` and its figure below `docs`."""
-    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
-    (docs / "images").mkdir(parents=True, exist_ok=True)
+def report(result: dict[str, Any]) -> None:
+    """Write the page and its figure."""
     figure = growth_figure(result["growth"], AXES, WHO["peer"], TIMES)
-    figure.savefig(docs / "images" / "benchmark-empirical.png", dpi=150)
-    (docs / "benchmarks" / "empirical.md").write_text(page(result), encoding="utf-8")
+    figure.savefig(DOCS / "images" / "benchmark-empirical.png", dpi=150)
+    (DOCS / "benchmarks" / "empirical.md").write_text(page(result), encoding="utf-8")
 
 
 def page(result: dict[str, Any]) -> str:
@@ -78,7 +74,7 @@ def page(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         lines.append(f"| {_title(row)} | " + " | ".join(_account(row)) + " |")
     if ON_GPU.exists():
-        lines += _on_gpu(json.loads(ON_GPU.read_text(encoding="utf-8")))
+        lines += _on_gpu(read_json(ON_GPU))
     return "\n".join([*lines, ""])
 
 
@@ -154,4 +150,4 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    report(json.loads((HERE / "empirical.json").read_text(encoding="utf-8")), DOCS)
+    report(read_json(HERE / "empirical.json"))

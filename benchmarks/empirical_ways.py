@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -39,17 +40,23 @@ def ours(job: dict[str, Any]) -> Any:
     return lambda: empirical_ntk(model, x, output=job["output"])
 
 
+def functional(job: dict[str, Any]) -> tuple[Callable[..., Tensor], dict[str, Tensor], Tensor]:
+    """The network as a function of parameters and one sample, its parameters, and its inputs."""
+    model, x = net(job)
+
+    def single(p: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(model, p, (sample.unsqueeze(0),)).squeeze(0)
+
+    return single, {k: v.detach() for k, v in model.named_parameters()}, x
+
+
 def tutorial(job: dict[str, Any]) -> Any:
     """The tutorial's contraction of Jacobians; None where they do not fit in memory."""
-    model, x = net(job)
-    params = {k: v.detach() for k, v in model.named_parameters()}
+    single, params, x = functional(job)
     numbers = sum(p.numel() for p in params.values()) * job["n"] * job.get("outputs", 10)
     if 1.5 * 4 * numbers > free(job):
         return None
     equation = "Naf,Mbf->NMab" if job["output"] == "full" else "Naf,Maf->NM"
-
-    def single(p: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, p, (sample.unsqueeze(0),)).squeeze(0)
 
     def run() -> Tensor:
         jac = vmap(jacrev(single), (None, 0))(params, x)
@@ -61,15 +68,11 @@ def tutorial(job: dict[str, Any]) -> Any:
 
 def vectors(job: dict[str, Any]) -> Any:
     """The tutorial's NTK-vector products; None where its vectors do not fit in memory."""
-    model, x = net(job)
-    params = {k: v.detach() for k, v in model.named_parameters()}
+    single, params, x = functional(job)
     numbers = sum(p.numel() for p in params.values()) * job["n"] ** 2 * 10
     if job["output"] != "full" or 3 * 4 * numbers > free(job):
         return None
     eye = torch.eye(10, device=x.device)
-
-    def single(p: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, p, (sample.unsqueeze(0),)).squeeze(0)
 
     def pair(a: Tensor, b: Tensor) -> Tensor:
         pull = vjp(lambda p: single(p, a), params)[1]

@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import DOCS, HERE, environment, peak_memory, worker, write_json
+from common import HERE, environment, peak_memory, seconds, worker, write_json
 from empirical_nets import net
 from features_report import in_words, report
 from torch import Tensor
@@ -38,12 +37,6 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"kind": "gaussian", "output": "pseudo"},
     {"kind": "sjlt", "output": "mean"},
 )
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def times(job: dict[str, Any]) -> dict[str, Any]:
@@ -67,11 +60,11 @@ def times(job: dict[str, Any]) -> dict[str, Any]:
         for some in x.split(2):  # ten times as large as gradients
             vmap(jacrev(outputs), in_dims=(None, 0))(params, some)
 
-    sizes = {size: _seconds(lambda size=size: gradients(size)) for size in (1, 4, 8, 16)}
+    sizes = {size: seconds(lambda size=size: gradients(size)) for size in (1, 4, 8, 16)}
     size = min(sizes, key=lambda s: sizes[s])
     runs: list[Callable[[], object]] = [lambda: gradients(size), jacobians]
     runs += [lambda way=way: ntk_features(model, x, DIM, **way) for way in WAYS]
-    turns = [[_seconds(run) for run in runs] for _ in range(job["turns"])]
+    turns = [[seconds(run) for run in runs] for _ in range(job["turns"])]
     found = [min(each) for each in zip(*turns, strict=True)]
     return {
         "n": job["n"],
@@ -139,7 +132,7 @@ def main() -> None:
     print("\n".join(in_words(result)))
     if not args.quick:
         write_json(HERE / "features.json", result)
-        report(json.loads((HERE / "features.json").read_text(encoding="utf-8")), DOCS)
+        report(result)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,17 @@ python benchmarks/features_report.py      # again, from benchmarks/features.json
 
 from __future__ import annotations
 
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
-from common import DOCS, HERE
+from common import DOCS, HERE, read_json
 
 MOST, LEAST = 2.5, 0.95
 
 
-def report(result: dict[str, Any], docs: Path) -> None:
-    """Write `benchmarks/features.md` below `docs`."""
-    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
-    (docs / "benchmarks" / "features.md").write_text(page(result), encoding="utf-8")
+def report(result: dict[str, Any]) -> None:
+    """Write the page."""
+    (DOCS / "benchmarks" / "features.md").write_text(page(result), encoding="utf-8")
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
@@ -75,4 +72,4 @@ def page(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    report(json.loads((HERE / "features.json").read_text(encoding="utf-8")), DOCS)
+    report(read_json(HERE / "features.json"))

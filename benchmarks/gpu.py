@@ -62,7 +62,7 @@ def waited(run: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 def milliseconds(run: Callable[[], Any], device: str) -> float:
     """The shortest of several runs."""
-    return 1e3 * best(waited(run, device), repeats=50, seconds=5.0)
+    return 1e3 * best(waited(run, device), repeats=50, most=5.0)
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

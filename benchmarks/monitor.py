@@ -21,12 +21,11 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import DOCS, HERE, environment, peak_memory, worker, write_json
+from common import HERE, environment, peak_memory, seconds, worker, write_json
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from monitor_nets import TRAININGS, loss_of
@@ -41,13 +40,6 @@ SCRIPT = Path(__file__).resolve()
 QUICK = ("lstm", "cnn", "mlp")
 ASKED = ("drift", "linearization_gap")
 STEPS = 200
-
-
-def seconds(do: Callable[[], object]) -> float:
-    """That something takes."""
-    start = time.perf_counter()
-    do()
-    return time.perf_counter() - start
 
 
 def measurements(job: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +187,7 @@ def main() -> None:
     print("\n".join(in_words(result)))
     if not args.quick:
         write_json(HERE / "monitor.json", result)
-        report(result, DOCS)
+        report(result)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@ python benchmarks/monitor_report.py      # again, from benchmarks/monitor.json
 
 from __future__ import annotations
 
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
-from common import DOCS, HERE
+from common import DOCS, HERE, read_json
 
 MORE, POINTS, BUDGET = 500 * 10**6, 2, 0.05
 """Bytes above a copy of the model, and points of the budget, that a monitor may take at most."""
@@ -47,10 +45,9 @@ multiply cotangents as they come, layer by layer, so that no groups of outputs a
 """.splitlines()
 
 
-def report(result: dict[str, Any], docs: Path) -> None:
-    """Write `benchmarks/monitor.md` below `docs`."""
-    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
-    (docs / "benchmarks" / "monitor.md").write_text(page(result), encoding="utf-8")
+def report(result: dict[str, Any]) -> None:
+    """Write the page."""
+    (DOCS / "benchmarks" / "monitor.md").write_text(page(result), encoding="utf-8")
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
@@ -116,4 +113,4 @@ def page(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    report(json.loads((HERE / "monitor.json").read_text(encoding="utf-8")), DOCS)
+    report(read_json(HERE / "monitor.json"))

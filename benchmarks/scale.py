@@ -23,13 +23,14 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from common import DOCS, HERE, environment, peak_memory, worker, write_json
+from common import HERE, environment, peak_memory, read_json, worker, write_json
+from common import seconds as seconds_of
 from scale_report import costs, in_words, report
 
 SCRIPT = Path(__file__).resolve()
@@ -48,7 +49,7 @@ def _tile(kernel: Any, seconds: float) -> int:
     while size < 1024:
         x = _images(2 * size)
         kernel(x[:size], x[size:])
-        if _seconds(lambda x=x, n=size: kernel(x[:n], x[n:])) > seconds:
+        if seconds_of(lambda x=x, n=size: kernel(x[:n], x[n:])) > seconds:
             break
         size = 8 * (3 * size // 16 + 1)
     return size
@@ -56,12 +57,6 @@ def _tile(kernel: Any, seconds: float) -> int:
 
 def _images(n: int) -> torch.Tensor:
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -84,7 +79,7 @@ def _stored(kernel: Any, x: torch.Tensor, tile: int, client: Any) -> float:
             compute_kernel(kernel, x[:n], **given)
 
     run(2 * tile)
-    return _seconds(lambda: run(len(x)))
+    return seconds_of(lambda: run(len(x)))
 
 
 def _in_loop(kernel: Any, x: torch.Tensor, tile: int) -> int:
@@ -110,7 +105,7 @@ def overhead(job: dict[str, Any]) -> dict[str, Any]:
 
     tiles = _in_loop(kernel, x, tile)
     turns = [
-        (_seconds(lambda: _in_loop(kernel, x, tile)), _stored(kernel, x, tile, None), there())
+        (seconds_of(lambda: _in_loop(kernel, x, tile)), _stored(kernel, x, tile, None), there())
         for _ in range(job["turns"])
     ]
     bare, here, worker = (min(each) for each in zip(*turns, strict=True))
@@ -131,13 +126,13 @@ def fixed(job: dict[str, Any]) -> dict[str, Any]:
     tiles = _in_loop(kernel, x, tile)
     turns = []
     for _ in range(job["turns"]):
-        seconds = [_seconds(lambda: _in_loop(kernel, x, tile))]
+        seconds = [seconds_of(lambda: _in_loop(kernel, x, tile))]
         with _cluster(1, 1) as client, tempfile.TemporaryDirectory() as folder:
             given: dict[str, Any] = {"tile": tile, "client": client, "progress": False}
             for name in ("first", "other", "other"):
                 store = f"{folder}/{name}"
                 run = functools.partial(compute_kernel, kernel, x, store=store, **given)
-                seconds.append(_seconds(run))
+                seconds.append(seconds_of(run))
         turns.append(seconds)
     bare, first, other, again = (min(each) for each in zip(*turns, strict=True))
     return {"tiles": tiles, "bare": bare, "first": first, "other": other, "again": again}
@@ -167,9 +162,9 @@ def memory(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job.get("folder")) as folder:
         given = {"store": f"{folder}/k", "tile": job["tile"], "progress": False}
         found: list[Any] = []
-        seconds = _seconds(lambda: found.append(compute_kernel(preset("mlp-4"), x, **given)))
+        seconds = seconds_of(lambda: found.append(compute_kernel(preset("mlp-4"), x, **given)))
         store = found[0]
-        read = _seconds(store.verify)
+        read = seconds_of(store.verify)
         size = store.about["bytes"]
     peak = peak_memory()
     return {
@@ -226,7 +221,7 @@ def simulate(job: dict[str, Any]) -> dict[str, Any]:
         nothing = Job(print, Path("/none"), None, True)
         number = job["tiles"] * count
         tiles = ((i, 0) for i in range(number))
-        elapsed = _seconds(lambda: list(_cluster.on_cluster(client, nothing, tiles, number)))
+        elapsed = seconds_of(lambda: list(_cluster.on_cluster(client, nothing, tiles, number)))
     found = {"workers": count, "tile": seconds, "tiles": number, "elapsed": elapsed}
     efficiency = number * seconds / (count * elapsed)
     return found | {"efficiency": efficiency, "rate": number / elapsed}
@@ -267,10 +262,9 @@ def main() -> None:
     result = _measure(args.quick)
     print("\n".join(in_words(result)))
     if not args.quick:
-        analytic = json.loads((HERE / "analytic.json").read_text(encoding="utf-8"))
-        result["costs"] = costs(analytic)
+        result["costs"] = costs(read_json(HERE / "analytic.json"))
         write_json(HERE / "scale.json", result)
-        report(result, DOCS)
+        report(result)
 
 
 if __name__ == "__main__":

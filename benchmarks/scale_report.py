@@ -5,11 +5,9 @@ python benchmarks/scale_report.py      # again, from benchmarks/scale.json
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from common import DOCS, HERE
+from common import DOCS, HERE, read_json
 
 BEGIN, END = "<!-- measured -->", "<!-- end of what is measured -->"
 # The rows of benchmarks/analytic.json, and the lecture's GPU-hours for CIFAR-10.
@@ -23,9 +21,9 @@ _DAY = 24.0
 _MLP = 2000 * 2001 / 2  # entries that are computed of that matrix
 
 
-def report(result: dict[str, Any], docs: Path) -> None:
+def report(result: dict[str, Any]) -> None:
     """Replace what stands between the marks in `docs/scale.md`."""
-    path = docs / "scale.md"
+    path = DOCS / "scale.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     path.write_text(before + page(result) + after, encoding="utf-8")
@@ -184,4 +182,4 @@ def _bytes(size: float) -> str:
 
 
 if __name__ == "__main__":
-    report(json.loads((HERE / "scale.json").read_text(encoding="utf-8")), DOCS)
+    report(read_json(HERE / "scale.json"))
