@@ -93,20 +93,44 @@ class Data:
     test_labels: Tensor
 
 
-def digits(train: int, test: int, seed: int = 0) -> Data:
-    """A random choice of scikit-learn's 1,797 digits, 64 pixels each, in float64."""
+def digits(train: int, test: int | None, seed: int = 0, dtype: torch.dtype = torch.float64) -> Data:
+    """A random choice of scikit-learn's 1,797 digits, 64 pixels each; None tests on all others."""
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
-    return drawn(torch.as_tensor(pixels), torch.as_tensor(labels).long(), train, test, seed)
+    pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    test = len(labels) - train if test is None else test
+    if train + test > len(labels):
+        sys.exit(f"--train must be at most {len(labels) - test}: there are {len(labels)} digits.")
+    return drawn(pixels, labels.long(), train, test, seed, dtype)
 
 
-def drawn(samples: Tensor, labels: Tensor, train: int, test: int, seed: int) -> Data:
-    """A random choice of samples, standardized, in float64."""
+def torchvision_images(name: str, root: Path, train: bool = True) -> tuple[Tensor, Tensor]:
+    """Images `[N, C, P, Q]` of Fashion-MNIST, MNIST or CIFAR-10, and their labels."""
+    from torchvision import datasets
+
+    kinds = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
+    try:
+        data = getattr(datasets, kinds[name])(root, train=train)
+    except RuntimeError as error:
+        sys.exit(f"{name} is not under --data-root {root} ({error}).")
+    pixels = torch.as_tensor(data.data)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    return pixels, torch.as_tensor(data.targets, dtype=torch.long)
+
+
+def drawn(
+    samples: Tensor,
+    labels: Tensor,
+    train: int,
+    test: int,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> Data:
+    """A random choice of samples, standardized."""
     if train + test > len(labels):
         sys.exit(f"--train and --test ask for {train + test} samples; there are {len(labels)}.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[: train + test]
-    x, y = samples[order].double(), labels[order]
+    x, y = samples[order].to(dtype), labels[order]
     x = (x - x[:train].mean()) / x[:train].std()
     return Data(x[:train], y[:train], x[train:], y[train:])

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _common import save
+from _common import Data, digits, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
@@ -41,16 +40,6 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Data:
-    """Digits of 64 pixels with mean 0 and variance 1, and their labels."""
-
-    x: Tensor
-    labels: Tensor
-    x_test: Tensor
-    test_labels: Tensor
-
-
-@dataclass(frozen=True)
 class Result:
     """What was predicted and what happened.
 
@@ -63,20 +52,6 @@ class Result:
     tau: Tensor
     full: Tensor
     change: dict[str, Tensor]
-
-
-def digits(train: int, images: int, seed: int) -> Data:
-    """A random choice of the 1,797 digits."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    if train + images > len(labels):
-        sys.exit(f"--train must be at most {len(labels) - images}: there are {len(labels)} digits.")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[: train + images]
-    x, y = torch.as_tensor(pixels).float()[order], torch.as_tensor(labels).long()[order]
-    x = (x - x[:train].mean()) / x[:train].std()
-    return Data(x[:train], y[:train], x[train:], y[train:])
 
 
 def network(seed: int, width: int) -> nn.Sequential:
@@ -244,7 +219,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Attribute, retrain, compare."""
     args = arguments(argv)
-    data = digits(args.train, args.images, args.seed)
+    data = digits(args.train, args.images, args.seed, torch.float32)
     params, full = trained(data, torch.ones(args.seeds, args.train), list(range(args.seeds)), args)
     full = full.T
     net = network(0, args.width)

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from _common import torchvision_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,20 +45,6 @@ def digits() -> tuple[Tensor, Tensor]:
 
     x, y = load_digits(return_X_y=True)
     return torch.as_tensor(x).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(y, dtype=torch.long)
-
-
-def torchvision_images(name: str, root: Path) -> tuple[Tensor, Tensor]:
-    """The training images of Fashion-MNIST, MNIST or CIFAR-10, as torchvision keeps them."""
-    from torchvision import datasets
-
-    kinds = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
-    try:
-        data = getattr(datasets, kinds[name])(root, train=True)
-    except RuntimeError as error:
-        sys.exit(f"{name} is not under --data-root {root} ({error}).")
-    pixels = torch.as_tensor(data.data)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels, torch.as_tensor(data.targets, dtype=torch.long)
 
 
 def chosen(args: argparse.Namespace) -> tuple[Tensor, Tensor]:

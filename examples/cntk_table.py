@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, Data, digits, save
+from _common import COLOURS, Data, digits, save, torchvision_images
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,17 +104,9 @@ def images(args: argparse.Namespace) -> Data:
         return Data(
             data.x.reshape(shape), data.labels, data.x_test.reshape(shape), data.test_labels
         )
-    from torchvision import datasets
-
-    kind = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[args.dataset]
-    try:
-        parts = [kind(args.data_root, train=train) for train in (True, False)]
-    except RuntimeError as error:
-        sys.exit(f"{args.dataset} is not under --data-root {args.data_root} ({error}).")
     pixels, labels = [], []
-    for part, number in zip(parts, (args.train, args.test), strict=True):
-        x, y = torch.as_tensor(part.data), torch.as_tensor(part.targets)
-        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+    for train, number in ((True, args.train), (False, args.test)):
+        x, y = torchvision_images(args.dataset, args.data_root, train)
         if number > len(x):
             sys.exit(f"--train or --test asks for {number} images; {args.dataset} has {len(x)}.")
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))
@@ -122,7 +114,7 @@ def images(args: argparse.Namespace) -> Data:
         if args.size is not None:
             x = F.interpolate(x, (args.size, args.size), mode="bilinear", antialias=True)
         pixels.append(x)
-        labels.append(y[order[:number]].long())
+        labels.append(y[order[:number]])
     mean, std = pixels[0].mean((0, 2, 3), keepdim=True), pixels[0].std((0, 2, 3), keepdim=True)
     x, x_test = ((part - mean) / std for part in pixels)
     return Data(x, labels[0], x_test, labels[1])

@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _common import save
+from _common import Data, digits, save
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -30,27 +29,6 @@ from torch_ntk.predict import one_hot
 
 Kernel = Callable[[Tensor, Tensor | None], Tensor]
 UNSEEN = (10_000, 10_001, 10_002)  # seeds of networks that no step draws
-
-
-@dataclass(frozen=True)
-class Data:
-    """Digits of 64 pixels with mean 0 and variance 1, and their labels."""
-
-    x: Tensor
-    labels: Tensor
-    x_test: Tensor
-    test_labels: Tensor
-
-
-def digits(train: int, seed: int) -> Data:
-    """A random choice of the 1,797 digits to learn from, and all others."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    x, y = torch.as_tensor(pixels).float()[order], torch.as_tensor(labels).long()[order]
-    x = (x - x[:train].mean()) / x[:train].std()
-    return Data(x[:train], y[:train], x[train:], y[train:])
 
 
 def network(width: int, seed: int) -> nn.Module:
@@ -170,7 +148,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Distill, judge, draw."""
     args = arguments(argv)
-    data = digits(args.train, args.seed)
+    data = digits(args.train, None, args.seed, torch.float32)
     y = one_hot(data.labels, 10).float()
     unseen = [kernel_of(network(args.width, seed)) for seed in UNSEEN]
     start, started = some_of_each(data, args.per_class, args.seed), time.perf_counter()

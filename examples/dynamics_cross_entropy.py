@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynamics_mse import arguments, compare, digits, draw, print_table
+import torch
+from _common import digits
+from dynamics_mse import arguments, compare, draw, print_table
 from torch.nn import functional as F
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict, train, compare."""
     args = arguments(__doc__, lr=1.0, steps=300, out="dynamics_cross_entropy.png", argv=argv)
-    data = digits(args.train, 8, args.seed)
+    data = digits(args.train, 8, args.seed, torch.float32)
     runs = compare(F.cross_entropy, data, data.labels, args)
     print_table(runs, args.steps)
     draw(runs, data, f"Cross-entropy, {args.train} digits, lr {args.lr:g}", args.out)

@@ -14,7 +14,6 @@ does what was predicted; the narrow one learns features and leaves the predictio
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import save
+from _common import Data, digits, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -35,16 +34,6 @@ from torch_ntk.plotting import plot_forecast, plot_trajectories
 from torch_ntk.predict import one_hot
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Digits of 64 pixels with mean 0 and variance 1, and their labels."""
-
-    x: Tensor
-    labels: Tensor
-    x_test: Tensor
-    test_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,20 +50,6 @@ class Run:
         """How far the predicted test outputs are from the real ones, relative to these."""
         outputs = self.outputs.double()
         return float((outputs - _test_outputs(self)).norm() / outputs.norm())
-
-
-def digits(train: int, test: int, seed: int) -> Data:
-    """A random choice of the 1,797 digits."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    if train + test > len(labels):
-        sys.exit(f"--train must be at most {len(labels) - test}: there are {len(labels)} digits.")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[: train + test]
-    x, y = torch.as_tensor(pixels).float()[order], torch.as_tensor(labels).long()[order]
-    x = (x - x[:train].mean()) / x[:train].std()
-    return Data(x[:train], y[:train], x[train:], y[train:])
 
 
 def network(width: int, seed: int) -> nn.Module:
@@ -219,7 +194,7 @@ def arguments(
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict, train, compare."""
     args = arguments(__doc__, lr=1.0, steps=300, out="dynamics_mse.png", argv=argv)
-    data = digits(args.train, 8, args.seed)
+    data = digits(args.train, 8, args.seed, torch.float32)
     targets = one_hot(data.labels, 10, zero_centered=True)
     runs = compare(F.mse_loss, data, targets.float(), args)
     print_table(runs, args.steps)

@@ -15,14 +15,13 @@ last lines what width and learning rate had to do with it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, Data, digits, drawn, exponent, save
+from _common import COLOURS, Data, digits, drawn, exponent, save, torchvision_images
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,14 +78,8 @@ def data_of(args: argparse.Namespace) -> Data:
     if args.dataset == "digits":
         data = digits(args.train, args.test, args.seed)
     else:
-        from torchvision.datasets import FashionMNIST
-
-        try:
-            found = FashionMNIST(args.data_root, train=True)
-        except RuntimeError as error:
-            sys.exit(f"fashion-mnist is not under --data-root {args.data_root} ({error}).")
-        pixels = found.data.flatten(1)
-        data = drawn(pixels, found.targets, args.train, args.test, args.seed)
+        pixels, labels = torchvision_images(args.dataset, args.data_root)
+        data = drawn(pixels.flatten(1), labels, args.train, args.test, args.seed)
     return Data(data.x.float(), data.labels, data.x_test.float(), data.test_labels)
 
 
