@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -30,9 +30,10 @@ from . import _loggers
 from ._checkpoint_state import CheckpointState
 from ._layout import layout
 from ._network import find_network, first_measurement
-from ._results import is_turn, log_observation, writing
+from ._results import log_observation, writing
 from ._trainer import (
     batches_seen,
+    callbacks_of,
     has_averaged_weights,
     is_last_epoch,
     length_of,
@@ -167,7 +168,7 @@ class KernelCallback(Results, Callback):
             self._session.look_for_others()
         self._state.start(trainer)
         # TensorBoard reads one layout for a run, so that the first callback logs it for all.
-        grouped = [c for c in kernel_callbacks(trainer) if c.tensorboard_layout]
+        grouped = [c for c in callbacks_of(trainer, KernelCallback) if c.tensorboard_layout]
         if trainer.is_global_zero and grouped and grouped[0] is self:
             with writing(self._session):
                 _loggers.log_layout(trainer, layout(c._session for c in grouped))
@@ -298,15 +299,12 @@ class KernelCallback(Results, Callback):
             ValueError: The state cannot be used. If only its file of θ_0 is missing, and `on_error`
                 is `"warn"`, the callback warns and starts again.
         """
-        try:
+        state = None
+        with self._session.forgiving(ValueError, f"{type(self).__name__} begins anew: {{}}"):
             state = self._state.found(state_dict)
-        except ValueError as error:
-            if self.on_error == "raise":
-                raise
-            self._session.warn_once(str(error), f"{type(self).__name__} begins anew: {error}")
-            return
-        self._session.load_state_dict(state)
-        self._has_run = False
+        if state is not None:
+            self._session.load_state_dict(state)
+            self._has_run = False
 
     # ------------------------------------------------------------------ measuring
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -347,8 +345,7 @@ class KernelCallback(Results, Callback):
                         session.begin(self._find(pl_module), batch, step, training)
                 network, batches = self._find(pl_module), batches_seen(trainer)
                 seen = session.measure(network, step, training, batches=batches, batch=batch)
-            steps = [row["step"] for row in session.record.history]
-            draw = self.log_figures and (last or self._draws(steps))
+            draw = self.log_figures and (last or session.draws(self.figure_every))
             log_observation(trainer, session, seen, draw=draw, document=self.document)
             if trainer.world_size == 1:
                 self._share(trainer)
@@ -358,13 +355,6 @@ class KernelCallback(Results, Callback):
         spent, limit = session.schedule.last_cost, patience(trainer)
         if limit is not None and spent > _SLOW * limit:
             session.warn_once("slow", _KEEPS_WAITING.format(type(self).__name__, spent, limit))
-
-    def _draws(self, steps: Sequence[float]) -> bool:
-        """Whether figures are drawn at the last of the measured steps."""
-        is_asked = self.figure_every is not None
-        return is_turn(steps, self.figure_every) and (
-            is_asked or self._session.schedule.due_figures()
-        )
 
     def _find(self, pl_module: LightningModule) -> nn.Module:
         """The module that is measured."""
@@ -379,7 +369,7 @@ class KernelCallback(Results, Callback):
                 this one.
         """
         mine = set(self._session.record.metrics)
-        for other in kernel_callbacks(trainer):
+        for other in callbacks_of(trainer, KernelCallback):
             if other is self or other.prefix != self.prefix:
                 continue
             is_same_kind = type(other).__name__ == type(self).__name__
@@ -390,9 +380,3 @@ class KernelCallback(Results, Callback):
                     f"prefix={self.prefix!r} for {type(self).__name__} and {type(other).__name__}",
                     "Pass prefix='...' to each, or their curves and states would mix.",
                 )
-
-
-def kernel_callbacks(trainer: Trainer) -> list[KernelCallback]:
-    """The callbacks of this package among those of the Trainer, in their order."""
-    every = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in every if isinstance(c, KernelCallback)]

@@ -44,15 +44,10 @@ class CheckpointState:
             OSError: The file cannot be written, and `on_error` is `"raise"`.
         """
         state = session.state_dict()
-        if self._theta_0 == "inside" or self._folder is None:
-            return state
-        try:
-            return self._file.without_theta_0(state, session.record.reference, self._folder)
-        except OSError as error:
-            if session.settings.on_error == "raise":
-                raise
-            session.warn_once("file", f"θ_0 stays inside the checkpoints: {error}")
-            return state
+        if self._theta_0 == "beside" and self._folder is not None:
+            with session.forgiving(OSError, "θ_0 stays inside the checkpoints: {}", "file"):
+                state = self._file.without_theta_0(state, session.record.reference, self._folder)
+        return state
 
     def found(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """The state of a checkpoint, with θ_0 from its file if this process needs it.

@@ -27,8 +27,4 @@ class KernelDrift(KernelCallback):
     own = "drift_"
 
     def __init__(self, probe: ProbeLike | None = None, **options: Unpack[KernelOptions]) -> None:
-        super().__init__(
-            probe,
-            metrics=("drift", "kernel_distance", "velocity"),
-            **options,
-        )
+        super().__init__(probe, metrics=("drift", "kernel_distance", "velocity"), **options)

@@ -27,8 +27,4 @@ class KernelSpectrum(KernelCallback):
     own = "spectrum_"
 
     def __init__(self, probe: ProbeLike | None = None, **options: Unpack[KernelOptions]) -> None:
-        super().__init__(
-            probe,
-            metrics=SPECTRAL,
-            **options,
-        )
+        super().__init__(probe, metrics=SPECTRAL, **options)

@@ -29,7 +29,5 @@ class LinearizationGap(KernelCallback):
 
     def __init__(self, probe: ProbeLike | None = None, **options: Unpack[CallbackOptions]) -> None:
         super().__init__(
-            probe,
-            metrics=("linearization_gap", "param_drift", "statistics_share"),
-            **options,
+            probe, metrics=("linearization_gap", "param_drift", "statistics_share"), **options
         )

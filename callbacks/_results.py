@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -44,29 +44,6 @@ def log_observation(
                 write_document(folder / file, document(folder.name))
 
 
-@contextlib.contextmanager
-def writing(session: Session) -> Iterator[None]:
-    """A context in which a logger's error becomes a warning, unless `on_error` is `"raise"`."""
-    try:
-        yield
-    except Exception as error:  # anything that a logger may raise
-        if session.settings.on_error == "raise":
-            raise
-        session.warn_once(str(error), f"A logger of the monitor failed: {error}")
-
-
-def is_turn(steps: Sequence[float], every: int | None) -> bool:
-    """Whether figures are drawn at the last of the measured steps.
-
-    Drawing takes longer than a small kernel. Therefore, without `every`, figures are drawn at the
-    1st, 2nd, 4th, 8th, … measurement. Otherwise they are drawn at the first measurement at or after
-    each multiple of `every`.
-
-    Args:
-        steps: The steps of all measurements so far.
-        every: A number of optimizer steps, or None.
-    """
-    count = len(steps)
-    if every is None or count < 2:
-        return count & (count - 1) == 0
-    return steps[-1] // every > steps[-2] // every
+def writing(session: Session) -> AbstractContextManager[None]:
+    """A context in which any error of a logger is a warning, unless `on_error` is `"raise"`."""
+    return session.forgiving(Exception, "A logger of the monitor failed: {}")

@@ -76,19 +76,22 @@ def is_last_epoch(trainer: Trainer) -> bool:
     by_steps = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
     limit = trainer.max_epochs
     by_epochs = limit is not None and limit >= 0 and trainer.current_epoch + 1 >= limit
-    for swa in _swa(trainer):  # adds an epoch in which nothing is trained
+    for swa in callbacks_of(
+        trainer, StochasticWeightAveraging
+    ):  # adds an epoch in which nothing is trained
         by_epochs = by_epochs or trainer.current_epoch >= swa.swa_end
     return by_steps or by_epochs or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def swaps_weights(trainer: Trainer) -> bool:
     """Whether a callback replaces the trained weights by averaged ones when training ends."""
-    return any(isinstance(c, _AVERAGING) for c in _callbacks(trainer))
+    return bool(callbacks_of(trainer, _AVERAGING))
 
 
 def has_averaged_weights(trainer: Trainer) -> bool:
     """Whether this is the epoch that stochastic weight averaging adds for batch statistics."""
-    return any(trainer.current_epoch > swa.swa_end for swa in _swa(trainer))
+    averaging = callbacks_of(trainer, StochasticWeightAveraging)
+    return any(trainer.current_epoch > swa.swa_end for swa in averaging)
 
 
 def patience(trainer: Trainer) -> float | None:
@@ -162,12 +165,10 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _callbacks(trainer: Trainer) -> list[Any]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _swa(trainer: Trainer) -> list[StochasticWeightAveraging]:
-    return [c for c in _callbacks(trainer) if isinstance(c, StochasticWeightAveraging)]
+def callbacks_of(trainer: Trainer, kind: type[Any] | tuple[type[Any], ...]) -> list[Any]:
+    """The callbacks of this kind among those of the Trainer, in their order."""
+    every = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in every if isinstance(c, kind)]
 
 
 def refuse_sharded(trainer: Trainer, name: str) -> None:

@@ -142,7 +142,29 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure before the first batch of an optimizer step, and count its batches."""
-        self._before_batch(state, model, optimizer)
+        step, session = state.global_step, self._session
+        if model is None:
+            return
+        if not state.is_world_process_zero:
+            self._start()
+            session.assist(lambda: unwrap(model), step, None)
+            return
+        if self._waiting is not None:
+            self._stop_waiting()
+            with session.attempt(step, model):
+                raise value_error(
+                    "probe",
+                    "given as samples where the Trainer does not call the model itself",
+                    "a number of them, and a step in which no batch was passed to model(...)",
+                    f"Pass {type(self).__name__}(probe=batch), with a batch of the training.",
+                )
+        if session.record.reference is None and session.needs_batch:
+            take = lambda batch: self.step(model, optimizer, batch, step=step)  # noqa: E731
+            self._waiting = model.register_forward_pre_hook(
+                self._hook(model, take), prepend=True, with_kwargs=True
+            )
+        else:
+            self.step(model, optimizer, step=step)
 
     on_substep_end = on_step_begin  # every batch after the first of an optimizer step
 
@@ -184,43 +206,12 @@ class NTKMonitorCallback(Monitor, TrainerCallback):
         is_resumed_from = not (args.save_only_model or state.is_hyper_param_search)
         if not state.is_world_process_zero or not is_resumed_from:
             return
-        try:
+        with self._session.forgiving(OSError, "The monitor's state is not saved: {}", "file"):
             if not folder.is_dir():
                 raise FileNotFoundError(f"there is no folder {folder}")
             save_state(self.state_dict(), folder / self._file)
-        except OSError as error:
-            if self._session.settings.on_error == "raise":
-                raise
-            self._session.warn_once("file", f"The monitor's state is not saved: {error}")
 
     # ------------------------------------------------------------------ measuring
-    def _before_batch(
-        self, state: TrainerState, model: nn.Module | None, optimizer: Optimizer | None
-    ) -> None:
-        step, session = state.global_step, self._session
-        if model is None:
-            return
-        if not state.is_world_process_zero:
-            self._start()
-            session.assist(lambda: unwrap(model), step, None)
-            return
-        if self._waiting is not None:
-            self._stop_waiting()
-            with session.attempt(step, model):
-                raise value_error(
-                    "probe",
-                    "given as samples where the Trainer does not call the model itself",
-                    "a number of them, and a step in which no batch was passed to model(...)",
-                    f"Pass {type(self).__name__}(probe=batch), with a batch of the training.",
-                )
-        if session.record.reference is None and session.needs_batch:
-            take = lambda batch: self.step(model, optimizer, batch, step=step)  # noqa: E731
-            self._waiting = model.register_forward_pre_hook(
-                self._hook(model, take), prepend=True, with_kwargs=True
-            )
-        else:
-            self.step(model, optimizer, step=step)
-
     def _hook(self, model: nn.Module, take: Callable[[Any], object]) -> Callable[..., None]:
         """A hook that passes the next batch to `take`, once, before the model's forward."""
 

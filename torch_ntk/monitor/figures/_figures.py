@@ -18,7 +18,7 @@ from torch import Tensor
 from ..._checks import value_error
 from ...plotting import plot_kernel
 from ...plotting._axes import axes_for
-from ..measure._observation import Observation
+from ..measure._observation import Observation, spread
 from ..measure._record import Record
 
 _MOST_LINES = 12
@@ -92,7 +92,7 @@ def spectrum_plot(
     if not spectra:
         raise value_error("spectra", "at least one spectrum", "none", "")
     figure, axes = axes_for(None, 5.6, 4.6)
-    chosen = _spread(list(spectra), _MOST_LINES)
+    chosen = spread(spectra, _MOST_LINES)
     steps = [step for step, _ in chosen]
     scale = Normalize(math.log1p(steps[0]), max(math.log1p(steps[-1]), math.log1p(steps[0]) + 1e-9))
     cmap = colormaps["viridis"]
@@ -129,7 +129,7 @@ def spectrum_plot(
     axes.set_title(title, fontsize=10)
     if len(chosen) > 2:
         bar = figure.colorbar(ScalarMappable(scale, cmap), ax=axes, shrink=0.9, label="step")
-        ticks = _spread(steps, 5)
+        ticks = spread(steps, 5)
         bar.set_ticks([math.log1p(s) for s in ticks], labels=[str(s) for s in ticks])
     return figure, axes
 
@@ -185,11 +185,3 @@ def linearization_scatter(
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=10)
     return figure, axes
-
-
-def _spread(items: list, most: int) -> list:  # type: ignore[type-arg]
-    """At most `most` of the items, evenly spaced, with the first and the last one."""
-    if len(items) <= most:
-        return items
-    picks = sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})
-    return [items[i] for i in picks]

@@ -188,17 +188,13 @@ class Monitor(Results):
             ValueError: `step` is not an integer, or is smaller than in an earlier call.
         """
         end = self._end(model) if step is None else step
-        if isinstance(end, bool) or not isinstance(end, int) or end < self._least:
-            raise value_error("step", f"an integer of at least {self._least}", describe(step))
+        least = self._steps if self._is_passed else self._session.last_step or 0
+        if isinstance(end, bool) or not isinstance(end, int) or end < least:
+            raise value_error("step", f"an integer of at least {least}", describe(step))
         if self._session.record.reference is not None or _rank() != 0:
             self._measure(model, optimizer, None, end, self._calls, last=True)
         self._session.release()
         return self.verdict
-
-    @property
-    def _least(self) -> int:
-        """The number of optimizer steps that have been taken at least."""
-        return self._steps if self._is_passed else self._session.last_step or 0
 
     def _end(self, model: nn.Module) -> int:
         """The number of optimizer steps, including those after the last call of `step`.
@@ -272,7 +268,8 @@ class Monitor(Results):
         from ...tensorboard_plugin import document_name, write_document
 
         names = self._session.tag("verdict").removesuffix("verdict")
-        with self._session.drawing(), self._session.attempt_to_write():
+        text = f"{type(self).__name__} cannot write its page: {{}}"
+        with self._session.drawing(), self._session.forgiving(OSError, text, "file"):
             write_document(folder / document_name(names), self.document(folder.name))
 
     # ------------------------------------------------------------------ state

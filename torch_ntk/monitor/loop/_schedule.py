@@ -49,6 +49,7 @@ class Schedule:
 
     Attributes:
         length: The optimizer steps of the whole run, or None if they are not known.
+        last_cost: The seconds that the last measurement took.
 
     Raises:
         TypeError, ValueError: An argument is out of its range, or cannot be used with another.
@@ -82,7 +83,7 @@ class Schedule:
         self._clock = clock
         self._start: float | None = None
         self._seen = self._before = 0.0
-        self._spent = self._last_cost = self._last_end = 0.0
+        self._spent = self.last_cost = self._last_end = 0.0
         self._points = 0
         self._figures = self._figure_cost = 0.0
 
@@ -105,16 +106,11 @@ class Schedule:
             figures: The time that its figures have taken, or 0 without figures.
         """
         self._spent += seconds
-        self._last_cost = seconds
+        self.last_cost = seconds
         self._points += 1
         self._figures += figures
         self._figure_cost = figures or self._figure_cost
         self._last_end = self._passed()
-
-    @property
-    def last_cost(self) -> float:
-        """The seconds that the last measurement took."""
-        return self._last_cost
 
     def _passed(self) -> float:
         """The running time in seconds that has been counted."""
@@ -171,7 +167,7 @@ class Schedule:
     def _is_within_budget(self) -> bool:
         """Whether another measurement keeps the share of the running time."""
         allowed = self.max_overhead * (1.0 - _FOR_FIGURES if self._figures else 1.0)
-        passed, cost = self._passed(), self._last_cost
+        passed, cost = self._passed(), self.last_cost
         # The time since the last measurement must suffice, so that there are not several in a row
         # after a long validation. The budget must also have room for the measurement at the end of
         # the run. The first measurement takes longer than these two, and counts for both.
@@ -182,7 +178,7 @@ class Schedule:
     def _is_given(self) -> bool:
         """Whether another measurement is allowed beyond the budget."""
         # The first measurement is often slow, for small networks because modules are imported.
-        cost = self._last_cost / (_FIRST if self._points == 1 else 1.0)
+        cost = self.last_cost / (_FIRST if self._points == 1 else 1.0)
         fits = self._spent + cost <= _GIVEN and _POINTS * cost <= _GIVEN
         return fits and self.max_overhead > 0.0
 
@@ -198,7 +194,7 @@ class Schedule:
         return {
             "passed": self._passed(),
             "spent": self._spent,
-            "last_cost": self._last_cost,
+            "last_cost": self.last_cost,
             "last_end": self._last_end,
             "points": float(self._points),
             "figures": self._figures,
@@ -208,7 +204,7 @@ class Schedule:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from a state. The time since the state was saved does not count."""
         self._start, self._before = None, state["passed"]
-        self._spent, self._last_cost = state["spent"], state["last_cost"]
+        self._spent, self.last_cost = state["spent"], state["last_cost"]
         self._last_end, self._points = state["last_end"], int(state["points"])
         self._figures, self._figure_cost = state["figures"], state["figure_cost"]
 

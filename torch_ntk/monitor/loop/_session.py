@@ -282,20 +282,35 @@ class Session:
         finally:
             self._drawing = time.perf_counter() - started
 
-    def draws(self) -> bool:
-        """Whether the last measurement has figures: the 1st, 2nd, 4th, …, if there is time."""
-        count = len(self.record.history)
-        return count & (count - 1) == 0 and self.schedule.due_figures()
+    def draws(self, every: int | None = None) -> bool:
+        """Whether the last measurement has figures, which take longer than a small kernel.
+
+        The first one at or after each multiple of `every` steps has. Without it the 1st, 2nd, 4th,
+        8th, … have, if there is time.
+        """
+        rows = self.record.history
+        count = len(rows)
+        if every is not None and count > 1:
+            return rows[-1]["step"] // every > rows[-2]["step"] // every
+        return count & (count - 1) == 0 and (every is not None or self.schedule.due_figures())
 
     @contextlib.contextmanager
-    def attempt_to_write(self) -> Iterator[None]:
-        """Within it, a file that cannot be written ends the run only if that is expected."""
+    def forgiving(
+        self, kinds: type[Exception] | tuple[type[Exception], ...], text: str, key: str = ""
+    ) -> Iterator[None]:
+        """Within it, errors of these kinds are warnings, unless `on_error` is `"raise"`.
+
+        Args:
+            kinds: The kinds of errors.
+            text: The warning, with `{}` in the place of the error.
+            key: One warning is given under this key; "" gives one for each error.
+        """
         try:
             yield
-        except OSError as error:
+        except kinds as error:
             if self.settings.on_error == "raise":
                 raise
-            self.warn_once("file", f"{self._owner} cannot write its page: {error}")
+            self.warn_once(key or str(error), text.format(error))
 
     def begin(
         self, network: nn.Module, batch: Any, step: int, training: Training | None = None
@@ -396,13 +411,11 @@ class Session:
         count = self._validation_probe
         if not isinstance(count, int):
             return
-        try:
-            with torch.inference_mode(False):  # a tensor of that mode could not be differentiated
-                self._validation_probe = self._read(find(), count, batch)
-        except (TypeError, ValueError) as error:
-            if self.settings.on_error == "raise":
-                raise
-            self.warn_once("validation", f"No validation probe: {error}")
+        with (
+            self.forgiving((TypeError, ValueError), "No validation probe: {}", "validation"),
+            torch.inference_mode(False),  # a tensor of that mode could not be differentiated
+        ):
+            self._validation_probe = self._read(find(), count, batch)
 
     def measure(
         self,

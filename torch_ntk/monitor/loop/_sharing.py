@@ -101,26 +101,18 @@ class Sharing:
             return
         try:
             others = [r for r in range(1, self.size) if self._store.check([f"here/{r}"])]
-            if len(others[: count - 1]):
-                self._ask(step, others[: count - 1], reference, state)
+            ranks = [0, *others[: count - 1]]
+            if len(ranks) == 1:
+                return
+            if reference is not self._published:
+                self._published, self._version = reference, self._version + 1
+                kept = io.BytesIO()
+                torch.save(state(), kept)
+                self._store.set(f"reference/{self._version}", kept.getvalue())
+            self._store.set(f"ask/{step}", ",".join(map(str, (self._version, *ranks))))
+            self._asked[step] = ranks
         except RuntimeError:  # of a store that is gone, without which each measures alone
             self._missed = _GIVEN_UP
-
-    def _ask(
-        self,
-        step: int,
-        others: list[int],
-        reference: object,
-        state: Callable[[], Mapping[str, Any]],
-    ) -> None:
-        if reference is not self._published:
-            self._published, self._version = reference, self._version + 1
-            kept = io.BytesIO()
-            torch.save(state(), kept)
-            self._store.set(f"reference/{self._version}", kept.getvalue())
-        text = ",".join(map(str, (self._version, 0, *others)))
-        self._store.set(f"ask/{step}", text)
-        self._asked[step] = [0, *others]
 
     def total(
         self,
@@ -166,9 +158,8 @@ class Sharing:
         """The numbers that a process has sent, or what it did instead, in words."""
         key, until = f"answer/{step}/{rank}", time.perf_counter() + seconds
         try:
-            while not self._store.check(
-                [key]
-            ):  # a store that waits itself prints when time is over
+            # A store that waits itself prints when time is over.
+            while not self._store.check([key]):
                 if time.perf_counter() > until:
                     return "did not answer in time"
                 time.sleep(_PAUSE)

@@ -44,13 +44,8 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
         raise UndefinedError(
             "the infinite-width kernel is that of all parameters that require grad."
         )
-    return analytic_ntk(network, probe.x, standard=_drawn(network))
-
-
-def _drawn(network: nn.Module) -> dict[str, Scheme]:
-    """The distribution from which each ordinary layer seems to have been drawn, by its name."""
-    layers = {n: m for n, m in network.named_modules() if type(m) in ORDINARY}
-    return {name: _scheme(layer) for name, layer in layers.items()}
+    drawn = {n: _scheme(m) for n, m in network.named_modules() if type(m) in ORDINARY}
+    return analytic_ntk(network, probe.x, standard=drawn)
 
 
 def _scheme(layer: Any) -> Scheme:
@@ -71,9 +66,8 @@ def _scheme(layer: Any) -> Scheme:
         for p, found, v in zip(parameters, squares, default, strict=True)
     ):
         return "torch"
-    return math.sqrt(squares[0] * fan_in_of(layer)), math.sqrt(
-        squares[1]
-    ) if bias is not None else 0.0
+    sigma_b = math.sqrt(squares[1]) if bias is not None else 0.0
+    return math.sqrt(squares[0] * fan_in_of(layer)), sigma_b
 
 
 def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:

@@ -72,10 +72,9 @@ class Moment:
     @cached_property
     def parts(self) -> Parameters:
         """The parts Θ_m of the kernel, by the names of modules."""
-        at_start = self.reference.parts
-        if self.is_reference and at_start is not None:
-            return at_start
         reference = self.reference
+        if self.is_reference and reference.parts is not None:
+            return reference.parts
         return self.evaluation.kernel_by_module(
             self.network, reference.trained, reference.probe, self.optimizer
         )
@@ -92,9 +91,7 @@ class Moment:
         if self.total is not None and evaluation.shares > 1:
             take = functools.partial(evaluation.kernel_of_some, self.network, names, probe)
             return self.total(evaluation.shares, take)
-        return self.evaluation.kernel(
-            self.network, reference.trained, reference.probe, optimizer=self.optimizer
-        )
+        return evaluation.kernel(self.network, names, probe, optimizer=self.optimizer)
 
     @cached_property
     def spectrum(self) -> m.SpectralSummary:

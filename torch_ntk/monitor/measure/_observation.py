@@ -1,11 +1,14 @@
-"""The results of one measurement."""
+"""The results of one measurement, and rows and columns of several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class Observation:
     eigenvalues: Tensor | None = field(default=None, repr=False)
     outputs: Tensor | None = field(default=None, repr=False)
     linearized: Tensor | None = field(default=None, repr=False)
+
+
+def spread(items: Sequence[_T], most: int) -> list[_T]:
+    """At most `most` of the items, evenly spaced, with the first and the last one."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

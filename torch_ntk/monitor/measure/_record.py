@@ -409,20 +409,18 @@ class Record:
         try:
             # If the user has not chosen it, the reduction follows from O, as in the saved run.
             asked = self._asked.output or state["output"]
-            if state["output"] != asked:  # kernels of two reductions cannot be compared
-                raise value_error(
-                    "output",
-                    f"{state['output']!r}, as in the run that is resumed",
-                    repr(asked),
-                    "Resume with the same one, or start a new run.",
-                )
-            if state.get("kernel", "gradient") != self._asked.moved_by:
-                raise value_error(
-                    "kernel",
-                    f"{state.get('kernel', 'gradient')!r}, as in the run that is resumed",
-                    repr(self._asked.moved_by),
-                    "Resume with the same one, or start a new run.",
-                )
+            kind = state.get("kernel", "gradient")
+            for name, saved, own in (
+                ("output", state["output"], asked),
+                ("kernel", kind, self._asked.moved_by),
+            ):
+                if saved != own:  # two kinds of kernels cannot be compared
+                    raise value_error(
+                        name,
+                        f"{saved!r}, as in the run that is resumed",
+                        repr(own),
+                        "Resume with the same one, or start a new run.",
+                    )
             kept = state["anchor"]
             reference = None if kept is None else Reference.from_state_dict(kept)
             history = [dict(row) for row in state["history"]]

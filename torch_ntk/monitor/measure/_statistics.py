@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..._functional import call_with, quiet
-from ..._types import ForwardFn, Parameters
+from ..._types import Parameters
 from ..probe._probe import Probe
 from ._adapted_network import call_of
 
@@ -54,38 +54,21 @@ def recalibrated(network: nn.Module, probe: Probe) -> Iterator[frozenset[str]]:
     if not own:
         yield frozenset()
         return
-    with torch.inference_mode(False):
-        before = {n: t.detach().clone() for n, t in own.items()}
     first = next(iter(own.values()))
     samples = probe.to(first.device).batch.to(first.dtype).map(torch.clone).value
-    found = _on_samples(network, samples, call_of(network, probe))
-    try:
-        _write(own, found)
-        yield frozenset(own)
-    finally:
-        _write(own, before)
-
-
-def _on_samples(network: nn.Module, samples: Any, call: ForwardFn | None) -> Parameters:
-    """Copies of parameters and buffers by name, with the statistics of one forward pass.
-
-    Args:
-        network: The module to measure.
-        samples: The samples in the form that the network accepts.
-        call: The `forward_fn` by which it is called, or None.
-    """
-    first = next(iter(network.buffers()))
     with quiet(network, first.device), Recalibrating():
         copies = {n: t.clone() for n, t in (*network.named_parameters(), *network.named_buffers())}
-        call_with(network, copies, samples, call)
-    return copies
+        call_with(network, copies, samples, call_of(network, probe))
+    with with_statistics(network, copies):
+        yield frozenset(own)
 
 
 @contextlib.contextmanager
 def with_statistics(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """A context in which running statistics of a network have the given values, by name."""
     own = {n: t for n, t in statistics_of(network).items() if n in values}
-    before = {n: t.detach().clone() for n, t in own.items()}
+    with torch.inference_mode(False):
+        before = {n: t.detach().clone() for n, t in own.items()}
     try:
         _write(own, values)
         yield

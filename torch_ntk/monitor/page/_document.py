@@ -11,9 +11,10 @@ import torch
 
 from ..measure._metric import VALIDATION
 from ..measure._metrics import MEANINGS, PANELS, curve_of
+from ..measure._observation import spread
 from ..measure._record import Record
 from ..measure._verdict import LAZY_BELOW, RICH_ABOVE, TURNED_ABOVE, Verdict
-from ._pictures import Pictures, classes_of, samples_shown, spread
+from ._pictures import Pictures, classes_of, samples_shown
 
 VERSION = 1
 """The version of the document's form, which is increased if an older page cannot read it."""

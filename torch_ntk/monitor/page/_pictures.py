@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..measure._infinite_kernel import mean_kernel
-from ..measure._observation import Observation
+from ..measure._observation import Observation, spread
 from ..measure._record import Record
 from ..reference._reference import Reference
 
 MOST_SAMPLES = 64
 _MOST_MAPS = 32
 _MOST_POINTS = 1000
-_T = TypeVar("_T")
 
 
 class Points(NamedTuple):
@@ -100,10 +99,3 @@ def samples_shown(reference: Reference) -> Tensor:
     classes, count = classes_of(reference), len(reference.probe)
     order = torch.arange(count) if classes is None else torch.argsort(classes, stable=True)
     return order[spread(range(count), MOST_SAMPLES)]
-
-
-def spread(items: Sequence[_T], most: int) -> list[_T]:
-    """At most `most` of the items, evenly spaced, with the first and the last one."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

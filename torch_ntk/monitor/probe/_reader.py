@@ -20,6 +20,7 @@ _INPUT_KEYS = (
     *("x", "input", "inputs", "image", "images", "img", "data", "features"),
     *("pixel_values", "input_ids", "input_values"),
 )
+_FORMS = "taken from a batch that is a tensor, (x, y) or a mapping of tensors"
 _TARGET_KEYS = ("y", "label", "labels", "target", "targets")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -174,13 +175,8 @@ class Reader:
         if is_dataclass(batch) and not isinstance(batch, type) and has_tensors(batch):
             found = Probe(batch)
             targets = (getattr(batch, name, None) for name in _TARGET_KEYS)
-            return replace(found, y=_matching(len(found), next(filter(_is_tensor, targets), None)))
-        raise type_error(
-            "probe",
-            "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
-            describe(batch),
-            REMEDY,
-        )
+            return _with_targets(found, next((t for t in targets if isinstance(t, Tensor)), None))
+        raise type_error("probe", _FORMS, describe(batch), REMEDY)
 
     def _of_sequence(self, batch: Sequence[Any]) -> Probe:
         """The samples of a tuple or list whose first entries are the inputs."""
@@ -192,10 +188,7 @@ class Reader:
         inputs, rest = tuple(batch[:count]), list(batch[count:])
         if not isinstance(batch[0], Mapping):
             self._check_number(inputs, batch)
-        if count == 1:
-            found = self._of_first(batch)
-        else:
-            found = Probe(inputs)
+        found = self._of_first(batch) if count == 1 else Probe(inputs)
         n = len(found)
         beside = [e for e in rest if _matching(n, e) is not None]
         if found.y is not None or not beside:
@@ -254,12 +247,7 @@ class Reader:
         if self.forward_fn is not None and has_tensors(x):
             return Probe(x)
         if self.network is None or not has_tensors(batch):
-            raise type_error(
-                "probe",
-                "taken from a batch that is a tensor, (x, y) or a mapping of tensors",
-                describe(batch),
-                REMEDY,
-            )
+            raise type_error("probe", _FORMS, describe(batch), REMEDY)
         raise self._refused(batch, f"its first entry is {describe(x)}", self._working(batch))
 
     def _of_mapping(self, batch: Mapping[Any, Any]) -> Probe:
@@ -336,7 +324,7 @@ class Reader:
         probe = probe if first is None else probe.to(first.device)
         call = self.forward_fn
         if call is None and probe.as_one:
-            call = _as_one
+            call = lambda network, batch: network(batch)  # noqa: E731
         try:
             with evaluating_on(network, probe.x, call):
                 out = call_model(unwrap(network), probe.x, call)
@@ -415,11 +403,6 @@ def probe_from_batch(
     return replace(found.first(min(n, size)), batch_size=len(given))
 
 
-def _as_one(network: nn.Module, batch: Any) -> Any:
-    """Call the network with a container as its only argument."""
-    return network(batch)
-
-
 def _with_targets(found: Probe, y: Tensor | None) -> Probe:
     """The probe with targets, if there is one for each sample."""
     return replace(found, y=_matching(len(found), y))
@@ -428,10 +411,6 @@ def _with_targets(found: Probe, y: Tensor | None) -> Probe:
 def _matching(n: int, y: object) -> Tensor | None:
     """`y` if it is a tensor with one entry per sample, else None."""
     return y if isinstance(y, Tensor) and y.ndim > 0 and y.shape[0] == n else None
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _listed(count: int) -> str:

@@ -27,16 +27,8 @@ class HessianRoot:
     weight: Tensor
     p: Tensor | None
 
-    def times(self, v: Tensor) -> Tensor:
-        """The products `S v` of K vectors `[N, O, K]`."""
-        return self._scaled(v, transposed=False)
-
-    def transposed_times(self, v: Tensor) -> Tensor:
-        """The products `Sᵀ v` of K vectors `[N, O, K]`."""
-        return self._scaled(v, transposed=True)
-
-    def _scaled(self, v: Tensor, *, transposed: bool) -> Tensor:
-        """`S v`, or `Sᵀ v` if `transposed`."""
+    def times(self, v: Tensor, *, transposed: bool = False) -> Tensor:
+        """The products `S v` of K vectors `[N, O, K]`, or `Sᵀ v` if `transposed`."""
         scale = self.weight.sqrt()[:, None, None]
         if self.p is None:
             return scale * v

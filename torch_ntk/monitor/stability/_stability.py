@@ -94,7 +94,8 @@ def _by_matrix(
     if root is not None:
 
         def left(matrix: Tensor) -> Tensor:
-            return root.transposed_times(matrix.reshape(*f.shape, rows)).reshape(rows, rows)
+            vectors = matrix.reshape(*f.shape, rows)
+            return root.times(vectors, transposed=True).reshape(rows, rows)
 
         matrix = left(left(theta).mT)
     else:
@@ -118,7 +119,7 @@ def _by_products(
     def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
         u = root.times(torch.as_tensor(v).to(f).reshape(*f.shape, 1)).reshape(-1)
         theta_u = torch.stack([share * (theta @ u) for share, theta in thetas]).sum(0)
-        result = root.transposed_times(theta_u.reshape(*f.shape, 1))
+        result = root.times(theta_u.reshape(*f.shape, 1), transposed=True)
         return result.reshape(-1).cpu().double().numpy()
 
     return _largest(product, f.numel(), 1e-6)
