@@ -18,15 +18,9 @@ def agree(
     """Whether corresponding tensors differ by no more than rounding.
 
     They agree if `max |a - b| <= slack * sqrt(eps) * max(|a|, |b|)`, where both maxima are over the
-    entries of all tensors. This means that about half of the digits are equal. Tensors of different
+    entries of all tensors: about half of the digits are equal. `eps` is the largest of those of the
+    tensors and of `precision`, to which a computation may round on its way. Tensors of different
     shapes do not agree, and NaN agrees with nothing.
-
-    Args:
-        a: The tensors of the first computation, of any shapes.
-        b: The tensors of the second computation, in the same order.
-        slack: A factor on the tolerance.
-        precision: The least precise floating type to which the computation rounds on its way, if
-            that is less precise than the tensors. `eps` is the larger one of the two.
     """
     scale, difference = 0.0, 0.0
     eps = 0.0 if precision is None else torch.finfo(precision).eps

@@ -39,16 +39,10 @@ class Batch:
 
     @staticmethod
     def of(name: str, value: object) -> Batch:
-        """Make a batch of the value that a caller has passed. Its tensors are not copied.
+        """Make a batch, without copies, of the value that a caller has passed as `name`.
 
-        Args:
-            name: The name of the caller's argument, for error messages.
-            value: The batch in the caller's form.
-
-        Raises:
-            TypeError: The value contains no tensor, or is in a container of an unknown kind.
-            ValueError: A tensor has no first axis or no samples, or the tensors have different
-                numbers of samples.
+        Raises an error if it contains no tensor or a container of an unknown kind, or if the
+        tensors have no samples or different numbers of samples.
         """
         form, tensors = _form_and_tensors(name, value)
         found = Batch(tuple(tensors), form)
@@ -81,11 +75,7 @@ class Batch:
 
     @staticmethod
     def coupled(name: str, value: object) -> Batch:
-        """Make a batch of a value that is one input as a whole; its tensors have any shapes.
-
-        Raises:
-            TypeError: The value contains no tensor, or is in a container of an unknown kind.
-        """
+        """Make a batch of a value that is one input as a whole; its tensors have any shapes."""
         form, tensors = _form_and_tensors(name, value)
         if not tensors:
             raise _no_tensor(name, value)
@@ -100,11 +90,7 @@ class Batch:
         return self.map(lambda t: t[index])
 
     def named(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Pairs of an expression such as `x['mask']`, by which the caller reaches a tensor, and it.
-
-        Args:
-            name: The name of the caller's argument, with which every expression begins.
-        """
+        """Pairs of an expression such as `x['mask']`, by which a tensor is reached, and it."""
         return zip(self.form.paths(name), self.tensors, strict=True)
 
     @property
@@ -176,12 +162,7 @@ class Batch:
         )
 
     def check_finite(self, name: str, remedy: str) -> None:
-        """Raise a `ValueError` if a floating-point tensor has entries that are NaN or infinite.
-
-        Args:
-            name: The name of the caller's argument.
-            remedy: The last sentence of the message, which says what the caller can do.
-        """
+        """Raise a `ValueError` if a floating-point tensor has entries that are NaN or infinite."""
         for path, t in self.named(name):
             if t.is_floating_point():
                 check_finite(path, t, remedy)
@@ -316,12 +297,7 @@ def first_tensor(value: object) -> Tensor | None:
 def _form_and_tensors(path: str, value: object) -> tuple[Form, list[Tensor]]:
     """The form of a caller's object and the tensors in it, in the order of the form's `paths`.
 
-    Args:
-        path: The expression by which the caller reaches `value`, for error messages.
-        value: The object.
-
-    Raises:
-        TypeError: The object is a `PackedSequence`, or contains a container of an unknown kind.
+    `path` is the expression by which the caller reaches the object, for error messages.
     """
     if isinstance(value, Tensor):
         return _Tensor(), [value]

@@ -19,13 +19,10 @@ from ._state import hidden_modules
 
 
 def call_model(model: Any, value: Any, forward_fn: ForwardFn | None = None) -> Any:
-    """Call `model` on a batch and return what it returns.
+    """Call `model` on a batch in the caller's form, and return what it returns.
 
-    Args:
-        model: A module or a function.
-        value: The batch in the caller's form (`Batch.value`). The call is `model(**value)` for a
-            mapping, `model(*value)` for a tuple or list, and `model(value)` for anything else.
-        forward_fn: If given, the call is `forward_fn(model, value)` instead.
+    The call is `model(**value)` for a mapping, `model(*value)` for a tuple or list, `model(value)`
+    for anything else, and `forward_fn(model, value)` if there is a `forward_fn`.
     """
     if forward_fn is not None:
         return forward_fn(model, value)
@@ -42,19 +39,10 @@ def call_with(
     then: Callable[[Any], Any] = lambda out: out,
     around: AbstractContextManager[object] | None = None,
 ) -> Any:
-    """Call `module` with other tensors in the place of its parameters and buffers.
+    """Return `then` of the outputs of `module` with other tensors as its parameters and buffers.
 
-    Args:
-        module: The model.
-        tensors: The replacements, by the names of the parameters and buffers that they replace.
-        value: The batch in the caller's form, as in `call_model`.
-        forward_fn: A function that replaces the usual call, as in `call_model`. It uses the
-            replacements, too.
-        then: A function that is called with the outputs while the replacements are in place.
-        around: A context in which the model is called. It is left before `then` is called.
-
-    Returns:
-        What `then` returns.
+    The replacements, by name, are in place while `then` runs, too. `around` is a context for the
+    call of the model alone.
     """
     within = {f"module.{n}": t for n, t in tensors.items()}
     return functional_call(_Called(module, forward_fn, then, around), within, (value,))
@@ -71,13 +59,6 @@ def evaluating_on(
     """The context `evaluating` for a model and a batch that have not been checked yet.
 
     Modules that `forward_fn` uses besides the model, such as that of a loss, are restored, too.
-
-    Args:
-        model: The caller's model, which may be anything.
-        value: The caller's batch, which may be anything.
-        forward_fn: The caller's `forward_fn`, or None.
-        keep_forward_hooks: Whether forward hooks run, as in `quiet`.
-        training: Whether modules keep their training flags, as in `quiet`.
     """
     own = {id(m) for m in model.modules()} if isinstance(model, nn.Module) else set()
     others = [m for m in hidden_modules(forward_fn) if id(m) not in own]
@@ -96,17 +77,7 @@ def in_words(value: Any) -> str:
 def refused_arguments(
     name: str, model: Any, value: Any, forward_fn: ForwardFn | None
 ) -> ArgumentError | None:
-    """The error for a batch whose parts are not the arguments of `model.forward`.
-
-    Args:
-        name: The name of the caller's argument that is the batch.
-        model: The model, of which a call has failed with a TypeError.
-        value: The batch in the caller's form.
-        forward_fn: The caller's `forward_fn`, or None.
-
-    Returns:
-        The error, or None if the call failed for another reason.
-    """
+    """The error if the parts of a batch are not the arguments of `model.forward`, else None."""
     is_taken_apart = isinstance(value, (Mapping, tuple, list)) and forward_fn is None
     if not is_taken_apart or not isinstance(model, nn.Module):
         return None

@@ -6,13 +6,7 @@ from .._checks import value_error
 
 
 def failure(error: Exception, doing: str, remedy: str = "") -> Exception:
-    """A `ValueError` that says what was attempted, to be raised from the original error.
-
-    Args:
-        error: The error that torch raised, whose first line becomes part of the message.
-        doing: What was attempted, for example "differentiate the outputs".
-        remedy: A sentence that says what the caller can do instead.
-    """
+    """A `ValueError` that says what was attempted, to be raised from the error of torch."""
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
     return value_error(

@@ -43,10 +43,8 @@ class Origin:
     def __init__(self, model: nn.Module, computed: Iterable[tuple[Tensor, str]]) -> None:
         """Remember the original.
 
-        Args:
-            model: The original network.
-            computed: Tensors of the copy that were computed from parameters before, each with the
-                name of one of these parameters. The forward must not use them.
+        The forward must not use the tensors `computed` of the copy, which were computed from
+        parameters before; each comes with the name of one of these parameters.
         """
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
         self._tensors = [(weakref.ref(t), n) for n, t in _named_tensors(model)]
@@ -65,10 +63,7 @@ class Origin:
     def watch(self, duplicate: nn.Module, replaced: Container[str]) -> Watch:
         """A context for a forward of `duplicate` that records uses of tensors it must not use.
 
-        Args:
-            duplicate: The copy.
-            replaced: Names of those of its parameters and buffers that the forward must not use
-                either, as they are replaced by other tensors during the forward.
+        The parameters and buffers `replaced` are among these, as other tensors are in their place.
         """
         alive = [(t, n) for ref, n in self._tensors if (t := ref()) is not None]
         others = {id(t): n for t, n in (*alive, *self._computed)}
@@ -94,18 +89,13 @@ class Origin:
             duplicate: The copy.
             at: The values at which it is evaluated, by the names of parameters and buffers. Those
                 that may be differentiated by are leaves that require grad.
-            run: A function of a module, of tensors that replace its parameters and buffers, and of
-                a context for its forward. It evaluates the module with gradients enabled, restores
-                its state, and returns its outputs.
+            run: Evaluates a module with these tensors within a context, with gradients enabled,
+                restores its state, and returns its outputs.
             argument: The name of the caller's argument that is the original.
             coupled: Whether the samples may depend on each other.
 
         Returns:
             The names of tensors in `at` that require grad and that the outputs do not depend on.
-
-        Raises:
-            ValueError: The forward uses a tensor by another reference than an attribute of the
-                module, the outputs differ, or normalization uses the statistics of the batch.
         """
         original = self._model()
         watch = self.watch(duplicate, at)
@@ -151,19 +141,10 @@ def check_copy(
     coupled: bool = False,
     training: bool = False,
 ) -> None:
-    """Raise an error unless `duplicate` uses its own tensors when it is evaluated on `x`.
+    """Raise an error unless `duplicate` uses its own tensors when evaluated on `x` `[N, ...]`.
 
-    Args:
-        duplicate: The copy.
-        origin: The second value that `faithful_copy` returned for it.
-        x: A batch `[N, ...]`.
-        argument: The name of the caller's argument that is the original.
-        coupled: Whether samples may depend on each other.
-        training: Whether modules keep their training flags; otherwise they are in eval mode.
-
-    Raises:
-        ValueError: The copy uses tensors that are not its own, its outputs differ from those of
-            the original, or normalization uses the statistics of the batch.
+    Its outputs must be those of the original. `origin` is the second value that `faithful_copy`
+    returned for it.
     """
     own = {n: t.detach().clone() for n, t in _named_tensors(duplicate)}
     for n, p in duplicate.named_parameters():
@@ -183,14 +164,8 @@ def refuse_closures(model: nn.Module) -> None:
     """Raise an error if a module has an attribute that is a function over layers of `model`.
 
     This is the check for copies that are not evaluated by this library. `copy.deepcopy` does not
-    copy functions, so that the copy would compute with the layers of the original.
-
-    Args:
-        model: The module that is to be copied.
-
-    Raises:
-        ValueError: A function among the attributes has a module, parameter or buffer of the model
-            in its closure or its default arguments.
+    copy functions, so that the copy would compute with the layers of the original, by a closure or
+    a default argument.
     """
     own = {id(m) for m in model.modules()} | {id(t) for _, t in _named_tensors(model)}
     for name, module in model.named_modules():
@@ -207,12 +182,7 @@ def refuse_closures(model: nn.Module) -> None:
 
 
 def another_reference(name: str, argument: str = "model") -> Exception:
-    """The error for a forward that uses a tensor by another reference than an attribute.
-
-    Args:
-        name: The name of the tensor in the module.
-        argument: The name of the caller's argument that is the module.
-    """
+    """The error for a forward that uses a tensor by another reference than an attribute."""
     return value_error(
         argument,
         "a module that uses its parameters as attributes (self.weight)",
@@ -229,14 +199,7 @@ def faithful_copy(
 
     `copy.deepcopy` raises for tensors that have a `grad_fn`, such as the weight that
     `torch.nn.utils.spectral_norm` computes, or a stored activation. Their values are copied here.
-
-    Args:
-        model: The module.
-        argument: The name of the caller's argument that is the module.
-        shared: Objects that the copy shares with the original.
-
-    Raises:
-        ValueError: The model has an attribute that cannot be copied.
+    The copy shares the objects `shared` with the original.
     """
     members = (v for m in model.modules() for v in walk(vars(m), _DEPTH, set(), into_modules=False))
     with_history = [t for t in members if isinstance(t, Tensor) and not t.is_leaf]
@@ -292,14 +255,9 @@ class Watch(TorchFunctionMode):
     def refuse_others(self, out: Tensor | None = None, argument: str = "model") -> None:
         """Raise an error if one of the tensors was used.
 
-        Args:
-            out: The outputs of the forward. Their graph shows which tensors functions of
-                `torch.jit` use, whose calls this context does not see. None if the inputs have a
-                graph of their own, so that leaves of the graph may not belong to the module.
-            argument: The name of the caller's argument that is the module.
-
-        Raises:
-            ValueError: A tensor was used by another reference than an attribute of the module.
+        The graph of the outputs `out` shows which tensors functions of `torch.jit` use, whose calls
+        this context does not see. It is None if the inputs have a graph of their own, whose leaves
+        may not belong to the module.
         """
         leaves = {} if out is None else leaves_reached(out)
         for name in [*self.found, *(self._names[i] for i in leaves if i in self._names)]:

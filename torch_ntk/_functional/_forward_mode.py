@@ -29,11 +29,7 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
 
     The fused attention kernels, the transformer fast path, oneDNN's LSTM and the fused recurrent
     cells of a GPU have no forward-mode derivative. cuDNN's recurrent layers have no backward pass
-    in eval mode. The settings are restored afterwards, also after an exception.
-
-    Args:
-        network: The module that is evaluated, or None for a function. Settings of recurrent layers
-            are changed only if it has such layers.
+    in eval mode. The settings of recurrent layers are changed only if the network has such layers.
     """
     found = [] if network is None else [m for m in network.modules() if isinstance(m, _RECURRENT)]
     recurrent = any(isinstance(m, nn.RNNBase) for m in found)

@@ -130,11 +130,7 @@ class ModelFunction:
         return replace(self, params=params, fixed=plain.fixed, plain=plain, dtype=dtype)
 
     def connected(self, tensors: Parameters) -> ModelFunction:
-        """The function with other values of some parameters or buffers, connected to the graph.
-
-        Args:
-            tensors: The values by name. Derivatives of the outputs propagate to these tensors.
-        """
+        """The function of other parameters or buffers, to which derivatives propagate."""
         placed = {n: followed(t, self.dtype) for n, t in tensors.items()}
         params = {n: as_real(placed[n]) if n in placed else p for n, p in self.params.items()}
         return replace(
@@ -159,17 +155,7 @@ class ModelFunction:
 
         Floating-point tensors must have the model's dtype, or any dtype if the caller has chosen
         that of the computation. Integer and boolean tensors such as token indices and masks keep
-        their dtype.
-
-        Args:
-            name: The name of the caller's argument, for error messages.
-            x: The batch in the caller's form.
-
-        Raises:
-            TypeError: There are no tensors, or they are not dense, or have another floating dtype
-                than the model.
-            ValueError: A tensor has no batch dimension or no samples, has another number of samples
-                than the others, or is on another device than the model.
+        their dtype. `name` is that of the caller's argument.
         """
         batch = Batch.of(name, x)
         return batch.with_tensors([self._prepared(n, t.detach()) for n, t in batch.named(name)])
@@ -210,20 +196,8 @@ def model_function(
 
     Parameters and buffers are copied, so that a forward that writes to them (batch statistics,
     power iterations, counters, weight clipping) writes to the copies. A half-precision model is
-    evaluated in float32, and its results are rounded to its dtype once, at the end.
-
-    Args:
-        model: A module, or a function `f(params, x)` together with a dictionary `params`.
-        params: The parameters to differentiate by, as in `torch_ntk.empirical_ntk`.
-        dtype: float32 or float64, or None for the model's own dtype.
-        forward_fn: A function that replaces the usual call, as in `torch_ntk.empirical_ntk`.
-        coupled: Whether outputs may depend on the whole batch.
-
-    Raises:
-        TypeError: `model` is neither a module nor a function, or is a module of a kind that
-            torch.func cannot transform.
-        ValueError: `refuse_unsupported` or `select_parameters` raises, or the parameters have
-            several dtypes or devices.
+    evaluated in float32, and its results are rounded to its dtype once, at the end. The arguments,
+    and the errors about them, are those of `torch_ntk.empirical_ntk`.
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise value_error(

@@ -94,16 +94,15 @@ def refuse_kept_tensors(
 ) -> None:
     """Raise an error if parameters are unused because tensors computed from them were kept.
 
+    This is so if a forward pass in train mode uses one of the parameters, and does not use some
+    constant that a forward pass in eval mode uses.
+
     Args:
         module: The network, in eval mode.
         unused: The names of parameters that its outputs do not depend on.
         x: A batch.
-        run: A function that evaluates the network on a batch. Its second argument is a function
-            that makes a context for the forward pass, given the parameters by name.
-
-    Raises:
-        ValueError: A forward pass in train mode uses one of the parameters, and does not use some
-            constant that a forward pass in eval mode uses.
+        run: Evaluates the network on a batch, within the context that its second argument makes
+            from the parameters by name.
     """
     if not unused:
         return

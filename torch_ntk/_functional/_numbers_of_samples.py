@@ -39,14 +39,10 @@ class SamplesDifferError(Exception):
 
 
 def vmap_over_samples(f: Callable[[tuple[Tensor, ...]], T], tensors: tuple[Tensor, ...]) -> T:
-    """Apply `f` to the tensors of each sample with vmap, and stack the results.
+    """Apply `f` to the tensors `[...]` of each sample with vmap, and stack the results.
 
-    Args:
-        f: A function of the tensors `[...]` of one sample.
-        tensors: The tensors `[N, ...]` of all samples.
-
-    Raises:
-        SamplesDifferError: `f` converts a tensor to a number that differs between samples.
+    `SamplesDifferError` is raised if `f` converts a tensor to a number that differs between
+    samples.
     """
     numbers = _Numbers()
 

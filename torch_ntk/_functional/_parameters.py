@@ -14,15 +14,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def working_dtype(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    """The floating type of a computation.
-
-    Args:
-        own: The floating type of the model.
-        dtype: The floating type that the caller has chosen, or None.
-
-    Returns:
-        `dtype` if it is given, otherwise `own`, but float32 instead of half precision.
-    """
+    """The floating type that the caller has chosen, else the model's own, or float32 for half."""
     if dtype is not None:
         return dtype
     return torch.float32 if own in _HALF else own
@@ -63,13 +55,7 @@ def common_device_and_dtype(
 ) -> tuple[torch.device, torch.dtype]:
     """The device of all tensors, and their floating type or the one that the caller has chosen.
 
-    Args:
-        argument: The name of the caller's argument with the tensors.
-        tensors: The tensors by name.
-        dtype: The floating type that the caller has chosen, or None.
-
-    Raises:
-        ValueError: The tensors have several devices, or several dtypes and `dtype` is None.
+    They must have one device, and one floating type unless the caller has chosen it.
     """
     devices: dict[torch.device, str] = {}
     dtypes: dict[torch.dtype, str] = {}

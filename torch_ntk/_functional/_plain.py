@@ -50,15 +50,10 @@ class PlainPass:
     def gradients(
         self, u: Tensor, create_graph: bool = False, only: Sequence[str] | None = None
     ) -> Parameters:
-        """The gradients `Jᵀu` of `Σ_ni u_ni f_ni` as dense tensors, by name.
+        """The gradients `Jᵀu` of `Σ_ni u_ni f_ni` as dense tensors, for all or `only` some names.
 
         The gradient by a parameter that the outputs do not depend on is zero. The gradient by a
         complex parameter is given by its real and imaginary parts `[..., 2]`.
-
-        Args:
-            u: The weights `[N, O]` of the outputs.
-            create_graph: Whether the gradients can be differentiated by `u`.
-            only: The names of the parameters to differentiate by; None means all.
         """
         leaves = self.leaves if only is None else {n: self.leaves[n] for n in only}
         u = u.to(self.outputs.dtype)
@@ -66,15 +61,9 @@ class PlainPass:
         return {n: as_real(g) for n, g in found.items()}
 
     def along(self, w: Parameters) -> Tensor:
-        """The product `J w` `[N, O]` with the Jacobian, by two backward passes.
+        """The product `J w` `[N, O]` by two backward passes: the derivative of `⟨Jᵀu, w⟩` by u.
 
-        It is the derivative of `⟨Jᵀu, w⟩` by u.
-
-        Args:
-            w: A tensor of the shape of the gradient for each parameter, by name.
-
-        Raises:
-            RuntimeError: An operation cannot be differentiated twice.
+        A `RuntimeError` is raised if an operation cannot be differentiated twice.
         """
         if not self.outputs.requires_grad:
             return torch.zeros_like(self.outputs)
@@ -157,9 +146,6 @@ class PlainModel:
 
         An entry t becomes `t (1 + times · eps · k)` with a random integer k from -4 to 4. Sums of
         hundreds or thousands of terms, as in networks, have rounding errors of this size.
-
-        Args:
-            times: A factor on the change.
         """
 
         def moved(t: Tensor) -> Tensor:
@@ -175,19 +161,10 @@ class PlainModel:
         use: Callable[[PlainPass], T],
         around: Around | None = None,
     ) -> T:
-        """Run a forward pass on the batch `x`, and return what `use` returns for it.
+        """Return what `use` returns for a forward pass, made within `around`, on a copy of `x`.
 
         If the forward fails since it needs inputs with `requires_grad`, as one that returns the
         gradient of an energy does, it is run again with such inputs.
-
-        Args:
-            x: A batch `[N, ...]`. The forward gets a copy of it.
-            use: A function of the pass, which may run backward passes.
-            around: Makes a context for the forward pass.
-
-        Raises:
-            ArgumentError: The outputs do not have the required form, or the forward uses a
-                parameter by a reference that cannot be replaced.
         """
         x, is_own = x.to(self.dtype), self.is_own
         try:
@@ -205,14 +182,7 @@ class PlainModel:
                 raise error from None
 
     def check_replaceable(self, x: Batch) -> None:
-        """Raise an error if the forward does not use tensors that replace its parameters.
-
-        Args:
-            x: A batch `[N, ...]`.
-
-        Raises:
-            ValueError: The forward uses the module's own parameters by another reference.
-        """
+        """Raise an error if the forward does not use tensors that replace its parameters."""
         self._run(x.to(self.dtype).clone(), lambda found: None, None, is_own=False)
 
     def _run(
@@ -222,14 +192,7 @@ class PlainModel:
         around: Around | None,
         is_own: bool,
     ) -> T:
-        """`run` with a batch that the forward may write to.
-
-        Args:
-            x: The batch.
-            use: A function of the pass.
-            around: Makes a context for the forward pass, or None.
-            is_own: Whether the module's own parameters are used, and not tensors in their place.
-        """
+        """`run` with a batch that may be written to, and own parameters or replacements."""
         evaluate = self._with_own_parameters if is_own else self._with_replacements
         try:
             with torch.enable_grad():

@@ -87,11 +87,7 @@ def evaluating(
 ) -> Iterator[None]:
     """The context `quiet` for a model and inputs of the caller that have not been checked yet.
 
-    Args:
-        model: The caller's model, which may be anything.
-        x: The first tensor of the inputs, or anything else if they contain none.
-        keep_forward_hooks: Whether forward hooks run, as in `quiet`.
-        training: Whether modules keep their training flags, as in `quiet`.
+    `x` is the first tensor of the inputs, or anything else if they contain none.
     """
     module = unwrap(model) if isinstance(model, nn.Module) else None
     reached = [] if module is not None else hidden_modules(model)
@@ -182,12 +178,8 @@ def forward_hooks_matter(model: nn.Module, evaluate: Callable[[], Tensor]) -> bo
     """Whether forward hooks of the user are part of the function, although `quiet` removes them.
 
     They are if they return a value, change the outputs, or if the forward fails without them.
-
-    Args:
-        model: A module that is being evaluated within `quiet`.
-        evaluate: A function that returns the outputs for a sample. It is called once without the
-            hooks and once with them, both times without gradients. A failure with the hooks is
-            ignored here, as it will occur again and is reported then.
+    `evaluate` returns the outputs for a sample. It is called once without the hooks and once with
+    them; a failure with the hooks is ignored, as it will occur again and is reported then.
     """
     if not _hooks[id(model)].of_forward:
         return False

@@ -162,11 +162,6 @@ def written_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
 
     It is None for any other function, for packed sequences, for states with another number of
     samples than the inputs, and for layers with dropout in train mode.
-
-    Args:
-        func: The function that is called.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
     """
     plain = _PLAIN.get(func)
     return None if plain is None or not _is_fitting(*args, **kwargs) else plain(*args, **kwargs)
@@ -277,19 +272,11 @@ def _layers(
     stack: _Stack,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Evaluate all layers.
+    """Evaluate all layers on inputs `[T, N, F]`, whose states change at the times where `counts`.
 
-    Args:
-        step: The step of one layer at one time.
-        x: The inputs `[T, N, F]`.
-        states: The first states, each `[layers · directions, N, H]`.
-        weights: The weights of all layers and directions, in torch's order.
-        stack: The arrangement of the layers.
-        counts: A mask `[T]` of the times at which states change, or None if they always do.
-
-    Returns:
-        The outputs `[T, N, directions · H]` of the last layer, and the last states in the shapes
-        of the first ones.
+    The first states are `[layers · directions, N, H]` each, and the weights in torch's order. The
+    results are the outputs `[T, N, directions · H]` of the last layer, and the last states in the
+    shapes of the first ones.
     """
     directions = 2 if stack.bidirectional else 1
     each = len(weights) // (stack.layers * directions)

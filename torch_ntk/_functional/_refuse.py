@@ -34,16 +34,10 @@ def _once(test: Callable[[type], bool]) -> Callable[[type], bool]:
 def refuse_unsupported(model: nn.Module, *, coupled: bool = False) -> None:
     """Raise an error if `model` has a module for which the kernel would be undefined or wrong.
 
-    Args:
-        model: The network.
-        coupled: Whether outputs may depend on the whole batch.
-
-    Raises:
-        TypeError: There is a TorchScript, quantized or uninitialized lazy module, or a parameter
-            that is sharded or on the meta device.
-        ValueError: There is batch normalization without running statistics, so that each output
-            depends on the whole batch; a parameter that is NaN or infinite; or a buffer with NaN.
-            Infinite buffers are allowed, such as an attention mask with -inf.
+    These are TorchScript, quantized and uninitialized lazy modules; parameters that are sharded, on
+    the meta device, NaN or infinite; buffers with NaN (infinite ones are allowed, such as an
+    attention mask with -inf); and, unless the batch is coupled, batch normalization without running
+    statistics, with which each output depends on the whole batch.
     """
     for name, module in model.named_modules():
         where = (
@@ -114,12 +108,7 @@ def _is_quantized(kind: type) -> bool:
 def _refuse_tensors(
     named: Iterable[tuple[str, Tensor]], is_fine: Callable[[Tensor], Tensor]
 ) -> None:
-    """Raise an error if a tensor is of an unsupported kind or has entries that are not allowed.
-
-    Args:
-        named: The tensors with their names.
-        is_fine: A function that tells of each entry of a tensor whether it is allowed.
-    """
+    """Raise an error for a tensor of an unsupported kind or with entries not `is_fine`."""
     floating = {}
     for name, tensor in named:
         _refuse_kind(plain_name(name), tensor)

@@ -18,18 +18,9 @@ from ._call import in_words
 def rows_of(
     out: Any, batch: Batch, dtype: torch.dtype, forward_fn: ForwardFn | None = None
 ) -> Tensor:
-    """The outputs as a tensor `[N, O]` in `dtype`.
+    """The outputs as a tensor `[N, O]` in `dtype`, from what the model or `forward_fn` returned.
 
-    Args:
-        out: What the model has returned, or `forward_fn` if it is given. For one sample its tensor
-            may have no batch dimension.
-        batch: The N samples.
-        dtype: The floating type of the result.
-        forward_fn: The caller's `forward_fn`, which errors then name instead of the model.
-
-    Raises:
-        TypeError: `out` has no tensor of real floating-point numbers, or several.
-        ValueError: The tensor does not have one row per sample.
+    For one sample the tensor may have no batch dimension. Errors name `forward_fn` if there is one.
     """
     n = len(batch)
     f = tensor_of(out, batch, n, forward_fn)
@@ -52,17 +43,7 @@ def rows_of(
 
 
 def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None) -> Tensor:
-    """The outputs as a tensor `[N, O]` for a batch that is one input, where N follows from them.
-
-    Args:
-        out: What the model has returned, or `forward_fn` if it is given.
-        batch: The batch.
-        forward_fn: The caller's `forward_fn`, or None.
-
-    Raises:
-        TypeError: `out` has no tensor of real floating-point numbers, or several.
-        ValueError: The tensor has no dimension, or no entries.
-    """
+    """The outputs as a tensor `[N, O]` for a batch that is one input, where N follows from them."""
     f = tensor_of(out, batch, None, forward_fn)
     if f.ndim == 0 or f.numel() == 0:
         raise value_error(
@@ -75,17 +56,7 @@ def coupled_rows_of(out: Any, batch: Batch, forward_fn: ForwardFn | None = None)
 
 
 def tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | None) -> Tensor:
-    """The tensor of outputs in what a model has returned.
-
-    Args:
-        out: What the model has returned, or `forward_fn` if it is given.
-        batch: The batch.
-        n: The number of rows of the outputs, or None if it is not known.
-        forward_fn: The caller's `forward_fn`, or None.
-
-    Raises:
-        TypeError: `out` has no tensor of real floating-point numbers, or several.
-    """
+    """The tensor of outputs, with n rows unless n is None, in what a model has returned."""
     f: Tensor = out if isinstance(out, Tensor) else _chosen(out, batch, n, forward_fn)
     if f.is_floating_point():
         return f
@@ -99,11 +70,7 @@ def tensor_of(out: Any, batch: Batch, n: int | None, forward_fn: ForwardFn | Non
 
 
 def _chosen(out: Any, batch: Batch, rows: int | None, forward_fn: ForwardFn | None) -> Tensor:
-    """The tensor of outputs in a mapping or dataclass: `logits`, or the only suitable tensor.
-
-    Raises:
-        TypeError: There is no such tensor.
-    """
+    """The tensor of outputs in a mapping or dataclass: `logits`, or the only suitable tensor."""
     entries: dict[str, Any] = {}
     if isinstance(out, Mapping):
         entries = dict(out)

@@ -17,17 +17,9 @@ from ._unwrap import plain_name
 def select_parameters(model: nn.Module, params: ParameterSelection) -> list[str]:
     """The names in `model.named_parameters()` of the parameters that `params` selects.
 
-    Tied parameters appear once, under their first name. A list may use any of their names. A
-    pattern of `fnmatch` such as `"layers.1.*"` selects every name that it matches.
-
-    Args:
-        model: The network.
-        params: None for every parameter that requires grad, a predicate `(name, tensor) -> bool`,
-            or a list of names and patterns.
-
-    Raises:
-        TypeError: `params` is something else.
-        ValueError: A name is unknown or given twice, or no parameter is selected.
+    None selects every parameter that requires grad. Tied parameters appear once, under their first
+    name; a list may use any of their names. A pattern of `fnmatch` such as `"layers.1.*"` selects
+    every name that it matches.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     if params is None:
@@ -81,13 +73,7 @@ def _check_predicate(predicate: Callable[..., object], one: tuple[str, Tensor] |
 
 
 def _by_names(model: nn.Module, named: dict[str, Tensor], params: object) -> list[str]:
-    """The names that a list of names and patterns selects.
-
-    Args:
-        model: The network.
-        named: Its parameters by their first names.
-        params: The caller's value, which should be a list of names and patterns.
-    """
+    """The names that a list of names and patterns selects among the parameters `named`."""
     if isinstance(params, (str, bytes)) or not hasattr(params, "__iter__"):
         raise type_error("params", "None, a list of names or a predicate", describe(params), "")
     first = {id(p): n for n, p in named.items()}

@@ -21,14 +21,8 @@ def transposed_product(
 ) -> Parameters:
     """The product `Jᵀu` by one backward pass, as a dense tensor for each parameter, by name.
 
-    It is zero for a parameter that the outputs do not depend on.
-
-    Args:
-        out: The outputs, of any shape.
-        leaves: The parameters with which they were computed, by name.
-        u: The weights of the outputs, with as many entries as `out`.
-        keep_graph: Whether the graph of `out` is kept for another backward pass.
-        create: Whether the result has a graph, so that it can be differentiated.
+    It is zero for a parameter that the outputs do not depend on. u has as many entries as the
+    outputs. With `create` the result has a graph.
     """
     found: Sequence[Tensor | None] = [None] * len(leaves)
     if out.requires_grad:

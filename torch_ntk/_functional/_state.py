@@ -105,13 +105,9 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 def walk(value: Any, depth: int, seen: set[int], into_modules: bool = True) -> Iterator[Any]:
     """Yield `value` and everything in it, each object once.
 
-    Args:
-        value: Any object. Containers, functions and plain objects are searched.
-        depth: The number of levels that are searched, of which `value` is the first.
-        seen: The `id` of each object that has been yielded, to which this function adds. Objects
-            whose `id` is in it are skipped.
-        into_modules: Whether modules are yielded and searched as well, with all submodules on one
-            level.
+    Containers, functions and plain objects are searched to `depth` levels, of which `value` is the
+    first; with `into_modules` modules are, too, with all submodules on one level. Objects whose
+    `id` is in `seen` are skipped, and those of yielded objects are added to it.
     """
     if depth == 0 or value is None or isinstance(value, (str, int, float, type)):
         return

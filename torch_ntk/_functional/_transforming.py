@@ -21,9 +21,8 @@ class CannotTransformError(Exception):
 def transforming() -> Iterator[None]:
     """A context for one transformation of the model, which should contain nothing else.
 
-    Raises:
-        CannotTransformError: The transformation failed. Errors about memory and about arguments of
-            the caller are raised unchanged instead.
+    A failure raises `CannotTransformError`, except errors about memory and about arguments of the
+    caller, which are raised unchanged.
     """
     try:
         yield

@@ -19,15 +19,7 @@ Recorded = dict[str, Tensor]
 
 
 def layers_of(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The modules whose outputs are recorded.
-
-    Args:
-        model: The network.
-        patterns: Names or patterns of modules; None selects those with their own parameters.
-
-    Raises:
-        ValueError: A pattern does not match any module.
-    """
+    """The modules to record: those with own parameters, or that match a pattern."""
     named = {name: module for name, module in model.named_modules() if name}
     if patterns is None:
         return {

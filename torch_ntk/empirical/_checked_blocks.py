@@ -58,7 +58,7 @@ class FactorMethod(ABC):
             start: The index of the first one in the block.
             alone: Whether the samples are multiplied only with those of their own block, so that
                 large factors need not be made before they are multiplied.
-            check: The check to which outputs and factors are added; None without a check.
+            check: The check to which outputs and factors are added, or None.
         """
 
     @abstractmethod
@@ -70,12 +70,7 @@ class FactorMethod(ABC):
         """Return the method for another job of the same function, perhaps in another dtype."""
 
     def kernel(self) -> Kernels:
-        """Return the kernels of the job.
-
-        Raises:
-            ValueError: The outputs of a sample depend on other samples.
-            MemoryError: A single sample does not fit in memory.
-        """
+        """Return the kernels of the job."""
         method: FactorMethod = self
         while True:
             try:
@@ -131,8 +126,7 @@ class FactorMethod(ABC):
     def checked(self, side: Batch, start: int, stop: int, step: int, alone: bool) -> Factors:
         """Return the factors of the samples `start … stop`, computed in pieces and checked.
 
-        Raises:
-            MismatchError: They are wrong; another method may compute them correctly (`without`).
+        `MismatchError` is raised if they are wrong and another method (`without`) may be right.
         """
         found: list[Factors] = []
         for pieces in compared_together(self.job, list(ranges(start, stop, step))):
@@ -166,9 +160,8 @@ class FactorMethod(ABC):
     def _verify(self, check: BlockCheck, pieces: Sequence[tuple[int, int]]) -> None:
         """Check the outputs and factors of these pieces of samples.
 
-        Raises:
-            MismatchError: They are wrong; another method may compute them correctly.
-            ValueError: They are wrong even by plain loops: samples depend on each other.
+        `MismatchError` is raised if they are wrong and another method may be right. If plain loops
+        have computed them, samples depend on each other, which is a `ValueError`.
         """
         start = pieces[0][0]
 

@@ -63,12 +63,7 @@ class Computation:
     given: tuple[ForwardFn | None, str]
 
     def kernels(self, dtype: torch.dtype | None, accumulate: torch.dtype | None) -> Kernels:
-        """Return the parts of the kernel.
-
-        Args:
-            dtype: The dtype of the evaluation; None is the model's own.
-            accumulate: The dtype of sums over parameters; None is that of the evaluation.
-        """
+        """Return the parts of the kernel; without `dtype` it is evaluated in the model's own."""
         with evaluating_on(self.model, self.x1, self.forward_fn, training=self.training):
             for repeats in (not self.differentiable, False):
                 try:
@@ -157,13 +152,7 @@ class Computation:
         return replace(job, fn=fn, forward=forward, output=output, parts=parts), size
 
     def _connected(self, kernels: Kernels, gradient: KernelGradient, left: int | None) -> Kernels:
-        """Return the kernels with an autograd graph.
-
-        Args:
-            kernels: The values of the kernels.
-            gradient: The gradient of the kernels.
-            left: The bytes that the backward pass may use.
-        """
+        """Return the kernels with a graph, whose backward pass may use `left` bytes."""
         job = gradient.job
 
         @contextlib.contextmanager

@@ -74,12 +74,7 @@ def kernel_by_loops(
 ) -> tuple[Tensor, int]:
     """Return the kernel of the samples, in float64 if the model allows it, and O.
 
-    Args:
-        model: As in `torch_ntk.empirical_ntk`.
-        loop: The samples and how the model is evaluated.
-        output: As in `torch_ntk.empirical_ntk`.
-        params: As in `torch_ntk.empirical_ntk`.
-        roots: √P of each parameter, in its shape.
+    `roots` are √P of each parameter, in its shape.
     """
     if isinstance(model, nn.Module):
         module = unwrap(model)

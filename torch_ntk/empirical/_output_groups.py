@@ -22,13 +22,7 @@ _CACHED, _MANY_BYTES = 8, 2**26
 
 
 def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> tuple[slice, ...]:
-    """Return the groups of outputs that are computed together; empty for a single group.
-
-    Args:
-        job: The kernel.
-        method: The method that the caller chose.
-        recorder: The record of the uses of parameters in a forward pass.
-    """
+    """Return the groups of outputs that are computed together; empty for a single group."""
     o = job.outputs
     is_sum = job.output in _BY_OUTPUTS and job.fn.transform is None
     if not is_sum or method not in _METHODS or o < 2 * _FEWEST:

@@ -47,14 +47,7 @@ def settled(block: Tensor, output: Output) -> Tensor:
 
 
 def add_columns_(kernel: Tensor, products: Tensor, first: int, output: Output) -> None:
-    """Add some columns of the full kernel to a kernel with this `output`.
-
-    Args:
-        kernel: The block `[n, m, ...]` of the result, zero before the first call.
-        products: `[m, c, n, O]`, the entries `Θ[n, m, :, first … first + c]`.
-        first: The index of the first output in `products`.
-        output: The kernel's output.
-    """
+    """Add the entries `Θ[n, m, :, first … first + c]`, `[m, c, n, O]`, to a block `[n, m, ...]`."""
     last = first + products.shape[1]
     if output == "full":
         kernel[..., first:last] += products.permute(2, 0, 3, 1)
@@ -85,12 +78,9 @@ def symmetrize_(kernel: Tensor) -> None:
 
 
 def mirror_(block: Tensor, samples: int, output: Output) -> None:
-    """Copy the entries above the diagonal of a block to the entries below it.
+    """Copy the entries above the diagonal of a block made by `zeros` to those below it.
 
-    Args:
-        block: A block made by `zeros`; its rows and its first columns have the same samples.
-        samples: The number of samples of its rows.
-        output: The kernel's output.
+    The samples of its rows are those of its first columns.
     """
     if output == "full":
         rows = samples * block.shape[1]

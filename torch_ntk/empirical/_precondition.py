@@ -73,13 +73,7 @@ class Precondition:
 def precondition_of(given: PreconditionLike, fn: ModelFunction) -> Precondition:
     """Return √P of the parameters of a function, in its dtype.
 
-    Args:
-        given: The caller's argument. The state of an optimizer is found by the identity of the
-            caller's own parameters.
-        fn: The function.
-
-    Raises:
-        TypeError, ValueError: See `torch_ntk.empirical_ntk`.
+    The state of an optimizer is found by the identity of the caller's own parameters.
     """
     if given is None:
         return Precondition()

@@ -41,11 +41,7 @@ _TOGETHER = 2**29  # bytes of the directions' derivatives by the outputs that ar
 def probing(fn: ModelFunction, outputs: int, probes: int, seed: int) -> ModelFunction:
     """Return the function whose K outputs are `Σ_i v[k, i] f_i / sqrt(O)` for random signs v.
 
-    Args:
-        fn: A function with O outputs.
-        outputs: The number O.
-        probes: The number K.
-        seed: The seed of the signs, which depend only on it, on O and on K.
+    The signs depend only on the seed, on O and on K.
     """
     signs = random_signs(outputs, probes, seed).to(fn.device, fn.dtype)
     return fn.with_outputs(lambda out: along(out, signs))

@@ -123,16 +123,10 @@ class Repetition:
     def kernels(
         self, job: KernelJob, forward: Inspection, compute: Callable[[], Kernels]
     ) -> Kernels:
-        """Return the kernels of the call.
+        """Return the kernels of the call; `compute` computes them without a recording.
 
-        Args:
-            job: The kernel to be computed.
-            forward: The shapes and costs of the forward pass of the model.
-            compute: The function that computes the kernels without a recording.
-
-        Raises:
-            ChangedError: The recorded operations give other kernels, or need more memory than
-                there is now.
+        `ChangedError` is raised if the recorded operations give other kernels, or need more memory
+        than there is now.
         """
         known = self._known
         if known is None or known.is_refused or known.calls <= _BEFORE:

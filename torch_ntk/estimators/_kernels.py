@@ -94,11 +94,7 @@ class KernelSettings:
                 )
 
     def function(self) -> Callable[[Tensor, Tensor | None], Any]:
-        """The kernel as a function of two batches; None as the second means the first.
-
-        Raises:
-            TypeError, ValueError: The settings do not make a kernel.
-        """
+        """The kernel as a function of two batches; None as the second means the first."""
         kernel = self.kernel
         if is_network(kernel):
             return self._empirical(kernel, "kernel")
@@ -115,11 +111,7 @@ class KernelSettings:
         raise error(message("kernel", _CHOICES, describe(kernel)))
 
     def features(self, dim: Any, seed: Any) -> Callable[[Tensor], np.ndarray[Any, Any]]:
-        """A function from a batch to features `[N, dim]`, float64, whose products are the kernel.
-
-        Raises:
-            TypeError, ValueError: The kernel is not the empirical kernel of a network.
-        """
+        """A function from a batch to features `[N, dim]`, whose products are the kernel."""
         kernel = self.kernel
         name = "kernel" if is_network(kernel) else "network"
         if name == "network" and not _is(kernel, "empirical"):
@@ -157,11 +149,7 @@ class KernelSettings:
         return phi
 
     def copied(self) -> tuple[KernelSettings, OwnTensors | None]:
-        """A copy of these settings, and a check that its network computes with its own tensors.
-
-        Raises:
-            ValueError: The network cannot be copied.
-        """
+        """A copy of these settings, and a check that its network computes with its own tensors."""
         name = "kernel" if is_network(self.kernel) else "network"
         network = getattr(self, name)
         if not is_network(network):
@@ -231,11 +219,7 @@ class OwnTensors:
     origin: Origin
 
     def check(self, samples: Tensor) -> None:
-        """Check the forward passes of these samples.
-
-        Raises:
-            ValueError: The copy computes with parameters of the original.
-        """
+        """Raise an error if the copy computes with parameters of the original on them."""
         settings, n = self.settings, len(samples)
         name = "kernel" if is_network(settings.kernel) else "network"
         like, training = next(self.outputs.parameters()), settings.training
@@ -284,11 +268,7 @@ def is_network(kernel: object) -> bool:
 def evaluate(
     function: Callable[[Tensor, Tensor | None], Any], a: Tensor, b: Tensor | None
 ) -> np.ndarray[Any, Any]:
-    """The kernel of two batches as an array `[N1, N2]` in float64.
-
-    Raises:
-        ValueError: The kernel has another shape, or is not finite.
-    """
+    """The kernel of two batches as a finite array `[N1, N2]` in float64."""
     found = function(a, b)
     kernel = found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))
     shape = (a.shape[0], (a if b is None else b).shape[0])

@@ -23,11 +23,7 @@ _LOOSE_SYMMETRY = 1e-6  # asymmetry relative to the largest entry that float32 r
 
 
 def symmetric(kernel: Array) -> Array:
-    """(K + Kᵀ)/2, if K is symmetric up to rounding.
-
-    Raises:
-        ValueError: K is not symmetric.
-    """
+    """(K + Kᵀ)/2; a `ValueError` if K is not symmetric up to rounding."""
     difference = float(np.abs(kernel - kernel.T).max())
     largest = float(np.abs(kernel).max())
     if difference > _LOOSE_SYMMETRY * largest:

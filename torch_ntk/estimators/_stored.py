@@ -35,12 +35,7 @@ def check_store(store: KernelStore, X: Any, features: object) -> None:
 
 
 def of_store(store: KernelStore, y: Array, diag_reg: object, time: object) -> Array:
-    """α `[N, O]` as from `coefficients`; at a finite time, the kernel must fit in memory.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong; or the kernel does not fit in memory.
-        RuntimeError: The linear system was not solved.
-    """
+    """α `[N, O]` as from `coefficients`; at a finite time, the kernel must fit in memory."""
     if is_limit(time):
         found = store.solve(torch.tensor(y), plain(diag_reg))  # type: ignore[arg-type]
         return np.asarray(found.x.numpy())

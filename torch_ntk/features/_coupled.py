@@ -36,18 +36,7 @@ def coupled_features(
 
         φ(n) = Σ_i S_i J[n, i] / √O,      E⟨φ(n), φ(m)⟩ = Σ_i ⟨J[n, i], J[m, i]⟩ / O.
 
-    Args:
-        compute: Computes features of uncoupled samples from model, samples, output, seed and
-            `forward_fn`.
-        model: The caller's model.
-        x: The batch.
-        output: The `output` of `ntk_features`.
-        seed: The seed of the projection.
-        forward_fn: Calls the model in place of the usual call.
-        path: The path of a store, which is refused.
-
-    Raises:
-        TypeError, ValueError: The samples are not a batch, or are to be stored.
+    `compute` computes features of uncoupled samples. A store at `path` is refused.
     """
     if path is not None:
         raise value_error(

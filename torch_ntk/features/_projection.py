@@ -87,12 +87,9 @@ class Projection(ABC):
         return torch.Generator().manual_seed(int.from_bytes(drawn.digest(), "big"))
 
     def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor], root: Scale = 1.0) -> Tensor:
-        """The features `[N, O', dim]` of a weight, from its uses.
+        """The features `[N, O', dim]` of a weight, from its uses and cotangents `[N, O, G, T, b]`.
 
-        Args:
-            calls: The uses and their stacked inputs.
-            rows: The cotangents `[N, O, G, T, b]` of each use.
-            root: √P of the weight, by which its Jacobian is multiplied before the projection.
+        `root` is √P of the weight, by which its Jacobian is multiplied before the projection.
         """
         if not isinstance(root, Tensor):
             found = self._of_uses(calls, rows, None)
@@ -175,8 +172,5 @@ class Projection(ABC):
     def of_jacobian(self, jacobian: Tensor, use: Use | None = None) -> Tensor:
         """The features from the Jacobian `[N, O, p]`.
 
-        Args:
-            jacobian: The Jacobian, with its columns in the order of the weight, or in the order of
-                `use.columns` if a use is given.
-            use: The use of the weight, or None.
+        Its columns are in the order of the weight, or of `use.columns` if a use is given.
         """

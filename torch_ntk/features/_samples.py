@@ -109,12 +109,7 @@ def _length(name: str, dataset: object) -> int:
 
 
 def samples_of(name: str, x: object) -> Samples:
-    """The samples that a caller passes as the argument `name`.
-
-    Raises:
-        TypeError, ValueError: The argument is neither a batch nor a dataset, or a loader that does
-            not go over its dataset in order.
-    """
+    """The samples that a caller passes as the argument `name`: a batch, a dataset or a loader."""
     if isinstance(x, DataLoader):
         return _OfLoader(name, x)
     if isinstance(x, Dataset):

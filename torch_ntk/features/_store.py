@@ -30,12 +30,7 @@ _TYPES = {
 
 
 def check_store(store: object) -> Path:
-    """The argument `store` as a path, if a file can be made there.
-
-    Raises:
-        TypeError: `store` is not a path.
-        ValueError: Its folder does not exist, or its name ends in neither .safetensors nor .zarr.
-    """
+    """The argument `store` as a path, if a file can be made there."""
     if not isinstance(store, (str, os.PathLike)):
         raise type_error("store", "None or the path of a file to be written", store)
     path = Path(store)

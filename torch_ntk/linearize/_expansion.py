@@ -123,12 +123,9 @@ def right_terms(
     """The derivatives, after a check with the given parameters and displacement.
 
     Torch lacks rules for some operations in one of the two modes, and some rules are wrong when
-    they are applied twice. Therefore both modes must agree, or one of them must agree with
-    finite differences of the derivatives of one order less. If δ = 0, the check uses a random
-    displacement.
-
-    Raises:
-        ValueError: Neither mode gives right derivatives.
+    they are applied twice. Therefore both modes must agree, or one of them must agree with finite
+    differences of the derivatives of one order less; otherwise the model is refused. If δ = 0, the
+    check uses a random displacement.
     """
     still = {k: d.detach() for k, d in delta.items()}
     has_moved = any(bool(d.any()) for d in still.values())

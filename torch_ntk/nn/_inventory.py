@@ -164,12 +164,10 @@ class Inventory:
 
 
 def take_inventory(model: nn.Module, *, whole: bool) -> Inventory:
-    """Collect the layers of `model`, and refuse by name the first that cannot be handled correctly.
+    """Collect the layers of `model`, and refuse by name the first that cannot be handled.
 
-    Args:
-        model: The network.
-        whole: Whether every layer must have an NTK counterpart. Otherwise layers without one are
-            left out.
+    Layers without an NTK counterpart are refused if the `whole` model is converted, and left out
+    otherwise.
     """
     standard: dict[str, StandardLayer] = {}
     ntk: dict[str, NTKLayer] = {}

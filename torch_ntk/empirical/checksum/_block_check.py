@@ -175,15 +175,10 @@ class BlockCheck:
         return agree([own.to(expected.dtype)], [expected], precision=self._precision)
 
     def verify(self, in_double: Callable[[], BlockCheck]) -> None:
-        """Compare outputs and gradients with plain backward passes.
+        """Compare outputs and gradients with plain backward passes; raise `MismatchError`.
 
-        Differences that may come from rounding are compared again in float64.
-
-        Args:
-            in_double: Returns the check of the same block, filled by a method in float64.
-
-        Raises:
-            MismatchError: Some factors are wrong.
+        Differences that may come from rounding are compared again in float64, with the check of the
+        same block that `in_double` returns.
         """
         with stage("check"):
             compared = self._compared(self._fn.plain)
@@ -201,11 +196,7 @@ class BlockCheck:
         return torch.float64 if kinds == {torch.float64} else torch.float32
 
     def refuse(self, names: frozenset[str]) -> ArgumentError:
-        """Return the error for samples whose single gradients do not add up to that of the block.
-
-        Args:
-            names: The parameters for which they do not.
-        """
+        """Return the error for samples whose gradients do not add up to that of the block."""
         listed = ", ".join(repr(plain_name(n)) for n in sorted(names)[:4])
         x = self.x if self._companion is None else self.x.join(self._companion)
         return depends_on_batch(self._fn.exact_plain, x, f"derivatives by {listed}")

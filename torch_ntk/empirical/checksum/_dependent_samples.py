@@ -24,10 +24,7 @@ _FLAT = "_flat_weight"
 def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
     """Return the error for a model whose samples alone differ from the same samples in a batch.
 
-    Args:
-        plain: The model.
-        x: The batch.
-        what: What differs, if the outputs do not.
+    `what` names what differs, if the outputs do not.
     """
 
     def outputs(found: PlainPass) -> Tensor:

@@ -17,9 +17,6 @@ def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[
     """Return the outputs `[N, O]`, and by name the Jacobians `[N, O, p]` of these parameters.
 
     They are right for every model that autograd can differentiate, and take N·O backward passes.
-
-    Raises:
-        ValueError: Autograd cannot differentiate the model.
     """
     plain = fn.exact_plain
     wanted = list(names)

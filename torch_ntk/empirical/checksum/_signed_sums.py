@@ -80,13 +80,7 @@ class SignedSums:
         return found.reshape(b.shape[0], 1, *sizes).permute(0, 1, *back)
 
     def add_uses(self, name: str, calls: Sequence[Call], signed: Sequence[Tensor]) -> None:
-        """Add uses of one weight.
-
-        Args:
-            name: The name of the weight.
-            calls: The uses, and their stacked sources.
-            signed: The cotangents of each use's call after `signed`, `[n, 1, ...]`.
-        """
+        """Add the uses of one weight, from the cotangents of each call after `signed`."""
         if not calls[0][0].weight.numel():
             none = self.u.new_zeros(0)
             self.sums[name] = SignedSum(none, none.sum())

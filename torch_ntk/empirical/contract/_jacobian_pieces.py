@@ -140,10 +140,7 @@ def blocks(
 ) -> Iterator[list[Tensor]]:
     """Yield blocks of columns of every side, `laid`, in `dtype`; the next block overwrites them.
 
-    Args:
-        sides: The Jacobians of the same weight for one or two sets of samples, in pieces.
-        output: The kernel's output.
-        dtype: The dtype of the products.
+    A side is the Jacobian of one weight for a set of samples, in pieces; there are one or two.
     """
     first = sides[0][0]
     if len(sides) == 1 == len(sides[0]) and isinstance(first, Formed) and first.dtype == dtype:

@@ -48,11 +48,7 @@ class PairBlocks:
     ) -> None:
         """Write the kernels between two blocks of samples, and their transposes if x2 is x1.
 
-        Args:
-            rows: The samples of x1.
-            columns: The samples of x2.
-            left: The factors of the rows.
-            right: The factors of the columns, which are removed so that each is freed after use.
+        The factors of the columns are removed, so that each is freed after use.
         """
         (a, b), (c, d) = rows, columns
         output = self._job.output

@@ -89,12 +89,7 @@ class TiedFactor(Factor):
 def add_between_(block: Tensor, p: GramFactor, q: GramFactor, output: Output, swap: bool) -> None:
     """Add the products between the embedding `p` and the linear layer `q`.
 
-    Args:
-        block: A block made by `_outputs.zeros`, for the samples of p and q, or of q and p.
-        p: The factor of the embedding.
-        q: The factor of the linear layer.
-        output: The kernel's output.
-        swap: Whether the rows of the block are the samples of q.
+    The rows of the block are the samples of p, or with `swap` those of q.
     """
     columns = 2 if output in ("full", "diagonal") else 1
     for m, stop, found in between(p, q, output, block.dtype):

@@ -47,11 +47,7 @@ def mapped(factor: Factor, f: Callable[[Tensor], Tensor]) -> Factor:
 def weighted(p: Factor, q: Factor, weights: Tensor, output: Output) -> Iterator[Tensor]:
     """Yield numbers whose sum is `Σ W ∘ Θ`, for the contribution of one parameter to a block.
 
-    Args:
-        p: The factor of the rows.
-        q: The factor of the columns.
-        weights: The weights W, in the shape of the block `[n1, n2, ...]`.
-        output: The kernel's output.
+    The weights W have the shape of the block, `[n1, n2, ...]`.
     """
     if isinstance(p, TiedFactor):
         assert isinstance(q, TiedFactor)

@@ -64,9 +64,8 @@ class _Expected:
 def check_gradient(gradient: KernelGradient) -> KernelGradient:
     """Return the gradient by torch.func if it is right, and by loops otherwise.
 
-    Raises:
-        ValueError: Autograd cannot differentiate the kernel of this model, or not with respect to
-            all tensors that require grad and on which it depends.
+    It is refused if autograd cannot differentiate the kernel of this model, or not with respect to
+    all tensors that require grad and on which it depends.
     """
     with stage("check"):
         small = _TwoSamples.of(gradient)
@@ -177,12 +176,7 @@ class _TwoSamples:
         )
 
     def expected(self) -> _Expected:
-        """Return the value and the gradients from plain backward passes.
-
-        Raises:
-            ValueError: There is no second derivative, or other tensors than the sources require
-                grad.
-        """
+        """Return the value and the gradients from plain backward passes."""
         sources = self.gradient.sources
 
         def of_pass(found: PlainPass, inputs: Batch) -> _Expected:
@@ -216,11 +210,7 @@ class _TwoSamples:
             ) from error
 
     def check_difference(self) -> None:
-        """Compare the derivative in a random direction with finite differences.
-
-        Raises:
-            ValueError: It agrees with none of them.
-        """
+        """Refuse a derivative in a random direction that agrees with no finite difference."""
         job, sources = self.gradient.job, self.gradient.sources
         given = {n: t.detach() for n, t in zip(sources.names, sources.tensors, strict=False)}
         by: dict[Any, Tensor] = {**given, **{i: job.x1.tensors[i] for i in sources.first}}
@@ -268,9 +258,7 @@ class _TwoSamples:
     def _run(self, use: Callable[[PlainPass, Batch], T], moved: Mapping[Any, Tensor]) -> T:
         """Return the result of `use` for a plain pass and its inputs.
 
-        Args:
-            use: The function that is called with the pass and its inputs.
-            moved: The tensors that are added to parameters, by name, and to inputs, by index.
+        The tensors `moved` are added to parameters, by name, and to inputs, by index.
         """
         job, plain = self.gradient.job, self.gradient.job.fn.exact_plain
         names = {*plain.selected, *(n for n in self.gradient.sources.names if n in plain.own)}

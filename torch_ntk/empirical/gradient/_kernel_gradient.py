@@ -53,13 +53,9 @@ class KernelGradient:
     def of(
         self, tensors: Sequence[Tensor], weights: Weights, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return `⟨W, Θ⟩` and its gradients with respect to the sources.
+        """Return `⟨W, Θ⟩` and its gradients with respect to the sources, whose values are given.
 
-        Args:
-            tensors: The values of the sources.
-            weights: The weights W.
-            create_graph: Whether the gradients can be differentiated with respect to `tensors` and
-                W.
+        With `create_graph` the gradients can be differentiated with respect to these values and W.
         """
         with RightOperations(norms=True):
             return (self._in_graph if create_graph else self._by_rows)(tensors, weights)
@@ -113,12 +109,8 @@ class KernelGradient:
     ) -> None:
         """Add the derivatives through the factors of the rows; those of the columns are constants.
 
-        Args:
-            tensors: The values of the sources.
-            rows_of: Returns the samples of the rows of a job.
-            columns: The samples of the columns.
-            weights: The weights `[rows, columns, ...]` by key.
-            total: The sum to which the derivatives are added.
+        `rows_of` returns the samples of the rows of a job, and the weights are `[rows, columns,
+        ...]`.
         """
         job, n = self.job, len(rows_of(self.job))
         size, kept = self._sizes()

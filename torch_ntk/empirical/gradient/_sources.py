@@ -38,11 +38,7 @@ class Sources:
 
 
 def sources_of(job: KernelJob, x1: object, x2: object) -> Sources:
-    """Return the tensors that require grad among the caller's parameters and batches.
-
-    Raises:
-        ValueError: None does.
-    """
+    """Return the tensors that require grad among the caller's parameters and batches."""
     own = {**job.fn.plain.own, **job.fn.plain.buffers}
     names = tuple(n for n, t in own.items() if t.requires_grad)
     batches = [Batch.of("x1", x1), *([] if job.x2 is None else [Batch.of("x2", x2)])]

@@ -81,17 +81,9 @@ def inspect_forward(
 ) -> Inspection:
     """Evaluate the model on the first sample of the batch `x`, called `name` in errors.
 
-    Args:
-        fn: The function.
-        name: The name of the argument `x`.
-        x: A batch.
-        follower: A mode that observes the forward pass.
-        differentiated: Whether derivatives with respect to the parameters are needed.
-
-    Raises:
-        TypeError: The model does not take these inputs, or does not return one tensor.
-        ValueError: Its outputs are not finite, or are random, or have no derivatives.
-        MemoryError: One forward pass does not fit in memory.
+    A model is refused that does not take these inputs or return one tensor, or whose outputs are
+    not finite, are random, or have no derivatives although these are needed (`differentiated`). The
+    mode `follower` observes the pass.
     """
     with stage("inspect"):
         keeps_hooks = keep_hooks_that_matter(fn, x)

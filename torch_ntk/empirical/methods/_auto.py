@@ -41,11 +41,8 @@ def by_auto(job: KernelJob, recorder: UseRecorder) -> Kernels:
 
     It does not fit if the Jacobian of a parameter without a rule exceeds the memory for a single
     sample. Products with vectors never form a Jacobian; if they are refused, the Jacobian method is
-    used.
-
-    Raises:
-        OnePrecisionError: The structured method does not fit, and products have a higher precision
-            than the network. The network must then be evaluated in that precision.
+    used. If products have a higher precision than the network, `OnePrecisionError` is raised
+    instead, because the network must be evaluated in that precision.
     """
     method = StructuredMethod(job, recorder.recorded())
     one = method if not job.parts else method.of_job(job.of_outputs(job.parts[0]))

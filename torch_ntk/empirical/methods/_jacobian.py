@@ -26,13 +26,10 @@ from ..contract import Factors
 
 
 def jacobians(fn: ModelFunction, x: Batch) -> tuple[Tensor, Parameters]:
-    """Return the outputs `[N, O]`, and by parameter name the Jacobians `[N, O, p]`, of all samples.
+    """Return the outputs `[N, O]`, and by name the Jacobians `[N, O, p]`, of all samples.
 
     They are computed at once under vmap; or by plain loops if an operation has no batching rule
     (GRU, data-dependent control flow) or cannot be transformed (an old-style autograd.Function).
-
-    Raises:
-        ValueError: Autograd cannot differentiate the model.
     """
     with stage("jacobian"):
         try:

@@ -33,11 +33,7 @@ from ..inspect import not_deterministic
 
 
 def by_vector_products(job: KernelJob) -> Kernels:
-    """Return the kernels of the job.
-
-    Raises:
-        ValueError: Autograd cannot differentiate the model, or its samples depend on each other.
-    """
+    """Return the kernels of the job."""
     products = _VectorProducts(job)
     results = job.empty_kernels()
     o, n1, n2 = job.outputs, len(job.x1), len(job.columns)

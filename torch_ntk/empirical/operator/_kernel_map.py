@@ -130,11 +130,7 @@ class KernelMap:
             yield advance
 
     def multiply(self, matrix: Tensor) -> Tensor:
-        """Return the product `[D1, M]` with a matrix `[D2, M]`.
-
-        Raises:
-            ValueError: The product is not finite.
-        """
+        """Return the product `[D1, M]` with a matrix `[D2, M]`."""
         passes = matrix.shape[1] * (self.outputs if self.is_sum else 1)
         with self.evaluating():
             turns = -(-passes // self._vectors(passes))
@@ -238,11 +234,7 @@ class KernelMap:
         return self.squared_norms(e)
 
     def dense(self) -> Tensor:
-        """Return the matrix.
-
-        Raises:
-            ValueError: It does not fit in memory.
-        """
+        """Return the matrix."""
         fn, o, form = self.fn, self.outputs, self.form
         (n1, n2), allowed = self._samples, self.settings.memory
         if fn.coupled:

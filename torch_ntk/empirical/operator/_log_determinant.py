@@ -34,12 +34,7 @@ def log_determinant(
     max_products: int,
     generator: torch.Generator | None,
 ) -> TraceEstimate:
-    """Return the logarithm of the determinant and its standard error.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong, or the determinant is 0 to working precision.
-        RuntimeError: The quadrature did not converge.
-    """
+    """Return the logarithm of the determinant and its standard error."""
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2, for the error of the estimate", n_samples)
     check_positive_int("max_products", max_products)

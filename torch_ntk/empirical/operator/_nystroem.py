@@ -61,15 +61,8 @@ def sketch(
     """Return an approximation of a rank at which more vectors would not reduce the work.
 
     With κ = 1 + λ̂_r/shift, conjugate gradients and quadratures need about ½ √κ ln(2/tolerance)
-    products of each column. If these are fewer than the vectors that the sketch has multiplied,
-    more vectors cannot reduce the total.
-
-    Args:
-        product: The matrix Θ.
-        shift: The number μ that is added to its diagonal.
-        tolerance: The relative tolerance of the computation that uses the approximation.
-        columns: The number of vectors that this computation multiplies in every step.
-        generator: The generator of the random vectors.
+    products of each of `columns` vectors to reach their relative tolerance. If these are fewer than
+    the vectors that the sketch has multiplied, more vectors cannot reduce the total.
     """
     size = product.size
     fitting = budget(torch.device("cpu")) // (4 * 8 * size)  # Ω, ΘΩ, U, and room to work in

@@ -46,22 +46,12 @@ def solve(
     """Return the solution for all columns of y `[D, M]`, float64 on the CPU.
 
     A direct solver or conjugate gradients find x. Then the residual is computed by a new product,
-    and the solution for this residual is added to x, until the residual is small enough or does
-    not decrease any more (iterative refinement). This also corrects the rounding errors of the
+    and the solution for this residual is added to x, until the residual is small enough or does not
+    decrease any more (iterative refinement). This also corrects the rounding errors of the
     recurrence of conjugate gradients, which are large in float32.
 
-    Args:
-        product: The matrix Θ.
-        y: The right-hand sides.
-        diag_reg: The number that determines μ.
-        tol: The relative tolerance of the residual.
-        max_products: The largest number of products for each right-hand side.
-        factor: Returns a direct solver of `Θ + μ` for the given μ, or None if there is no factor;
-            then conjugate gradients are used.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong.
-        RuntimeError: The tolerance was not reached.
+    `factor` returns a direct solver of `Θ + μ` for the given μ, or None if there is no factor. The
+    arguments and errors are otherwise those of `NTKOperator.solve`.
     """
     check_positive_int("max_products", max_products)
     tolerance = _TOLERANCE[product.dtype]
@@ -160,17 +150,10 @@ def _conjugate_gradients(
     """Return approximate solutions by conjugate gradients (Hestenes, Stiefel 1952).
 
     Each column has its own recurrence, and all columns share products. A column stops when the
-    residual of its recurrence is half of its target, or when the matrix has no curvature along its
-    direction. The x with the smallest residual is returned, because the recurrence of a singular
-    system without a solution grows without bound.
-
-    Args:
-        counted: The matrix `Θ + μ`.
-        precondition: Returns `P⁻¹ v`.
-        y: The right-hand sides `[D, M]`.
-        target: The norms `[M]` that the residuals should reach.
-        max_products: The number of rounds of products, counted from the first, after which all
-            columns stop.
+    residual of its recurrence is half of its `target` `[M]`, or when the matrix has no curvature
+    along its direction; all stop after `max_products` rounds, counted from the first. The x with
+    the smallest residual is returned, because the recurrence of a singular system without a
+    solution grows without bound.
     """
     x, r = torch.zeros_like(y), y.clone()
     z = precondition(r)

@@ -58,12 +58,7 @@ def spectral_density(
     max_products: int,
     generator: torch.Generator | None,
 ) -> SpectralDensity:
-    """Return the density and its standard error.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong.
-        RuntimeError: The quadrature did not converge.
-    """
+    """Return the density and its standard error."""
     if check_positive_int("n_samples", n_samples) < 2:
         raise value_error("n_samples", "at least 2, for the error of the estimate", n_samples)
     check_positive_int("max_products", max_products)

@@ -55,11 +55,7 @@ class SymmetricProduct:
         )
 
     def shift(self, diag_reg: object) -> float:
-        """Return the number that `diag_reg` adds to the diagonal: `diag_reg · tr Θ/D`.
-
-        Raises:
-            TypeError, ValueError: `diag_reg` is not a finite number of at least 0.
-        """
+        """Return the number that `diag_reg` adds to the diagonal: `diag_reg · tr Θ/D`."""
         share = self.check_diag_reg(diag_reg)
         return share * self.trace / self.size if share else 0.0
 

@@ -40,14 +40,7 @@ def multiplied(
 ) -> Tensor | NDArray[Any]:
     """Return `matrix @ other`, a tensor for a tensor and an array for an array.
 
-    Args:
-        matrix: The matrix `[D1, D2]`.
-        other: A vector `[D2]` or a matrix `[D2, M]`.
-        product: Multiplies a tensor `[D2, M]`, and returns `[D1, M]`.
-
-    Raises:
-        TypeError: `other` is not a tensor or an array of real numbers, or has another dtype.
-        ValueError: Its length or device differs, or it is not finite.
+    `other` is a vector `[D2]` or a matrix `[D2, M]`; `product` multiplies a tensor `[D2, M]`.
     """
     if isinstance(other, np.ndarray):
         if other.dtype.kind not in "fiub":

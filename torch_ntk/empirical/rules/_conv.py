@@ -147,14 +147,10 @@ def patches(
     most: tuple[int, ...] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """Return the patches under a filter at all of its places, `[N, G, M·places, C/G·taps]`.
+    """Return the patches of images `[N, M, C, *size]`, `[N, G, M·places, C/G·taps]`.
 
-    Args:
-        images: The images `[N, M, C, *size]`.
-        window: The geometry of the filter.
-        groups: The number G of groups of channels.
-        most: The number of places in each dimension; None takes all.
-        channels_last: Whether the channel is the last index of a patch, and not the first.
+    They are taken at all places of the filter, or at `most` so many in each dimension. With
+    `channels_last` the channel is the last index of a patch, and not the first.
     """
     kernel, dims = window.kernel, len(window.kernel)
     n = images.shape[0]

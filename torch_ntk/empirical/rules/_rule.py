@@ -132,14 +132,10 @@ class Use(ABC):
         return self.inputs == 1
 
     def scaled(self, b: Tensor, a: Tensor, entries: Tensor) -> Tensor:
-        """Return cotangents that multiply the columns of the Jacobian by numbers.
+        """Return cotangents `[N, O, G, T, b]` that multiply the columns of the Jacobian by numbers.
 
-        This is possible with one feature, since J[(g, b)] = Σ_t B[g, t, b] A[g, t].
-
-        Args:
-            b: The cotangents `[N, O, G, T, b]`.
-            a: The features `[N, G, T, a]`.
-            entries: The numbers, in the shape of the weight.
+        This is possible with one feature, since J[(g, b)] = Σ_t B[g, t, b] A[g, t]. The numbers
+        `entries` have the shape of the weight.
         """
         return b * self.pack(entries).reshape(self.groups, 1, self.units)
 
@@ -193,12 +189,8 @@ class Use(ABC):
     def multiplied(self, source: Tensor, b: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the packed gradient times `vectors`, and the norm of the terms of the sum.
 
-        `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩` is computed without the gradient.
-
-        Args:
-            source: The stacked sources.
-            b: The cotangents `[N, G, T, b]`.
-            vectors: The vectors r, `[G, columns, k]`.
+        `(Σ_t B[t] A[t]ᵀ) r = Σ_t B[t] ⟨A[t], r⟩` is computed without the gradient, for cotangents
+        `[N, G, T, b]` and vectors r, `[G, columns, k]`.
         """
         right = self.applied(source, vectors)
         # The positions of all samples, `[G, n·T, …]`.

@@ -55,13 +55,7 @@ class ContractionCost:
 
 
 def contraction_costs(job: KernelJob, use: Use, t: int) -> dict[Contraction, ContractionCost]:
-    """Count operations for a weight with `t` positions in all its uses together.
-
-    Args:
-        job: The kernel.
-        use: The first use; all uses have the same sizes.
-        t: The number T of positions.
-    """
+    """Count operations for a weight with T = `t` positions in all its uses, which are alike."""
     o, output, samples, pairs = job.outputs, job.output, job.samples, job.pairs
     price = 1.0 if job.fn.products == job.fn.dtype else _DOUBLE
     g, b = use.groups, use.units

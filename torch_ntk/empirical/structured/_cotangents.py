@@ -33,20 +33,10 @@ class Cotangents:
 
 
 def cotangents(fn: ModelFunction, planned: ParameterUses, x: Batch, o: int) -> Cotangents:
-    """Return the cotangents for all samples of `x` and all outputs.
+    """Return the cotangents for all samples of `x` and all O outputs.
 
     They are computed at once under vmap; or sample by sample if an operation has no batching rule,
     or one that returns wrong shapes.
-
-    Args:
-        fn: The function.
-        planned: The uses of its parameters.
-        x: The samples.
-        o: The number O of outputs.
-
-    Raises:
-        UsesChangedError: The model makes other calls than planned.
-        CannotTransformError: The model cannot be differentiated by torch.func.
     """
     try:
         with transforming():

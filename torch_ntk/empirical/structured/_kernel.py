@@ -144,9 +144,7 @@ class StructuredMethod(FactorMethod):
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Return the factors, from the cotangents of all uses; see `FactorMethod.factors`.
 
-        Raises:
-            UsesChangedError: The model uses its parameters in another way than planned.
-            CannotTransformError: torch.func cannot differentiate the model.
+        `UsesChangedError` is raised if the model uses its parameters in another way than planned.
         """
         plan, job = self.plan, self.job
         keys, o = job.keys, job.outputs
@@ -214,13 +212,9 @@ class StructuredMethod(FactorMethod):
     def _factor(
         self, name: str, calls: list[Call], rows: list[Tensor], alone: bool
     ) -> Factor | Tensor:
-        """Return the factor of one weight, or its Jacobian `[N, O, p]`; `rows` is emptied.
+        """Return the factor of one weight, or its Jacobian `[N, O, p]`.
 
-        Args:
-            name: The name of the weight.
-            calls: Its uses and their sources.
-            rows: The cotangents of the uses.
-            alone: See `FactorMethod.factors`.
+        `rows` are the cotangents of the uses; the list is emptied. For `alone` see `factors`.
         """
         plan, precondition = self.plan, self.job.precondition
         root = precondition.root(name)

@@ -224,9 +224,6 @@ def perturbed(
     """Return the outputs `[O]` with `added[k]` added to the k-th call's result, and uses' inputs.
 
     ∂f/∂added[k] is the cotangent of the uses in the k-th call.
-
-    Raises:
-        UsesChangedError: The model makes other calls than those planned.
     """
     covered = {use.name: fn.params[use.name] for use in planned.uses}
     with _Perturber(planned, added) as mode:

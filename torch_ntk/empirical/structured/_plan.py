@@ -110,12 +110,9 @@ class Plan:
         return own - later
 
     def size(self, name: str, entries: int, alone: bool) -> int:
-        """Return how many numbers of one sample are stored for a parameter.
+        """Return how many numbers of one sample are stored for a parameter with so many entries.
 
-        Args:
-            name: The name of the parameter.
-            entries: The number of its entries.
-            alone: Whether Jacobians and features are made late if that saves memory.
+        With `alone` Jacobians and features are made late if that saves memory.
         """
         if self.is_joined(name):
             return 0
@@ -131,12 +128,9 @@ class Plan:
 
 
 def make_plan(job: KernelJob, uses: ParameterUses, innermost: bool = True) -> Plan:
-    """Choose the contraction of each weight.
+    """Choose the contraction of each weight; those with different keys are contracted separately.
 
-    Args:
-        job: The kernel. Parameters with different keys are contracted separately.
-        uses: The uses of its parameters.
-        innermost: Whether convolutions on a CPU run with their channels innermost in memory.
+    With `innermost`, convolutions on a CPU run with their channels innermost in memory.
     """
     groups = uses.groups()
     costs, tied = {}, {}
