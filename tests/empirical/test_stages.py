@@ -35,6 +35,20 @@ def test_stages_are_ranges_of_a_profile(method: Any, stages: set[str], both: boo
     assert all(e.cpu_time_total > 0 for e in ranges.values())
 
 
+def test_stages_of_a_repeated_call_are_ranges_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16 * 16, 2))
+    x = torch.randn(9, 3, 6, 6)
+    profiles = []
+    for _ in range(5):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            empirical_ntk(net, x)
+        profiles.append(_ranges(profiler))
+    first, repeated = profiles[1], profiles[4]
+    assert set(repeated) == {"backward", "jacobian", "products", "check"}
+    assert all(repeated[k].count == first[k].count for k in repeated)
+    assert repeated["backward"].cpu_time_total > repeated["backward"].self_cpu_time_total
+
+
 def test_the_multiplications_of_the_backward_passes_are_in_their_range() -> None:
     net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     x = torch.randn(4, 6)

@@ -71,6 +71,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: list[Any] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._instructions: list[_Instruction] = []
+        self._ranges: list[int] = []  # the places of the ranges of a profile that are open
         # The place of the tensor that owns a tensor's memory, by the tensor's place; and the bytes
         # of that memory, by the owner's place.
         self._owners: dict[int, int] = {}
@@ -101,8 +102,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Forward-mode derivatives have such tensors. Within a dispatch mode torch reads their
             # memory, which they do not have.
             raise NotRecordedError
-        if _pauses or self.reason or func.namespace == "profiler":
+        if _pauses or self.reason:
             return func(*args, **kwargs)
+        if func.namespace == "profiler":
+            return self._range(func, args)
         if not _UNPREDICTABLE.isdisjoint(func.tags) and not _is_gathering(func, args):
             self.reason = f"{func} depends on values or is random"
             return func(*args, **kwargs)
@@ -202,6 +205,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             now += change
             most = max(most, now)
         return most
+
+    def _range(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Record the begin or the end of a range of a profile. Ranges are nested."""
+        begins, place = "enter" in func.overloadpacket.__name__, self._constant(None)
+        if begins:
+            self._add(func, [self._constant(a) for a in args], place, writes=True)
+            self._ranges.append(place)
+        elif self._ranges:
+            self._add(func, [self._ranges.pop()], place, writes=True)
+        return func(*args)
 
     def _add(
         self,
