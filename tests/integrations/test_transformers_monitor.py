@@ -377,5 +377,5 @@ def test_a_state_in_a_file(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="a file with the state of a monitor"):
             load_state(file)
     monitor = Monitor(8)
-    save_state(monitor.state_dict(), file)
-    Monitor(8).load_state_dict(load_state(file))
+    save_state(monitor.state_dict(), str(file))
+    Monitor(8).load_state_dict(load_state(str(file)))

@@ -18,7 +18,7 @@ from ..._checks import value_error
 _KEY = "torch_ntk.state"
 
 
-def save_state(state: Any, path: Path) -> None:
+def save_state(state: Any, path: str | os.PathLike[str]) -> None:
     """Write a state into a file, completely or not at all.
 
     Args:
@@ -30,10 +30,10 @@ def save_state(state: Any, path: Path) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _packed(state, tensors)
-    write_whole(save(tensors, {_KEY: json.dumps(tree)}), path)
+    write_whole(save(tensors, {_KEY: json.dumps(tree)}), Path(path))
 
 
-def load_state(path: Path) -> Any:
+def load_state(path: str | os.PathLike[str]) -> Any:
     """Read a state that `save_state` has written.
 
     Raises:
@@ -63,7 +63,7 @@ def write_whole(content: bytes, path: Path) -> None:
         raise
 
 
-def _not_a_state(path: Path, came: str) -> ValueError:
+def _not_a_state(path: str | os.PathLike[str], came: str) -> ValueError:
     """The error for a file that does not contain a state."""
     remedy = "Restore it, or begin without it."
     return value_error(str(path), "a file with the state of a monitor", came, remedy)
