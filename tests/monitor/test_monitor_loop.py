@@ -224,6 +224,18 @@ def test_a_resumed_run_measures_what_the_run_would_have() -> None:
     assert whole.history["ntk/buffer_drift"][-1] > 0.1
 
 
+def test_state_of_something_else() -> None:
+    """It is refused before anything changes."""
+    x = torch.randn(4, 2)
+    state = Monitor(x).state_dict()
+    for part in ("observer", "last_step", "calls", "steps"):
+        other = {key: value for key, value in state.items() if key != part}
+        monitor = Monitor(x)
+        with pytest.raises(ValueError, match=rf"`state` must be .* without '{part}'\. Load"):
+            monitor.load_state_dict(other)
+        assert monitor.state_dict() == state
+
+
 def test_a_state_of_an_earlier_release() -> None:
     """Version 1, written out: checkpoints that users have must go on."""
     weight, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])

@@ -288,6 +288,14 @@ class Monitor(Results):
         Raises:
             ValueError: The state cannot be used. Nothing changes then.
         """
+        for part in ("observer", "last_step", "calls", "steps"):
+            if not isinstance(state, Mapping) or part not in state:
+                raise value_error(
+                    "state",
+                    "what state_dict() of a Monitor has returned",
+                    f"{describe(state)} without {part!r}",
+                    "Load such a state, or begin with a new Monitor.",
+                )
         self._session.load_state_dict(state)
         self._calls, self._steps = int(state["calls"]), int(state["steps"])
         self._is_passed = bool(state.get("is_passed", False))  # earlier releases did not save it
