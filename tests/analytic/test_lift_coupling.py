@@ -123,6 +123,25 @@ def test_every_kernel_refuses(kernel: Callable[..., object]) -> None:
         kernel(Written(COUPLED["mean"]), samples(3))
 
 
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_statistics_that_the_looked_at_samples_share(n: int) -> None:
+    """As of images that all have a white pixel and a black one."""
+    x = samples(n)
+    x[:, 0], x[:, 3] = 3.0, -3.0
+    with pytest.raises(ValueError, match=REFUSAL):
+        analytic_ntk(Written(lambda layer, x: layer(x / x.max())), x)
+    with pytest.raises(ValueError, match=REFUSAL):
+        analytic_ntk(Written(lambda layer, x: layer(x - x.min())), x)
+
+
+def test_samples_that_hold_numbers_of_something() -> None:
+    table = torch.randn(5, 4, dtype=torch.float64)
+    x = torch.tensor([[0.0, 1, 2, 4], [3, 3, 0, 1]], dtype=torch.float64)
+    found = analytic_ntk(Written(lambda layer, x: layer(table[x.long()].sum(1))), x)
+    wanted = analytic_ntk(NTKLinear(4, 8), table[x.long()].sum(1))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_batches_of_several_tensors() -> None:
     mask = torch.tensor([[1, 1], [1, 0], [0, 1]], dtype=torch.bool)
     batch = {"mask": mask, "x": samples(6).view(3, 2, 4)}

@@ -32,8 +32,10 @@ def refuse_coupled(
     Three samples of the batch are evaluated by themselves, as batches of two copies of one sample
     (with a single copy, functions such as `squeeze` would do something else). What layers and other
     functions of random features take must be what the whole batch gave. If the batch has only one
-    sample, the copy has the entries of the sample in reverse. A network that computes nothing from
-    its inputs before the first layer is not evaluated.
+    sample, the copy has the entries of the sample in reverse. Then the whole batch is evaluated
+    with other entries in one sample, far outside of the range of all: `x / x.max()` is the same for
+    copies of a sample with the largest entry. A network that computes nothing from its inputs
+    before the first layer is not evaluated.
 
     Args:
         graph: The graph of the network.
@@ -54,10 +56,25 @@ def refuse_coupled(
             for node in taken:
                 whole, alone = side(values[node], which), side(own[node], 0)
                 if not _agree(whole, alone, i, copies, n):
-                    raise coupled(
-                        f"{node.name!r}, computed from the inputs, whose value for a sample "
-                        "depends on the rest of the batch or on its size"
-                    )
+                    raise _coupled_at(node)
+        if n == 1:
+            continue
+        try:
+            changed = evaluate(_with_outlier(x, which, n // 2), n, nodes)
+        except (IndexError, RuntimeError, ValueError):
+            continue  # the network does not take such a sample, as where numbers are indices
+        others = [i for i in range(n) if i != n // 2]
+        for node in taken:
+            whole, now = side(values[node], which), side(changed[node], 0)
+            if not _agree_at(whole, now, others, n):
+                raise _coupled_at(node)
+
+
+def _coupled_at(node: fx.Node) -> ValueError:
+    return coupled(
+        f"{node.name!r}, computed from the inputs, whose value for a sample depends on the rest of "
+        "the batch or on its size"
+    )
 
 
 def coupled(what: str) -> ValueError:
@@ -117,6 +134,40 @@ def _copies(x: Any, which: int, sample: int, count: int) -> Any:
     return x
 
 
+def _with_outlier(x: Any, which: int, sample: int) -> Any:
+    """Return x1 or x2 with other entries in one sample, beyond the range of all entries."""
+    if isinstance(x, Data):
+        whole = (x.first, x.second)[which].detach()
+        if whole.is_floating_point():
+            whole = whole.clone()
+            size = 1 + 2 * float(whole.abs().nan_to_num(posinf=0.0).max())
+            signs = torch.ones_like(whole[sample]).flatten()
+            signs[1::2] = -1
+            whole[sample] = size * signs.view_as(whole[sample])
+        return Data(whole, whole)
+    if isinstance(x, Mapping):
+        return {k: _with_outlier(v, which, sample) for k, v in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(_with_outlier(v, which, sample) for v in x)
+    return x
+
+
+def _agree_at(whole: Any, now: Any, samples: list[int], n: int) -> bool:
+    """Whether values have not changed at some of n samples, nor where they have no such axis."""
+    pairs = list(zip(leaves(whole), leaves(now), strict=False))
+    for a, b in pairs:
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            if bool(a != b):
+                return False
+        elif a.shape != b.shape:
+            return False
+        else:
+            some = samples if a.shape[:1] == (n,) else ...
+            if not _close(a.detach()[some], b[some], a):
+                return False
+    return len(leaves(now)) == len(pairs)
+
+
 def _agree(whole: Any, alone: Any, sample: int, copies: int, n: int) -> bool:
     """Whether values of copies of one sample are those of this sample in a batch of n samples."""
     pairs = list(zip(leaves(whole), leaves(alone), strict=False))
@@ -138,9 +189,14 @@ def _same_tensors(whole: Tensor, alone: Tensor, sample: int, copies: int, n: int
         wanted, alone = whole[sample], alone[0]
     else:
         return False
-    if torch.equal(alone, wanted):
+    return _close(alone, wanted, whole)
+
+
+def _close(a: Tensor, b: Tensor, whole: Tensor) -> bool:
+    """Whether parts of two values are equal up to rounding, beside the whole of one."""
+    if torch.equal(a, b):
         return True
     if not whole.is_floating_point():
         return False
     largest = float(whole.abs().nan_to_num(posinf=0.0).max())
-    return torch.allclose(alone, wanted, rtol=0, atol=_TOLERANCE * largest, equal_nan=True)
+    return torch.allclose(a, b, rtol=0, atol=_TOLERANCE * largest, equal_nan=True)
