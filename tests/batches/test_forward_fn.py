@@ -207,7 +207,10 @@ def test_another_number_of_rows(call: str) -> None:
     def flattened(model: nn.Module, batch: Any) -> Tensor:
         return model(batch["x"])["scores"].reshape(-1)
 
-    for f in (mean_loss, flattened):
+    def chosen(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"])["scores"][batch["y"] > batch["y"].min()]
+
+    for f in (mean_loss, flattened, chosen):
         with pytest.raises(ValueError, match=r"`forward_fn`.*one row of outputs per sample"):
             CALLS[call](net, batch, f)
 

@@ -25,13 +25,14 @@ def rows_of(
     n = len(batch)
     f = tensor_of(out, batch, n, forward_fn)
     name = "model" if forward_fn is None else "forward_fn"
-    if n == 1:
+    rows = f.shape[0] if f.ndim else None
+    if n == 1 and rows != 0:
         return f.reshape(1, -1).to(dtype)
-    if f.ndim == 0 or f.shape[0] != n:
+    if rows != n:
         raise value_error(
             name,
             "a function that returns one row of outputs per sample",
-            f"{describe(f)} for {n} samples",
+            f"{describe(f)} for {n} sample{'s' if n > 1 else ''}",
             "Its forward must keep the batch dimension first, and return outputs, not a loss. A "
             "model for one sample at a time, or for a fixed number of samples, can be wrapped in "
             "a module that loops over the rows of its input."
