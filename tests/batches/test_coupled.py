@@ -106,6 +106,20 @@ def test_another_number_of_outputs() -> None:
         empirical_ntk(net, normal(4, 3), normal(2, 3), coupled=True, forward_fn=forward_fn)
 
 
+def test_forward_that_fails() -> None:
+    """The batch is named, and not a `forward_fn` that nobody has passed."""
+    with pytest.raises(ValueError, match=r"`x1` must be.*as one input.*IndexError: index out"):
+        empirical_ntk(nn.Embedding(3, 2), torch.tensor([0, 3]), coupled=True)
+
+
+def test_batch_normalization_in_train_mode() -> None:
+    """The cause is the statistics over the batch, and not that they are written to buffers."""
+    net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 2))
+    x = normal(3, 2, 4)
+    with pytest.raises(ValueError, match=r"(?s)other samples.*in train mode.*coupled=True"):
+        empirical_ntk(net.double(), x, training=True)
+
+
 def test_coupled_samples_without_it_are_refused_with_the_argument_to_pass() -> None:
     with pytest.raises(ValueError, match="coupled=True"):
         empirical_ntk(made("set"), CASES["set"][1])

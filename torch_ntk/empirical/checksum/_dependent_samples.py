@@ -50,7 +50,7 @@ def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
         "model",
         "a function of one sample at a time",
         f"{what} of a sample that change with the other samples of its batch",
-        "Replace statistics over the batch (batch normalization without running "
+        "Replace statistics over the batch (batch normalization in train mode or without running "
         "statistics, x - x.mean(0), …) by statistics over one sample, and check which "
         "dimension the model takes for the batch (batch_first=True). If the batch is meant as one "
         "input, such as the nodes of a graph: coupled=True of empirical_ntk.",
@@ -58,7 +58,7 @@ def depends_on_batch(plain: PlainModel, x: Batch, what: str) -> ArgumentError:
 
 
 def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
-    """Return the names of buffers and attributes that a forward pass changes."""
+    """Return the names of buffers and attributes that a forward pass changes and may read."""
     module = plain.model
     if not isinstance(module, nn.Module):
         return []
@@ -79,5 +79,16 @@ def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
             and not (isinstance(m, torch.nn.RNNBase) and name.startswith(_FLAT))
         ]
         after_evaluation(module)
-    written = [n for n, b in buffers.items() if not torch.equal(b, plain.fixed[n])]
+    # Normalization in train mode writes its running statistics, but does not read them.
+    statistics = {
+        f"{n}.{name}".lstrip(".")
+        for n, m in module.named_modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase)
+        for name in m._buffers
+    }
+    written = [
+        n
+        for n, b in buffers.items()
+        if n not in statistics and not torch.equal(b, plain.fixed[n])
+    ]
     return [plain_name(n) for n in (*written, *changed)]

@@ -208,6 +208,12 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Te
                 f"{x}, on which its forward fails ({_first_line(error)})",
                 f"Convert it with {name}.to({fn.result_dtype}).",
             ) from error
+        if fn.coupled:
+            raise value_error(
+                name,
+                "a batch that the model takes as one input, as coupled=True says",
+                f"one on which its forward fails with {type(error).__name__}: {_first_line(error)}",
+            ) from error
         if fn.forward_fn is not None:
             raise value_error(
                 "forward_fn",
