@@ -118,6 +118,9 @@ def check_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         remedy = "Convert it with torch.as_tensor(...)."
         raise type_error(name, "a torch.Tensor", describe(value), remedy)
+    if value.is_nested:
+        remedy = "Pad it with .to_padded_tensor(0.0), and pass the lengths or a mask beside it."
+        raise type_error(name, "a dense tensor", "a nested tensor", remedy)
     if value.layout != torch.strided:
         raise type_error(
             name, "a dense tensor", f"layout {value.layout}", "Call .to_dense() first."

@@ -40,6 +40,11 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x1_infinite": ({"x1": X.masked_fill(X > 0.9, math.inf)}, ValueError, "`x1`.*1 infinite"),
     "x1_meta": ({"x1": X.to("meta")}, TypeError, "`x1`.*meta"),
     "x1_sparse": ({"x1": X.to_sparse()}, TypeError, "`x1`.*dense"),
+    "x1_nested": (
+        {"x1": torch.nested.nested_tensor([X[0], X[1, :1]], layout=torch.jagged)},
+        TypeError,
+        "`x1`.*nested.*to_padded_tensor",
+    ),
     "x2_list": ({"x2": [[1.0] * 5]}, TypeError, "`x2`"),
     "x2_empty": ({"x2": X[:0]}, ValueError, "`x2`"),
     "x2_wide": ({"x2": torch.ones(3, 6)}, ValueError, "`x2`.*like x1's"),

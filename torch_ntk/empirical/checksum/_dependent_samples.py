@@ -87,8 +87,6 @@ def state_that_changes(plain: PlainModel, x: Batch) -> list[str]:
         for name in m._buffers
     }
     written = [
-        n
-        for n, b in buffers.items()
-        if n not in statistics and not torch.equal(b, plain.fixed[n])
+        n for n, b in buffers.items() if n not in statistics and not torch.equal(b, plain.fixed[n])
     ]
     return [plain_name(n) for n in (*written, *changed)]
