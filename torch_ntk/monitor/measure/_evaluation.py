@@ -103,6 +103,9 @@ class Examined(NamedTuple):
 class Evaluation:
     """The settings by which all kernels and outputs of a record are computed.
 
+    Methods take the module to measure, the names of the parameters by which the kernel is computed,
+    the samples, and for J P Jᵀ the optimizer with P.
+
     Attributes:
         output: The kernel's output reduction: `"mean"`, `"trace"`, `"pseudo"`, `"full"` or
             `"probed"`. If it is None, `for_outputs` chooses by the number of outputs.
@@ -201,13 +204,7 @@ class Evaluation:
         return self._dtype_up_to(network, HUGE, CROWDED)
 
     def _dtype_up_to(self, network: nn.Module, most: int, most_bytes: int) -> torch.dtype:
-        """`dtype`, or float64 for networks up to a size and float32 for larger ones.
-
-        Args:
-            network: The module to measure.
-            most: The largest number of parameters.
-            most_bytes: The largest number of bytes of activations per sample, times outputs.
-        """
+        """`dtype`, or float64 up to these numbers of parameters and bytes, and else float32."""
         parameters = list(network.parameters())
         result = self.result_dtype(parameters[0].device)
         if self.dtype is not None or any(p.dtype == torch.float64 for p in parameters):
@@ -231,15 +228,7 @@ class Evaluation:
 
     # ------------------------------------------------------------------ kernels and outputs
     def examined(self, network: nn.Module, probe: Probe) -> Examined:
-        """Run a forward pass, and check that a kernel can be computed.
-
-        Args:
-            network: The module to measure.
-            probe: The samples.
-
-        Raises:
-            TypeError, ValueError: The network or its inputs are not suitable for a kernel.
-        """
+        """Run a forward pass; `TypeError` or `ValueError` if a kernel cannot be computed."""
         given, dtype = Samples.of(network, probe), self.gradient_dtype(network)
         with quiet(network, probe.device):
             fn = model_function(network, self.params, dtype, given.call, probe.coupled)
@@ -258,11 +247,6 @@ class Evaluation:
 
         It is extrapolated from the kernel of two samples. For a coupled probe it is extrapolated
         from a product with the kernel, which takes two passes, as do two outputs.
-
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
         """
         if probe.coupled:
             theta = self.operator(network, names, probe)
@@ -287,11 +271,6 @@ class Evaluation:
         self, network: nn.Module, names: Sequence[str], optimizers: Sequence[Optimizer]
     ) -> Optimizer | None:
         """The optimizer whose P is in the kernel, or None for the kernel of gradient descent.
-
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            optimizers: The optimizers of the training.
 
         Raises:
             NoScalesError: The optimizer has no P yet, or none at this step.
@@ -331,17 +310,10 @@ class Evaluation:
     ) -> Tensor:
         """The kernel Θ on the probe, of shape `[N, N]`, or `[N, N, O, O]` for `"full"`.
 
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
-            output: An output reduction, or None for that of these settings.
-            optimizer: The optimizer whose P is in the kernel, or None.
+        `output` replaces the output reduction of these settings.
         """
-        how = self._how(network, names, probe, optimizer)
-        with aiming_at(self._aim(network)):
-            kernel: Any = empirical_ntk(network, probe.x, output=output or self._kept, **how)
-        return self._stored(kernel)
+        own = {"output": output or self._kept, "precondition": optimizer}
+        return self._stored(self._computed(network, names, probe, **own))
 
     @property
     def shares(self) -> int:
@@ -353,15 +325,9 @@ class Evaluation:
     ) -> Tensor:
         """The part of Θ `[N, N]` that belongs to some of the outputs. All parts add up to `kernel`.
 
-        It is `Σ_i Θ[n, m, i, i]` over some of the outputs f_i, or of the directions
-        Σ_i v_i f_i / √O by which a kernel is estimated, divided by the number of all of them unless
-        the kernel is the trace.
-
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
-            part: A slice of the outputs or directions, of which there are `shares`.
+        It is `Σ_i Θ[n, m, i, i]` over some of the outputs f_i, or of the directions Σ_i v_i f_i /
+        √O by which a kernel is estimated, divided by the number of all of them, which is `shares`,
+        unless the kernel is the trace.
         """
         size = self.size or 1
         is_along = self.is_probed and size > DIRECTIONS
@@ -373,9 +339,7 @@ class Evaluation:
             out = out.reshape(len(out), -1)
             return out[:, part] if signs is None else along(out, signs.to(out.device))
 
-        how = self._how(network, names, probe, None)
-        with aiming_at(self._aim(network)):
-            kernel = empirical_ntk(network, probe.x, output="trace", **{**how, "forward_fn": some})
+        kernel = self._computed(network, names, probe, output="trace", forward_fn=some)
         return self._stored(kernel) / (1 if self._kept == "trace" else self.shares)
 
     def sums_of_outputs(self, network: nn.Module, names: Sequence[str], probe: Probe) -> Tensor:
@@ -395,19 +359,9 @@ class Evaluation:
         probe: Probe,
         optimizer: Optimizer | None = None,
     ) -> Parameters:
-        """The parts Θ_m of Θ = Σ_m Θ_m by the own parameters of each module m, by its name.
-
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
-            optimizer: The optimizer whose P is in the kernel, or None.
-        """
-        how = self._how(network, names, probe, optimizer)
-        with aiming_at(self._aim(network)):
-            found: dict[str, Any] = empirical_ntk(
-                network, probe.x, output=self._kept, by="module", **how
-            )
+        """The parts Θ_m of Θ = Σ_m Θ_m by the own parameters of each module m, by its name."""
+        own = {"output": self._kept, "by": "module", "precondition": optimizer}
+        found: dict[str, Any] = self._computed(network, names, probe, **own)
         parts = {n: self._stored(part) for n, part in found.items()}
         if isinstance(network, AdaptedNetwork):  # the user's module is its submodule
             parts = {n.removeprefix("network").removeprefix("."): p for n, p in parts.items()}
@@ -424,15 +378,9 @@ class Evaluation:
         """The output reduction, which is `"mean"` before a network has been evaluated."""
         return self.output or "mean"
 
-    def _how(
-        self,
-        network: nn.Module,
-        names: Sequence[str],
-        probe: Probe,
-        optimizer: Optimizer | None,
-    ) -> dict[str, Any]:
-        """The keyword arguments of `empirical_ntk` other than the output reduction."""
-        return {
+    def _computed(self, network: nn.Module, names: Sequence[str], probe: Probe, **own: Any) -> Any:
+        """What `empirical_ntk` returns with these settings and its arguments `own`."""
+        how: dict[str, Any] = {
             "method": self.method,
             "params": list(names),
             "batch_size": None if probe.coupled else self.batch_size,
@@ -440,9 +388,11 @@ class Evaluation:
             "accumulate": self.sum_dtype(network),
             "forward_fn": call_of(network, probe),
             "coupled": probe.coupled,
-            "precondition": optimizer,
             "max_memory": self._allowed(network, probe.device),
+            **own,
         }
+        with aiming_at(self._aim(network)):
+            return empirical_ntk(network, probe.x, **how)
 
     def _allowed(self, network: nn.Module, device: torch.device) -> int:
         """The bytes that a kernel may take.
@@ -478,14 +428,7 @@ class Evaluation:
         probe: Probe,
         optimizer: Optimizer | None = None,
     ) -> NTKOperator:
-        """The full kernel as an operator on vectors of N·O entries, without forming it.
-
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
-            optimizer: The optimizer whose P is in the kernel, or None.
-        """
+        """The full kernel as an operator on vectors of N·O entries, without forming it."""
         return NTKOperator(
             network,
             probe.x,
@@ -508,12 +451,7 @@ class Evaluation:
     ) -> Tensor:
         """The outputs `[N, O]` on the probe in eval mode, with the present parameters and buffers.
 
-        Args:
-            network: The module to measure.
-            names: The parameters by which the kernel is computed.
-            probe: The samples.
-            dtype: The floating type in which the network is evaluated; None is that of
-                `movement_dtype`.
+        The network is evaluated in `dtype`; None is that of `movement_dtype`.
         """
         dtype, given = dtype or self.movement_dtype(network), Samples.of(network, probe)
         with quiet(network, probe.device):
