@@ -329,12 +329,7 @@ class KernelCallback(Results, Callback):
     ) -> None:
         """Measure, log what was measured, and warn if other processes wait too long.
 
-        Args:
-            trainer: The Trainer.
-            pl_module: The module in training.
-            step: The number of optimizer steps that have been taken.
-            batch: The next training batch, or None at the end.
-            last: Whether this is the last measurement, which has figures in any case.
+        The batch is the next one, or None at the end; the last measurement has figures in any case.
         """
         session = self._session
         with session.attempt(step, pl_module):
@@ -362,12 +357,7 @@ class KernelCallback(Results, Callback):
         return find_network(pl_module, self.network, any_form=any_form)
 
     def _refuse_same_prefix(self, trainer: Trainer) -> None:
-        """Raise an error if another callback would log the same curves or save the same state.
-
-        Raises:
-            ValueError: A callback with the same prefix is of the same class, or has a metric of
-                this one.
-        """
+        """Raise a `ValueError` if another callback would log the same curves, or the same state."""
         mine = set(self._session.record.metrics)
         for other in callbacks_of(trainer, KernelCallback):
             if other is self or other.prefix != self.prefix:

@@ -15,9 +15,6 @@ def layout(sessions: Iterable[Session]) -> Layout:
     """The argument of `SummaryWriter.add_custom_scalars`, with a section for each prefix.
 
     Curves are given by regular expressions, which TensorBoard matches from the start of a name.
-
-    Args:
-        sessions: The sessions whose curves are logged to one logger.
     """
     tags: dict[str, dict[str, list[object]]] = {}
     for session in sessions:

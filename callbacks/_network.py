@@ -20,13 +20,8 @@ def find_network(pl_module: LightningModule, name: str | None, *, any_form: bool
     """The module whose kernel is measured.
 
     This is the submodule called `name`. Without a name it is the LightningModule itself if it has a
-    `forward`, and otherwise its only submodule with parameters.
-
-    Args:
-        pl_module: The module in training.
-        name: A submodule's name, or None.
-        any_form: Whether the LightningModule itself is measured if it has no `forward` and several
-            submodules. This is so if the user gives a function that calls them.
+    `forward`, and otherwise its only submodule with parameters; of several, `any_form` takes the
+    LightningModule, since a function of the user calls them.
 
     Raises:
         ValueError: There is no submodule of this name, or several without a name.
@@ -64,10 +59,6 @@ def first_measurement(callback: str, pl_module: LightningModule) -> Iterator[Non
 
     A network that can be trained may still have no kernel, and the caller of `Trainer.fit` has not
     passed the arguments `model` and `probe` that such an error is about.
-
-    Args:
-        callback: The name of the callback's class.
-        pl_module: The module in training.
     """
     try:
         yield

@@ -26,12 +26,7 @@ def log_observation(
 ) -> None:
     """Log the scalars of a measurement, and perhaps figures and the document of the page.
 
-    Args:
-        trainer: The Trainer with the loggers.
-        session: The session that has measured.
-        seen: The measurement.
-        draw: Whether figures are drawn and the document is written, if a logger can show images.
-        document: A function of the name of the run that makes the document.
+    Figures and `document(name of the run)` are made only if a logger can show images.
     """
     named = {session.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)

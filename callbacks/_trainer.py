@@ -172,15 +172,7 @@ def callbacks_of(trainer: Trainer, kind: type[Any] | tuple[type[Any], ...]) -> l
 
 
 def refuse_sharded(trainer: Trainer, name: str) -> None:
-    """Raise an error if no process has the whole network.
-
-    Args:
-        trainer: The Trainer.
-        name: The name of the callback's class.
-
-    Raises:
-        ValueError: The strategy splits parameters over processes.
-    """
+    """Raise a `ValueError` about a callback if the strategy splits parameters over processes."""
     if isinstance(trainer.strategy, _SHARDED):
         raise value_error(
             "strategy",

@@ -27,12 +27,7 @@ _FEW = 16  # up to this number of eigenvalues, each has a marker
 
 
 def figures_of(record: Record, seen: Observation) -> Iterator[tuple[str, Figure]]:
-    """The figures that belong to the metrics of a measurement, as pairs of name and figure.
-
-    Args:
-        record: The record with the reference and the history.
-        seen: The measurement.
-    """
+    """The figures that belong to the metrics of a measurement, as pairs of name and figure."""
     title = f"step {seen.step}"
     if (
         seen.kernel is not None

@@ -61,14 +61,7 @@ def history_plot(
 def _draw(
     axes: Axes, panel: Panel, curves: Mapping[str, Curve], rows: Sequence[Mapping[str, float]]
 ) -> None:
-    """Draw the curves of one panel.
-
-    Args:
-        axes: The axes of the panel.
-        panel: The panel.
-        curves: Its curves by the logged names of the values.
-        rows: The measurements.
-    """
+    """Draw the curves of one panel, which are given by the logged names of their values."""
     smallest = math.inf
     # Limits are drawn after the curves, as their values decide whether the limits are shown.
     for name, curve in sorted(curves.items(), key=lambda item: item[1].is_limit):

@@ -225,13 +225,8 @@ class Monitor(Results):
     ) -> Observation | None:
         """Measure and log, if it is due.
 
-        Args:
-            model: The network.
-            optimizer: The optimizer, or several, or None.
-            batch: The next training batch, or None.
-            step: The number of optimizer steps so far.
-            batches: The number of training batches so far.
-            last: Whether this is the last measurement, which is due unless the step was measured.
+        After `batches` training batches, `batch` is the next one, if it is known. The last
+        measurement is due unless its step was measured.
         """
         session = self._session
         if _rank() != 0:

@@ -21,11 +21,6 @@ def part_that_works(
 
     The method `encode` and all submodules with parameters are tried with the samples. This finds,
     for example, the mean of a variational autoencoder, or the discriminator of a GAN.
-
-    Args:
-        network: The network, which cannot be measured as a whole.
-        probe: The samples.
-        dtype: The floating type of the evaluation.
     """
     if not isinstance(probe.x, Tensor):
         return None

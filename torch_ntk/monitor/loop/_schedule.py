@@ -99,12 +99,7 @@ class Schedule:
         return self._start is not None
 
     def spend(self, seconds: float, figures: float = 0.0) -> None:
-        """Subtract a measurement from the budget.
-
-        Args:
-            seconds: The time that it has taken, without its figures.
-            figures: The time that its figures have taken, or 0 without figures.
-        """
+        """Subtract the seconds of a measurement from the budget, and those of its figures."""
         self._spent += seconds
         self.last_cost = seconds
         self._points += 1
@@ -122,8 +117,7 @@ class Schedule:
     def share(self, seconds: float = 0.0) -> float:
         """The share of the running time that measurements and figures have taken, in [0, 1].
 
-        Args:
-            seconds: The time of a measurement that has not been passed to `spend` yet.
+        It includes `seconds` of a measurement that has not been passed to `spend` yet.
         """
         passed = self._passed()
         spent = self._spent + self._figures + seconds
@@ -135,12 +129,7 @@ class Schedule:
         return self.at_steps is None and self.every_n_steps is None
 
     def due(self, step: int, last: int | None = None) -> bool:
-        """Whether to measure at `step`.
-
-        Args:
-            step: The number of optimizer steps so far.
-            last: The step of the last measurement, or None before the first one.
-        """
+        """Whether to measure at `step`; the last measurement was at `last`, if there was one."""
         if self.at_steps is not None:
             return step in self.at_steps
         if self.every_n_steps is not None:

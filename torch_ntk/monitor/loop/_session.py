@@ -213,10 +213,8 @@ class Session:
     def assist(self, find: Callable[[], nn.Module], step: int, batch: Any) -> None:
         """Compute a share of the kernel for the first process, if it has asked for one.
 
-        Args:
-            find: Finds the module with the parameters.
-            step: Optimizer steps taken.
-            batch: The next one of this process, in whose form samples are put.
+        `find` returns the module, and samples are put in the form of the next batch of this
+        process.
         """
         if self.shared_kernel is None:
             return
@@ -238,10 +236,6 @@ class Session:
 
         SIGTERM ends what is done within, and not the run, which finds its own note of it. The time
         spent within it counts as overhead.
-
-        Args:
-            step: Optimizer steps taken.
-            module: What is in training.
         """
         started = time.perf_counter()
         self.last_step = step
@@ -300,10 +294,8 @@ class Session:
     ) -> Iterator[None]:
         """Within it, errors of these kinds are warnings, unless `on_error` is `"raise"`.
 
-        Args:
-            kinds: The kinds of errors.
-            text: The warning, with `{}` in the place of the error.
-            key: One warning is given under this key; "" gives one for each error.
+        The text has `{}` in the place of the error. A key stands for one warning, "" for each
+        error.
         """
         try:
             yield
@@ -315,14 +307,7 @@ class Session:
     def begin(
         self, network: nn.Module, batch: Any, step: int, training: Training | None = None
     ) -> None:
-        """Take the reference on both probes: the network as it is now.
-
-        Args:
-            network: The module with the parameters.
-            batch: Where the probe is taken from if it was given as a number of samples.
-            step: Optimizer steps taken.
-            training: What moves the network.
-        """
+        """Take the reference on both probes; a number of samples is taken from the batch."""
         module = self._adapted(network)
         probe = self._read(network, self._probe, batch)
         if self.settings.recalibrate and statistics_of(module):
@@ -402,12 +387,7 @@ class Session:
             yield
 
     def offer_validation(self, find: Callable[[], nn.Module], batch: Any) -> None:
-        """Take the validation probe from a batch, if it was given as a number of samples.
-
-        Args:
-            find: Finds the module with the parameters.
-            batch: Of validation data.
-        """
+        """Take the validation probe from a batch, if it was given as a number of samples."""
         count = self._validation_probe
         if not isinstance(count, int):
             return
@@ -428,12 +408,7 @@ class Session:
     ) -> Observation:
         """Measure within `attempt`, after `begin`.
 
-        Args:
-            network: The module with the parameters.
-            step: Optimizer steps taken.
-            training: What moves the network.
-            batches: Training batches seen.
-            batch: The next one, if there is one: a probe from a saved state is put in its form.
+        `batches` have been seen. A probe from a saved state is put in the form of the next batch.
         """
         module = self._adapted(network)
         self._in_its_form(self.record, network, self._probe, batch)
@@ -478,13 +453,7 @@ class Session:
         return "last_step" in self.record.needs
 
     def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Keep what a metric needs to know of the step that comes next; after measuring.
-
-        Args:
-            network: The module with the parameters.
-            step: Optimizer steps taken.
-            optimizers: Those of the training.
-        """
+        """Keep what a metric needs to know of the step that comes next; after measuring."""
         if self.needs_every_step:
             self.record.remember(self._adapted(network), step, optimizers)
 

@@ -32,11 +32,6 @@ class SharedKernel:
 
     The first process decides one step ahead whether it asks the others, and adds up their shares.
     The others compute a share if they are asked for it.
-
-    Args:
-        record: The measurements of the session.
-        settings: The arguments of the session.
-        sharing: The connection to the other processes.
     """
 
     def __init__(self, record: Record, settings: Settings, sharing: Sharing) -> None:
@@ -56,11 +51,7 @@ class SharedKernel:
     def is_due(self, step: int, due: bool, last: int | None, schedule: Schedule) -> bool:
         """Whether to measure at `step`; asks for shares at the next step if it will be due.
 
-        Args:
-            step: The number of optimizer steps so far.
-            due: Whether the schedule says so.
-            last: The step of the last attempt.
-            schedule: The schedule of the session.
+        The schedule says that it is `due`, and the last attempt was at step `last`.
         """
         if not self._is_worth_it:
             return due
@@ -109,10 +100,6 @@ class SharedKernel:
 
         If anything goes wrong here, the first process does the work instead. It then raises the
         error itself, if the network is the cause.
-
-        Args:
-            step: The number of optimizer steps so far.
-            ready: Makes network and samples ready.
         """
         sharing = self.sharing
         if sharing.rank == 0 or not sharing.is_asked(step):

@@ -66,9 +66,7 @@ class Sharing:
     def of_this_process(name: str) -> Sharing | None:
         """The one for the default process group; None without a group of several processes.
 
-        Args:
-            name: The name of the monitor and its settings, by which processes recognize the same
-                monitor.
+        Processes recognize the same monitor by the name of it and of its settings.
         """
         distributed = torch.distributed
         count = _generations[name]
@@ -91,11 +89,8 @@ class Sharing:
     ) -> None:
         """Ask the other processes for their shares of the kernel at a step to come.
 
-        Args:
-            step: Optimizer steps taken by then.
-            count: How many outputs there are, or directions of them.
-            reference: What the kernel is taken on; sent again if it is another one than before.
-            state: Makes its state, tensors and plain values.
+        `count` is the number of outputs, or of directions of them. The state of the reference,
+        tensors and plain values, is sent again if it is another one than before.
         """
         if self.has_given_up:
             return
@@ -122,14 +117,11 @@ class Sharing:
         fingerprint: str,
         seen: Tensor,
     ) -> Tensor:
-        """The kernel of all outputs at the step that was asked for.
+        """The kernel of all outputs, or directions, at the step that was asked for.
 
-        Args:
-            step: The step.
-            count: How many outputs there are, or directions of them.
-            take: The part of the kernel that some of them make.
-            fingerprint: Of the network and the samples; a share of another one is not used, nor
-            seen: one of a network with other outputs, of which this is a number for each sample.
+        `take` computes the part of some of them. A share is not used if it is of a network or
+        samples of another fingerprint, or of other outputs, of which `seen` has a number for each
+        sample.
         """
         ranks = self._asked.pop(step)
         parts = _parts(count, len(ranks))

@@ -17,12 +17,7 @@ _OWN = "network."  # begins the names of an adapted network's parameters
 
 
 class AdaptedNetwork(nn.Module):
-    """A network whose forward is `forward_fn(network, batch)`, and which shares its parameters.
-
-    Args:
-        network: The module with the parameters and buffers.
-        forward_fn: A function of the module and of a batch that returns outputs `[N, ...]`.
-    """
+    """A network whose forward is `forward_fn(network, batch)`, and which shares its parameters."""
 
     def __init__(self, network: nn.Module, forward_fn: ForwardFn) -> None:
         super().__init__()
@@ -37,12 +32,7 @@ class AdaptedNetwork(nn.Module):
 
 
 def call_of(network: nn.Module, probe: Probe) -> ForwardFn | None:
-    """The `forward_fn` of `empirical_ntk` by which a module is called on a probe, or None.
-
-    Args:
-        network: The module to measure, which `adapted` returned.
-        probe: The samples in the form that the network accepts.
-    """
+    """The `forward_fn` of `empirical_ntk` by which a module that `adapted` returned is called."""
     if isinstance(network, AdaptedNetwork):
         return _adapted_outputs
     return _outputs_of_one if probe.as_one else None
@@ -63,12 +53,7 @@ class Samples(NamedTuple):
 
     @staticmethod
     def of(network: nn.Module, probe: Probe) -> Samples:
-        """Convert a probe.
-
-        Args:
-            network: The module to measure, which `adapted` returned.
-            probe: The samples in the form that the network accepts.
-        """
+        """The samples of a probe, for a module that `adapted` returned."""
         call = call_of(network, probe)
         if not probe.coupled:
             return Samples(probe.batch, call)
@@ -100,11 +85,7 @@ def adapted(
 ) -> nn.Module:
     """The module to measure: `network` itself, or an `AdaptedNetwork` with `forward_fn`.
 
-    Args:
-        network: The module with the parameters.
-        forward_fn: The user's `forward_fn`, or None.
-        before: The module that this function returned last, or None. It is returned again if it
-            belongs to the same network.
+    The module `before`, which was returned last, is returned again if it has the same network.
     """
     if forward_fn is None:
         return network
@@ -115,12 +96,7 @@ def adapted(
 
 
 def in_own_names(text: str, network: nn.Module) -> str:
-    """A message in which parameters and modules have the names of the user's own network.
-
-    Args:
-        text: The message.
-        network: The module to measure, which `adapted` returned.
-    """
+    """A message about the module to measure, with the names of the user's own network."""
     if not isinstance(network, AdaptedNetwork):
         return text
     own = network.network

@@ -25,11 +25,6 @@ def infinite_kernel(network: nn.Module, names: Sequence[str], probe: Probe) -> T
     An ordinary layer is assumed to be drawn from PyTorch's default initialization if the mean
     squares of its weights and biases agree with it. Otherwise these are taken as variances.
 
-    Args:
-        network: The module.
-        names: The parameters by which the kernel is computed.
-        probe: The samples.
-
     Raises:
         TypeError, ValueError: The network has no such limit, or the kernel is not by all of its
             parameters that require grad.
@@ -71,13 +66,7 @@ def _scheme(layer: Any) -> Scheme:
 
 
 def mean_kernel(kernel: Tensor, output: KernelOutput, outputs: int) -> Tensor:
-    """The kernel `[N, N]` in the units of `output="mean"`, which converge for infinite width.
-
-    Args:
-        kernel: The kernel with the reduction `output`, `[N, N]` or `[N, N, O, O]`.
-        output: The output reduction.
-        outputs: The number O of outputs.
-    """
+    """The kernel `[N, N]` in the units of `output="mean"`, which converge for infinite width."""
     if output == "full":
         return kernel.diagonal(dim1=2, dim2=3).mean(-1)
     return kernel / outputs if output == "trace" else kernel

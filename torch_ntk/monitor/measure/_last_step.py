@@ -37,13 +37,7 @@ class LastStep:
 
     @staticmethod
     def before(network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> LastStep:
-        """Copy what is needed before an optimizer step.
-
-        Args:
-            network: The module.
-            step: The number of optimizer steps so far.
-            optimizers: The optimizers of the training.
-        """
+        """Copy what is needed before an optimizer step, after `step` of them."""
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         rates = {
             id(p): float(group["lr"])
@@ -56,10 +50,6 @@ class LastStep:
 
     def lr(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> float:
         """The learning rate of the step, which is the largest of all parameters.
-
-        Args:
-            network: The module.
-            optimizers: The optimizers of the training.
 
         Raises:
             ValueError: The optimizer has no learning rate, or the parameters have no optimizer or
@@ -86,7 +76,7 @@ class LastStep:
 
         The network is evaluated in eval mode, with copies in the place of its parameters. If the
         outputs are too many to be stored for all samples (`Evaluation.is_probed`), the loss is the
-        mean of those of blocks of samples.
+        mean of those of blocks of samples. If no parameter has changed, there is no function.
 
         Args:
             network: The module after the step.
@@ -95,9 +85,6 @@ class LastStep:
             loss: A function of outputs `[N, O]` and targets, which is a mean over samples.
             y: The targets of the probe.
             recalibrate: Whether batch normalization uses the statistics of the probe at every c.
-
-        Yields:
-            The function, or None if no parameter has changed.
         """
         with quiet(network, probe.device), contextlib.ExitStack() as around:
             given = Samples.of(network, probe)

@@ -74,15 +74,9 @@ class Linearization:
     evaluation: Evaluation
 
     def outputs(self, f_0: Tensor) -> Tensor:
-        """The outputs f^lin `[N, O]` of the linearization at the network's parameters.
+        """The outputs f^lin `[N, O]` of the linearization at the network's parameters, from f_0.
 
         All parameters that have changed contribute, also those that were frozen at the reference.
-
-        Args:
-            f_0: The outputs `[N, O]` at the reference.
-
-        Raises:
-            ValueError: The network cannot be differentiated.
         """
         delta = self._delta()
         if not delta:
@@ -96,9 +90,6 @@ class Linearization:
 
         f_0 is evaluated again, together with the slopes. For every block only the squared norms are
         stored, and some outputs for a figure.
-
-        Raises:
-            ValueError: The network cannot be differentiated.
         """
         batch, size = self._samples.batch, self.reference.size
         if self.reference.probe.coupled:  # one sample with the outputs of all rows
@@ -131,11 +122,7 @@ class Linearization:
         return Movement(shown[0], shown[1], missed, moved)
 
     def check(self) -> None:
-        """Linearize one sample, so that an error is raised at the reference and not steps later.
-
-        Raises:
-            ValueError: The network cannot be differentiated.
-        """
+        """Linearize one sample, so that an error is raised at the reference and not steps later."""
         direction = {n: self._theta_0[n] for n in self.reference.trained}
         first = self._samples.batch[:1]
         self._over_blocks(first, direction, lambda f_0, along, at: None)
@@ -158,8 +145,8 @@ class Linearization:
             use: A function of f_0 `[n, O]`, of the slope ⟨δ, ∇f_0⟩ `[n, O]`, and of a function that
                 returns the outputs `[n, O]` on the block at other parameters and buffers.
 
-        Returns:
-            The results of `use`, one for each block.
+        Raises:
+            ValueError: The network cannot be differentiated.
         """
         network, call = self.network, self._samples.call
         leaves = leaves_of({n: self._theta_0[n] for n in delta})

@@ -125,13 +125,9 @@ def _alignment(now: Moment) -> Values:
 def _of_many_labels(y: Tensor, classes: int) -> Tensor:
     """Targets Y `[N, N]` with the same Gram matrix YYᵀ as one-hot vectors of labels at P places.
 
-    The vector of class c is e_c - 1/C. An entry of the Gram matrix is the mean over the places of
-    1 - 1/C if two samples have the same class there, and of -1/C if they have different classes.
+    The vector of class c is e_c - 1/C. An entry of the Gram matrix is the mean over the places of 1
+    - 1/C if two samples have the same class there, and of -1/C if they have different classes.
     Places without a label contribute 0. No tensor of N·P·C entries is formed.
-
-    Args:
-        y: Integer labels `[N, ...]` with P entries for each sample.
-        classes: The number C of classes.
     """
     labels = y.reshape(len(y), -1)
     known = labels != IGNORED
@@ -358,12 +354,7 @@ def curve_of(name: str) -> Curve | None:
 
 
 def read_metrics(metrics: object) -> tuple[Metric, ...]:
-    """The metrics of the given names, each once.
-
-    Raises:
-        TypeError: `metrics` is not a sequence of names, or is empty.
-        ValueError: A name is unknown.
-    """
+    """The metrics of the given names, each once; the errors name the argument `metrics`."""
     known = tuple(REGISTRY)
     if isinstance(metrics, str) or not isinstance(metrics, Sequence) or not metrics:
         raise type_error(

@@ -128,11 +128,7 @@ class Moment:
 
     @property
     def targets(self) -> Tensor:
-        """The targets of the probe.
-
-        Raises:
-            ValueError: The probe has no targets.
-        """
+        """The targets of the probe; `UndefinedError` if it has none."""
         y = self.reference.probe.y
         if y is None:
             raise UndefinedError(self.reference.probe.why_none)

@@ -179,20 +179,10 @@ class Record:
         probe: Probe,
         within: float | None,
     ) -> tuple[Evaluation, Probe]:
-        """Reduce the work of a kernel that would take too long.
+        """The settings and the samples with which a kernel that would take too long is measured.
 
         The kernel is estimated from directions of the outputs if the user has not chosen the output
-        reduction. If that is not sufficient, fewer samples are used.
-
-        Args:
-            network: The module to measure.
-            trained: The parameters by which the kernel is computed.
-            evaluation: The settings for its number of outputs.
-            probe: The samples.
-            within: The limit in training steps, as in `begin`.
-
-        Returns:
-            The settings and the samples to use.
+        reduction. If that is not sufficient, fewer samples are used, as `within` of `begin` says.
         """
         n, outputs = len(probe), evaluation.size or 1
         seconds, longest = evaluation.seconds(network, trained, probe), LONGEST
@@ -222,12 +212,7 @@ class Record:
         return is_sum and self.evaluation.moved_by == "gradient"
 
     def evaluation_of(self, reference: Reference, output: KernelOutput) -> Evaluation:
-        """The settings by which another process computes the kernel on its own reference.
-
-        Args:
-            reference: The reference of that process.
-            output: The output reduction of the first process.
-        """
+        """The settings for the reference of another process and its output reduction."""
         return replace(self._asked, output=output).for_outputs(reference.size, reference.held)
 
     def measure(
@@ -242,8 +227,7 @@ class Record:
         Args:
             network: The module to measure, which must be that of the reference.
             step: The number of optimizer steps so far.
-            training: The module in training and its optimizers, for `stability` and the kernel of
-                an optimizer.
+            training: For `stability` and the kernel of an optimizer.
             total: A function that adds up the parts of the kernel, as in `Moment`.
 
         Raises:
@@ -296,14 +280,7 @@ class Record:
         return seen
 
     def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Store the parameters before the next step, if a metric needs them.
-
-        Args:
-            network: The module to measure.
-            step: The number of optimizer steps so far. Only the first call for a step has an
-                effect.
-            optimizers: The optimizers of the training.
-        """
+        """Store the parameters before the next step, once for each step, if a metric needs them."""
         if "last_step" in self.needs and (self._before is None or self._before.step != step):
             self._before = LastStep.before(unwrap(network), step, optimizers)
 
@@ -355,11 +332,7 @@ class Record:
             return None
 
     def _reference_for(self, network: nn.Module) -> Reference:
-        """The reference, moved to the network's device.
-
-        Raises:
-            ValueError: There is no reference, or the network has other parameters.
-        """
+        """The reference on the network's device; `ValueError` if it is of another network."""
         if self.reference is None:
             raise value_error(
                 "network",

@@ -41,14 +41,7 @@ def recalibrated(network: nn.Module, probe: Probe) -> Iterator[frozenset[str]]:
 
     They are computed in one forward pass in eval mode, in which each layer normalizes with the mean
     and the unbiased variance of its input. Layers that the pass does not call, or whose input has
-    one value per channel, keep their statistics. Afterwards all statistics are restored.
-
-    Args:
-        network: The module to measure.
-        probe: The samples.
-
-    Yields:
-        The names of the buffers with running statistics.
+    one value per channel, keep their statistics. The context has the names of the buffers.
     """
     own = statistics_of(network)
     if not own:

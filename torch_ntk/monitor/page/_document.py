@@ -103,10 +103,7 @@ def _curves(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
 def _thresholds(name: str, is_turned_known: bool) -> list[dict[str, Any]]:
     """The values of a metric at which the verdict changes.
 
-    Args:
-        name: The name of the metric.
-        is_turned_known: Whether `kernel_distance` is known. Then a large drift alone does not make
-            the verdict "feature learning".
+    If `kernel_distance` is known, a large drift alone does not make it "feature learning".
     """
     lazy = {"value": LAZY_BELOW, "says": "lazy below"}
     rich = {"value": RICH_ABOVE, "says": "feature learning above"}

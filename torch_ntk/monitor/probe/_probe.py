@@ -166,12 +166,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Unread:
-    """Samples whose inputs and targets can be determined only with the network.
-
-    Attributes:
-        name: The name of the user's argument.
-        batch: All samples as one batch.
-    """
+    """Samples of the argument `name` whose inputs and targets only the network can tell apart."""
 
     name: str
     batch: Any
@@ -183,18 +178,10 @@ class Unread:
 
 
 def read_probe(name: str, probe: object) -> int | Probe | Unread:
-    """Check the value of a user's argument, and convert it.
+    """Check the value of the argument `name`, and convert it.
 
-    Args:
-        name: The name of the argument.
-        probe: The value of the argument.
-
-    Returns:
-        A number of samples, a probe without repeated samples, or samples that the network is needed
-        to read.
-
-    Raises:
-        TypeError, ValueError: The value is none of `ProbeLike`.
+    The result is a number of samples, a probe without repeated samples, or samples that the network
+    is needed to read. Errors are `TypeError` and `ValueError` about that argument.
     """
     is_pair = isinstance(probe, (tuple, list)) and len(probe) == 2
     with _errors_about(name):
@@ -209,15 +196,7 @@ def read_probe(name: str, probe: object) -> int | Probe | Unread:
 
 
 def coupled_probe(name: str, probe: object) -> Probe:
-    """The probe whose samples are the rows of the outputs for one input.
-
-    Args:
-        name: The name of the user's argument.
-        probe: The value of the argument: the input, or `(input, targets)`.
-
-    Raises:
-        TypeError: The value contains no tensor.
-    """
+    """The probe whose samples are the rows of the outputs for one input, or `(input, targets)`."""
     with _errors_about(name):
         if isinstance(probe, Probe):
             return replace(probe, coupled=True)
@@ -229,16 +208,7 @@ def coupled_probe(name: str, probe: object) -> Probe:
 
 
 def check_probe(probe: object) -> int | Probe | Unread:
-    """Check a number of samples or a batch, and convert it.
-
-    Returns:
-        The number, the probe for `x` or `(x, y)`, or samples of another form, which the network is
-        needed to read.
-
-    Raises:
-        TypeError: The value is neither an integer nor a batch with tensors.
-        ValueError: There are no samples, or another number of targets than samples.
-    """
+    """Check a number of samples or a batch, and convert it as `read_probe` does."""
     if isinstance(probe, Probe):
         return probe
     if isinstance(probe, Tensor):

@@ -225,12 +225,8 @@ class Reader:
     def _may_be_input(self, found: Probe, longer: tuple[Any, ...]) -> bool:
         """Whether the next entry of a sequence may be an optional argument such as a mask.
 
-        It is not if the network works without the entry and fails with it, as it usually does if
-        class labels are passed as a mask.
-
-        Args:
-            found: The samples without the entry.
-            longer: The inputs with the entry.
+        It is not if the network works without the entry, as `found`, and fails with it, as
+        `longer`, which it usually does if class labels are passed as a mask.
         """
         arguments = self._arguments
         if arguments is None or not arguments.next_may_be_tensor or self.forward_fn is not None:
@@ -347,13 +343,7 @@ class Reader:
         return f"input_fn=lambda batch: {f'({path}, batch[1])' if is_pair else path}"
 
     def _refused(self, batch: Any, came: str, argument: str) -> ArgumentError:
-        """The error for a batch whose inputs cannot be determined.
-
-        Args:
-            batch: The batch.
-            came: The reason.
-            argument: The text of the argument to pass.
-        """
+        """The error for a batch whose inputs cannot be determined, with the argument to pass."""
         return type_error(
             "probe",
             "taken from a batch of which it is clear what the network takes",
@@ -371,21 +361,10 @@ def probe_from_batch(
     forward_fn: ForwardFn | None = None,
     coupled: bool = False,
 ) -> Probe:
-    """The first `n` different samples of a training batch.
+    """The first `n` different samples of a training batch, read as by `Reader`.
 
-    If the batch has fewer, the probe is smaller, with a warning if the user has chosen `n`.
-
-    Args:
-        batch: The training batch.
-        n: The number of samples.
-        input_fn: A function of a batch that returns the inputs or `(x, y)`, as in `Reader`.
-        network: The module to measure, or None.
-        forward_fn: A function that replaces the call of the network, or None.
-        coupled: Whether the batch is one input, which is then used as a whole.
-
-    Raises:
-        TypeError: The inputs in the batch cannot be determined.
-        ValueError: The batch is empty.
+    If the batch has fewer, the probe is smaller, with a warning if the user has chosen `n`. A
+    coupled batch is used as a whole.
     """
     given = Reader(network, forward_fn, input_fn, coupled).read(batch)
     if coupled:

@@ -16,13 +16,9 @@ _MOST = 4096  # the largest number of samples that are read from a dataset
 
 
 def batch_of(dataset: Dataset[Any], indices: object = None) -> Any:
-    """The samples of a dataset at some indices, collated as by a `DataLoader`.
+    """The samples of a dataset at some indices, or all of them, collated as by a `DataLoader`.
 
     Random states are restored afterwards, as a dataset may draw random augmentations.
-
-    Args:
-        dataset: A dataset with `__getitem__`.
-        indices: The indices of the samples; None means all.
 
     Raises:
         TypeError: The dataset has no `__getitem__`, or the indices are not integers.

@@ -31,13 +31,8 @@ class ReferenceFile:
     ) -> dict[str, Any]:
         """The state of a `Session` without θ_0, which is written to a file in `folder`.
 
-        Args:
-            state: The state.
-            reference: The reference in the state. If it is None, the state is not changed.
-            folder: The folder of checkpoints.
-
-        Raises:
-            OSError: The file cannot be written.
+        Without a reference the state is not changed. An `OSError` means that the file was not
+        written.
         """
         if reference is None:
             return dict(state)

@@ -39,15 +39,9 @@ class HessianRoot:
 
 
 def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | None:
-    """The root of the second derivative at the outputs f, or None if it is not known for the loss.
+    """The root of the second derivative at outputs f `[N, O]`, or None if it is not known.
 
-    Args:
-        loss: The loss, which `find_loss` returned.
-        f: The outputs `[N, O]`.
-        y: The targets: labels `[N]`, or numbers of the shape of the outputs.
-
-    Raises:
-        ValueError: The targets do not fit the loss.
+    The targets are labels `[N]` or numbers of the outputs' shape; others are an `UndefinedError`.
     """
     n, outputs = f.shape
     even = torch.ones(n, dtype=f.dtype, device=f.device) / n
@@ -76,14 +70,7 @@ def root_of_hessian(loss: LossFunction, f: Tensor, y: Tensor) -> HessianRoot | N
 def hessian(loss: LossFunction, f: Tensor, y: Tensor) -> Tensor:
     """The second derivative of the loss `[N·O, N·O]` by the flattened outputs, by autograd.
 
-    Args:
-        loss: The loss, which `find_loss` returned.
-        f: The outputs `[N, O]`.
-        y: The targets.
-
-    Raises:
-        ValueError: The loss is not a scalar that can be differentiated twice, or the result is not
-            finite.
+    An `UndefinedError` says that the loss cannot be differentiated twice, or is not finite.
     """
     targets, loss = y.to(f.dtype) if y.is_floating_point() else y, like_outputs(loss, f)
     with torch.inference_mode(False), torch.enable_grad():

@@ -130,10 +130,7 @@ def _largest(
 ) -> float:
     """The largest eigenvalue of a symmetric matrix, by the Lanczos method.
 
-    Args:
-        product: A function that multiplies the matrix by a vector `[rows]`.
-        rows: The number of rows.
-        tolerance: The relative error of the eigenvalue.
+    `product` multiplies it by a vector `[rows]`; `tolerance` is the relative error.
     """
     from scipy.sparse.linalg import (  # type: ignore[import-untyped]  # slow to import
         ArpackNoConvergence,
@@ -154,14 +151,10 @@ def _largest(
 
 
 def passes_the_edge(rows: Sequence[Mapping[str, float]], optimizers: Sequence[Optimizer]) -> bool:
-    """Whether the last measurement is the first one above the stability limit.
+    """Whether the last row of the history is the first one above the stability limit.
 
     This is False for optimizers with a P, which follows the curvature: they do not diverge above
     their limit (Cohen et al. 2022), and in their first steps P is computed from few gradients.
-
-    Args:
-        rows: The history of measurements, as metrics by name.
-        optimizers: The optimizers of the training.
     """
     if not all(type(unwrapped(o)) is torch.optim.SGD for o in optimizers):
         return False

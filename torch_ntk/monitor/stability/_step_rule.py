@@ -67,12 +67,7 @@ class StepRule:
 def read_optimizers(
     optimizers: Sequence[Optimizer], network: nn.Module, names: Sequence[str]
 ) -> StepRule:
-    """Read the present learning rates and the stability limit from the parameter groups.
-
-    Args:
-        optimizers: The optimizers of the training.
-        network: The module to measure.
-        names: The names of the parameters by which the kernel is computed.
+    """Read the present rates and the stability limit of the parameters of these names.
 
     Raises:
         ValueError: The parameters have no optimizer or several ones, or one whose limit is not

@@ -25,12 +25,7 @@ _REMEDY = "Pass loss=, the function loss(f, y) -> scalar that is trained."
 
 
 def check_loss(loss: object) -> LossLike:
-    """Check the user's argument `loss` as far as that is possible without outputs.
-
-    Raises:
-        TypeError: It is neither a name nor a function.
-        ValueError: The name is unknown, or the loss is not a mean over samples.
-    """
+    """Check the user's argument `loss` as far as that is possible without outputs."""
     if isinstance(loss, str):
         return check_choice("loss", loss, _NAMES, "Or pass a function loss(f, y) -> scalar.")
     if isinstance(loss, type) or not callable(loss):
@@ -41,20 +36,12 @@ def check_loss(loss: object) -> LossLike:
 
 
 def find_loss(loss: LossLike, module: nn.Module | None, f: Tensor, y: Tensor) -> LossFunction:
-    """The function of outputs and targets that is trained.
+    """The function of outputs `[N, O]` and targets that is trained.
 
     `"auto"` is the only loss module of `module`. If it has none, the loss is cross-entropy for
     class labels and the mean squared error for floating-point targets. The result is
-    `F.cross_entropy` or `F.mse_loss` itself if it is equal to one of these.
-
-    Args:
-        loss: The user's argument, which `check_loss` has checked.
-        module: The module in training, or None.
-        f: The outputs `[N, O]`.
-        y: The targets.
-
-    Raises:
-        ValueError: The loss cannot be determined.
+    `F.cross_entropy` or `F.mse_loss` itself if it is equal to one of these. If the loss cannot be
+    determined, that is an `UndefinedError`.
     """
     if loss == "auto":
         own = [] if module is None else [m for m in module.modules() if isinstance(m, _Loss)]
@@ -76,11 +63,7 @@ def like_outputs(loss: LossFunction, f: Tensor) -> LossFunction:
 
 
 def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
-    """The value of the loss for outputs `[N, O]` and targets, computed in the outputs' dtype.
-
-    Raises:
-        ValueError: The loss is not defined for them, or is not a scalar.
-    """
+    """The loss of outputs `[N, O]` in their dtype; `UndefinedError` if it is not defined."""
     loss = like_outputs(loss, f)
     if y.is_floating_point():
         y = (y.reshape(f.shape) if y.numel() == f.numel() else y).to(f.dtype)
@@ -94,11 +77,7 @@ def loss_of(loss: LossFunction, f: Tensor, y: Tensor) -> float:
 
 
 def _by_targets(f: Tensor, y: Tensor) -> str:
-    """The name of the usual loss for targets of this form.
-
-    Raises:
-        ValueError: The form of the targets does not determine the loss.
-    """
+    """The name of the usual loss for targets of this form; `UndefinedError` if there is none."""
     outputs = f.shape[1]
     if not y.is_floating_point():
         if y.ndim == 1 and outputs > 1:
