@@ -18,7 +18,7 @@ from ._gaussian import (
     symmetrized,
 )
 from ._gradient_flow_mse import FlowDynamics
-from ._modes import Modes, read_modes, read_targets
+from ._modes import Modes, read_regression
 from ._predictor import spread
 from ._reduction import Reduction, rate_of
 from ._times import Time, read_times
@@ -100,11 +100,11 @@ class EnsemblePredictor:
         decay, gain = self._modes.evolve(FlowDynamics(self.reduction_rate), times)
         eps = max(self._modes.eps, torch.finfo(moving.dtype).eps)
         projected = self._modes.project(kernel, eps)
-        mean = layout.outputs_of(spread(projected, gain, self._modes.rotate(self._y)))
+        columns = spread(projected, gain, self._modes.rotate(self._y))
         square = _nngp_of(k_test_test)
         start = pair.nngp if self._prior is not None and square is not None else None
         dtype = promoted(self._dtype, moving, square, start)
-        mean = (mean[0] if single else mean).to(dtype).to(layout.device)
+        mean = layout.returned(columns, dtype, single=single)
         if square is None:
             return Gaussian(mean, None)
         prior = read_square(layout, "k_test_test", square, moving.shape[0])
@@ -191,8 +191,7 @@ def ensemble_mse(
     check_choice("ensemble", ensemble, ("ntk", "nngp"), "'ntk' trains all layers, 'nngp' the last.")
     name = f"k_train_train.{ensemble}"
     kernel = getattr(pair, ensemble)
-    _, targets = read_targets("y", name, kernel, y)
-    modes = read_modes(name, kernel, tuple(y.shape), "y", diag_reg)
+    modes, columns = read_regression(name, kernel, y, diag_reg)
     layout = modes.layout
     prior, dtype = None, promoted(modes.dtype, y)
     if ensemble == "ntk":
@@ -204,7 +203,7 @@ def ensemble_mse(
         targets=y.detach().clone(),
         reduction_rate=rate_of(reduction, layout.entries),
         _modes=modes,
-        _y=layout.columns(targets).clone(),
+        _y=columns.clone(),
         _dtype=dtype,
         _prior=prior,
     )

@@ -13,7 +13,6 @@ from ..memory import free_memory
 from ._class_targets import class_targets
 from ._flow_state import FlowState
 from ._gaussian import promoted
-from ._layout import Layout
 from ._loss import Loss, OutputLoss
 from ._modes import Modes
 from ._ode import Flow, Tolerances, solve
@@ -141,10 +140,11 @@ class FlowPredictor:
         solved = solve(flow, ordered.numpy(), options, progress=self.progress)
         states = torch.from_numpy(np.ascontiguousarray(solved)).to(layout.work_device)
         states = states[order.argsort().to(states.device)].reshape(-1, *start.shape)
-        f_train = _finish(layout, state.train(states), single, dtype)
+        f_train = layout.returned(state.train(states), dtype, single=single)
         if test is None:
             return f_train, None
-        return f_train, _finish(layout, test[0] + state.test(states, test[1]), single, dtype)
+        moved = test[0] + state.test(states, test[1])
+        return f_train, layout.returned(moved, dtype, single=single)
 
     def _with_outputs_of(self, f0_train: Tensor | None) -> Modes:
         """The modes for the number of outputs of f0."""
@@ -166,11 +166,6 @@ class FlowPredictor:
             flat=start.ndim == 1,
         )
         return replace(self._modes, layout=layout)
-
-
-def _finish(layout: Layout, columns: Tensor, single: bool, dtype: torch.dtype) -> Tensor:
-    outputs = layout.outputs_of(columns)
-    return (outputs[0] if single else outputs).to(dtype).to(layout.device)
 
 
 def _check_memory(size: int) -> None:

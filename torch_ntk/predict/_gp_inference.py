@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..empirical import NTKOperator
 from ._gaussian import Gaussian, promoted, read_square, symmetrized
-from ._modes import Modes, read_modes, read_targets
+from ._modes import Modes, read_regression
 from ._operator_process import OperatorProcess, process_of_operator
 
 
@@ -66,7 +66,7 @@ class GaussianProcess:
         layout = self._modes.layout
         kernel = layout.read_kernel("k_test_train", k_test_train, None, layout.samples)
         dtype = promoted(self._modes.dtype, self.targets, k_test_train, k_test_test)
-        mean = layout.outputs_of(kernel @ self._weights).to(dtype).to(layout.device)
+        mean = layout.returned(kernel @ self._weights, dtype)
         if k_test_test is None:
             return Gaussian(mean, None)
         prior = read_square(layout, "k_test_test", k_test_test, k_test_train.shape[0])
@@ -132,10 +132,9 @@ def gp_inference(
     """
     if isinstance(k_train_train, NTKOperator):
         return process_of_operator(k_train_train, y, diag_reg)
-    _, targets = read_targets("y", "k_train_train", k_train_train, y)
-    modes = read_modes("k_train_train", k_train_train, tuple(y.shape), "y", diag_reg)
+    modes, columns = read_regression("k_train_train", k_train_train, y, diag_reg)
     inverse = modes.inverse()
-    rotated = modes.rotate(modes.layout.columns(targets))
+    rotated = modes.rotate(columns)
     return GaussianProcess(
         targets=y.detach().clone(),
         _modes=modes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,9 +11,8 @@ from torch import Tensor
 from .._checks import check_finite_number, value_error
 from ._heavy_ball import decay_and_gain
 from ._max_learning_rate import check_momentum
-from ._modes import read_modes, read_targets
 from ._predictor import MSEPredictor
-from ._reduction import Reduction, rate_of
+from ._reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,8 @@ def gradient_descent_mse(
     """
     learning_rate = check_learning_rate(lr)
     mu = check_momentum(momentum)
-    _, targets = read_targets("y", "k_train_train", k_train_train, y)
-    modes = read_modes("k_train_train", k_train_train, tuple(y.shape), "y", diag_reg)
-    rate = rate_of(reduction, modes.layout.entries)
-    return MSEPredictor(
-        targets=y.detach().clone(),
-        reduction_rate=rate,
-        learning_rate=learning_rate,
-        momentum=mu,
-        max_learning_rate=modes.stable_step(rate, mu),
-        _modes=modes,
-        _dynamics=DescentDynamics(rate, learning_rate, mu),
-        _y=modes.layout.columns(targets).clone(),
-    )
+    dynamics = partial(DescentDynamics, learning_rate=learning_rate, momentum=mu)
+    return MSEPredictor.of(k_train_train, y, reduction, diag_reg, dynamics, learning_rate, mu)
 
 
 def check_learning_rate(value: object) -> float:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._modes import read_modes, read_targets
 from ._predictor import MSEPredictor
-from ._reduction import Reduction, rate_of
+from ._reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,4 @@ def gradient_flow_mse(
         >>> torch.allclose(f_test, new @ torch.linalg.lstsq(x, y).solution)
         True
     """
-    _, targets = read_targets("y", "k_train_train", k_train_train, y)
-    shape = tuple(y.shape)
-    modes = read_modes("k_train_train", k_train_train, shape, "y", diag_reg)
-    rate = rate_of(reduction, modes.layout.entries)
-    return MSEPredictor(
-        targets=y.detach().clone(),
-        reduction_rate=rate,
-        learning_rate=None,
-        momentum=0.0,
-        max_learning_rate=modes.stable_step(rate),
-        _modes=modes,
-        _dynamics=FlowDynamics(rate),
-        _y=modes.layout.columns(targets).clone(),
-    )
+    return MSEPredictor.of(k_train_train, y, reduction, diag_reg, FlowDynamics)

@@ -65,6 +65,11 @@ class Layout:
         samples = rows * width // self.outputs
         return columns.reshape(*leading, *self.shape(samples))
 
+    def returned(self, columns: Tensor, dtype: torch.dtype, *, single: bool = False) -> Tensor:
+        """`outputs_of(columns)` for the caller; `single` drops a leading axis of one time."""
+        outputs = self.outputs_of(columns)
+        return (outputs[0] if single else outputs).to(dtype).to(self.device)
+
     def matrix(self, kernel: Tensor) -> Tensor:
         """A kernel `[M, N]` or `[M, N, O, O]` as a matrix `[M, N]` or `[M·O, N·O]`."""
         if not self.full:

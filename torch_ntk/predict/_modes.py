@@ -154,24 +154,27 @@ def read_modes(
     return Modes(layout, eigen, given.dtype, name)
 
 
-def read_targets(name: str, kernel_name: str, kernel: object, y: object) -> tuple[Tensor, Tensor]:
-    """The kernel as the caller passed it, and the targets in float64, checked except for shapes.
+def read_targets(y: Tensor) -> Tensor:
+    """The targets in float64; they must be real and finite."""
+    remedy = "Class labels are not regression targets: use torch_ntk.predict.one_hot(labels, C)."
+    return as_float64("y", y, remedy)
 
-    Raises:
-        TypeError: The targets are not real floating-point numbers.
-        ValueError: They are empty, not finite, or on another device than the kernel.
-    """
-    given = check_train_kernel(kernel_name, kernel)
-    targets = as_float64(
-        name,
-        y,
-        "Class labels are not regression targets: use torch_ntk.predict.one_hot(labels, C).",
-    )
-    if isinstance(y, Tensor) and y.device != given.device:
+
+def check_device(y: Tensor, name: str, device: torch.device) -> None:
+    """Raise `ValueError` unless the targets are on the device of the kernel `name`."""
+    if y.device != device:
         raise value_error(
-            name,
-            f"on the device of `{kernel_name}`, {given.device}",
+            "y",
+            f"on the device of `{name}`, {device}",
             f"a tensor on {y.device}",
-            f"Move it with .to({str(given.device)!r}).",
+            f"Move it with .to({str(device)!r}).",
         )
-    return given, targets
+
+
+def read_regression(name: str, kernel: object, y: Tensor, diag_reg: object) -> tuple[Modes, Tensor]:
+    """The modes of a train kernel as in `read_modes`, and the targets as columns in float64."""
+    given = check_train_kernel(name, kernel)
+    targets = read_targets(y)
+    check_device(y, name, given.device)
+    modes = read_modes(name, given, tuple(y.shape), "y", diag_reg)
+    return modes, modes.layout.columns(targets)

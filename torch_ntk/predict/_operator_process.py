@@ -9,11 +9,10 @@ from torch import Tensor
 
 from .._checks import value_error
 from ..empirical import NTKOperator
-from ..linalg import as_float64
 from ..memory import budget, size_in_words
 from ._gaussian import Gaussian, promoted, read_square, symmetrized
 from ._layout import Layout, layout_for
-from ._modes import check_diag_reg
+from ._modes import check_device, check_diag_reg, read_targets
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +69,7 @@ class OperatorProcess:
             kernel = layout.read_kernel("k_test_train", k_test_train, None, layout.samples)
             mean = kernel @ self._weights.to(kernel)
         dtype = promoted(torch.promote_types(dtype, k_test_train.dtype))
-        shaped = layout.outputs_of(mean).to(dtype).to(layout.device)
+        shaped = layout.returned(mean, dtype)
         if k_test_test is None:
             return Gaussian(shaped, None)
         self._check_fits(rows)
@@ -135,11 +134,7 @@ def process_of_operator(kernel: NTKOperator, y: Tensor, diag_reg: object) -> Ope
         RuntimeError: The linear system was not solved to the precision of the operator.
     """
     regularization = check_diag_reg(diag_reg)
-    targets = as_float64(
-        "y",
-        y,
-        "Class labels are not regression targets: use torch_ntk.predict.one_hot(labels, C).",
-    )
+    targets = read_targets(y)
     rows, columns = kernel.shape
     if rows != columns:
         raise value_error(
@@ -153,13 +148,7 @@ def process_of_operator(kernel: NTKOperator, y: Tensor, diag_reg: object) -> Ope
     # A tensor of the kernel's shape that takes no memory, because its entries are one and the same.
     like = torch.zeros((), device=kernel.device).expand(shape)
     layout = layout_for("k_train_train", like, tuple(y.shape), "y")
-    if y.device != kernel.device:
-        raise value_error(
-            "y",
-            f"on the device of `k_train_train`, {kernel.device}",
-            f"a tensor on {y.device}",
-            f"Move it with .to({str(kernel.device)!r}).",
-        )
+    check_device(y, "k_train_train", kernel.device)
     solution = kernel.solve(layout.columns(targets), regularization)
     return OperatorProcess(
         targets=y.detach().clone(),

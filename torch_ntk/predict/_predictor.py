@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from .._checks import check_tensor, describe, value_error
 from ._gaussian import promoted
-from ._modes import Dynamics, Modes
+from ._modes import Dynamics, Modes, read_regression
+from ._reduction import Reduction, rate_of
 from ._times import Time, read_times
 
 
@@ -36,6 +38,33 @@ class MSEPredictor:
     _modes: Modes
     _dynamics: Dynamics
     _y: Tensor  # columns, float64
+
+    @staticmethod
+    def of(
+        kernel: object,
+        y: Tensor,
+        reduction: Reduction,
+        diag_reg: object,
+        dynamics: Callable[[float], Dynamics],
+        learning_rate: float | None = None,
+        momentum: float = 0.0,
+    ) -> MSEPredictor:
+        """The predictor for the arguments of `gradient_flow_mse` or `gradient_descent_mse`.
+
+        `dynamics` is a function of the factor c in ∂loss/∂f = c (f - y).
+        """
+        modes, columns = read_regression("k_train_train", kernel, y, diag_reg)
+        rate = rate_of(reduction, modes.layout.entries)
+        return MSEPredictor(
+            targets=y.detach().clone(),
+            reduction_rate=rate,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            max_learning_rate=modes.stable_step(rate, momentum),
+            _modes=modes,
+            _dynamics=dynamics(rate),
+            _y=columns.clone(),
+        )
 
     def __repr__(self) -> str:
         layout = self._modes.layout
@@ -139,32 +168,22 @@ class MSEPredictor:
             f_test = test[0] - spread(test[1], gain, residual)
         if not (_finite(f_train) and (f_test is None or _finite(f_test))):
             raise self._diverged()
-        return (
-            self._finish(f_train, single, dtype),
-            None if f_test is None else self._finish(f_test, single, dtype),
-        )
-
-    def _finish(self, columns: Tensor, single: bool, dtype: torch.dtype) -> Tensor:
-        outputs = self._modes.layout.outputs_of(columns)
-        outputs = outputs[0] if single else outputs
-        return outputs.to(dtype).to(self._modes.layout.device)
+        outputs = layout.returned(f_train, dtype, single=single)
+        return outputs, None if f_test is None else layout.returned(f_test, dtype, single=single)
 
     def _read_times(self, t: object) -> tuple[Tensor, bool]:
         device = self._modes.layout.work_device
         times, single = read_times(t, device, steps=self.learning_rate is not None)
-        if self.learning_rate is not None and bool(torch.isinf(times).any()):
-            self._check_limit(self.learning_rate)
-        return times, single
-
-    def _check_limit(self, learning_rate: float) -> None:
-        if learning_rate >= self.max_learning_rate:
+        lr, largest = self.learning_rate, self.max_learning_rate
+        if lr is not None and lr >= largest and bool(torch.isinf(times).any()):
             raise value_error(
                 "lr",
-                f"below {self.max_learning_rate:.9g} for the limit to exist",
-                f"{learning_rate:g}",
+                f"below {largest:.9g} for the limit to exist",
+                f"{lr:g}",
                 "At this step size gradient descent does not converge. Ask for a finite "
                 "number of steps to see it, or take a smaller step (max_learning_rate).",
             )
+        return times, single
 
     def _diverged(self) -> ValueError:
         return value_error(
