@@ -28,11 +28,7 @@ class Samples(NamedTuple):
 
 
 def samples(chosen: argparse.Namespace) -> Samples:
-    """The samples that are chosen by the arguments of `add_samples`.
-
-    Raises:
-        ValueError: There is no such file or dataset, or it has too few samples.
-    """
+    """The samples that are chosen by the arguments of `add_samples`."""
     if chosen.split is not None and chosen.data not in _TORCHVISION:
         raise ValueError(f"--split is for {', '.join(_TORCHVISION)}; {chosen.data} has no splits.")
     if chosen.size is not None and chosen.size < 1:
@@ -111,11 +107,7 @@ def _tensors(path: Path) -> tuple[Any, Any]:
 
 
 def safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ValueError: The file is not a safetensors file.
-    """
+    """The tensors of a safetensors file; `ValueError` if it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -25,12 +25,7 @@ PRESETS = (
 
 
 def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
-    """The kernel that is chosen by the arguments of `torch-ntk kernel`.
-
-    Raises:
-        ValueError, TypeError: The arguments contradict each other, or name something that is not a
-            kernel.
-    """
+    """The kernel that is chosen by the arguments of `torch-ntk kernel`."""
     empirical = _is_empirical(chosen)
     if chosen.preset is not None:
         return preset(chosen.preset)
@@ -54,11 +49,7 @@ def kernel(chosen: argparse.Namespace) -> Callable[..., Tensor]:
 
 
 def _is_empirical(chosen: argparse.Namespace) -> bool:
-    """Whether the arguments ask for the empirical kernel of a network.
-
-    Raises:
-        ValueError: An argument is given that the chosen kernel does not have.
-    """
+    """Whether the empirical kernel of a network is asked for; arguments of others are refused."""
     empirical: bool = chosen.state is not None or chosen.empirical
     others: tuple[str, ...]
     if chosen.model is None:
@@ -74,11 +65,7 @@ def _is_empirical(chosen: argparse.Namespace) -> bool:
 
 
 def preset(name: str) -> Callable[..., Tensor]:
-    """The infinite-width kernel of a preset.
-
-    Raises:
-        ValueError: There is no preset of this name.
-    """
+    """The infinite-width kernel of a preset."""
     found = re.fullmatch(r"(cntk-gap|cntk-v|mlp)-([1-9]\d?)", name)
     if found is None:
         raise ValueError(f"--preset must be one of {PRESETS}; got {name!r}.")
@@ -95,11 +82,7 @@ def mlp(a: Tensor, b: Tensor | None = None, *, depth: int) -> Tensor:
 
 
 def imported(name: str) -> Any:
-    """Import the object `module:name`; modules in the current folder are found too.
-
-    Raises:
-        ValueError: There is no object of that name.
-    """
+    """Import the object `module:name`; modules in the current folder are found too."""
     module, separator, attribute = name.partition(":")
     if not (module and separator and attribute):
         raise ValueError(f"expected module:function; got {name!r}.")

@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Write the page.
-
-    Raises:
-        ValueError: A folder holds no run, or a document cannot be read.
-    """
+    """Write the page."""
     from ..tensorboard_plugin import find_documents, read_document
 
     paths: dict[Path, None] = {}  # used as an ordered set

@@ -14,17 +14,11 @@ _CHUNK = 256  # rows of the Hessian that are computed at once
 def curvatures(
     loss: Callable[[Tensor, Tensor], Tensor], kernel: Tensor, f: Tensor, y: Tensor
 ) -> Tensor:
-    r"""The eigenvalues of Θ^½ ∇²loss Θ^½ at outputs f, descending, `[N·O]`.
+    r"""The eigenvalues of Θ^½ ∇²loss Θ^½ at outputs f `[N, O]`, descending, `[N·O]`.
 
     With the Jacobian J of the outputs, Θ = J Jᵀ, they are the non-zero eigenvalues of the
     Gauss-Newton matrix Jᵀ ∇²loss J: gradient descent on the linearized network is stable around f
-    while lr times the largest is below 2.
-
-    Args:
-        loss: `loss(f, y) -> scalar`, twice differentiable.
-        kernel: `[N, N]` or `[N, N, O, O]`, float64.
-        f: Outputs `[N, O]`, float64.
-        y: Targets.
+    while lr times the largest is below 2. The kernel is `[N, N]` or `[N, N, O, O]`, in float64.
     """
     size, shape = f.numel(), f.shape
     # Autograd records nothing in inference mode, and never tensors that were made there: copy them.

@@ -180,13 +180,8 @@ def _test(kernel: Tensor | None, outputs: Tensor | None, theta: Tensor) -> _Test
 def read_steps(steps: object) -> Tensor:
     """The numbers of the steps to predict, `[T]`, ascending.
 
-    Args:
-        steps: The number of the last step, for all steps up to it (or 1,001 evenly spaced ones if
-            there are more than a thousand); or the numbers of the steps themselves.
-
-    Raises:
-        TypeError: `steps` is neither an integer nor a sequence of integers.
-        ValueError: A number is negative, or there are no steps.
+    They are given as a sequence, or as the number of the last one, for all steps up to it (or 1,001
+    evenly spaced ones if there are more than a thousand).
     """
     expected = "a number of steps, or a sequence of step numbers"
     if isinstance(steps, int) and not isinstance(steps, bool):

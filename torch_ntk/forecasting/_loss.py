@@ -33,11 +33,7 @@ class SquaredError:
     reduction: str
 
     def targets(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """Targets `[N, O]` in float64.
-
-        Raises:
-            ValueError: The targets are labels, or have another shape.
-        """
+        """Targets `[N, O]` in float64; labels and other shapes are refused."""
         n, outputs = shape
         if not y.is_floating_point():
             raise value_error(
@@ -58,20 +54,12 @@ class SquaredError:
 
 @dataclass(frozen=True)
 class SmoothLoss:
-    """Any differentiable loss.
-
-    Attributes:
-        function: `loss(f, y) -> scalar`.
-    """
+    """Any differentiable loss, as a function `loss(f, y) -> scalar`."""
 
     function: Callable[[Tensor, Tensor], Tensor]
 
     def targets(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """The targets, in float64 if they are floating point, labels of cross-entropy in int64.
-
-        Raises:
-            ValueError: There is not one target per sample, or cross-entropy does not accept them.
-        """
+        """The targets, in float64 if they are floating point, labels of cross-entropy in int64."""
         if y.ndim == 0 or y.shape[0] != shape[0]:
             raise value_error("y", f"one target for each of {shape[0]} samples", y)
         y = y.detach()
@@ -91,10 +79,6 @@ def read_loss(loss: object, reduction: object) -> SquaredError | SmoothLoss:
 
     Torch's own squared error is recognized, because discrete steps have a closed form for it too;
     unlike `"mse"` it has no factor ½.
-
-    Raises:
-        TypeError: `loss` is neither a name nor a function.
-        ValueError: The name or the reduction is unknown.
     """
     check_choice("reduction", reduction, ("mean", "sum"), "The loss must be a scalar.")
     if isinstance(loss, str):

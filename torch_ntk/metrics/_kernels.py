@@ -36,13 +36,7 @@ different sets of inputs has a relative asymmetry of order 1.
 
 
 def as_kernel(name: str, value: object) -> Tensor:
-    """`value` in float64 in one of the three layouts, its two sample axes of equal length.
-
-    Raises:
-        TypeError: As `as_float64`.
-        ValueError: Its shape is not that of a kernel of one set of inputs with itself, or it is
-            empty or not finite.
-    """
+    """`value` in float64 in one of the three layouts, its two sample axes of equal length."""
     tensor = check_tensor(name, value)
     shape = tensor.shape
     if (

@@ -24,8 +24,7 @@ def spectrum(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Tenso
         `[N]` or `[N·O]`, float64, on the kernel's device (the CPU for MPS).
 
     Raises:
-        TypeError: As `spectral_summary`.
-        ValueError: As `spectral_summary`.
+        TypeError, ValueError: As `spectral_summary`.
 
     Example:
         >>> import torch
@@ -51,8 +50,7 @@ def lambda_min(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Ten
         A 0-dim float64 tensor in the kernel's unit.
 
     Raises:
-        TypeError: As `spectral_summary`.
-        ValueError: As `spectral_summary`.
+        TypeError, ValueError: As `spectral_summary`.
     """
     summary = spectral_summary(kernel, eps=eps)
     return scalar(summary.lambda_min, summary.eigenvalues)
@@ -69,8 +67,7 @@ def lambda_max(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Ten
         A 0-dim float64 tensor in the kernel's unit.
 
     Raises:
-        TypeError: As `spectral_summary`.
-        ValueError: As `spectral_summary`.
+        TypeError, ValueError: As `spectral_summary`.
     """
     summary = spectral_summary(kernel, eps=eps)
     return scalar(summary.lambda_max, summary.eigenvalues)
@@ -89,8 +86,7 @@ def noise_floor(kernel: Tensor, *, eps: float | torch.dtype | None = None) -> Te
         A 0-dim float64 tensor in the kernel's unit.
 
     Raises:
-        TypeError: As `spectral_summary`.
-        ValueError: As `spectral_summary`.
+        TypeError, ValueError: As `spectral_summary`.
     """
     summary = spectral_summary(kernel, eps=eps)
     return scalar(summary.noise_floor, summary.eigenvalues)
@@ -110,8 +106,7 @@ def condition_number(kernel: Tensor, *, eps: float | torch.dtype | None = None) 
         A 0-dim float64 tensor in [1, ∞].
 
     Raises:
-        TypeError: As `spectral_summary`.
-        ValueError: As `spectral_summary`.
+        TypeError, ValueError: As `spectral_summary`.
     """
     summary = spectral_summary(kernel, eps=eps)
     return scalar(summary.condition, summary.eigenvalues)

@@ -105,11 +105,9 @@ def spectral_summary(kernel: Tensor, *, eps: float | torch.dtype | None = None) 
 
 
 def decompose(kernel: Tensor, eps: float | torch.dtype | None) -> tuple[Tensor, float, float]:
-    """Check a kernel and take its eigenvalues.
+    """The ascending eigenvalues of (Θ + Θᵀ)/2 for a checked kernel Θ.
 
-    Returns:
-        The ascending eigenvalues of (Θ + Θᵀ)/2, the relative precision of the kernel's entries,
-        and ‖Θ - Θᵀ‖_F / 2.
+    Beside them are the relative precision of the kernel's entries, and ‖Θ - Θᵀ‖_F / 2.
     """
     theta = as_kernel("kernel", kernel)
     precision = _precision(kernel.dtype, eps)

@@ -23,11 +23,7 @@ GREY = "0.45"
 
 
 def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[Figure, Axes]:
-    """The figure of `ax` and `ax` itself, or a new figure and its axes.
-
-    Raises:
-        TypeError: `ax` is not a single `Axes`.
-    """
+    """The figure of a single `Axes` and it itself, or a new figure and its axes."""
     if ax is None:
         figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
@@ -53,12 +49,7 @@ def style(k: int) -> dict[str, Any]:
 
 
 def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
-    """A tensor or array as a float64 array; its number of dimensions must be in `dims`.
-
-    Raises:
-        TypeError: The value is not numeric.
-        ValueError: It has another number of dimensions, or no entries.
-    """
+    """A tensor or array of numbers in float64; its number of dimensions must be in `dims`."""
     if isinstance(value, Tensor):
         value = value.detach().to("cpu", torch.float64).numpy()
     if value is None:

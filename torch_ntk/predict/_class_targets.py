@@ -18,16 +18,9 @@ def class_targets(loss: object, y: Tensor, shape: Sequence[int]) -> Tensor:
     """`y` in the form that torch's cross-entropy takes; targets of any other loss are unchanged.
 
     Without this check, torch raises an IndexError for labels that are not a class and a
-    RuntimeError for labels in another dtype than int64; neither names the argument.
-
-    Args:
-        loss: The loss; cross-entropy is `F.cross_entropy`, a `functools.partial` of it or an
-            `nn.CrossEntropyLoss`.
-        y: The targets.
-        shape: The shape of the outputs.
-
-    Returns:
-        Class labels `[N]` in int64, or probabilities `[N, C]`.
+    RuntimeError for labels in another dtype than int64; neither names the argument. Cross-entropy
+    is `F.cross_entropy`, a `functools.partial` of it or an `nn.CrossEntropyLoss`. Its targets are
+    class labels `[N]`, in int64 afterwards, or probabilities `[N, C]`, for outputs of this shape.
 
     Raises:
         ValueError: `y` is neither labels nor probabilities for these outputs, a label is not the

@@ -54,11 +54,7 @@ class HasKernels(Protocol):
 
 
 def check_pair(name: str, value: object) -> HasKernels:
-    """Return `value` if it has the attributes `nngp` and `ntk`.
-
-    Raises:
-        TypeError: `value` does not have them.
-    """
+    """Return `value` if it has the attributes `nngp` and `ntk`, else raise `TypeError`."""
     if hasattr(value, "nngp") and hasattr(value, "ntk"):
         pair: HasKernels = value
         return pair
@@ -71,12 +67,7 @@ def check_pair(name: str, value: object) -> HasKernels:
 
 
 def read_square(layout: Layout, name: str, value: object, samples: int) -> Tensor:
-    """The kernel of the test samples with themselves as a symmetric float64 matrix.
-
-    Raises:
-        TypeError: It is not a dense tensor of real floating-point numbers.
-        ValueError: It has another shape, is not finite, not symmetric, or on another device.
-    """
+    """The kernel of the test samples with themselves, checked to be symmetric, in float64."""
     tensor = check_tensor(name, value)
     matrix = layout.read_kernel(name, tensor, samples, samples)
     largest = float(matrix.abs().max())

@@ -97,12 +97,7 @@ def gradient_descent_mse(
 
 
 def check_learning_rate(value: object) -> float:
-    """Return `lr` if it is a positive finite number.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not positive or not finite.
-    """
+    """Return `lr` if it is a positive finite number, else raise `TypeError` or `ValueError`."""
     lr = check_finite_number("lr", value)
     if lr <= 0.0:
         raise value_error(

@@ -87,12 +87,7 @@ class Layout:
         return split.transpose(-3, -2)
 
     def read_outputs(self, name: str, value: object, samples: int | None = None) -> Tensor:
-        """The caller's outputs in float64, as columns.
-
-        Raises:
-            TypeError: It is not a dense tensor of real floating-point numbers.
-            ValueError: It has another shape, is not finite, or lies on another device.
-        """
+        """The caller's outputs in float64, as columns; their shape and device must be right."""
         tensor = check_tensor(name, value)
         expected = self.shape(samples)
         if tuple(tensor.shape) != expected:
@@ -109,15 +104,7 @@ class Layout:
     def read_kernel(self, name: str, value: object, rows: int | None, columns: int) -> Tensor:
         """A kernel between two sets of inputs, in float64, as a matrix.
 
-        Args:
-            name: The argument's name.
-            value: The caller's argument.
-            rows: The number of samples on the first axis; `None` accepts any number.
-            columns: The number of samples on the second axis.
-
-        Raises:
-            TypeError: It is not a dense tensor of real floating-point numbers.
-            ValueError: It has another shape, is not finite, or lies on another device.
+        `rows` and `columns` are the numbers of samples on its axes; `None` accepts any number.
         """
         tensor = check_tensor(name, value)
         o = self.outputs
@@ -156,12 +143,7 @@ class Layout:
 
 
 def check_train_kernel(name: str, value: object) -> Tensor:
-    """Return a kernel `[N, N]` or `[N, N, O, O]` of one set of inputs, its shape checked.
-
-    Raises:
-        TypeError: It is not a dense tensor.
-        ValueError: It has another shape.
-    """
+    """Return a kernel `[N, N]` or `[N, N, O, O]` of one set of inputs, its shape checked."""
     kernel = check_tensor(name, value)
     shape = tuple(kernel.shape)
     if kernel.numel() == 0:
@@ -180,16 +162,9 @@ def check_train_kernel(name: str, value: object) -> Tensor:
 
 
 def layout_for(name: str, kernel: Tensor, shape: tuple[int, ...], of: str) -> Layout:
-    """The layout of a checked train kernel with outputs of the given shape.
+    """The layout of a checked train kernel with outputs `[N]` or `[N, O]` of the given shape.
 
-    Args:
-        name: The kernel's name, for messages.
-        kernel: The kernel, as `check_train_kernel` returned it.
-        shape: The shape of the outputs, `[N]` or `[N, O]`.
-        of: The argument that has this shape, for messages.
-
-    Raises:
-        ValueError: The shapes do not fit each other.
+    Messages call the kernel `name`, and the argument that has this shape `of`.
     """
     n, full = kernel.shape[0], kernel.ndim == 4
     outputs = kernel.shape[2] if full else (shape[1] if len(shape) == 2 else 1)

@@ -32,21 +32,13 @@ class OutputLoss:
     layout: Layout
 
     def gradient(self, columns: Tensor, t: float) -> Tensor:
-        """∂loss/∂f `[D, C]`.
-
-        Raises:
-            ValueError: The gradient is not finite.
-        """
+        """∂loss/∂f `[D, C]`, which must be finite."""
         gradient: Tensor = torch.func.grad(self._of_outputs)(self._outputs(columns))
         _check_derivative("gradient", gradient, t)
         return self.layout.columns(gradient.detach())
 
     def hessian(self, columns: Tensor, t: float) -> Tensor:
-        """∂²loss/∂f² `[D, C, D, C]`.
-
-        Raises:
-            ValueError: The Hessian is not finite.
-        """
+        """∂²loss/∂f² `[D, C, D, C]`, which must be finite."""
         gradient = torch.func.grad(self._of_outputs)
         second: Tensor = torch.func.jacrev(gradient)(self._outputs(columns))
         _check_derivative("second derivative", second, t)
@@ -116,12 +108,7 @@ def _check_derivative(what: str, value: Tensor, t: float) -> None:
 
 
 def read_loss_targets(y: object, device: torch.device) -> Tensor:
-    """A copy of y, which may be real numbers or labels of any shape.
-
-    Raises:
-        TypeError: It is not a dense tensor of real numbers.
-        ValueError: It has no axis, or is on another device than the kernel.
-    """
+    """A copy of y, which may be real numbers or labels `[N, ...]` of any shape."""
     tensor = check_tensor("y", y)
     if tensor.dtype.is_complex:
         raise type_error("y", "a tensor of real numbers", tensor)

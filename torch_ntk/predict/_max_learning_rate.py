@@ -66,12 +66,7 @@ def max_learning_rate(
 
 
 def check_momentum(value: object) -> float:
-    """Return `momentum` if it is a number in [0, 1).
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not in [0, 1).
-    """
+    """Return `momentum` if it is a number in [0, 1), else raise `TypeError` or `ValueError`."""
     momentum = check_finite_number("momentum", value)
     if not 0.0 <= momentum < 1.0:
         raise value_error(

@@ -131,12 +131,7 @@ def read_modes(
 ) -> Modes:
     """Check and decompose a train kernel for outputs of the given shape.
 
-    Args:
-        name: The caller's name of the kernel.
-        kernel: `[N, N]` or `[N, N, O, O]`.
-        shape: The shape of the outputs.
-        of: The argument that has this shape, for messages.
-        diag_reg: Regularization of the diagonal, in units of its mean.
+    Messages call the kernel `name`, and the argument that has this shape `of`.
 
     Raises:
         TypeError: The kernel is not a dense tensor of real floating-point numbers, or `diag_reg`

@@ -61,12 +61,6 @@ class Flow:
 def solve(flow: Flow, times: Array, options: Tolerances, *, progress: bool = False) -> Array:
     """The states `[T, size]` of a flow at ascending times ≥ 0, where infinity means the limit.
 
-    Args:
-        flow: The flow.
-        times: The times, ascending.
-        options: The solver and its tolerances.
-        progress: Whether to show a progress bar.
-
     Raises:
         RuntimeError: The solver fails, or needs more evaluations than allowed.
         ValueError: The limit is not reached by the horizon.

@@ -125,14 +125,7 @@ class OperatorProcess:
 
 @torch.no_grad()
 def process_of_operator(kernel: NTKOperator, y: Tensor, diag_reg: object) -> OperatorProcess:
-    """`gp_inference` for an operator.
-
-    Raises:
-        TypeError: y is not of floating-point numbers.
-        ValueError: Shapes do not fit; y is not finite or on another device; `diag_reg` is negative;
-            the operator is between two sets of samples.
-        RuntimeError: The linear system was not solved to the precision of the operator.
-    """
+    """`gp_inference` for an operator, with its errors."""
     regularization = check_diag_reg(diag_reg)
     targets = read_targets(y)
     rows, columns = kernel.shape

@@ -108,8 +108,7 @@ class MSEPredictor:
             `[D]`, or `[T, D]` for a tensor of T times, float64, in the order of `eigenvalues`.
 
         Raises:
-            TypeError: As a call.
-            ValueError: As a call.
+            TypeError, ValueError: As a call.
         """
         times, single = self._read_times(t)
         with torch.no_grad():
@@ -198,12 +197,7 @@ class MSEPredictor:
 def read_test(
     modes: Modes, f0_test: Tensor | None, k_test_train: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The test outputs at t = 0 as columns, and K_st V; `None` without a test kernel.
-
-    Raises:
-        TypeError: As `Layout.read_kernel` and `Layout.read_outputs`.
-        ValueError: As these; or test outputs are given without a test kernel.
-    """
+    """The test outputs at t = 0 as columns, and K_st V; `None` without a test kernel."""
     layout = modes.layout
     if k_test_train is None:
         if f0_test is not None:

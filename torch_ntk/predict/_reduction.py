@@ -11,11 +11,7 @@ Reduction: TypeAlias = Literal["sum", "mean"]
 
 
 def rate_of(reduction: object, entries: int) -> float:
-    """The factor c in ∂loss/∂f = c · (f - y): 1 for the sum, 1/(N·O) for the mean.
-
-    Raises:
-        ValueError: The reduction is neither "sum" nor "mean".
-    """
+    """The factor c in ∂loss/∂f = c · (f - y): 1 for the sum, 1/(N·O) for the mean."""
     check_choice(
         "reduction",
         reduction,

@@ -18,15 +18,7 @@ _EXPECTED = "a number, a 0-dim or 1-D tensor of times, or None (or infinity) for
 def read_times(t: object, device: torch.device, *, steps: bool = False) -> tuple[Tensor, bool]:
     """The times as a 1-D float64 tensor, and whether a single time was asked for.
 
-    Args:
-        t: The caller's argument.
-        device: The device of the result.
-        steps: Whether times are numbers of steps, which must be whole.
-
-    Raises:
-        TypeError: It is neither a number, a tensor of real numbers nor `None`.
-        ValueError: It is negative, NaN, an empty tensor, of more than one dimension, or, for
-            steps, not whole or too large to be exact in float64.
+    With `steps` they are numbers of steps, which must be whole, and exact in float64.
     """
     if t is None:
         t = math.inf

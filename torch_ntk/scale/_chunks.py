@@ -124,11 +124,7 @@ class Chunks:
         return np.asarray(found)
 
     def write(self, values: NDArray[Any], *index: int) -> None:
-        """Write a chunk.
-
-        Raises:
-            OSError: The file cannot be written, for example because the disk is full.
-        """
+        """Write a chunk; `OSError` if that is impossible, for example because the disk is full."""
         self._refuse_links(*index)
         self._array().set_block_selection(self._place(index), np.ascontiguousarray(values))
 
@@ -157,11 +153,7 @@ class Chunks:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file.
-
-    Raises:
-        ValueError: The file cannot be read, is too large, or holds no JSON object.
-    """
+    """The object in a small JSON file; `ValueError` if there is none."""
     try:
         with open(path, "rb") as file:
             text = file.read(_MOST_METADATA + 1)

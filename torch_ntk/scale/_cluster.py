@@ -29,12 +29,6 @@ def on_cluster(
     the end none are queued in advance, because a queued tile stays with its worker while another
     worker may be idle. After an error, or when the caller stops, tiles that have not begun are not
     computed.
-
-    Args:
-        client: A client of the cluster.
-        job: Computes a tile.
-        tiles: The tiles to compute.
-        count: The number of tiles.
     """
     dask = distributed()
     from ._worker import SLOT, TileWorker, tile_on_worker

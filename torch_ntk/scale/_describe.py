@@ -32,11 +32,7 @@ _HOW = frozenset({"progress", "max_memory"})
 
 
 def describe(kernel: object, name: str | None = None) -> dict[str, Any]:
-    """Describe a kernel as plain values.
-
-    Args:
-        kernel: A function, a partial of one, a module, or another callable object.
-        name: A name that the caller gives the kernel; it is then the whole description.
+    """Describe a kernel as plain values; a name that the caller gives it is the whole description.
 
     Raises:
         TypeError: A part of the kernel cannot be described.
@@ -54,11 +50,7 @@ def _reads_weights(kernel: object) -> bool:
 
 
 class _Describer:
-    """Describes values and everything that they contain.
-
-    Args:
-        weights: Whether the values of a module's weights belong to its description.
-    """
+    """Describes values and all that they contain, with or without the values of weights."""
 
     def __init__(self, weights: bool) -> None:
         self._weights = weights

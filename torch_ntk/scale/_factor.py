@@ -88,13 +88,7 @@ def dask_factor(store: TileStore, shift: float, client: Any) -> Inner | None:
 
 
 class _Shifted(Reader):
-    """Reads blocks of K + shift, each of several tiles, padded with an identity matrix.
-
-    Args:
-        store: The store of K.
-        side: The number of rows and columns of a block.
-        shift: The number that is added to the diagonal.
-    """
+    """Reads blocks of K + shift, `side` rows of several tiles, padded with an identity matrix."""
 
     def __init__(self, store: TileStore, side: int, shift: float) -> None:
         super().__init__(store.path, store.first)
@@ -128,8 +122,7 @@ class _Shifted(Reader):
 def worker_here(folder: Path) -> Iterator[Any]:
     """A client of one worker in this process, which moves to disk what does not fit in memory.
 
-    Args:
-        folder: A folder on that disk.
+    Its files are in a folder inside of `folder`.
     """
     import dask
 

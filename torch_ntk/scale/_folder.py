@@ -135,15 +135,7 @@ def create(
 ) -> Folder:
     """Make a store; if another process makes one meanwhile, that one is returned.
 
-    Args:
-        path: The folder.
-        manifest: What the store is to hold; it has the hashes of the samples already.
-        x1: The samples of the rows.
-        x2: The samples of the columns, if they are others.
-        labels: The labels of x1, if any.
-
-    Raises:
-        OSError: The folder cannot be written.
+    The manifest has the hashes of the samples already.
     """
     parent = path.absolute().parent
     _remove_abandoned(parent, path.name)

@@ -140,11 +140,7 @@ class Job:
         return found if self.device is None else found.to(self.device)
 
     def _checked(self, found: object, tile: Tile) -> NDArray[Any]:
-        """What the kernel returned, as a NumPy array in the store's dtype.
-
-        Raises:
-            ValueError: The shape is wrong, or an entry is not finite.
-        """
+        """What the kernel returned, as a finite NumPy array in the store's dtype."""
         size = self.folder.grid.size(*tile)
         value = found if isinstance(found, Tensor) else None
         if value is None and isinstance(found, np.ndarray):
@@ -187,10 +183,6 @@ class Job:
 
 def _symmetric(values: NDArray[Any], start: int) -> NDArray[Any]:
     """(K + Kᵀ)/2 for a tile K on the diagonal; K itself if it is exactly symmetric.
-
-    Args:
-        values: K.
-        start: The index of the tile's first sample, for the message.
 
     Raises:
         ValueError: K is asymmetric by more than rounding. The tiles below the diagonal, which are

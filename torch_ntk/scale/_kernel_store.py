@@ -308,12 +308,7 @@ class KernelStore(TileStore):
         return values, columns
 
     def _test_kernel(self, given: object, name: str = "k_test_train") -> TestKernel:
-        """The argument `name`, read as the kernel between test and training samples.
-
-        Raises:
-            TypeError, ValueError: It is not such a kernel, or is of other samples or of another
-                kernel.
-        """
+        """The argument `name`, read as the kernel between test and training samples."""
         if not isinstance(given, KernelStore):
             return TestKernel.of_array(name, given, self.shape[0])
         mine, other = self._folder.manifest, given._folder.manifest

@@ -133,11 +133,7 @@ def digest_of(description: dict[str, Any]) -> str:
 
 
 def manifest_from(found: dict[str, Any]) -> Manifest:
-    """The manifest that was read from a file, after every value in it has been checked.
-
-    Raises:
-        ValueError: It is not a valid manifest.
-    """
+    """The manifest that was read from a file, after every value in it has been checked."""
     version = found.get("format")
     if version != FORMAT:
         raise _refused(f"a store of format {FORMAT}", f"format {version!r}")

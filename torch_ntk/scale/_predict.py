@@ -51,12 +51,7 @@ class TestKernel:
 
     @staticmethod
     def of_array(name: str, array: Any, columns: int) -> TestKernel:
-        """Read a tensor or an array some rows at a time.
-
-        Raises:
-            TypeError: It is neither a tensor nor an array.
-            ValueError: Its shape is not `[M, columns]`.
-        """
+        """Read a tensor or an array `[M, columns]` some rows at a time."""
         if isinstance(array, Tensor):
             array = array.detach().cpu()
         elif not (hasattr(array, "shape") and hasattr(array, "dtype")):
@@ -92,18 +87,10 @@ def at_time(
     """k_xᵀ g(K + shift) y with g(λ) = (1 - exp(-λt))/λ, from leading eigenpairs of K.
 
     On the complement of the eigenvectors V, g(K + shift) is replaced by p(K + shift), where the
-    polynomial p is close to g between shift and λ_k + shift: the interval that contains the other
-    eigenvalues. Only the parts of y and k_x in the complement are affected, so that the error is at
-    most max|g - p| · ‖(1 - VVᵀ) k_x‖ · ‖(1 - VVᵀ) y‖.
-
-    Args:
-        test: K(x, X).
-        pairs: Leading eigenpairs of K.
-        y: Targets `[N, O]`.
-        t: The time.
-        multiply: Computes a product with K.
-        shift: The number that is added to K's diagonal.
-        max_products: The largest degree of p.
+    polynomial p, of a degree of at most `max_products`, is close to g between shift and λ_k +
+    shift: the interval that contains the other eigenvalues. Only the parts of y `[N, O]` and k_x in
+    the complement are affected, so that the error is at most max|g - p| · ‖(1 - VVᵀ) k_x‖ · ‖(1 -
+    VVᵀ) y‖. `multiply` computes a product with K.
     """
     values, vectors = pairs.values.clamp(min=0.0), pairs.vectors
     known = vectors.T @ y

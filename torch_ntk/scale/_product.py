@@ -22,10 +22,6 @@ def product_of(store: TileStore, client: Any) -> SymmetricProduct:
 
     They are computed in memory if the kernel fits there. Otherwise each tile is read once for each
     product, by this process or by the workers of a client.
-
-    Args:
-        store: The store of the kernel, which is complete.
-        client: A `dask.distributed.Client`, or None.
     """
     size = store.shape[0]
     kept: list[Tensor] = []

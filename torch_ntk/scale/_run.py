@@ -92,12 +92,7 @@ class Request:
 
 
 def run(request: Request, client: Any, progress: bool) -> Folder:
-    """Compute all tiles of a request that its store does not have yet.
-
-    Raises:
-        TypeError, ValueError: As `compute_kernel`.
-        OSError: The disk is full.
-    """
+    """Compute all tiles of a request that its store does not have yet."""
     _packages.zarr()
     check_bool("progress", progress)
     if client is not None and not hasattr(client, "register_plugin"):
@@ -158,11 +153,7 @@ def _in_this_process(job: Job, tiles: Iterator[Tile]) -> Iterator[tuple[Tile, Ou
 
 
 def _opened(request: Request) -> tuple[Folder, int]:
-    """The store of a request, made if necessary, and the row of tiles to begin with.
-
-    Raises:
-        ValueError: The store exists, but is of something else.
-    """
+    """The store of a request, made if necessary, and the row of tiles to begin with."""
     wanted = _manifest(request)
     path = request.path
     if not path.exists() or _is_empty(path):

@@ -99,12 +99,7 @@ class _OfDataset(Source):
 
 
 def source_of(name: str, x: object) -> Source:
-    """The samples that a caller passes as the argument `name`.
-
-    Raises:
-        TypeError: The argument has none of the supported forms.
-        ValueError: There is no sample, or no such file.
-    """
+    """The samples that a caller passes as the argument `name`, in any supported form."""
     if isinstance(x, Tensor):
         return _Tensor(name, x)
     if isinstance(x, (str, os.PathLike)):

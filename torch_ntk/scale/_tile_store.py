@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,9 @@ class TileStore:
         return found | {"tile": manifest.tile, "dtype": manifest.dtype, "bytes": manifest.bytes}
 
     def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"{type(self).__name__}({str(self.path)!r}, {rows}×{columns}, {self._state()})"
-
-    def _state(self) -> str:
-        finished, total = self.finished, self.total
-        return "complete" if finished == total else f"{finished} of {total} tiles"
+        (rows, columns), finished, total = self.shape, self.finished, self.total
+        state = "complete" if finished == total else f"{finished} of {total} tiles"
+        return f"{type(self).__name__}({str(self.path)!r}, {rows}×{columns}, {state})"
 
     def verify(self, *, progress: bool = False) -> Verified:
         """Read every tile, and check that its checksum is right and its entries are finite.
@@ -157,13 +154,13 @@ class TileStore:
             ValueError: Tiles are missing.
         """
         self._check_complete()
-        return self._blocks(Reader(self.path, self._folder.first), self._folder.grid.chunks())
-
-    def _blocks(self, read: Callable[..., NDArray[Any]], chunks: Any) -> Any:
-        """A Dask array whose blocks the function `read` returns."""
-        dtype = self._folder.manifest.dtype
+        dtype, chunks = self._folder.manifest.dtype, self._folder.grid.chunks()
         return _packages.dask_array().map_blocks(
-            read, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype), token="ntk-tile"
+            Reader(self.path, self._folder.first),
+            chunks=chunks,
+            dtype=dtype,
+            meta=np.empty((0, 0), dtype),
+            token="ntk-tile",
         )
 
     def to_dense(self) -> Tensor:
@@ -236,11 +233,7 @@ class TileStore:
 
 
 def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
-    """The entries of a tile, also below the diagonal of a symmetric matrix.
-
-    Raises:
-        ValueError: The tile is missing or damaged.
-    """
+    """The entries of a tile, also below the diagonal; `ValueError` if it is missing or damaged."""
     turned = folder.grid.symmetric and i > j
     rows, columns = folder.grid.size(i, j)
     try:
@@ -256,12 +249,7 @@ def read_tile(folder: Folder, i: int, j: int) -> NDArray[Any]:
 
 
 class Reader:
-    """Reads the blocks of a Dask array; it can be pickled and used in any process.
-
-    Args:
-        path: The store's folder.
-        first: The number of samples of `Folder`.
-    """
+    """Reads the blocks of a Dask array; it can be pickled and used in any process."""
 
     def __init__(self, path: Path, first: int | None) -> None:
         self._path, self._first = path, first

@@ -20,22 +20,13 @@ tile uses all of the worker's threads, and a second one would only compete for t
 
 
 class TileWorker(WorkerPlugin):
-    """Gives each worker a copy of the job and the resource for one tile.
-
-    Args:
-        name: The name by which tasks find this plugin on their worker.
-        job: Computes a tile.
-    """
+    """Gives each worker a copy of the job, found by its name, and the resource for one tile."""
 
     def __init__(self, name: str, job: Job) -> None:
         self.name, self.job = name, job
 
     async def setup(self, worker: Any) -> None:
-        """Give the worker its resource, and a device of its own.
-
-        Raises:
-            ValueError: The worker sees several devices, and its name does not say which to use.
-        """
+        """Give the worker its resource, and a device of its own."""
         keep_memory()
         if self.job.device == "cuda":
             self.job.device = f"cuda:{_device_of(worker)}"

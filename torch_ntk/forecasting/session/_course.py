@@ -18,9 +18,6 @@ class ProbeLoss:
         like: Outputs `[N, O]` on the device and in the dtype in which the loss is computed.
         y: Targets.
         loss: A loss as in `torch_ntk.forecasting.forecast`, averaged over samples.
-
-    Raises:
-        TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
     """
 
     def __init__(self, like: Tensor, y: Tensor, loss: LossLike) -> None:

@@ -58,12 +58,7 @@ class ForecastSession(Session):
         return (*super().curves, *FORECAST_CURVES)
 
     def follow(self, optimizers: Sequence[Optimizer], step: int) -> None:
-        """Notice if learning rate or momentum are no longer those of the forecast.
-
-        Args:
-            optimizers: The optimizers of the training.
-            step: The number of optimizer steps that have been taken.
-        """
+        """Notice if rates or momentum at `step` are no longer those of the forecast."""
         if self._rates is None or self._changed_at is not None:
             return
         now = rates_now(optimizers)
@@ -89,11 +84,7 @@ class ForecastSession(Session):
     def _others(
         self, module: nn.Module, reference: Reference, step: int, training: Training
     ) -> dict[str, float]:
-        """The loss on the probe, and the predicted one.
-
-        Raises:
-            ValueError: The loss on the probe cannot be computed.
-        """
+        """The loss on the probe, which must be known, and the predicted one."""
         network = unwrap(module)
         evaluation = self.record.evaluation
         reference.check_matches(network)
@@ -172,11 +163,7 @@ class ForecastSession(Session):
         return Motion(moved.reshape(-1, reference.size).double(), steps.gain, steps.taken)
 
     def _loss_on(self, reference: Reference, training: Training) -> ProbeLoss:
-        """The loss of the training, on the probe.
-
-        Raises:
-            ValueError: It is not known.
-        """
+        """The loss of the training, on the probe; `ValueError` if it is not known."""
         if self._loss is None:
             f, targets, loss = self._data(reference, training)
             self._loss = ProbeLoss(f.double(), targets, loss)

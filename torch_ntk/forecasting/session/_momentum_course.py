@@ -38,17 +38,7 @@ class MomentumCourse:
 
     where t is the number of the step. This is exact for any loss and any initial m.
 
-    Args:
-        kernel: Θ on the training samples, `[N, N, O, O]`.
-        outputs: f at the start, `[N, O]`.
-        y: Targets.
-        loss: A loss as in `torch_ntk.forecasting.forecast`, averaged over samples.
-        lr: The learning rate.
-        momentum: The momentum μ.
-        motion: The optimizer's momentum at the start.
-
-    Raises:
-        TypeError, ValueError: As `torch_ntk.forecasting.forecast_from_kernel`.
+    The arguments are those of `Course`, with the motion of the momentum at the start.
     """
 
     def __init__(

@@ -125,12 +125,7 @@ def read_steps_of(
 
 
 def gathered(steps: Steps, network: nn.Module) -> Parameters:
-    """P m for each parameter that moves, where m is the optimizer's momentum, relative to `lr`.
-
-    Args:
-        steps: The steps, with a preconditioner.
-        network: The module whose training is forecast.
-    """
+    """P m for each parameter that moves, where m is the optimizer's momentum, relative to `lr`."""
     optimizer, found = steps.preconditioner, {}
     assert optimizer is not None
     names = {n for _, group in steps.groups for n in group}
