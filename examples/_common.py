@@ -38,6 +38,12 @@ def exponent(sizes: Sequence[float], values: Tensor) -> tuple[float, float]:
     return float(slopes.mean()), error
 
 
+def fitted(sizes: Sequence[float], values: Tensor, **beside: float) -> dict[str, float]:
+    """`exponent(sizes, values)` as it is written to files, with other numbers beside it."""
+    slope, error = exponent(sizes, values)
+    return {"measured": round(slope, 4), "standard_error": round(error, 4), **beside}
+
+
 def scaled(sizes: Sequence[float], power: float, start: float) -> list[float]:
     """A line of slope `power` on logarithmic axes that begins at `start`."""
     return [start * (size / sizes[0]) ** power for size in sizes]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _common import COLOURS, exponent, save, scaled, width_axis
+from _common import COLOURS, exponent, fitted, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -184,13 +184,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [measured(act, depth, args) for act in args.activations for depth in args.depths]
     print_table(results, args.widths)
     slopes = {
-        result.name: {
-            "measured": round(exponent(args.widths, result.errors)[0], 4),
-            "standard_error": round(exponent(args.widths, result.errors)[1], 4),
-            "between_draws": round(exponent(args.widths, result.spread[None])[0], 4),
-            "theory": THEORY,
-            "bound": BOUND,
-        }
+        result.name: fitted(
+            args.widths,
+            result.errors,
+            between_draws=round(exponent(args.widths, result.spread[None])[0], 4),
+            theory=THEORY,
+            bound=BOUND,
+        )
         for result in results
     }
     numbers = {

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, exponent, save, scaled, width_axis
+from _common import COLOURS, exponent, fitted, save, scaled, width_axis
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -253,13 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(results, args.widths)
     exponents = {
         activation: {
-            name: {
-                "measured": round(exponent(args.widths, result.sups[name])[0], 4),
-                "standard_error": round(exponent(args.widths, result.sups[name])[1], 4),
-                "expected": expected(activation)[name],
-                "bound": BOUND,
-            }
-            for name in MEASURED
+            name: fitted(args.widths, result.sups[name], expected=theory, bound=BOUND)
+            for name, theory in expected(activation).items()
         }
         for activation, result in results.items()
     }

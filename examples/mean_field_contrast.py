@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, exponent, save, scaled, width_axis
+from _common import COLOURS, fitted, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -179,12 +179,8 @@ def numbers(runs: dict[str, list[list[Run]]], args: argparse.Namespace) -> dict[
         found["exponents"][scaling] = {}
         for name, _, theory in ROWS:
             values = torch.tensor([[getattr(r, name) for r in row] for row in by_width]).mT
-            p, error = exponent(args.widths, values)
-            found["exponents"][scaling][name] = {
-                "measured": round(p, 4),
-                "standard_error": round(error, 4),
-                "theory": theory[SCALINGS.index(scaling)],
-            }
+            expected = theory[SCALINGS.index(scaling)]
+            found["exponents"][scaling][name] = fitted(args.widths, values, theory=expected)
         found["runs"][scaling] = [
             {
                 "width": width,

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _common import COLOURS, exponent, save, scaled, width_axis
+from _common import COLOURS, exponent, fitted, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -256,13 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     factors["s = (m_0/m)^¼"] = scaled(args.widths, POWER, 1.0)
     results = {name: measured(p, name, own, args) for name, own in factors.items()}
     print_table(results, args.widths)
-    exponents = {
-        name: {
-            "measured": round(exponent(args.widths, result.errors)[0], 4),
-            "standard_error": round(exponent(args.widths, result.errors)[1], 4),
-        }
-        for name, result in results.items()
-    }
+    exponents = {name: fitted(args.widths, result.errors) for name, result in results.items()}
     falling = exponents["s = (m_0/m)^¼"]
     falling["theory"] = POWER
     floor = {"measured": round(floor_exponent(results), 4), "theory": 1.0}

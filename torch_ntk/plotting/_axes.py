@@ -22,11 +22,17 @@ STYLES = ("-", "--", "-.", ":")
 GREY = "0.45"
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches, with a canvas of its own instead of pyplot's."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def axes_for(ax: Axes | None, width: float = 5.6, height: float = 4.2) -> tuple[Figure, Axes]:
     """The figure of a single `Axes` and it itself, or a new figure and its axes."""
     if ax is None:
-        figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(width, height)
         return figure, figure.subplots()
     if not isinstance(ax, Axes):
         raise type_error(
@@ -62,6 +68,14 @@ def array(name: str, value: object, dims: tuple[int, ...]) -> Array:
         wanted = " or ".join(map(str, dims))
         raise value_error(name, f"non-empty with {wanted} dimensions", f"shape {found.shape}")
     return found
+
+
+def name_axes(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
+    """Set the labels and the title, and draw a grid."""
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
 
 
 def legend(axes: Axes, *, beside: bool = False) -> None:

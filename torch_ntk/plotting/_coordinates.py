@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._checks import check_choice, describe, type_error, value_error
-from ._axes import Array, array, style
+from ._axes import Array, array, new_figure, style
 
 _LABELS = {
     "activation": "size at initialization\n(RMS)",
@@ -103,10 +102,7 @@ def plot_coordinates(
             expected = "a result of coordinate_check, or a mapping of names to such results"
             raise type_error("checks", expected, describe(check))
     shown = _kinds(named, kinds)
-    figure = Figure(
-        figsize=(1.4 + 4.4 * len(named), 0.5 + 3.0 * len(shown)), dpi=110, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.4 + 4.4 * len(named), 0.5 + 3.0 * len(shown))
     grid = figure.subplots(len(shown), len(named), sharex="col", sharey="row", squeeze=False)
     for kind, row in zip(shown, grid, strict=True):
         for (name, check), axes in zip(named.items(), row, strict=True):

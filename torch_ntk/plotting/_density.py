@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .._checks import describe, type_error, value_error
-from ._axes import array, axes_for, legend, style
+from ._axes import array, axes_for, legend, name_axes, style
 
 if TYPE_CHECKING:
     from ..empirical import SpectralDensity
@@ -74,9 +74,6 @@ def plot_density(
         highest = max(highest, float(density.max()))
     axes.set_yscale("log")
     axes.set_ylim(_LOWEST * highest, 2 * highest)
-    axes.set_xlabel("eigenvalue λ of Θ")
-    axes.set_ylabel("density")
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=10)
+    name_axes(axes, "eigenvalue λ of Θ", "density", title)
     legend(axes)
     return figure, axes

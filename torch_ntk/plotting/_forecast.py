@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .._checks import value_error
-from ._axes import COLORS, Array, array, axes_for, legend
+from ._axes import COLORS, Array, array, axes_for, legend, name_axes
 
 _MARK = "forecast"  # the group id by which predicted curves are found in their axes
 
@@ -112,10 +112,8 @@ def plot_forecast(
     if modes:
         inside = array("forecast.mode_steps", forecast.mode_steps, (1,))
         _mark_modes(axes, inside, float(steps.max()), color, height=0.02 + 0.04 * number)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss")
-    axes.grid(alpha=0.25)
-    axes.set_title(_rates(forecast) if title is None else title, fontsize=10)
+    title = _rates(forecast) if title is None else title
+    name_axes(axes, "optimizer step", "training loss", title)
     legend(axes)
     return figure, axes
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .._checks import check_finite_number, value_error
 from ..metrics import spectral_summary
-from ._axes import Array, array, axes_for, legend, style
+from ._axes import Array, array, axes_for, legend, name_axes, style
 
 _FEW = 24  # up to so many eigenvalues are drawn with markers
 
@@ -67,10 +67,7 @@ def plot_spectrum(
             row += bool((values <= 0).any())
     axes.set_xlim(0, max(len(values) for values, _ in spectra.values()) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("rank k")
-    axes.set_ylabel("eigenvalue λ_k of Θ")
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=10)
+    name_axes(axes, "rank k", "eigenvalue λ_k of Θ", title)
     legend(axes, beside=ax is None)
     return figure, axes
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .._checks import check_finite_number, value_error
-from ._axes import GREY, Array, array, axes_for, legend, style
+from ._axes import GREY, Array, array, axes_for, legend, name_axes, style
 
 _BAND = 0.2  # the opacity of a band
 
@@ -99,13 +99,11 @@ def plot_trajectories(
             label=None if labels is None else labels[k],
             **look,
         )
-    if spread is not None:
-        _explain(axes, f"mean ± {width:g} standard deviations")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    if spread is not None:  # an empty band, for the legend
+        label = f"mean ± {width:g} standard deviations"
+        axes.fill_between([], [], [], color=GREY, alpha=_BAND, linewidth=0, label=label)
     axes.margins(x=0)
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=10)
+    name_axes(axes, xlabel, ylabel, title)
     legend(axes, beside=ax is None)
     return figure, axes
 
@@ -132,7 +130,3 @@ def _band(axes: Axes, t: Array, low: Array, high: Array, color: str) -> None:
     # Thin edges distinguish overlapping bands.
     for edge in (low, high):
         axes.plot(t, np.where(finite, edge, np.nan), linewidth=0.5, alpha=0.6, color=color)
-
-
-def _explain(axes: Axes, text: str) -> None:
-    axes.fill_between([], [], [], color=GREY, alpha=_BAND, linewidth=0, label=text)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..._checks import value_error
 from ...plotting import plot_kernel
-from ...plotting._axes import axes_for
+from ...plotting._axes import axes_for, name_axes
 from ..measure._observation import Observation, spread
 from ..measure._record import Record
 
@@ -175,8 +175,5 @@ def linearization_scatter(
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
-    axes.set_xlabel("linearized network")
-    axes.set_ylabel("network")
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=10)
+    name_axes(axes, "linearized network", "network", title)
     return figure, axes

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..._checks import value_error
+from ...plotting._axes import name_axes, new_figure
 from ..measure._metric import Curve, Panel
 from ..measure._metrics import LAZY, PANELS, curve_of
 from ..measure._verdict import LAZY_BELOW, RICH_ABOVE
@@ -46,8 +46,7 @@ def history_plot(
         raise value_error("history", "of at least one measurement", "an empty one")
     columns = min(_COLUMNS, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(3.9 * columns, 2.8 * lines), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.9 * columns, 2.8 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (panel, found) in zip(grid, shown.items(), strict=False):
         _draw(axes, panel, found, rows)
@@ -85,8 +84,6 @@ def _draw(
     if panel is LAZY:
         for limit in (LAZY_BELOW, RICH_ABOVE):
             axes.axhline(limit, color="0.6", linestyle=":", linewidth=1.0)
-    axes.set_title(panel.title, fontsize=10)
-    axes.set_xlabel("optimizer step")
-    axes.grid(alpha=0.25)
+    name_axes(axes, "optimizer step", "", panel.title)
     if len(curves) > 1:
         axes.legend(fontsize=7 if len(curves) <= _MOST_NAMED else 5)
