@@ -76,12 +76,12 @@ def resnet() -> nn.Module:
     return found
 
 
-def images(*shape: int, count: int = 64) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+def images(*shape: int) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
     """Random images, or vectors, of this shape in ten classes."""
 
     def make(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = torch.randn(count, *shape, generator=generator)
-        return x, torch.randint(10, (count,), generator=generator)
+        x = torch.randn(64, *shape, generator=generator)
+        return x, torch.randint(10, (64,), generator=generator)
 
     return make
 

@@ -90,13 +90,13 @@ def right(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(-1) == labels).double().mean(-1)
 
 
-def infinite(data: Data, points: int = 81) -> Infinite:
+def infinite(data: Data) -> Infinite:
     """Both trainings with the kernel of an MLP of three layers."""
     theta, between = mlp_kernels(data.x).ntk, mlp_kernels(data.x_test, data.x).ntk
     values, vectors = (part.flip(-1) for part in torch.linalg.eigh(theta))
     constant = torch.full_like(values, 1.0 / math.sqrt(len(values)))
     centred = one_hot(data.labels, CLASSES, True).to(theta)
-    times = torch.logspace(-2, 5, points, dtype=torch.float64)
+    times = torch.logspace(-2, 5, 81, dtype=torch.float64)
     loss, test_loss, accuracy = {}, {}, {}
     for kind, zero_centred in KINDS.items():
         y, y_test = (

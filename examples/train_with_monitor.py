@@ -14,6 +14,7 @@ import logging
 import math
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,29 +104,23 @@ def cnn(shape: torch.Size, width: int, parameterization: str) -> nn.Module:
     """Three convolutions, the second and third with stride 2, and a dense layer."""
     gain = math.sqrt(2)
     side = -(-shape[1] // 4) * -(-shape[2] // 4)
-    if parameterization == "ntk":
-        return nn.Sequential(
-            NTKConv2d(shape[0], width, 3, padding=1, sigma_w=gain),
-            nn.ReLU(),
-            NTKConv2d(width, width, 3, stride=2, padding=1, sigma_w=gain),
-            nn.ReLU(),
-            NTKConv2d(width, width, 3, stride=2, padding=1, sigma_w=gain),
-            nn.ReLU(),
-            nn.Flatten(),
-            NTKLinear(width * side, 10),
-        )
+    is_ntk = parameterization == "ntk"
+    conv, dense = (
+        (partial(NTKConv2d, sigma_w=gain), NTKLinear) if is_ntk else (nn.Conv2d, nn.Linear)
+    )
     body = nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, padding=1),
+        conv(shape[0], width, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        conv(width, width, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        conv(width, width, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(width * side, 10),
+        dense(width * side, 10),
     )
-    standard_init_(body[:-1], sigma_w=gain, sigma_b=0.1)
-    standard_init_(body[-1], sigma_w=1.0, sigma_b=0.1)
+    if not is_ntk:
+        standard_init_(body[:-1], sigma_w=gain, sigma_b=0.1)
+        standard_init_(body[-1], sigma_w=1.0, sigma_b=0.1)
     return body
 
 

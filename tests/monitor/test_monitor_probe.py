@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_ntk.monitor import Probe
 from torch_ntk.monitor.probe._probe import DEFAULT_PROBE, check_probe
-from torch_ntk.monitor.probe._reader import probe_from_batch
+from torch_ntk.monitor.probe._reader import Reader
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 Pair = namedtuple("Pair", ["image", "target"])
@@ -40,7 +40,7 @@ Pair = namedtuple("Pair", ["image", "target"])
     ],
 )
 def test_forms_of_a_batch(batch: Any, labelled: bool) -> None:
-    probe = probe_from_batch(batch, 3)
+    probe = Reader().first_of(batch, 3)
     assert torch.equal(probe.x, X[:3])
     assert (probe.y is not None) == labelled
     if probe.y is not None:
@@ -50,32 +50,32 @@ def test_forms_of_a_batch(batch: Any, labelled: bool) -> None:
 
 def test_targets_are_those_of_the_batch() -> None:
     for batch in ((X, Y), {"y": Y, "x": X}, [X, Y, torch.ones(3)]):
-        assert torch.equal(probe_from_batch(batch, 3).y, Y[:3])
+        assert torch.equal(Reader().first_of(batch, 3).y, Y[:3])
 
 
 def test_ambiguous_targets_say_what_to_do() -> None:
     mask = torch.ones(5)
     for batch, reason in (((X, mask, Y), "which of the 3 entries"), ((X, X), "second view")):
-        probe = probe_from_batch(batch, 3)
+        probe = Reader().first_of(batch, 3)
         assert probe.y is None
         assert reason in probe.why_none
         assert "input_fn" in probe.why_none
-    told = probe_from_batch((X, mask, Y), 3, lambda batch: (batch[0], batch[0]))
+    told = Reader(input_fn=lambda batch: (batch[0], batch[0])).first_of((X, mask, Y), 3)
     assert torch.equal(told.y, X[:3])  # type: ignore[arg-type]
 
 
 def test_one_number_per_sample_is_a_regression() -> None:
     x = torch.arange(5.0).reshape(5, 1)
-    assert torch.equal(probe_from_batch((x, x.sin()), 3).y, x[:3].sin())  # type: ignore[arg-type]
+    assert torch.equal(Reader().first_of((x, x.sin()), 3).y, x[:3].sin())  # type: ignore[arg-type]
 
 
 def test_bools_become_labels() -> None:
     y = torch.tensor([True, False, True, True, False])
-    taken, given = probe_from_batch((X, y), 5), check_probe((X, y))
+    taken, given = Reader().first_of((X, y), 5), check_probe((X, y))
     assert isinstance(given, Probe)
     for probe in (taken, given):
         assert torch.equal(probe.y, torch.tensor([1, 0, 1, 1, 0]))  # type: ignore[arg-type]
-    several = probe_from_batch((X, torch.stack([y, ~y], 1)), 5).y
+    several = Reader().first_of((X, torch.stack([y, ~y], 1)), 5).y
     assert several is not None
     assert several.dtype == torch.get_default_dtype()
     assert torch.equal(several[0], torch.tensor([1.0, 0.0]))
@@ -83,7 +83,7 @@ def test_bools_become_labels() -> None:
 
 def test_input_fn_for_the_rest() -> None:
     batch = {"left": (X, X), "meta": {"class": Y}}
-    probe = probe_from_batch(batch, 5, lambda b: (b["left"][1], b["meta"]["class"]))
+    probe = Reader(input_fn=lambda b: (b["left"][1], b["meta"]["class"])).first_of(batch, 5)
     assert torch.equal(probe.x, X)
     assert torch.equal(probe.y, Y)  # type: ignore[arg-type]
 
@@ -91,17 +91,17 @@ def test_input_fn_for_the_rest() -> None:
 @pytest.mark.parametrize("batch", [{"left": X}, [[X, Y], [X, Y]], "text", 3, [], {}, None])
 def test_a_batch_of_another_form(batch: Any) -> None:
     with pytest.raises(TypeError, match=r"`probe`.*input_fn"):
-        probe_from_batch(batch, 3)
+        Reader().first_of(batch, 3)
 
 
 def test_an_empty_batch() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
-        probe_from_batch((X[:0], Y[:0]), 3)
+        Reader().first_of((X[:0], Y[:0]), 3)
 
 
 def test_fewer_samples_than_asked_for() -> None:
     with pytest.warns(UserWarning, match="asks for 64 samples") as caught:
-        probe = probe_from_batch((X, Y), 64)
+        probe = Reader().first_of((X, Y), 64)
     assert len(caught) == 1
     assert probe.x.shape[0] == 5
 
@@ -109,12 +109,12 @@ def test_fewer_samples_than_asked_for() -> None:
 def test_the_default_takes_what_there_is() -> None:
     assert DEFAULT_PROBE == 64
     assert repr(DEFAULT_PROBE) == "64"
-    assert probe_from_batch((X, Y), check_probe(DEFAULT_PROBE)).x.shape[0] == 5  # type: ignore[arg-type]
+    assert Reader().first_of((X, Y), check_probe(DEFAULT_PROBE)).x.shape[0] == 5  # type: ignore[arg-type]
 
 
 def test_the_probe_is_a_copy() -> None:
     x = X.clone()
-    taken, given = probe_from_batch(x, 3), check_probe(x)
+    taken, given = Reader().first_of(x, 3), check_probe(x)
     assert isinstance(given, Probe)
     x.zero_()
     assert torch.equal(taken.x, X[:3])
@@ -124,7 +124,7 @@ def test_the_probe_is_a_copy() -> None:
 def test_a_probe_made_in_inference_mode() -> None:
     with torch.inference_mode():
         x: Tensor = torch.eye(2)
-    taken = probe_from_batch(x, 2)
+    taken = Reader().first_of(x, 2)
     assert not taken.x.is_inference()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_ntk.monitor import Probe
 from torch_ntk.monitor.probe._probe import check_probe
-from torch_ntk.monitor.probe._reader import Reader, probe_from_batch
+from torch_ntk.monitor.probe._reader import Reader
 
 X, M, Y = torch.arange(10.0).reshape(5, 2), torch.ones(5, 2), torch.arange(5)
 
@@ -136,7 +136,7 @@ def test_inputs_and_targets(
         assert torch.equal(found.y, Y)  # type: ignore[arg-type]
     else:
         assert found.y is None
-    few = probe_from_batch(batch, 3, network=network)
+    few = Reader(network).first_of(batch, 3)
     assert len(few) == 3
 
 

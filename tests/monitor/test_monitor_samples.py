@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from torch_ntk.monitor import Probe
 from torch_ntk.monitor.probe._probe import Unread, read_probe
-from torch_ntk.monitor.probe._reader import Reader, probe_from_batch
+from torch_ntk.monitor.probe._reader import Reader
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 DATA = TensorDataset(X, Y)
@@ -113,10 +113,10 @@ def test_equal_samples_are_left_out(dtype: torch.dtype) -> None:
 def test_a_batch_gives_different_samples() -> None:
     """Repeated ones make room for later ones, without a word."""
     batch = (REPEATED, torch.arange(5))
-    probe = probe_from_batch(batch, 3)
+    probe = Reader().first_of(batch, 3)
     assert probe.x.tolist() == [[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
     with pytest.warns(UserWarning, match="has 3 different ones"):
-        assert len(probe_from_batch(batch, 4).x) == 3
+        assert len(Reader().first_of(batch, 4).x) == 3
 
 
 def test_samples_of_one_number_and_of_bools() -> None:

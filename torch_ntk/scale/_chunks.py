@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import value_error
-from ._packages import zarr
+from ._packages import package
 
 _CHECKSUM = 4  # bytes behind those of the entries
 _MOST_METADATA = 2**20  # bytes of a JSON file that is read
@@ -52,7 +52,7 @@ class Chunks:
         """Make the array, without chunks."""
         from zarr.codecs import Crc32cCodec
 
-        zarr().create_array(
+        package("zarr").create_array(
             store=str(self.path),
             shape=self._shape,
             chunks=self._chunk,
@@ -147,7 +147,7 @@ class Chunks:
 
     def _array(self) -> Any:
         if self._open is None:
-            array = zarr().open_array(str(self.path), mode="r+", zarr_format=3)
+            array = package("zarr").open_array(str(self.path), mode="r+", zarr_format=3)
             self._open = array.with_config({"write_empty_chunks": True})
         return self._open
 

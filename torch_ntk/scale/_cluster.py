@@ -11,7 +11,7 @@ from typing import Any
 
 from ._grid import Tile
 from ._job import Job, Outcome
-from ._packages import distributed
+from ._packages import package
 
 _AHEAD = 2
 """How many tiles per worker the scheduler is given: one to compute, and the next one."""
@@ -30,7 +30,7 @@ def on_cluster(
     worker may be idle. After an error, or when the caller stops, tiles that have not begun are not
     computed.
     """
-    dask = distributed()
+    dask = package("distributed")
     from ._worker import SLOT, TileWorker, tile_on_worker
 
     name = f"torch_ntk-{uuid.uuid4().hex}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..empirical.operator._solve import Inner
 from ..memory import budget
-from ._packages import dask_array, distributed
+from ._packages import package
 from ._tile_store import Reader, TileStore, read_tile
 
 _ROWS = 24
@@ -58,7 +58,7 @@ def dask_factor(store: TileStore, shift: float, client: Any) -> Inner | None:
     Dask needs blocks of one size: each is a square of several tiles, and the matrix is padded with
     an identity matrix to a multiple of that size.
     """
-    da = dask_array()
+    da = package("dask.array")
     size, tile = store.shape[0], store.tile
     side = tile * max(1, -(-size // (tile * _ROWS)))
     count = -(-size // side)
@@ -135,7 +135,7 @@ def worker_here(folder: Path) -> Iterator[Any]:
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix=".factor.") as scratch,
         dask.config.set(settings),
-        distributed().LocalCluster(
+        package("distributed").LocalCluster(
             n_workers=1,
             threads_per_worker=1,
             processes=False,
@@ -143,6 +143,6 @@ def worker_here(folder: Path) -> Iterator[Any]:
             local_directory=scratch,
             dashboard_address=":0",
         ) as cluster,
-        distributed().Client(cluster) as client,
+        package("distributed").Client(cluster) as client,
     ):
         yield client

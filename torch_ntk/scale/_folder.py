@@ -23,7 +23,7 @@ from ..memory import ranges, size_in_words
 from ._chunks import Chunks, DamagedError, read_json
 from ._grid import Grid, Tile
 from ._manifest import About, Manifest, manifest_from
-from ._packages import zarr
+from ._packages import package
 from ._sources import Source
 
 _MANIFEST = "manifest.json"
@@ -143,7 +143,7 @@ def create(
     draft = parent / f".{path.name}.{uuid.uuid4().hex}.{owner}.part"
     draft.mkdir()
     try:
-        zarr().create_group(store=str(draft), attributes={"made_by": "torch_ntk.scale"})
+        package("zarr").create_group(store=str(draft), attributes={"made_by": "torch_ntk.scale"})
         arrays = _arrays(draft, manifest)
         for array in arrays.values():
             array.create()

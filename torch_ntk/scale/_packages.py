@@ -11,22 +11,8 @@ _REMEDY = (
 )
 
 
-def zarr() -> Any:
-    """The package `zarr`, which implements the format of a store."""
-    return _package("zarr")
-
-
-def dask_array() -> Any:
-    """The module `dask.array`."""
-    return _package("dask.array")
-
-
-def distributed() -> Any:
-    """The package `distributed`, Dask's scheduler for several processes and machines."""
-    return _package("distributed")
-
-
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
+    """`zarr`, `dask.array`, or `distributed`, Dask's scheduler for several machines."""
     try:
         return import_module(name)
     except ImportError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..empirical.operator._symmetric_product import SymmetricProduct
 from ..memory import budget
-from ._packages import dask_array
+from ._packages import package
 from ._tile_store import TileStore
 
 _SMALL = 2000  # up to so many samples an eigendecomposition is faster than tens of products
@@ -49,6 +49,6 @@ def product_of(store: TileStore, client: Any) -> SymmetricProduct:
 
 def _on_workers(store: TileStore, v: NDArray[Any], client: Any) -> Tensor:
     array = store.array
-    vectors = dask_array().from_array(v, chunks=(array.chunks[1], v.shape[1]))
+    vectors = package("dask.array").from_array(v, chunks=(array.chunks[1], v.shape[1]))
     product = array.astype(np.float64) @ vectors
     return torch.from_numpy(np.asarray(client.compute(product, sync=True)))

@@ -20,13 +20,13 @@ from .._checks import (
     type_error,
     value_error,
 )
-from . import _packages
 from ._cluster import on_cluster
 from ._describe import describe as description
 from ._folder import Folder, about, check_disk, create
 from ._grid import Tile
 from ._job import Job, Kernel, Outcome, run_tile
 from ._manifest import Kind, Manifest, versions
+from ._packages import package
 from ._sources import Source, source_of
 
 StorePath = str | os.PathLike[str]
@@ -93,7 +93,7 @@ class Request:
 
 def run(request: Request, client: Any, progress: bool) -> Folder:
     """Compute all tiles of a request that its store does not have yet."""
-    _packages.zarr()
+    package("zarr")  # if it is missing, the error says what to install
     check_bool("progress", progress)
     if client is not None and not hasattr(client, "register_plugin"):
         raise type_error("client", "None or a dask.distributed.Client", client)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .._checks import check_tensor, describe, type_error, value_error
-from ._packages import zarr
+from ._packages import package
 
 _EXPECTED = (
     "a tensor or array [N, ...], a Dask or Zarr array, a map-style dataset, or the path of an .npy "
@@ -116,7 +116,7 @@ def _file(name: str, path: Path) -> Any:
         raise value_error(name, "a path that exists", repr(str(path)))
     if path.is_dir():
         # Arrays of older formats may hold pickles, so only format 3 is read.
-        return zarr().open_array(str(path), mode="r", zarr_format=3)
+        return package("zarr").open_array(str(path), mode="r", zarr_format=3)
     if path.suffix != ".npy":
         raise value_error(name, _EXPECTED, repr(str(path)))
     try:

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from .._checks import value_error
 from ..memory import budget, size_in_words
-from . import _packages
 from ._chunks import DamagedError
 from ._folder import Folder
 from ._grid import Tile
+from ._packages import package
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TileStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        _packages.zarr()
+        package("zarr")  # if it is missing, the error says what to install
         self._folder = Folder(Path(path).absolute())
 
     @property
@@ -155,7 +155,7 @@ class TileStore:
         """
         self._check_complete()
         dtype, chunks = self._folder.manifest.dtype, self._folder.grid.chunks()
-        return _packages.dask_array().map_blocks(
+        return package("dask.array").map_blocks(
             Reader(self.path, self._folder.first),
             chunks=chunks,
             dtype=dtype,

@@ -33,7 +33,7 @@ from ..probe._probe import (
     coupled_probe,
     read_probe,
 )
-from ..probe._reader import Reader, probe_from_batch
+from ..probe._reader import Reader
 from ..reference._reference import Reference, has_diverged
 from ..stability._stability import Training, edge_in_words, passes_the_edge
 from ._interruption import Stopped, ended_by_sigterm
@@ -466,15 +466,13 @@ class Session:
 
     def _read(self, network: nn.Module, samples: int | Probe | Unread, batch: Any = None) -> Probe:
         """A probe in the form in which the network takes it; a number is taken from the batch."""
-        forward_fn, input_fn = self.settings.forward_fn, self.settings.input_fn
-        coupled = self.settings.coupled
-        reader = Reader(network, forward_fn, input_fn, coupled)
+        settings = self.settings
+        reader = Reader(network, settings.forward_fn, settings.input_fn, settings.coupled)
         if isinstance(samples, Probe):
             return reader.fit(samples)
         if isinstance(samples, Unread):
             return samples.read(reader.read)
-        how: dict[str, Any] = {"network": network, "forward_fn": forward_fn, "coupled": coupled}
-        return probe_from_batch(batch, samples, input_fn, **how)
+        return reader.first_of(batch, samples)
 
     def _in_its_form(self, record: Record, network: nn.Module, samples: Any, batch: Any) -> None:
         """Put the samples of a saved state, which has plain containers, in those of this run."""

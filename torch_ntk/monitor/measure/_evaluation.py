@@ -357,7 +357,7 @@ class Evaluation:
         network: nn.Module,
         names: Sequence[str],
         probe: Probe,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | None,
     ) -> Parameters:
         """The parts Θ_m of Θ = Σ_m Θ_m by the own parameters of each module m, by its name."""
         own = {"output": self._kept, "by": "module", "precondition": optimizer}

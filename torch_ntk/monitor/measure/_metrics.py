@@ -91,17 +91,13 @@ def _spectral(name: str, label: str, panel: Panel, meaning: str, is_limit: bool 
 @_metric("kernel drift", LAZY, "kernel", on_validation=True)
 def _drift(now: Moment) -> Values:
     """‖Θ_t - Θ_0‖_F / ‖Θ_0‖_F, which is 0 for lazy training."""
-    if now.reference.kernel is None:
-        raise UndefinedError("the run was anchored without a kernel to compare with.")
-    return m.kernel_drift(now.kernel, now.reference.kernel)
+    return m.kernel_drift(now.kernel, now.kernel_0)
 
 
 @_metric("kernel distance", LAZY, "kernel", on_validation=True)
 def _kernel_distance(now: Moment) -> Values:
     """1 - ⟨Θ_t, Θ_0⟩_F / (‖Θ_t‖_F ‖Θ_0‖_F): how far Θ_t has turned, from 0 to 1."""
-    if now.reference.kernel is None:
-        raise UndefinedError("the run was anchored without a kernel to compare with.")
-    return m.kernel_distance(now.kernel, now.reference.kernel)
+    return m.kernel_distance(now.kernel, now.kernel_0)
 
 
 _spectral("lambda_min", "λ_min", _EIGENVALUES, "The smallest eigenvalue of Θ_t.")

@@ -93,6 +93,13 @@ class Moment:
             return self.total(evaluation.shares, take)
         return evaluation.kernel(self.network, names, probe, optimizer=self.optimizer)
 
+    @property
+    def kernel_0(self) -> Tensor:
+        """The kernel Θ_0 on the probe; `UndefinedError` if the reference has none."""
+        if self.reference.kernel is None:
+            raise UndefinedError("the run was anchored without a kernel to compare with.")
+        return self.reference.kernel
+
     @cached_property
     def spectrum(self) -> m.SpectralSummary:
         """The eigenvalues of Θ_t, with condition number and ranks."""

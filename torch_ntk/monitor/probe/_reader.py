@@ -135,6 +135,28 @@ class Reader:
             return self.fit(Probe(x, y))
         return Probe(found)
 
+    def first_of(self, batch: Any, n: int) -> Probe:
+        """The first `n` different samples of a training batch.
+
+        If the batch has fewer, the probe is smaller, with a warning if the user has chosen `n`. A
+        coupled batch is used as a whole.
+        """
+        given = self.read(batch)
+        if self.coupled:
+            return given.first(n)
+        found = given.distinct()
+        size = len(found)
+        kind = "" if size == len(given) else " different ones"
+        if size < n and not isinstance(n, _DefaultCount):
+            warnings.warn(
+                f"`probe` asks for {n} samples but the first training batch has {size}{kind}: "
+                f"the probe has {size}. Pass probe={size}, or the samples themselves with "
+                "probe=(x, y).",
+                UserWarning,
+                stacklevel=2,
+            )
+        return replace(found.first(min(n, size)), batch_size=len(given))
+
     def _coupled(self, batch: Any) -> Probe:
         """`read` for a batch that is one input."""
         if self.input_fn is not None and not isinstance(batch, Probe):
@@ -350,36 +372,6 @@ class Reader:
             f"{describe(batch)}: {came}",
             f"Pass {argument}.",
         )
-
-
-def probe_from_batch(
-    batch: Any,
-    n: int,
-    input_fn: InputFn | None = None,
-    *,
-    network: nn.Module | None = None,
-    forward_fn: ForwardFn | None = None,
-    coupled: bool = False,
-) -> Probe:
-    """The first `n` different samples of a training batch, read as by `Reader`.
-
-    If the batch has fewer, the probe is smaller, with a warning if the user has chosen `n`. A
-    coupled batch is used as a whole.
-    """
-    given = Reader(network, forward_fn, input_fn, coupled).read(batch)
-    if coupled:
-        return given.first(n)
-    found = given.distinct()
-    size = len(found)
-    kind = "" if size == len(given) else " different ones"
-    if size < n and not isinstance(n, _DefaultCount):
-        warnings.warn(
-            f"`probe` asks for {n} samples but the first training batch has {size}{kind}: the "
-            f"probe has {size}. Pass probe={size}, or the samples themselves with probe=(x, y).",
-            UserWarning,
-            stacklevel=2,
-        )
-    return replace(found.first(min(n, size)), batch_size=len(given))
 
 
 def _with_targets(found: Probe, y: Tensor | None) -> Probe:
