@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -19,6 +20,14 @@ from torch import Tensor
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def parser_of(description: str | None, *, out: str) -> argparse.ArgumentParser:
+    """A parser with the options of all examples that draw: `--quick`, and `--out`, in `runs/`."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
+    parser.add_argument("--out", type=Path, default=Path("runs") / out, help="the picture")
+    return parser
 
 
 def exponent(sizes: Sequence[float], values: Tensor) -> tuple[float, float]:

@@ -21,10 +21,9 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from _common import Data, digits, save
+from _common import Data, digits, parser_of, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
@@ -194,7 +193,7 @@ def _digit(axes: Axes, pixels: Tensor, label: str, colour: str) -> None:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `--quick` takes few images and networks."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="attribution.png")
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--images", type=int, default=8, help="test images")
     parser.add_argument("--remove", type=int, nargs="+", default=[10, 20, 40, 80])
@@ -204,8 +203,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0, help="of the data and the network")
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "attribution.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.train, args.images, args.remove, args.seeds, args.steps = 500, 6, [20], 3, 150

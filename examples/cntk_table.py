@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, Data, digits, save, torchvision_images
+from _common import COLOURS, Data, digits, parser_of, save, torchvision_images
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -313,7 +313,7 @@ def draw(entries: Sequence[Entry], args: argparse.Namespace) -> Figure:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="cntk_table.png")
     sets = ("digits", "fashion-mnist", "cifar10")
     parser.add_argument("--dataset", choices=sets, default="digits")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
@@ -326,8 +326,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--until", type=float, default=0.01, help="loss at which training ends")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "cntk_table.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.depths, args.train, args.test = [3, 4, 6], min(args.train, 50), min(args.test, 60)

@@ -22,11 +22,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, save
+from _common import COLOURS, parser_of, save
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -188,13 +187,11 @@ def numbers(costs: Sequence[Cost], args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, extrapolate, draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="costs.png")
     parser.add_argument("--depth", type=int, default=11, help="of all networks")
     parser.add_argument("--side", type=int, default=32, help="of the images, of three channels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--float64", action="store_true", help="twice the time, all the digits")
-    parser.add_argument("--quick", action="store_true", help="fewer images, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "costs.png")
     args = parser.parse_args(argv)
     if args.depth < 2 or args.side < 1 or args.repeats < 1:
         parser.error("--depth must be at least 2, --side and --repeats at least 1")

@@ -16,10 +16,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from _common import Data, digits, save
+from _common import Data, digits, parser_of, save
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -124,7 +123,7 @@ def draw(
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `--quick` takes few images, a small network and few steps."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="distill_digits.png")
     parser.add_argument("--per-class", type=int, default=1, help="images to distill into")
     parser.add_argument("--train", type=int, default=1200, help="images to distill")
     parser.add_argument("--batch", type=int, default=200, help="of these in every step")
@@ -132,8 +131,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs/distill_digits.png"))
     args = parser.parse_args(argv)
     if args.quick:
         args.train, args.batch, args.steps, args.width = 300, 100, 20, 64

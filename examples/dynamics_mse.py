@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import Data, digits, save
+from _common import Data, digits, parser_of, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -174,15 +174,13 @@ def arguments(
     description: str | None, *, lr: float, steps: int, out: str, argv: Sequence[str] | None
 ) -> argparse.Namespace:
     """The command line; `--quick` takes little data, small networks and few steps."""
-    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser = parser_of(description, out=out)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 2048])
     parser.add_argument("--train", type=int, default=100, help="training images")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--momentum", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / out)
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.train, args.steps = [16, 256], min(args.train, 24), min(args.steps, 60)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, Data, digits, drawn, exponent, save, torchvision_images
+from _common import COLOURS, Data, digits, drawn, exponent, parser_of, save, torchvision_images
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -231,7 +231,7 @@ def draw(runs: Sequence[Run], args: argparse.Namespace) -> Figure:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="is_my_training_lazy.png")
     parser.add_argument("--dataset", choices=("digits", "fashion-mnist"), default="digits")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--loss", choices=("squared error", "cross-entropy"),
@@ -246,8 +246,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="at the largest learning rate")
     parser.add_argument("--points", type=int, default=20, help="measurements of each training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "is_my_training_lazy.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.steps, args.points = [16, 64, 512], min(args.steps, 60), 8

@@ -19,10 +19,9 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from _common import COLOURS, exponent, fitted, save, scaled, width_axis
+from _common import COLOURS, exponent, fitted, parser_of, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -160,13 +159,11 @@ def _draw_kernels(result: Result, widths: Sequence[int], axes: Axes) -> None:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `--quick` takes narrow networks."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="kernel_at_init.png")
     parser.add_argument("--activations", nargs="+", default=["relu", "tanh"])
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 3], help="dense layers")
     parser.add_argument("--widths", type=int, nargs="+", default=[64 * 2**k for k in range(8)])
     parser.add_argument("--draws", type=int, default=8, help="networks of each width")
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "kernel_at_init.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.draws = [64, 128, 256, 512, 1024], 12

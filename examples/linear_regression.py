@@ -18,14 +18,12 @@ proportional to η; `gradient_descent_mse` misses nothing, because it predicts t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from _common import COLOURS, exponent, save, scaled
+from _common import COLOURS, exponent, parser_of, save, scaled
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.integrate import solve_ivp
@@ -261,13 +259,11 @@ def print_table(p: Problem, flow: Flow, runs: Sequence[Descent], slope: float) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Solve, descend, compare."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="linear_regression.png")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--rates", type=float, nargs="+", help="steps, of the largest stable one",
                         default=[0.3, 0.1, 0.03, 0.01, 0.003])  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "linear_regression.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.rates = [0.3, 0.1, 0.03, 0.01]

@@ -27,11 +27,10 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, fitted, save, scaled, width_axis
+from _common import COLOURS, fitted, parser_of, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -302,14 +301,12 @@ def _bends(axes: Axes, runs: Sequence[Run], name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, measure, draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="mean_field_contrast.png")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--points", type=int, default=17)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--share", type=float, default=0.2, help="of the largest stable step")
     parser.add_argument("--seeds", type=int, default=2, help="networks of each width")
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "mean_field_contrast.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.steps = [64, 256, 1024], min(args.steps, 600)

@@ -29,10 +29,9 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from _common import COLOURS, exponent, fitted, save, scaled, width_axis
+from _common import COLOURS, exponent, fitted, parser_of, save, scaled, width_axis
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -227,15 +226,13 @@ def _draw_circle(p: Problem, result: Result, name: str, widths: Sequence[int], a
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `--quick` takes narrow networks and few of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="ntk_predicts_network.png")
     parser.add_argument("--activation", default="tanh")
     parser.add_argument("--depth", type=int, default=2, help="dense layers, at least 2")
     parser.add_argument("--widths", type=int, nargs="+", default=[256 * 4**k for k in range(4)])
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.3, 0.1], help="s")
     parser.add_argument("--seeds", type=int, default=5, help="networks of each width and s")
     parser.add_argument("--steps", type=int, default=5000, help="at most")
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "ntk_predicts_network.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.scales, args.seeds = [256, 1024, 4096], [1.0, 0.2], 3

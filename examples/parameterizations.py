@@ -20,11 +20,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from _common import save
+from _common import parser_of, save
 from torch import Tensor, nn
 
 from torch_ntk import MLP, CoordinateCheck, coordinate_check
@@ -160,14 +159,12 @@ def numbers(checks: dict[str, CoordinateCheck]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="parameterizations.png")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048])
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5, help="networks of each width, at least 2")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "parameterizations.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.widths, args.samples, args.seeds = [64, 128, 256, 512, 1024], 20, 3

@@ -17,15 +17,13 @@ decisions that changes, against the width.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from _common import COLOURS, Data, digits, exponent, save, scaled, width_axis
+from _common import COLOURS, Data, digits, exponent, parser_of, save, scaled, width_axis
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -284,15 +282,13 @@ def draw(wide: Infinite, networks: Sequence[Finite], found: dict[str, Any]) -> F
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_of(__doc__, out="targets.png")
     parser.add_argument("--train", type=int, default=400, help="images for infinite width")
     parser.add_argument("--few", type=int, default=60, help="images for finite networks")
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--seeds", type=int, default=3, help="networks of each width")
     parser.add_argument("--steps", type=int, default=300, help="of the finite networks")
-    parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "targets.png")
     args = parser.parse_args(argv)
     if args.quick:
         args.train, args.few, args.widths, args.seeds = 200, 30, [16, 64, 256], 4
