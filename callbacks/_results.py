@@ -26,7 +26,7 @@ def log_observation(
 ) -> None:
     """Log the scalars of a measurement, and perhaps figures and the document of the page.
 
-    Figures and `document(name of the run)` are made only if a logger can show images.
+    With `draw`, figures and `document(name of the run)` are made if a logger can show images.
     """
     named = {session.tag(name): value for name, value in seen.scalars.items()}
     _loggers.log_scalars(trainer, named, seen.step)

@@ -408,7 +408,8 @@ class Session:
     ) -> Observation:
         """Measure within `attempt`, after `begin`.
 
-        `batches` have been seen. A probe from a saved state is put in the form of the next batch.
+        So many training batches have been seen. A probe from a saved state is put in the form of
+        the next batch, if there is one.
         """
         module = self._adapted(network)
         self._in_its_form(self.record, network, self._probe, batch)

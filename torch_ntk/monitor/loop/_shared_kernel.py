@@ -51,7 +51,7 @@ class SharedKernel:
     def is_due(self, step: int, due: bool, last: int | None, schedule: Schedule) -> bool:
         """Whether to measure at `step`; asks for shares at the next step if it will be due.
 
-        The schedule says that it is `due`, and the last attempt was at step `last`.
+        `due` is what the schedule says of this step, and `last` the step of the last attempt.
         """
         if not self._is_worth_it:
             return due

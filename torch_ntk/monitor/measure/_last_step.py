@@ -37,7 +37,7 @@ class LastStep:
 
     @staticmethod
     def before(network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> LastStep:
-        """Copy what is needed before an optimizer step, after `step` of them."""
+        """Copy what is needed before the optimizer step that follows `step` others."""
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         rates = {
             id(p): float(group["lr"])

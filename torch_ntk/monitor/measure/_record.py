@@ -212,7 +212,7 @@ class Record:
         return is_sum and self.evaluation.moved_by == "gradient"
 
     def evaluation_of(self, reference: Reference, output: KernelOutput) -> Evaluation:
-        """The settings for the reference of another process and its output reduction."""
+        """The settings by which another process computes the kernel that the first one asks for."""
         return replace(self._asked, output=output).for_outputs(reference.size, reference.held)
 
     def measure(
