@@ -16,7 +16,7 @@ import torch
 from small_nets import Plus, conv, dense
 from torch import nn
 
-from torch_ntk import Erf, Sin, analytic_explain, analytic_kernels
+from torch_ntk import Erf, NTKConvTranspose2d, Sin, analytic_explain, analytic_kernels
 from torch_ntk.analytic.engine import _run
 
 
@@ -34,6 +34,10 @@ def same(**options: Any) -> nn.Module:
 
 def around(kernel: int | tuple[int, int] = 3, **options: Any) -> nn.Module:
     return conv(2, 2, kernel, **{"padding": 1, **options}, padding_mode="circular")
+
+
+def transposed() -> nn.Module:
+    return NTKConvTranspose2d(2, 2, (3, 2), stride=(1, 2), padding=(0, 1), dtype=torch.float64)
 
 
 Case = tuple[nn.Module, tuple[int, int], tuple[torch.dtype, ...]]
@@ -97,29 +101,59 @@ NETS: dict[str, dict[str, Case]] = {
             (5, 6), BOTH,
         ),
     },
+    # Values that tensor operations or other regions take, all of them or near displacements only.
+    "several regions": {
+        "circles, then zeros": (
+            averaged(around(padding=1), nn.ReLU(), same(), nn.ReLU()), (3, 2), DOUBLE,
+        ),
+        "transposed": (
+            averaged(same(), nn.ReLU(), transposed(), nn.ReLU(), same()), (2, 2), BOTH,
+        ),
+        "flat, transposed": (
+            flat(same(), nn.ReLU(), transposed(), nn.GELU(), same(), positions=16), (2, 3), DOUBLE,
+        ),
+        "dropout": (
+            flat(same(), Sin(), nn.Dropout(0.3), same(), Sin(), positions=6), (2, 3), DOUBLE,
+        ),
+        "strides that differ": (
+            averaged(
+                same(), Erf(),
+                Plus(same(stride=2), nn.Sequential(same(), nn.ReLU(), same(stride=2))),
+            ),
+            (3, 2), BOTH,
+        ),
+    },
 }  # fmt: skip
 
 
 def main() -> None:
     warnings.simplefilter("error")
-    _run.unusable = lambda device: ""  # also on the CPU, where the interpreter is
+    on_a_gpu = _run.unusable
     generator = torch.Generator().manual_seed(0)
     for name, (net, size, dtypes) in NETS[sys.argv[1]].items():
         x1, x2 = torch.randn(2, 1, 2, *size, generator=generator, dtype=torch.float64)
         x2 = torch.cat([2 * x2, x1])  # a copy, which the kernel has exactly
         for dtype in dtypes:
             with torch.no_grad():
-                how = analytic_explain(net, x1, x2, dtype=dtype)
-                found = analytic_kernels(net, x1, x2, dtype=dtype)
+                _run.unusable = on_a_gpu
+                loops = analytic_explain(net, x1, x2, dtype=dtype, training=True)
+                _run.unusable = lambda device: ""  # also on the CPU, where the interpreter is
+                kernels = analytic_explain(net, x1, x2, dtype=dtype, training=True)
+                found = analytic_kernels(net, x1, x2, dtype=dtype, training=True)
             # There are neither kernels nor loops where derivatives are wanted.
-            wanted = analytic_kernels(net, x1.clone().requires_grad_(), x2)
+            wanted = analytic_kernels(net, x1.clone().requires_grad_(), x2, training=True)
             error = max(
                 float(((one - two).abs().max() / two.abs().max()).detach())
                 for one, two in zip(found, wanted, strict=True)
             )
-            # A vector is for tensor operations: see `_suitable.py`.
-            images = [step for step in how.steps if step.positions != (1, 1)]
-            in_kernel = all("in a Triton kernel" in step.how for step in images)
+            # Vectors are for tensor operations: see `_suitable.py`.
+            both = [
+                (one, two)
+                for one, two in zip(loops.steps, kernels.steps, strict=True)
+                if one.positions != (1, 1)
+            ]
+            in_kernel = all((one.loop is None) == (two.loop is None) for one, two in both)
+            in_kernel &= any("in a Triton kernel" in two.how for _, two in both)
             print(json.dumps([name, str(dtype), in_kernel, error]), flush=True)
 
 

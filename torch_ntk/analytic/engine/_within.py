@@ -1,4 +1,4 @@
-"""Variances after averages over positions, from pairs of an image with itself in fused loops."""
+"""Variances after averages over positions, from pairs of an image with itself in regions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ._evaluate import Unit, known_features, single_step, taken
 from ._task import Block, Images, Task
 from ._variances import images, images_of_pairs
 from .fused import Packed, Partition, RegionEvaluation, Value
+from .triton import KernelEvaluation
 
 # Positions from which on loops, one image at a time, are faster than tensor operations on several.
 _POSITIONS = 256
@@ -33,7 +34,7 @@ class WithinImages:
         self._task, self._side = task, side
         self._units: list[Unit] = []
         most = max(math.prod(step.positions) for step in task.program.steps)
-        wanted = task.plan.variances_need_pairs and most >= _POSITIONS and not parts.kernels
+        wanted = task.plan.variances_need_pairs and most >= _POSITIONS
         if not wanted or not any(r.full for r in parts.regions):
             return
         steps = tuple(
@@ -45,9 +46,9 @@ class WithinImages:
         self._own = Task(Program(steps), task.plan, False, True)
         like = self._own.program.known[0].x1
         self._at_once = images_of_pairs(like, parts.largest(task.program, task.plan))
-        self._units = [
-            u if isinstance(u, int) else RegionEvaluation(self._own, u, like) for u in parts.units
-        ]
+        of_region = KernelEvaluation if parts.kernels else RegionEvaluation
+        units = parts.units
+        self._units = [u if isinstance(u, int) else of_region(self._own, u, like) for u in units]
 
     def __call__(self, start: int, stop: int) -> Images:
         """The images from number `start` to `stop`."""
@@ -77,7 +78,7 @@ class WithinImages:
                     states[j] = known_features(self._own, block, j, operation)
             made: dict[int, Value]
             if isinstance(unit, int):
-                rows = torch.arange(stop - start)
+                rows = torch.arange(stop - start, device=self._own.program.known[0].x1.device)
                 places = rows, torch.zeros_like(rows)
                 made = {unit: single_step(self._own, block, unit, states, places)}
             else:

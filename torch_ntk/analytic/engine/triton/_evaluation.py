@@ -13,7 +13,7 @@ from torch import Tensor
 from ....activations import Form
 from ...operations import Input
 from .._task import Block, Task
-from ..fused import Assembly, Pairs, Region, Value
+from ..fused import Assembly, Pairs, Place, Region, Slot, Value
 from ._module import load
 from ._source import source
 
@@ -24,12 +24,18 @@ _BLOCK, _WARPS, _INSTANCES = 512, 4, 4
 _SPARE = 128
 
 
+def _shape(place: Place) -> list[int]:
+    """The integers of a value's layout, with which rows of tables begin."""
+    (p, q), (s1, s2) = place.positions, place.scale
+    return [p, s1, q, s2, place.width]
+
+
 class KernelEvaluation:
     """Evaluates a region of images.
 
     Args:
         task: What is evaluated.
-        region: A part of its program, with nothing from outside.
+        region: A part of its program.
         like: A tensor of the type and on the device of the computation.
     """
 
@@ -56,20 +62,35 @@ class KernelEvaluation:
         self._inputs = []
         for i, row in zip(known, a.inputs, strict=True):
             place = self._layout.places[i]
-            (p, q), (s1, s2) = place.positions, place.scale
-            origin, half, channels, start, number = row[0], row[1], row[5], row[6], row[8]
-            self._inputs.append(
-                [p, s1, q, s2, place.width, origin, half, channels, where[start], p * q, number]
-            )
-        self._stored = [
-            [slot.origin, slot.half, start, *slot.place.positions, slot.place.width]
-            for _, slot, start in a.stored
-        ]
+            channels, start, number = row[5], row[6], row[8]
+            apart = math.prod(place.positions)
+            at, half = row[:2]
+            self._inputs.append([*_shape(place), at, half, channels, where[start], apart, number])
+        self._sources, self._stored = (
+            [self._outside(*value) for value in values] for values in (a.sources, a.stored)
+        )
+
+    def _outside(self, step: int, slot: Slot, start: int) -> list[int]:
+        """Where a value is inside and outside of the kernel."""
+        extent = self._assembly.extent(step)
+        return [*_shape(slot.place), slot.origin, slot.half, start, extent.entries,
+                *extent.displacements]  # fmt: skip
+
+    def _displacements(self) -> tuple[list[int], int, int]:
+        """Those of columns that are needed, those of rows, and which one comes first."""
+        if not self.region.full:
+            return [0], 1, 0
+        (p, q), (down, across) = self._layout.room, self.region.reach
+        # The image of d is that of d - q too, and in a circle the one of rows that of dy - p.
+        columns = [d for d in range(q) if d <= across or q - d <= across]
+        return (columns, p, 0) if self._layout.circles[0] else (columns, 2 * down + 1, down)
 
     @property
     def fingerprint(self) -> str:
         """A hash of all that the kernel depends on, except samples and numbers of formulas."""
-        found = (self._source, self._inputs, self._stored, self._assembly.collected, self._layout)
+        a = self._assembly
+        tables = self._inputs, self._sources, self._stored, a.collected, self._displacements()
+        found = self._source, tables, self._layout, self._form.distance
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
     def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
@@ -77,28 +98,26 @@ class KernelEvaluation:
 
         Args:
             block: For which pairs.
-            states: Not used: nothing comes from outside.
+            states: Of the values that the region takes.
         """
         if (lengths := self._pairs.lengths(block)) != self._lengths:
             self._assemble(lengths)
-        a, full = self._assembly, self.region.full
+        a = self._assembly
         pairs = self._pairs.chosen(block).to(self._like.device)
         one, _ = self._pairs.terms(block.rows, 0, a.terms, a.length)
         two, _ = self._pairs.terms(block.columns, 1, a.terms, a.length)
-        p, q = self._layout.room
-        # The displacements dy and dy - p are one image where rows close in a circle.
-        above = 0 if self._layout.circles[0] else p - 1
-        images = q * (p + above) if full else 1
+        external = self._pairs.packed(states, pairs, block, a)
+        columns, down, above = self._displacements()
+        images = len(columns) * down
         tasks = len(pairs) * images
         size = a.buffer + _SPARE
         instances = min(tasks, self._instances())
         totals = self._like.new_zeros(len(pairs), images, len(a.collected), 2)
         outputs = self._like.new_zeros(len(pairs), a.states)
         rows = self._source.rows
-        shape = [tasks, size, one.shape[1], len(rows[0]), len(self._inputs), len(rows),
-                 len(a.collected), len(self._stored), a.states, p + above, above, q,
-                 self._layout.margin]  # fmt: skip
-        tables = (self._inputs, rows, self._source.same, a.collected, self._stored)
+        shape = [tasks, size, one.shape[1], len(rows[0]), len(a.sources), external.shape[1],
+                 len(self._inputs), len(rows), len(a.collected), len(self._stored), a.states,
+                 len(columns), down, above, self._layout.room[1], self._layout.margin]  # fmt: skip
         if not tasks:
             return self._states(block, pairs, totals, outputs)
         with torch.cuda.device_of(self._like):  # type: ignore[no-untyped-call]
@@ -109,10 +128,15 @@ class KernelEvaluation:
                 pairs.to(torch.int32),
                 one,
                 two,
-                *(self._integers(t) for t in tables),
-                outputs,
+                self._integers(columns),
+                self._integers(self._sources),
+                external,
+                *(self._integers(t) for t in (self._inputs, rows, self._source.same, a.collected)),
                 totals,
-                FULL=full,
+                self._integers(self._stored),
+                outputs,
+                FULL=self.region.full,
+                DISTANCE=self._form.distance,
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
             )
@@ -121,7 +145,7 @@ class KernelEvaluation:
     def _states(
         self, block: Block, pairs: Tensor, totals: Tensor, outputs: Tensor
     ) -> dict[int, Value]:
-        found = self._pairs.states(block, pairs, outputs, self._assembly, packed=False)
+        found = self._pairs.states(block, pairs, outputs, self._assembly, packed=True)
         return {**found, **self._pairs.sums(block, pairs, totals.double().sum(1))}
 
     def _integers(self, of: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:

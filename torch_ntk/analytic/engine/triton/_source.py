@@ -23,6 +23,7 @@ _valid = _inside & ((_x < _q - _d) | _after)
 _x1 = tl.where(_after, _x0, _x)
 _x2 = tl.where(_after, _x0 + _d - _s2 * room, _x + _d)""",
     True: """\
+_after = _x < 0
 _valid = _inside & (_x < _q)
 _x1 = _x
 _x2 = around(_x + _d, _q)""",
@@ -36,8 +37,9 @@ _ROWS = {
 def _positions(circles: tuple[bool, bool]) -> list[str]:
     """Statements about the entries `_j` of a value; see `fused/_layout.py`.
 
-    They assign row and column in its layout, whether there is anything, and at which positions of
-    the first and second image. On an axis that closes in a circle the second one begins again.
+    They assign row and column in its layout, whether there is anything, whether it belongs to the
+    second displacement of two that share an image, and at which positions of the first and second
+    image it is. On an axis that closes in a circle the second one begins again.
     """
     lines = ["_y = _j // _width", "_x = _j % _width", "_inside = _y < _rows"]
     lines += [*_COLUMNS[circles[1]].split("\n"), _ROWS[circles[0]]]
@@ -82,24 +84,62 @@ def features(row, buffer, numbers, first, second, lo1, lo2, cut, dx, room, margi
         tl.store(out + half + _j, k * 0.0, mask=_inside)
 
 
+@triton.jit
+def number_of(displacement, size, count):
+    # Of the pictures that are kept, which has this displacement; see fused/_packed.py. -1 for none.
+    n = tl.where(displacement >= 0, displacement, displacement + size)
+    most = (count - 1) // 2
+    last = tl.where(n >= size - most, n - (size - count), -1)
+    return tl.where((count == size) | (n <= most), n, last)
+
+
+@triton.jit
+def copy(row, buffer, outside, lo1, lo2, cut, dx, room, margin,
+         INWARDS: tl.constexpr, BLOCK: tl.constexpr):
+    _p, _q, _s1, _s2 = tl.load(row), tl.load(row + 2), tl.load(row + 1), tl.load(row + 3)
+    _rows, _width = _p - cut * _s1, tl.load(row + 4)
+    at, half = buffer + tl.load(row + 5), tl.load(row + 6)
+    start, entries = outside + tl.load(row + 7), tl.load(row + 8)
+    rows_n, columns_n = tl.load(row + 9), tl.load(row + 10)
+    _d = _s2 * dx
+    r = number_of(_s1 * (lo2 - lo1), _p, rows_n)
+    before, behind = number_of(_d, _q, columns_n), number_of(_d - _s2 * room, _q, columns_n)
+    for _j0 in range(0, _rows * _width, BLOCK):
+        _j = _j0 + tl.arange(0, BLOCK)
+{positions}
+        c = tl.where(_after, behind, before)
+        there = _valid & (r >= 0) & (c >= 0)
+        o = (r * columns_n + c) * _p * _q + _i1
+        if INWARDS:
+            tl.store(at + _j, tl.load(start + o, mask=there, other=0.0), mask=_inside)
+            t = tl.load(start + entries + o, mask=there, other=0.0)
+            tl.store(at + half + _j, t, mask=_inside)
+        else:
+            tl.store(start + o, tl.load(at + _j, mask=there, other=0.0), mask=there)
+            t = tl.load(at + half + _j, mask=there, other=0.0)
+            tl.store(start + entries + o, t, mask=there)
+
+
 '''
 
 _KERNEL = """
 @triton.jit
-def kernel(buffers, shape, numbers, pairs, ones, twos, inputs, code, same_code, collected, stored,
-           outputs, totals, FULL: tl.constexpr, BLOCK: tl.constexpr):
+def kernel(buffers, shape, numbers, pairs, ones, twos, columns, sources, external, inputs, code,
+           same_code, collected, totals, stored, outputs,
+           FULL: tl.constexpr, DISTANCE: tl.constexpr, BLOCK: tl.constexpr):
     tasks, size, terms, width = (tl.load(shape), tl.load(shape + 1), tl.load(shape + 2),
                                  tl.load(shape + 3))
-    inputs_n, passes, collectors = tl.load(shape + 4), tl.load(shape + 5), tl.load(shape + 6)
-    stored_n, outputs_n = tl.load(shape + 7), tl.load(shape + 8)
-    rows_n, above = tl.load(shape + 9), tl.load(shape + 10)
-    room, margin = tl.load(shape + 11), tl.load(shape + 12)
+    sources_n, external_n, inputs_n = tl.load(shape + 4), tl.load(shape + 5), tl.load(shape + 6)
+    passes, collectors = tl.load(shape + 7), tl.load(shape + 8)
+    stored_n, outputs_n = tl.load(shape + 9), tl.load(shape + 10)
+    columns_n, rows_n, above = tl.load(shape + 11), tl.load(shape + 12), tl.load(shape + 13)
+    room, margin = tl.load(shape + 14), tl.load(shape + 15)
     buffer = buffers + tl.program_id(0).to(tl.int64) * size
     for turn in range(0, tl.cdiv(tasks - tl.program_id(0), tl.num_programs(0))):
         task = tl.program_id(0) + turn * tl.num_programs(0)
         if FULL:
-            pair = task // (room * rows_n)
-            dx = task // rows_n % room
+            pair = task // (columns_n * rows_n)
+            dx = tl.load(columns + task // rows_n % columns_n)
             dy = task % rows_n - above
         else:
             pair, dx, dy = task, 0, 0
@@ -107,9 +147,12 @@ def kernel(buffers, shape, numbers, pairs, ones, twos, inputs, code, same_code, 
         first = ones + tl.load(pairs + 3 * pair).to(tl.int64) * terms
         second = twos + tl.load(pairs + 3 * pair + 1).to(tl.int64) * terms
         same = (tl.load(pairs + 3 * pair + 2) != 0) & (dx == 0) & (dy == 0)
+        for i in range(0, sources_n):
+            copy(sources + 11 * i, buffer, external + pair.to(tl.int64) * external_n, lo1, lo2,
+                 cut, dx, room, margin, True, BLOCK)
         for i in range(0, inputs_n):
             features(inputs + 11 * i, buffer, numbers, first, second, lo1, lo2, cut, dx, room,
-                     margin, not FULL, BLOCK)
+                     margin, DISTANCE, BLOCK)
         tl.debug_barrier()
         for i in range(0, passes):
             row = code + i * width
@@ -130,17 +173,9 @@ def kernel(buffers, shape, numbers, pairs, ones, twos, inputs, code, same_code, 
             to = totals + (task.to(tl.int64) * collectors + s) * 2
             tl.store(to, tl.sum(k, 0))
             tl.store(to + 1, tl.sum(t, 0))
-        for s in range(0, stored_n):
-            c = stored + 6 * s
-            at, half, start = buffer + tl.load(c), tl.load(c + 1), tl.load(c + 2)
-            rows, q, wide = tl.load(c + 3), tl.load(c + 4), tl.load(c + 5)
-            to = outputs + pair.to(tl.int64) * outputs_n + start
-            for j0 in range(0, rows * q, BLOCK):
-                j = j0 + tl.arange(0, BLOCK)
-                there = j < rows * q
-                o = (j // q) * wide + j % q
-                tl.store(to + j, tl.load(at + o, mask=there), mask=there)
-                tl.store(to + rows * q + j, tl.load(at + half + o, mask=there), mask=there)
+        for i in range(0, stored_n):
+            copy(stored + 11 * i, buffer, outputs + pair.to(tl.int64) * outputs_n, lo1, lo2, cut,
+                 dx, room, margin, False, BLOCK)
         tl.debug_barrier()
 """
 

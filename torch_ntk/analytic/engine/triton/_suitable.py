@@ -38,10 +38,6 @@ def _problem(region: Region) -> str:
     """Return why a region has no kernel, or an empty string."""
     if region.shape is Shape.VECTORS or region.layout is None:
         return "tensor operations take pairs of vectors on a GPU"
-    if region.inputs:
-        return "its values come from tensor operations"
     if region.averages:
         return "averages over some positions have no Triton kernel"
-    if region.full and region.outside:
-        return "all pairs of positions are needed after it"
     return ""
