@@ -49,7 +49,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *("_shifts _module _threads _drivers _packed _windows", "_layout", "_region", "_reach"),
         *("_regions _source", "_assembly", "_pairs", "_evaluation"),
     ),
-    "analytic/engine/triton": ("_formulas _suitable _module", "_source", "_evaluation"),
+    "analytic/engine/triton": ("_formulas _suitable _module", "_source _averages", "_evaluation"),
     "empirical": (
         "_recorder",
         *(

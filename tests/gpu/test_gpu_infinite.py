@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_nets import NETS
 from oracles import relative_error
 from torch import Tensor, nn
 from traces import settings
@@ -18,6 +20,7 @@ from torch_ntk import (
     MLP,
     NTKConv2d,
     NTKLinear,
+    analytic_explain,
     analytic_kernels,
     empirical_ntk,
     forecast,
@@ -92,6 +95,24 @@ def test_analytic_kernels(name: str, gpu: torch.device) -> None:
     for kernel, other in zip(found, expected, strict=True):
         assert kernel.device == gpu
         assert relative_error(kernel, other) < (1e-5 if name == "float32" else 1e-10)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, name) for g in NETS for name in NETS[g]])
+def test_networks_in_triton_kernels(group: str, name: str, gpu: torch.device) -> None:
+    net, size, _ = NETS[group][name]
+    a, b = numbers(3, 2, *size), numbers(2, 2, *size, seed=1)
+    b = torch.cat([b, a[:1]])  # a copy, which kernels have exactly
+    expected = flat(analytic_kernels(net, a, b, training=True))
+    loops = analytic_explain(net, a, b, training=True)
+    net, a, b = copy.deepcopy(net).to(gpu), a.to(gpu), b.to(gpu)
+    for dtype in (torch.float64, torch.float32):
+        kernels = analytic_explain(net, a, b, dtype=dtype, training=True)
+        for one, two in zip(loops.steps, kernels.steps, strict=True):
+            in_kernel = "in a Triton kernel" in two.how
+            assert in_kernel == (one.loop is not None) or one.positions == (1, 1), two
+        found = flat(analytic_kernels(net, a, b, dtype=dtype, training=True))
+        for kernel, other in zip(found, expected, strict=True):
+            assert relative_error(kernel, other) < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
 def test_gradients_of_an_analytic_kernel(gpu: torch.device) -> None:

@@ -8,6 +8,7 @@ region for a block of pairs, which `_pairs` has as tensors.
 from ._assembly import Assembly as Assembly
 from ._evaluation import RegionEvaluation as RegionEvaluation
 from ._layout import Place as Place
+from ._packed import Extent as Extent
 from ._packed import Packed as Packed
 from ._packed import Value as Value
 from ._pairs import Pairs as Pairs
@@ -20,3 +21,4 @@ from ._source import TOGETHER as TOGETHER
 from ._source import Pass as Pass
 from ._source import Slot as Slot
 from ._source import Stage as Stage
+from ._windows import Windows as Windows

@@ -60,6 +60,9 @@ class Partition:
             for i in (*unit.inputs, *unit.outside, *unit.averages):
                 reach = unit.kept.get(i, (0, 0))
                 most = max(most, Extent.within(program.steps[i].positions, reach).entries)
+            for i in unit.averages if self.kernels else ():
+                (j,) = program.steps[i].inputs  # kernels store what they average
+                most = max(most, Extent.within(program.steps[j].positions, unit.reach).entries)
         return most
 
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from ....activations import Form
 from ...operations import Input
 from .._task import Block, Task
-from ..fused import Assembly, Pairs, Place, Region, Slot, Value
+from ..fused import Assembly, Extent, Pairs, Place, Region, Slot, Value, Windows
+from ._averages import averaged
 from ._module import load
 from ._source import source
 
@@ -28,6 +30,28 @@ def _shape(place: Place) -> list[int]:
     """The integers of a value's layout, with which rows of tables begin."""
     (p, q), (s1, s2) = place.positions, place.scale
     return [p, s1, q, s2, place.width]
+
+
+def _outside(slot: Slot, start: int, extent: Extent) -> list[int]:
+    """Where a value is inside and outside of the kernel."""
+    return [*_shape(slot.place), slot.origin, slot.half, start, extent.entries,
+            *extent.displacements]  # fmt: skip
+
+
+class _Average(NamedTuple):
+    """An average over some positions.
+
+    Attributes:
+        taken: At which positions and displacements what it averages is stored.
+        made: The same of its result.
+        axes: Its windows along both axes.
+        start: Where the result begins among the numbers of a pair that go outside.
+    """
+
+    taken: Extent
+    made: Extent
+    axes: tuple[Windows, Windows]
+    start: int
 
 
 class KernelEvaluation:
@@ -67,14 +91,16 @@ class KernelEvaluation:
             at, half = row[:2]
             self._inputs.append([*_shape(place), at, half, channels, where[start], apart, number])
         self._sources, self._stored = (
-            [self._outside(*value) for value in values] for values in (a.sources, a.stored)
+            [_outside(slot, start, a.extent(i)) for i, slot, start in values]
+            for values in (a.sources, a.stored)
         )
-
-    def _outside(self, step: int, slot: Slot, start: int) -> list[int]:
-        """Where a value is inside and outside of the kernel."""
-        extent = self._assembly.extent(step)
-        return [*_shape(slot.place), slot.origin, slot.half, start, extent.entries,
-                *extent.displacements]  # fmt: skip
+        # What is averaged is stored at every displacement that the region computes.
+        self._averages, self._averaged, self._scratch = [], [], 0
+        for step, slot, start in a.averaged:
+            taken = Extent.within(slot.place.positions, region.reach)
+            self._averages.append(_Average(taken, a.extent(step), region.averages[step], start))
+            self._averaged.append(_outside(slot, self._scratch, taken))
+            self._scratch += 2 * taken.entries
 
     def _displacements(self) -> tuple[list[int], int, int]:
         """Those of columns that are needed, those of rows, and which one comes first."""
@@ -89,8 +115,9 @@ class KernelEvaluation:
     def fingerprint(self) -> str:
         """A hash of all that the kernel depends on, except samples and numbers of formulas."""
         a = self._assembly
-        tables = self._inputs, self._sources, self._stored, a.collected, self._displacements()
-        found = self._source, tables, self._layout, self._form.distance
+        tables = self._inputs, self._sources, self._stored, a.collected, self._averaged
+        found = (self._source, tables, self._averages, self._displacements(), self._layout,
+                 self._form.distance)  # fmt: skip
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
     def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
@@ -114,10 +141,12 @@ class KernelEvaluation:
         instances = min(tasks, self._instances())
         totals = self._like.new_zeros(len(pairs), images, len(a.collected), 2)
         outputs = self._like.new_zeros(len(pairs), a.states)
+        scratch = self._like.new_zeros(len(pairs), self._scratch)
         rows = self._source.rows
         shape = [tasks, size, one.shape[1], len(rows[0]), len(a.sources), external.shape[1],
                  len(self._inputs), len(rows), len(a.collected), len(self._stored), a.states,
-                 len(columns), down, above, self._layout.room[1], self._layout.margin]  # fmt: skip
+                 len(self._averaged), self._scratch, len(columns), down, above,
+                 self._layout.room[1], self._layout.margin]  # fmt: skip
         if not tasks:
             return self._states(block, pairs, totals, outputs)
         with torch.cuda.device_of(self._like):  # type: ignore[no-untyped-call]
@@ -135,11 +164,17 @@ class KernelEvaluation:
                 totals,
                 self._integers(self._stored),
                 outputs,
+                self._integers(self._averaged),
+                scratch,
                 FULL=self.region.full,
                 DISTANCE=self._form.distance,
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
             )
+        for average, row in zip(self._averages, self._averaged, strict=True):
+            part = scratch[:, row[7] : row[7] + 2 * average.taken.entries].contiguous()
+            made = averaged(part, average.taken, average.made, average.axes)
+            outputs[:, average.start : average.start + made.shape[1]] = made
         return self._states(block, pairs, totals, outputs)
 
     def _states(

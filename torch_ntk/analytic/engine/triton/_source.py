@@ -125,15 +125,16 @@ def copy(row, buffer, outside, lo1, lo2, cut, dx, room, margin,
 _KERNEL = """
 @triton.jit
 def kernel(buffers, shape, numbers, pairs, ones, twos, columns, sources, external, inputs, code,
-           same_code, collected, totals, stored, outputs,
+           same_code, collected, totals, stored, outputs, averaged, scratch,
            FULL: tl.constexpr, DISTANCE: tl.constexpr, BLOCK: tl.constexpr):
     tasks, size, terms, width = (tl.load(shape), tl.load(shape + 1), tl.load(shape + 2),
                                  tl.load(shape + 3))
     sources_n, external_n, inputs_n = tl.load(shape + 4), tl.load(shape + 5), tl.load(shape + 6)
     passes, collectors = tl.load(shape + 7), tl.load(shape + 8)
     stored_n, outputs_n = tl.load(shape + 9), tl.load(shape + 10)
-    columns_n, rows_n, above = tl.load(shape + 11), tl.load(shape + 12), tl.load(shape + 13)
-    room, margin = tl.load(shape + 14), tl.load(shape + 15)
+    averaged_n, scratch_n = tl.load(shape + 11), tl.load(shape + 12)
+    columns_n, rows_n, above = tl.load(shape + 13), tl.load(shape + 14), tl.load(shape + 15)
+    room, margin = tl.load(shape + 16), tl.load(shape + 17)
     buffer = buffers + tl.program_id(0).to(tl.int64) * size
     for turn in range(0, tl.cdiv(tasks - tl.program_id(0), tl.num_programs(0))):
         task = tl.program_id(0) + turn * tl.num_programs(0)
@@ -175,6 +176,9 @@ def kernel(buffers, shape, numbers, pairs, ones, twos, columns, sources, externa
             tl.store(to + 1, tl.sum(t, 0))
         for i in range(0, stored_n):
             copy(stored + 11 * i, buffer, outputs + pair.to(tl.int64) * outputs_n, lo1, lo2, cut,
+                 dx, room, margin, False, BLOCK)
+        for i in range(0, averaged_n):
+            copy(averaged + 11 * i, buffer, scratch + pair.to(tl.int64) * scratch_n, lo1, lo2, cut,
                  dx, room, margin, False, BLOCK)
         tl.debug_barrier()
 """

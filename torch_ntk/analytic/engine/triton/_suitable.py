@@ -20,24 +20,14 @@ def unusable(device: torch.device) -> str:
 
 
 def suitable(program: Program, parts: Partition) -> Partition:
-    """Return a partition with single steps in place of regions that have no kernel."""
+    """Return a partition with single steps in place of regions of vectors, which have no kernel."""
     units: list[Region | int] = []
     reasons = dict(parts.reasons)
     for unit in parts.units:
-        problem = "" if isinstance(unit, int) else _problem(unit)
-        if isinstance(unit, int) or not problem:
+        if isinstance(unit, int) or unit.shape is not Shape.VECTORS:
             units.append(unit)
             continue
         steps = [i for i in unit.steps if not isinstance(program.steps[i].operation, Input)]
         units += steps
-        reasons.update(dict.fromkeys(steps, problem))
+        reasons.update(dict.fromkeys(steps, "tensor operations take pairs of vectors on a GPU"))
     return replace(parts, units=tuple(units), reasons=reasons, kernels=True)
-
-
-def _problem(region: Region) -> str:
-    """Return why a region has no kernel, or an empty string."""
-    if region.shape is Shape.VECTORS or region.layout is None:
-        return "tensor operations take pairs of vectors on a GPU"
-    if region.averages:
-        return "averages over some positions have no Triton kernel"
-    return ""
