@@ -145,7 +145,7 @@ def rows(watch: NTKMonitor) -> dict[int, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize(("kind", "first"), [("exception", 0), ("memory", 1), ("gradient", 2)])
+@pytest.mark.parametrize(("kind", "first"), [("exception", 0), ("memory", 1), ("gradient", 4)])
 def test_it_may_break_off_at_any_evaluation(kind: str, first: int, tmp_path: Path) -> None:
     """Bit by bit the same run, and the later points are those of a run in which nothing broke."""
     Faults.set(-1)

@@ -115,6 +115,22 @@ def test_slopes_of_large_networks(
     assert found["linearization_gap"] == pytest.approx(values["linearization_gap"], rel=1e-4)
 
 
+def test_network_that_cannot_be_evaluated_in_float64() -> None:
+    """Such as one with an operation for which PyTorch has no kernel in float64."""
+
+    class Single(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.dtype != torch.float32:
+                raise RuntimeError("expected Float32, got Double")
+            return super().forward(x)
+
+    model = nn.Sequential(Single(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"`dtype` must be torch.float32.*got Double"):
+        observed(Record(), model)
+    found = observed(Record(METRICS, Evaluation(dtype=torch.float32)), model)
+    assert found["linearization_gap"] > 0
+
+
 def test_a_layer_unfrozen_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_evaluation, "LARGE", 100)
     monkeypatch.setattr(_evaluation, "HUGE", 100)

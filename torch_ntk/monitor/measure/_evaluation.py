@@ -22,13 +22,13 @@ from ..._checks import (
     type_error,
     value_error,
 )
-from ..._functional import model_function, quiet
+from ..._functional import Batch, ModelFunction, model_function, quiet
 from ..._optimizers import KNOWN, NoScalesError, has_scales, owner, step_scales
 from ..._types import Method, Output, Parameters, ParameterSelection
 from ...empirical import NTKOperator, ProbedKernel, empirical_ntk
 from ...empirical._probed import along, random_signs
 from ...empirical.inspect import inspect_forward, keep_hooks_that_matter
-from ...memory import aiming_at, free_memory
+from ...memory import aiming_at, free_memory, is_out_of_memory
 from ..probe._probe import Probe
 from ._adapted_network import AdaptedNetwork, Samples, call_of, usual_outputs
 
@@ -237,10 +237,27 @@ class Evaluation:
             found = inspect_forward(fn, "probe", samples)
             # The linearization later evaluates the network with θ_0 in the place of θ_t.
             fn.plain.check_replaceable(samples[:1])
+            self._check_precision(fn.in_dtype(self.movement_dtype(network)), samples[:1])
         outputs = found.outputs
         if given.coupled is not None:
             probe, outputs = replace(probe, rows=given.coupled.rows[0]), given.coupled.outputs
         return Examined(tuple(fn.params), outputs, found.activation_bytes, probe)
+
+    def _check_precision(self, fn: ModelFunction, sample: Batch) -> None:
+        """Raise an error if the network cannot be evaluated in the dtype of `fn`.
+
+        An example is a mixture of experts by grouped products, which do not exist in float64.
+        """
+        try:
+            fn.batch(fn.params, sample.to(fn.dtype))
+        except RuntimeError as error:
+            if is_out_of_memory(error) or fn.dtype == torch.float32:
+                raise
+            raise value_error(
+                "dtype",
+                "torch.float32 for this network",
+                f"{self.dtype}, for which it is evaluated in {fn.dtype}. That fails with: {error}",
+            ) from error
 
     def seconds(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
         """An estimate of the seconds that the kernel of the probe takes.
