@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py [--output FILE] [--minutes 8] [--dry-run]
 
-Infinite width: CNTKs of depth 21 for pairs of 32×32 images (by Triton kernels; otherwise the row
-says "by tensor operations") and an MLP, checked against the fused loops of the CPU in float64.
+Infinite width: CNTKs for pairs of 32×32 images, with averages in between, a series of an
+activation, and circular padding too (by Triton kernels; otherwise the row says "by tensor
+operations"), and an MLP, checked against the fused loops of the CPU in float64.
 Finite width: an MLP, a convolutional network and ResNet-18, with the check of every call and
 without it, beside torch.func's Jacobians, which check them too. Repeated calls replay a CUDA graph;
 whether they give what the first one gave is in the row. All in full float32: TF32 is switched off
@@ -26,13 +27,16 @@ import torch
 from common import HERE, best, environment, write_json
 from empirical_nets import NAMES, net
 from empirical_ways import tutorial
-from torch import Tensor
+from torch import Tensor, nn
 
 # Milliseconds that are aimed at on an H100 or H200, and the largest error in the type's rounding.
 INFINITE: list[dict[str, Any]] = [
     {"net": "gap", "depth": 21, "side": 32, "pairs": 1, "goal": 0.1},
     {"net": "gap", "depth": 21, "side": 32, "pairs": 16, "goal": 0.1},
     {"net": "flatten", "depth": 21, "side": 32, "pairs": 4096, "goal": None},
+    {"net": "pooled", "depth": 6, "side": 32, "pairs": 16, "goal": None},
+    {"net": "gap", "depth": 3, "side": 32, "pairs": 16, "activation": "tanh", "goal": None},
+    {"net": "gap", "depth": 21, "side": 32, "pairs": 16, "padding": "circular", "goal": None},
     {"net": "mlp", "depth": 4, "n": 2000, "goal": None},
 ]
 FINITE: list[dict[str, Any]] = [
@@ -71,9 +75,28 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def convolutional(job: dict[str, Any], dtype: torch.dtype) -> tuple[Callable[..., Any], ...]:
+    """The kernel of two batches of images, and how it is evaluated."""
+    from torch_ntk import CNTK, NTKConv2d, NTKLinear, analytic_explain, analytic_ntk
+
+    if job["net"] != "pooled":
+        options = {k: job[k] for k in ("activation", "padding") if k in job}
+        cntk = CNTK(job["depth"], pooling=job["net"], dtype=dtype, **options)
+        return cntk, cntk.explain
+    layers: list[nn.Module] = []
+    for n in range(job["depth"]):  # an average after every second convolution
+        layers += [NTKConv2d(3, 3, 3, padding=1, sigma_w=2**0.5), nn.ReLU()]
+        layers += [nn.AvgPool2d(2)] if n % 2 else []
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), NTKLinear(3, 1))
+    return (
+        lambda a, b: analytic_ntk(net, a, b, dtype=dtype),
+        lambda a, b: analytic_explain(net, a, b, dtype=dtype),
+    )
+
+
 def infinite(job: dict[str, Any], device: str) -> dict[str, Any]:
     """One infinite-width kernel on a device: milliseconds a pair, or of the matrix."""
-    from torch_ntk import CNTK, mlp_kernels
+    from torch_ntk import mlp_kernels
 
     generator = torch.Generator().manual_seed(0)
     if job["net"] == "mlp":
@@ -90,16 +113,17 @@ def infinite(job: dict[str, Any], device: str) -> dict[str, Any]:
     n = round(job["pairs"] ** 0.5)
     x1, x2 = torch.randn(2, n, 3, job["side"], job["side"], generator=generator)
     # One row is checked: the CPU takes longer for all of them than is there.
-    wanted = CNTK(job["depth"], pooling=job["net"])(x1[:1].double(), x2.double())
-    on_device = CNTK(job["depth"], pooling=job["net"], dtype=torch.float32)
+    wanted = convolutional(job, torch.float64)[0](x1[:1].double(), x2.double())
+    on_device, explain = convolutional(job, torch.float32)
     a, b = x1.to(device), x2.to(device)
     start = time.perf_counter()
     found = waited(lambda: on_device(a, b), device)()
     first = 1e3 * (time.perf_counter() - start)
     taken = milliseconds(lambda: on_device(a, b), device) / n**2
     result = {"ms": taken, "first_ms": first, "error": error(found[:1], wanted)}
-    result["kernel"] = any(step.loop for step in on_device.explain(a, b).steps)
-    if job["net"] == "gap" and job["side"] == 32:
+    images = [step for step in explain(a, b).steps if step.positions != (1, 1)]
+    result["kernel"] = all(step.loop for step in images)
+    if job["net"] == "gap" and job["side"] == 32 and job["depth"] == 21:
         result["cifar10_gpu_hours"] = PAIRS_OF_CIFAR10 * taken / 1e3 / 3600
     return result
 
@@ -136,8 +160,9 @@ def name(job: dict[str, Any], kind: str) -> str:
         return f"{NAMES[job['net']]}, N={job['n']}, full"
     if job["net"] == "mlp":
         return f"MLP depth {job['depth']}, N={job['n']}, the matrix"
-    letter = "GAP" if job["net"] == "gap" else "V"
-    return f"CNTK-{letter} depth {job['depth']}, {job['pairs']} pair(s), a pair"
+    kinds = {"gap": "CNTK-GAP", "flatten": "CNTK-V", "pooled": "pools"}
+    with_ = "".join(f", {job[k]}" for k in ("activation", "padding") if k in job)
+    return f"{kinds[job['net']]} depth {job['depth']}{with_}, {job['pairs']} pair(s), a pair"
 
 
 def jobs(dry: bool) -> list[tuple[str, dict[str, Any]]]:
@@ -171,8 +196,8 @@ def measured(kind: str, job: dict[str, Any], device: str) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
     if "failed" in row:
-        return f"{row['name']:<42} failed: {row['failed']}"
-    parts = [f"{row['name']:<42} {row['ms']:10.4f} ms"]
+        return f"{row['name']:<47} failed: {row['failed']}"
+    parts = [f"{row['name']:<47} {row['ms']:10.4f} ms"]
     if row["goal"] is not None:
         parts.append(f"(goal {row['goal']} ms: {'yes' if row['ms'] <= row['goal'] else 'no'})")
     if not row.get("kernel", True):
@@ -208,7 +233,7 @@ def main() -> int:
         path = HERE / "gpu.json"
     for kind, job in jobs(args.dry_run):
         if time.perf_counter() - begin > 60 * args.minutes:
-            print(f"{name(job, kind):<42} left out: {args.minutes} minutes are over")
+            print(f"{name(job, kind):<47} left out: {args.minutes} minutes are over")
             continue
         rows.append(measured(kind, job, device))
         print(line(rows[-1]), flush=True)

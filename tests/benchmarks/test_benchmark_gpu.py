@@ -32,7 +32,8 @@ def test_a_dry_run_checks_every_kind_of_row(
     path = tmp_path / "gpu.json"
     assert run(script, monkeypatch, "--output", str(path)) == 0
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert [r["net"] for r in rows] == ["mlp", "gap", "gap", "gap", "flatten", "mlp"]
+    finite, infinite = ["mlp", "gap"], ["gap", "gap", "flatten", "pooled", "gap", "gap", "mlp"]
+    assert [r["net"] for r in rows] == finite + infinite
     assert all(r["error"] <= script.LARGEST_ERROR and "failed" not in r for r in rows)
     assert all("torch_func_ms" in r and "checked_ms" in r for r in rows[:2])
 

@@ -224,9 +224,9 @@ def analytic_explain(
 
     On a CPU, operations with a fused form are evaluated by compiled loops, which apply all
     operations to the entries of one pair of images before they begin with the next pair. On a CUDA
-    device with Triton the operations on images become one kernel. The first time that a network is
-    evaluated or explained, this kernel is compared with tensor operations on two images, and if
-    it is wrong there is a warning. Other operations are evaluated by tensor operations, and so are
+    device with Triton the loops over images are Triton kernels. The first time that a network is
+    evaluated or explained, these are compared with tensor operations on two images, and if one
+    is wrong there is a warning. Other operations are evaluated by tensor operations, and so are
     all operations on other devices or if an input requires derivatives.
 
     Args:
