@@ -80,7 +80,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     ),
     "empirical/operator": (
         "_symmetric_product _stochastic_trace _vectors",
-        *("_lanczos _lanczos_quadrature _nystroem _product_check _product_methods", "_products"),
+        *("_lanczos _lanczos_quadrature _nystroem _product_check", "_products"),
         *("_kernel_map", "_jacobian _log_determinant _solve _spectral_density", "_operator"),
     ),
     "coordinates": ("_recorder", "_training", "_check", "_coordinate_check"),

@@ -12,6 +12,7 @@ from ._auto import OnePrecisionError as OnePrecisionError
 from ._auto import by_auto as by_auto
 from ._auto import by_structure as by_structure
 from ._jacobian import JacobianMethod as JacobianMethod
+from ._product_methods import PRODUCT_METHODS as PRODUCT_METHODS
 from ._vector_product import by_vector_products as by_vector_products
 
 METHODS: dict[Method, Callable[[KernelJob, UseRecorder], Kernels]] = {
@@ -21,4 +22,11 @@ METHODS: dict[Method, Callable[[KernelJob, UseRecorder], Kernels]] = {
     "vector_product": lambda job, recorder: by_vector_products(job),
 }
 
-__all__ = ["METHODS", "JacobianMethod", "OnePrecisionError", "by_auto", "by_vector_products"]
+__all__ = [
+    "METHODS",
+    "PRODUCT_METHODS",
+    "JacobianMethod",
+    "OnePrecisionError",
+    "by_auto",
+    "by_vector_products",
+]

@@ -82,11 +82,14 @@ class JacobianMethod(FactorMethod):
 
     def without(self, names: frozenset[str]) -> JacobianMethod | None:
         """Return the method with plain loops for these parameters."""
-        return JacobianMethod(self.job, self.by_loops | names)
+        return self._with(self.job, self.by_loops | names)
 
     def of_job(self, job: KernelJob) -> JacobianMethod:
         """Return the method for another job."""
-        return JacobianMethod(job, self.by_loops)
+        return self._with(job, self.by_loops)
+
+    def _with(self, job: KernelJob, by_loops: frozenset[str]) -> JacobianMethod:
+        return JacobianMethod(job, by_loops)
 
     def factors(self, x: Batch, start: int, alone: bool, check: BlockCheck | None) -> Factors:
         """Return the Jacobians of all parameters that plain loops do not compute."""

@@ -8,6 +8,8 @@ formed (Novak et al. 2022).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from .._outputs import add_columns_, symmetrize_, transposed
 from .._parts import Kernels
 from ..checksum import companion_of, depends_on_batch, plain_jacobians, signs
 from ..inspect import not_deterministic
+from ._product_methods import DenseProducts, PlainProducts
 
 
 def by_vector_products(job: KernelJob) -> Kernels:
@@ -81,7 +84,8 @@ class _VectorProducts:
 
     def __init__(self, job: KernelJob) -> None:
         self._job, self._fn = job, job.fn
-        self._ways = [self._pushed, self._twice, self._formed]
+        others = (partial(way.push, job.fn) for way in (PlainProducts(), DenseProducts()))
+        self._ways: list[Callable[[Batch, Parameters], Tensor]] = [self._pushed, *others]
         self._largest = 0.0  # norm of a direction; rounding errors are a multiple of eps times it
         self._adjoint: tuple[int, int, Tensor, Parameters] | None = None
 
@@ -152,7 +156,7 @@ class _VectorProducts:
         precision = self._job.forward.precision
         same = agree([outputs], [together[: len(x)].to(outputs)], precision=precision)
         same = same and agree(own.values(), (expected[k] for k in own), precision=precision)
-        return same or not _are_finite(expected)
+        return same or not all(bool(g.isfinite().all()) for g in expected.values())
 
     def _plain_pass(self, x: Batch, u: Tensor) -> tuple[Tensor, Parameters]:
         """Return outputs, and the gradient of `Σ u·f`, of the samples in a batch with another one.
@@ -188,7 +192,8 @@ class _VectorProducts:
         while True:
             way = self._ways[0]
             try:
-                found = way(x, w)
+                with transforming():
+                    found = way(x, w)
                 if self._are_adjoint(start, stop, x, found, w):
                     return found
             except CannotTransformError:
@@ -205,30 +210,11 @@ class _VectorProducts:
             return product
 
         c = next(iter(w.values())).shape[0]
-        with transforming(), RightOperations():
+        with RightOperations():
             found: Tensor = vmap(lambda v: self._fn.of_each(x, lambda s: one(s, v)))(w)
         if found.shape != (c, len(x), self._job.outputs):
             raise CannotTransformError("vmap changes the shape of a product")
         return found
-
-    def _twice(self, x: Batch, w: Parameters) -> Tensor:
-        """Return `J w` by two plain backward passes for each direction."""
-        c = next(iter(w.values())).shape[0]
-
-        def of_pass(found: PlainPass) -> Tensor:
-            rows = [found.along({k: v[i] for k, v in w.items()}) for i in range(c)]
-            return torch.stack(rows).detach()
-
-        with transforming():
-            return self._fn.exact_plain.run(x, of_pass).to(self._fn.dtype)
-
-    def _formed(self, x: Batch, w: Parameters) -> Tensor:
-        """Return `J w` from Jacobians by plain loops."""
-        _, jacobians = plain_jacobians(self._fn, x, self._fn.params)
-        products = [
-            (j @ w[k].reshape(-1, j.shape[2]).T).permute(2, 0, 1) for k, j in jacobians.items()
-        ]
-        return torch.stack(products).sum(0)
 
     def _are_adjoint(self, start: int, stop: int, x: Batch, found: Tensor, w: Parameters) -> bool:
         """Whether `⟨u, J w⟩ = ⟨Jᵀ u, w⟩` for every direction."""
@@ -251,7 +237,3 @@ class _VectorProducts:
 
 def _norm(tensors: Parameters) -> float:
     return math.sqrt(sum(float(t.square().sum()) for t in tensors.values()))
-
-
-def _are_finite(tensors: Parameters) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors.values())

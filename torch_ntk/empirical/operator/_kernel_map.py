@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,21 +27,14 @@ from ..methods import METHODS
 from ..structured import StructuredMethod, UseRecorder
 from ._products import Advance, Products
 
+T = TypeVar("T")
 Form = Literal["full", "trace", "mean", "pseudo"]
 _TOGETHER = 32  # samples in a block of which the kernel is formed to read its diagonal
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The caller's settings for every evaluation.
-
-    Attributes:
-        memory: The bytes that an evaluation may take; None chooses from the free memory.
-        batch_size: The number of samples per block; None chooses from the memory.
-        check: Whether results are compared with plain backward passes.
-        progress: Whether to show a progress bar over samples.
-        training: Whether modules keep their training flags.
-    """
+    """The caller's settings for every evaluation; see `NTKOperator`. `memory` is in bytes."""
 
     memory: int | None
     batch_size: int | None
@@ -171,36 +164,40 @@ class KernelMap:
             result.index_add_(1, column, products.T)
         return result
 
+    def _by_blocks(self, count: int, block: Callable[[int, int, Advance], T]) -> list[T]:
+        """Return `block` of ranges of `count` vectors, each of which meets all samples of x1."""
+        with self.evaluating():
+            size, _ = self.left.sizes(count)
+            with self.bar(-(-count // size) * len(self.left.x)) as advance:
+                return [block(a, b, advance) for a, b in ranges(0, count, size)]
+
     def pull(self, v: Tensor) -> Parameters:
         """Return `J1ᵀ v` as `{name: [c, ...]}`, for `v` `[c, N1·O]`."""
-        parts = []
-        with self.evaluating():
-            size, _ = self.left.sizes(len(v))
-            with self.bar(-(-len(v) // size) * len(self.left.x)) as advance:
-                for a, b in ranges(0, len(v), size):
-                    parts.append(self.left.transpose(v[a:b], advance))
+        parts = self._by_blocks(len(v), lambda a, b, done: self.left.transpose(v[a:b], done))
         found = {n: torch.cat([part[n] for part in parts]) for n in self.fn.params}
         return {n: check_finite("product", g, NOT_FINITE) for n, g in found.items()}
 
     def push(self, w: Parameters) -> Tensor:
         """Return `J1 w` as `[c, N1·O]`, for `w` `{name: [c, ...]}`."""
-        count = len(next(iter(w.values())))
-        parts = []
-        with self.evaluating():
-            size, _ = self.left.sizes(count)
-            with self.bar(-(-count // size) * len(self.left.x)) as advance:
-                for a, b in ranges(0, count, size):
-                    part = {n: t[a:b] for n, t in w.items()}
-                    parts.append(self.left.product(part, advance))
+
+        def block(a: int, b: int, advance: Advance) -> Tensor:
+            return self.left.product({n: t[a:b] for n, t in w.items()}, advance)
+
+        parts = self._by_blocks(len(next(iter(w.values()))), block)
         return check_finite("product", torch.cat(parts), NOT_FINITE)
 
     def squared_norms(self, v: Tensor) -> Tensor:
         """Return `‖P^½ J1ᵀ v‖²`, `[c]`, for v `[c, N1·O]`, at half the cost of a product."""
-        with self.evaluating():
-            turns = -(-len(v) // self.left.sizes(len(v))[0])
-            with self.bar(turns * len(self.left.x)) as advance:
-                found = self.left.squared_norms(v, self.precondition, advance)
-                return check_finite("trace", found, NOT_FINITE)
+
+        def block(a: int, b: int, advance: Advance) -> Tensor:
+            total = self.left.transpose(v[a:b], advance)
+            found = torch.zeros(b - a, dtype=torch.float64, device=v.device)
+            for name, g in total.items():
+                rows = self.precondition.columns(name, g.reshape(b - a, -1))
+                found += rows.double().square().sum(1)
+            return found
+
+        return check_finite("trace", torch.cat(self._by_blocks(len(v), block)), NOT_FINITE)
 
     @cached_property
     def diagonal(self) -> Tensor:
@@ -210,7 +207,8 @@ class KernelMap:
         for which the squared norm of the gradient of each output is computed.
         """
         if self.fn.coupled:
-            found = torch.cat([self._squared_norms_of_rows(a, b) for a, b in self._rows()])
+            rows = ranges(0, self.left.size, _TOGETHER)
+            found = torch.cat([self._squared_norms_of_rows(a, b) for a, b in rows])
             if self.is_sum:
                 found = found.view(self.shape[0], self.outputs).sum(1)
             return finish(found, self.form, self.outputs)
@@ -223,9 +221,6 @@ class KernelMap:
                 blocks.append(kernel.diagonal(dim1=0, dim2=1).movedim(-1, 0).reshape(-1))
         found = finish(torch.cat(blocks), form, self.outputs)
         return check_finite("diagonal", found, NOT_FINITE)
-
-    def _rows(self) -> Iterator[tuple[int, int]]:
-        return ranges(0, self.left.size, _TOGETHER)
 
     def _squared_norms_of_rows(self, start: int, stop: int) -> Tensor:
         """Return `‖P^½ J1ᵀ e‖²` for the unit vectors e from `start` to `stop`."""

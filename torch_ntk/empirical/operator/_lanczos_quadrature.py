@@ -25,18 +25,11 @@ _FEWEST = 5  # the smallest number of steps between two tests of convergence
 
 
 class LanczosQuadrature:
-    """Quadrature rules for several vectors z at once, which share products.
+    """Quadrature rules for several vectors z, the columns of a float64 matrix, that share products.
 
     Each new vector is orthogonalized against the whole basis, which is stored: without that, the
-    method finds copies of known eigenvalues after as few as twenty steps on a kernel.
-
-    Args:
-        multiply: Returns `A v` for a matrix v `[D, K]`.
-        z: The vectors `[D, K]`, float64.
-        max_steps: The largest number m of steps, which is also at most D.
-
-    Raises:
-        ValueError: The basis does not fit in memory.
+    method finds copies of known eigenvalues after as few as twenty steps on a kernel. If the basis
+    does not fit in memory, a `ValueError` is raised.
     """
 
     def __init__(self, multiply: Callable[[Tensor], Tensor], z: Tensor, max_steps: int) -> None:

@@ -25,15 +25,8 @@ T = TypeVar("T")
 class ProductCheck:
     """The check of all products of a model and its samples.
 
-    Args:
-        fn: The function.
-        x: All samples.
-        forward: The shapes and costs of one forward pass.
-        step: The number of samples in a pass.
-
-    Raises:
-        ValueError: The gradient of all samples is not the sum of the gradients of two halves,
-            because the outputs of a sample depend on other samples.
+    A model is refused if the gradient of all samples is not the sum of the gradients of two halves,
+    because the outputs of a sample depend on other samples. `step` samples are in a pass.
     """
 
     def __init__(self, fn: ModelFunction, x: Batch, forward: Inspection, step: int) -> None:
@@ -111,7 +104,7 @@ class ProductCheck:
             one = self._gradient(self._x, torch.tensordot(flip, v, dims=1))
             own = {k: torch.tensordot(flip, t, dims=1) for k, t in total.items()}
             same = agree(own.values(), (one[k] for k in own), precision=self._forward.precision)
-            return same or not _is_finite(found)
+            return same or not bool(found.isfinite().all())
         scale = sum(t.square().sum(1) for t in terms.values())
         products = v * self._z
         scale = torch.as_tensor(scale).sqrt() + products.square().sum((1, 2)).sqrt()
@@ -130,7 +123,3 @@ class ProductCheck:
         eps = self._forward.eps(self._fn.dtype)
         close = (a - b).abs() <= eps**0.5 * scale
         return bool((close | ~a.isfinite()).all())
-
-
-def _is_finite(t: Tensor) -> bool:
-    return bool(t.isfinite().all())

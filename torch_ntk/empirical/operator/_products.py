@@ -11,11 +11,10 @@ from torch import Tensor
 from ..._checks import value_error
 from ..._functional import Batch, CannotTransformError, ModelFunction, agree, failure
 from ..._types import Parameters
-from ...memory import Backoff, budget, check_enough, ranges
-from .._precondition import Precondition
+from ...memory import Backoff, budget, check_enough
 from ..inspect import Inspection
+from ..methods import PRODUCT_METHODS
 from ._product_check import ProductCheck
-from ._product_methods import PRODUCT_METHODS
 
 # A CPU gains nothing from larger blocks, and the purpose of the operator is to save memory.
 _CPU_BYTES = 1024**3
@@ -29,13 +28,6 @@ Advance: TypeAlias = Callable[[int], None]
 
 class Products:
     """The Jacobian of all samples as a linear map, which is not formed.
-
-    Args:
-        fn: The function of the parameters.
-        x: All samples.
-        forward: The shapes and costs of one forward pass.
-        batch_size: The number of samples per block; None chooses from the memory.
-        check: Whether every product is compared with plain backward passes.
 
     Attributes:
         x: The samples.
@@ -103,16 +95,6 @@ class Products:
             "one whose backward pass on a batch is not that on its samples",
             "Look for an autograd.Function with an inconsistent backward.",
         )
-
-    def squared_norms(self, v: Tensor, precondition: Precondition, advance: Advance) -> Tensor:
-        """Return `‖P^½ Jᵀ v‖²` as `[c]`, for v `[c, N·O]`."""
-        vectors, _ = self.sizes(v.shape[0])
-        rows = []
-        for a, b in ranges(0, v.shape[0], vectors):
-            total = self.transpose(v[a:b], advance)
-            parts = (precondition.columns(n, g.reshape(b - a, -1)) for n, g in total.items())
-            rows.append(sum(part.double().square().sum(1) for part in parts))
-        return torch.cat([r for r in rows if isinstance(r, Tensor)])
 
     def sizes(self, count: int) -> tuple[int, int]:
         """Return how many of `count` vectors, and how many samples, are in memory at once.
