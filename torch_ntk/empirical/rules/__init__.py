@@ -7,7 +7,6 @@ parameters are ignored), or none. The Jacobian of a parameter without a rule is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._bias import BiasUse as BiasUse
@@ -23,12 +22,11 @@ from ._linear import CALLS as _LINEAR
 from ._linear import LinearUse as LinearUse
 from ._norm import CALLS as _NORM
 from ._prelu import CALLS as _PRELU
+from ._rule import Rule as Rule
 from ._rule import RuleError as RuleError
 from ._rule import Use as Use
 from ._rule import laid_out as laid_out
 from ._rule import product as product
-
-Rule = Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]
 
 RULES: dict[Any, Rule] = {
     **_LINEAR,

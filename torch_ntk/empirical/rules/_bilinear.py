@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,25 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._bias import with_bias
-from ._rule import Use, argument
+from ._linear import LinearUse
+from ._rule import Rule, Use, argument
 
 
-class BilinearUse(Use):
-    """`y[..., o] = Σ_ab W[o, a, b] x1[..., a] x2[..., b]`; features are the products x1 x2."""
-
-    groups = 1
+class BilinearUse(LinearUse):
+    """`y[..., o] = Σ_ab W[o, a, b] x1[..., a] x2[..., b]`: linear in the products x1 x2."""
 
     def __init__(self, source: Tensor, weight: Tensor) -> None:
         self.source, self.weight = source, weight
         self.units, self.inputs = weight.shape[0], weight.shape[1] * weight.shape[2]
-
-    def features(self, source: Tensor) -> Tensor:
-        """Return A `[N, 1, T, a·b]`."""
-        return source.reshape(source.shape[0], 1, -1, self.inputs)
-
-    def cotangents(self, b: Tensor) -> Tensor:
-        """Return B `[N, O, 1, T, o]`."""
-        return b.reshape(*b.shape[:2], 1, -1, self.units)
 
 
 def bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
@@ -39,6 +30,4 @@ def bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     return with_bias(use, argument(args, kwargs, 3, "bias"), 0)
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
-    F.bilinear: bilinear
-}
+CALLS: dict[Any, Rule] = {F.bilinear: bilinear}

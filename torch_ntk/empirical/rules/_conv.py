@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._bias import with_bias
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 class ConvUse(Use):
@@ -125,14 +125,7 @@ class ConvUse(Use):
 
 @dataclass(frozen=True)
 class Window:
-    """The geometry of a filter, with a number for each dimension.
-
-    Attributes:
-        kernel: The size of the filter.
-        stride: The distance between its places.
-        padding: The numbers of zeros before and after the image.
-        dilation: The distance between its taps.
-    """
+    """The geometry of a filter, for each dimension; padding is before and after the image."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -171,7 +164,7 @@ def patches(
     return x.reshape(n, groups, -1, channels // groups * prod(kernel))
 
 
-def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]:
+def _call(dims: int) -> Rule:
     def conv(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
         source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
         stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
@@ -202,11 +195,8 @@ def as_tuple(value: Any, dims: int, default: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+CALLS: dict[Any, Rule] = {
     F.conv1d: _call(1),
     F.conv2d: _call(2),
     F.conv3d: _call(3),
-    torch.conv1d: _call(1),
-    torch.conv2d: _call(2),
-    torch.conv3d: _call(3),
 }

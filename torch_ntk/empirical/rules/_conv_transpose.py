@@ -6,7 +6,7 @@ output's cotangent: `y[co, s·t - p + d·k] += Σ_ci W[ci, co, k] x[ci, t]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ._bias import with_bias
 from ._conv import Window, as_tuple, patches
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 class ConvTransposeUse(Use):
@@ -67,7 +67,7 @@ class ConvTransposeUse(Use):
         return gradient.reshape(self.groups, self.inputs, self.units).transpose(1, 2)
 
 
-def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]:
+def _call(dims: int) -> Rule:
     def conv_transpose(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
         source, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
         stride = as_tuple(argument(args, kwargs, 3, "stride"), dims, 1)
@@ -81,7 +81,7 @@ def _call(dims: int) -> Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Us
     return conv_transpose
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+CALLS: dict[Any, Rule] = {
     F.conv_transpose1d: _call(1),
     F.conv_transpose2d: _call(2),
     F.conv_transpose3d: _call(3),

@@ -6,14 +6,14 @@ groups otherwise. The parameter's other letters are units, and those of the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._rule import Use
+from ._rule import Rule, Use
 
 _MORE_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -115,6 +115,4 @@ def _words(equation: str, dims: Sequence[int]) -> tuple[str, str, str] | None:
     return (words[0], words[1], y) if fits and all(c.isalpha() for c in y) else None
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
-    torch.einsum: einsum
-}
+CALLS: dict[Any, Rule] = {torch.einsum: einsum}

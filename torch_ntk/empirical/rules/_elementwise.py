@@ -7,23 +7,17 @@ unit, so that forming J costs very little, and Gram matrices would save nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 class ScaleUse(Use):
-    """`y = x * w`.
-
-    Args:
-        source: x, in the shape of y.
-        weight: w.
-        along: The dimensions of y to which the dimensions of w correspond.
-    """
+    """`y = x * w`; `along` are the dimensions of y to which those of w correspond."""
 
     inputs = units = 1
 
@@ -123,7 +117,7 @@ def shift(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     return uses
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+CALLS: dict[Any, Rule] = {
     torch.mul: scale,
     torch.multiply: scale,
     Tensor.mul: scale,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 class EmbeddingUse(Use):
@@ -86,6 +86,4 @@ def embedding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
     return EmbeddingUse(source, weight, argument(args, kwargs, 2, "padding_idx"))
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | None]] = {
-    F.embedding: embedding
-}
+CALLS: dict[Any, Rule] = {F.embedding: embedding}

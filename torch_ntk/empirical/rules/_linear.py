@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._bias import with_bias
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 class LinearUse(Use):
@@ -87,7 +87,7 @@ def addmm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     return with_bias(MatmulUse(source, weight), bias, 0)
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]] = {
+CALLS: dict[Any, Rule] = {
     F.linear: linear,
     torch.matmul: matmul,
     torch.mm: matmul,

@@ -5,14 +5,14 @@ A call is `y = x̂ * w + b` with the normalized input x̂, which has a scale and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ._elementwise import ScaleUse, ShiftUse
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 def _affine(
@@ -88,7 +88,7 @@ def rms_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     return _affine(F.rms_norm(x, shape, eps=eps), weight, None, along)
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+CALLS: dict[Any, Rule] = {
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
     F.group_norm: group_norm,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ._elementwise import ScaleUse
-from ._rule import Use, argument
+from ._rule import Rule, Use, argument
 
 
 def prelu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
@@ -21,7 +21,7 @@ def prelu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Use]:
     return [ScaleUse(x.clamp(max=0), weight, along)]
 
 
-CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Use]]] = {
+CALLS: dict[Any, Rule] = {
     F.prelu: prelu,
     Tensor.prelu: prelu,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -202,6 +202,10 @@ class Use(ABC):
     def gram_width(self) -> int:
         """The operations per entry of the feature Gram matrix, halved."""
         return self.inputs
+
+
+Rule = Callable[[Sequence[Any], Mapping[str, Any]], Use | Sequence[Use] | None]
+"""Returns the uses in a call, from its positional and its keyword arguments."""
 
 
 def product(b: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
