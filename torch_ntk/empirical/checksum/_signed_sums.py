@@ -40,10 +40,7 @@ class SignedSum:
         gradient = gradient.to(self.total.dtype)
         if self.use is None or self.vectors is None:
             return gradient.reshape(-1)
-        packed = self.use.pack(gradient.reshape(-1))
-        # Products with one vector after the other are faster than with a few columns at once.
-        columns = [torch.matmul(packed, r.unsqueeze(-1)) for r in self.vectors.unbind(2)]
-        return torch.cat(columns, dim=2)
+        return torch.matmul(self.use.pack(gradient.reshape(-1)), self.vectors)
 
 
 class SignedSums:

@@ -139,12 +139,7 @@ def _add_piece_(block: Tensor, p: GramFactor, q: GramFactor, output: Output) -> 
         return
     left, right = to(p.b, block.dtype), to(q.b, block.dtype)
     gb = torch.bmm(left, right.transpose(1, 2))
-    if output == "full" and g * t == 1:
-        # The outputs of the columns are the innermost axis. The Gram matrix of the features is
-        # repeated along it, so that long rows are multiplied instead of short ones.
-        wide = ga.view(n1, 1, n2, 1).expand(n1, 1, n2, o).reshape(n1, 1, n2 * o)
-        block.view(n1, o, n2 * o).addcmul_(gb.view(n1, o, n2 * o), wide)
-    elif output == "full":
+    if output == "full":
         ga = ga.view(g, n1, 1, t, n2, 1, t)
         _add_product_(block, gb.view(g, n1, o, t, n2, o, t), ga, (0, 3, 6))
     elif output == "diagonal":
