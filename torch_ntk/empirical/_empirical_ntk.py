@@ -287,17 +287,11 @@ def empirical_ntk(
     check_choice("method", method, get_args(Method))
     if output == "probed":
         check_probes(probes, seed)
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-    check_bool("progress", progress)
-    check_bool("check", check)
+    check_settings(coupled, training, batch_size, progress, check)
     if by is not None:
         check_choice("by", by, get_args(By), "None returns the whole kernel.")
     allowed = None if max_memory is None else in_bytes(max_memory)
     check_accumulate(accumulate)
-
-    check_coupled(coupled, batch_size)
-    check_bool("training", training)
     if check_bool("differentiable", differentiable) and not torch.is_grad_enabled():
         raise value_error(
             "differentiable",
@@ -350,8 +344,19 @@ def check_probes(probes: object, seed: object) -> None:
         raise value_error("seed", "an integer of at least 0", describe(seed))
 
 
-def check_coupled(coupled: object, batch_size: int | None) -> None:
-    """Raise an error if it is not a bool, or if there is a `batch_size` with it."""
+def check_settings(
+    coupled: object,
+    training: object,
+    batch_size: int | None = None,
+    progress: object = False,
+    check: object = True,
+) -> None:
+    """Raise an error if one of these arguments, which several functions have, is wrong."""
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
+    check_bool("progress", progress)
+    check_bool("check", check)
+    check_bool("training", training)
     if check_bool("coupled", coupled) and batch_size is not None:
         raise value_error(
             "batch_size",

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .._checks import check_bool, check_choice
+from .._checks import check_choice
 from .._functional import evaluating_on, model_function, plain_name
 from .._types import BatchLike, ForwardFn, ModelLike, Output, ParameterSelection, PreconditionLike
 from ..memory import size_in_words
 from ._coupled import CoupledBatches
-from ._empirical_ntk import check_coupled
+from ._empirical_ntk import check_settings
 from ._job import KernelJob
 from ._outputs import OUTPUTS
 from ._parts import keys_of
@@ -120,8 +120,7 @@ def explain(
     """
     remedy = "'probed' goes about it as 'mean' does, with its directions in place of the outputs."
     check_choice("output", output, OUTPUTS, remedy)
-    check_coupled(coupled, None)
-    check_bool("training", training)
+    check_settings(coupled, training)
     kept, batches = output, CoupledBatches(x, None, output) if coupled else None
     if batches is not None:
         model, forward_fn = batches.model(model, forward_fn)

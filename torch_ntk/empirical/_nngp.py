@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import (
-    check_bool,
-    check_finite,
-    check_positive_int,
-    has_finite_sum,
-    type_error,
-)
+from .._checks import check_finite, has_finite_sum, type_error
 from .._functional import (
     Batch,
     CannotTransformError,
@@ -30,7 +24,7 @@ from .._types import BatchLike, ForwardFn, ModelLike, Parameters, ParameterSelec
 from ..memory import Backoff, plan
 from ._computation import rounded, second_input
 from ._coupled import CoupledBatches
-from ._empirical_ntk import check_coupled
+from ._empirical_ntk import check_settings
 from .checksum import depends_on_batch
 from .inspect import Inspection, inspect_forward
 
@@ -77,10 +71,7 @@ def empirical_nngp(
         tensor([[2., 0.],
                 [0., 2.]])
     """
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-    check_coupled(coupled, batch_size)
-    check_bool("training", training)
+    check_settings(coupled, training, batch_size)
     if isinstance(model, nn.Module) and params is not None:
         raise type_error(
             "params",

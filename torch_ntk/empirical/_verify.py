@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._checks import ArgumentError, check_bool, check_choice
+from .._checks import ArgumentError, check_choice
 from .._functional import Batch, evaluating_on, model_function
 from .._types import (
     BatchLike,
@@ -19,7 +19,7 @@ from .._types import (
     PreconditionLike,
 )
 from ._coupled import CoupledBatches
-from ._empirical_ntk import check_coupled, empirical_ntk
+from ._empirical_ntk import check_settings, empirical_ntk
 from ._oracle import Loop, kernel_by_loops
 from ._outputs import OUTPUTS
 from ._precondition import precondition_of
@@ -135,8 +135,7 @@ def verify(
         True
     """
     check_choice("output", output, OUTPUTS, "Of 'probed', verify 'mean', which it estimates.")
-    check_coupled(coupled, None)
-    check_bool("training", training)
+    check_settings(coupled, training)
     few = Batch.coupled("x", x) if coupled else Batch.of("x", x)[:samples]
     x = few.value
     checked, call, sample = model, forward_fn, x

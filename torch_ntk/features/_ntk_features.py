@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .._checks import (
-    check_bool,
     check_choice,
     check_finite,
     check_positive_int,
@@ -34,7 +33,7 @@ from .._types import (
 )
 from .._version import __version__
 from ..empirical._computation import NOT_FINITE, rounded
-from ..empirical._empirical_ntk import check_coupled
+from ..empirical._empirical_ntk import check_settings
 from ..empirical._job import KernelJob
 from ..empirical._parts import WHOLE, By, distinct, keys_of
 from ..empirical._precondition import precondition_of
@@ -217,12 +216,7 @@ def ntk_features(
         raise value_error("seed", "an integer of at least 0", describe(seed))
     if by is not None:
         check_choice("by", by, get_args(By), "None returns the features of all parameters.")
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-    check_bool("progress", progress)
-    check_bool("check", check)
-    check_bool("training", training)
-    check_coupled(coupled, batch_size)
+    check_settings(coupled, training, batch_size, progress, check)
     allowed = None if max_memory is None else in_bytes(max_memory)
     path = None if store is None else check_store(store)
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..._checks import (
-    check_bool,
     check_choice,
     check_positive_int,
     value_error,
@@ -22,7 +21,7 @@ from ...linalg import as_float64
 from ...memory import in_bytes, limited
 from .._computation import second_input
 from .._coupled import CoupledBatches
-from .._empirical_ntk import check_coupled, check_probes
+from .._empirical_ntk import check_probes, check_settings
 from .._precondition import precondition_of
 from .._probed import probing
 from ..inspect import inspect_forward
@@ -122,12 +121,7 @@ class NTKOperator:
         check_choice("output", output, _OUTPUTS, "A diagonal is not a matrix between samples.")
         if output == "probed":
             check_probes(probes, seed)
-        if batch_size is not None:
-            check_positive_int("batch_size", batch_size, "None chooses from the free memory.")
-        check_bool("progress", progress)
-        check_bool("check", check)
-        check_coupled(coupled, batch_size)
-        check_bool("training", training)
+        check_settings(coupled, training, batch_size, progress, check)
         memory = None if max_memory is None else in_bytes(max_memory)
         settings = Settings(memory, batch_size, check, progress, training)
         batches = CoupledBatches(x1, x2, output, probes, seed) if coupled else None
