@@ -35,31 +35,9 @@ class NTKClassifier(ClassifierMixin, KernelMachine):  # type: ignore[misc]
     `decision_function`.
 
     Args:
-        kernel: As in `NTKRegressor`: `"mlp"`, `"empirical"`, `"analytic"`, `"precomputed"`, a
-            network, a function of tensors `(x1, x2=None) -> [N1, N2]` such as a `CNTK`, or a
-            `torch_ntk.scale.KernelStore` of the training samples.
-        network: The network for `"empirical"` and `"analytic"`.
-        forward_fn: For `"empirical"`: `forward_fn(network, x)` returns the outputs of samples, as
-            in `torch_ntk.empirical_ntk`. Its samples are in float64.
-        standard: For `"analytic"`: how ordinary layers of `network` are drawn, for example
-            `"torch"` for PyTorch's default; see `torch_ntk.analytic_kernels`.
-        depth: The number of dense layers of `"mlp"`; 1 is a linear model.
-        activation: The activation of `"mlp"`.
-        sigma_w: The scale of the weights of `"mlp"`.
-        sigma_b: The scale of the biases of `"mlp"`.
-        input_shape: The shape of one sample where the kernel wants more than a row of features.
-        diag_reg: Regularization of the diagonal of K(X, X), in units of its mean.
-        time: The time of training by gradient flow on ½ Σ‖f - y‖²; None means the limit.
-        features: For the empirical kernel of a network: solve with so many random features of its
-            gradients (`torch_ntk.ntk_features`) instead of the kernel. This allows more samples,
-            because only a matrix `[features, features]` is kept in memory. The kernel is then
-            estimated, with a relative error of about sqrt(3 / features).
-        seed: The seed of the features.
-        coupled: For the empirical kernel of a network: whether X is *one* input whose rows are the
-            samples, as in `torch_ntk.empirical_ntk`. Outputs for a sample then depend on what
-            else is in X, in `fit` and in `predict`, and so do scores of cross-validation.
-        training: For the empirical kernel of a network: whether its modules keep their training
-            flags. Batch normalization with the statistics of X also needs `coupled`.
+        kernel, network, forward_fn, standard, depth, activation, sigma_w, sigma_b: The kernel K,
+            as in `NTKRegressor`.
+        input_shape, diag_reg, time, features, seed, coupled, training: As in `NTKRegressor`.
 
     Attributes:
         classes_: The class labels, sorted.
