@@ -23,7 +23,7 @@ from ._unwrap import plain_name
 
 
 class TensorsRead(TorchFunctionMode):
-    """A context that records which parameters and constants a forward pass uses.
+    """A context that records which parameters and constants a forward pass on x uses.
 
     A constant is a floating-point tensor that is neither a parameter nor an input, and that was not
     computed in the context.
@@ -31,11 +31,6 @@ class TensorsRead(TorchFunctionMode):
     Attributes:
         parameters: The names of the parameters that were used.
         constants: The `id` of each constant that was used.
-
-    Args:
-        module: The module that is evaluated in the context.
-        x: The batch on which it is evaluated. The forward gets a copy of it.
-        training: Whether the module is in train mode.
     """
 
     def __init__(self, module: nn.Module, x: Batch, training: bool) -> None:

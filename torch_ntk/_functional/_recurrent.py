@@ -35,13 +35,7 @@ Step = Callable[[Tensor, State, Weights], State]
 
 @dataclass(frozen=True)
 class _Stack:
-    """The arrangement of the layers of a recurrent network.
-
-    Attributes:
-        has_biases: Whether each layer has biases.
-        layers: The number of layers, each of which gets the outputs of the one before.
-        bidirectional: Whether each layer also goes through the times from the last to the first.
-    """
+    """The arrangement of the layers of a recurrent network."""
 
     has_biases: bool
     layers: int

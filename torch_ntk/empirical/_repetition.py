@@ -78,12 +78,7 @@ _of_modules: dict[int, tuple[weakref.ref[nn.Module], OrderedDict[Hashable, _Know
 class Repetition:
     """A call, and the data from earlier calls of the same form.
 
-    Args:
-        fn: The function.
-        x1, x2: The samples.
-        scales: √P.
-        forward_fn: The caller's argument.
-        settings: The other arguments that determine which operations are executed.
+    `settings` are the other arguments that determine which operations are executed.
     """
 
     def __init__(

@@ -44,11 +44,7 @@ def check_store(store: object) -> Path:
 class FeatureFile:
     """Writes tensors of known shapes in any order; the file appears when it is complete.
 
-    Args:
-        path: The path of the file.
-        shapes: The shapes of the tensors, by name.
-        dtype: The dtype of all tensors.
-        metadata: Text that is stored in the header.
+    The metadata are stored in its header.
     """
 
     def __init__(

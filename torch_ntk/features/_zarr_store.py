@@ -23,15 +23,8 @@ _OF_THE_MODEL = "(model)"
 class FeatureArrays:
     """Writes arrays of known shapes in any order; the folder appears when it is complete.
 
-    Args:
-        path: The path of the folder.
-        shapes: The shapes of the arrays, by name.
-        dtype: The dtype of all arrays.
-        metadata: Text that is stored as attributes of the store.
-
-    Raises:
-        ImportError: The package zarr is not installed.
-        ValueError: The path exists but is not a Zarr store, or NumPy does not have the dtype.
+    The metadata are stored as attributes. A path that exists and is not a Zarr store, and a dtype
+    that NumPy does not have, are refused.
     """
 
     def __init__(
