@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from traces import snapshot
 
 from torch_ntk import empirical_ntk, ntk_features
-from torch_ntk.features._coupled import _seed_of
+from torch_ntk.features._projection import seed_of
 
 DIM = 12
 
@@ -88,7 +88,7 @@ def test_rows_of_one_input(name: str) -> None:
     assert relative_error(pseudo, j.sum(1) @ s / j.shape[1] ** 0.5) < 1e-10
     mean = ntk_features(net, x, DIM, seed=3, **options)
     each = [
-        ntk_features(net, x, DIM, output="full", seed=_seed_of(3, i), **options)[:, i]
+        ntk_features(net, x, DIM, output="full", seed=seed_of(f"3 output {i}"), **options)[:, i]
         for i in range(j.shape[1])
     ]
     assert relative_error(mean, sum(each[1:], each[0]) / j.shape[1] ** 0.5) < 1e-10

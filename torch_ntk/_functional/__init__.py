@@ -13,6 +13,7 @@ from ._call import call_with as call_with
 from ._call import evaluating_on as evaluating_on
 from ._call import refused_arguments as refused_arguments
 from ._failure import failure as failure
+from ._failure import first_line as first_line
 from ._faithful_copy import Origin as Origin
 from ._faithful_copy import Watch as Watch
 from ._faithful_copy import another_reference as another_reference

@@ -38,7 +38,8 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         if recurrent:
-            _enable_mkldnn(False)
+            # Only the flag: `backends.mkldnn.flags` would also set TF32, with a warning.
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
             torch.backends.cudnn.enabled = False
         plain = PlainRecurrent() if found else contextlib.nullcontext()
         with sdpa_kernel(SDPBackend.MATH), plain, warnings.catch_warnings():
@@ -48,10 +49,5 @@ def forward_mode(network: nn.Module | None) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         if recurrent:
-            _enable_mkldnn(mkldnn)
+            torch.backends.mkldnn.enabled = mkldnn  # type: ignore[assignment]
             torch.backends.cudnn.enabled = cudnn
-
-
-def _enable_mkldnn(value: bool) -> None:
-    """Set only the flag; `backends.mkldnn.flags` would also set TF32, with a warning."""
-    torch.backends.mkldnn.enabled = value  # type: ignore[assignment]

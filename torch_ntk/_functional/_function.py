@@ -144,7 +144,7 @@ class ModelFunction:
 
     def with_outputs(self, transform: Callable[[Tensor], Tensor]) -> ModelFunction:
         """The function whose outputs are `transform` of the outputs `[N, O]` of this one."""
-        return replace(self, transform=transform, plain=self.plain.with_transform(transform))
+        return replace(self, transform=transform, plain=replace(self.plain, transform=transform))
 
     def pseudo(self) -> ModelFunction:
         """The function `Σ_i f_i / sqrt(O)` with one output (Mohamadi et al. 2023)."""
@@ -253,14 +253,12 @@ def _of_module(
     floating = {kind for kind in kinds if kind is not None}
     if len(floating) == 1 and floating != {working} and floating <= {torch.float32, torch.float64}:
         own_dtype = next(iter(floating))
-        plain = PlainModel(
-            model,
-            {n: copied(parameters[n], parameters[n].dtype) for n in chosen},
-            {n: copied(t, t.dtype) for n, t in {**parameters, **buffers}.items() if n in fixed},
-            own_dtype,
-            parameters,
-            buffers,
-            forward_fn,
+        every = {n: copied(t, t.dtype) for n, t in {**parameters, **buffers}.items()}
+        plain = replace(
+            plain,
+            selected={n: every[n] for n in chosen},
+            fixed={n: every[n] for n in fixed},
+            dtype=own_dtype,
         )
     result = own if dtype is None else dtype
     # Torch's derivative by a complex number consists of those by its real and imaginary parts.

@@ -123,14 +123,6 @@ class PlainModel:
             p.is_inference() or real_dtype(p) not in (None, self.dtype) for p in self.own.values()
         )
 
-    def new_fixed(self) -> Parameters:
-        """The fixed tensors for one evaluation, with copies of buffers, which it may write to."""
-        return {n: t.clone() if n in self.buffers else t for n, t in self.fixed.items()}
-
-    def with_transform(self, transform: Callable[[Tensor], Tensor]) -> PlainModel:
-        """The model with `transform` applied to its outputs `[N, O]`."""
-        return replace(self, transform=transform)
-
     def in_dtype(self, dtype: torch.dtype) -> PlainModel:
         """The model in another precision, with the values that the parameters have here."""
         if dtype == self.dtype:
@@ -229,7 +221,8 @@ class PlainModel:
             return then(out)
         # The replacements stay during `use`, since some backward passes run parts of the module
         # again.
-        values = {**self.new_fixed(), **leaves}
+        fixed = {n: t.clone() if n in self.buffers else t for n, t in self.fixed.items()}
+        values = {**fixed, **leaves}
         found: T = call_with(self.model, values, x.value, self.forward_fn, then, context)
         return found
 

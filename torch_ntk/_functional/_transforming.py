@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from .._checks import ArgumentError
 from ..memory import is_out_of_memory
+from ._failure import first_line
 
 # The errors that torch raises for an operation without a batching rule or without the requested
 # kind of derivative, and those of a forward that does not work with wrapped tensors.
@@ -31,5 +32,4 @@ def transforming() -> Iterator[None]:
     except _RAISED as error:
         if is_out_of_memory(error):
             raise
-        lines = str(error).strip().splitlines()
-        raise CannotTransformError(lines[0] if lines else type(error).__name__) from error
+        raise CannotTransformError(first_line(error)) from error

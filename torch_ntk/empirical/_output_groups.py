@@ -9,7 +9,7 @@ several times.
 
 from __future__ import annotations
 
-from ..memory import aim, budget
+from ..memory import aim, budget, ranges
 from ._job import KernelJob
 from .structured import StructuredMethod, UseRecorder
 
@@ -41,5 +41,4 @@ def output_groups(job: KernelJob, method: str, recorder: UseRecorder) -> tuple[s
     count = min(-(-kept // most), o // fewest)
     if count <= 1:
         return ()
-    size = -(-o // count)
-    return tuple(slice(a, min(a + size, o)) for a in range(0, o, size))
+    return tuple(slice(a, b) for a, b in ranges(0, o, -(-o // count)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._functional import ModelFunction
-from ..memory import aim
+from ..memory import aim, ranges
 
 
 class ProbedKernel(NamedTuple):
@@ -59,8 +59,7 @@ def groups(fn: ModelFunction, outputs: int, probes: int, samples: int) -> tuple[
     count = -(-probes // max(1, most // each))
     if count == 1:
         return ()
-    size = -(-probes // count)
-    return tuple(slice(k, min(k + size, probes)) for k in range(0, probes, size))
+    return tuple(slice(a, b) for a, b in ranges(0, probes, -(-probes // count)))
 
 
 def along(outputs: Tensor, directions: Tensor) -> Tensor:

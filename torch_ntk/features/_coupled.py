@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 from .._checks import type_error, value_error
 from .._types import ForwardFn, ModelLike
 from ..empirical._coupled import CoupledBatches
+from ._projection import seed_of
 
 _Compute = Callable[
     [ModelLike, Any, Literal["mean", "pseudo", "full"], int, ForwardFn | None], dict[str, Tensor]
@@ -62,14 +62,9 @@ def coupled_features(
             k: f.view(n, -1, f.shape[-1]) if output == "full" else f[0] for k, f in found.items()
         }
     batches.only = 0
-    total = compute(whole, batches.sample, "full", _seed_of(seed, 0), call)
+    total = compute(whole, batches.sample, "full", seed_of(f"{seed} output 0"), call)
     for i in range(1, batches.outputs):
         batches.only = i
-        found = compute(whole, batches.sample, "full", _seed_of(seed, i), call)
+        found = compute(whole, batches.sample, "full", seed_of(f"{seed} output {i}"), call)
         total = {key: rows + found[key] for key, rows in total.items()}
     return {key: rows[0] / batches.outputs**0.5 for key, rows in total.items()}
-
-
-def _seed_of(seed: int, i: int) -> int:
-    drawn = hashlib.blake2b(f"{seed} output {i}".encode(), digest_size=7)
-    return int.from_bytes(drawn.digest(), "big")

@@ -88,9 +88,8 @@ class StructuredFeatures(StructuredMethod):
         found = self.backward(x, start, check)
         of_calls: list[Tensor | None] = list(found.of_calls)
         factors: Factors = {}
-        for name, indices in plan.groups.items():
-            uses = plan.uses_of(name)
-            calls = [(use, found.sources[i]) for use, i in zip(uses, indices, strict=True)]
+        for name in plan.groups:
+            calls = [(use, found.sources[i]) for use, i in self._indexed(name)]
             rows = self._cotangents_of(name, of_calls)
             root = self.job.precondition.root(name)
             _add(factors, keys[name], self._projections[name].of_uses(calls, rows, root))
@@ -121,13 +120,8 @@ class JacobianFeatures(JacobianMethod):
         step = within(budget(self.job.fn.device), _most(self.job), each)
         return self.job.batch_size or step, self.job.batch_size or step
 
-    def without(self, names: frozenset[str]) -> JacobianMethod:
-        """Return this method with plain loops for the parameters of these names."""
-        return JacobianFeatures(self.job, self._projections, self.by_loops | names)
-
-    def of_job(self, job: KernelJob) -> JacobianMethod:
-        """Return this method for another job."""
-        return JacobianFeatures(job, self._projections, self.by_loops)
+    def _with(self, job: KernelJob, by_loops: frozenset[str]) -> JacobianMethod:
+        return JacobianFeatures(job, self._projections, by_loops)
 
     def of_jacobian(self, name: str, jacobian: Tensor) -> Factor:
         """Return the projection of a Jacobian."""
@@ -152,10 +146,7 @@ def _most(job: KernelJob) -> int:
 class Features:
     """Computes the features of all samples block by block, and keeps the method that worked.
 
-    Args:
-        job: A job with the first samples, whose outputs are those to differentiate.
-        uses: The uses of the parameters.
-        projections: The projections of the parameters.
+    The job has the first samples, and its outputs are those to differentiate.
     """
 
     def __init__(self, job: KernelJob, uses: ParameterUses, projections: Projections) -> None:

@@ -63,14 +63,13 @@ class ProjectionSettings(NamedTuple):
     device: torch.device
 
 
-class Projection(ABC):
-    """The projection of one parameter.
+def seed_of(text: str) -> int:
+    """A seed that depends only on the text, and is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
-    Args:
-        name: The name of the parameter.
-        shape: The shape of the parameter.
-        settings: The settings that the projections of all parameters share.
-    """
+
+class Projection(ABC):
+    """The projection of one parameter, of this name and shape."""
 
     # Jacobians with more entries are never formed if the uses of the weight are known.
     most_formed: float = math.inf
@@ -83,8 +82,7 @@ class Projection(ABC):
 
     def generator(self, part: int = 0) -> torch.Generator:
         """A generator that depends only on the seed, the parameter's name and `part`."""
-        drawn = hashlib.blake2b(f"{self.seed} {part} {self.name}".encode(), digest_size=7)
-        return torch.Generator().manual_seed(int.from_bytes(drawn.digest(), "big"))
+        return torch.Generator().manual_seed(seed_of(f"{self.seed} {part} {self.name}"))
 
     def of_uses(self, calls: Sequence[Call], rows: Sequence[Tensor], root: Scale = 1.0) -> Tensor:
         """The features `[N, O', dim]` of a weight, from its uses and cotangents `[N, O, G, T, b]`.

@@ -16,6 +16,7 @@ from .._functional import (
     RightOperations,
     failure,
     faithful_copy,
+    first_line,
     leaves_of,
     refuse_kept_tensors,
     refuse_unsupported,
@@ -226,11 +227,10 @@ def _check_takes(f: NetworkFunction, value: Any, theta_0: Parameters) -> None:
     try:
         f(theta_0)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
         raise value_error(
             "x",
             "a batch of inputs that the network takes",
-            f"{describe(value)}, on which its forward fails with {first}",
+            f"{describe(value)}, on which its forward fails with {first_line(error)}",
             "Pass inputs as in the training of the network, in its dtype.",
         ) from error
 

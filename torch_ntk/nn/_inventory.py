@@ -110,11 +110,6 @@ def _roles(layer: nn.Module) -> tuple[str, ...]:
     return ("weight", "bias")
 
 
-def is_uninitialized(module: nn.Module) -> bool:
-    """Whether a module is lazy and has not been called yet."""
-    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-
-
 def check_is_module(model: object) -> None:
     """Raise unless `model` is an eager `nn.Module`."""
     if not isinstance(model, nn.Module):
@@ -134,7 +129,7 @@ def check_is_module(model: object) -> None:
 
 def check_own_weights(name: str, layer: nn.Module) -> None:
     """Refuse a layer whose weight or bias is not a parameter of its own with a shape."""
-    if is_uninitialized(layer):
+    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
         raise value_error(
             "model",
             "a module whose parameters have shapes",

@@ -16,6 +16,7 @@ from ..._functional import (
     PlainModel,
     PlainPass,
     agree,
+    first_line,
     plain_name,
 )
 from ..._types import Parameters
@@ -105,6 +106,7 @@ class BlockCheck:
             of the same kernel; this block updates it.
 
     Attributes:
+        sums: The sums to which factors are added.
         parts: The groups of outputs that were added one after the other; empty if all at once.
     """
 
@@ -124,22 +126,17 @@ class BlockCheck:
         self._signs = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
             job.fn.device
         )
-        self._sums = SignedSums(self._signs)
+        self.sums = SignedSums(self._signs)
         self._outputs: list[list[Tensor]] = [[]]
         self.parts: list[slice] = []
         self._roundings: dict[str, float] = {} if roundings is None else roundings
-
-    @property
-    def sums(self) -> SignedSums:
-        """The sums to which factors are added."""
-        return self._sums
 
     def begin(self, part: slice) -> None:
         """Begin with another group of outputs, at the first sample; by default all are added."""
         if self.parts:
             self._outputs.append([])
         self.parts.append(part)
-        self._sums.u = self._signs[:, part]
+        self.sums.u = self._signs[:, part]
 
     def add_outputs(self, outputs: Tensor) -> None:
         """Add the outputs `[n, O]` of the next samples, each of which was evaluated alone."""
@@ -150,18 +147,18 @@ class BlockCheck:
         found = BlockCheck(job, self.x.to(job.fn.dtype), 0, len(self.x))
         found._companion, found._is_made_up = self._companion, self._is_made_up
         found._signs = self._signs.to(job.fn.dtype)
-        found._sums = SignedSums(found._signs)
+        found.sums = SignedSums(found._signs)
         return found
 
     def tensors(self, of_sums: bool = True) -> list[Tensor]:
         """The numbers that were added: outputs, and, if wanted, sums."""
-        sums = self._sums.sums.values() if of_sums else ()
+        sums = self.sums.sums.values() if of_sums else ()
         of_outputs = [rows for part in self._outputs for rows in part]
         return of_outputs + [t for found in sums for t in (found.total, found.noise)]
 
     def form(self, of_sums: bool = True) -> BlockForm:
         """The check without its samples and numbers; see `tensors`."""
-        found = self._sums.sums.items() if of_sums else ()
+        found = self.sums.sums.items() if of_sums else ()
         sums = {name: (known.use, known.vectors) for name, known in found}
         pieces = sum(len(part) for part in self._outputs)
         return BlockForm(self._span, self._is_of_rows, self._close, self._signs, pieces, sums)
@@ -230,7 +227,7 @@ class BlockCheck:
         for times in _ROUNDED_BY:
             other = self._expected(plain.with_rounding(times)).gradient
             sizes = {n: size for n, size in compared.sizes.items() if size > 0.0}
-            pairs = [(self._sums.sums[n], compared.gradient[n] - other[n]) for n in sizes]
+            pairs = [(self.sums.sums[n], compared.gradient[n] - other[n]) for n in sizes]
             for (name, size), (_, moved, _) in zip(sizes.items(), _measured(pairs), strict=True):
                 share = moved / math.sqrt(times) / size
                 known[name] = max(known.get(name, 0.0), share)
@@ -255,7 +252,7 @@ class BlockCheck:
         eps = torch.finfo(coarse).eps
         close = CLOSE_IN_DOUBLE if coarse == torch.float64 else self._close
         names = list(expected.gradient)
-        measured = _measured([(self._sums.sums[n], expected.gradient[n]) for n in names])
+        measured = _measured([(self.sums.sums[n], expected.gradient[n]) for n in names])
         # A gradient that is 0, as that of a bias before a normalization, has the rounding errors
         # of other gradients.
         largest = max(scale for _, scale, _ in measured)
@@ -294,7 +291,7 @@ class BlockCheck:
             x, u = x.join(companion.to(self._fn.dtype)), torch.cat([u, torch.zeros_like(u[:1])])
 
         def of_pass(found: PlainPass) -> tuple[Tensor, Parameters]:
-            gradient, sums = found.gradients(u), self._sums.sums
+            gradient, sums = found.gradients(u), self.sums.sums
             compared: Parameters = {}
             for name in list(gradient):
                 g = gradient.pop(name)
@@ -357,11 +354,11 @@ class BlockForm:
         """The check of a block of this form, with the numbers `BlockCheck.tensors`."""
         side = job.x1 if self.is_of_rows else job.columns
         found = BlockCheck(job, side, *self.span, self.close)
-        found._signs, found._sums = self.signs, SignedSums(self.signs)
+        found._signs, found.sums = self.signs, SignedSums(self.signs)
         found._outputs = [list(tensors[: self.pieces])]
         numbers = iter(tensors[self.pieces :])
         for name, (use, vectors) in self.sums.items():
-            found._sums.sums[name] = SignedSum(next(numbers), next(numbers), use, vectors)
+            found.sums.sums[name] = SignedSum(next(numbers), next(numbers), use, vectors)
         return found
 
 
@@ -442,11 +439,10 @@ def _measured(pairs: Sequence[tuple[SignedSum, Tensor]]) -> list[tuple[float, fl
 
 
 def _no_batch(error: RuntimeError, x: Batch) -> ArgumentError:
-    lines = str(error).strip().splitlines()
     return value_error(
         "model",
         "a function of a batch of any number of samples, each evaluated independently",
-        f"a forward that fails on {len(x)} samples with {lines[0] if lines else error}",
+        f"a forward that fails on {len(x)} samples with {first_line(error)}",
         "A model for a fixed number of samples, or for one at a time, can be wrapped in a module "
         "that loops over the rows of its input. If outputs depend on the whole batch, such as "
         "similarities between samples: coupled=True.",

@@ -110,7 +110,8 @@ def between(
         The first of these samples, the one after the last, and `[n1, O, n2, O]`, `[O, n1, n2]` or,
         summed over outputs, `[n1, n2]`.
     """
-    index = _index(p)
+    assert p.a is not None
+    index = p.a.reshape(-1)  # the rows that the embedding reads, `[n·T]`
     entries = p.outputs * p.samples * p.positions * q.positions * (torch.finfo(dtype).bits // 8)
     step = max(1, limited_size(piece_sizes(p.device).chunk) // (2 * entries))
     for m, stop in ranges(0, q.samples, step):
@@ -139,12 +140,6 @@ def _between(
         return torch.bmm(left, right.mT).view(n1, n2, o, o).permute(0, 2, 1, 3)
     found = (left * right.permute(0, 3, 4, 1, 2)).sum((2, 4))
     return found if output == "diagonal" else found.sum(0)
-
-
-def _index(p: GramFactor) -> Tensor:
-    """Return the rows that the embedding reads, `[n·T]`."""
-    assert p.a is not None
-    return p.a.reshape(-1)
 
 
 def _by_output(f: GramFactor, output: Output) -> Tensor:

@@ -25,6 +25,7 @@ from ..._functional import (
     PlainPass,
     RightOperations,
     copied,
+    first_line,
     leaves_reached,
     nodes_of,
 )
@@ -201,11 +202,10 @@ class _TwoSamples:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            lines = str(error).strip().splitlines()
             raise value_error(
                 "differentiable",
                 "False for a model that autograd cannot differentiate twice",
-                f"True, where it fails with {lines[0] if lines else type(error).__name__}",
+                f"True, where it fails with {first_line(error)}",
                 "The error above this one names the operation.",
             ) from error
 

@@ -16,6 +16,7 @@ from ..._functional import (
     Batch,
     ModelFunction,
     PlainPass,
+    first_line,
     forward_hooks_matter,
     plain_name,
     refuse_kept_tensors,
@@ -194,7 +195,7 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Te
         if is_out_of_memory(error):
             raise MemoryError(
                 f"The forward pass of the model on {len(x)} samples needs more memory than "
-                f"there is: {_first_line(error)}."
+                f"there is: {first_line(error)}."
             ) from error
         if isinstance(error, TypeError):
             refused = refused_arguments(name, fn.model, x.value, fn.forward_fn)
@@ -205,20 +206,20 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Te
             raise type_error(
                 name,
                 "floating-point for this model",
-                f"{x}, on which its forward fails ({_first_line(error)})",
+                f"{x}, on which its forward fails ({first_line(error)})",
                 f"Convert it with {name}.to({fn.result_dtype}).",
             ) from error
         if fn.coupled:
             raise value_error(
                 name,
                 "a batch that the model takes as one input, as coupled=True says",
-                f"one on which its forward fails with {type(error).__name__}: {_first_line(error)}",
+                f"one on which its forward fails with {type(error).__name__}: {first_line(error)}",
             ) from error
         if fn.forward_fn is not None:
             raise value_error(
                 "forward_fn",
                 f"a function forward_fn(model, batch) that takes {x}, the first of the samples",
-                f"one that fails with {type(error).__name__}: {_first_line(error)}",
+                f"one that fails with {type(error).__name__}: {first_line(error)}",
                 "Samples are evaluated one at a time too, as batches [1, ...]; every tensor that "
                 "belongs to them, such as targets, has them on its first axis. Of samples that "
                 "depend on each other: coupled=True.",
@@ -226,7 +227,7 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Te
         raise value_error(
             name,
             "a batch of inputs that the model takes",
-            f"{x}, on which its forward fails with {type(error).__name__}: {_first_line(error)}",
+            f"{x}, on which its forward fails with {type(error).__name__}: {first_line(error)}",
             "Samples are also evaluated one at a time, as batches [1, ...]. A model that needs "
             "several rows at once, as one input (the nodes of a graph, statistics of a batch): "
             "coupled=True. One for a fixed number of rows can be wrapped in a module that takes "
@@ -239,8 +240,3 @@ def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Te
 def _random_states(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

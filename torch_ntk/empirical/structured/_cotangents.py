@@ -71,12 +71,8 @@ def _of_sample(
     if not loop:
         return out, *vmap(pull)(basis), sources
     rows = [pull(e) for e in basis]
-    of_rest = {n: torch.stack([_dense(r[1][n]) for r in rows]) for n in planned.rest}
+    of_rest = {n: torch.stack([r[1][n].to_dense() for r in rows]) for n in planned.rest}
     return out, _stacked([r[0] for r in rows]), of_rest, sources
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t.to_dense() if t.is_sparse else t
 
 
 def _stacked(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:

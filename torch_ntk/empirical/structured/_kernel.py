@@ -46,11 +46,7 @@ _JOINED = "(joined)"
 class StructuredMethod(FactorMethod):
     """Computes factors by the rules of the operations in which parameters are used.
 
-    Args:
-        job: The kernel.
-        uses: The uses of its parameters.
-        by_loops: The names of the parameters whose Jacobians plain loops compute.
-        innermost: Whether convolutions on a CPU run with their channels innermost in memory.
+    With `innermost`, convolutions on a CPU run with their channels innermost in memory.
     """
 
     def __init__(
@@ -161,11 +157,11 @@ class StructuredMethod(FactorMethod):
             else:
                 factors[keys[name], name] = JacobianFactor.of(jacobian)
 
-        for name, indices in plan.groups.items():
+        for name in plan.groups:
             if plan.is_joined(name):
                 continue
             rows = self._cotangents_of(name, b)
-            calls = [(use, sources[i]) for use, i in zip(plan.uses_of(name), indices, strict=True)]
+            calls = [(use, sources[i]) for use, i in self._indexed(name)]
             for call in plan.done_after(name):
                 b[call] = None  # freed as soon as possible, because cotangents are large
             made = self._factor(name, calls, rows, alone)
