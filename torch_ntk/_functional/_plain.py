@@ -141,7 +141,9 @@ class PlainModel:
         """
 
         def moved(t: Tensor) -> Tensor:
-            drawn = torch.randint(-4, 5, t.shape, generator=_generator, dtype=torch.int8)
+            drawn = torch.randint(
+                -4, 5, t.shape, generator=_generator, device="cpu", dtype=torch.int8
+            )
             eps = times * torch.finfo(t.dtype).eps
             return t * (1.0 + eps * drawn.to(t.device, real_dtype(t)))
 

@@ -103,7 +103,7 @@ class PackedSample:
         if x.shape[1] != 1 or lengths.shape != (1,):
             return None
         counts = torch.arange(len(x), device=x.device) < lengths.to(x.device)
-        return self._keep(x[:, 0], counts), torch.ones(len(x), dtype=torch.int64)
+        return self._keep(x[:, 0], counts), torch.ones(len(x), dtype=torch.int64, device="cpu")
 
     def _pad(
         self, data: Tensor, sizes: Tensor, batch_first: bool, value: float, total: int

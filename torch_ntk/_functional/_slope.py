@@ -62,7 +62,8 @@ def slope(out: Tensor, leaves: Parameters, delta: Parameters, create_graph: bool
         return torch.zeros_like(out)
     # The weights have absolute values between 0.5 and 1.5. With weights ±1, the error of a wrong
     # derivative would cancel in half of all draws if two samples are equal.
-    drawn = torch.rand(2, *out.shape, generator=torch.Generator().manual_seed(0))
+    source = torch.Generator().manual_seed(0)
+    drawn = torch.rand(2, *out.shape, generator=source, device="cpu")
     signs = torch.where(drawn[1] < 0.5, -1.0, 1.0) * (drawn[0] + 0.5)
     u = signs.to(out.device, out.dtype).requires_grad_()
     try:

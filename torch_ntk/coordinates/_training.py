@@ -105,7 +105,7 @@ def _loss_of(task: Task, f: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
     y = task.y
     if y is None:
         draws = torch.Generator().manual_seed(seed)
-        y = torch.randint(2, f.shape, generator=draws).to(f) * 2 - 1
+        y = torch.randint(2, f.shape, generator=draws, device="cpu").to(f) * 2 - 1
     loss = task.loss
     if loss is None:
         is_label = isinstance(y, Tensor) and not y.is_floating_point()

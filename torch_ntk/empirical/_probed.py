@@ -70,8 +70,8 @@ def along(outputs: Tensor, directions: Tensor) -> Tensor:
 def random_signs(outputs: int, probes: int, seed: int) -> Tensor:
     """Return directions `[K, O]` of ±1, int8."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(0, 2, (probes, outputs), generator=generator, dtype=torch.int8)
-    return 2 * drawn - 1
+    shape, kind = (probes, outputs), torch.int8
+    return 2 * torch.randint(0, 2, shape, generator=generator, device="cpu", dtype=kind) - 1
 
 
 def estimate(diagonal: Tensor) -> ProbedKernel:

@@ -151,7 +151,8 @@ def verify(
         precision = inspect_forward(exact, "x", batch).precision
         scales = precondition_of(precondition, exact)
         roots = [
-            torch.as_tensor(scales.root(n)).to(p).expand_as(p) for n, p in exact.params.items()
+            torch.as_tensor(scales.root(n), dtype=p.dtype, device=p.device).expand_as(p)
+            for n, p in exact.params.items()
         ]
     loop = Loop(few, forward_fn, coupled, training)
     reference, outputs = kernel_by_loops(model, loop, output, params, roots)

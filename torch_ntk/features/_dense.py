@@ -65,9 +65,14 @@ class DenseProjection(Projection):
             return torch.ones(k, 1, dtype=torch.int8, device=self.device)
         if self._normal:
             # In float64 the generator gives the same numbers on every CPU.
-            drawn = torch.randn(k, n, generator=generator, dtype=torch.float64)
+            drawn = torch.randn(
+                k, n, generator=generator, device=generator.device, dtype=torch.float64
+            )
         else:
-            drawn = 2 * torch.randint(2, (k, n), generator=generator, dtype=torch.int8) - 1
+            bits = torch.randint(
+                2, (k, n), generator=generator, device=generator.device, dtype=torch.int8
+            )
+            drawn = 2 * bits - 1
         return drawn.to(self.device, torch.float32 if self._normal else torch.int8)
 
     @staticmethod

@@ -93,11 +93,13 @@ class SparseProjection(Projection):
     def _draw(self, generator: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
         """Return random features and signs `[sketches, n]`, or feature 0 and sign 1 if n = 1."""
         shape = (self._sketches, n)
+        device, kind = generator.device, torch.int8
         if n == 1:
-            return torch.zeros(shape, dtype=torch.int32), torch.ones(shape, dtype=torch.int8)
-        to = torch.randint(self._m, shape, generator=generator).int()
-        signs = 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
-        return to, signs
+            to = torch.zeros(shape, dtype=torch.int32, device=device)
+            return to, torch.ones(shape, dtype=kind, device=device)
+        to = torch.randint(self._m, shape, generator=generator, device=device).int()
+        bits = torch.randint(2, shape, generator=generator, device=device, dtype=kind)
+        return to, 2 * bits - 1
 
     @staticmethod
     def numbers(shape: Sequence[int], joint: int) -> int:
@@ -218,9 +220,9 @@ class SparseProjection(Projection):
     def _sketch(self, to: Tensor, signs: Tensor, like: Tensor, scaled: bool = True) -> _Sketch:
         """The sketch with features `to` and signs `[sketches, …]` for the rows of a table."""
         to, signs = to.flatten(1), signs.flatten(1)
-        sketch = torch.arange(self._sketches, dtype=to.dtype)
+        sketch = torch.arange(self._sketches, dtype=to.dtype, device=to.device)
         to, order = (to + self._m * sketch.unsqueeze(1)).reshape(-1).sort(stable=True)
-        starts = torch.searchsorted(to, torch.arange(self.dim, dtype=to.dtype))
+        starts = torch.searchsorted(to, torch.arange(self.dim, dtype=to.dtype, device=to.device))
         scale = self._sketches**-0.5 if scaled else 1.0
         weights = signs.reshape(-1)[order].to(like.dtype) * scale
         index = (order % signs.shape[1]).int()

@@ -230,7 +230,7 @@ def _random(like: Tensor) -> Tensor:
     """Fixed pseudo-random normal numbers with a norm of about one."""
     kind = torch.complex128 if like.is_complex() else torch.float64
     generator = torch.Generator().manual_seed(like.numel())
-    numbers: Tensor = torch.randn(like.shape, generator=generator, dtype=kind).to(like)
+    numbers = torch.randn(like.shape, generator=generator, device="cpu", dtype=kind).to(like)
     return numbers / sqrt(max(1, like.numel()))
 
 

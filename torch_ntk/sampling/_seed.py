@@ -22,7 +22,7 @@ def check_seed(seed: object) -> int:
 def seeds_of_draws(seed: int, draws: int) -> list[int]:
     """A seed for each draw; a longer list begins with the seeds of a shorter one."""
     generator = torch.Generator().manual_seed(seed)
-    return [int(n) for n in torch.randint(2**63 - 1, (draws,), generator=generator)]
+    return [int(n) for n in torch.randint(2**63 - 1, (draws,), generator=generator, device="cpu")]
 
 
 def seed_all(number: int, device: torch.device) -> None:

@@ -81,7 +81,7 @@ def _two_images(program: Program) -> Program:
     for step in program.steps:
         if isinstance(step.operation, Input):
             x = step.operation.x1
-            drawn = torch.randn(2, *x.shape[1:], generator=generator).to(x)
+            drawn = torch.randn(2, *x.shape[1:], device="cpu", generator=generator).to(x)
             step = replace(step, operation=Input(drawn, None))
         steps.append(step)
     return Program(tuple(steps))

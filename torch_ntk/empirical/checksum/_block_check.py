@@ -123,9 +123,8 @@ class BlockCheck:
         self._span, self._is_of_rows = (start, stop), side is job.x1
         self._fn, self._job = job.fn, job
         self._companion, self._is_made_up = companion_of(job, self.x)
-        self._signs = signs(stop - start, job.outputs, like=torch.zeros((), dtype=job.fn.dtype)).to(
-            job.fn.device
-        )
+        like = torch.zeros((), dtype=job.fn.dtype, device=job.fn.device)
+        self._signs = signs(stop - start, job.outputs, like=like)
         self.sums = SignedSums(self._signs)
         self._outputs: list[list[Tensor]] = [[]]
         self.parts: list[slice] = []

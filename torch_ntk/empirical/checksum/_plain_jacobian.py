@@ -22,7 +22,7 @@ def plain_jacobians(fn: ModelFunction, x: Batch, names: Iterable[str]) -> tuple[
     wanted = list(names)
 
     def of_sample(found: PlainPass) -> tuple[Tensor, Parameters]:
-        basis = torch.eye(found.outputs.shape[1], dtype=found.outputs.dtype).to(fn.device)
+        basis = torch.eye(found.outputs.shape[1], dtype=found.outputs.dtype, device=fn.device)
         rows = [found.gradients(e[None], only=wanted) for e in basis]
         return found.outputs.detach(), {
             n: torch.stack([row[n].detach().reshape(-1) for row in rows]) for n in wanted

@@ -19,5 +19,5 @@ def signs(*shape: int, like: Tensor) -> Tensor:
     would cancel with a considerable probability.
     """
     with unrecorded():
-        drawn = torch.rand(2, *shape, generator=_generator, dtype=torch.float64)
+        drawn = torch.rand(2, *shape, generator=_generator, device="cpu", dtype=torch.float64)
         return ((drawn[0] + 0.5) * torch.where(drawn[1] < 0.5, -1.0, 1.0)).to(like)

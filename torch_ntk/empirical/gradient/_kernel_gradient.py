@@ -176,7 +176,7 @@ class _Total:
         self.value = torch.zeros((), dtype=job.fn.products, device=job.fn.device)
         self.gradients: list[Tensor | None] = [None] * sources
 
-    def add(self, value: Tensor, gradients: Sequence[Tensor | None]) -> None:
+    def add(self, value: Tensor | float, gradients: Sequence[Tensor | None]) -> None:
         """Add the value and gradients of a block at the end, since a block may be tried again."""
         self.value = self.value + value
         self.gradients = [_sum(a, b) for a, b in zip(self.gradients, gradients, strict=True)]
@@ -201,7 +201,7 @@ class _RowFactors:
             first = len(self._cuts)
             cut = mapped(factor, self._cut)
             self._factors[key] = cut, list(range(first, len(self._cuts)))
-        self.value = torch.zeros(())
+        self.value: Tensor | float = 0.0
 
     def _cut(self, t: Tensor) -> Tensor:
         if not t.requires_grad:
@@ -217,7 +217,7 @@ class _RowFactors:
             if own != key:
                 continue
             for term in weighted(p, right[key, name], weights, job.output):
-                self.value = self.value.to(term) + term.detach()
+                self.value = self.value + term.detach()
                 found = gradients([term], [self._cuts[i] for i in places])
                 for i, g in zip(places, found, strict=True):
                     self._sums[i] = _sum(self._sums[i], g)

@@ -121,7 +121,8 @@ def _largest(
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh  # slow to import
 
     size = operator.shape[0]
-    start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    source = torch.Generator().manual_seed(0)
+    start = torch.randn(size, generator=source, device="cpu", dtype=torch.float64)
     if not operator.matvec(start.numpy()).any():  # a zero operator has no direction to start in
         return torch.zeros(k, dtype=torch.float64), torch.eye(size, k, dtype=torch.float64)
     basis = min(size, max(2 * k + 1, _DEFAULT_VECTORS))

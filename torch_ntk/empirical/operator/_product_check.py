@@ -105,9 +105,9 @@ class ProductCheck:
             own = {k: torch.tensordot(flip, t, dims=1) for k, t in total.items()}
             same = agree(own.values(), (one[k] for k in own), precision=self._forward.precision)
             return same or not bool(found.isfinite().all())
-        scale = sum(t.square().sum(1) for t in terms.values())
+        squares = torch.stack([t.square().sum(1) for t in terms.values()]).sum(0)
         products = v * self._z
-        scale = torch.as_tensor(scale).sqrt() + products.square().sum((1, 2)).sqrt()
+        scale = squares.sqrt() + products.square().sum((1, 2)).sqrt()
         return self._close(found, products.sum((1, 2)), scale)
 
     def is_product(self, t: Parameters, result: Tensor) -> bool:

@@ -111,7 +111,7 @@ class _Counted:
 def _direct(product: SymmetricProduct, shift: float) -> Inner:
     """Return a solver by Cholesky's factor, or by the pseudo-inverse of a singular matrix."""
     matrix = product.to_dense()
-    shifted = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype)
+    shifted = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(shifted)
     # Rounding errors can make the last pivots of a singular matrix positive.

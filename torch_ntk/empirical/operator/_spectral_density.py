@@ -121,12 +121,12 @@ def _grid(sigma: float, largest: float) -> Tensor:
             f"at least {largest * _PER_WIDTH / _MOST_POINTS:.2g}, which takes a million points",
             sigma,
         )
-    return step * torch.arange(-beyond, last + 1, dtype=torch.float64)
+    return step * torch.arange(-beyond, last + 1, dtype=torch.float64, device="cpu")
 
 
 def _smoothed(grid: Tensor, values: Tensor, weights: Tensor, sigma: float) -> Tensor:
     """Return `Σ_j weights[k, j] g(grid - values[k, j])` as `[K, G]`."""
-    found = torch.zeros(len(values), len(grid), dtype=torch.float64)
+    found = values.new_zeros(len(values), len(grid), dtype=torch.float64)
     for v, w in zip(values.T, weights.T, strict=True):
         found += w[:, None] * torch.exp(-0.5 * ((grid - v[:, None]) / sigma).square())
     return found / (sigma * math.sqrt(2 * math.pi))

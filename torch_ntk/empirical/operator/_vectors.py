@@ -45,8 +45,8 @@ def multiplied(
     if isinstance(other, np.ndarray):
         if other.dtype.kind not in "fiub":
             raise type_error("v", "an array of real numbers", f"an array of {other.dtype}")
-        tensor = torch.as_tensor(np.ascontiguousarray(other), dtype=matrix.dtype)
-        found = multiplied(matrix, tensor.to(matrix.device), product)
+        tensor = torch.from_numpy(np.ascontiguousarray(other))
+        found = multiplied(matrix, tensor.to(matrix.device, matrix.dtype), product)
         assert isinstance(found, Tensor)
         return found.cpu().numpy()
     v = _checked(matrix, other)
