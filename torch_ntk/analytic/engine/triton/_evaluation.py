@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ....activations import Form
@@ -36,6 +37,20 @@ def _outside(slot: Slot, start: int, extent: Extent) -> list[int]:
     """Where a value is inside and outside of the kernel."""
     return [*_shape(slot.place), slot.origin, slot.half, start, extent.entries,
             *extent.displacements]  # fmt: skip
+
+
+def _in_one_order(a: Tensor) -> Tensor:
+    """The sum over the second axis, in an order that does not depend on the size of the first.
+
+    That of `torch.sum` may, as it divides its work among multiprocessors. Here each half of the
+    entries, with zeros up to a power of two, is added to the other one.
+    """
+    size = 1 << max(0, a.shape[1] - 1).bit_length()
+    a = F.pad(a, (0, 0) * (a.ndim - 2) + (0, size - a.shape[1]))
+    while size > 1:
+        size //= 2
+        a = a[:, :size] + a[:, size:]
+    return a[:, 0]
 
 
 class _Average(NamedTuple):
@@ -181,7 +196,7 @@ class KernelEvaluation:
         self, block: Block, pairs: Tensor, totals: Tensor, outputs: Tensor
     ) -> dict[int, Value]:
         found = self._pairs.states(block, pairs, outputs, self._assembly, packed=True)
-        return {**found, **self._pairs.sums(block, pairs, totals.double().sum(1))}
+        return {**found, **self._pairs.sums(block, pairs, _in_one_order(totals.double()))}
 
     def _integers(self, of: Sequence[Sequence[int]] | Sequence[int]) -> Tensor:
         """A table in memory of the device, with at least one number."""
