@@ -23,14 +23,15 @@ _ARCSINE = {
     ),
 }  # fmt: skip
 
-# 1 - c² is raised to at least this before its square root is taken. The derivative of the root by
-# c, which is infinite at c = ±1, is then 0 there, and no value changes beyond rounding.
-_SMALLEST_SQUARED_SINE = 1e-36
+# 1 - c² is raised to at least this before its square root is taken, so that the root has a finite
+# derivative: `clamp` makes it 0 where the true one is infinite. No value changes, since 1 - c² is
+# either 0 or above 1e-16, and the root, 1e-18, is below the rounding error of π in float64.
+SMALLEST_SQUARED_SINE = 1e-36
 
 
 def angle_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
     """Return arccos(c) and √(1 - c²) for cosines c from -1 to 1, in the shape of c."""
-    sine = ((1.0 - c) * (1.0 + c)).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
+    sine = ((1.0 - c) * (1.0 + c)).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
     return torch.atan2(sine, c), sine
 
 

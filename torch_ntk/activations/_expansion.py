@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,8 +60,8 @@ class HermiteExpansion:
         self._values, self._kinks, self._at_zero = values, kinks, at_zero
         self._terms, self._remainders = terms, remainders
         self._panels = {
-            True: Panels(self._values_for_double),
-            False: Panels(self._values_for_single),
+            double: Panels(partial(self._interpolated_values, negligible=negligible))
+            for double, negligible in _NEGLIGIBLE.items()
         }
 
     def formula(self, form: Form, diagonal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Formula:
@@ -105,12 +106,6 @@ class HermiteExpansion:
         series = Series(before, after, self._terms + 1, lengths, coefficients)
         formula = Formula(lines, (), scalars, series)
         return by_covariance(formula, diagonal) if form.distance else formula
-
-    def _values_for_double(self, q: Tensor) -> Components:
-        return self._interpolated_values(q, _NEGLIGIBLE[True])
-
-    def _values_for_single(self, q: Tensor) -> Components:
-        return self._interpolated_values(q, _NEGLIGIBLE[False])
 
     def _interpolated_values(self, q: Tensor, negligible: float) -> Components:
         """Return the values that `Panels` interpolates, at variances `[M]` of one panel.

@@ -47,7 +47,7 @@ class DualPolynomial(DualActivation):
 
     def pair(self, k: Tensor, q1: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
         """Return κ and κ̇ by Horner's rule in k; see `DualActivation.pair`."""
-        products = [_polynomial_at(m, q1) * _polynomial_at(m, q2) for m in self._means]
+        products = [polynomial_at(m, q1) * polynomial_at(m, q2) for m in self._means]
         nothing = torch.zeros_like(k * q1 * q2)
         value, slope = nothing, nothing
         for n in reversed(range(len(products))):
@@ -74,7 +74,7 @@ class DualPolynomial(DualActivation):
         def terms(variances: Sequence[Tensor]) -> tuple[Tensor, ...]:
             q = variances[0]
             return tuple(
-                _polynomial_at(m, q) / math.sqrt(math.factorial(n))
+                polynomial_at(m, q) / math.sqrt(math.factorial(n))
                 for n, m in enumerate(self._means)
             )
 
@@ -109,8 +109,9 @@ def _mean_of_derivative(coefficients: Sequence[float], n: int) -> tuple[float, .
     return tuple(found) or (0.0,)
 
 
-def _polynomial_at(coefficients: Sequence[float], q: Tensor) -> Tensor:
-    value = torch.full_like(q, coefficients[-1])
+def polynomial_at(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Return Σ_i coefficients[i] xⁱ by Horner's rule."""
+    value = torch.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
-        value = value * q + c
+        value = value * x + c
     return value

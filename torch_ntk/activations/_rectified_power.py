@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from ._angle import acute_angle, angle_and_sine
 from ._dual import DualActivation
 from ._formula import Form, Formula, by_covariance
+from ._polynomial import polynomial_at
 from ._rectifier import positive_and_root, roots
 
 
@@ -83,14 +83,7 @@ def _angular_statements(target: str, n: int) -> list[str]:
 def _angular_function(n: int, c: Tensor, sine: Tensor, rest: Tensor) -> Tensor:
     """Return J_n(θ) from cos θ, sin θ and π - θ."""
     with_sine, with_angle = _angular_coefficients(n)
-    return _polynomial_at(with_sine, c) * sine + _polynomial_at(with_angle, c) * rest
-
-
-def _polynomial_at(coefficients: tuple[float, ...], c: Tensor) -> Tensor:
-    value = torch.full_like(c, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * c + coefficient
-    return value
+    return polynomial_at(with_sine, c) * sine + polynomial_at(with_angle, c) * rest
 
 
 @cache

@@ -8,14 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._angle import acute_angle
+from ._angle import SMALLEST_SQUARED_SINE, acute_angle
 from ._dual import DualActivation
 from ._formula import Form, Formula
-
-# 1 - c² is raised to at least this before its square root is taken, so that the root has a finite
-# derivative: `clamp` makes it 0 where the true one is infinite. No value changes, since 1 - c² is
-# either 0 or above 1e-16, and the root, 1e-18, is below the rounding error of π in float64.
-_SMALLEST_SQUARED_SINE = 1e-36
 
 # Products of two variances in this range have all their digits: they do not under- or overflow.
 _RANGE = {
@@ -82,7 +77,7 @@ class DualRectifier(DualActivation):
         r = torch.where(inside, product, 1.0).sqrt()
         r = torch.where(inside, r, safe1.sqrt() * safe2.sqrt())
         c = (k / r).clamp(-1.0, 1.0)
-        s = ((1.0 - c) * (1.0 + c)).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
+        s = ((1.0 - c) * (1.0 + c)).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
         slope = torch.atan2(s, -c) * self._kink_factor
         if self._product:
             slope = slope + self._product
@@ -147,8 +142,8 @@ class DualRectifier(DualActivation):
         twice = 2 * torch.where(positive, r, 1.0)
         excess = (d - (root1 - root2).square()) / twice
         excess = _parallel_or_opposite(torch.where(positive, excess, 1.0), d / twice)
-        near = excess.clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
-        far = (2.0 - excess).clamp(min=_SMALLEST_SQUARED_SINE).sqrt()
+        near = excess.clamp(min=SMALLEST_SQUARED_SINE).sqrt()
+        far = (2.0 - excess).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
         theta = 2 * torch.atan2(near, far)
         square = theta.square()
         series = torch.full_like(theta, _SERIES[0])
