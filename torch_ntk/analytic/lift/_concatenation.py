@@ -12,7 +12,7 @@ from torch import Tensor
 from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import added
-from ._values import Data, Elementwise, Features, Joined, Value
+from ._values import Data, Elementwise, Features, Joined, Value, sample_shape
 
 
 def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
@@ -24,7 +24,7 @@ def concatenated(b: Builder, tensors: Sequence[Any], dim: int = 0) -> Features:
             f"a concatenation along axis {dim}", "Samples must stay on axis 0.", "Use another axis."
         )
     place = dim % axes
-    shapes = {tuple(n for i, n in enumerate(_shape(t), 1) if i != place) for t in tensors}
+    shapes = {tuple(n for i, n in enumerate(sample_shape(t), 1) if i != place) for t in tensors}
     if len(shapes) > 1 or any(not isinstance(t, Data) and t.axis != like.axis for t in tensors):
         where = "positions" if place == channels else "channels or other positions"
         raise b.refusal(
@@ -62,8 +62,8 @@ def _channels(b: Builder, tensors: Sequence[Any], axis: int) -> Joined:
 
 def _positions(b: Builder, tensors: Sequence[Any], place: int) -> Features:
     """Return the sum of all tensors, each padded with zeros at the positions of the others."""
-    sizes = [_shape(t)[place - 1] for t in tensors]
-    ends = len(_shape(tensors[0])) - place
+    sizes = [sample_shape(t)[place - 1] for t in tensors]
+    ends = len(sample_shape(tensors[0])) - place
     parts = []
     for i, t in enumerate(tensors):
         around = [0, 0] * ends + [sum(sizes[:i]), sum(sizes[i + 1 :])]
@@ -79,7 +79,3 @@ def _padded(around: list[int], t: Tensor) -> Tensor:
 def _changed(b: Builder, x: Any, function: Callable[[Tensor], Tensor], what: str) -> Any:
     """Apply a function that only moves entries, to random features or to a known tensor."""
     return x.map(function) if isinstance(x, Data) else rearranged(b, x, function, what)
-
-
-def _shape(x: Any) -> tuple[int, ...]:
-    return tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..._checks import value_error
-from ._values import RANDOM, Data, leaves, side
+from ._values import RANDOM, Data, each_known, leaves, side
 
 Values = Mapping[fx.Node, Any]
 """The values of nodes."""
@@ -121,23 +121,22 @@ def _takes(user: fx.Node, value: Any) -> bool:
 
 def _copies(x: Any, which: int, sample: int, count: int) -> Any:
     """Return copies of one sample of x1 or of x2 as a batch, with a `Data` for each tensor."""
-    if isinstance(x, Data):
-        whole = (x.first, x.second)[which].detach()
+
+    def copied(known: Data) -> Data:
+        whole = side(known, which).detach()
         copies = whole[[sample] * count]
         if len(whole) == 1 and whole.is_floating_point():
             copies[1:] = copies[1:].flip(tuple(range(1, copies.ndim)))
         return Data(copies, copies)
-    if isinstance(x, Mapping):
-        return {k: _copies(v, which, sample, count) for k, v in x.items()}
-    if isinstance(x, (tuple, list)):
-        return type(x)(_copies(v, which, sample, count) for v in x)
-    return x
+
+    return each_known(x, copied)
 
 
 def _with_outlier(x: Any, which: int, sample: int) -> Any:
     """Return x1 or x2 with other entries in one sample, beyond the range of all entries."""
-    if isinstance(x, Data):
-        whole = (x.first, x.second)[which].detach()
+
+    def changed(known: Data) -> Data:
+        whole = side(known, which).detach()
         if whole.is_floating_point():
             whole = whole.clone()
             size = 1 + 2 * float(whole.abs().nan_to_num(posinf=0.0).max())
@@ -145,11 +144,8 @@ def _with_outlier(x: Any, which: int, sample: int) -> Any:
             signs[1::2] = -1
             whole[sample] = size * signs.view_as(whole[sample])
         return Data(whole, whole)
-    if isinstance(x, Mapping):
-        return {k: _with_outlier(v, which, sample) for k, v in x.items()}
-    if isinstance(x, (tuple, list)):
-        return type(x)(_with_outlier(v, which, sample) for v in x)
-    return x
+
+    return each_known(x, changed)
 
 
 def _agree_at(whole: Any, now: Any, samples: list[int], n: int) -> bool:

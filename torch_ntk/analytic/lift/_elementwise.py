@@ -16,7 +16,7 @@ from ..operations import Dropout
 from ._builder import Builder
 from ._products import matched, product, with_known
 from ._sums import add, add_known, sum_of_known
-from ._values import Data, Elementwise, Features, Joined, Value
+from ._values import RANDOM, Data, Elementwise, Features, Joined, Value
 
 # Elementwise functions of one tensor, as functions and as methods. Their other arguments may be
 # numbers, or functions of the same value.
@@ -189,7 +189,7 @@ def pointwise(
 
 def is_random(x: Any) -> bool:
     """Whether the argument is random features."""
-    return isinstance(x, (Value, Elementwise, Joined))
+    return isinstance(x, RANDOM)
 
 
 def constant(b: Builder, x: Any, what: str) -> Any:

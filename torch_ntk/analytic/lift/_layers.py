@@ -14,12 +14,12 @@ from ...nn._inventory import StandardConvTranspose, fan_in_of
 from ..operations import ONE, Affine, Taps, Unshared, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
-from ._values import Data, Layout, Value, two_axes
+from ._values import Data, Layout, Value, sample_shape, two_axes
 
 
 def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
     """Read `NTKLinear` or `nn.Linear`, which acts on the last axis at each position."""
-    shape = _shape(x)
+    shape = sample_shape(x)
     what = f"{type(module).__name__}({module.in_features}, {module.out_features})"
     last = len(shape) - 1
     if not isinstance(x, Data) and x.axis != last:
@@ -30,7 +30,7 @@ def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
             "Flatten or pool first, permute the channels to the last axis, or use an NTKConv "
             "layer with kernel size 1.",
         )
-    _check_channels(b, what, module.in_features, shape[last])
+    check_channels(b, what, module.in_features, shape[last])
     spatial = shape[:last]
     rows, columns = (taps(n, 1) for n in two_axes(spatial))
     operation = Affine(rows, columns, *coefficients(b, module, module.in_features))
@@ -136,7 +136,7 @@ def _added(b: Builder, module: Any, shape: tuple[int, ...], what: str, size: Any
 
 def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
     """Return a convolution's name for messages and the shape of a sample, after checking it."""
-    shape, axes = _shape(x), len(module.kernel_size)
+    shape, axes = sample_shape(x), len(module.kernel_size)
     what = f"{type(module).__name__}({module.in_channels}, {module.out_channels}, …)"
     if len(shape) != 1 + axes:
         raise b.refusal(
@@ -145,7 +145,7 @@ def _convolved(b: Builder, module: Any, x: Any) -> tuple[str, tuple[int, ...]]:
             "Reshape the samples, or use the layer for their number of axes.",
         )
     b.channels_first(x, what)
-    _check_channels(b, what, module.in_channels, shape[0])
+    check_channels(b, what, module.in_channels, shape[0])
     _check_groups(b, what, module, x)
     return what, shape
 
@@ -219,11 +219,8 @@ def _refusal_of_ordinary(b: Builder, module: nn.Module) -> ValueError:
     )
 
 
-def _shape(x: Any) -> tuple[int, ...]:
-    return tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
-
-
-def _check_channels(b: Builder, what: str, expected: int, came: int) -> None:
+def check_channels(b: Builder, what: str, expected: int, came: int) -> None:
+    """Raise an error if a layer for `expected` features gets another number of them."""
     if expected != came:
         raise b.refusal(
             f"{what} on {came} features",

@@ -225,9 +225,6 @@ UNKNOWN = (
     "register its dual functions with torch_ntk.activations.register_dual.",
 )
 
-_NTK_LAYERS: tuple[type[nn.Module], ...] = NTK_TYPES
-
-
 # Functions without a rule whose modules are refused, by name: torch has each of them several times.
 _AS_MODULES: dict[str, type[nn.Module]] = {
     "batch_norm": nn.BatchNorm2d,
@@ -249,12 +246,12 @@ def module_rule(kind: type[nn.Module]) -> ModuleRule | None:
 def stands_alone(module: nn.Module) -> bool:
     """Whether a module is read or refused as a whole, and not traced into."""
     kind = type(module)
-    return module_rule(kind) is not None or kind in REFUSED or isinstance(module, _NTK_LAYERS)
+    return module_rule(kind) is not None or kind in REFUSED or isinstance(module, NTK_TYPES)
 
 
 def why_unknown(kind: type[nn.Module]) -> tuple[str, str]:
     """Return why a class without a rule is refused, and a remedy."""
-    for layer in _NTK_LAYERS:
+    for layer in NTK_TYPES:
         if kind is not layer and issubclass(kind, layer):
             return (
                 f"It is a subclass of {layer.__name__} and may compute something else.",

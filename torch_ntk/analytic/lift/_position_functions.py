@@ -18,7 +18,7 @@ from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import combine
 from ._linear_maps import folded_back, mapped, matrix_product, summed_product
-from ._values import Data, Features
+from ._values import Data, Features, sample_shape
 
 Rule = Callable[..., Any]
 
@@ -126,8 +126,7 @@ def _expand(b: Builder, x: Any, *sizes: Any) -> Features:
 
 
 def _expand_as(b: Builder, x: Any, other: Any) -> Features:
-    shape = other.first.shape[1:] if isinstance(other, Data) else other.shape
-    return _expand(b, x, -1, *shape)
+    return _expand(b, x, -1, *sample_shape(other))
 
 
 def _repeat(b: Builder, x: Any, *counts: Any) -> Features:
@@ -192,10 +191,6 @@ def _unfold(b: Builder, x: Any, *args: Any, **kwargs: Any) -> Features:
 
 def _fold(b: Builder, x: Any, output_size: Any, kernel_size: Any, *args: Any, **kw: Any) -> Any:
     return folded_back(b, x, lambda t: F.fold(t, output_size, kernel_size, *args, **kw))
-
-
-def _matmul(b: Builder, x: Any, y: Any) -> Features:
-    return matrix_product(b, x, y)
 
 
 def _einsum(b: Builder, equation: str, *operands: Any) -> Features:
@@ -271,10 +266,6 @@ def _upsample(b: Builder, module: nn.Module, x: Any) -> Features:
     return mapped(b, x, module, type(module).__name__)
 
 
-def _fold_module(b: Builder, m: nn.Fold, x: Any) -> Features:
-    return folded_back(b, x, m)
-
-
 _MATMUL = (operator.matmul, torch.matmul, torch.bmm, torch.mm)
 
 FUNCTIONS: dict[Any, Rule] = {
@@ -307,7 +298,7 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.einsum: _einsum,
     F.linear: _linear,
     **{f: _convolved(f) for f in (F.conv1d, F.conv2d, F.conv3d)},
-    **dict.fromkeys(_MATMUL, _matmul),
+    **dict.fromkeys(_MATMUL, matrix_product),
 }
 
 METHODS: dict[str, Rule] = {
@@ -322,7 +313,7 @@ METHODS: dict[str, Rule] = {
     **{n: _method(n, 0, "dim") for n in ("narrow", "select", "index_select")},
     "rot90": _method("rot90", 1, "dims"),
     **{n: _split(getattr(torch, n), n) for n in ("chunk", "split", "tensor_split", "unbind")},
-    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), _matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), matrix_product),
 }
 
 MODULES: dict[type[nn.Module], Rule] = {
@@ -341,5 +332,5 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.Upsample: _upsample,
     nn.UpsamplingNearest2d: _upsample,
     nn.UpsamplingBilinear2d: _upsample,
-    nn.Fold: _fold_module,
+    nn.Fold: lambda b, m, x: folded_back(b, x, m),
 }

@@ -37,7 +37,7 @@ from ._modules import (
     why_unknown_function,
 )
 from ._standard import Standard
-from ._values import RANDOM, Data, leaves, side
+from ._values import RANDOM, Data, each_known, leaves, side
 
 
 class _Tracer(fx.Tracer):
@@ -408,13 +408,7 @@ def _signature_fails(rule: Any, args: Any, kwargs: Any) -> bool:
 
 def _copied(arguments: Any) -> Any:
     """Return arguments with copies of their known tensors, which may then be overwritten."""
-    if isinstance(arguments, Data) and arguments.is_tensor:
-        return arguments.map(torch.clone)
-    if isinstance(arguments, dict):
-        return {k: _copied(v) for k, v in arguments.items()}
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(_copied(a) for a in arguments)
-    return arguments
+    return each_known(arguments, lambda known: known.map(torch.clone) if known.is_tensor else known)
 
 
 def _is_returned(node: fx.Node) -> bool:

@@ -14,7 +14,8 @@ from ..operations import ONE, Affine, Attention, AttentionWeights, ManyHeads, Re
 from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import activation
-from ._values import Data, Features, Joined, Layout, Value
+from ._layers import check_channels
+from ._values import Data, Features, Joined, Layout, Value, sample_shape
 
 
 def self_attention(
@@ -120,19 +121,14 @@ def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str)
 
 def _sequence(b: Builder, what: str, x: Any, features: int) -> tuple[int, ...]:
     """Return the shape of a sample, `(T, C)`, after checking it."""
-    shape = tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
+    shape = sample_shape(x)
     if len(shape) != 2 or not (isinstance(x, Data) or x.axis == 1):
         raise b.refusal(
             f"{what} on samples of shape {shape}",
             "It needs [N, T, C]: one axis of positions, and the features on the last axis.",
             "Flatten the positions and permute the axes, x.flatten(2).transpose(1, 2).",
         )
-    if shape[1] != features:
-        raise b.refusal(
-            f"{what} on {shape[1]} features",
-            f"It takes {features}.",
-            f"Build it for {shape[1]} features.",
-        )
+    check_channels(b, what, features, shape[1])
     return shape
 
 

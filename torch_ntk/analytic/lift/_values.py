@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -192,12 +192,7 @@ class Elementwise:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a sample."""
-        if not self.flat:
-            return self.base.shape
-        size = 1
-        for n in self.base.shape:
-            size *= n
-        return (size,)
+        return (math.prod(self.base.shape),) if self.flat else self.base.shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the function, with its factor, of entries of the base."""
@@ -240,6 +235,11 @@ RANDOM = (Value, Elementwise, Joined)
 """The classes of random features."""
 
 
+def sample_shape(x: Data | Features) -> tuple[int, ...]:
+    """Return the shape of a sample of features, or of a known tensor."""
+    return tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
+
+
 def leaves(arguments: Any) -> list[Any]:
     """Return the items of nested containers and slices."""
     found: list[Any] = []
@@ -257,14 +257,20 @@ def leaves(arguments: Any) -> list[Any]:
     return found
 
 
+def each_known(arguments: Any, function: Callable[[Data], Any]) -> Any:
+    """Return nested containers and slices with `function` applied to every known value in them."""
+    if isinstance(arguments, Data):
+        return function(arguments)
+    if isinstance(arguments, Mapping):
+        return {k: each_known(v, function) for k, v in arguments.items()}
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(each_known(a, function) for a in arguments)
+    if isinstance(arguments, slice):
+        ends = arguments.start, arguments.stop, arguments.step
+        return slice(*(each_known(a, function) for a in ends))
+    return arguments
+
+
 def side(arguments: Any, which: int) -> Any:
     """Return arguments for x1 (0) or for x2 (1), without the `Data` around known values."""
-    if isinstance(arguments, Data):
-        return arguments.first if which == 0 else arguments.second
-    if isinstance(arguments, dict):
-        return {k: side(v, which) for k, v in arguments.items()}
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(side(a, which) for a in arguments)
-    if isinstance(arguments, slice):
-        return slice(*(side(a, which) for a in (arguments.start, arguments.stop, arguments.step)))
-    return arguments
+    return each_known(arguments, lambda known: (known.first, known.second)[which])
