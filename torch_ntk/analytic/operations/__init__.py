@@ -23,6 +23,7 @@ from ._image_data import ImageData as ImageData
 from ._image_data import Mixing as Mixing
 from ._image_data import Weighting as Weighting
 from ._independent_units import IndependentUnits as IndependentUnits
+from ._input import CLOSE as CLOSE
 from ._input import FEW_CHANNELS as FEW_CHANNELS
 from ._input import Input as Input
 from ._input import close_pairs as close_pairs

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...activations import DualActivation, Form, Formula
 from ._fused import Fused
 from ._operation import Operation
-from ._state import IdenticalImages, State, Variances, at_same_positions
+from ._state import IdenticalImages, State, Variances, same_positions
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Activation(Operation):
         at = identical.rows, identical.columns
         kappa, slope = self.dual.diagonal(q)
         nngp, ntk = made.nngp.clone(), made.ntk
-        _same(nngp, s.full)[at] = kappa
+        same_positions(nngp, s.full)[at] = kappa
         if ntk is not None and ntk.ndim:
             assert s.ntk is not None
             ntk = ntk.clone()
-            _same(ntk, s.full)[at] = _same(s.ntk, s.full)[at] * slope
+            same_positions(ntk, s.full)[at] = same_positions(s.ntk, s.full)[at] * slope
         return replace(made, nngp=nngp, ntk=ntk)
 
     def fused(self, form: Form) -> Fused | None:
@@ -108,7 +108,3 @@ class Gained(Operation):
     def cost(self) -> float:
         """One sum."""
         return 1.0
-
-
-def _same(a: Tensor, full: bool) -> Tensor:
-    return at_same_positions(a) if full else a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ._operation import Operation
-from ._state import IdenticalImages, State, Variances, at_same_positions
+from ._state import IdenticalImages, State, Variances, same_positions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Dropout(Operation):
 
         def divided(a: Tensor) -> Tensor:
             a = a.clone()
-            part = at_same_positions(a) if made.full and not self.one_mask else a
+            part = same_positions(a, made.full and not self.one_mask)
             part[at] = part[at] / self.keep
             return a
 

@@ -13,7 +13,7 @@ from ._state import State, Variances, zero
 FEW_CHANNELS = 8
 # Distances below this fraction of the squared norms are computed again from the differences: in the
 # form ‖a‖² + ‖b‖² - 2ab, a matrix product, their relative error is eps divided by the fraction.
-_CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
+CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
 # The most entries of differences that are in memory at once.
 _MOST_DIFFERENCES = 1 << 24
 
@@ -87,7 +87,7 @@ def close_pairs(
         Their indices in `d`, and the means of the squared differences there; None if there are
         no such distances.
     """
-    share = _CLOSE[d.dtype]
+    share = CLOSE[d.dtype]
     # Usually no distance is small, which one pass over `d` shows in place of four.
     if bool(d.amin() >= share * (variances[0].amax() + variances[1].amax())):
         return None

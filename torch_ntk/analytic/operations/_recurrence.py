@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...activations import DualActivation
 from ._operation import Operation
-from ._state import IdenticalImages, State, Variances, at_same_positions
+from ._state import IdenticalImages, State, Variances, same_positions
 
 _Pair = tuple[Tensor, Tensor | None]
 
@@ -70,18 +70,22 @@ class Recurrence(Operation):
         at = identical.rows, identical.columns
         exact = self.variance([q])
         nngp, ntk = made.nngp.clone(), made.ntk
-        _same(nngp, s.full)[at] = exact
+        same_positions(nngp, s.full)[at] = exact
         if ntk is not None:
             assert s.ntk is not None
             ntk = ntk.clone()
-            wanted = torch.zeros_like(exact) if not s.ntk.ndim else _same(s.ntk, s.full)[at]
+            wanted = (
+                torch.zeros_like(exact) if not s.ntk.ndim else same_positions(s.ntk, s.full)[at]
+            )
             driven, variances = self._in_order(wanted.flatten(1)), self._in_order(exact.flatten(1))
             thetas = [driven[..., 0]]
             for t in range(1, driven.shape[-1]):
                 kappa, slope = self.dual.diagonal(variances[..., t - 1])
                 memory = self.weight_variance * thetas[-1] * slope + self.weight_gradient * kappa
                 thetas.append(memory + driven[..., t])
-            _same(ntk, s.full)[at] = self._in_order(torch.stack(thetas, -1)).reshape(exact.shape)
+            same_positions(ntk, s.full)[at] = self._in_order(torch.stack(thetas, -1)).reshape(
+                exact.shape
+            )
         return State(nngp, ntk, made.distance, made.full)
 
     @property
@@ -180,7 +184,3 @@ def _take(u: Tensor, theta: Tensor | None, index: tuple[object, ...]) -> _Pair:
 def _cut(strip: _Pair) -> _Pair:
     """Return the strip without its last pair, which has no successor with the same t' - t."""
     return strip[0][..., :-1], None if strip[1] is None else strip[1][..., :-1]
-
-
-def _same(a: Tensor, full: bool) -> Tensor:
-    return at_same_positions(a) if full else a

@@ -47,12 +47,7 @@ class State:
 
     def same_positions(self) -> State:
         """Return the entries with p = p'."""
-        if not self.full:
-            return self
-        ntk = self.ntk
-        if ntk is not None and ntk.ndim:
-            ntk = at_same_positions(ntk)
-        return State(at_same_positions(self.nngp), ntk, self.distance, False)
+        return replace(self.each(at_same_positions), full=False) if self.full else self
 
     def each(self, function: Callable[[Tensor], Tensor]) -> State:
         """Return the state with `function`, which maps 0 to 0, applied to K (or d) and to Θ."""
@@ -83,6 +78,11 @@ class IdenticalImages:
 def at_same_positions(a: Tensor) -> Tensor:
     """Return the entries with p = p' of `[..., P, Q, P, Q]`, as a view `[..., P, Q]`."""
     return a.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2)
+
+
+def same_positions(a: Tensor, full: bool) -> Tensor:
+    """Return the entries with p = p' of a state's tensor, as a view, which can be written to."""
+    return at_same_positions(a) if full else a
 
 
 def spread(q: Tensor, side: int, full: bool) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....activations import Form
-from ...operations import FEW_CHANNELS, Input, State
+from ...operations import CLOSE, FEW_CHANNELS, Input, State
 from .._task import Block, Images, Task
 from ._assembly import LANES, Assembly
 from ._drivers import TOGETHER, driver, tile
@@ -26,8 +26,6 @@ from ._threads import in_threads
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 # Bytes of a line of the cache.
 _LINE = 64
-# Distances below this share of the norms are computed again from the differences themselves.
-_CLOSE = {torch.float32: 1e-2, torch.float64: 1e-4}
 
 
 class _Averages(NamedTuple):
@@ -270,7 +268,7 @@ class RegionEvaluation:
         tangents: Array = make((len(a.stored), n, m), self._dtype)
         ones = aligned((LANES + 2 * ROUND,), self._dtype)
         ones[:] = 1
-        close = self._dtype(_CLOSE[self._like.dtype])
+        close = self._dtype(CLOSE[self._like.dtype])
         given = (shape, self._addresses, self._code.rows, self._array(a.numbers), starts, loads, x1,
                  x2, one, two.reshape(-1), ones, close, external, results, kernels,
                  tangents)  # fmt: skip
