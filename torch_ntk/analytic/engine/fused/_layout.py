@@ -28,13 +28,12 @@ from typing import NamedTuple
 
 from ..._program import Program
 from ...operations import Fused
+from ._packed import Pair
 from ._shifts import Shifts, shifts
 
 ROUND = 64
 """Loops run over a multiple of so many entries: whatever the processor, no loop ends with single
 ones, and all entries go through the same instructions."""
-
-Pair = tuple[int, int]
 
 
 class Unsuitable(Exception):

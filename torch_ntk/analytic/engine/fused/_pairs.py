@@ -18,10 +18,6 @@ Length = Callable[[int], tuple[int, int]]
 """From a step to the number of odd and of even coefficients of its series."""
 
 
-def _nothing(_: int) -> tuple[int, int]:
-    return 0, 0
-
-
 class Pairs:
     """The pairs of images of a block, for one region.
 
@@ -53,7 +49,7 @@ class Pairs:
         return torch.stack([rows, columns, same], 1)
 
     def terms(
-        self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
+        self, images: Images, side: int, terms: Sequence[Term], length: Length
     ) -> tuple[Tensor, list[int]]:
         """Return the terms of some images, one after the other, and where each begins."""
         parts = [v.flatten(1) for v in self.each_term(images, side, terms, length)]
@@ -62,7 +58,7 @@ class Pairs:
         return whole.detach().contiguous(), list(starts)[:-1]
 
     def each_term(
-        self, images: Images, side: int, terms: Sequence[Term], length: Length = _nothing
+        self, images: Images, side: int, terms: Sequence[Term], length: Length
     ) -> Iterator[Tensor]:
         """Yield the terms of some images, `[n, P, Q]` each."""
         values: dict[tuple[int, bool], tuple[Tensor, ...]] = {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..._program import Program
 from .._plan import Plan
-from ._layout import Pair
+from ._packed import Pair
 from ._region import Region
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ...operations import Fused
-from ._layout import Layout, Pair
+from ._layout import Layout
+from ._packed import Extent, Pair
 from ._windows import Windows
 
 
@@ -61,5 +63,4 @@ class Region:
 
     def displacements(self, positions: Pair) -> int:
         """Return the number of displacements at which a value of this size is computed."""
-        p, q = (min(n, 2 * r + 1) for n, r in zip(positions, self.reach, strict=True))
-        return p * q
+        return math.prod(Extent.within(positions, self.reach).displacements)

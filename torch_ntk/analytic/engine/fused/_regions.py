@@ -183,7 +183,11 @@ class _Division:
         options = list(here.values())
         if not options:
             options = [r for r in self._regions if (r.level, r.shape) == (level, shape)][:1]
-        if len(options) == 1 and options[0].shape is shape and self._fits(options[0], i, fused):
+        if (
+            len(options) == 1
+            and options[0].shape is shape
+            and not self._problem(options[0], i, fused)
+        ):
             self._add(options[0], i, fused)
             return
         region = Region(shape, level + 2 if options else level)
@@ -200,9 +204,6 @@ class _Division:
             region.fused[i] = fused
         self._region[i] = region
         self._level[i] = region.level
-
-    def _fits(self, region: Region, i: int, fused: Fused) -> bool:
-        return not self._problem(region, i, fused)
 
     def _problem(self, region: Region, i: int, fused: Fused) -> str:
         """Return why a step cannot be in a region, or an empty string."""
