@@ -9,11 +9,23 @@ from torch import Tensor
 
 from ..operations import IdenticalImages, Input, State, Variances
 from ._task import Block, Task
-from .fused import RegionEvaluation, Value
+from .fused import Partition, RegionEvaluation, Value
 from .triton import KernelEvaluation
 
 Unit = RegionEvaluation | KernelEvaluation | int
 """A region with its loops or its kernel, or the number of a step."""
+
+
+def evaluations(task: Task, parts: Partition, like: Tensor) -> list[Unit]:
+    """The units of a partition with what evaluates its regions.
+
+    Args:
+        task: What is evaluated.
+        parts: Its regions and single steps.
+        like: A tensor of the type and on the device of the computation.
+    """
+    of_region = KernelEvaluation if parts.kernels else RegionEvaluation
+    return [u if isinstance(u, int) else of_region(task, u, like) for u in parts.units]
 
 
 def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, Tensor | None]:
@@ -25,25 +37,18 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
         units: The program in the order of its evaluation.
     """
     states: dict[int, Value] = {}
-    last_use = {j: n for n, unit in enumerate(units) for j in taken(task, unit)}
+    last_use = {j: n for n, unit in enumerate(units) for j in _taken(task, unit)}
     places = _identical(task, block)
     for n, unit in enumerate(units):
-        for j in taken(task, unit):
-            operation = task.program.steps[j].operation
-            if isinstance(operation, Input) and j not in states:
-                states[j] = known_features(task, block, j, operation)
-        if isinstance(unit, int):
-            states[unit] = single_step(task, block, unit, states, places)
-        else:
-            states.update(unit(block, states))
-        for j in taken(task, unit):
+        states.update(evaluate_unit(task, block, unit, states, places))
+        for j in _taken(task, unit):
             if last_use[j] == n:
                 states.pop(j, None)  # an operation may take one value twice
     last = len(task.program.steps) - 1
     if last not in states:  # known features alone
         operation = task.program.steps[last].operation
         assert isinstance(operation, Input)
-        states[last] = known_features(task, block, last, operation)
+        states[last] = _known_features(task, block, last, operation)
     found = states[last]
     assert isinstance(found, State)
     k = _covariance(found, block.variances(last, False))[..., 0, 0]
@@ -65,29 +70,46 @@ def _covariance(s: State, variances: Variances | None) -> Tensor:
     return k
 
 
-def taken(task: Task, unit: Unit) -> tuple[int, ...]:
+def _taken(task: Task, unit: Unit) -> tuple[int, ...]:
     """The steps whose states a unit takes."""
     if isinstance(unit, int):
         return task.program.steps[unit].inputs
     return unit.region.inputs
 
 
-def single_step(
+def evaluate_unit(
+    task: Task,
+    block: Block,
+    unit: Unit,
+    states: dict[int, Value],
+    places: tuple[Tensor, Tensor] | None,
+) -> dict[int, Value]:
+    """The values that a unit computes.
+
+    Args:
+        task: What is evaluated.
+        block: For which pairs of images.
+        unit: The region or step.
+        states: The values of earlier units. Known features that it takes are added.
+        places: The rows and columns of pairs of identical images in the block.
+    """
+    for j in _taken(task, unit):
+        operation = task.program.steps[j].operation
+        if isinstance(operation, Input) and j not in states:
+            states[j] = _known_features(task, block, j, operation)
+    if isinstance(unit, int):
+        return {unit: _single_step(task, block, unit, states, places)}
+    return unit(block, states)
+
+
+def _single_step(
     task: Task,
     block: Block,
     i: int,
     states: dict[int, Value],
     places: tuple[Tensor, Tensor] | None,
 ) -> State:
-    """A step by tensor operations.
-
-    Args:
-        task: What is evaluated.
-        block: For which pairs of images.
-        i: The number of the step.
-        states: Of what it takes.
-        places: Of pairs of identical images in the block.
-    """
+    """A step by tensor operations."""
     step = task.program.steps[i]
     assert not isinstance(step.operation, Input)
     inputs = [s for j in step.inputs if isinstance(s := states[j], State)]
@@ -102,7 +124,7 @@ def single_step(
     return s if task.plan.full[i] else s.same_positions()
 
 
-def known_features(task: Task, block: Block, i: int, features: Input) -> State:
+def _known_features(task: Task, block: Block, i: int, features: Input) -> State:
     """The covariances of known features, in the form in which the program has them."""
     rows, columns = block.rows.slice, block.columns.slice
     if block.paired:

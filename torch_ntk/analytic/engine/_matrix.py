@@ -9,12 +9,11 @@ from tqdm.auto import tqdm
 from ...memory import limited
 from .._program import Program
 from ._blocks import BlockSizes, block_sizes, blocks, images_at_once
-from ._evaluate import evaluate
+from ._evaluate import evaluate, evaluations
 from ._options import Options
 from ._plan import plan
 from ._task import Block, Task
-from .fused import Partition, RegionEvaluation
-from .triton import KernelEvaluation
+from .fused import Partition
 
 # Rows that are mirrored together.
 _BAND = 64
@@ -36,8 +35,7 @@ def matrix(
     symmetric = program.known[0].x2 is None
     task = Task(program, plan(program), ntk, symmetric)
     pairs = shape[0] * (shape[0] + 1) // 2 if symmetric else shape[0] * shape[1]
-    of_region = KernelEvaluation if parts.kernels else RegionEvaluation
-    units = [u if isinstance(u, int) else of_region(task, u, like) for u in parts.units]
+    units = evaluations(task, parts, like)
     with limited(options.max_memory):
         rows, columns = block_sizes(task, parts, shape, like)
         images = max(1, rows, columns, images_at_once(task, like))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,13 +17,19 @@ StepVariances: TypeAlias = tuple[Tensor | None, ...]
 """Per step the variances of its value in some images, `[n, P, Q]`; None if not needed."""
 
 
+def with_itself(q: Tensor, full: bool) -> Variances:
+    """Return variances `[n, P, Q]` shaped for pairs of an image with itself, `[n, 1, ...]`."""
+    one = q[:, None]
+    return (one[..., None, None], one[:, :, None, None]) if full else (one, one)
+
+
 @dataclass(frozen=True)
 class Images:
     """Some images of one side, with the variances of every value in them.
 
     Attributes:
-        start: The number of the first.
-        stop: One past the number of the last.
+        start: The number of the first image.
+        stop: One past the number of the last image.
         variances: Per step, `[stop - start, P, Q]`.
     """
 
@@ -32,6 +39,12 @@ class Images:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @classmethod
+    def joined(cls, start: int, stop: int, parts: Iterable[Sequence[Tensor | None]]) -> Images:
+        """Return the images from `start` to `stop` with the variances of consecutive parts."""
+        whole = (None if of[0] is None else torch.cat(of) for of in zip(*parts, strict=True))
+        return cls(start, stop, tuple(whole))
 
     @property
     def slice(self) -> slice:
@@ -70,8 +83,7 @@ class Block:
         if q1 is None or q2 is None:
             return None
         if self.paired:
-            one = q1[:, None]
-            return (one[..., None, None], one[:, :, None, None]) if full else (one, one)
+            return with_itself(q1, full)
         return spread(q1, 0, full), spread(q2, 1, full)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ...memory import budget, ranges
-from ..operations import IdenticalImages, Input, State, Variances, at_same_positions
-from ._task import Images, StepVariances, Task
+from ..operations import IdenticalImages, Input, State
+from ._task import Images, StepVariances, Task, with_itself
 
 # Entries of an array of covariances within images, and how many such arrays are there at once: of
 # the values that are taken, of the one that is made, and what making it needs in between.
@@ -23,16 +25,10 @@ def images(task: Task, side: int, start: int, stop: int) -> Images:
     """
     if not task.plan.variances_need_pairs:
         return Images(start, stop, _from_variances(task, side, slice(start, stop)))
-    parts = [
-        _from_pairs(task, side, slice(a, b)) for a, b in ranges(start, stop, _at_once(task, side))
-    ]
-    joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
-    return Images(start, stop, tuple(joined))
-
-
-def _at_once(task: Task, side: int) -> int:
-    most = max(step.positions[0] * step.positions[1] for step in task.program.steps) ** 2
-    return images_of_pairs(task.program.known[0].both[side], most)
+    most = max(math.prod(step.positions) for step in task.program.steps) ** 2
+    at_once = images_of_pairs(task.program.known[0].both[side], most)
+    parts = (_from_pairs(task, side, slice(a, b)) for a, b in ranges(start, stop, at_once))
+    return Images.joined(start, stop, parts)
 
 
 def images_of_pairs(like: Tensor, entries: int) -> int:
@@ -74,7 +70,7 @@ def _from_pairs(task: Task, side: int, which: slice) -> StepVariances:
             inputs = [states[j] for j in step.inputs]
             variances = [found[j] for j in step.inputs]
             spread = [
-                None if q is None else _of_itself(q, states[j].full)
+                None if q is None else with_itself(q, states[j].full)
                 for j, q in zip(step.inputs, variances, strict=True)
             ]
             s = step.operation.state(inputs, spread)
@@ -83,16 +79,9 @@ def _from_pairs(task: Task, side: int, which: slice) -> StepVariances:
             identical = IdenticalImages(n, torch.zeros_like(n), variances)
             s = step.operation.with_identical(s, inputs, identical)
         states[i] = s if plan.full[i] else s.same_positions()
-        k = states[i].nngp
         # A copy: a view would keep the covariances between all positions.
-        found.append((at_same_positions(k) if states[i].full else k)[:, 0].contiguous())
+        found.append(states[i].same_positions().nngp[:, 0].contiguous())
         for j in step.inputs:
             if plan.last_use[j] == i:
                 states.pop(j, None)
     return tuple(q if needed else None for q, needed in zip(found, plan.variances, strict=True))
-
-
-def _of_itself(q: Tensor, full: bool) -> Variances:
-    """Variances `[n, P, Q]` shaped for pairs of an image with itself, `[n, 1, ...]`."""
-    one = q[:, None]
-    return (one[..., None, None], one[:, :, None, None]) if full else (one, one)
