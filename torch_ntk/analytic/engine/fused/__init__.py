@@ -1,8 +1,9 @@
 """Programs in compiled loops on a CPU: one image goes through the network before the next begins.
 
-`_regions` says which steps go together, `_layout` where an image is in memory, `_assembly` makes
-passes over images of them, whose code `_source` writes and `_module` compiles; `_evaluation` is a
-region for a block of pairs, which `_pairs` has as tensors.
+`_regions` decides which steps go together, and `_layout` where their values are in memory.
+`_assembly` makes passes over an image of them, whose code `_source` writes and `_module` compiles.
+`_evaluation` runs these passes for a block of pairs; `_pairs` makes its arrays from tensors, and
+tensors from its results.
 """
 
 from ._assembly import Assembly as Assembly

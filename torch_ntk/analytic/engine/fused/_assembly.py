@@ -17,7 +17,7 @@ from ._source import SERIES_ROOM, TOGETHER, Coefficients, Integers, Pass, Slot, 
 
 LANES = 384
 """Pairs of vectors that go through a network together: whole registers of any processor."""
-# Formulas of a pass.
+# The largest number of formulas in a pass.
 _MOST_STAGES = 4
 _VECTOR = Place((LANES // ROUND, ROUND), (1, 1), ROUND, 0, LANES + ROUND)
 
@@ -27,11 +27,12 @@ class Term:
     """Numbers of an image that a formula uses, one for each position.
 
     Attributes:
-        step: Of which step; of known features it is a channel.
-        index: Which of its terms; for vectors, -1 are the variances of known features.
-        place: How it is laid out.
-        start: Where it begins among the terms of an image.
-        exact: Whether it belongs to the formula for equal values.
+        step: The step whose formula uses the term. A term of known features is one channel.
+        index: The index among the terms of the step; for vectors, -1 stands for the variances of
+            known features.
+        place: The layout of the term in memory.
+        start: The index at which the term begins in the array with all terms of an image.
+        exact: Whether the term belongs to the formula for equal values.
     """
 
     step: int
@@ -46,10 +47,11 @@ class Load:
     """An inner product of vectors that a region of vectors takes as input.
 
     Attributes:
-        step: Its step.
-        slot: Where it goes.
-        number: Where 1/channels of known features is among the numbers.
-        term: Where their variances are among the terms of either image.
+        step: The step whose value it is: known features, or a step outside of the region.
+        slot: The memory into which it is loaded.
+        number: For known features, the index of 1/channels in `Assembly.numbers`.
+        term: For known features, where their variances begin in the terms of the first and of the
+            second image.
     """
 
     step: int
@@ -62,22 +64,31 @@ class Assembly:
     """The passes of a region and the places of all values in memory, for any images.
 
     Attributes:
-        region: What is evaluated.
-        passes: Over an image of different images, and over one of equal images at displacement 0.
-        terms: What formulas need of the images, those for equal values last.
-        numbers: Numbers of formulas.
-        collected: Per sum over positions its origin, half, rows, scale of rows, and width.
-        stored: Per value that is needed outside its step, slot, and where it begins.
-        averaged: Per average over some positions its step, the slot of what it averages, and where
-            it begins.
-        sources: Per value from outside its step, slot, and where it begins.
-        inputs: Per known features origin, half, rows, scale of rows, width, channels, where the
-            first of these is among the terms, from one to the next, 1/channels, and mask.
-        loads: For vectors, the values that begin the region.
-        last: For vectors, the program's last step if its distances become covariances in the loop,
-            with where its variances are among the terms of either image.
-        external: How many numbers come from outside for a pair.
-        states: How many numbers of a pair go outside.
+        region: The region that is evaluated.
+        passes: The passes in their order, each in two versions: for two different images, and for
+            equal ones at displacement 0.
+        terms: The terms of images that formulas use, those for equal values last.
+        numbers: The numbers of all formulas, one after the other.
+        collected: For each sum over positions, a row with the origin and half of the slot that is
+            summed, its rows, the scale of its rows, and its width.
+        stored: For each value that is needed outside of the region, its step, its slot, and the
+            index of its first number among the `states` numbers of a pair.
+        averaged: For each average over some positions, its step, the slot of the value that is
+            averaged, and the index of the first number of the result, as in `stored`.
+        sources: For each value that comes from outside of the region, its step, its slot, and the
+            index of its first number among the `external` numbers of a pair.
+        inputs: For each step of known features, a row with the origin and half of its slot, its
+            rows, the scale of its rows, its width, the number of channels, where the first channel
+            begins among the terms, the distance from one channel to the next, the index of
+            1/channels among the numbers, and where its mask begins.
+        loads: For vectors, the values from which the region starts.
+        last: For vectors, the program's last step if the loop turns its distances into covariances,
+            and where its variances begin in the terms of the first and of the second image.
+        external: The number of entries that come from outside of the region for one pair.
+        states: The number of entries that are needed outside of the region for one pair.
+        masks: The layouts of the masks, which are 1 at positions and 0 in margins.
+        buffer: The number of entries of all slots together.
+        sums: The number of entries that the sums of one filter or series need.
     """
 
     def __init__(
@@ -94,11 +105,12 @@ class Assembly:
 
         Args:
             program: The network.
-            region: A part of it.
-            form: In which form.
-            spread: For vectors, from one term of the second ones to the next.
-            in_place: Whether a filter that has read everything may write where that was.
-            lengths: Per step with a series, how many odd and even coefficients it has.
+            region: The part of the network that is assembled.
+            form: The kind of loop for which formulas are written.
+            spread: For vectors, the distance from one term of the second vectors to the next.
+            in_place: Whether a filter that reads everything before it writes anything may write to
+                the memory of its input.
+            lengths: The numbers of odd and of even coefficients of each step with a series.
         """
         self.region = region
         self.passes: list[tuple[Pass, Pass]] = []
@@ -125,7 +137,7 @@ class Assembly:
     # -- what loops are given ----------------------------------------------------------------
 
     def tables(self, terms: Sequence[Term], starts: Sequence[int]) -> Integers:
-        """Return per term where it goes, where it comes from, its positions, scale and width."""
+        """Return a row for each term: target, source, rows, columns, scale of columns, width."""
         rows = [
             [t.start, s, *t.place.positions, t.place.scale[1], t.place.width]
             for t, s in zip(terms, starts, strict=True)

@@ -466,9 +466,9 @@ class Tile(NamedTuple):
     """The sums of products that are in registers at once.
 
     Attributes:
-        rows: First vectors.
-        vectors: Registers of second vectors.
-        lanes: Numbers in a register.
+        rows: The number of first vectors.
+        vectors: The number of registers that hold second vectors.
+        lanes: The number of entries of a register.
     """
 
     rows: int

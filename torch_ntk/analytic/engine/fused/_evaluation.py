@@ -32,15 +32,17 @@ class _Averages(NamedTuple):
     """The averages over positions of a region, as tables that the loop reads.
 
     Attributes:
-        table: Per average the slot of what it averages (origin, half), where K and Θ of the result
-            begin, columns and width of the slot, positions of the result, where `windows` begin
-            for rows and for columns, kept displacements, rows of the slot, where the rows of
-            results begin among those of all averages, and how many windows each position has,
-            along rows and along columns.
-        windows: Per position the windows that it is in, and -1 where it is in fewer than others.
-        weights: Its weights in these.
-        most: The largest number of entries of a row that are added, once for each result.
-        room: The number of entries of results before they are added along columns.
+        table: A row of 16 integers for each average: origin and half of the slot that is averaged;
+            where K and Θ of the result begin; columns and width of the slot; rows and columns of
+            the result; where the entries for rows and for columns begin in `windows`; the numbers
+            of displacements of the result that are kept, along rows and along columns; rows of the
+            slot; where the results of this average begin in the room for sums along rows; and the
+            number of windows of each position, along rows and along columns.
+        windows: The windows that contain each position, padded with -1 so that all positions of an
+            axis have the same number of them.
+        weights: The weight of the position in each entry of `windows`.
+        most: The largest number of products that one row of an image adds to a row of results.
+        room: The number of entries that sums along rows need, before sums along columns are taken.
     """
 
     table: Integers
@@ -54,7 +56,7 @@ class RegionEvaluation:
     """A function that evaluates a region for a block of pairs of images.
 
     Args:
-        task: What is evaluated.
+        task: The computation.
         region: A part of its program.
         like: A tensor of the type of the computation.
     """
@@ -71,11 +73,11 @@ class RegionEvaluation:
         self._assemble({})
 
     def __call__(self, block: Block, states: Mapping[int, Value]) -> dict[int, Value]:
-        """Return the values that are needed outside.
+        """Return the values that are needed outside of the region.
 
         Args:
-            block: For which pairs.
-            states: Of the values that the region takes.
+            block: The pairs of images.
+            states: The values that the region takes as input.
         """
         if (lengths := self._pairs.lengths(block)) != self._lengths:
             self._assemble(lengths)
@@ -84,7 +86,7 @@ class RegionEvaluation:
         return self._images(block, states)
 
     def _assemble(self, lengths: dict[int, tuple[int, int]]) -> None:
-        """Make passes whose series have so many coefficients; others have the same code."""
+        """Make passes whose series have these lengths; the code of other passes stays the same."""
         self._lengths = lengths
         self._assembly = Assembly(
             self._task.program, self.region, self._form, self._spread, lengths=lengths
@@ -198,7 +200,7 @@ class RegionEvaluation:
         rows.as_strided((len(to), p, q), (rows.stride(0), place.width, 1)).copy_(value)
 
     def _row(self, step: int, slot: Slot, start: int) -> list[int]:
-        """Return where a value is inside and outside of the loops."""
+        """Return the row of a table that says where a value is inside and outside of the loops."""
         extent = self._assembly.extent(step)
         return [slot.origin, slot.half, start, start + extent.entries, *slot.place.positions,
                 *slot.place.scale, slot.place.width, *extent.displacements]  # fmt: skip
@@ -302,7 +304,11 @@ class RegionEvaluation:
     def _loaded(
         self, block: Block, states: Mapping[int, Value]
     ) -> tuple[Array, Array, Integers, Array]:
-        """Features of the first vectors, of the second ones, what is loaded, and other values."""
+        """Return what a loop over vectors starts from.
+
+        These are the features of the first and of the second vectors, a row of integers for each
+        load, and the values of other steps.
+        """
         firsts: list[Tensor] = []
         seconds: list[Tensor] = []
         others: list[Tensor] = []

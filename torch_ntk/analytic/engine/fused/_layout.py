@@ -46,11 +46,11 @@ class Place:
 
     Attributes:
         positions: `(P, Q)`.
-        scale: By how much its displacements are larger than those of the last value, on either
-            axis: the product of the strides that follow.
+        scale: The product of the strides that follow, along either axis. A displacement of the last
+            value is this many times as large in this one.
         width: Entries from one row to the next.
-        above: Entries before the first row, which are 0 where the axis is no circle.
-        length: All entries.
+        above: Entries before the first row, which are 0 unless the axis closes in a circle.
+        length: The number of all entries.
     """
 
     positions: Pair
@@ -77,13 +77,15 @@ class Layout:
     """The layout of some steps of a program.
 
     Attributes:
-        full: Whether for all pairs of positions; for the same positions otherwise.
-        room: `(P, Q)` of the displacements, not smaller than any value's positions by its scale.
-        margin: Columns of zeros by the side of an image, at scale 1.
-        circles: Whether the axes close in a circle, in a layout of displacements.
-        bordered: Whether each filter fills the margins that it reads, since some show positions.
-        places: Per step.
-        filters: Per step that has one.
+        full: Whether it is for all pairs of positions, and not only for equal positions.
+        room: The numbers `(P, Q)` of displacements along either axis: the positions of a value
+            divided by its scale, rounded up, for the value where this is largest.
+        margin: The number of columns of zeros beside an image, at scale 1.
+        circles: Whether each axis closes in a circle, in a layout of displacements.
+        bordered: Whether each filter fills the margins that it reads, because some margins show
+            positions of the image instead of zeros.
+        places: The place of the value of each step.
+        filters: The filter of each step that has one.
     """
 
     full: bool
@@ -106,14 +108,14 @@ def lay_out(
 
     Args:
         program: The network.
-        steps: Which of its steps, in order.
-        fused: Their fused forms, where they have one; known features and sums have none.
-        full: Whether for all pairs of positions.
-        whole: Which of them are needed at every displacement: those that averages over positions
-            or steps after the loop take.
+        steps: The numbers of the steps, in order.
+        fused: The fused forms of those that have one; known features and sums have none.
+        full: Whether the layout is for all pairs of positions.
+        whole: The steps whose values are needed at every displacement, because averages over
+            positions or steps after the loop take them.
 
     Raises:
-        Unsuitable: There is none; it says why.
+        Unsuitable: The steps have no common layout; the message says why.
     """
     filters = _filters(fused, steps, full)
     scales = _scales(program, steps, filters, whole if full else ())

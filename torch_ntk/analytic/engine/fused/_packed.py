@@ -26,7 +26,7 @@ class Extent:
 
     Attributes:
         positions: `(P, Q)`.
-        displacements: How many, along either axis.
+        displacements: The number of displacements along either axis.
     """
 
     positions: Pair
@@ -61,8 +61,8 @@ class Packed:
     """A value that one region computes and others take.
 
     Attributes:
-        values: Of every pair K and Θ, `[pairs, 2 · entries]`.
-        extent: What is kept.
+        values: K and then Θ of every pair, `[pairs, 2 · entries]`.
+        extent: The positions and displacements of the entries.
     """
 
     values: Tensor

@@ -22,7 +22,7 @@ class Pairs:
     """The pairs of images of a block, for one region.
 
     Args:
-        task: What is evaluated.
+        task: The computation.
         region: A part of its program.
         like: A tensor of the type and on the device of the computation.
     """
@@ -74,11 +74,11 @@ class Pairs:
         """Return all terms of a step in some images, `[n, P, Q]` each.
 
         Args:
-            images: Which images.
-            side: Of which side.
-            step: The step.
-            exact: Whether of its formula for equal values.
-            length: How many coefficients its series has; see `Series`.
+            images: The images.
+            side: The side to which they belong: 0 for x1, 1 for x2.
+            step: The number of the step.
+            exact: Whether the terms are those of the formula for equal values.
+            length: The numbers of odd and of even coefficients of the series; see `Series`.
         """
         operation = self._task.program.steps[step].operation
         if isinstance(operation, Input):
@@ -112,10 +112,10 @@ class Pairs:
         """Return the values that a region takes of some pairs, one after the other, `[n, numbers]`.
 
         Args:
-            states: Of the values that the region takes.
-            pairs: The pairs, as `chosen` gives them.
-            block: To which they belong.
-            assembly: Of the region.
+            states: The values that the region takes as input.
+            pairs: The pairs, from `chosen`.
+            block: The block to which they belong.
+            assembly: The assembly of the region.
         """
         rows, columns = _places(block, pairs)
         parts = []
@@ -138,9 +138,9 @@ class Pairs:
         """Return the states of sums over positions.
 
         Args:
-            block: For which pairs.
-            pairs: Those that were computed.
-            sums: Of them, of K and Θ `[n, sums, 2]`.
+            block: The pairs of images.
+            pairs: The pairs that were computed, from `chosen`.
+            sums: The sums of K and of Θ for these pairs, `[n, sums, 2]`.
         """
         rows, columns = _places(block, pairs)
         made: dict[int, Value] = {}
@@ -159,11 +159,11 @@ class Pairs:
         """Return the states of all other values of a region.
 
         Args:
-            block: For which pairs.
-            pairs: Those that were computed.
-            outputs: What the loops found of them, `[n, numbers]`.
-            assembly: Of the region.
-            packed: Whether values that only other regions take stay as they are.
+            block: The pairs of images.
+            pairs: The pairs that were computed, from `chosen`.
+            outputs: The entries that the loops computed for these pairs, `[n, numbers]`.
+            assembly: The assembly of the region.
+            packed: Whether values that only other regions take are returned as `Packed`.
         """
         rows, columns = _places(block, pairs)
         made: dict[int, Value] = {}

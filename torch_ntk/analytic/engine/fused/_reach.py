@@ -20,7 +20,7 @@ def set_reaches(program: Program, plan: Plan, units: Sequence[Region | int]) -> 
 
     Args:
         program: The network.
-        plan: In which form its values are computed.
+        plan: The form in which its values are computed.
         units: Regions and single steps in the order of their evaluation.
     """
     needed: dict[int, Pair] = {}

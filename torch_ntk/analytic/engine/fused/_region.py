@@ -13,7 +13,7 @@ from ._windows import Windows
 
 
 class Shape(Enum):
-    """What one image is that the loops of a region process one after the other."""
+    """The kind of image of which the loops of a region process one after the other."""
 
     DISPLACEMENTS = "all pairs of positions, image by image of one displacement"
     SAME_POSITIONS = "the same position in both images, pair by pair"
@@ -25,18 +25,20 @@ class Region:
     """Steps that go through fused loops together.
 
     Attributes:
-        shape: What is one image.
-        level: See above.
-        steps: Their numbers, with those of known features, in order.
-        fused: Their fused forms.
-        collectors: Those that are sums over positions, with the factors of the sums.
-        averages: Those that are averages over some positions, with their windows.
-        inputs: The steps outside whose values they take.
-        outside: Those whose values are needed outside, other than collectors and averages.
-        layout: Of their values; None for vectors.
+        shape: The kind of image.
+        level: The place in the order of evaluation; see `_regions.py`.
+        steps: The numbers of the steps in order, with those of known features.
+        fused: The fused form of each step that has one.
+        collectors: The steps that are sums over all positions, with the factors of the sums.
+        averages: The steps that are averages over some positions, with their windows.
+        inputs: The steps outside of the region whose values it takes.
+        outside: The steps whose values are needed outside of the region, without collectors and
+            averages.
+        layout: The layout of the values in memory; None for vectors.
         reach: The largest displacement that is needed along either axis.
-        kept: The same of each value that goes into the region or out of it.
-        between: Those of its values that only other regions of images take.
+        kept: The largest displacement along either axis at which each value that goes into the
+            region or out of it is stored.
+        between: The steps whose values are taken by other regions of images only.
     """
 
     shape: Shape

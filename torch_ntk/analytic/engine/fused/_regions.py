@@ -30,7 +30,7 @@ class Partition:
 
     Attributes:
         units: Regions and numbers of steps in the order in which they can be evaluated.
-        reasons: Per step that is in no region why.
+        reasons: For each step that is in no region, the reason.
         kernels: Whether regions are Triton kernels, in place of loops on a CPU.
     """
 

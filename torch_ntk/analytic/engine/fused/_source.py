@@ -85,8 +85,8 @@ class Coefficients:
 
     Attributes:
         starts: Where they begin in the terms of the first and of the second image.
-        steps: From one to the next.
-        groups: How many `TOGETHER` of them there are with odd j, and with even j.
+        steps: The distances from one coefficient to the next in these terms.
+        groups: The numbers of groups of `TOGETHER` coefficients with odd j, and with even j.
     """
 
     starts: tuple[int, int]
@@ -99,11 +99,11 @@ class Stage:
     """One formula that a pass evaluates.
 
     Attributes:
-        formula: What is done.
-        inputs: Where its inputs are; None for what the pass has so far.
-        numbers: Where its numbers begin.
-        terms: Where its terms begin, in those of the first and of the second image.
-        series: Of its sum over coefficients, if it has one.
+        formula: The formula.
+        inputs: The slot of each input; None stands for the result of the pass so far.
+        numbers: The index of its first number among those of all formulas.
+        terms: Where each of its terms begins in the terms of the first and of the second image.
+        series: The places of the coefficients, if the formula has a series.
     """
 
     formula: Formula
@@ -118,10 +118,10 @@ class Pass:
     """One loop over an image: a filter, if there is one, and formulas one after the other.
 
     Attributes:
-        read: What is filtered, and how; None without a filter.
-        stages: The formulas.
-        to: Where the result goes.
-        mask: Where the mask of the result begins.
+        read: The slot that is filtered, and the filter; None without a filter.
+        stages: The formulas in their order.
+        to: The slot of the result.
+        mask: The index at which the mask of the result begins among all masks.
     """
 
     read: tuple[Slot, Filter] | None
@@ -153,9 +153,9 @@ class Code(NamedTuple):
     """The passes of a region for loops.
 
     Attributes:
-        sources: Of all that differ.
-        rows: Per pass the number of its source and its integers.
-        same: The same for equal images at displacement 0.
+        sources: The different sources of passes.
+        rows: For each pass, the number of its source and then its integers.
+        same: The same rows for the passes for equal images at displacement 0.
     """
 
     sources: list[str]
@@ -167,8 +167,9 @@ def code(layout: Layout | None, passes: Sequence[tuple[Pass, Pass]], double: boo
     """The code of passes: for different images, and for equal ones at displacement 0.
 
     Args:
-        layout: Of the region; None for vectors, whose first image has one number for each term.
-        passes: Of either kind, in their order.
+        layout: The layout of the region; None for vectors, of which the first image has one number
+            for each term.
+        passes: The passes in their order, each for different and for equal images.
         double: Whether numbers are float64; float32 otherwise.
     """
     kinds: dict[str, int] = {}

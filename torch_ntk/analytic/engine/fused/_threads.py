@@ -19,8 +19,8 @@ def in_threads(work: Callable[[int, int], None], count: int) -> None:
     be entered from several threads at once, and after a fork.
 
     Args:
-        work: Does its range, whatever the order.
-        count: Of all.
+        work: A function that does a range of the work; ranges may be done in any order.
+        count: The end of the last range.
     """
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
