@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._operation import Operation
-from ._state import State, Variances
+from ._state import State, Variances, joined_positions
 
 AttentionFunction = Literal["softmax", "identity", "relu", "abs"]
 
@@ -57,7 +57,7 @@ class AttentionWeights(_OfAllPairs):
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """Return `[n1, n2, T, T]`, of which the pairs of an image with itself are A."""
         s = inputs[0]
-        products = _square(s.nngp) * self.scale
+        products = joined_positions(s.nngp) * self.scale
         if len(inputs) > 1:
             attended = _mask(variances[1], 1).unsqueeze(-2) > 0
             outside = float("-inf") if self.function == "softmax" else 0.0
@@ -115,7 +115,7 @@ class Attention(_WithOutputLayer):
         one, two = variances[1]
 
         def attended(a: Tensor) -> Tensor:
-            return one @ _square(a) @ two.mT
+            return one @ joined_positions(a) @ two.mT
 
         ntk = attended(s.ntk) if s.ntk is not None and s.ntk.ndim else s.ntk
         return self._output(s.nngp, attended(s.nngp), ntk)
@@ -144,7 +144,7 @@ class ManyHeads(_WithOutputLayer):
     def state(self, inputs: Sequence[State], variances: Sequence[Variances | None]) -> State:
         """Return K and Θ of a block, from sums over all pairs of positions."""
         s = inputs[0]
-        k = _square(s.nngp)
+        k = joined_positions(s.nngp)
         masked = k
         if len(inputs) > 1:
             masked = k * _mask(variances[1], 0).unsqueeze(-1) * _mask(variances[1], 1).unsqueeze(-2)
@@ -154,7 +154,7 @@ class ManyHeads(_WithOutputLayer):
 
         ntk = s.ntk
         if ntk is not None and ntk.ndim:
-            t = _square(ntk)
+            t = joined_positions(ntk)
             ntk = t * with_k(k) + 2 * k * with_k(t)
         return self._output(s.nngp, k * with_k(k), ntk)
 
@@ -162,11 +162,6 @@ class ManyHeads(_WithOutputLayer):
     def cost(self) -> float:
         """A few products and sums."""
         return 12.0
-
-
-def _square(a: Tensor) -> Tensor:
-    """Join the axes of positions of `[n1, n2, P, Q, P, Q]`: `[n1, n2, T, T]`."""
-    return a.flatten(-4, -3).flatten(-2)
 
 
 def _mask(mask: Variances | None, side: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._operation import Operation
-from ._state import State, Variances
+from ._state import State, Variances, joined_positions
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Gather(Operation):
 
     def _read_pairs(self, a: Tensor) -> Tensor:
         """Return the mean of `[..., P, Q, P', Q']` over t, with sources σ_t in both images."""
-        a = F.pad(a.flatten(-4, -3).flatten(-2), (0, 1, 0, 1))
+        a = F.pad(joined_positions(a), (0, 1, 0, 1))
         parts = [a.index_select(-1, i).index_select(-2, i) for i in self._indices(a)]
         total = sum(parts[1:], parts[0]) / len(parts)
         return total.view(*a.shape[:-2], *self.positions, *self.positions)

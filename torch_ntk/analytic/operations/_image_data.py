@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._input import Input
 from ._operation import Operation
-from ._state import State, Variances
+from ._state import State, Variances, joined_positions
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Mixing(Operation):
         one, two = matrices
 
         def mixed(a: Tensor) -> Tensor:
-            a = one @ a.flatten(-4, -3).flatten(-2) @ two.mT
+            a = one @ joined_positions(a) @ two.mT
             return a.reshape(*a.shape[:2], *self.positions, *self.positions)
 
         return s.each(mixed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...activations import DualActivation
 from ._operation import Operation
-from ._state import IdenticalImages, State, Variances, same_positions
+from ._state import IdenticalImages, State, Variances, joined_positions, same_positions
 
 _Pair = tuple[Tensor, Tensor | None]
 
@@ -101,7 +101,7 @@ class Recurrence(Operation):
 
     def _times(self, s: State, a: Tensor) -> Tensor:
         """Return K or Θ as `[n1, n2, T]`, with all pairs `[n1, n2, T, T']`, in that order."""
-        a = a.flatten(-4, -3).flatten(-2) if s.full else a.flatten(-2)
+        a = joined_positions(a) if s.full else a.flatten(-2)
         return a if not self.backwards else a.flip((-2, -1) if s.full else -1)
 
     def _back(self, s: State, a: Tensor) -> Tensor:

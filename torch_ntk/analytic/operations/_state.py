@@ -80,6 +80,11 @@ def at_same_positions(a: Tensor) -> Tensor:
     return a.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2)
 
 
+def joined_positions(a: Tensor) -> Tensor:
+    """Join the axes of positions of `[..., P, Q, P, Q]`: `[..., T, T]`."""
+    return a.flatten(-4, -3).flatten(-2)
+
+
 def same_positions(a: Tensor, full: bool) -> Tensor:
     """Return the entries with p = p' of a state's tensor, as a view, which can be written to."""
     return at_same_positions(a) if full else a
