@@ -14,7 +14,7 @@ from ...nn._inventory import StandardConvTranspose, fan_in_of
 from ..operations import ONE, Affine, Taps, Unshared, folded, taps, transposed_taps
 from ._builder import Builder
 from ._standard import ORDINARY, variances
-from ._values import Data, Layout, Value, sample_shape, two_axes
+from ._values import Data, Layout, Value, is_trained, sample_shape, two_axes
 
 
 def dense(b: Builder, module: nn.Linear, x: Any) -> Value:
@@ -189,7 +189,7 @@ def coefficients(b: Builder, module: Any, fan_in: int) -> tuple[float, float, fl
         fan_in: The number n of products of which each output is the sum.
     """
     weight, bias = module.weight, module.bias
-    trained = float(weight.requires_grad), float(bias is not None and bias.requires_grad)
+    trained = float(weight.requires_grad), float(is_trained(bias))
     if type(module) not in ORDINARY:
         first, second = module.sigma_w**2, 0.0 if bias is None else module.sigma_b**2
         return first, second, first * trained[0], second * trained[1]

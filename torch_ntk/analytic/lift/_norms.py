@@ -12,7 +12,7 @@ from torch import Tensor
 from ..operations import Normalization
 from ._builder import Builder
 from ._sums import add_known
-from ._values import Value
+from ._values import Value, is_trained
 
 
 def rms_norm(b: Builder, x: Any, shape: tuple[int, ...], weight: Any, eps: float | None) -> Value:
@@ -110,19 +110,15 @@ def _normalize(
                 "The limit is taken at initialization.",
                 f"Initialize its {name} to {value:g}.",
             )
-    b.uses([p for p in (weight, bias) if _trained(p)])
-    made = b.linear_step(Normalization(eps, _trained(weight), _trained(bias), each_position), v)
+    b.uses([p for p in (weight, bias) if is_trained(p)])
+    made = b.linear_step(Normalization(eps, is_trained(weight), is_trained(bias), each_position), v)
     if v.gained or not made.gained:
         # With two gains, a function after this normalization would need the derivatives by both.
         # It is refused, because the value has a gain (`gained`) and no `ungained`.
         return made
-    plain = b.linear_step(Normalization(eps, False, _trained(bias), each_position), v)
+    plain = b.linear_step(Normalization(eps, False, is_trained(bias), each_position), v)
     return replace(made, ungained=replace(plain, gained=False, by_gain=True))
 
 
 def _all(parameter: Tensor, value: float) -> bool:
     return bool(torch.all(parameter.detach() == value))
-
-
-def _trained(parameter: Tensor | None) -> bool:
-    return parameter is not None and parameter.requires_grad

@@ -15,7 +15,7 @@ from ._arrange import rearranged
 from ._builder import Builder
 from ._elementwise import activation
 from ._layers import check_channels
-from ._values import Data, Features, Joined, Layout, Value, sample_shape
+from ._values import Data, Features, Joined, Layout, Value, is_trained, sample_shape
 
 
 def self_attention(
@@ -43,9 +43,9 @@ def self_attention(
     mask = () if key_padding_mask is None else (_mask(b, what, key_padding_mask, shape[0]),)
     looking = module.sigma_query**2 * module.sigma_key**2
     values = module.sigma_value**2 * module.sigma_out**2
-    trained = _trained(module.value_weight) + _trained(module.out_weight)
+    trained = is_trained(module.value_weight) + is_trained(module.out_weight)
     shift = 0.0 if module.bias is None else module.sigma_b**2
-    rest = shift, shift * _trained(module.bias)
+    rest = shift, shift * is_trained(module.bias)
     layer = b.layer(module)
     operation: Attention | ManyHeads
     if module.scaling == "linear":
@@ -56,7 +56,7 @@ def self_attention(
         operation = Attention(values, rest[0], values * trained, rest[1])
         inputs: tuple[Value, ...] = (v, weights)
     else:
-        trained += _trained(module.query_weight) + _trained(module.key_weight)
+        trained += is_trained(module.query_weight) + is_trained(module.key_weight)
         a = values * looking
         operation = ManyHeads(a, rest[0], a * trained, rest[1])
         inputs = (v, *mask)
@@ -105,8 +105,8 @@ def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str)
         ONE,
         module.sigma_u**2,
         shift,
-        module.sigma_u**2 * _trained(driving),
-        shift * sum(map(_trained, biases)) / 2,
+        module.sigma_u**2 * is_trained(driving),
+        shift * sum(map(is_trained, biases)) / 2,
     )
     parameters = [p for p in (driving, *biases) if p is not None]
     layout = Layout(module.hidden_size, (length,), 1)
@@ -114,7 +114,7 @@ def _one_direction(b: Builder, module: NTKRNN, x: Any, length: int, suffix: str)
     assert memory is not None
     name = module.nonlinearity
     a = module.sigma_w**2
-    operation = Recurrence(dual_activation(name), a, a * _trained(memory), "reverse" in suffix)
+    operation = Recurrence(dual_activation(name), a, a * is_trained(memory), "reverse" in suffix)
     z = b.layer_step(operation, (u,), b.layer_of([memory]))
     return activation(b, z, partial(nonlinear, name), name)
 
@@ -156,7 +156,3 @@ def _mask(b: Builder, what: str, mask: Any, length: int) -> Value:
             )
         sides.append((~side.bool()).to(b.dtype).expand(b.samples[n], -1).unsqueeze(-1))
     return b.sample_data(sides[0], sides[1])
-
-
-def _trained(parameter: Tensor | None) -> float:
-    return float(parameter is not None and parameter.requires_grad)

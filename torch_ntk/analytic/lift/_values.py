@@ -240,6 +240,11 @@ def sample_shape(x: Data | Features) -> tuple[int, ...]:
     return tuple(x.first.shape[1:]) if isinstance(x, Data) else tuple(x.shape)
 
 
+def is_trained(parameter: Tensor | None) -> bool:
+    """Whether a parameter, if a layer has it, is among those of Θ."""
+    return parameter is not None and parameter.requires_grad
+
+
 def leaves(arguments: Any) -> list[Any]:
     """Return the items of nested containers and slices."""
     found: list[Any] = []
