@@ -45,7 +45,7 @@ class AnalyticExplanation:
 
     def __str__(self) -> str:
         """Return a table with a row for each operation."""
-        width = max(9, *(len(step.operation) for step in self.steps), 9)
+        width = max([9, *(len(step.operation) for step in self.steps)])
         rows = [f"{'operation':<{width}}  {'positions':>9}  {'loop':>4}  how"]
         for step in self.steps:
             p, q = step.positions

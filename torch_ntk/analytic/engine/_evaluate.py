@@ -17,13 +17,7 @@ Unit = RegionEvaluation | KernelEvaluation | int
 
 
 def evaluations(task: Task, parts: Partition, like: Tensor) -> list[Unit]:
-    """The units of a partition with what evaluates its regions.
-
-    Args:
-        task: What is evaluated.
-        parts: Its regions and single steps.
-        like: A tensor of the type and on the device of the computation.
-    """
+    """The units of a partition, each region with its loops or kernel for the type of `like`."""
     of_region = KernelEvaluation if parts.kernels else RegionEvaluation
     return [u if isinstance(u, int) else of_region(task, u, like) for u in parts.units]
 

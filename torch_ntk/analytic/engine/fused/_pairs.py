@@ -109,14 +109,7 @@ class Pairs:
     def packed(
         self, states: Mapping[int, Value], pairs: Tensor, block: Block, assembly: Assembly
     ) -> Tensor:
-        """Return the values that a region takes of some pairs, one after the other, `[n, numbers]`.
-
-        Args:
-            states: The values that the region takes as input.
-            pairs: The pairs, from `chosen`.
-            block: The block to which they belong.
-            assembly: The assembly of the region.
-        """
+        """Return the inputs of a region for pairs from `chosen` side by side, `[n, numbers]`."""
         rows, columns = _places(block, pairs)
         parts = []
         for step, *_ in assembly.sources:
@@ -135,13 +128,7 @@ class Pairs:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
 
     def sums(self, block: Block, pairs: Tensor, sums: Tensor) -> dict[int, Value]:
-        """Return the states of sums over positions.
-
-        Args:
-            block: The pairs of images.
-            pairs: The pairs that were computed, from `chosen`.
-            sums: The sums of K and of Θ for these pairs, `[n, sums, 2]`.
-        """
+        """Return the states of sums over positions, from K and Θ of `pairs`, `[n, sums, 2]`."""
         rows, columns = _places(block, pairs)
         made: dict[int, Value] = {}
         for n, (step, factor) in enumerate(self._region.collectors.items()):
@@ -156,14 +143,9 @@ class Pairs:
     def states(
         self, block: Block, pairs: Tensor, outputs: Tensor, assembly: Assembly, *, packed: bool
     ) -> dict[int, Value]:
-        """Return the states of all other values of a region.
+        """Return the states of all other values, whose entries for `pairs` are `[n, numbers]`.
 
-        Args:
-            block: The pairs of images.
-            pairs: The pairs that were computed, from `chosen`.
-            outputs: The entries that the loops computed for these pairs, `[n, numbers]`.
-            assembly: The assembly of the region.
-            packed: Whether values that only other regions take are returned as `Packed`.
+        With `packed`, values that only other regions take are returned as `Packed`.
         """
         rows, columns = _places(block, pairs)
         made: dict[int, Value] = {}
