@@ -14,7 +14,7 @@ from ._api import check_dtype, evaluation_mode, inputs
 from ._explanation import AnalyticExplanation, explanation
 from ._program import Program
 from .engine import checked_options, run
-from .lift import Builder, Data, Layout, average, over_all_positions, resolve
+from .lift import Builder, Data, Layout, adaptive, average, resolve
 from .lift import activation as activate
 from .operations import ONE, Affine, Taps, taps
 
@@ -166,7 +166,7 @@ class CNTK(nn.Module):
             lookup, function = resolve(self.activation)
             x = activate(b, x, function, lookup)
         b.node = "the dense layer"
-        x = average(b, x, over_all_positions()) if self.pooling == "gap" else b.value(x)
+        x = average(b, x, adaptive(1, 2)) if self.pooling == "gap" else b.value(x)
         ends = self.trained_ends
         operation = Affine.ntk(ONE, ONE, 1.0, self.sigma_b, ends, ends)
         x = b.affine(b.flatten(x), operation, self.depth, Layout(1), "the dense layer")

@@ -10,8 +10,8 @@ A node without a rule is refused with its name.
 from ._builder import Builder as Builder
 from ._elementwise import activation as activation
 from ._elementwise import resolve as resolve
+from ._positions import adaptive as adaptive
 from ._positions import average as average
-from ._positions import over_all_positions as over_all_positions
 from ._read import read as read
 from ._standard import ORDINARY as ORDINARY
 from ._standard import Scheme as Scheme

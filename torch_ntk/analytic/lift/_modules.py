@@ -34,13 +34,10 @@ def _identity(b: Builder, module: nn.Module, x: Any) -> Features:
     return x  # type: ignore[no-any-return]
 
 
+_POOLINGS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE_POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOLED_AXES: dict[type[nn.Module], int] = {
-    nn.AvgPool1d: 1,
-    nn.AvgPool2d: 2,
-    nn.AvgPool3d: 3,
-    nn.AdaptiveAvgPool1d: 1,
-    nn.AdaptiveAvgPool2d: 2,
-    nn.AdaptiveAvgPool3d: 3,
+    kind: axes for kinds in (_POOLINGS, _ADAPTIVE_POOLINGS) for axes, kind in enumerate(kinds, 1)
 }
 
 
@@ -93,38 +90,26 @@ DROPOUTS: frozenset[type[nn.Module]] = frozenset(
 """Modules that a rule reads even if their input is known, because they may be random."""
 
 MODULES: dict[type[nn.Module], ModuleRule] = {
-    ntk.NTKLinear: _layers.dense,
-    ntk.NTKConv1d: _layers.convolution,
-    ntk.NTKConv2d: _layers.convolution,
-    ntk.NTKConvLocal2d: _layers.local_convolution,
-    nn.Linear: _layers.dense,
-    nn.Conv1d: _layers.convolution,
-    nn.Conv2d: _layers.convolution,
-    nn.Conv3d: _layers.convolution,
+    **dict.fromkeys((nn.Linear, ntk.NTKLinear), _layers.dense),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _layers.convolution),
+    **dict.fromkeys((ntk.NTKConv1d, ntk.NTKConv2d, ntk.NTKConv3d), _layers.convolution),
     **dict.fromkeys(
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        (
+            *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+            *(ntk.NTKConvTranspose1d, ntk.NTKConvTranspose2d, ntk.NTKConvTranspose3d),
+        ),
         _layers.transposed_convolution,
     ),
-    ntk.NTKConv3d: _layers.convolution,
-    ntk.NTKConvTranspose1d: _layers.transposed_convolution,
-    ntk.NTKConvTranspose2d: _layers.transposed_convolution,
-    ntk.NTKConvTranspose3d: _layers.transposed_convolution,
+    ntk.NTKConvLocal2d: _layers.local_convolution,
     ntk.NTKSelfAttention: _sequences.self_attention,
     ntk.NTKRNN: _sequences.recurrent,
     nn.Identity: _identity,
     nn.Dropout: _dropout,
-    nn.Dropout1d: _channel_dropout,
-    nn.Dropout2d: _channel_dropout,
-    nn.Dropout3d: _channel_dropout,
-    nn.AlphaDropout: _alpha_dropout,
-    nn.FeatureAlphaDropout: _alpha_dropout,
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _channel_dropout),
+    **dict.fromkeys((nn.AlphaDropout, nn.FeatureAlphaDropout), _alpha_dropout),
     nn.Flatten: _flatten,
-    nn.AvgPool1d: _average,
-    nn.AvgPool2d: _average,
-    nn.AvgPool3d: _average,
-    nn.AdaptiveAvgPool1d: _adaptive,
-    nn.AdaptiveAvgPool2d: _adaptive,
-    nn.AdaptiveAvgPool3d: _adaptive,
+    **dict.fromkeys(_POOLINGS, _average),
+    **dict.fromkeys(_ADAPTIVE_POOLINGS, _adaptive),
     **_position_functions.MODULES,
     nn.GLU: lambda b, m, x: RULES[F.glu](b, x, m.dim),
     nn.LayerNorm: lambda b, m, x: _norms.normalized_shape(

@@ -329,8 +329,6 @@ MODULES: dict[type[nn.Module], Rule] = {
         )
     },
     nn.Unflatten: lambda b, m, x: rearranged(b, x, m, "Unflatten"),
-    nn.Upsample: _upsample,
-    nn.UpsamplingNearest2d: _upsample,
-    nn.UpsamplingBilinear2d: _upsample,
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _upsample),
     nn.Fold: lambda b, m, x: folded_back(b, x, m),
 }

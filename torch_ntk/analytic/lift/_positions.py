@@ -137,11 +137,6 @@ def adaptive(size: Any, axes: int) -> list[AxisPool]:
     return [pool] * axes
 
 
-def over_all_positions() -> list[AxisPool]:
-    """Return the averages over all positions of an image, for both axes."""
-    return adaptive(1, 2)
-
-
 def over_axes(b: Builder, x: Any, dims: Any, keepdim: bool, total: bool) -> Features:
     """Return `x.mean(dims)` or, with `total`, `x.sum(dims)` over axes of positions."""
     shape = tuple(x.shape)
