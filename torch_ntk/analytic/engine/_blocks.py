@@ -51,7 +51,7 @@ def block_sizes(
     """Rows and columns of a block of a matrix of `shape`.
 
     Args:
-        task: What is evaluated.
+        task: The computation.
         parts: Its regions and single steps.
         shape: Images of x1, images of x2.
         like: A tensor of the type and on the device of the computation.

@@ -26,8 +26,8 @@ def evaluate(task: Task, block: Block, units: Sequence[Unit]) -> tuple[Tensor, T
     """K and Θ of the network's outputs, `[n1, n2]`.
 
     Args:
-        task: What to evaluate.
-        block: For which pairs of images.
+        task: The computation.
+        block: The pairs of images.
         units: The program in the order of its evaluation.
     """
     states: dict[int, Value] = {}
@@ -81,8 +81,8 @@ def evaluate_unit(
     """The values that a unit computes.
 
     Args:
-        task: What is evaluated.
-        block: For which pairs of images.
+        task: The computation.
+        block: The pairs of images.
         unit: The region or step.
         states: The values of earlier units. Known features that it takes are added.
         places: The rows and columns of pairs of identical images in the block.

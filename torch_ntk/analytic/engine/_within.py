@@ -24,7 +24,7 @@ class WithinImages:
     """The images of one side with the variances of every value.
 
     Args:
-        task: What is evaluated.
+        task: The computation.
         parts: Its regions and single steps.
         side: 0 or 1.
     """
