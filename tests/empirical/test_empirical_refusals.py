@@ -286,6 +286,14 @@ class Cut(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["auto", "jacobian", "vector_product"])
+def test_a_forward_fn_of_another_module_is_refused(method: Any) -> None:
+    """It would have a kernel of zeros, since no parameter of the model has an effect."""
+    model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    with pytest.raises(ValueError, match=r"connects to none of them.*forward_fn has to call the"):
+        empirical_ntk(model, torch.ones(3, 4), method=method, forward_fn=lambda _, x: other(x))
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "vector_product"])
 @pytest.mark.parametrize("how", ["argmax", "numpy"])
 def test_outputs_without_derivatives(how: str, method: Any) -> None:
     with pytest.raises(ValueError, match=r"outputs depend on the parameters.*argmax"):

@@ -18,6 +18,7 @@ from ..._functional import (
     PlainPass,
     first_line,
     forward_hooks_matter,
+    leaves_reached,
     plain_name,
     refuse_kept_tensors,
     refused_arguments,
@@ -161,8 +162,9 @@ def _not_connected(fn: ModelFunction) -> ArgumentError:
         "model",
         "a function whose outputs depend on the parameters of the kernel",
         f"outputs that autograd connects to none of them ({of_which})",
-        "Somewhere the forward leaves autograd: look for .detach(), torch.no_grad(), an argmax or "
-        "a conversion to NumPy.",
+        "Either the forward leaves autograd: look for .detach(), torch.no_grad(), an argmax or a "
+        "conversion to NumPy. Or it uses the parameters of another module: forward_fn has to call "
+        "the model that it is given.",
     )
 
 
@@ -182,10 +184,11 @@ def keep_hooks_that_matter(fn: ModelFunction, x: Batch) -> bool:
 
 
 def _forward(fn: ModelFunction, name: str, x: Batch, around: Around) -> tuple[Tensor, bool]:
-    """Return the outputs, and whether autograd records them."""
+    """Return the outputs, and whether autograd connects them to a parameter of the kernel."""
 
     def used(found: PlainPass) -> tuple[Tensor, bool]:
-        return found.outputs.detach(), found.outputs.requires_grad
+        reached = leaves_reached(found.outputs)
+        return found.outputs.detach(), any(id(p) in reached for p in found.leaves.values())
 
     try:
         return fn.plain.run(x, used, around)
