@@ -234,6 +234,22 @@ def test_a_network_that_does_not_move() -> None:
         begun(model, metrics=("linearization_gap",))
 
 
+def test_a_layer_that_is_unfrozen_is_not_in_the_kernel() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    record = begun(model, metrics=("drift",))
+    record.measure(model, 0)
+    model[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"frozen at step 0.*'0\.bias' and 1 more.*anchor_at"):
+        record.measure(model, 1)
+    record.measure(model, 2)  # the warning comes once; others are errors in these tests
+
+    model[0].requires_grad_(False)
+    chosen = begun(model, metrics=("drift",), params=["4.*"])
+    model[0].requires_grad_(True)
+    chosen.measure(model, 1)
+
+
 def test_diverged() -> None:
     model = network()
     assert not has_diverged(model)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..._checks import ArgumentError, describe, value_error
-from ..._functional import refuse_unsupported, unwrap
+from ..._functional import plain_name, refuse_unsupported, unwrap
 from ..._optimizers import NoScalesError, NoStepError
 from ..probe._probe import Probe
 from ..reference._reference import Reference, snapshot
@@ -277,6 +277,7 @@ class Record:
         if seen.eigenvalues is not None:
             self.spectra.append((step, seen.eigenvalues.cpu()))
         self._warn(undefined, network)
+        self._warn_of_unfrozen(network, reference)
         return seen
 
     def remember(self, network: nn.Module, step: int, optimizers: Sequence[Optimizer]) -> None:
@@ -354,6 +355,23 @@ class Record:
                 told = in_own_names(reason, network)
                 text = f"{self._names + name!r} is not measured: {told}"
                 warnings.warn(text, UserWarning, stacklevel=3)
+
+    def _warn_of_unfrozen(self, network: nn.Module, reference: Reference) -> None:
+        """Warn once if parameters are trained that the kernel does not contain."""
+        if not self.takes_kernel or self._asked.params is not None or "unfrozen" in self._warned:
+            return
+        trained = {n for n, p in network.named_parameters() if p.requires_grad}
+        others = sorted(trained - set(reference.trained))
+        if others:
+            self._warned.add("unfrozen")
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            text = (
+                f"Parameters that were frozen at step {reference.step}, with which the kernel is "
+                f"compared, are trained now: {plain_name(others[0])!r}{more}. The kernel does not "
+                "contain them, so that it may move less than that of all parameters. Pass "
+                "anchor_at=N, a step at which they are trained, to compare with the network there."
+            )
+            warnings.warn(text, UserWarning, stacklevel=3)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
