@@ -260,7 +260,8 @@ def test_a_layer_unfrozen_later_moves_the_linearization_but_not_the_kernel(tmp_p
     untouched = copy.deepcopy(module.network)
     x, y = next(iter(loader(shuffle=False)))
     monitor = NTKMonitor((x, y), every_n_steps=10)
-    with pytest.warns(UserWarning, match="no logger"):
+    unfrozen = pytest.warns(UserWarning, match="frozen at step 0.*The kernel does not contain them")
+    with pytest.warns(UserWarning, match="no logger"), unfrozen:
         fit(tmp_path, module, [Thaw(), watch, monitor])
     oracle = Oracle(untouched, watch.at[0], x, y)
     expected = oracle(watch.at[10])
