@@ -140,9 +140,9 @@ class NTKMonitor(KernelCallback):
         batch_size: The number of samples per block of a measurement; None chooses it by the free
             memory.
         max_memory: About how many bytes a kernel may take, as an integer or like `"2GB"`. If a
-            single sample takes more, this is an error. None is a quarter of the free memory, or up
-            to half of it if a single sample needs that. A kernel uses less memory, by small blocks
-            and groups of outputs, if that takes little time.
+            single sample takes more, this is an error. None is between an eighth and a quarter of
+            the free memory, or up to half of it if a single sample needs that. A kernel uses less
+            memory, by small blocks and groups of outputs, if that takes little time.
         dtype: The floating type in which the network is evaluated, `torch.float32` or
             `torch.float64`. None is float64 for small networks if the device supports it. Kernels
             are taken in float32 for networks with more than 65,536 parameters, or with more than

@@ -52,6 +52,8 @@ _METHODS = ("auto", "structured", "jacobian", "vector_product")
 # outputs of a block together are at most `_MOST_OUTPUTS`.
 _BLOCK, _LEAST = 16, 4
 _SMALL_BLOCK, _LARGE_BLOCK, _MOST_OUTPUTS = 2**24, 2**26, 2**22
+# A kernel of two samples that takes fewer seconds than these may be mostly Python.
+_OVERHEAD = 0.1
 _SHARE = 4  # a kernel takes at most this fraction, 1 / 4, of the free memory
 # The bytes that a kernel should take if that costs little time are `_AIM` and 16 copies of the
 # parameters, where the copies count up to a bound.
@@ -119,7 +121,8 @@ class Evaluation:
         moved_by: `"gradient"` for the kernel J Jᵀ of gradient descent, or `"optimizer"` for the
             kernel J P Jᵀ of the optimizer of the training.
         size: The number O of outputs of a sample, or None before a network has been evaluated.
-        max_memory: The bytes that a kernel may take; None is a quarter of the free memory.
+        max_memory: The bytes that a kernel may take; None is between an eighth and a quarter of the
+            free memory.
         held: The bytes of the activations of a sample, in float64 for a network that is not large,
             or 0 before a network has been evaluated.
         has_spectrum: Whether eigenvalues of the kernels are computed. Then sums over parameters are
@@ -262,8 +265,9 @@ class Evaluation:
     def seconds(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
         """An estimate of the seconds that the kernel of the probe takes.
 
-        It is extrapolated from the kernel of two samples. For a coupled probe it is extrapolated
-        from a product with the kernel, which takes two passes, as do two outputs.
+        It is extrapolated from the kernel of two samples, and of eight if that of two takes little
+        time. For a coupled probe it is extrapolated from a product with the kernel, which takes two
+        passes, as do two outputs.
         """
         if probe.coupled:
             theta = self.operator(network, names, probe)
@@ -272,11 +276,19 @@ class Evaluation:
             started = time.perf_counter()
             theta @ one
             return (time.perf_counter() - started) / 2 * len(one)
-        few = probe.first(2)
-        self.kernel(network, names, few)  # without the time for imports and plans
+        n = len(probe)
+        few = self._seconds_of_kernel(network, names, probe.first(2))
+        if few > _OVERHEAD or n <= 8:
+            return few * n / min(n, 2)
+        # Most of it may be Python, whose time does not grow with the samples.
+        more = self._seconds_of_kernel(network, names, probe.first(8))
+        return few + max(0.0, more - few) * (n - 2) / 6
+
+    def _seconds_of_kernel(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
+        self.kernel(network, names, probe)  # without the time for imports and plans
         started = time.perf_counter()
-        self.kernel(network, names, few)
-        return (time.perf_counter() - started) * len(probe) / len(few)
+        self.kernel(network, names, probe)
+        return time.perf_counter() - started
 
     def seconds_of_step(self, network: nn.Module, names: Sequence[str], probe: Probe) -> float:
         """An estimate of the seconds of a training step on the probe: three forward passes."""
@@ -414,19 +426,19 @@ class Evaluation:
     def _allowed(self, network: nn.Module, device: torch.device) -> int:
         """The bytes that a kernel may take.
 
-        If the user has not chosen them, this is a quarter of the free memory. It is more, but at
-        most half of it, if a kernel needs more for a single sample: copies of the parameters, and
-        the intermediate results and cotangents of a pass.
+        If the user has not chosen them, this is between an eighth and a quarter of the free memory.
+        It is more, but at most half of it, if a kernel needs more for a single sample: copies of
+        the parameters, and the intermediate results and cotangents of a pass.
         """
         if self.max_memory is not None:
             return self.max_memory
         free = free_memory(device)
-        # A multiple of an eighth of a power of 2, so that it is seldom another one than at the
-        # last measurement, whose operations are then executed again.
-        free -= free % (1 << max(0, free.bit_length() - 4))
+        # Of a power of 2, so that it is seldom another share than at the last measurement, whose
+        # operations are then executed again.
+        share = (1 << max(0, free.bit_length() - 1)) // _SHARE
         passed = 2 * (self._differentiated + 1) * self.held
         least = _LEAST_COPIES * self._copy(network) + 2 * passed
-        return max(1, free // _SHARE, min(free // 2, least))
+        return max(1, share, min(free // 2, least))
 
     def _aim(self, network: nn.Module) -> int:
         """The bytes that a kernel should not exceed if that costs little time."""
