@@ -75,8 +75,8 @@ reflected or replicated borders where covariances between different positions ar
 
 Each entry is added once for every pair of windows that its two positions are in, along either axis.
 Two images of 32×32 in float32, a convolution, ReLU, average pooling, a convolution and ReLU, in
-seconds of one thread of an Intel Xeon with AVX-512, in turns with products of matrices in place of
-the loop's sums:
+seconds of the processor, one thread of an Intel Xeon with AVX-512 that had other work, first with
+products of matrices and then with the loop's sums:
 
 | average, windows around a position | global average: products | loop | flatten: products | loop |
 |---|---|---|---|---|

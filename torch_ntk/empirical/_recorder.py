@@ -208,11 +208,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _range(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Record the begin or the end of a range of a profile. Ranges are nested."""
-        begins, place = "enter" in func.overloadpacket.__name__, self._constant(None)
-        if begins:
+        name, place = func.overloadpacket.__name__, self._constant(None)
+        if "enter" in name:
             self._add(func, [self._constant(a) for a in args], place, writes=True)
             self._ranges.append(place)
-        elif self._ranges:
+        elif "exit" in name and self._ranges:
             self._add(func, [self._ranges.pop()], place, writes=True)
         return func(*args)
 

@@ -231,7 +231,10 @@ def _form(
             for tensors in (fn.params, fn.fixed)
         ),
         tuple((t.shape, t.stride(), t.dtype) for t in samples),
-        tuple((n, None if isinstance(r, Tensor) else r) for n, r in scales.roots.items()),
+        tuple(
+            (n, (r.shape, r.stride(), r.dtype) if isinstance(r, Tensor) else r)
+            for n, r in scales.roots.items()
+        ),
         tuple((name, type(m), _attributes(m)) for name, m in module.named_modules()),
         (torch.get_num_threads(), torch.get_default_dtype(), torch.backends.mkldnn.enabled),
         torch.are_deterministic_algorithms_enabled(),

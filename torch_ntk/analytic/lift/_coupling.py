@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..._checks import value_error
+from ...memory import is_out_of_memory
 from ._values import RANDOM, Data, each_known, leaves, side
 
 Values = Mapping[fx.Node, Any]
@@ -55,18 +57,19 @@ def refuse_coupled(
             own = evaluate(_copies(x, which, i, copies), copies, nodes)
             for node in taken:
                 whole, alone = side(values[node], which), side(own[node], 0)
-                if not _agree(whole, alone, i, copies, n):
+                if not _agree(whole, alone, partial(_same_alone, sample=i, copies=copies, n=n)):
                     raise _coupled_at(node)
         if n == 1:
             continue
         try:
             changed = evaluate(_with_outlier(x, which, n // 2), n, nodes)
-        except (IndexError, RuntimeError, ValueError):
-            continue  # the network does not take such a sample, as where numbers are indices
-        others = [i for i in range(n) if i != n // 2]
+        except Exception as error:  # anything that a user's function may raise on such a sample
+            if is_out_of_memory(error):
+                raise
+            continue
         for node in taken:
             whole, now = side(values[node], which), side(changed[node], 0)
-            if not _agree_at(whole, now, others, n):
+            if not _agree(whole, now, partial(_same_elsewhere, sample=n // 2, n=n)):
                 raise _coupled_at(node)
 
 
@@ -148,36 +151,28 @@ def _with_outlier(x: Any, which: int, sample: int) -> Any:
     return each_known(x, changed)
 
 
-def _agree_at(whole: Any, now: Any, samples: list[int], n: int) -> bool:
-    """Whether values have not changed at some of n samples, nor where they have no such axis."""
-    pairs = list(zip(leaves(whole), leaves(now), strict=False))
-    for a, b in pairs:
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            if bool(a != b):
-                return False
-        elif a.shape != b.shape:
-            return False
-        else:
-            some = samples if a.shape[:1] == (n,) else ...
-            if not _close(a.detach()[some], b[some], a):
-                return False
-    return len(leaves(now)) == len(pairs)
-
-
-def _agree(whole: Any, alone: Any, sample: int, copies: int, n: int) -> bool:
-    """Whether values of copies of one sample are those of this sample in a batch of n samples."""
-    pairs = list(zip(leaves(whole), leaves(alone), strict=False))
-    if len(leaves(alone)) != len(pairs):
-        return False
-    return all(
-        _same_tensors(a, b, sample, copies, n)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-        else bool(a == b)
+def _agree(whole: Any, other: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Whether two values are equal, where `same` compares the tensors in them."""
+    pairs = list(zip(leaves(whole), leaves(other), strict=False))
+    return len(leaves(other)) == len(pairs) and all(
+        same(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
         for a, b in pairs
     )
 
 
-def _same_tensors(whole: Tensor, alone: Tensor, sample: int, copies: int, n: int) -> bool:
+def _same_elsewhere(whole: Tensor, changed: Tensor, sample: int, n: int) -> bool:
+    """Whether a value is as before at all of n samples but one, or whole if it has no such axis."""
+    if whole.shape != changed.shape:
+        return False
+    whole = whole.detach()
+    if whole.shape[:1] != (n,):
+        return _close(changed, whole, whole)
+    others = torch.arange(n, device=whole.device) != sample
+    return _close(changed[others], whole[others], whole)
+
+
+def _same_alone(whole: Tensor, alone: Tensor, sample: int, copies: int, n: int) -> bool:
+    """Whether a value of copies of one sample is that of this sample among n."""
     whole = whole.detach()
     if alone.shape == whole.shape:  # without an axis of samples
         wanted = whole

@@ -371,7 +371,7 @@ class Record:
                 "contain them, so that it may move less than that of all parameters. Pass "
                 "anchor_at=N, a step at which they are trained, to compare with the network there."
             )
-            warnings.warn(text, UserWarning, stacklevel=3)
+            warnings.warn(in_own_names(text, network), UserWarning, stacklevel=3)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
